@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: MIT
+"""``hosts.yaml`` from a file to models: first in the flow.
+
+Hides how an error finds its line and its wording. All errors of a file are
+told at once, each as ``FILE:LINE: KEY: what is wrong; expected what is right``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from harness.config.document import MAX_BYTES, Document, KeyPath, RefusedError, parse, shortened
+from harness.config.models import (
+    EXPECTED,
+    Bed,
+    BedEntry,
+    BedSettings,
+    HostsFile,
+    NetnsHost,
+    QemuHost,
+)
+from harness.errors import ConfigurationError
+from harness.resources import shipped
+
+_MAX_ERRORS = 10
+_SECRET = re.compile(
+    r"pass(wd|word|phrase|code)?$|password|secret|token|credential|(api|private|access)_?key",
+    re.IGNORECASE,
+)
+# What may send to a dut of that kind: the wire of a guest's NIC ends on this
+# machine, and only there.
+_GENERATORS = {"qemu": ("netns",), "ssh": ("ssh",)}
+
+
+@dataclass(frozen=True)
+class _Problem:
+    path: KeyPath
+    text: str
+    hint: str | None = None
+
+
+def locate(path: Path | None = None) -> Path:
+    """``path`` if given, else ``hosts.yaml`` here, else the one that ships."""
+    here = Path("hosts.yaml")
+    return path or (here if here.exists() else shipped("hosts.yaml"))
+
+
+def load(path: Path) -> HostsFile:
+    """Read and validate a hosts file; relative paths in it start from its directory.
+
+    Raises:
+        ConfigurationError: with every error found (at most ten are shown).
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {path}: {error.strerror}",
+            hint="name another file with --hosts; `harness hosts schema` says what goes into it",
+        ) from error
+    try:
+        document = parse(raw)
+    except RefusedError as error:
+        line = f":{error.line}" if error.line else ""
+        raise ConfigurationError(f"{path}{line}: {error}") from error
+    if not isinstance(document.data, dict):
+        raise ConfigurationError(f"{path}: no keys; expected version, beds and hosts")
+    if secrets := list(_secrets(document.data)):
+        raise _error(path, document, secrets)
+    try:
+        hosts = HostsFile.model_validate_json(
+            # JSON, because strict models read addresses and paths from nothing else.
+            json.dumps(document.data),
+            context={"home": path.absolute().parent},
+        )
+    except ValidationError as error:
+        raise _error(path, document, _told(document, error)) from error
+    if problems := list(_unfit(hosts)):
+        raise _error(path, document, problems)
+    return hosts
+
+
+def bed(hosts: HostsFile, name: str | None = None) -> Bed:
+    """The bed ``name`` (the default bed when None) with both of its hosts."""
+    name = name or hosts.default_bed
+    if name not in hosts.beds:
+        raise ConfigurationError(
+            f"no bed is called {shortened(name)}; expected {_one_of(hosts.beds)}",
+            hint=_did_you_mean(name, hosts.beds),
+        )
+    entry = hosts.beds[name]
+    dut, generator = hosts.hosts[entry.dut], hosts.hosts[entry.generator]
+    if isinstance(dut, NetnsHost) or isinstance(generator, QemuHost):
+        raise ConfigurationError(f"the hosts of bed {name} cannot hold their roles")
+    return Bed(
+        **{field: getattr(entry, field) for field in BedSettings.model_fields},
+        name=name,
+        dut_name=entry.dut,
+        dut=dut,
+        generator_name=entry.generator,
+        generator=generator,
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a hosts file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **HostsFile.model_json_schema(),
+        "title": "hosts.yaml of the receive-batching harness",
+    }
+
+
+def _secrets(value: Any, path: KeyPath = ()) -> Iterator[_Problem]:
+    if not isinstance(value, dict):
+        return
+    for key, inner in value.items():
+        named_by_user = path in {("beds",), ("hosts",)} and isinstance(inner, dict)
+        if _SECRET.search(key) and not named_by_user:
+            yield _Problem(
+                (*path, key),
+                "looks like a secret; expected none in this file",
+                "keep keys and passwords in your ssh agent or ~/.ssh/config, and take the "
+                "one in the file for known to others",
+            )
+        yield from _secrets(inner, (*path, key))
+
+
+def _told(document: Document, error: ValidationError) -> list[_Problem]:
+    """pydantic's errors in our words, one for each key."""
+    texts: dict[KeyPath, list[str]] = {}
+    hints: dict[KeyPath, str | None] = {}
+    for detail in error.errors(include_url=False):
+        loc = detail["loc"]
+        missing = detail["type"] == "missing"
+        path = _path(document, loc[:-1] if missing else loc)
+        text = _text(detail, loc)
+        if missing:
+            path = (*path, loc[-1])
+        elif detail["type"].startswith("union_tag"):
+            path = _path(document, (*loc, "kind"))
+        elif detail["type"] == "extra_forbidden":
+            hints[path] = _did_you_mean(str(loc[-1]), _fields(loc))
+        if text not in texts.setdefault(path, []):
+            texts[path].append(text)
+    return [
+        _Problem(path, _merged(alternatives), hints.get(path))
+        for path, alternatives in texts.items()
+        # "Not the word auto" is noise where an error inside the mapping is told.
+        if not any(other[: len(path)] == path and other != path for other in texts)
+    ]
+
+
+def _text(detail: Any, loc: KeyPath) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
+    value = shortened(detail["input"])
+    if kind == "missing":
+        return f"missing; expected {_description(loc)}"
+    if kind == "extra_forbidden":
+        return f"unknown key; expected {_one_of(_fields(loc))}"
+    if kind.startswith("union_tag"):
+        return f"no known kind; expected kind: {context.get('expected_tags', 'qemu, netns or ssh')}"
+    if kind == "source_kind":
+        return str(detail["msg"])
+    if isinstance(detail["input"], dict | list):
+        value = "a mapping" if isinstance(detail["input"], dict) else "a list"
+    if kind == "string_pattern_mismatch":
+        return f"{value} is not usable; expected {EXPECTED[context['pattern']]}"
+    if loc[-1] == "address":
+        return f"{value} is not usable; expected {_description(loc)}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind in {"too_short", "too_long"}:
+        return f"{value} is not usable; expected 1 to 64 items"
+    expected = detail["msg"].replace("Input should be ", "").replace("a valid ", "a ")
+    for theirs, ours in {"an object": "a mapping", "integer": "whole number"}.items():
+        expected = expected.replace(theirs, ours)
+    return f"{value} is not usable; expected {expected}"
+
+
+def _merged(alternatives: list[str]) -> str:
+    first, *others = alternatives
+    return first + "".join(f" or {other.partition('; expected ')[2]}" for other in others)
+
+
+def _path(document: Document, loc: Iterable[str | int]) -> KeyPath:
+    """``loc`` without the parts that name a member of a union and not a key."""
+    path: KeyPath = ()
+    for part in loc:
+        if (*path, part) in document.lines:
+            path = (*path, part)
+    return path
+
+
+def _owners(loc: KeyPath) -> list[type[BaseModel]]:
+    """The models that may hold the last key of ``loc``."""
+    models: list[type[BaseModel]] = [HostsFile]
+    for part in loc[:-1]:
+        inner = [
+            found
+            for model in models
+            if part in model.model_fields
+            for found in _models_in(model.model_fields[str(part)])
+        ]
+        tagged = [model for model in models if part in _tags(model)]
+        models = inner or tagged or models
+    return models
+
+
+def _models_in(annotated: Any) -> list[type[BaseModel]]:
+    annotation = getattr(annotated, "annotation", annotated)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _models_in(inner)]
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation) if kind else (f"a {next(iter(model.model_fields))} source",)
+
+
+def _fields(loc: KeyPath) -> list[str]:
+    return [field for model in _owners(loc) for field in model.model_fields]
+
+
+def _description(loc: KeyPath) -> str:
+    for model in _owners(loc):
+        field = model.model_fields.get(str(loc[-1]))
+        if field is not None and field.description:
+            return field.description
+    return "a value"
+
+
+def _unfit(hosts: HostsFile) -> Iterator[_Problem]:
+    """What the models cannot see: names that lead nowhere, hosts that do not fit together."""
+    if hosts.default_bed not in hosts.beds:
+        yield _unknown(("default_bed",), "bed", hosts.default_bed, hosts.beds)
+    for name, entry in hosts.beds.items():
+        lost = [role for role in ("dut", "generator") if getattr(entry, role) not in hosts.hosts]
+        for role in lost:
+            yield _unknown(("beds", name, role), "host", getattr(entry, role), hosts.hosts)
+        if not lost:
+            yield from _unfit_bed(hosts, ("beds", name), entry)
+
+
+def _unfit_bed(hosts: HostsFile, path: KeyPath, entry: BedEntry) -> Iterator[_Problem]:
+    dut, generator = hosts.hosts[entry.dut], hosts.hosts[entry.generator]
+    roles = {"dut": ("qemu", "ssh"), "generator": _GENERATORS.get(dut.kind, ())}
+    for role, host in (("dut", dut), ("generator", generator)):
+        if host.kind not in roles[role]:
+            of = f" to a {dut.kind} dut" if role == "generator" else ""
+            yield _Problem(
+                (*path, role),
+                f"{getattr(entry, role)} is of kind {host.kind}, which cannot be "
+                f"{role}{of}; expected a host of kind {' or '.join(roles[role])}",
+            )
+            return
+    if entry.dut == entry.generator:
+        yield _Problem((*path, "generator"), "the dut itself; expected another host")
+        return
+    if dut.address.network != generator.address.network or dut.address.ip == generator.address.ip:
+        yield _Problem(
+            (*path, "generator"),
+            f"{generator.address} does not reach the dut's {dut.address}; "
+            "expected two addresses of one network",
+        )
+    if isinstance(dut, QemuHost):
+        yield from _unfit_guest(path, entry, dut)
+    elif entry.cpus != "auto":
+        yield _Problem((*path, "cpus"), "there is no guest; expected auto")
+
+
+def _unfit_guest(path: KeyPath, entry: BedEntry, dut: QemuHost) -> Iterator[_Problem]:
+    place = entry.placement
+    for key, cpu in (("irq_cpu", place.irq_cpu), ("netserver_cpu", place.netserver_cpu)):
+        if isinstance(cpu, int) and cpu >= dut.vcpus:
+            yield _Problem(
+                (*path, "placement", key),
+                f"{entry.dut} has no CPU {cpu}; expected 0 to {dut.vcpus - 1}",
+            )
+    if entry.rx_queues > dut.vcpus:
+        yield _Problem(
+            (*path, "rx_queues"),
+            f"more than the {dut.vcpus} vCPUs of {entry.dut}; expected 1 to {dut.vcpus}",
+        )
+    if place.netperf_cpus != "auto":
+        yield _Problem(
+            (*path, "placement", "netperf_cpus"),
+            f"{entry.generator} runs on this machine; expected auto here and netperf in cpus",
+        )
+
+
+def _unknown(path: KeyPath, what: str, name: str, known: Iterable[str]) -> _Problem:
+    return _Problem(
+        path,
+        f"no {what} is called {shortened(name)}; expected {_one_of(known)}",
+        _did_you_mean(name, known),
+    )
+
+
+def _one_of(names: Iterable[str]) -> str:
+    return ", ".join(sorted(set(names)))
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    close = difflib.get_close_matches(name, sorted(set(known)), n=1)
+    return f"did you mean {close[0]}?" if close else None
+
+
+def _error(path: Path, document: Document, problems: list[_Problem]) -> ConfigurationError:
+    """One error for ``problems``, in the order of the file."""
+
+    def line(problem: _Problem) -> int:
+        return next(
+            document.lines[problem.path[:length]]
+            for length in range(len(problem.path), -1, -1)
+            if problem.path[:length] in document.lines
+        )
+
+    ordered = sorted(problems, key=line)
+    told = [
+        f"{path}:{line(problem)}: {'.'.join(map(str, problem.path))}: {problem.text}"
+        for problem in ordered[:_MAX_ERRORS]
+    ]
+    if len(ordered) > _MAX_ERRORS:
+        told.append(f"and {len(ordered) - _MAX_ERRORS} more")
+    hints = list(dict.fromkeys(problem.hint for problem in ordered if problem.hint))
+    return ConfigurationError(
+        "\n".join(told),
+        hint="; ".join(hints[:3]) or "`harness hosts schema` says what the file may hold",
+    )

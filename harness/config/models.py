@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: MIT
+"""What ``hosts.yaml`` can say, as frozen models.
+
+The descriptions here are what a user reads: in the JSON Schema, and in errors
+as that which was expected. Names that end up in commands have strict patterns.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationInfo,
+)
+
+EXPECTED: dict[str, str] = {}
+"""What each pattern asks for, in words."""
+
+
+def _pattern(pattern: str, expected: str) -> StringConstraints:
+    EXPECTED[pattern] = expected
+    return StringConstraints(pattern=pattern)
+
+
+def _from_the_file(path: Path, info: ValidationInfo) -> Path:
+    try:
+        return Path((info.context or {}).get("home", "")) / path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{error}; expected a path without ~") from error
+
+
+Cpu = Annotated[int, Field(ge=0, le=4095)]
+Cpus = Annotated[tuple[Cpu, ...], Field(min_length=1, max_length=64)]
+FilePath = Annotated[Path, AfterValidator(_from_the_file)]
+Name = Annotated[
+    str, _pattern(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$", "a name of letters, digits, - and _")
+]
+Hostname = Annotated[
+    str,
+    _pattern(
+        r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,39})$",
+        "a host name, an address, or a Host of your OpenSSH configuration",
+    ),
+]
+User = Annotated[str, _pattern(r"^[A-Za-z_][A-Za-z0-9_.-]{0,31}$", "a user name")]
+Interface = Annotated[
+    str,
+    _pattern(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$", "an interface name such as enp1s0f0np0"),
+]
+Mac = Annotated[
+    str,
+    _pattern(
+        r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$",
+        "a unicast MAC address such as 02:00:00:00:00:02, in lower case",
+    ),
+]
+Suite = Annotated[str, _pattern(r"^[a-z][a-z0-9-]{0,31}$", "a Debian suite such as trixie")]
+Governor = Annotated[
+    str, _pattern(r"^[a-z][a-z_]{0,15}$", "a cpufreq governor such as performance, or null")
+]
+Package = Annotated[
+    str, _pattern(r"^[a-z0-9][a-z0-9+.-]{1,63}$", "a package such as linux-source-6.12")
+]
+GitRef = Annotated[
+    str, _pattern(r"^[A-Za-z0-9][A-Za-z0-9._/~^-]{0,199}$", "a commit, tag or branch")
+]
+SeriesName = Annotated[
+    str, _pattern(r"^(auto|linux-[0-9]+\.[0-9]+)$", "auto or a series such as linux-6.12")
+]
+
+
+class Model(BaseModel):
+    """Frozen, and closed: a key that is not known is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class PackageSource(Model):
+    """A kernel source in an installed Debian package."""
+
+    package: Package = Field(description="Debian package that holds the kernel source")
+
+
+class TarballSource(Model):
+    """A kernel source in a tarball."""
+
+    tarball: FilePath = Field(description="tarball with one directory at its top")
+
+
+class GitSource(Model):
+    """A kernel source in a git repository, which is only read."""
+
+    git: FilePath = Field(description="git repository with a kernel tree")
+    ref: GitRef = Field(default="HEAD", description="commit, tag or branch of that repository")
+
+
+def _source_kind(value: Any) -> str | None:
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
+    return next((f"a {key} source" for key in ("package", "tarball", "git") if key in keys), None)
+
+
+Source = Annotated[
+    Annotated[PackageSource, Tag("a package source")]
+    | Annotated[TarballSource, Tag("a tarball source")]
+    | Annotated[GitSource, Tag("a git source")],
+    Discriminator(
+        _source_kind,
+        custom_error_type="source_kind",
+        custom_error_message="expected one of package: NAME, tarball: FILE, git: DIRECTORY",
+    ),
+]
+
+
+class Kernel(Model):
+    """Which kernel is patched and built."""
+
+    source: Source = Field(
+        default=PackageSource(package="linux-source-6.12"),
+        description="where the source comes from",
+    )
+    series: SeriesName = Field(
+        default="auto", description="patch series; auto goes by the tree's version"
+    )
+
+
+class Load(Model):
+    """What the generator sends during a trial."""
+
+    test: Literal["UDP_STREAM"] = Field(default="UDP_STREAM", description="netperf test")
+    streams: Annotated[int, Field(ge=1, le=64)] = Field(default=10, description="netperf processes")
+    message_bytes: Annotated[int, Field(ge=1, le=65507)] = Field(
+        default=1, description="payload of one message, in bytes"
+    )
+
+
+class Placement(Model):
+    """On which CPUs of their hosts the interrupt and the processes run."""
+
+    irq_cpu: Cpu = Field(default=0, description="CPU of the dut that takes the receive interrupt")
+    netserver_cpu: Literal["same"] | Cpu = Field(
+        default="same", description="CPU of netserver: same as the interrupt's, or another"
+    )
+    netperf_cpus: Literal["auto"] | Cpus = Field(
+        default="auto",
+        description="CPUs of an ssh generator that its netperf processes take in turn",
+    )
+
+
+class Coalesce(Model):
+    """Interrupt moderation of the dut's interface."""
+
+    adaptive_rx: bool = Field(description="whether the driver adapts it to the load")
+    rx_usecs: Annotated[int, Field(ge=0, le=65535)] = Field(description="hold-off in µs")
+
+
+class MachineCpus(Model):
+    """On which CPUs of this machine a virtual bed runs."""
+
+    vcpus: Cpus = Field(description="CPU of each vCPU thread; taken in turn when fewer")
+    model: Cpu = Field(description="CPU of the NIC model")
+    netperf: Cpus = Field(description="CPUs that the netperf processes take in turn")
+
+
+class BedSettings(Model):
+    """How a bed is set up during a trial; all of it is restored afterwards."""
+
+    placement: Placement = Field(default=Placement(), description="CPUs of interrupt and processes")
+    rx_queues: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="receive queues in use on the dut"
+    )
+    coalesce: Coalesce | None = Field(
+        default=None, description="interrupt moderation on the dut; null leaves it as it is"
+    )
+    irqbalance: Literal["off"] | None = Field(
+        default="off", description="irqbalance during a trial; null leaves it as it is"
+    )
+    governor: Governor | None = Field(
+        default="performance",
+        description="cpufreq governor, where there is one; null leaves it as it is",
+    )
+    cpus: Literal["auto"] | MachineCpus = Field(
+        default="auto", description="CPUs of this machine, for a virtual bed"
+    )
+
+
+class BedEntry(BedSettings):
+    """Two hosts that are measured together."""
+
+    dut: Name = Field(description="host that receives: of kind qemu or ssh")
+    generator: Name = Field(description="host that sends: of kind netns (to a qemu dut) or ssh")
+
+
+class Nic(Model):
+    """The NIC of a guest."""
+
+    model: Literal["ef10"] = Field(default="ef10", description="NIC model")
+    mac: Mac = Field(default="02:00:00:00:00:02", description="its MAC address")
+
+
+class _Host(Model):
+    address: IPv4Interface = Field(
+        description="IPv4 address and prefix for test traffic, such as 198.18.0.2/24"
+    )
+
+
+class QemuHost(_Host):
+    """A guest on this machine whose NIC is a model that the harness runs."""
+
+    kind: Literal["qemu"]
+    vcpus: Annotated[int, Field(ge=1, le=64)] = Field(default=2, description="virtual CPUs")
+    memory_mib: Annotated[int, Field(ge=512, le=65536)] = Field(
+        default=1024, description="memory of the guest, in MiB"
+    )
+    accelerator: Literal["auto", "kvm", "tcg"] = Field(
+        default="auto", description="auto takes KVM where it is proven to work, else TCG"
+    )
+    nic: Nic = Field(default=Nic(), description="its NIC")
+    suite: Suite = Field(default="trixie", description="Debian suite of the guest's image")
+
+
+class NetnsHost(_Host):
+    """A network namespace on this machine."""
+
+    kind: Literal["netns"]
+
+
+class SshHost(_Host):
+    """A machine reached with OpenSSH; jump hosts, keys and agents are OpenSSH's to configure."""
+
+    kind: Literal["ssh"]
+    hostname: Hostname = Field(
+        description="host name, address, or a Host of your OpenSSH configuration"
+    )
+    user: User | None = Field(default=None, description="user; null leaves it to OpenSSH")
+    port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        default=None, description="port; null leaves it to OpenSSH"
+    )
+    known_hosts: FilePath | None = Field(
+        default=None, description="file of host keys; null leaves it to OpenSSH"
+    )
+    interface: Interface = Field(description="interface that carries the test traffic")
+
+
+Host = Annotated[QemuHost | NetnsHost | SshHost, Field(discriminator="kind")]
+
+
+class HostsFile(Model):
+    """The whole of hosts.yaml."""
+
+    version: Literal[1] = Field(description="version of this file's form: 1")
+    default_bed: Name = Field(default="virtual", description="bed that is used when none is named")
+    kernel: Kernel = Field(default=Kernel(), description="kernel source and series")
+    load: Load = Field(default=Load(), description="load during a trial")
+    beds: dict[Name, BedEntry] = Field(min_length=1, description="beds by name")
+    hosts: dict[Name, Host] = Field(min_length=1, description="hosts by name")
+
+
+class Bed(BedSettings):
+    """A bed with its hosts in place of their names."""
+
+    name: str
+    dut_name: str
+    dut: QemuHost | SshHost
+    generator_name: str
+    generator: NetnsHost | SshHost
+
+    @property
+    def kind(self) -> Literal["virtual", "hardware"]:
+        """``virtual`` where the dut is a guest with a NIC model."""
+        return "virtual" if isinstance(self.dut, QemuHost) else "hardware"
+
+    @property
+    def netserver_cpu(self) -> int:
+        """CPU of the dut on which netserver runs."""
+        chosen = self.placement.netserver_cpu
+        return self.placement.irq_cpu if chosen == "same" else chosen
