@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: MIT
+"""A whole result directory boiled down to one row a step and what may be said of it.
+
+Reads boots one after the other and keeps only their figures, so memory does not
+grow with the raw counters. An incomplete campaign gets rows and no verdict.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from harness.metrics import Tolerances, TrialMetrics, measure, recorded_tolerances, traced_stack_pps
+from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT, PlannedBoot
+from harness.samples import Boot, Campaign, ResultDirectory, Stage, Trace, Void
+from harness.stats import Paired, Verdict, judge
+
+RATES = ("nic_rx_pps", "stack_rx_pps", "delivered_pps", "cpu_ns_per_packet")
+PRIMARY = "stack_rx_pps"
+DRIVER_STAGE = "netif_receive_skb_list"
+"""Where the driver hands its list to the stack: the list length of the table."""
+LONGEST_COUNTED = 64
+
+
+@dataclass(frozen=True)
+class VoidTrial:
+    """A trial that does not count, and by which rules."""
+
+    boot: PlannedBoot
+    kind: str
+    index: int
+    reasons: tuple[Void, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootFigures:
+    """One boot: the median of each rate over its valid timed trials."""
+
+    boot: PlannedBoot
+    release: str | None
+    rates: dict[str, float]
+    trials: tuple[float, ...]
+    """The primary rate of each valid timed trial."""
+    drops: dict[str, int]
+    offered: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListLengths:
+    """Lengths of the lists seen at one stage, per list; ``lengths`` as in a trace."""
+
+    name: str
+    lists: int
+    packets: int
+    p50: int
+    p90: int
+    max: int
+    lengths: tuple[int, ...]
+    overflow: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One step over all its boots."""
+
+    step: str
+    title: str | None
+    release: str | None
+    boots: tuple[BootFigures, ...]
+    rates: dict[str, float | None]
+    """Median over boots of each of :data:`RATES`."""
+    change: Paired | None
+    """The primary rate against the baseline's of the same block."""
+    change_blocks: tuple[int, ...]
+    verdict: Verdict | None
+    stages: tuple[ListLengths, ...]
+    ip_rcv_per_packet: float | None
+    traced_pps: float | None
+    trace_missed: int
+    drop_shares: dict[str, float]
+    """Median over boots: packets dropped there for each that reached the NIC."""
+    drop_packets: dict[str, int]
+    void_trials: int
+
+    @property
+    def driver_lists(self) -> ListLengths | None:
+        """Lists at :data:`DRIVER_STAGE`, or ``None`` for a step that makes none."""
+        return next((stage for stage in self.stages if stage.name == DRIVER_STAGE), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """Everything a report says about a campaign."""
+
+    campaign: Campaign
+    rows: tuple[Row, ...]
+    void: tuple[VoidTrial, ...]
+    problems: tuple[str, ...]
+    """Why the campaign is incomplete; empty when it is complete."""
+    boots_done: int
+    boots_planned: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned boot ended well."""
+        return not self.problems
+
+    @property
+    def judged_blocks(self) -> int:
+        """Fewest blocks any step could be compared over."""
+        compared = [len(row.change_blocks) for row in self.rows if row.step != BASELINE]
+        return min(compared, default=0)
+
+    @property
+    def no_verdict(self) -> str | None:
+        """Why no step has a verdict, or ``None`` if one has."""
+        if not self.complete:
+            return f"incomplete: {self.boots_done} of {self.boots_planned} boots"
+        if any(row.verdict for row in self.rows):
+            return None
+        if not any(row.step == BASELINE for row in self.rows):
+            return f"step {BASELINE} was not booted: nothing to compare with"
+        if len(self.rows) < 2:
+            return f"only step {BASELINE} was booted: nothing to compare"
+        return (
+            "not enough boots for a verdict "
+            f"({self.judged_blocks} of {MIN_BLOCKS_FOR_VERDICT} blocks)"
+        )
+
+
+@dataclass
+class _Gathered:
+    """What has been read of one step so far."""
+
+    boots: list[BootFigures] = field(default_factory=list)
+    stages: dict[str, Stage] = field(default_factory=dict)
+    per_skb: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    missed: int = 0
+    traced_pps: list[float] = field(default_factory=list)
+    void_trials: int = 0
+
+
+def analyse(result: ResultDirectory) -> Analysis:
+    """Read every boot of ``result`` and compare the steps.
+
+    Raises:
+        ConfigurationError: a boot of another format or campaign.
+    """
+    campaign = result.campaign
+    tolerances = recorded_tolerances(campaign)
+    gathered: dict[str, _Gathered] = {step: _Gathered() for step in campaign.steps}
+    void: list[VoidTrial] = []
+    done = 0
+    for boot in result.boots():
+        if boot.outcome == "ok":
+            done += 1
+            _gather(boot, campaign, tolerances, gathered[boot.step], void)
+    complete = not result.problems
+    changes = {step: _change(step, gathered) for step in campaign.steps}
+    compared = [step for step in campaign.steps if step != BASELINE and changes[step][0]]
+    verdicts: dict[str, Verdict | None] = {}
+    if complete:
+        paired = [change for step in compared if (change := changes[step][0]) is not None]
+        verdicts = dict(zip(compared, judge(paired), strict=True))
+    rows = tuple(
+        _row(step, campaign, gathered[step], changes[step], verdicts.get(step))
+        for step in campaign.steps
+    )
+    return Analysis(
+        campaign=campaign,
+        rows=rows,
+        void=tuple(void),
+        problems=tuple(result.problems),
+        boots_done=done,
+        boots_planned=sum(len(row) for row in campaign.order),
+    )
+
+
+def _gather(
+    boot: Boot,
+    campaign: Campaign,
+    tolerances: Tolerances,
+    into: _Gathered,
+    void: list[VoidTrial],
+) -> None:
+    planned = PlannedBoot(boot.block, boot.position, boot.step)
+    valid: list[TrialMetrics] = []
+    for trial in boot.trials:
+        if trial.kind == "warmup":
+            continue
+        metrics = measure(trial, campaign, tolerances)
+        if metrics.void:
+            into.void_trials += 1
+            void.append(VoidTrial(planned, trial.kind, trial.index, metrics.void))
+        elif trial.kind == "timed":
+            valid.append(metrics)
+        elif trial.trace is not None:
+            _add_trace(trial.trace, into)
+            traced = traced_stack_pps(trial)
+            if traced is not None:
+                into.traced_pps.append(traced)
+    rates = {name: _median(getattr(metrics, name) for metrics in valid) for name in RATES}
+    drops: dict[str, int] = defaultdict(int)
+    for metrics in valid:
+        for place, packets in metrics.drops.items():
+            drops[place] += packets
+    into.boots.append(
+        BootFigures(
+            boot=planned,
+            release=boot.release,
+            rates={name: value for name, value in rates.items() if value is not None},
+            trials=tuple(m.stack_rx_pps for m in valid if m.stack_rx_pps is not None),
+            drops=dict(drops),
+            offered=sum(metrics.offered_packets or 0 for metrics in valid),
+        )
+    )
+
+
+def _add_trace(trace: Trace, into: _Gathered) -> None:
+    into.missed += trace.missed
+    for name, count in trace.per_skb.items():
+        into.per_skb[name] += count
+    for stage in trace.stages:
+        known = into.stages.get(stage.name)
+        into.stages[stage.name] = stage if known is None else _joined(known, stage)
+
+
+def _joined(one: Stage, other: Stage) -> Stage:
+    size = max(len(one.lengths), len(other.lengths))
+    lengths = [
+        (one.lengths[i] if i < len(one.lengths) else 0)
+        + (other.lengths[i] if i < len(other.lengths) else 0)
+        for i in range(size)
+    ]
+    longest = [stage.max for stage in (one, other) if stage.max is not None]
+    return Stage(
+        name=one.name,
+        function=one.function,
+        attach=one.attach,
+        calls=one.calls + other.calls,
+        packets=one.packets + other.packets,
+        lengths=lengths,
+        overflow=one.overflow + other.overflow,
+        max=max(longest, default=None),
+    )
+
+
+def list_lengths(stage: Stage) -> ListLengths | None:
+    """Percentiles over the lists of one stage; ``None`` when it saw no list.
+
+    Empty lists are left out: a poll that found nothing is no batch. A percentile
+    among lists too long to be counted exactly is given as one more than the
+    longest counted.
+    """
+    counts = np.asarray([*stage.lengths[1:], stage.overflow], dtype=np.int64)
+    lists = int(counts.sum())
+    if lists == 0:
+        return None
+    reached = np.cumsum(counts)
+    p50, p90 = (int(np.searchsorted(reached, math.ceil(q * lists))) + 1 for q in (0.5, 0.9))
+    longest = int(np.flatnonzero(counts)[-1]) + 1
+    return ListLengths(
+        name=stage.name,
+        lists=lists,
+        packets=stage.packets,
+        p50=p50,
+        p90=p90,
+        max=longest if stage.max is None else stage.max,
+        lengths=tuple(stage.lengths),
+        overflow=stage.overflow,
+    )
+
+
+def _change(
+    step: str, gathered: dict[str, _Gathered], metric: str = PRIMARY
+) -> tuple[Paired | None, tuple[int, ...]]:
+    """Ratios of ``step`` to the baseline by block, where both have a positive value."""
+    if BASELINE not in gathered:
+        return None, ()
+    base, own = (
+        {boot.boot.block: boot.rates.get(metric, 0.0) for boot in gathered[name].boots}
+        for name in (BASELINE, step)
+    )
+    blocks = tuple(block for block in sorted(own) if own[block] > 0 and base.get(block, 0.0) > 0)
+    if not blocks:
+        return None, ()
+    return Paired(ratios=tuple(own[block] / base[block] for block in blocks)), blocks
+
+
+def _row(
+    step: str,
+    campaign: Campaign,
+    found: _Gathered,
+    change: tuple[Paired | None, tuple[int, ...]],
+    verdict: Verdict | None,
+) -> Row:
+    usable = [boot for boot in found.boots if boot.rates.get(PRIMARY) is not None]
+    seen = found.per_skb.get("tracepoint_netif_receive_skb", 0)
+    return Row(
+        step=step,
+        title=_title(campaign, step),
+        release=next((boot.release for boot in found.boots), None),
+        boots=tuple(usable),
+        rates={name: _median(boot.rates.get(name) for boot in usable) for name in RATES},
+        change=change[0],
+        change_blocks=change[1],
+        verdict=verdict,
+        stages=tuple(
+            lengths for stage in found.stages.values() if (lengths := list_lengths(stage))
+        ),
+        ip_rcv_per_packet=found.per_skb["ip_rcv"] / seen
+        if seen and "ip_rcv" in found.per_skb
+        else None,
+        traced_pps=_median(found.traced_pps),
+        trace_missed=found.missed,
+        drop_shares=_drop_shares(usable),
+        drop_packets=_drop_packets(usable),
+        void_trials=found.void_trials,
+    )
+
+
+def _drop_packets(boots: Sequence[BootFigures]) -> dict[str, int]:
+    total: dict[str, int] = defaultdict(int)
+    for boot in boots:
+        for place, packets in boot.drops.items():
+            total[place] += packets
+    return {place: packets for place, packets in total.items() if packets}
+
+
+def _drop_shares(boots: Sequence[BootFigures]) -> dict[str, float]:
+    offered = [boot for boot in boots if boot.offered > 0]
+    shares = {
+        place: _median(boot.drops.get(place, 0) / boot.offered for boot in offered)
+        for place in _drop_packets(offered)
+    }
+    return {place: share for place, share in shares.items() if share is not None}
+
+
+def _title(campaign: Campaign, step: str) -> str | None:
+    """The subject of the last patch of a step, as far as the campaign recorded it."""
+    patches = campaign.variants.get(step, {}).get("patches") or []
+    if not patches:
+        return None
+    last = patches[-1]
+    return str(last.get("title") or last.get("name")) if isinstance(last, dict) else str(last)
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return statistics.median(present) if present else None

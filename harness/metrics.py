@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: MIT
+"""From the raw counters of one trial to named quantities, and whether it counts.
+
+Pure functions between samples and statistics. Rates come from the timed window.
+Drops and the laws of conservation come from the whole trial, before the load to
+after everything settled: a NIC's own statistics reach the host once a second
+(sfc asks for that period), too coarse for a window. Counter names are those of
+``ethtool -S`` in drivers/net/ethernet/sfc (ef10.c, ethtool_common.c), of
+``struct rtnl_link_stats64`` and of ``/proc/net/snmp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from harness.plan import VOID_RULES
+from harness.samples import Campaign, Counters, CpuTime, Snapshot, Trial, Void, Whole, Window
+
+Tolerances = Mapping[str, Mapping[str, float]]
+
+# Frames the port counted in port_rx_packets (MC_CMD_MAC_RX_PKTS, taken at the
+# MAC, before descriptors are looked for) and dropped itself.
+_PORT_RING_DROPS = ("port_rx_nodesc_drops",)
+_PORT_OTHER_DROPS = (
+    "port_rx_bad",
+    "port_rx_overflow",
+    "port_rx_pm_discard_bb_overflow",
+    "port_rx_pm_discard_vfifo_full",
+    "port_rx_pm_discard_qbb",
+    "port_rx_pm_discard_mapping",
+    "port_rx_dp_q_disabled_packets",
+    "port_rx_dp_di_dropped_packets",
+)
+# Frames the driver took from a queue (rx-N.rx_packets) and did not pass on.
+_DRIVER_DROPS = (
+    "rx_nodesc_trunc",
+    "rx_noskb_drops",
+    "rx_frm_trunc",
+    "rx_eth_crc_err",
+    "rx_xdp_drops",
+    "rx_xdp_bad_drops",
+    "rx_mport_bad",
+)
+_SFC_IN_LINK_DROPPED = ("port_rx_nodesc_drops", "rx_nodesc_trunc", "rx_noskb_drops")
+_IP_DROPS = ("InHdrErrors", "InAddrErrors", "InUnknownProtos", "InDiscards")
+_IP_EXT_DROPS = ("InNoRoutes", "InTruncatedPkts")
+# No UDP buffer is charged less than this for a frame (sk_buff and data).
+_MIN_TRUESIZE_BYTES = 512
+
+DROP_PLACES = (
+    "nic_ring",
+    "nic_other",
+    "driver",
+    "softnet",
+    "core",
+    "other_host",
+    "ip",
+    "udp_rcvbuf",
+    "udp_memory",
+    "udp_noport",
+    "udp_checksum",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialMetrics:
+    """What one trial measured; ``None`` where its counters are not there."""
+
+    nic_rx_pps: float | None = None
+    """Frames a second the driver took from its receive queues."""
+    stack_rx_pps: float | None = None
+    """Packets a second that entered IP (SNMP ``Ip.InReceives``)."""
+    delivered_pps: float | None = None
+    """Datagrams a second that programs read (SNMP ``Udp.InDatagrams``)."""
+    cpu_ns_per_packet: float | None = None
+    """System, interrupt and softirq time of the interrupt's CPU per packet at IP."""
+    offered_packets: int | None = None
+    """Frames that reached the port over the whole trial."""
+    drops: Mapping[str, int] = field(default_factory=dict)
+    """Packets dropped over the whole trial, by place (:data:`DROP_PLACES`)."""
+    void: tuple[Void, ...] = ()
+
+
+def recorded_tolerances(campaign: Campaign) -> Tolerances:
+    """The tolerances declared when the campaign began, else those of today."""
+    tolerances = {name: dict(rule.tolerances) for name, rule in VOID_RULES.items()}
+    recorded = campaign.provenance.get("void_rules")
+    if isinstance(recorded, dict):
+        for name, rule in recorded.items():
+            if name in tolerances and isinstance(rule, dict):
+                tolerances[name].update(rule.get("tolerances") or {})
+    return tolerances
+
+
+def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMetrics:
+    """Rates, drops and reasons not to count ``trial``."""
+    irq_cpu = _planned_cpu(campaign, "irq_cpu")
+    netserver_cpu = _planned_cpu(campaign, "netserver_cpu")
+    rates: dict[str, float | None] = {}
+    void: list[Void] = list(trial.void)
+    window = trial.window or _traced_window(trial)
+    if window is not None:
+        rates = _rates(window, irq_cpu)
+        if trial.window is not None:
+            void += _moved(window, irq_cpu, netserver_cpu, tolerances)
+        void += _window_rules(window, irq_cpu, tolerances)
+    drops: dict[str, int] = {}
+    offered = None
+    if trial.whole is not None:
+        delta = _Delta.between(trial.whole.before, trial.whole.after)
+        drops = _drops(delta)
+        offered = delta.offered
+        void += _backwards(trial.whole.before, trial.whole.after)
+        void += _conservation(trial, trial.whole, delta, drops, tolerances)
+    if trial.whole is None or window is None:
+        void.append(Void(rule="counters-missing", detail="no snapshots of this trial were kept"))
+    void += _stream_rules(trial, window)
+    void += _trace_rules(trial, tolerances)
+    return TrialMetrics(offered_packets=offered, drops=drops, void=tuple(_once(void)), **rates)
+
+
+def traced_stack_pps(trial: Trial) -> float | None:
+    """Packets a second at IP while the probes ran, to set beside the timed rate."""
+    window = _traced_window(trial)
+    return _rates(window, None)["stack_rx_pps"] if window else None
+
+
+def _traced_window(trial: Trial) -> Window | None:
+    if trial.trace is None or trial.trace.start is None or trial.trace.end is None:
+        return None
+    return Window(start=trial.trace.start, end=trial.trace.end)
+
+
+def _planned_cpu(campaign: Campaign, key: str) -> int | None:
+    """A CPU number of the dut's placement, directly or under ``dut``."""
+    dut = campaign.placement.get("dut")
+    for place in (campaign.placement, dut):
+        if isinstance(place, dict) and isinstance(place.get(key), int):
+            return int(place[key])
+    return None
+
+
+def _rates(window: Window, irq_cpu: int | None) -> dict[str, float | None]:
+    delta = _Delta.between(window.start, window.end)
+    if delta.duration_s <= 0:
+        return dict.fromkeys(
+            ("nic_rx_pps", "stack_rx_pps", "delivered_pps", "cpu_ns_per_packet"), None
+        )
+
+    def per_second(count: int | None) -> float | None:
+        return None if count is None else count / delta.duration_s
+
+    busy_ns = delta.busy_ns(irq_cpu)
+    packets = delta.ip_in
+    return {
+        "nic_rx_pps": per_second(delta.nic_delivered),
+        "stack_rx_pps": per_second(packets),
+        "delivered_pps": per_second(delta.udp("InDatagrams")),
+        "cpu_ns_per_packet": busy_ns / packets if packets and busy_ns is not None else None,
+    }
+
+
+@dataclass(frozen=True)
+class _Delta:
+    """What happened between two snapshots of one host."""
+
+    before: Snapshot
+    after: Snapshot
+    nic: Counters
+    link: Counters
+
+    @classmethod
+    def between(cls, before: Snapshot, after: Snapshot) -> _Delta:
+        return cls(
+            before, after, _difference(before.nic, after.nic), _difference(before.link, after.link)
+        )
+
+    @property
+    def duration_s(self) -> float:
+        return (self.after.monotonic_ns - self.before.monotonic_ns) / 1e9
+
+    @property
+    def is_sfc(self) -> bool:
+        return "port_rx_packets" in self.nic
+
+    @property
+    def offered(self) -> int | None:
+        """Frames at the port; without such a counter, those taken or missed."""
+        if self.is_sfc:
+            return self.nic["port_rx_packets"]
+        taken = self.nic_delivered
+        return None if taken is None else taken + self.link.get("rx_missed_errors", 0)
+
+    @property
+    def nic_delivered(self) -> int | None:
+        """Frames taken from receive queues; the driver counts these as they come."""
+        queues = [
+            count
+            for name, count in self.nic.items()
+            if name.startswith("rx-") and name.endswith(".rx_packets")
+        ]
+        return sum(queues) if queues else self.link.get("rx_packets")
+
+    @property
+    def ip_in(self) -> int | None:
+        return self.snmp("Ip", "InReceives")
+
+    def snmp(self, table: str, name: str) -> int | None:
+        after = self.after.snmp.get(table, {}).get(name)
+        return None if after is None else after - self.before.snmp.get(table, {}).get(name, 0)
+
+    def udp(self, name: str) -> int | None:
+        return self.snmp("Udp", name)
+
+    def netstat(self, table: str, name: str) -> int:
+        return self.after.netstat.get(table, {}).get(name, 0) - self.before.netstat.get(
+            table, {}
+        ).get(name, 0)
+
+    @property
+    def softnet_dropped(self) -> int:
+        before = {line.cpu: line.dropped for line in self.before.softnet}
+        return sum(line.dropped - before.get(line.cpu, 0) for line in self.after.softnet)
+
+    def busy_ns(self, cpu: int | None) -> int | None:
+        """Kernel time of ``cpu``, or of all CPUs when none was named."""
+        before = {line.cpu: line for line in self.before.cpu}
+        lines = [line for line in self.after.cpu if cpu is None or line.cpu == cpu]
+        if not lines or any(line.cpu not in before for line in lines):
+            return None
+        return sum(_kernel_ns(line) - _kernel_ns(before[line.cpu]) for line in lines)
+
+
+def _kernel_ns(line: CpuTime) -> int:
+    return line.system_ns + line.irq_ns + line.softirq_ns
+
+
+def _difference(before: Counters, after: Counters) -> Counters:
+    return {name: count - before.get(name, 0) for name, count in after.items()}
+
+
+def _total(counters: Counters, names: tuple[str, ...]) -> int:
+    return sum(counters.get(name, 0) for name in names)
+
+
+def _drops(delta: _Delta) -> dict[str, int]:
+    nic_in_link = _total(delta.nic, _SFC_IN_LINK_DROPPED) if delta.is_sfc else 0
+    ring = _total(delta.nic, _PORT_RING_DROPS)
+    return {
+        "nic_ring": ring if delta.is_sfc else delta.link.get("rx_missed_errors", 0),
+        "nic_other": _total(delta.nic, _PORT_OTHER_DROPS),
+        "driver": _total(delta.nic, _DRIVER_DROPS) if delta.is_sfc else 0,
+        "softnet": delta.softnet_dropped,
+        # rx_dropped gathers the driver's own, the backlog's and the core's drops.
+        "core": max(0, delta.link.get("rx_dropped", 0) - nic_in_link - delta.softnet_dropped)
+        + delta.link.get("rx_nohandler", 0),
+        "other_host": delta.link.get("rx_otherhost_dropped", 0),
+        "ip": sum(delta.snmp("Ip", name) or 0 for name in _IP_DROPS)
+        + sum(delta.netstat("IpExt", name) for name in _IP_EXT_DROPS)
+        + delta.netstat("TcpExt", "IPReversePathFilter"),
+        "udp_rcvbuf": delta.udp("RcvbufErrors") or 0,
+        "udp_memory": delta.udp("MemErrors") or 0,
+        "udp_noport": delta.udp("NoPorts") or 0,
+        "udp_checksum": delta.udp("InCsumErrors") or 0,
+    }
+
+
+def _conservation(
+    trial: Trial, whole: Whole, delta: _Delta, drops: Mapping[str, int], tolerances: Tolerances
+) -> Iterator[Void]:
+    """The four laws; each compares what went in with what came out and was named."""
+
+    def law(rule: str, into: int, out: int, *, fewer: int = 0, more: int = 0) -> Iterator[Void]:
+        """``into`` may exceed ``out`` by ``more`` and fall short by ``fewer``."""
+        allowed = tolerances[rule]
+        slack = max(allowed["packets"], allowed["share"] * max(into, out))
+        if not -fewer - slack <= into - out <= more + slack:
+            yield Void(
+                rule=rule,
+                detail=f"{into} in, {out} out or named, {into - out:+d} unexplained "
+                f"(allowed {slack:.0f}{f' + {max(fewer, more)}' if fewer or more else ''})",
+            )
+
+    # Traffic of other interfaces (ssh) and frames GRO joins, both ways.
+    control = (delta.snmp("Tcp", "InSegs") or 0) + (delta.snmp("Icmp", "InMsgs") or 0)
+    taken, ip_in = delta.nic_delivered, delta.ip_in
+    if delta.is_sfc and taken is not None:
+        # Whether a firmware counts these among port_rx_packets differs.
+        yield from law(
+            "nic-conservation",
+            delta.nic["port_rx_packets"] - drops["nic_ring"],
+            taken,
+            more=drops["nic_other"],
+        )
+    if taken is not None and ip_in is not None:
+        between = sum(drops[name] for name in ("driver", "softnet", "core", "other_host"))
+        yield from law("stack-conservation", taken - between, ip_in, fewer=control, more=control)
+    datagrams = delta.udp("InDatagrams")
+    if ip_in is not None and datagrams is not None:
+        udp = datagrams + (delta.udp("InErrors") or 0) + drops["udp_noport"]
+        waiting = [
+            sum(socket.queued_bytes for socket in snapshot.udp_sockets) // _MIN_TRUESIZE_BYTES
+            for snapshot in (whole.before, whole.after)
+        ]
+        forwarded = delta.snmp("Ip", "ForwDatagrams") or 0
+        yield from law(
+            "ip-conservation",
+            ip_in - drops["ip"] - forwarded,
+            udp,
+            fewer=waiting[0],
+            more=waiting[1] + control,
+        )
+    received = [stream.messages_received for stream in trial.netperf]
+    if received and datagrams is not None and None not in received:
+        yield from law(
+            "delivery-conservation", datagrams, sum(count for count in received if count)
+        )
+
+
+def _moved(
+    window: Window, irq_cpu: int | None, netserver_cpu: int | None, tolerances: Tolerances
+) -> Iterator[Void]:
+    if irq_cpu is not None:
+        counts: Counters = {}
+        for line in window.placement.irq.values():
+            for cpu, count in line.items():
+                counts[cpu] = counts.get(cpu, 0) + count
+        elsewhere = {cpu: n for cpu, n in counts.items() if n > 0 and cpu != str(irq_cpu)}
+        allowed = tolerances["irq-moved"]
+        slack = max(allowed["interrupts"], allowed["share"] * sum(counts.values()))
+        if sum(elsewhere.values()) > slack:
+            yield Void(
+                rule="irq-moved",
+                detail=f"planned CPU {irq_cpu}, also on "
+                + ", ".join(f"CPU {cpu}: {n}" for cpu, n in sorted(elsewhere.items())),
+            )
+    if netserver_cpu is not None:
+        seen: Counters = {}
+        for process in window.placement.processes:
+            if process.name == "netserver":
+                for cpu, count in process.cpus.items():
+                    if count > 0 and cpu != str(netserver_cpu):
+                        seen[cpu] = seen.get(cpu, 0) + count
+        if sum(seen.values()) > tolerances["process-moved"]["samples"]:
+            yield Void(
+                rule="process-moved",
+                detail=f"netserver planned on CPU {netserver_cpu}, also seen on "
+                + ", ".join(f"CPU {cpu}: {n}" for cpu, n in sorted(seen.items())),
+            )
+
+
+def _window_rules(window: Window, irq_cpu: int | None, tolerances: Tolerances) -> Iterator[Void]:
+    yield from _backwards(window.start, window.end)
+    delta = _Delta.between(window.start, window.end)
+    packets = delta.ip_in
+    if packets is not None and packets < tolerances["no-load"]["packets"]:
+        yield Void(rule="no-load", detail=f"{packets} packets reached IP during the window")
+    flaps = delta.link.get("carrier_changes", 0)
+    if flaps > 0:
+        yield Void(rule="link-flapped", detail=f"the link changed {flaps} times")
+    before = {line.cpu: line.steal_ns for line in window.start.cpu}
+    for line in window.end.cpu:
+        stolen_s = (line.steal_ns - before.get(line.cpu, line.steal_ns)) / 1e9
+        share = stolen_s / delta.duration_s if delta.duration_s > 0 else 0.0
+        if irq_cpu in (None, line.cpu) and share > tolerances["cpu-throttled"]["share"]:
+            yield Void(rule="cpu-throttled", detail=f"{share:.1%} of CPU {line.cpu} was stolen")
+
+
+def _backwards(before: Snapshot, after: Snapshot) -> Iterator[Void]:
+    """Counters of the receive path that fell: a reset or a reboot within the trial."""
+    fell = [
+        name
+        for name, count in after.nic.items()
+        if "rx_packets" in name and count < before.nic.get(name, 0)
+    ]
+    fell += [
+        f"{table}.{name}"
+        for table, name in (("Ip", "InReceives"), ("Udp", "InDatagrams"))
+        if after.snmp.get(table, {}).get(name, 0) < before.snmp.get(table, {}).get(name, 0)
+    ]
+    if after.monotonic_ns <= before.monotonic_ns:
+        fell.append("monotonic_ns")
+    if fell:
+        yield Void(rule="counter-reset", detail=f"ran backwards: {', '.join(sorted(fell))}")
+
+
+def _stream_rules(trial: Trial, window: Window | None) -> Iterator[Void]:
+    failed = [stream.stream for stream in trial.netperf if stream.status]
+    if failed:
+        yield Void(rule="stream-failed", detail=f"streams {failed} ended with an error")
+    if window is not None:
+        window_s = (window.end.monotonic_ns - window.start.monotonic_ns) / 1e9
+        short = [
+            f"{stream.stream} ({stream.elapsed_s:.2f} s)"
+            for stream in trial.netperf
+            if stream.elapsed_s is not None and stream.elapsed_s < window_s
+        ]
+        if short:
+            yield Void(
+                rule="stream-short",
+                detail=f"ended within a window of {window_s:.2f} s: {', '.join(short)}",
+            )
+
+
+def _trace_rules(trial: Trial, tolerances: Tolerances) -> Iterator[Void]:
+    if trial.trace is None:
+        return
+    events = sum(stage.calls for stage in trial.trace.stages) + sum(trial.trace.per_skb.values())
+    allowed = tolerances["trace-missed"]["share"]
+    if trial.trace.missed > allowed * (events + trial.trace.missed):
+        yield Void(
+            rule="trace-missed",
+            detail=f"{trial.trace.missed} events missed beside {events} counted",
+        )
+
+
+def _once(voids: list[Void]) -> Iterator[Void]:
+    """Each rule once: what was recorded during the trial stands before what is derived."""
+    seen: set[str] = set()
+    for void in voids:
+        if void.rule not in seen:
+            seen.add(void.rule)
+            yield void

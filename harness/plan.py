@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: MIT
+"""What will be booted and measured, in which order, and what would void a trial.
+
+Everything here is fixed before a host is touched and stored with the result:
+the profile, the order of boots and the rules by which a trial is thrown away.
+Blocks and positions count from 1.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal
+
+from harness.errors import ConfigurationError
+
+BASELINE = "0"
+SERIES_STEPS = tuple(str(step) for step in range(9))
+MIN_BLOCKS_FOR_VERDICT = 6
+"""Below this no distribution-free 95 % interval exists: 2 · (1/2)^5 > 5 %."""
+
+BedKind = Literal["virtual", "hardware"]
+TrialKind = Literal["warmup", "timed", "trace"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How long to measure: ``blocks`` boots of each variant, the same trials in each."""
+
+    name: str
+    blocks: int
+    warmups: int
+    warmup_s: float
+    trials: int
+    window_s: float
+    trace_blocks: int
+    """The first so many blocks end each boot with a trial under the probes."""
+    trace_s: float
+
+    def trials_of(self, block: int) -> Iterator[PlannedTrial]:
+        """The trials of a boot in ``block``; traced ones last, apart from the timed."""
+        for index in range(self.warmups):
+            yield PlannedTrial("warmup", index, self.warmup_s)
+        for index in range(self.trials):
+            yield PlannedTrial("timed", index, self.window_s)
+        if block <= self.trace_blocks:
+            yield PlannedTrial("trace", 0, self.trace_s)
+
+    def boot_s(self, block: int) -> float:
+        """Seconds of measured windows in a boot of ``block``, without boot and ramp-up."""
+        return sum(trial.duration_s for trial in self.trials_of(block))
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One trial to run: its kind, its number among its kind on that boot, its length."""
+
+    kind: TrialKind
+    index: int
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class PlannedBoot:
+    """One boot to do: ``step`` at ``position`` of ``block``."""
+
+    block: int
+    position: int
+    step: str
+
+    @property
+    def directory(self) -> str:
+        """Its directory's name under ``boots/`` of the result."""
+        return f"b{self.block:02d}-p{self.position:02d}-s{self.step}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A whole campaign: which boots, in which order, under which profile."""
+
+    profile: Profile
+    steps: tuple[str, ...]
+    seed: int
+    order: tuple[tuple[str, ...], ...]
+
+    def boots(self) -> Iterator[PlannedBoot]:
+        """Every boot in the order in which it is to be done."""
+        return boots_of(self.order)
+
+    def measured_s(self) -> float:
+        """Seconds spent in measured windows over the campaign."""
+        return sum(self.profile.boot_s(boot.block) for boot in self.boots())
+
+
+_PROFILES: Mapping[tuple[str, str], Profile] = MappingProxyType(
+    {
+        ("quick", "virtual"): Profile(
+            name="quick",
+            blocks=2,
+            warmups=1,
+            warmup_s=2.0,
+            trials=3,
+            window_s=4.0,
+            trace_blocks=1,
+            trace_s=2.0,
+        ),
+        ("standard", "virtual"): Profile(
+            name="standard",
+            blocks=6,
+            warmups=1,
+            warmup_s=2.0,
+            trials=5,
+            window_s=5.0,
+            trace_blocks=2,
+            trace_s=3.0,
+        ),
+        ("standard", "hardware"): Profile(
+            name="standard",
+            blocks=10,
+            warmups=2,
+            warmup_s=5.0,
+            trials=5,
+            window_s=10.0,
+            trace_blocks=2,
+            trace_s=5.0,
+        ),
+    }
+)
+PROFILE_NAMES = ("quick", "standard")
+
+
+def profile(name: str, *, bed_kind: BedKind = "virtual", blocks: int | None = None) -> Profile:
+    """The profile ``name`` for a kind of bed, with another number of blocks if given.
+
+    Raises:
+        ConfigurationError: no such profile, or fewer than one block.
+    """
+    found = _PROFILES.get((name, bed_kind)) or _PROFILES.get((name, "virtual"))
+    if found is None:
+        raise ConfigurationError(
+            f"no profile is named {name!r}", hint=f"choose one of {', '.join(PROFILE_NAMES)}"
+        )
+    if blocks is None:
+        return found
+    if blocks < 1:
+        raise ConfigurationError(
+            f"{blocks} blocks cannot be run",
+            hint=f"one block boots each step once; a verdict needs {MIN_BLOCKS_FOR_VERDICT}",
+        )
+    return replace(found, blocks=blocks)
+
+
+def make_plan(steps: Sequence[str], profile: Profile, *, seed: int) -> Plan:
+    """Draw the order of boots from ``seed``; the same arguments give the same plan."""
+    return Plan(
+        profile=profile,
+        steps=tuple(steps),
+        seed=seed,
+        order=balanced_blocks(steps, profile.blocks, seed=seed),
+    )
+
+
+_RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
+
+
+def parse_steps(spec: str, available: Sequence[str] = SERIES_STEPS) -> tuple[str, ...]:
+    """The steps a user named, in the order of ``available``, each once.
+
+    ``0,2,8`` lists, ``0-8`` spans numbered steps, and both mix. A name that is
+    no number (a variant such as ``2m``) is taken only as it stands.
+
+    Raises:
+        ConfigurationError: an empty item, a name not in ``available``, a range
+            that runs backwards.
+    """
+    known = f"known steps: {_spanned(available)}; write them as 0,2,8 or 0-8"
+    wanted: set[str] = set()
+    for item in (part.strip() for part in spec.split(",")):
+        if not item:
+            raise ConfigurationError(f"steps {spec!r} have an empty item", hint=known)
+        match = _RANGE.fullmatch(item)
+        if match is None:
+            names = [str(int(item)) if item.isascii() and item.isdigit() else item]
+        else:
+            first, last = int(match[1]), int(match[2])
+            if first > last:
+                raise ConfigurationError(
+                    f"the range {item} in steps {spec!r} runs backwards",
+                    hint=f"write {last}-{first}",
+                )
+            if last - first > 10_000:  # a slip of the keyboard, not a series of patches
+                raise ConfigurationError(f"the range {item} names no series", hint=known)
+            names = [str(number) for number in range(first, last + 1)]
+        for name in names:
+            if name not in available:
+                raise ConfigurationError(f"step {name!r} does not exist", hint=known)
+        wanted.update(names)
+    return tuple(step for step in available if step in wanted)
+
+
+def _spanned(names: Sequence[str]) -> str:
+    """``names`` as a user may write them, runs of numbers drawn together."""
+    runs: list[list[str]] = []
+    for name in names:
+        if (
+            runs
+            and name.isdigit()
+            and runs[-1][-1].isdigit()
+            and int(name) == int(runs[-1][-1]) + 1
+        ):
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return ",".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def balanced_blocks(
+    variants: Sequence[str], blocks: int, *, seed: int
+) -> tuple[tuple[str, ...], ...]:
+    """Randomised complete blocks in which no variant owns a position.
+
+    Whole squares are Latin, so each variant stands in each position equally
+    often; a last part of a square leaves counts that differ by at most one. The
+    columns follow Williams' sequence and every second square is a mirror image,
+    so that what ran just before a boot is balanced as well (each ordered pair of
+    neighbours equally often over a square for an even number of variants, over
+    two squares for an odd one).
+    """
+    size = len(variants)
+    # Only random() itself is promised to give the same stream in every Python.
+    draw = random.Random(seed).random  # noqa: S311 (an order, no secret)
+    columns = [(-(-k // 2) if k % 2 else -k // 2) % size for k in range(size)]
+    order: list[tuple[str, ...]] = []
+    names: list[str] = []
+    while len(order) < blocks:
+        # A mirrored square keeps the names of the one it completes.
+        mirrored = bool(names) and (len(order) // size) % 2 == 1
+        if not mirrored:
+            names = sorted(variants, key=lambda _: draw())
+        for shift in sorted(range(size), key=lambda _: draw()):
+            row = [names[(column + shift) % size] for column in columns]
+            order.append(tuple(reversed(row)) if mirrored else tuple(row))
+    return tuple(order[:blocks])
+
+
+def boots_of(order: Sequence[Sequence[str]]) -> Iterator[PlannedBoot]:
+    """The boots of a stored order."""
+    for block, row in enumerate(order, start=1):
+        for position, step in enumerate(row, start=1):
+            yield PlannedBoot(block, position, step)
+
+
+@dataclass(frozen=True)
+class VoidRule:
+    """One reason, fixed beforehand, to leave a trial out of the statistics.
+
+    ``tolerances`` are what a reader may want to know or change: ``share`` is of
+    the larger side of a comparison, the others are counts in their names' unit.
+    """
+
+    description: str
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+
+
+_PACKETS = {"share": 0.001, "packets": 64}
+
+VOID_RULES: Mapping[str, VoidRule] = MappingProxyType(
+    {
+        "nic-conservation": VoidRule(
+            "frames at the port = frames in receive queues + drops the NIC names", _PACKETS
+        ),
+        "stack-conservation": VoidRule(
+            "frames in receive queues = packets at IP + drops named between, "
+            "give or take TCP and ICMP of other interfaces",
+            _PACKETS,
+        ),
+        "ip-conservation": VoidRule(
+            "packets at IP = datagrams of UDP, segments of TCP, ICMP + drops named between",
+            _PACKETS,
+        ),
+        "delivery-conservation": VoidRule(
+            "datagrams UDP handed over = messages netserver counted", _PACKETS
+        ),
+        "irq-moved": VoidRule(
+            "the NIC's interrupts arrive on the planned CPU", {"share": 0.01, "interrupts": 2}
+        ),
+        "process-moved": VoidRule("netserver runs on the planned CPU alone", {"samples": 0}),
+        "stream-failed": VoidRule("every netperf stream ends with status 0"),
+        "stream-short": VoidRule("every netperf stream lasts through the window"),
+        "no-load": VoidRule("packets arrive during the window", {"packets": 100}),
+        "counter-reset": VoidRule("no counter runs backwards"),
+        "counters-missing": VoidRule("the counters of the trial were read"),
+        "link-flapped": VoidRule("the link stays up"),
+        "cpu-throttled": VoidRule(
+            "the CPU under load is not taken away by the machine below", {"share": 0.05}
+        ),
+        "trace-missed": VoidRule("the probes see nearly every event", {"share": 0.01}),
+    }
+)
+
+
+def void_rules_record() -> dict[str, dict[str, object]]:
+    """The rules as they are stored with a result, for ``provenance.void_rules``."""
+    return {
+        name: {"description": rule.description, "tolerances": dict(rule.tolerances)}
+        for name, rule in VOID_RULES.items()
+    }

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: MIT
+"""The result directory: what is in its files, how they are written and read.
+
+``campaign.json`` is written before the first boot and ``boots/*/boot.json`` when
+a boot is finished, each whole or not at all. What is missing afterwards (a boot
+that failed, a harness that was killed) makes the campaign *incomplete*, never
+unreadable. Raw counters are kept as they were read; fields not named here pass
+through untouched, so results of later versions lose nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import ConfigurationError, InfrastructureError
+from harness.plan import PlannedBoot, boots_of
+
+CAMPAIGN_SCHEMA: Final = "receive-batching/campaign"
+BOOT_SCHEMA: Final = "receive-batching/boot"
+VERSION: Final = 1
+
+Counters = dict[str, int]
+
+
+class _Raw(BaseModel):
+    """Keeps what it does not know; a program need not name every counter."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Softnet(_Raw):
+    """One CPU's line of ``/proc/net/softnet_stat``."""
+
+    cpu: int
+    processed: int = 0
+    dropped: int = 0
+    time_squeeze: int = 0
+
+
+class CpuTime(_Raw):
+    """One CPU's time since boot, in nanoseconds."""
+
+    cpu: int
+    user_ns: int = 0
+    system_ns: int = 0
+    irq_ns: int = 0
+    softirq_ns: int = 0
+    idle_ns: int = 0
+    steal_ns: int = 0
+
+
+class UdpSocket(_Raw):
+    """One bound UDP socket: its drops since it was opened and what waits in it."""
+
+    local: str = ""
+    drops: int = 0
+    queued_bytes: int = 0
+
+
+class Snapshot(_Raw):
+    """All counters of a host at one moment; every one counts up from boot."""
+
+    monotonic_ns: int
+    snmp: dict[str, Counters] = Field(default_factory=dict)
+    netstat: dict[str, Counters] = Field(default_factory=dict)
+    softnet: list[Softnet] = Field(default_factory=list)
+    nic: Counters = Field(default_factory=dict)
+    """As ``ethtool -S`` names them."""
+    link: Counters = Field(default_factory=dict)
+    """As ``struct rtnl_link_stats64`` names them."""
+    cpu: list[CpuTime] = Field(default_factory=list)
+    udp_sockets: list[UdpSocket] = Field(default_factory=list)
+
+
+class ProcessPlacement(_Raw):
+    """On which CPUs a process was seen during a window, and how often."""
+
+    pid: int
+    name: str
+    cpus: dict[str, int] = Field(default_factory=dict)
+
+
+class Placement(_Raw):
+    """Where interrupts (by line, then CPU) and processes really were."""
+
+    irq: dict[str, dict[str, int]] = Field(default_factory=dict)
+    processes: list[ProcessPlacement] = Field(default_factory=list)
+
+
+class Window(_Raw):
+    """A timed window: counters at both ends and what was sampled between."""
+
+    start: Snapshot
+    end: Snapshot
+    placement: Placement = Field(default_factory=Placement)
+
+
+class Stage(_Raw):
+    """Lists seen at one function: ``lengths[i]`` lists of exactly ``i`` packets."""
+
+    name: str
+    function: str | None = None
+    attach: str | None = None
+    calls: int = 0
+    packets: int = 0
+    lengths: list[int] = Field(default_factory=list)
+    overflow: int = 0
+    min: int | None = None
+    max: int | None = None
+
+
+class Trace(_Raw):
+    """What the probes counted in one traced trial."""
+
+    duration_s: float
+    stages: list[Stage] = Field(default_factory=list)
+    per_skb: Counters = Field(default_factory=dict)
+    missed: int = 0
+    start: Snapshot | None = None
+    end: Snapshot | None = None
+
+
+class Whole(_Raw):
+    """Counters before the load began and after it ended and everything settled."""
+
+    before: Snapshot
+    after: Snapshot
+
+
+class Stream(_Raw):
+    """One netperf stream as both of its ends reported it."""
+
+    stream: int
+    status: int | None = 0
+    messages_sent: int | None = None
+    messages_received: int | None = None
+    elapsed_s: float | None = None
+
+
+class Void(_Raw):
+    """Why a trial does not count: a rule of the plan and what was seen."""
+
+    rule: str
+    detail: str
+
+
+class Trial(_Raw):
+    """One trial on one boot."""
+
+    kind: Literal["warmup", "timed", "trace"]
+    index: int
+    window: Window | None = None
+    trace: Trace | None = None
+    whole: Whole | None = None
+    netperf: list[Stream] = Field(default_factory=list)
+    void: list[Void] = Field(default_factory=list)
+
+
+class Failure(_Raw):
+    """The error that ended a boot early."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    kind: str = Field(alias="class")
+    message: str = ""
+
+
+class Boot(_Raw):
+    """``boot.json``: one boot of one variant with its trials."""
+
+    schema_: Literal["receive-batching/boot"] = Field(default=BOOT_SCHEMA, alias="schema")
+    version: Literal[1] = VERSION
+    block: int
+    position: int
+    step: str
+    release: str | None = None
+    boot_id: str | None = None
+    outcome: Literal["ok", "failed"]
+    error: Failure | None = None
+    inventory: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    placement_host: dict[str, Any] | None = None
+    trials: list[Trial] = Field(default_factory=list)
+    nic_model: dict[str, Any] | None = None
+    times_s: dict[str, float | None] = Field(default_factory=dict)
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+
+class Campaign(_Raw):
+    """``campaign.json``: the plan, the bed and where everything came from."""
+
+    schema_: Literal["receive-batching/campaign"] = Field(default=CAMPAIGN_SCHEMA, alias="schema")
+    version: Literal[1] = VERSION
+    id: str
+    created: str
+    profile: str
+    seed: int
+    bed: str
+    bed_kind: Literal["virtual", "hardware"]
+    accelerator: str | None = None
+    steps: list[str]
+    blocks: int
+    order: list[list[str]]
+    trial: dict[str, Any] = Field(default_factory=dict)
+    load: dict[str, Any] = Field(default_factory=dict)
+    placement: dict[str, Any] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+    def planned(self) -> Iterator[PlannedBoot]:
+        """Every boot of the stored order."""
+        return boots_of(self.order)
+
+
+def write_campaign(root: Path, campaign: Campaign) -> Path:
+    """Write ``campaign.json`` into ``root``, making the directory if need be."""
+    return _write(root / "campaign.json", campaign)
+
+
+def write_boot(root: Path, boot: Boot) -> Path:
+    """Write a finished boot into its own directory under ``root``."""
+    return _write(boot_directory(root, boot) / "boot.json", boot)
+
+
+def boot_directory(root: Path, boot: Boot | PlannedBoot) -> Path:
+    """Where a boot's file, console and NIC log are kept under ``root``."""
+    return root / "boots" / PlannedBoot(boot.block, boot.position, boot.step).directory
+
+
+def _write(path: Path, model: BaseModel) -> Path:
+    return write_atomic(path, model.model_dump_json(by_alias=True).encode())
+
+
+def write_atomic(path: Path, content: bytes) -> Path:
+    """Put ``content`` at ``path`` durably, whole or not at all.
+
+    Raises:
+        InfrastructureError: the disk is full or the directory is not writable;
+            what stood at ``path`` before still stands.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise InfrastructureError(
+            f"{path} was not written: {error.strerror or error}",
+            hint="free space or name a writable directory; what was written before is intact",
+        ) from error
+    return path
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_Model = TypeVar("_Model", Campaign, Boot)
+
+
+def read_campaign(root: Path) -> Campaign:
+    """Read ``root/campaign.json``.
+
+    Raises:
+        ConfigurationError: ``root`` holds no campaign, or one of another format.
+        InfrastructureError: the file is damaged or cannot be read.
+    """
+    path = root / "campaign.json"
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{root} holds no campaign: campaign.json is missing",
+            hint="name a directory that `harness run --out DIR` wrote",
+        )
+    return _read(path, Campaign, CAMPAIGN_SCHEMA)
+
+
+def read_boot(path: Path) -> Boot:
+    """Read one ``boot.json``; errors as in :func:`read_campaign`."""
+    return _read(path, Boot, BOOT_SCHEMA)
+
+
+class _Head(BaseModel):
+    schema_: Any = Field(default=None, alias="schema")
+    version: Any = None
+
+
+def _read(path: Path, model: type[_Model], schema: str) -> _Model:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise InfrastructureError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise InfrastructureError(
+                f"{path} is not whole JSON: {first['msg']}", hint="the file was damaged or cut off"
+            ) from error
+        _refuse_other_format(path, text, schema, error)
+        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise InfrastructureError(
+            f"{path}: {key}: {first['msg']}", hint=f"this is no valid {schema} version {VERSION}"
+        ) from error
+
+
+def _refuse_other_format(path: Path, text: bytes, schema: str, cause: Exception) -> None:
+    try:
+        head = _Head.model_validate_json(text)
+    except ValidationError:  # no object at all
+        head = _Head()
+    if head.schema_ != schema:
+        raise ConfigurationError(
+            f"{path} has schema {head.schema_!r}, expected {schema!r}",
+            hint="this file was not written by `harness run`",
+        ) from cause
+    if head.version != VERSION:
+        raise ConfigurationError(
+            f"{path} has version {head.version!r} of {schema}, this harness reads {VERSION}",
+            hint="read it with the harness that wrote it, or a newer one",
+        ) from cause
+
+
+@dataclass
+class ResultDirectory:
+    """A result on disk, read one boot at a time so that size does not matter."""
+
+    root: Path
+    campaign: Campaign
+    problems: list[str] = field(default_factory=list)
+    """Filled while :meth:`boots` runs: planned boots that are not there and why."""
+
+    @classmethod
+    def open(cls, root: Path) -> ResultDirectory:
+        """Read the campaign in ``root``; errors as in :func:`read_campaign`."""
+        return cls(root, read_campaign(root))
+
+    def boots(self) -> Iterator[Boot]:
+        """Every boot that can be read, in the planned order.
+
+        Raises:
+            ConfigurationError: a boot of another format or of another place in
+                the plan than its directory says.
+        """
+        self.problems.clear()
+        for planned in self.campaign.planned():
+            path = boot_directory(self.root, planned) / "boot.json"
+            if not path.is_file():
+                self.problems.append(f"{planned.directory}: not finished")
+                continue
+            try:
+                boot = read_boot(path)
+            except InfrastructureError as error:
+                self.problems.append(f"{planned.directory}: {error.message}")
+                continue
+            if PlannedBoot(boot.block, boot.position, boot.step) != planned:
+                raise ConfigurationError(
+                    f"{path} is of block {boot.block}, position {boot.position}, "
+                    f"step {boot.step}, not of {planned.directory}",
+                    hint="the directory was put together from several campaigns",
+                )
+            if boot.outcome != "ok":
+                why = f"{boot.error.kind}: {boot.error.message}" if boot.error else "failed"
+                self.problems.append(f"{planned.directory}: {why}")
+            yield boot
