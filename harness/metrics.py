@@ -11,7 +11,7 @@ after everything settled: a NIC's own statistics reach the host once a second
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from harness.plan import VOID_RULES
@@ -95,8 +95,7 @@ def recorded_tolerances(campaign: Campaign) -> Tolerances:
 
 def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMetrics:
     """Rates, drops and reasons not to count ``trial``."""
-    irq_cpu = _planned_cpu(campaign, "irq_cpu")
-    netserver_cpu = _planned_cpu(campaign, "netserver_cpu")
+    irq_cpu, netserver_cpu = _planned_cpus(campaign)
     rates: dict[str, float | None] = {}
     void: list[Void] = list(trial.void)
     window = trial.window or _traced_window(trial)
@@ -108,7 +107,7 @@ def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMe
     drops: dict[str, int] = {}
     offered = None
     if trial.whole is not None:
-        delta = _Delta.between(trial.whole.before, trial.whole.after)
+        delta = _Delta(trial.whole.before, trial.whole.after)
         drops = _drops(delta)
         offered = delta.offered
         void += _backwards(trial.whole.before, trial.whole.after)
@@ -132,17 +131,20 @@ def _traced_window(trial: Trial) -> Window | None:
     return Window(start=trial.trace.start, end=trial.trace.end)
 
 
-def _planned_cpu(campaign: Campaign, key: str) -> int | None:
-    """A CPU number of the dut's placement, directly or under ``dut``."""
-    dut = campaign.placement.get("dut")
-    for place in (campaign.placement, dut):
-        if isinstance(place, dict) and isinstance(place.get(key), int):
-            return int(place[key])
-    return None
+def _planned_cpus(campaign: Campaign) -> tuple[int | None, int | None]:
+    """CPUs of the dut for interrupt and netserver, as placed in ``hosts.yaml``."""
+    irq_cpu = campaign.placement.get("irq_cpu")
+    netserver_cpu = campaign.placement.get("netserver_cpu")
+    if netserver_cpu == "same":
+        netserver_cpu = irq_cpu
+    return (
+        irq_cpu if isinstance(irq_cpu, int) else None,
+        netserver_cpu if isinstance(netserver_cpu, int) else None,
+    )
 
 
 def _rates(window: Window, irq_cpu: int | None) -> dict[str, float | None]:
-    delta = _Delta.between(window.start, window.end)
+    delta = _Delta(window.start, window.end)
     if delta.duration_s <= 0:
         return dict.fromkeys(
             ("nic_rx_pps", "stack_rx_pps", "delivered_pps", "cpu_ns_per_packet"), None
@@ -156,7 +158,7 @@ def _rates(window: Window, irq_cpu: int | None) -> dict[str, float | None]:
     return {
         "nic_rx_pps": per_second(delta.nic_delivered),
         "stack_rx_pps": per_second(packets),
-        "delivered_pps": per_second(delta.udp("InDatagrams")),
+        "delivered_pps": per_second(delta.datagrams),
         "cpu_ns_per_packet": busy_ns / packets if packets and busy_ns is not None else None,
     }
 
@@ -167,56 +169,53 @@ class _Delta:
 
     before: Snapshot
     after: Snapshot
-    nic: Counters
-    link: Counters
-
-    @classmethod
-    def between(cls, before: Snapshot, after: Snapshot) -> _Delta:
-        return cls(
-            before, after, _difference(before.nic, after.nic), _difference(before.link, after.link)
-        )
 
     @property
     def duration_s(self) -> float:
         return (self.after.monotonic_ns - self.before.monotonic_ns) / 1e9
 
+    def nic(self, *names: str) -> int:
+        """Sum of what ``ethtool -S`` counted under ``names``; 0 for those it has not."""
+        return _grown(self.before.nic, self.after.nic, names)
+
+    def link(self, *names: str) -> int:
+        return _grown(self.before.link, self.after.link, names)
+
+    def snmp(self, table: str, *names: str) -> int:
+        return _grown(self.before.snmp.get(table, {}), self.after.snmp.get(table, {}), names)
+
+    def netstat(self, table: str, *names: str) -> int:
+        return _grown(self.before.netstat.get(table, {}), self.after.netstat.get(table, {}), names)
+
     @property
     def is_sfc(self) -> bool:
-        return "port_rx_packets" in self.nic
+        return "port_rx_packets" in self.after.nic
 
     @property
     def offered(self) -> int | None:
         """Frames at the port; without such a counter, those taken or missed."""
         if self.is_sfc:
-            return self.nic["port_rx_packets"]
+            return self.nic("port_rx_packets")
         taken = self.nic_delivered
-        return None if taken is None else taken + self.link.get("rx_missed_errors", 0)
+        return None if taken is None else taken + self.link("rx_missed_errors")
 
     @property
     def nic_delivered(self) -> int | None:
         """Frames taken from receive queues; the driver counts these as they come."""
-        queues = [
-            count
-            for name, count in self.nic.items()
-            if name.startswith("rx-") and name.endswith(".rx_packets")
-        ]
-        return sum(queues) if queues else self.link.get("rx_packets")
+        queues = [name for name in self.after.nic if name.endswith(".rx_packets")]
+        if queues:
+            return self.nic(*queues)
+        return self.link("rx_packets") if "rx_packets" in self.after.link else None
 
     @property
     def ip_in(self) -> int | None:
-        return self.snmp("Ip", "InReceives")
+        known = "InReceives" in self.after.snmp.get("Ip", {})
+        return self.snmp("Ip", "InReceives") if known else None
 
-    def snmp(self, table: str, name: str) -> int | None:
-        after = self.after.snmp.get(table, {}).get(name)
-        return None if after is None else after - self.before.snmp.get(table, {}).get(name, 0)
-
-    def udp(self, name: str) -> int | None:
-        return self.snmp("Udp", name)
-
-    def netstat(self, table: str, name: str) -> int:
-        return self.after.netstat.get(table, {}).get(name, 0) - self.before.netstat.get(
-            table, {}
-        ).get(name, 0)
+    @property
+    def datagrams(self) -> int | None:
+        known = "InDatagrams" in self.after.snmp.get("Udp", {})
+        return self.snmp("Udp", "InDatagrams") if known else None
 
     @property
     def softnet_dropped(self) -> int:
@@ -236,33 +235,30 @@ def _kernel_ns(line: CpuTime) -> int:
     return line.system_ns + line.irq_ns + line.softirq_ns
 
 
-def _difference(before: Counters, after: Counters) -> Counters:
-    return {name: count - before.get(name, 0) for name, count in after.items()}
-
-
-def _total(counters: Counters, names: tuple[str, ...]) -> int:
-    return sum(counters.get(name, 0) for name in names)
+def _grown(before: Counters, after: Counters, names: Iterable[str]) -> int:
+    return sum(after.get(name, 0) - before.get(name, 0) for name in names)
 
 
 def _drops(delta: _Delta) -> dict[str, int]:
-    nic_in_link = _total(delta.nic, _SFC_IN_LINK_DROPPED) if delta.is_sfc else 0
-    ring = _total(delta.nic, _PORT_RING_DROPS)
+    sfc = delta.is_sfc
+    nic_in_link = delta.nic(*_SFC_IN_LINK_DROPPED) if sfc else 0
+    backlog = delta.softnet_dropped
     return {
-        "nic_ring": ring if delta.is_sfc else delta.link.get("rx_missed_errors", 0),
-        "nic_other": _total(delta.nic, _PORT_OTHER_DROPS),
-        "driver": _total(delta.nic, _DRIVER_DROPS) if delta.is_sfc else 0,
-        "softnet": delta.softnet_dropped,
+        "nic_ring": delta.nic(*_PORT_RING_DROPS) if sfc else delta.link("rx_missed_errors"),
+        "nic_other": delta.nic(*_PORT_OTHER_DROPS) if sfc else 0,
+        "driver": delta.nic(*_DRIVER_DROPS) if sfc else 0,
+        "softnet": backlog,
         # rx_dropped gathers the driver's own, the backlog's and the core's drops.
-        "core": max(0, delta.link.get("rx_dropped", 0) - nic_in_link - delta.softnet_dropped)
-        + delta.link.get("rx_nohandler", 0),
-        "other_host": delta.link.get("rx_otherhost_dropped", 0),
-        "ip": sum(delta.snmp("Ip", name) or 0 for name in _IP_DROPS)
-        + sum(delta.netstat("IpExt", name) for name in _IP_EXT_DROPS)
+        "core": max(0, delta.link("rx_dropped") - nic_in_link - backlog)
+        + delta.link("rx_nohandler"),
+        "other_host": delta.link("rx_otherhost_dropped"),
+        "ip": delta.snmp("Ip", *_IP_DROPS)
+        + delta.netstat("IpExt", *_IP_EXT_DROPS)
         + delta.netstat("TcpExt", "IPReversePathFilter"),
-        "udp_rcvbuf": delta.udp("RcvbufErrors") or 0,
-        "udp_memory": delta.udp("MemErrors") or 0,
-        "udp_noport": delta.udp("NoPorts") or 0,
-        "udp_checksum": delta.udp("InCsumErrors") or 0,
+        "udp_rcvbuf": delta.snmp("Udp", "RcvbufErrors"),
+        "udp_memory": delta.snmp("Udp", "MemErrors"),
+        "udp_noport": delta.snmp("Udp", "NoPorts"),
+        "udp_checksum": delta.snmp("Udp", "InCsumErrors"),
     }
 
 
@@ -283,27 +279,27 @@ def _conservation(
             )
 
     # Traffic of other interfaces (ssh) and frames GRO joins, both ways.
-    control = (delta.snmp("Tcp", "InSegs") or 0) + (delta.snmp("Icmp", "InMsgs") or 0)
+    control = delta.snmp("Tcp", "InSegs") + delta.snmp("Icmp", "InMsgs")
     taken, ip_in = delta.nic_delivered, delta.ip_in
     if delta.is_sfc and taken is not None:
         # Whether a firmware counts these among port_rx_packets differs.
         yield from law(
             "nic-conservation",
-            delta.nic["port_rx_packets"] - drops["nic_ring"],
+            delta.nic("port_rx_packets") - drops["nic_ring"],
             taken,
             more=drops["nic_other"],
         )
     if taken is not None and ip_in is not None:
         between = sum(drops[name] for name in ("driver", "softnet", "core", "other_host"))
         yield from law("stack-conservation", taken - between, ip_in, fewer=control, more=control)
-    datagrams = delta.udp("InDatagrams")
+    datagrams = delta.datagrams
     if ip_in is not None and datagrams is not None:
-        udp = datagrams + (delta.udp("InErrors") or 0) + drops["udp_noport"]
+        udp = datagrams + delta.snmp("Udp", "InErrors") + drops["udp_noport"]
         waiting = [
             sum(socket.queued_bytes for socket in snapshot.udp_sockets) // _MIN_TRUESIZE_BYTES
             for snapshot in (whole.before, whole.after)
         ]
-        forwarded = delta.snmp("Ip", "ForwDatagrams") or 0
+        forwarded = delta.snmp("Ip", "ForwDatagrams")
         yield from law(
             "ip-conservation",
             ip_in - drops["ip"] - forwarded,
@@ -352,11 +348,11 @@ def _moved(
 
 def _window_rules(window: Window, irq_cpu: int | None, tolerances: Tolerances) -> Iterator[Void]:
     yield from _backwards(window.start, window.end)
-    delta = _Delta.between(window.start, window.end)
+    delta = _Delta(window.start, window.end)
     packets = delta.ip_in
     if packets is not None and packets < tolerances["no-load"]["packets"]:
         yield Void(rule="no-load", detail=f"{packets} packets reached IP during the window")
-    flaps = delta.link.get("carrier_changes", 0)
+    flaps = delta.link("carrier_changes")
     if flaps > 0:
         yield Void(rule="link-flapped", detail=f"the link changed {flaps} times")
     before = {line.cpu: line.steal_ns for line in window.start.cpu}
@@ -386,9 +382,9 @@ def _backwards(before: Snapshot, after: Snapshot) -> Iterator[Void]:
 
 
 def _stream_rules(trial: Trial, window: Window | None) -> Iterator[Void]:
-    failed = [stream.stream for stream in trial.netperf if stream.status]
+    failed = [f"{s.stream} ({s.status})" for s in trial.netperf if s.status != 0]
     if failed:
-        yield Void(rule="stream-failed", detail=f"streams {failed} ended with an error")
+        yield Void(rule="stream-failed", detail=f"stream (status): {', '.join(failed)}")
     if window is not None:
         window_s = (window.end.monotonic_ns - window.start.monotonic_ns) / 1e9
         short = [

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""The report of a campaign: one document, several ways to show it.
+
+:func:`document` turns an analysis into plain data with a schema and a version.
+That is the JSON report, and all other formats are drawn from it alone, so what
+one of them says every other says too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from harness.analysis import PRIMARY, Analysis, ListLengths, Row
+from harness.errors import ConfigurationError
+from harness.plan import BASELINE
+from harness.report import text
+from harness.stats import CONFIDENCE
+
+SCHEMA = "receive-batching/report"
+VERSION = 1
+
+# What the series' author published for a 40G Solarflare 7x42Q in a Xeon
+# E3-1220V2; ratios are computed from these rates, not copied.
+PUBLISHED_PPS: Mapping[str, float] = MappingProxyType({"0": 5.07e6, "2": 5.59e6, "8": 6.44e6})
+
+Document = dict[str, Any]
+
+
+def document(analysis: Analysis) -> Document:
+    """``analysis`` as JSON-ready data; the keys are kept stable within a version."""
+    campaign = analysis.campaign
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "complete": analysis.complete,
+        "virtual": campaign.bed_kind == "virtual",
+        "label": label(campaign.bed_kind, campaign.accelerator),
+        "campaign": {
+            "id": campaign.id,
+            "created": campaign.created,
+            "profile": campaign.profile,
+            "seed": campaign.seed,
+            "bed": campaign.bed,
+            "bed_kind": campaign.bed_kind,
+            "accelerator": campaign.accelerator,
+            "kernel": _kernel(analysis),
+            "blocks": campaign.blocks,
+            "order": campaign.order,
+            "trial": campaign.trial,
+            "load": campaign.load,
+            "placement": campaign.placement,
+            "variants": campaign.variants,
+            "provenance": campaign.provenance,
+        },
+        "boots_done": analysis.boots_done,
+        "boots_planned": analysis.boots_planned,
+        "problems": list(analysis.problems),
+        "metric": PRIMARY,
+        "baseline": BASELINE,
+        "rows": [_row(row) for row in analysis.rows],
+        "void": [
+            {
+                "block": trial.boot.block,
+                "position": trial.boot.position,
+                "step": trial.boot.step,
+                "kind": trial.kind,
+                "index": trial.index,
+                "reasons": [{"rule": void.rule, "detail": void.detail} for void in trial.reasons],
+            }
+            for trial in analysis.void
+        ],
+        "verdicts": [_verdict(row) for row in analysis.rows if row.verdict],
+        "no_verdict": analysis.no_verdict,
+        "published": {
+            "source": "published hardware result: 40G Solarflare 7x42Q, Xeon E3-1220V2",
+            "stack_rx_pps": dict(PUBLISHED_PPS),
+        },
+    }
+
+
+def label(bed_kind: str, accelerator: str | None) -> str:
+    """How far the figures of a bed may be trusted, in a few words."""
+    if bed_kind != "virtual":
+        return "hardware bed"
+    return f"virtual bed, {(accelerator or 'emulated').upper()}: not a hardware figure"
+
+
+def _kernel(analysis: Analysis) -> str | None:
+    """The base all steps share, as far as the campaign names it."""
+    for variant in analysis.campaign.variants.values():
+        source = variant.get("source") or variant.get("release")
+        if source:
+            return source if isinstance(source, str) else json.dumps(source)
+    return None
+
+
+def _row(row: Row) -> Document:
+    lists, change = row.driver_lists, row.change
+    published = PUBLISHED_PPS.get(row.step)
+    traced, timed = row.traced_pps, row.rates[PRIMARY]
+    return {
+        "step": row.step,
+        "title": row.title,
+        "release": row.release,
+        "boots": len(row.boots),
+        **row.rates,
+        "ratio_to_step0": change.median if change else None,
+        "ratio_range": list(change.range) if change else None,
+        "ratio_interval": list(row.verdict.interval) if row.verdict else None,
+        "ratio_by_block": (
+            {str(block): r for block, r in zip(row.change_blocks, change.ratios, strict=True)}
+            if change
+            else {}
+        ),
+        "published_ratio": published / PUBLISHED_PPS[BASELINE] if published else None,
+        "list_len_p50": lists.p50 if lists else None,
+        "list_len_p90": lists.p90 if lists else None,
+        "list_len_max": lists.max if lists else None,
+        "ip_rcv_per_packet": row.ip_rcv_per_packet,
+        "drops": row.drop_shares,
+        "drop_packets": row.drop_packets,
+        "void_trials": row.void_trials,
+        "stages": [_stage(stage) for stage in row.stages],
+        "trace_missed": row.trace_missed,
+        "traced_stack_rx_pps": traced,
+        "traced_to_timed": traced / timed if traced and timed else None,
+        "by_boot": [
+            {
+                "block": boot.boot.block,
+                "position": boot.boot.position,
+                **boot.rates,
+                "trials": list(boot.trials),
+            }
+            for boot in row.boots
+        ],
+    }
+
+
+def _stage(stage: ListLengths) -> Document:
+    return {
+        "name": stage.name,
+        "lists": stage.lists,
+        "packets": stage.packets,
+        "p50": stage.p50,
+        "p90": stage.p90,
+        "max": stage.max,
+        "lengths": list(stage.lengths),
+        "overflow": stage.overflow,
+    }
+
+
+def _verdict(row: Row) -> Document:
+    verdict = row.verdict
+    if verdict is None:
+        raise ValueError(f"step {row.step} has no verdict")
+    return {
+        "step": row.step,
+        "baseline": BASELINE,
+        "metric": PRIMARY,
+        "verdict": verdict.outcome,
+        "ratio": verdict.ratio,
+        "interval": list(verdict.interval),
+        "confidence": verdict.confidence,
+        "asked_confidence": CONFIDENCE,
+        "method": "Hodges-Lehmann estimate, exact Wilcoxon signed-rank interval over blocks",
+        "blocks": verdict.blocks,
+        "p_value": verdict.p_value,
+        "p_holm": verdict.p_holm,
+        "no_difference_larger_than": verdict.bound,
+        "smallest_detectable": verdict.detectable,
+    }
+
+
+def _json(report: Document) -> str:
+    return json.dumps(report, indent=1, allow_nan=False)
+
+
+_FORMATS: Mapping[str, Callable[[Document], str]] = MappingProxyType(
+    {"table": text.table, "json": _json, "csv": text.csv_rows, "markdown": text.markdown}
+)
+FORMATS = tuple(_FORMATS)
+
+
+def render(report: Document, form: str) -> str:
+    """``report`` in one of :data:`FORMATS`, ending without a line break.
+
+    Raises:
+        ConfigurationError: no such format.
+    """
+    try:
+        draw = _FORMATS[form]
+    except KeyError as error:
+        raise ConfigurationError(
+            f"no report format is named {form!r}", hint=f"choose one of {', '.join(FORMATS)}"
+        ) from error
+    return draw(report).rstrip("\n")

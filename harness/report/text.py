@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""The report as a table for a terminal, as markdown and as CSV.
+
+Draws from the report document alone. Everything below a table (what is void, why
+there is no verdict) is part of it: no format leaves it out but CSV, which is for
+programs and carries the rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from tabulate import tabulate
+
+Document = dict[str, Any]
+
+_HEADERS = (
+    "step",
+    "list length\np50/p90/max",
+    "stack\npackets/s",
+    "delivered\npackets/s",
+    "change over step 0\nmedian (range of blocks)",
+    "on\nhardware*",
+    "ip_rcv\n/packet",
+    "drops, share of\nframes at the NIC",
+    "boots",
+)
+_ALIGN = ("left", "right", "right", "right", "left", "right", "right", "left", "right")
+_PLACES: Mapping[str, str] = MappingProxyType(
+    {
+        "nic_ring": "ring",
+        "nic_other": "nic",
+        "driver": "driver",
+        "softnet": "backlog",
+        "core": "core",
+        "other_host": "other host",
+        "ip": "ip",
+        "udp_rcvbuf": "socket",
+        "udp_memory": "udp memory",
+        "udp_noport": "no port",
+        "udp_checksum": "checksum",
+    }
+)
+_NONE = "—"
+_COUNTED_LENGTH = 64
+
+
+def table(report: Document) -> str:
+    """For a terminal: header, table, then everything one has to know beside it."""
+    drawn = tabulate(
+        _cells(report), headers=_HEADERS, tablefmt="simple", disable_numparse=True, colalign=_ALIGN
+    )
+    return "\n".join([*_head(report), "", drawn, "", *_below(report)])
+
+
+def markdown(report: Document) -> str:
+    """For a web page or a mail: the same lines as :func:`table`."""
+    headers = [_escaped(header.replace("\n", " ")) for header in _HEADERS]
+    drawn = tabulate(
+        _cells(report), headers=headers, tablefmt="github", disable_numparse=True, colalign=_ALIGN
+    )
+    head = [
+        f"**{line}**  " if index == 0 else f"{line}  " for index, line in enumerate(_head(report))
+    ]
+    below = [f"- {_escaped(line.strip())}" for line in _below(report)]
+    return "\n".join([*head, "", drawn, "", *below])
+
+
+def csv_rows(report: Document) -> str:
+    """For programs: a line a step, plain numbers, empty where there is no value."""
+    flat = [_flat(report, row) for row in report["rows"]]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue()
+
+
+def _flat(report: Document, row: Document) -> Document:
+    nested = ("drops", "drop_packets", "stages", "by_boot", "ratio_by_block")
+    flat = {name: value for name, value in row.items() if name not in nested}
+    for name in ("ratio_range", "ratio_interval"):
+        low, high = flat.pop(name) or (None, None)
+        flat |= {f"{name}_low": low, f"{name}_high": high}
+    flat |= {f"drops_{place}": row["drops"].get(place, 0.0) for place in _PLACES}
+    verdicts = {verdict["step"]: verdict["verdict"] for verdict in report["verdicts"]}
+    flat["verdict"] = verdicts.get(row["step"])
+    flat["complete"] = report["complete"]
+    flat["virtual"] = report["virtual"]
+    return flat
+
+
+def _head(report: Document) -> list[str]:
+    campaign = report["campaign"]
+    facts = [
+        f"bed {campaign['bed']}",
+        campaign["accelerator"].upper() if campaign["accelerator"] else None,
+        f"kernel {campaign['kernel']}" if campaign["kernel"] else None,
+        f"profile {campaign['profile']}",
+        f"seed {campaign['seed']}",
+        campaign["created"],
+    ]
+    lines = [" · ".join(fact for fact in facts if fact)]
+    if report["virtual"]:
+        lines.append(report["label"])
+    if not report["complete"]:
+        lines.append(
+            f"INCOMPLETE: {report['boots_done']} of {report['boots_planned']} boots are finished"
+        )
+    return lines
+
+
+def _cells(report: Document) -> list[list[str]]:
+    return [
+        [
+            row["step"],
+            _lengths(row),
+            _rate(row["stack_rx_pps"]),
+            _rate(row["delivered_pps"]),
+            _change(report, row),
+            _hardware(report, row),
+            _NONE if row["ip_rcv_per_packet"] is None else f"{row['ip_rcv_per_packet']:.3f}",
+            _drops(row["drops"]),
+            str(row["boots"]),
+        ]
+        for row in report["rows"]
+    ]
+
+
+def _lengths(row: Document) -> str:
+    if row["list_len_p50"] is None:
+        return _NONE
+    shown = [
+        f">{_COUNTED_LENGTH}" if row[name] > _COUNTED_LENGTH else str(row[name])
+        for name in ("list_len_p50", "list_len_p90")
+    ]
+    return "/".join([*shown, str(row["list_len_max"])])
+
+
+def _change(report: Document, row: Document) -> str:
+    if row["ratio_to_step0"] is None:
+        return _NONE
+    if row["step"] == report["baseline"]:
+        return "baseline"
+    low, high = row["ratio_range"]
+    return f"{_percent(row['ratio_to_step0'])} ({_percent(low)} … {_percent(high)})"
+
+
+def _hardware(report: Document, row: Document) -> str:
+    if row["published_ratio"] is None or row["step"] == report["baseline"]:
+        return _NONE
+    return _percent(row["published_ratio"])
+
+
+def _drops(shares: Mapping[str, float]) -> str:
+    worst = sorted(shares.items(), key=lambda item: -item[1])
+    shown = [f"{_PLACES.get(place, place)} {share:.1%}" for place, share in worst if share >= 5e-4]
+    return ", ".join(shown) or ("none" if not shares else "under 0.1%")
+
+
+def _rate(pps: float | None) -> str:
+    return _NONE if pps is None else f"{pps:,.0f}"
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f}%"
+
+
+def _below(report: Document) -> Iterator[str]:
+    for problem in report["problems"]:
+        yield f"not measured: {problem}"
+    for void in report["void"]:
+        reasons = "; ".join(f"{reason['rule']}: {reason['detail']}" for reason in void["reasons"])
+        yield (
+            f"void: block {void['block']}, step {void['step']}, "
+            f"{void['kind']} trial {void['index'] + 1}: {reasons}"
+        )
+    for row in report["rows"]:
+        if row["trace_missed"]:
+            yield f"step {row['step']}: the probes missed {row['trace_missed']} events"
+    cost = [
+        f"{row['step']}: {100 * (row['traced_to_timed'] - 1):+.0f}%"
+        for row in report["rows"]
+        if row["traced_to_timed"]
+    ]
+    if cost:
+        yield f"stack packets/s while the probes ran, beside the timed trials: {', '.join(cost)}"
+    yield from (verdict_line(verdict) for verdict in report["verdicts"])
+    if report["no_verdict"]:
+        yield f"no verdict: {report['no_verdict']}"
+    published = report["published"]
+    rates = " / ".join(f"{pps / 1e6:.2f}" for pps in published["stack_rx_pps"].values())
+    steps = ", ".join(published["stack_rx_pps"])
+    yield f"* {published['source']}; {rates} Mpps after steps {steps}"
+
+
+def verdict_line(verdict: Document) -> str:
+    """One verdict as a sentence with all that one needs to doubt it."""
+    words = {
+        "faster": "faster",
+        "slower": "slower",
+        "no difference": "no difference larger than "
+        f"{100 * verdict['no_difference_larger_than']:.1f}%",
+        "inconclusive": "inconclusive",
+    }
+    low, high = verdict["interval"]
+    return (
+        f"step {verdict['step']} against step {verdict['baseline']}: {words[verdict['verdict']]} "
+        f"({_percent(verdict['ratio'])}, {verdict['confidence']:.0%} interval "
+        f"{_percent(low)} … {_percent(high)} over {verdict['blocks']} blocks; Wilcoxon "
+        f"p {verdict['p_value']:.3g}, Holm {verdict['p_holm']:.3g}; detectable from "
+        f"±{100 * verdict['smallest_detectable']:.1f}%)"
+    )
+
+
+def _escaped(line: str) -> str:
+    return line.replace("*", "\\*").replace("|", "\\|").replace("_", "\\_")
