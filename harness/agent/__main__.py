@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: MIT
+"""The agent's loop: a JSON request a line on stdin, an answer a line on stdout.
+
+Hides the calls' dispatch and the end of an agent: when the controller is gone,
+whatever the reason, probes are detached, the load is stopped and the settings
+are put back before the process exits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import platform
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from .counters import Counters
+from .faults import AgentError, ControllerGone
+from .inventory import inventory, read_text, see_own_interfaces
+from .netperf import Load
+from .settings import Settings
+from .trace import Tracer
+
+PROTOCOL = 1
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class _Channel:
+    """Lines from and to the controller; a wait ends when the controller does."""
+
+    def __init__(self) -> None:
+        # Whatever a library prints must not become part of the protocol.
+        self._out = os.dup(1)
+        os.dup2(2, 1)
+        self._pending = b""
+        self._ended = False
+
+    def line(self) -> str | None:
+        """The next request; None at the end of the stream."""
+        while b"\n" not in self._pending and not self._ended:
+            self._receive()
+        line, newline, rest = self._pending.partition(b"\n")
+        self._pending = rest
+        return line.decode() if newline else None
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Raises ControllerGone where nobody reads any more."""
+        data = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        try:
+            while data:
+                data = data[os.write(self._out, data) :]
+        except BrokenPipeError as error:
+            raise ControllerGone from error
+
+    def sleep(self, duration_s: float) -> None:
+        """Raises ControllerGone at once when stdin ends meanwhile."""
+        end_s = time.monotonic() + duration_s
+        while True:
+            left_s = max(0.0, end_s - time.monotonic())
+            if select.select([0], [], [], left_s)[0]:
+                self._receive()
+                if self._ended:
+                    raise ControllerGone
+            elif left_s == 0.0 or time.monotonic() >= end_s:
+                return
+
+    def _receive(self) -> None:
+        data = os.read(0, 65536)
+        self._pending += data
+        self._ended = not data
+
+
+class Agent:
+    """The calls, one method each; results and arguments are plain JSON values."""
+
+    def __init__(self, sleep: Callable[[float], None]) -> None:
+        self._sleep = sleep
+        self._settings = Settings()
+        self._load = Load()
+        self._tracer = Tracer()
+        self._counters: dict[str, Counters] = {}
+        self.calls: dict[str, Callable[..., Any]] = {
+            "inventory": inventory,
+            "settings_apply": self._settings_apply,
+            "settings_read": self._settings.read,
+            "settings_restore": self._settings.restore,
+            "netserver_start": self._load.netserver_start,
+            "netserver_stop": self._load.netserver_stop,
+            "netperf_start": self._load.netperf_start,
+            "netperf_wait": self._netperf_wait,
+            "netperf_stop": self._load.netperf_stop,
+            "counters": self._snapshot,
+            "window": self._window,
+            "trace": self._trace,
+            "trace_can": self._tracer.can,
+            "trace_attach": self._tracer.attach,
+            "trace_detach": self._tracer.detach,
+            "dmesg": _dmesg,
+        }
+
+    def close(self) -> None:
+        """Leave the host as it was found; nothing that fails here stops the rest."""
+        for last in (self._tracer.close, self._load.stop, self._settings.restore):
+            try:
+                left = last()
+            except Exception:  # noqa: BLE001 - the rest has to be put back all the same
+                traceback.print_exc(file=sys.stderr)
+            else:
+                for failure in (left or {}).get("failed", ()):
+                    sys.stderr.write(f"not put back: {failure}\n")
+
+    def _settings_apply(self, *, interface: str, **wanted: Any) -> Any:
+        # Queues and interrupts may be others afterwards.
+        self._counters.clear()
+        return self._settings.apply(interface=interface, sleep=self._sleep, **wanted)
+
+    def _netperf_wait(self, *, timeout_s: float) -> Any:
+        return self._load.netperf_wait(timeout_s=timeout_s, sleep=self._sleep)
+
+    def _snapshot(self, *, interface: str) -> Any:
+        return self._of(interface).snapshot()
+
+    def _window(
+        self,
+        *,
+        interface: str,
+        duration_s: float,
+        sample_s: float = 0.2,
+        netserver: bool = False,
+    ) -> Any:
+        if netserver and not self._load.serving():
+            raise AgentError("netserver serves no stream as the window opens", kind="void")
+        return self._of(interface).window(
+            duration_s=duration_s, sample_s=sample_s, sleep=self._sleep
+        )
+
+    def _trace(self, *, interface: str, duration_s: float, program_dir: str | None = None) -> Any:
+        return self._tracer.trace(
+            interface=interface,
+            duration_s=duration_s,
+            program_dir=program_dir,
+            counters=self._of(interface),
+            sleep=self._sleep,
+        )
+
+    def _of(self, interface: str) -> Counters:
+        if interface not in self._counters:
+            self._counters[interface] = Counters(interface, self._load.pids)
+        return self._counters[interface]
+
+
+def _dmesg() -> dict[str, str]:
+    done = subprocess.run(
+        ["dmesg"], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode != 0:
+        raise AgentError(f"the kernel log cannot be read: {done.stderr.strip()}")
+    return {"text": done.stdout}
+
+
+def _request(line: str) -> tuple[int, str, dict[str, Any]]:
+    try:
+        request = json.loads(line)
+        return request["id"], request["call"], request.get("args") or {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AgentError(f"not a request: {line[:200]!r}", kind="configuration") from error
+
+
+def _call(calls: dict[str, Callable[..., Any]], name: str, arguments: dict[str, Any]) -> Any:
+    if name not in calls:
+        known = ", ".join(sorted(calls))
+        raise AgentError(f"no call {name!r}", kind="configuration", hint=f"calls: {known}")
+    try:
+        inspect.signature(calls[name]).bind(**arguments)
+    except TypeError as error:
+        raise AgentError(f"{name}: {error}", kind="configuration") from error
+    return calls[name](**arguments)
+
+
+def _answer(calls: dict[str, Callable[..., Any]], line: str) -> dict[str, Any]:
+    number = None
+    try:
+        number, name, arguments = _request(line)
+        return {"id": number, "result": _call(calls, name, arguments)}
+    except AgentError as error:
+        problem = {"kind": error.kind, "message": str(error), "hint": error.hint}
+    except Exception as error:  # noqa: BLE001 - one failed call must not end the agent
+        traceback.print_exc(file=sys.stderr)
+        message = f"{type(error).__name__}: {error}"
+        problem = {"kind": "infrastructure", "message": message, "hint": None}
+    return {"id": number, "error": problem}
+
+
+def _stopped(_number: int, _frame: FrameType | None) -> NoReturn:
+    # A second signal must not cut the cleaning up short.
+    for number in _ENDS:
+        signal.signal(number, signal.SIG_IGN)
+    raise ControllerGone
+
+
+def main(_arguments: Sequence[str] = ()) -> int:
+    """Serve until the controller is gone; 0 is the only status of an end that was clean."""
+    channel = _Channel()
+    see_own_interfaces()
+    agent = Agent(channel.sleep)
+    for number in _ENDS:
+        signal.signal(number, _stopped)
+    with contextlib.suppress(ControllerGone):
+        try:
+            channel.send(
+                {
+                    "ready": {
+                        "protocol": PROTOCOL,
+                        "pid": os.getpid(),
+                        "python": platform.python_version(),
+                        "release": platform.release(),
+                        "boot_id": read_text(Path("/proc/sys/kernel/random/boot_id")),
+                        "hostname": platform.node(),
+                    }
+                }
+            )
+            while (line := channel.line()) is not None:
+                if line.strip():
+                    channel.send(_answer(agent.calls, line))
+        finally:
+            for number in _ENDS:
+                signal.signal(number, signal.SIG_IGN)
+            agent.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: MIT
+"""How a call of the agent fails: a kind the controller maps to its own error classes."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Literal
+
+Kind = Literal["infrastructure", "configuration", "void"]
+
+
+class AgentError(Exception):
+    """A call that could not be done; ``hint`` is the way out where one is known."""
+
+    def __init__(self, message: str, *, kind: Kind = "infrastructure", hint: str | None = None):
+        super().__init__(message)
+        self.kind: Kind = kind
+        self.hint = hint
+
+
+class ControllerGone(Exception):  # noqa: N818 - the normal end of an agent, not an error
+    """Nobody is left to answer: stdin ended, or a signal asked the agent to stop."""
+
+
+def need(module: str, *, package: str) -> ModuleType:
+    """The third-party ``module``, imported when first used.
+
+    Raises:
+        AgentError: it is not installed; the hint names the Debian ``package``.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise AgentError(
+            f"this host's python3 cannot import {module}: {error}",
+            hint=f"install the package {package} on the host",
+        ) from error

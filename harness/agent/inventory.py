@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: MIT
+"""What a host is: its interface, the NIC behind it, its interrupts and its software."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .ethtool import Ethtool
+from .faults import AgentError
+
+NET = Path("/sys/class/net")
+_CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
+_CPUFREQ = "/sys/devices/system/cpu"
+_CLOCKSOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+
+
+def read_text(path: Path) -> str | None:
+    """The text of a /proc or /sys file without its last newline; None where there is none.
+
+    Some attributes exist and refuse to be read, the speed of a link that is down among them.
+    """
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def in_first_namespace() -> bool:
+    """Is this the machine's own network, and not a namespace that ends with its processes?"""
+    try:
+        return Path("/proc/1/ns/net").stat().st_ino == Path("/proc/self/ns/net").stat().st_ino
+    except OSError:
+        # An ordinary user's namespace may not look at process 1.
+        return False
+
+
+def see_own_interfaces() -> None:
+    """Give this process the /sys of its network namespace.
+
+    /sys shows the network of whoever mounted it: whoever enters a namespace by
+    anything less than `ip netns exec` still sees the machine's interfaces.
+    """
+    if in_first_namespace():
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if (
+        libc.unshare(_CLONE_NEWNS) != 0
+        or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) != 0
+        or libc.mount(b"sysfs", b"/sys", b"sysfs", 0, None) != 0
+    ):
+        why = os.strerror(ctypes.get_errno())
+        sys.stderr.write(f"/sys may show the interfaces of another network namespace: {why}\n")
+
+
+def existing(interface: str) -> str:
+    """``interface`` itself.
+
+    Raises:
+        AgentError: this host (or network namespace) has no such interface.
+    """
+    if not (NET / interface).exists():
+        have = ", ".join(sorted(path.name for path in NET.iterdir())) or "none"
+        raise AgentError(
+            f"no interface {interface} on this host",
+            kind="configuration",
+            hint=f"the host has: {have}",
+        )
+    return interface
+
+
+def inventory(
+    *, interface: str | None = None, mac: str | None = None, command_prefix: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The interface, named or found by its MAC address, and the host around it.
+
+    ``command_prefix`` is put before netperf and netserver when their version is asked for.
+    """
+    if interface is None and mac is not None:
+        interface = _named_by(mac)
+    answer: dict[str, Any] = {
+        "cpus": os.cpu_count(),
+        "governors": governors(),
+        "irqbalance": irqbalance_running(),
+        "versions": _versions(command_prefix),
+        "clocksource": read_text(_CLOCKSOURCE),
+    }
+    if interface is None:
+        return answer
+    existing(interface)
+    at = NET / interface
+    driver = Ethtool(interface).driver()
+    speed = read_text(at / "speed")
+    numa_node = read_text(at / "device" / "numa_node")
+    return answer | {
+        "interface": interface,
+        "mac": read_text(at / "address"),
+        "driver": driver.name if driver else None,
+        "bus": driver.bus if driver else None,
+        "firmware": driver.firmware if driver else None,
+        "pci_id": _pci_id(at),
+        "mtu": int(read_text(at / "mtu") or 0),
+        "speed_mbps": int(speed) if speed and int(speed) > 0 else None,
+        "numa_node": int(numa_node) if numa_node else None,
+        "link": read_text(at / "carrier") == "1",
+        "irqs": [{"irq": irq, "name": name} for irq, name in interface_irqs(interface).items()],
+        "rx_queues": len(list((at / "queues").glob("rx-*"))),
+    }
+
+
+def interface_irqs(interface: str) -> dict[int, str]:
+    """The interrupts in use by the device behind ``interface``, and their names."""
+    device = (NET / interface / "device").resolve()
+    numbers: set[int] = set()
+    # A virtio device is a child of the PCI function that owns its vectors.
+    for owner in (device, device.parent):
+        numbers |= {int(path.name) for path in owner.glob("msi_irqs/*")}
+        if not numbers:
+            legacy = int(read_text(owner / "irq") or 0)
+            numbers |= {legacy} if legacy > 0 else set()
+        if numbers:
+            break
+    table = parse_interrupts(Path("/proc/interrupts").read_text(encoding="utf-8"), numbers)
+    return {int(irq): row["name"] for irq, row in table.items() if row["name"]}
+
+
+def parse_interrupts(text: str, wanted: set[int]) -> dict[str, dict[str, Any]]:
+    """Rows of /proc/interrupts by number: ``{"24": {"name": "eth0-0", "counts": {"0": 17}}}``."""
+    lines = text.splitlines()
+    cpus = [word.removeprefix("CPU") for word in lines[0].split()] if lines else []
+    rows: dict[str, dict[str, Any]] = {}
+    for line in lines[1:]:
+        number, _, rest = line.partition(":")
+        number = number.strip()
+        if not number.isdigit() or int(number) not in wanted:
+            continue
+        words = rest.split()
+        # After the counts: chip, then "edge"/"level" joined to the hardware number or after it.
+        tail = words[len(cpus) + 2 :]
+        if tail and re.fullmatch(r"(?i)edge|level", tail[0]):
+            tail = tail[1:]
+        counts = dict(zip(cpus, map(int, words[: len(cpus)]), strict=False))
+        rows[number] = {"name": " ".join(tail), "counts": counts}
+    return rows
+
+
+def governors() -> dict[str, str] | None:
+    """The cpufreq governor of each CPU; None where the CPU's frequency is not ours to set."""
+    found = {
+        path.parent.parent.name.removeprefix("cpu"): read_text(path) or ""
+        for path in sorted(Path(_CPUFREQ).glob("cpu[0-9]*/cpufreq/scaling_governor"))
+    }
+    return found or None
+
+
+def irqbalance_running() -> bool:
+    """Is an irqbalance at work on this host?"""
+    return any(read_text(path) == "irqbalance" for path in Path("/proc").glob("[0-9]*/comm"))
+
+
+def _named_by(mac: str) -> str:
+    for path in sorted(NET.iterdir()):
+        if (read_text(path / "address") or "").lower() == mac.lower():
+            return path.name
+    have = ", ".join(f"{p.name} {read_text(p / 'address')}" for p in sorted(NET.iterdir()))
+    raise AgentError(
+        f"no interface with the address {mac} on this host",
+        kind="configuration",
+        hint=f"the host has: {have or 'none'}",
+    )
+
+
+def _pci_id(at: Path) -> str | None:
+    device = (at / "device").resolve()
+    for owner in (device, device.parent):
+        vendor, model = read_text(owner / "vendor"), read_text(owner / "device")
+        if vendor and model and re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{2}:.*", owner.name):
+            return f"{vendor.removeprefix('0x')}:{model.removeprefix('0x')}"
+    return None
+
+
+def _versions(prefix: Sequence[str]) -> dict[str, str | None]:
+    return {
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "netperf": _said([*prefix, "netperf", "-V"]),
+        "netserver": _said([*prefix, "netserver", "-V"]),
+        "ethtool": _said(["ethtool", "--version"]),
+        **{name: _module_version(name) for name in ("bcc", "pyroute2", "psutil")},
+    }
+
+
+def _said(command: list[str]) -> str | None:
+    """The version a program prints, the last word of its first line that has a digit."""
+    if shutil.which(command[0]) is None:
+        return None
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
+    found = re.search(r"\d+\.\d[\w.]*|\b\d+\b", done.stdout + done.stderr)
+    return found[0] if done.returncode == 0 and found else None
+
+
+def _module_version(name: str) -> str | None:
+    """Without importing it: bcc alone would load a whole compiler."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""Old values of settings on disk, for the agent that comes after a killed one."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from .faults import AgentError
+from .inventory import NET, in_first_namespace, read_text
+
+# /run is empty after a reboot, as are the settings.
+_JOURNALS = Path("/run/receive-batching")
+
+
+class Journal:
+    """The old values of one interface's settings, on disk before they are changed.
+
+    Kept only in the machine's own network namespace: any other is gone with its
+    processes. The file is locked, so two agents cannot work on one interface.
+    """
+
+    def __init__(self, interface: str) -> None:
+        self.left: list[tuple[str, Any]] = []
+        self._file: TextIOWrapper | None = None
+        mac = read_text(NET / interface / "address")
+        self._device = {"index": socket.if_nametoindex(interface), "mac": mac}
+        self._path = _JOURNALS / f"settings-{interface}.jsonl"
+        if not in_first_namespace():
+            return
+        try:
+            _JOURNALS.mkdir(exist_ok=True, mode=0o700)
+            self._file = self._path.open("a+", encoding="utf-8")
+        except OSError as error:
+            sys.stderr.write(f"no journal of the settings: {error}\n")
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise AgentError(
+                f"another agent is at work on {interface}",
+                hint=f"it holds {self._path}; wait for it or end it",
+            ) from error
+        self.left = self._left()
+
+    def start(self) -> None:
+        """An empty journal for this agent's own changes."""
+        self._write(self._device, fresh=True)
+
+    def add(self, name: str, old: Any) -> None:
+        """Once this returns the change may be made."""
+        self._write([name, old])
+
+    def close(self, *, keep: bool) -> None:
+        """``keep``: something could not be put back, the next agent is to try again."""
+        if self._file is not None:
+            if not keep:
+                self._path.unlink(missing_ok=True)
+            self._file.close()
+
+    def _left(self) -> list[tuple[str, Any]]:
+        assert self._file is not None  # noqa: S101 - for mypy
+        self._file.seek(0)
+        lines = []
+        for line in self._file:
+            # A line cut short was never followed by its change.
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(line))
+        same = bool(lines) and lines[0] == self._device
+        return [(name, old) for name, old in lines[1:]] if same else []
+
+    def _write(self, line: Any, *, fresh: bool = False) -> None:
+        if self._file is None:
+            return
+        if fresh:
+            self._file.truncate(0)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())

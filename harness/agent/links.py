@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""Addresses, neighbours and the up state of one interface, through rtnetlink."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .faults import need
+
+_NUD_PERMANENT = 0x80
+_IFF_UP = 0x1
+
+
+class Links:
+    """Values are plain; what is written is the whole of what shall be there."""
+
+    def __init__(self, interface: str) -> None:
+        self._index = socket.if_nametoindex(interface)
+
+    def up(self) -> bool:
+        """Is the interface up as far as the operator is concerned?"""
+        with self._route() as route:
+            return bool(route.get_links(self._index)[0]["flags"] & _IFF_UP)
+
+    def set_up(self, up: bool) -> None:
+        """Raises OSError where the kernel refuses."""
+        with self._route() as route:
+            route.link("set", index=self._index, state="up" if up else "down")
+
+    def addresses(self) -> list[str]:
+        """The IPv4 addresses with their prefix, ``["10.0.0.2/24"]``."""
+        with self._route() as route:
+            rows = route.get_addr(family=socket.AF_INET, index=self._index)
+        return sorted(f"{row.get_attr('IFA_ADDRESS')}/{row['prefixlen']}" for row in rows)
+
+    def set_addresses(self, wanted: list[str]) -> None:
+        """Raises OSError where the kernel refuses."""
+        now = set(self.addresses())
+        with self._route() as route:
+            for verb, some in (("del", now - set(wanted)), ("add", set(wanted) - now)):
+                for text in sorted(some):
+                    at = ipaddress.IPv4Interface(text)
+                    route.addr(
+                        verb, index=self._index, address=str(at.ip), prefixlen=at.network.prefixlen
+                    )
+
+    def neighbours(self) -> dict[str, str]:
+        """The permanent IPv4 neighbours: address to MAC address."""
+        with self._route() as route:
+            rows = route.get_neighbours(family=socket.AF_INET, ifindex=self._index)
+        return {
+            row.get_attr("NDA_DST"): row.get_attr("NDA_LLADDR").lower()
+            for row in rows
+            if row["state"] & _NUD_PERMANENT and row.get_attr("NDA_LLADDR")
+        }
+
+    def set_neighbours(self, wanted: dict[str, str]) -> None:
+        """Raises OSError where the kernel refuses."""
+        now = self.neighbours()
+        with self._route() as route:
+            for address in now.keys() - wanted.keys():
+                route.neigh("del", dst=address, ifindex=self._index)
+            for address, mac in wanted.items():
+                route.neigh(
+                    "replace", dst=address, lladdr=mac, ifindex=self._index, state=_NUD_PERMANENT
+                )
+
+    @contextmanager
+    def _route(self) -> Iterator[Any]:
+        pyroute2 = need("pyroute2", package="python3-pyroute2")
+        try:
+            with pyroute2.IPRoute() as route:
+                yield route
+        except pyroute2.NetlinkError as error:
+            raise OSError(error.code, str(error)) from error

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: MIT
+"""The load: netserver where packets arrive, netperf streams where they are sent.
+
+Hides how the processes are started, pinned and followed, how they die with the
+agent, and what netperf's output looks like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .faults import AgentError
+
+Sleep = Callable[[float], None]
+
+_PACKAGE_HINT = "install the package netperf on the host"
+_POLL_S = 0.05
+_START_S = 20.0
+_END_S = 2.0
+# netserver receives for 4 s past the test's length, counted from its set-up
+# (PAD_TIME in netperf's netlib.h): a longer delay would cut the end of a stream.
+_MAX_SETTLE_S = 3
+# Output selectors of netperf's omni tests, which UDP_STREAM is one of.
+_SELECTORS = "LOCAL_BYTES_SENT,REMOTE_BYTES_RECVD,ELAPSED_TIME,LOCAL_SEND_SIZE"
+_LISTEN = "0A"
+
+
+@dataclass
+class _Stream:
+    process: subprocess.Popen[str]
+    ended_s: float | None = None
+
+
+class Load:
+    """What this agent started. Everything dies with the agent, however that ends."""
+
+    def __init__(self) -> None:
+        self._netserver: subprocess.Popen[str] | None = None
+        self._netserver_pid = 0
+        self._streams: list[_Stream] = []
+        self._message_bytes = 1
+        self._duration_s = 0
+
+    def netserver_start(
+        self,
+        *,
+        address: str,
+        port: int,
+        cpu: int | None = None,
+        command_prefix: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """A netserver on ``address``, pinned with all it will fork; returns once it listens.
+
+        Raises:
+            AgentError: netserver is missing, ended at once or never listened.
+        """
+        self.netserver_stop()
+        if _listening(port):
+            raise AgentError(
+                f"port {port} is already taken on this host",
+                hint="stop the other netserver (the package starts one as a service)",
+            )
+        command = [*command_prefix, "netserver", "-D", "-4", "-L", address, "-p", str(port)]
+        # In a process namespace of its own even the processes netserver forks
+        # for its connections cannot outlive the agent.
+        contained = Path("/proc/self/ns/pid").exists() and shutil.which("unshare") is not None
+        if contained:
+            command = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--", *command]
+        self._netserver = _started(command, cpus=None if cpu is None else [cpu])
+        end_s = time.monotonic() + _START_S
+        while not _listening(port):
+            if self._netserver.poll() is not None:
+                raise _died(self._netserver, "netserver")
+            if time.monotonic() > end_s:
+                self.netserver_stop()
+                raise AgentError(f"netserver did not listen on port {port} within {_START_S:.0f} s")
+            time.sleep(_POLL_S)
+        # With a process namespace around it netserver is the child of what was started.
+        self._netserver_pid = [*descendants(self._netserver.pid), self._netserver.pid][0]
+        return {"pid": self._netserver_pid}
+
+    def netserver_stop(self) -> dict[str, Any]:
+        """Idempotent."""
+        if self._netserver is not None:
+            _end([self._netserver])
+            self._netserver = None
+        return {}
+
+    def netperf_start(
+        self,
+        *,
+        target: str,
+        port: int,
+        duration_s: float,
+        cpus: Sequence[int],
+        streams: int = 10,
+        message_bytes: int = 1,
+        nice: int = 0,
+        settle_s: int = 1,
+        command_prefix: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """``streams`` UDP_STREAM tests, stream i on ``cpus[i % len(cpus)]`` (any CPU if empty).
+
+        Each waits ``settle_s`` between its set-up and its first message, so that no
+        control connection has to be made through the load of the streams before it.
+        netperf counts whole seconds: ``duration_s`` is rounded up.
+
+        Raises:
+            AgentError: netperf is missing, a stream ended during set-up, or the
+                arguments cannot be met on this host.
+        """
+        self.netperf_stop()
+        if not 0 <= settle_s <= _MAX_SETTLE_S:
+            raise AgentError(f"settle_s has to be 0 to {_MAX_SETTLE_S}", kind="configuration")
+        self._message_bytes, self._duration_s = message_bytes, math.ceil(duration_s)
+        command = [*command_prefix, "netperf", "-4", "-H", target, "-p", str(port)]
+        command += ["-t", "UDP_STREAM", "-l", str(self._duration_s), "-P", "0"]
+        command += ["-s", str(settle_s)] if settle_s else []
+        # -R 1: netperf keeps to the local link unless told that it may be routed.
+        command += ["--", "-m", str(message_bytes), "-R", "1", "-k", _SELECTORS]
+        for index in range(streams):
+            pinned = [cpus[index % len(cpus)]] if cpus else None
+            self._streams.append(_Stream(_started(command, cpus=pinned)))
+        pids = [stream.process.pid for stream in self._streams]
+        niced = [_niced(pid, nice) for pid in pids]
+        end_s = time.monotonic() + 0.8 * settle_s
+        while True:
+            for stream in self._streams:
+                if stream.process.poll() is not None:
+                    raise self._stream_died(stream, target, port)
+            if time.monotonic() >= end_s:
+                break
+            time.sleep(_POLL_S)
+        return {"pids": pids, "nice": niced, "settle_s": settle_s}
+
+    def netperf_wait(self, *, timeout_s: float, sleep: Sleep) -> list[dict[str, Any]]:
+        """Every stream's result, once all have ended; those that did not in time are killed.
+
+        A killed stream has the status None. ``ended_early`` marks a stream that sent for
+        less than the time it was started for.
+        """
+        end_s = time.monotonic() + timeout_s
+        while any(s.process.poll() is None for s in self._streams) and time.monotonic() < end_s:
+            sleep(_POLL_S)
+        late = {s.process.pid for s in self._streams if s.process.poll() is None}
+        _end([s.process for s in self._streams])
+        results = []
+        for index, stream in enumerate(self._streams):
+            stdout, stderr = stream.process.communicate()
+            status = stream.process.returncode
+            if stream.process.pid in late:
+                status, stderr = None, f"{stderr}stopped: no end within {timeout_s:.0f} s\n"
+            row = parse_stream(stdout, message_bytes=self._message_bytes)
+            elapsed_s = row["elapsed_s"]
+            early = elapsed_s is None or elapsed_s < self._duration_s - 0.1
+            results.append(
+                {
+                    "stream": index,
+                    "status": status,
+                    "stdout": stdout,
+                    "stderr": stderr,
+                    **row,
+                    "ended_early": early,
+                }
+            )
+        self._streams = []
+        return results
+
+    def netperf_stop(self) -> dict[str, Any]:
+        """Idempotent."""
+        _end([stream.process for stream in self._streams])
+        self._streams = []
+        return {}
+
+    def stop(self) -> None:
+        """End all that runs."""
+        self.netperf_stop()
+        self.netserver_stop()
+
+    def pids(self) -> list[int]:
+        """The processes of the load, netserver's connections included."""
+        mine = [stream.process.pid for stream in self._streams]
+        if self._netserver is not None:
+            mine += [self._netserver_pid, *descendants(self._netserver_pid)]
+        return mine
+
+    def serving(self) -> bool:
+        """Has netserver a process for at least one connection?"""
+        return self._netserver is not None and bool(descendants(self._netserver_pid))
+
+    def _stream_died(self, stream: _Stream, target: str, port: int) -> AgentError:
+        error = _died(stream.process, "netperf")
+        self.netperf_stop()
+        if "onnection refused" in str(error) or "establish the control" in str(error):
+            error.hint = f"is a netserver listening on {target} port {port}?"
+        elif "could not resolve" in str(error):
+            error.hint = "the network namespace needs an interface with an address that is up"
+        return error
+
+
+def parse_stream(stdout: str, *, message_bytes: int) -> dict[str, float | None]:
+    """Messages and rates from netperf's KEY=value lines; None for what is not there.
+
+    Messages are bytes over the message size: the remote's count of receive calls
+    may hold one that returned nothing.
+    """
+    values = dict(line.partition("=")[::2] for line in stdout.splitlines() if "=" in line)
+
+    def number(key: str) -> float | None:
+        try:
+            return float(values[key])
+        except (KeyError, ValueError):
+            return None
+
+    sent, received = number("LOCAL_BYTES_SENT"), number("REMOTE_BYTES_RECVD")
+    elapsed_s = number("ELAPSED_TIME")
+
+    def rate_pps(size: float | None) -> float | None:
+        return size / message_bytes / elapsed_s if size is not None and elapsed_s else None
+
+    return {
+        "messages_sent": None if sent is None else round(sent / message_bytes),
+        "messages_received": None if received is None else round(received / message_bytes),
+        "elapsed_s": elapsed_s,
+        "send_pps": rate_pps(sent),
+        "recv_pps": rate_pps(received),
+    }
+
+
+def descendants(pid: int) -> list[int]:
+    """Children of ``pid`` and theirs, oldest generation first."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            stat = path.read_text(encoding="utf-8", errors="replace")
+            parent = int(stat[stat.rindex(")") + 2 :].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
+    found: list[int] = []
+    generation = [pid]
+    while generation:
+        generation = sorted(child for parent in generation for child in children.get(parent, []))
+        found += generation
+    return found
+
+
+def _started(command: list[str], *, cpus: Sequence[int] | None) -> subprocess.Popen[str]:
+    """``command``, which gets SIGKILL when the agent dies, on ``cpus`` from its first moment."""
+    if shutil.which(command[0]) is None:
+        raise AgentError(f"{command[0]} is not installed on this host", hint=_PACKAGE_HINT)
+    own = os.sched_getaffinity(0)
+    try:
+        # The agent's own place is not one for the load to inherit.
+        os.sched_setaffinity(0, range(os.cpu_count() or 1) if cpus is None else cpus)
+        return subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "--", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        raise AgentError(
+            "setpriv is not installed on this host", hint="install the package util-linux"
+        ) from error
+    except OSError as error:
+        raise AgentError(
+            f"cannot start {command[0]} on CPU {cpus}: {error.strerror}",
+            kind="configuration",
+            hint=f"CPUs of this host: {sorted(own)}",
+        ) from error
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+def _niced(pid: int, nice: int) -> int:
+    """The nice value ``pid`` got: a user namespace's root cannot go below 0."""
+    with contextlib.suppress(PermissionError, ProcessLookupError):
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpriority(os.PRIO_PROCESS, pid)
+    return 0
+
+
+def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Kill ``processes`` with all they forked, and wait for them."""
+    for process in processes:
+        if process.poll() is None:
+            # What was started last has nothing else to do than to wait for its children.
+            forked = descendants(process.pid)
+            for pid in forked or [process.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    for process in processes:
+        try:
+            process.wait(timeout=_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _died(process: subprocess.Popen[str], what: str) -> AgentError:
+    stdout, stderr = process.communicate()
+    said = (stderr or stdout).strip()
+    missing = "No such file" in said or "not found" in said
+    return AgentError(
+        f"{what} ended with status {process.returncode}: {said or 'it said nothing'}",
+        hint=_PACKAGE_HINT if missing else None,
+    )
+
+
+def _listening(port: int) -> bool:
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/net", name).read_text().splitlines()[1:]:
+                words = line.split()
+                if words[3] == _LISTEN and int(words[1].rpartition(":")[2], 16) == port:
+                    return True
+    return False

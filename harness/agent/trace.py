@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: MIT
+"""Lengths of the packet lists, counted in the kernel by the bcc program in probes/.
+
+Hides how a stage is found in the running kernel and attached (fentry where that
+works, a kprobe where it does not), and what the kernel says it lost. A stage the
+kernel does not have is reported with the reason, never guessed from a version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .btf import VMLINUX, Btf
+from .counters import Counters, Sleep
+from .faults import AgentError, need
+from .inventory import existing
+
+_SOURCE = "receive_lists.bpf.c"
+_TRACEFS = Path("/sys/kernel/tracing")
+_STAGE = re.compile(r"^STAGE\((count_\w+), (\d+), (\w+)\)$", re.MULTILINE)
+_TRACEPOINT = "netif_receive_skb"
+_SAMPLE_S = 0.2
+# Reads a file beside this module from a directory and from a zipapp alike.
+_LOADER: Any = __spec__.loader
+_HEADERS_HINT = (
+    "bcc needs the kernel's prepared headers at /lib/modules/RELEASE/build, "
+    "or a kernel with CONFIG_IKHEADERS"
+)
+
+
+@dataclass
+class _Stage:
+    """One function of the receive path and how it is, or why it cannot be, probed."""
+
+    name: str
+    handler: str
+    index: int
+    function: str | None = None
+    attach: str | None = None
+    why: str | None = None
+
+    def shown(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "function": self.function,
+            "attach": self.attach,
+            "why": self.why,
+        }
+
+
+class Tracer:
+    """The probes of one agent. Compiled once, attached only while asked to be."""
+
+    def __init__(self) -> None:
+        self._program: _Program | None = None
+
+    def can(self, *, program_dir: str | None = None) -> dict[str, Any]:
+        """Compile, attach and detach everything, and say what came of it.
+
+        To be called before there is load: the compiler takes seconds of a CPU.
+        """
+        times_s: dict[str, float] = {}
+        try:
+            with _timed(times_s, "compile"):
+                program = self._compiled(program_dir)
+            was_attached = program.attached
+            with _timed(times_s, "attach"):
+                program.attach()
+            if not was_attached:
+                with _timed(times_s, "detach"):
+                    program.detach()
+        except AgentError as error:
+            return {"ok": False, "stages": [], "why": str(error), "hint": error.hint}
+        return {
+            "ok": program.truth.attach is not None,
+            "stages": [stage.shown() for stage in program.stages],
+            "why": program.truth.why,
+            "hint": None,
+            "times_s": times_s,
+        }
+
+    def attach(self, *, program_dir: str | None = None) -> dict[str, Any]:
+        """Attach now and stay attached, silent, until :meth:`detach` or the agent's end."""
+        program = self._compiled(program_dir)
+        program.attach()
+        return {"stages": [stage.shown() for stage in program.stages]}
+
+    def detach(self) -> dict[str, Any]:
+        """Idempotent."""
+        if self._program is not None:
+            self._program.detach()
+        return {}
+
+    def trace(
+        self,
+        *,
+        interface: str,
+        duration_s: float,
+        counters: Counters,
+        sleep: Sleep,
+        program_dir: str | None = None,
+    ) -> dict[str, Any]:
+        """Count for ``duration_s`` what arrives on ``interface``, and only that.
+
+        Raises:
+            AgentError: the program cannot be compiled or attached on this host.
+        """
+        index = socket.if_nametoindex(existing(interface))
+        program = self._compiled(program_dir)
+        was_attached = program.attached
+        program.attach()
+        try:
+            edges: list[int] = []
+
+            def gate(ifindex: int) -> None:
+                program.count(ifindex)
+                edges.append(time.monotonic_ns())
+
+            program.clear()
+            lost = program.lost()
+            try:
+                window = counters.window(
+                    duration_s=duration_s,
+                    sample_s=_SAMPLE_S,
+                    sleep=sleep,
+                    opened=lambda: gate(index),
+                    closed=lambda: gate(0),
+                )
+            finally:
+                program.count(0)
+            return {
+                "duration_s": (edges[1] - edges[0]) / 1e9,
+                **program.counts(),
+                "missed": program.lost() - lost,
+                **window,
+            }
+        finally:
+            if not was_attached:
+                program.detach()
+
+    def close(self) -> None:
+        """Detach and free all."""
+        if self._program is not None:
+            self._program.detach()
+            self._program = None
+
+    def _compiled(self, program_dir: str | None) -> _Program:
+        source = _source(program_dir)
+        if self._program is None or self._program.source != source:
+            self.close()
+            self._program = _Program(source)
+        return self._program
+
+
+class _Program:
+    """The compiled program and what of it is attached."""
+
+    def __init__(self, source: str) -> None:
+        if os.geteuid() != 0:
+            raise AgentError("tracing needs root on this host", kind="configuration")
+        self.source = source
+        self.attached = False
+        self.truth = _Stage(_TRACEPOINT, "count_skb", 1, function=f"net:{_TRACEPOINT}")
+        probed = _probeable()
+        self.stages = [
+            _located(_Stage(name, handler, int(index)), probed)
+            for handler, index, name in _STAGE.findall(source)
+        ]
+        self._group = f"receive_lists_{os.getpid()}"
+        _sweep()
+        flags = _offsets()
+        self._bpf = _compile(source, flags)
+        try:
+            self._bpf.load_func(b"kprobed_ip_rcv", _bcc().BPF.KPROBE)
+        except Exception:  # noqa: BLE001 - bcc raises nothing narrower
+            # A verifier that takes no loops, before Linux 5.3.
+            self._bpf = _compile(source, [*flags, "-DUNROLLED"])
+        self._detachers: list[Callable[[], None]] = []
+
+    def attach(self) -> None:
+        """Everything that can be; what cannot says why in its stage."""
+        if self.attached:
+            return
+        self.attached = True
+        self.count(0)
+        for stage in self.stages:
+            if stage.function is not None:
+                self._attach_function(stage)
+        try:
+            self._bpf.attach_raw_tracepoint(
+                tp=_TRACEPOINT.encode(), fn_name=f"tracepoint_{_TRACEPOINT}".encode()
+            )
+        except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
+            self.truth.why = str(error)
+        else:
+            self.truth.attach = "tracepoint"
+            self._detachers.append(lambda: self._bpf.detach_raw_tracepoint(tp=_TRACEPOINT.encode()))
+
+    def detach(self) -> None:
+        """Idempotent; the compiled program is kept."""
+        self.attached = False
+        while self._detachers:
+            self._detachers.pop()()
+
+    def count(self, ifindex: int) -> None:
+        """Count the packets of this interface from now on; none with 0."""
+        self._bpf[b"wanted"][ctypes.c_int(0)] = ctypes.c_uint(ifindex)
+
+    def clear(self) -> None:
+        """All counts to 0."""
+        for name in (b"list_stages", b"skb_stages"):
+            table = self._bpf[name]
+            for key in range(len(table)):
+                table.clearitem(key)
+
+    def counts(self) -> dict[str, Any]:
+        """The counts of all CPUs together, as a trace reports them."""
+        stages = []
+        packets = {}
+        for stage in self.stages:
+            if stage.handler != "count_list" or stage.attach is None:
+                continue
+            stages.append(stage.shown() | _added(self._bpf[b"list_stages"][stage.index]))
+            packets[stage.name] = stages[-1]["packets"]
+        per_skb = {
+            stage.name: sum(self._bpf[b"skb_stages"][stage.index])
+            for stage in self.stages
+            if stage.handler == "count_skb" and stage.attach is not None
+        }
+        return {
+            "stages": stages,
+            "per_skb": {
+                **per_skb,
+                "ip_list_rcv_packets": packets.get("ip_list_rcv", 0),
+                f"tracepoint_{_TRACEPOINT}": sum(self._bpf[b"skb_stages"][self.truth.index]),
+            },
+        }
+
+    def lost(self) -> int:
+        """Events the kernel did not run the program for, since it was attached or loaded."""
+        lost = 0
+        for function in self._bpf.funcs.values():
+            text = Path(f"/proc/self/fdinfo/{function.fd}").read_text()
+            found = re.search(r"^recursion_misses:\s*(\d+)", text, re.MULTILINE)
+            lost += int(found[1]) if found else 0
+        with contextlib.suppress(OSError):
+            for line in (_TRACEFS / "kprobe_profile").read_text().splitlines():
+                name, _hits, misses = line.split()[:3]
+                lost += int(misses) if name.startswith(f"{self._group}_") else 0
+        return lost
+
+    def _attach_function(self, stage: _Stage) -> None:
+        # A copy the compiler made under another name has no type a fentry could be checked by.
+        if stage.function == stage.name and stage.attach in (None, "fentry"):
+            name = f"kfunc__{stage.name}".encode()
+            with contextlib.suppress(Exception):
+                self._bpf.attach_kfunc(fn_name=name)
+                self._detachers.append(lambda: self._bpf.detach_kfunc(fn_name=name))
+                stage.attach = "fentry"
+                return
+        try:
+            self._attach_kprobe(stage)
+        except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
+            stage.attach, stage.why = None, f"neither fentry nor kprobe: {error}"
+        else:
+            stage.attach = "kprobe"
+
+    def _attach_kprobe(self, stage: _Stage) -> None:
+        """By way of tracefs: the only place where a kernel of any age counts missed kprobes."""
+        events = _TRACEFS / "kprobe_events"
+        # The function is part of the group: kprobe_profile shows no more than a name.
+        event = f"{self._group}/{self._group}_{stage.name}"
+        handler = f"kprobed_{stage.name}".encode()
+        tracepoint = event.replace("/", ":").encode()
+        _append(events, f"p:{event} {stage.function}")
+        try:
+            self._bpf.load_func(handler, _bcc().BPF.KPROBE)
+            self._bpf.attach_tracepoint(tp=tracepoint, fn_name=handler)
+        except BaseException:
+            _append(events, f"-:{event}")
+            raise
+
+        def detach() -> None:
+            self._bpf.detach_tracepoint(tp=tracepoint)
+            _append(events, f"-:{event}")
+
+        self._detachers.append(detach)
+
+
+def _bcc() -> Any:
+    return need("bcc", package="python3-bpfcc")
+
+
+def _compile(source: str, flags: list[str]) -> Any:
+    bpf = _bcc().BPF
+
+    class _Unattached(bpf):  # type: ignore[misc, valid-type]
+        def _trace_autoload(self) -> None:
+            """bcc would attach every kfunc__ now, and fail with the first that is missing."""
+
+    try:
+        return _Unattached(text=source.encode(), cflags=flags)
+    except Exception as error:
+        raise AgentError(f"the probes do not compile: {error}", hint=_HEADERS_HINT) from error
+
+
+def _source(program_dir: str | None) -> str:
+    """The program: from ``program_dir``, or from beside the harness, a zipapp or not."""
+    if program_dir is not None:
+        try:
+            return Path(program_dir, _SOURCE).read_text(encoding="utf-8")
+        except OSError as error:
+            raise AgentError(f"no probes: {error}", kind="configuration") from error
+    package = Path(__file__).parent.parent
+    for place in (package.parent / "probes", package / "data" / "probes"):
+        with contextlib.suppress(OSError):
+            return str(_LOADER.get_data(str(place / _SOURCE)), "utf-8")
+    raise AgentError(f"{_SOURCE} is not beside the agent")
+
+
+def _probeable() -> list[str]:
+    """Functions that can be traced; from kallsyms where the kernel has no function tracer."""
+    for path, column in ((_TRACEFS / "available_filter_functions", 0), (Path("/proc/kallsyms"), 2)):
+        with contextlib.suppress(OSError):
+            lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+            return [line.split()[column] for line in lines if "_r" in line]
+    raise AgentError(
+        "neither tracefs nor kallsyms can be read", hint="mount tracefs at /sys/kernel/tracing"
+    )
+
+
+def _located(stage: _Stage, probeable: list[str]) -> _Stage:
+    # The list head is the first argument and never a constant: it stays the first in a clone.
+    clone = re.compile(re.escape(stage.name) + r"(\.(constprop|isra)\.\d+)*")
+    names = sorted({name for name in probeable if clone.fullmatch(name)}, key=len)
+    stage.function = names[0] if names else None
+    if not names:
+        stage.why = f"this kernel has no traceable function {stage.name}"
+    return stage
+
+
+def _offsets() -> list[str]:
+    """Compiler flags with the two member offsets, or none: the program then reads headers."""
+    with contextlib.suppress(OSError, ValueError):
+        offsets = Btf(VMLINUX.read_bytes()).member_offsets(
+            ("sk_buff", "dev"), ("net_device", "ifindex")
+        )
+        if offsets is not None:
+            return [f"-DSKB_DEV={offsets[0]}", f"-DDEV_IFINDEX={offsets[1]}"]
+    return []
+
+
+def _added(per_cpu: Any) -> dict[str, Any]:
+    """struct stage_counts of every CPU as one."""
+    lengths = [sum(column) for column in zip(*(cpu.lengths for cpu in per_cpu), strict=True)]
+    called = [cpu for cpu in per_cpu if cpu.calls]
+    return {
+        "calls": sum(cpu.calls for cpu in called),
+        "packets": sum(cpu.packets for cpu in called),
+        "lengths": lengths[:-1],
+        "overflow": lengths[-1],
+        "cut": sum(cpu.cut for cpu in called),
+        "min": min((cpu.min for cpu in called), default=None),
+        "max": max((cpu.max for cpu in called), default=None),
+    }
+
+
+def _sweep() -> None:
+    """Kprobe events of agents that were killed; no program is attached to them any more."""
+    with contextlib.suppress(OSError):
+        for line in (_TRACEFS / "kprobe_events").read_text().splitlines():
+            found = re.match(r"p\d*:(receive_lists_(\d+)/\S+)", line)
+            if found and not Path("/proc", found[2]).exists():
+                _append(_TRACEFS / "kprobe_events", f"-:{found[1]}")
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="ascii") as file:
+        file.write(line + "\n")
+
+
+@contextlib.contextmanager
+def _timed(times_s: dict[str, float], name: str) -> Any:
+    begin_s = time.monotonic()
+    yield
+    times_s[name] = round(time.monotonic() - begin_s, 3)
