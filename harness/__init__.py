@@ -5,3 +5,5 @@ Data flows one way: ``hosts.yaml`` → plan → kernels → hosts → settings, 
 and probes → samples → statistics → report. A module imports only what stands to
 its left in that line.
 """
+
+__version__ = "0.1.0"

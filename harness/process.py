@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: MIT
 """The one gateway to other programs on this machine.
 
-Commands are argument lists, never shell text. A program that is missing or
-fails becomes an :class:`InfrastructureError` that names it and shows the end of
-what it said.
+Commands are argument lists, never shell text. Each gets a session of its own, so
+that it can be ended with all it started and its signals do not reach us. A
+program that is missing or fails becomes an :class:`InfrastructureError` that
+names it and shows the end of what it said.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,27 +44,44 @@ def run(
             ended with a status other than 0 while ``check`` holds.
     """
     try:
-        done = subprocess.run(
+        started = subprocess.Popen(
             list(command),
             cwd=cwd,
             env=env,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=timeout_s,
-            check=False,
+            start_new_session=True,
         )
     except FileNotFoundError as error:
         raise InfrastructureError(f"{command[0]} is not installed", hint=hint) from error
+    try:
+        out, err = started.communicate(stdin, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
+        end(started)
         raise InfrastructureError(
             f"no end after {timeout_s:.0f} s: {quoted(command)}", hint=hint
         ) from error
+    except BaseException:
+        end(started)
+        raise
+    done = subprocess.CompletedProcess(list(command), started.returncode, out, err)
     if check and done.returncode != 0:
         raise failed(command, done.returncode, done.stderr or done.stdout, hint=hint)
     return done
+
+
+def end(process: subprocess.Popen[str], *, grace_s: float = 3.0) -> None:
+    """End ``process``, the leader of its own session, and all that it started."""
+    for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            process.wait(timeout=patience_s)
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def failed(

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+# make run     set up what is missing, then patch, build, boot, measure, print the table
+# make check   set up what is missing, then every test
+# ARGS='…'     options for harness run, or for pytest under check
+.DEFAULT_GOAL := help
+.PHONY: help run check setup system lint clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What each system package is for; nothing else is installed outside $(VENV).
+KERNEL_BUILD := gcc make flex bison bc libelf-dev libssl-dev dwarves xz-utils
+KERNEL_SOURCE := linux-source-6.12
+GUEST_IMAGE := mmdebstrap uidmap genext2fs squashfs-tools debian-archive-keyring
+GUEST_RUN := bubblewrap openssh-client iproute2 procps util-linux
+PYTHON_BUILD := git python3-venv
+PACKAGES := $(PYTHON_BUILD) $(KERNEL_BUILD) $(KERNEL_SOURCE) $(GUEST_IMAGE) $(GUEST_RUN)
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
+
+run: setup
+	$(BIN)/harness run $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m '' $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy
+
+setup: system $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+system:
+	@missing=$$(for package in $(PACKAGES); do \
+	    dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>/dev/null | grep -qx installed || echo $$package; \
+	done); \
+	test -z "$$missing" && exit 0; \
+	echo "System packages to install:" $$missing; \
+	echo "  to build kernels: $(KERNEL_BUILD)"; \
+	echo "  the kernel itself: $(KERNEL_SOURCE)"; \
+	echo "  to make guest images: $(GUEST_IMAGE)"; \
+	echo "  to run guests and reach them: $(GUEST_RUN)"; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; elif command -v sudo >/dev/null; then sudo=sudo; else \
+	    echo "Ask your administrator to run: apt-get install --no-install-recommends" $$missing; exit 3; fi; \
+	$$sudo apt-get update -qq; \
+	if ! apt-cache show $(KERNEL_SOURCE) >/dev/null 2>&1; then \
+	    echo "$(KERNEL_SOURCE) is in none of this system's package sources: name a 6.12 git tree by ARGS='--tree DIR'"; \
+	    missing=$$(echo $$missing | sed 's/$(KERNEL_SOURCE)//'); fi; \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq --no-install-recommends $$missing
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

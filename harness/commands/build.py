@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: MIT
+"""``harness build``: the kernels of a campaign, ahead of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness import config, kernels, plan
+from harness.progress import Progress
+
+
+@click.command()
+@click.option("--steps", default="0,2,8", show_default=True, help="Steps to build: 0,2,8 or 0-8.")
+@click.option("--hosts", "hosts_file", type=click.Path(path_type=Path), help="hosts.yaml to use.")
+@click.option(
+    "--tree",
+    type=click.Path(path_type=Path),
+    help="Git tree to build instead of the source in hosts.yaml.",
+)
+def build(steps: str, hosts_file: Path | None, tree: Path | None) -> None:
+    """Build the kernels after STEPS of the series and keep them.
+
+    A kernel is built once for each content of source, patches, configuration and
+    compiler; what is kept already is only listed.
+    """
+    hosts = config.load(config.locate(hosts_file))
+    with Progress() as progress:
+        images = kernels.images(hosts.kernel, plan.parse_steps(steps), tree=tree, progress=progress)
+    for step, image in images.items():
+        click.echo(f"step {step}  {image.release}  {image.kernel}")

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""``harness run``: a whole campaign, from patches to the table."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from harness import campaign, config, images, kernels, plan, samples
+from harness.analysis import analyse
+from harness.errors import ConfigurationError
+from harness.hosts import qemu
+from harness.hosts.bed import Equipment
+from harness.progress import Progress
+from harness.report import document, render
+
+
+@click.command()
+@click.option("--steps", default="0,2,8", show_default=True, help="Steps to measure: 0,2,8 or 0-8.")
+@click.option(
+    "--profile",
+    default="quick",
+    show_default=True,
+    type=click.Choice(plan.PROFILE_NAMES),
+    help="How long to measure.",
+)
+@click.option(
+    "--blocks",
+    type=int,
+    help="Blocks to run instead of the profile's; a block boots each step once.",
+)
+@click.option("--seed", type=int, help="Seed of the order of boots; drawn and stored if not given.")
+@click.option("--bed", "bed_name", help="Bed of hosts.yaml; its default_bed if not given.")
+@click.option(
+    "--hosts",
+    "hosts_file",
+    type=click.Path(path_type=Path),
+    help="hosts.yaml to use; the one here, else the one that ships.",
+)
+@click.option(
+    "--tree",
+    type=click.Path(path_type=Path),
+    help="Git tree to build instead of the source in hosts.yaml.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Result directory; results/DATE if not given."
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the campaign in --out: boots that are finished stay."
+)
+def run(
+    steps: str,
+    profile: str,
+    blocks: int | None,
+    seed: int | None,
+    bed_name: str | None,
+    hosts_file: Path | None,
+    tree: Path | None,
+    out: Path | None,
+    resume: bool,
+) -> None:
+    """Build the kernels, boot each in random order, load them, count, and print the table.
+
+    \b
+    harness run                          steps 0, 2 and 8, a few minutes
+    harness run --steps 0-8              all nine
+    harness run --profile standard       enough boots for verdicts
+    harness run --resume --out DIR       go on after an interruption
+
+    Results stay in a directory that `harness report` reads again at any time.
+    """
+    hosts = config.load(config.locate(hosts_file))
+    bed = config.bed(hosts, bed_name)
+    directory = out or Path("results") / datetime.now().astimezone().strftime("%Y-%m-%dT%H-%M-%S")
+    kept = _kept(directory, resume=resume)
+    wanted = tuple(kept.steps) if kept else plan.parse_steps(steps)
+    chosen = plan.profile(
+        kept.profile if kept else profile, bed_kind=bed.kind, blocks=kept.blocks if kept else blocks
+    )
+    drawn = plan.make_plan(
+        wanted,
+        chosen,
+        seed=kept.seed if kept else seed if seed is not None else secrets.randbits(31),
+    )
+    with Progress() as progress:
+        built = kernels.images(hosts.kernel, wanted, tree=tree, progress=progress)
+        setup = campaign.Setup(
+            bed=bed,
+            load=hosts.load,
+            plan=drawn,
+            images=built,
+            equipment=_equipment(bed, built[wanted[0]], progress),
+        )
+        record = campaign.record(setup, profile=profile)
+        if kept is None:
+            samples.write_campaign(directory, record)
+        else:
+            campaign.require_same(kept, record)
+        progress.say(
+            f"results: {directory}, seed {drawn.seed}, {setup.equipment.accelerator.upper()}"
+        )
+        try:
+            campaign.run(setup, directory, progress=progress)
+        finally:
+            if any((directory / "boots").glob("*/boot.json")):
+                click.echo(
+                    render(document(analyse(samples.ResultDirectory.open(directory))), "table")
+                )
+
+
+def _kept(directory: Path, *, resume: bool) -> samples.Campaign | None:
+    """The campaign ``directory`` already holds, if it is to be gone on with."""
+    there = (directory / "campaign.json").exists()
+    if resume and not there:
+        raise ConfigurationError(
+            f"{directory} holds no campaign to go on with", hint="name it by --out"
+        )
+    if there and not resume:
+        raise ConfigurationError(
+            f"{directory} already holds a campaign",
+            hint="name another directory, or go on with it by --resume",
+        )
+    return samples.read_campaign(directory) if there else None
+
+
+def _equipment(bed: config.Bed, image: kernels.Image, progress: Progress) -> Equipment:
+    if not isinstance(bed.dut, config.QemuHost):
+        raise ConfigurationError(
+            f"bed {bed.name} is of machines reached by ssh, which this version cannot boot yet",
+            hint="name a bed with a qemu dut and a netns generator by --bed",
+        )
+    tools = images.tools(progress)
+    return Equipment(
+        disk=images.guest_image(progress),
+        tools=tools,
+        accelerator=qemu.accelerator_that_works(bed.dut.accelerator, image=image, tools=tools),
+    )

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""The line to the agent on a host: calls and answers as JSON lines over its standard streams.
+
+Hides how the agent is packed and named by its content, and how its end is told
+apart: a call the agent refuses is an error of the class it names; an agent that
+ends or falls silent is a :class:`HostLostError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import queue
+import subprocess
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import process, resources
+from harness.errors import (
+    ConfigurationError,
+    HarnessError,
+    HostLostError,
+    InfrastructureError,
+    TrialVoidError,
+)
+
+_KINDS: dict[str, type[HarnessError]] = {
+    "configuration": ConfigurationError,
+    "infrastructure": InfrastructureError,
+    "void": TrialVoidError,
+}
+_LINE_LIMIT = 32 << 20
+_POLL_S = 0.5
+
+
+def agent_archive() -> tuple[str, bytes]:
+    """The agent as a zip application: its name, which its content decides, and that content."""
+    package = Path(__file__).parent.parent / "agent"
+    members = {
+        "harness/__init__.py": b"",
+        "__main__.py": b"from harness.agent.__main__ import main\n\nmain()\n",
+    }
+    members |= {
+        f"harness/agent/{path.name}": path.read_bytes() for path in sorted(package.glob("*.py"))
+    }
+    members |= {
+        f"probes/{path.name}": path.read_bytes()
+        for path in sorted(resources.shipped("probes").glob("*.bpf.c"))
+    }
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
+    content = packed.getvalue()
+    return f"receive-batching-agent-{hashlib.sha256(content).hexdigest()[:16]}.pyz", content
+
+
+class Agent:
+    """A running agent. Closing it makes the agent stop what it started and restore what it set."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        host: str,
+        log: Path,
+        watch: Callable[[], None] = lambda: None,
+        start_timeout_s: float = 60.0,
+    ) -> None:
+        """Start ``command`` and wait for its agent to be ready.
+
+        ``watch`` is called while answers are awaited and raises if what the host
+        depends on has died. ``log`` takes what the command writes to stderr.
+        """
+        self.host = host
+        self._watch = watch
+        self._log = log
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._number = 0
+        with log.open("a") as stderr:
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        threading.Thread(target=self._read, daemon=True).start()
+        try:
+            self.ready: dict[str, Any] = self._answer("start", start_timeout_s)["ready"]
+        except BaseException:
+            process.end(self._process)
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The agent's process on its host."""
+        return int(self.ready["pid"])
+
+    def call(self, name: str, /, *, within_s: float = 30.0, **args: object) -> Any:
+        """The agent's answer to ``name``.
+
+        Raises:
+            HostLostError: no answer came within ``within_s`` seconds, or the agent ended.
+            HarnessError: the agent refused; the class is the one it named.
+        """
+        self._number += 1
+        request = json.dumps({"id": self._number, "call": name, "args": args})
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(request + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            self._watch()
+            raise self._lost(f"the agent was gone before {name}") from error
+        answer = self._answer(name, within_s)
+        if answer.get("id") != self._number:
+            raise HostLostError(f"{self.host}: the agent answered out of turn to {name}")
+        if refused := answer.get("error"):
+            kind = _KINDS.get(refused.get("kind"), InfrastructureError)
+            raise kind(f"{self.host}: {refused.get('message')}", hint=refused.get("hint"))
+        return answer.get("result")
+
+    def close(self, *, timeout_s: float = 30.0) -> None:
+        """Let the agent put everything back and end; one that does not is killed."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.end(self._process)
+
+    def kill(self) -> None:
+        """End the line at once; for a host that is thrown away."""
+        process.end(self._process, grace_s=0.5)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        while line := self._process.stdout.readline(_LINE_LIMIT):
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _answer(self, name: str, timeout_s: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                line = self._lines.get(timeout=_POLL_S)
+            except queue.Empty:
+                self._watch()
+                if time.monotonic() > deadline:
+                    raise self._lost(f"no answer to {name} for {timeout_s:.0f} s") from None
+                continue
+            if line is None:
+                self._lines.put(None)
+                time.sleep(_POLL_S)
+                self._watch()
+                raise self._lost(f"the agent ended during {name}")
+            try:
+                answer = json.loads(line)
+            except ValueError as error:
+                raise HostLostError(f"{self.host}: not an answer: {line[:200]!r}") from error
+            if isinstance(answer, dict):
+                return answer
+
+    def _lost(self, what: str) -> HostLostError:
+        said = self._log.read_text(errors="replace").strip().splitlines()[-5:]
+        return HostLostError(f"{self.host}: {what}" + "".join(f"\n  | {line}" for line in said))

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: MIT
+"""A dut that is a guest on this machine: QEMU, its disk, its console, its end.
+
+Hides how the guest is started and reached. It boots a kernel of the harness on a
+copy-on-write view of the guest image; its NIC is the model that listens on a
+unix socket. Whether it ended, panicked or merely fell silent is told apart here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import cache, process
+from harness.config import QemuHost
+from harness.errors import HostLostError, InfrastructureError, KernelError
+from harness.hosts.ssh import SshTarget
+from harness.images import GUEST_USER, GuestImage, Tools
+from harness.kernels.build import Image
+
+_BOOT_TIMEOUT_S = 300.0
+_KVM_PROOF_S = 20.0
+_PANIC = re.compile(r"(?:Kernel panic - not syncing|BUG: |Oops: |watchdog: BUG: soft lockup).*")
+
+
+@dataclass(kw_only=True)
+class Guest:
+    """A QEMU that is running (or was); its console is ``directory/console.log``."""
+
+    process: subprocess.Popen[bytes]
+    directory: Path
+    ssh: SshTarget
+    runtime: Path
+    vcpu_threads: dict[int, int] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise what ended the guest, if it has ended.
+
+        Raises:
+            KernelError: its kernel died; the message is the console's.
+            InfrastructureError: QEMU itself ended.
+        """
+        if self.process.poll() is not None:
+            if death := kernel_death(self.console()):
+                raise KernelError(
+                    f"the guest's kernel died: {death}",
+                    hint=f"console: {self.directory / 'console.log'}",
+                )
+            said = (self.directory / "qemu.log").read_text(errors="replace")
+            raise process.failed(["qemu-system-x86_64", "…"], self.process.returncode, said)
+
+    def console(self) -> str:
+        """All that the guest wrote to its serial console so far."""
+        try:
+            return (self.directory / "console.log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def wait_for_ssh(self) -> None:
+        """Return when the guest's sshd answers.
+
+        Raises:
+            HostLostError: it did not within 300 s; the message shows the console's end.
+        """
+        deadline = time.monotonic() + _BOOT_TIMEOUT_S
+        while time.monotonic() < deadline:
+            self.check()
+            try:
+                with socket.create_connection(("127.0.0.1", self.ssh.port or 0), timeout=5) as line:
+                    if line.recv(4) == b"SSH-":
+                        return
+            except OSError:
+                pass
+            time.sleep(0.3)
+        tail = "".join(f"\n  | {line}" for line in self.console().splitlines()[-8:])
+        raise HostLostError(f"the guest did not come up in {_BOOT_TIMEOUT_S:.0f} s{tail}")
+
+    def pin(self, vcpus: Sequence[int], others: Sequence[int]) -> None:
+        """Pin each vCPU thread to the CPU of its place in ``vcpus``, all else of QEMU to ``others``."""
+        from qemu.qmp.legacy import QEMUMonitorProtocol
+
+        monitor = QEMUMonitorProtocol(str(self.runtime / "qmp"))
+        monitor.connect(negotiate=True)
+        try:
+            answer = monitor.cmd("query-cpus-fast")
+        finally:
+            monitor.close()
+        assert isinstance(answer, list)
+        self.vcpu_threads = {int(cpu["cpu-index"]): int(cpu["thread-id"]) for cpu in answer}
+        threads = set(self.vcpu_threads.values())
+        group = _thread_group(next(iter(threads)))
+        for thread in Path(f"/proc/{group}/task").iterdir():
+            if int(thread.name) not in threads:
+                os.sched_setaffinity(int(thread.name), others)
+        for index, thread_id in self.vcpu_threads.items():
+            os.sched_setaffinity(thread_id, {vcpus[index % len(vcpus)]})
+
+    def stop(self) -> None:
+        """End the guest at once; its disk is a throw-away view."""
+        process.end(self.process)  # type: ignore[arg-type]
+
+
+def kernel_death(console: str) -> str | None:
+    """The line of ``console`` in which a kernel says that it died, if there is one."""
+    found = _PANIC.search(console)
+    return found.group(0).strip() if found else None
+
+
+def start(
+    host: QemuHost,
+    *,
+    image: Image,
+    disk: GuestImage,
+    tools: Tools,
+    accelerator: str,
+    nic_socket: Path | None,
+    directory: Path,
+    runtime: Path,
+    extra_devices: Sequence[str] = (),
+) -> Guest:
+    """Start a guest of ``host`` on the kernel ``image``; it is not up yet.
+
+    ``directory`` takes the console and QEMU's log, ``runtime`` (a short path)
+    the sockets.
+    """
+    port = _free_port()
+    known_hosts = runtime / "known_hosts"
+    known_hosts.write_text(f"[127.0.0.1]:{port} {disk.host_key}\n")
+    boot = [
+        "root=/dev/vda rw rootfstype=ext4 console=ttyS0 net.ifnames=0 quiet panic=1 oops=panic softlockup_panic=1",
+        f"systemd.mount-extra=/dev/vdb:/usr/lib/modules/{image.release}:squashfs:ro systemd.show_status=no",
+    ]
+    nic = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(nic_socket)}}
+    arguments = [
+        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-machine", "q35,memory-backend=ram", *machine(accelerator),
+        "-smp", str(host.vcpus), "-m", f"{host.memory_mib}M",
+        "-object", f"memory-backend-memfd,id=ram,size={host.memory_mib}M,share=on",
+        "-kernel", str(image.kernel), "-append", " ".join(boot),
+        "-drive", f"file={disk.disk},format=raw,if=none,id=root,snapshot=on",
+        "-device", "virtio-blk-pci,drive=root",
+        "-drive", f"file={image.headers},format=raw,if=none,id=headers,readonly=on",
+        "-device", "virtio-blk-pci,drive=headers",
+        "-netdev", f"user,id=management,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:{port}-:22",
+        "-device", "virtio-net-pci,netdev=management,romfile=",
+        "-device", "virtio-rng-pci",
+        "-serial", f"file:{directory / 'console.log'}",
+        "-qmp", f"unix:{runtime / 'qmp'},server=on,wait=off",
+        *(["-device", json.dumps(nic)] if nic_socket else []),
+        *(word for device in extra_devices for word in ("-device", device)),
+    ]  # fmt: skip
+    shared = [directory, runtime, image.directory, disk.directory]
+    with (directory / "qemu.log").open("w") as log:
+        started = subprocess.Popen(
+            ["setpriv", "--pdeathsig=KILL", "--", *tools.qemu(arguments, shared=shared)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Guest(
+        process=started,
+        directory=directory,
+        runtime=runtime,
+        ssh=SshTarget(
+            hostname="127.0.0.1",
+            port=port,
+            user=GUEST_USER,
+            key=disk.key,
+            known_hosts=known_hosts,
+            own_configuration=False,
+        ),  # fmt: skip
+    )
+
+
+def machine(accelerator: str) -> list[str]:
+    """QEMU's arguments for ``accelerator``, ``kvm`` or ``tcg``."""
+    if accelerator == "kvm":
+        return ["-accel", "kvm", "-cpu", "host"]
+    return ["-accel", "tcg,thread=multi", "-cpu", "max"]
+
+
+def accelerator_that_works(wanted: str, *, image: Image, tools: Tools) -> str:
+    """``kvm`` if it is wanted and a kernel boots with it on this machine, else ``tcg``.
+
+    /dev/kvm may be there and not work (nested, or without the right); so a boot
+    is tried, once for each boot of this machine.
+
+    Raises:
+        InfrastructureError: ``wanted`` is ``kvm`` and it does not work.
+    """
+    if wanted == "tcg":
+        return "tcg"
+    works = os.access("/dev/kvm", os.W_OK) and _kvm_boots(image, tools)
+    if wanted == "kvm" and not works:
+        raise InfrastructureError(
+            "KVM does not work here: no kernel boots with it",
+            hint="give your user /dev/kvm (group kvm), or say accelerator: auto in hosts.yaml",
+        )
+    return "kvm" if works else "tcg"
+
+
+def _kvm_boots(image: Image, tools: Tools) -> bool:
+    this_boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    def prove(making: Path) -> None:
+        console = making / "console.log"
+        qemu = [
+            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35",
+            *machine("kvm"), "-m", "512M", "-kernel", str(image.kernel),
+            "-append", "console=ttyS0 panic=-1", "-serial", f"file:{console}",
+        ]  # fmt: skip
+        try:
+            process.run(
+                tools.qemu(qemu, shared=[making, image.directory]),
+                check=False,
+                timeout_s=_KVM_PROOF_S,
+            )
+        except InfrastructureError:
+            pass
+        said = console.read_text(errors="replace") if console.exists() else ""
+        (making / "verdict").write_text(
+            "boots" if "Unable to mount root fs" in said else "does not boot"
+        )
+
+    kept = cache.entry(
+        cache.root() / "kvm" / cache.digest(this_boot, str(tools.root)),
+        prove,
+        what="the proof of KVM",
+    )
+    return (kept / "verdict").read_text() == "boots"
+
+
+def _thread_group(thread_id: int) -> int:
+    status = Path(f"/proc/{thread_id}/status").read_text()
+    return int(re.search(r"^Tgid:\s+(\d+)", status, re.MULTILINE)[1])  # type: ignore[index]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

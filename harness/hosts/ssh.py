@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""Reaching a host by OpenSSH: the one place where a remote command is quoted.
+
+Host keys are always checked. The user's own OpenSSH configuration applies
+except on guests of the harness, which bring their own key and known_hosts.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import process
+from harness.errors import HostLostError, InfrastructureError
+from harness.hosts.channel import Agent, agent_archive
+
+_AGENT_HOME = ".cache/receive-batching"
+_OWN_STATUS = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class SshTarget:
+    """Where and as whom to log in; what is None is left to OpenSSH's configuration."""
+
+    hostname: str
+    user: str | None = None
+    port: int | None = None
+    key: Path | None = None
+    known_hosts: Path | None = None
+    own_configuration: bool = True
+
+    def argv(self, command: Sequence[str]) -> list[str]:
+        """The local command that runs ``command`` there, quoted once for its shell."""
+        options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=15", "ServerAliveCountMax=3",
+                   "ConnectTimeout=10", "RequestTTY=no"]  # fmt: skip
+        if self.known_hosts:
+            options += [f"UserKnownHostsFile={self.known_hosts}", "GlobalKnownHostsFile=none"]
+        if self.key:
+            options += [f"IdentityFile={self.key}", "IdentitiesOnly=yes"]
+        return [
+            "ssh",
+            *([] if self.own_configuration else ["-F", "none"]),
+            *(word for option in options for word in ("-o", option)),
+            *(["-l", self.user] if self.user else []),
+            *(["-p", str(self.port)] if self.port else []),
+            "--",
+            self.hostname,
+            process.quoted(command),
+        ]
+
+    def run(
+        self, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 30.0
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run ``command`` there to its end, whatever status it ends with.
+
+        Raises:
+            HostLostError: ssh itself failed (its status 255) or did not end in time.
+        """
+        try:
+            done = subprocess.run(
+                self.argv(command),
+                input=stdin,
+                capture_output=True,
+                timeout=timeout_s,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise HostLostError(f"{self.hostname}: ssh did not end in {timeout_s:.0f} s") from error
+        except FileNotFoundError as error:
+            raise InfrastructureError(
+                "ssh is not installed", hint="apt-get install openssh-client"
+            ) from error
+        if done.returncode == _OWN_STATUS:
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            raise HostLostError(
+                f"{self.hostname}: ssh failed" + (f": {said[-1]}" if said else ""),
+                hint=f"try: {process.quoted(self.argv(['true']))}",
+            )
+        return done
+
+    def start_agent(
+        self, *, host: str, log: Path, watch: Callable[[], None] = lambda: None
+    ) -> Agent:
+        """Send the agent, if the host has not got this one yet, and start it as root by sudo."""
+        name, content = agent_archive()
+        path = f"{_AGENT_HOME}/{name}"
+        if self.run(["test", "-s", path]).returncode != 0:
+            script = 'umask 077 && mkdir -p "$1" && cat > "$2.part" && mv "$2.part" "$2"'
+            sent = self.run(["sh", "-c", script, "sh", _AGENT_HOME, path], stdin=content)
+            if sent.returncode != 0:
+                raise InfrastructureError(
+                    f"{host}: cannot keep the agent in ~/{_AGENT_HOME}: {sent.stderr.decode()}"
+                )
+        return Agent(
+            self.argv(["sudo", "-n", "/usr/bin/python3", path]), host=host, log=log, watch=watch
+        )

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""From a kernel source and a series to bootable images, one for each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import patches
+from harness.config import Kernel
+from harness.kernels.build import Image, build
+from harness.kernels.source import Tree, from_git, resolve
+from harness.progress import Progress
+
+__all__ = ["Image", "images"]
+
+
+def images(
+    kernel: Kernel, steps: Sequence[str], *, progress: Progress, tree: Path | None = None
+) -> dict[str, Image]:
+    """The kernels of ``steps`` of the series that fits the source.
+
+    ``tree`` names a git tree to take instead of the source in hosts.yaml.
+
+    Raises:
+        ConfigurationError: there is no such source, or no series fits it.
+        KernelError: a patch does not apply, or a kernel does not build.
+    """
+    source = from_git(tree) if tree else resolve(kernel.source)
+    with progress.task(f"source {source}"):
+        unpacked = Tree(source)
+    series = patches.series_for(unpacked.directory, kernel.series)
+    return build(source, series, steps, progress=progress)

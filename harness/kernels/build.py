@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""Kernel images, built once for each content and kept.
+
+Hides the object directory that is walked from step to step so that each further
+step is incremental, the check that the configuration became what was asked for,
+and what is kept of a build: image, configuration, log, and the prepared headers
+that bcc needs on the host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness import cache, process
+from harness.errors import InfrastructureError, KernelError
+from harness.kernels.source import Source, Tree
+from harness.patches import Series
+from harness.progress import Progress
+
+FRAGMENT = Path(__file__).with_name("benchmark.config")
+_FREE_BYTES = 6 << 30
+_COMPILED = re.compile(r"^\s+(?:CC|AS|LDS)(?: \[M\])?\s+\S+\.(?:o|lds)$")
+_COMPILE_ERROR = re.compile(r"(?:\berror:|Error \d+$|undefined reference|No rule to make)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """A kernel that is built: what it was made from and where its parts lie."""
+
+    step: str
+    release: str
+    patches: tuple[str, ...]
+    source: str
+    compiler: str
+    config_sha256: str
+    image_sha256: str
+    directory: Path
+
+    @property
+    def kernel(self) -> Path:
+        """The bzImage."""
+        return self.directory / "bzImage"
+
+    @property
+    def headers(self) -> Path:
+        """A squashfs of /lib/modules/RELEASE with ``build/`` in it, for bcc."""
+        return self.directory / "headers.squashfs"
+
+    def provenance(self) -> dict[str, object]:
+        """What a result says of this kernel."""
+        return {name: value for name, value in asdict(self).items() if name != "directory"}
+
+
+def build(
+    source: Source, series: Series, steps: Sequence[str], *, progress: Progress
+) -> dict[str, Image]:
+    """The images of ``steps``, in that order; only what is not kept yet is built.
+
+    Raises:
+        KernelError: a patch does not apply, or a kernel does not compile; the
+            message holds the first error of the compiler and names the log.
+        InfrastructureError: a build tool is missing or there is too little space.
+    """
+    compiler = process.run(["gcc", "--version"], hint="apt-get install gcc").stdout.splitlines()[0]
+    config = cache.file_sha256(FRAGMENT)
+    images: dict[str, Image] = {}
+    for step in steps:
+        patch_files = series.patches_for(step)
+        key = cache.digest(
+            source.identity, [cache.file_sha256(path) for path in patch_files], config, compiler
+        )
+        kept = cache.root() / "kernels" / key
+        if not kept.is_dir():
+            objects = cache.root() / "objects" / cache.digest(source.identity, config, compiler)
+            with cache.locked(objects, what="a kernel build"):
+                walk = _Walk(source, compiler, objects)
+                cache.entry(
+                    kept,
+                    lambda making, step=step, files=patch_files, key=key, walk=walk: (
+                        walk.make_image(  # type: ignore[misc]
+                            making, step, files, key, progress
+                        )
+                    ),
+                    what=f"the kernel of step {step}",
+                )
+        record = json.loads((kept / "image.json").read_text())
+        images[step] = Image(**{**record, "patches": tuple(record["patches"])}, directory=kept)
+    return images
+
+
+class _Walk:
+    """One object directory and the tree it is built from."""
+
+    def __init__(self, source: Source, compiler: str, objects: Path) -> None:
+        free = shutil.disk_usage(objects.parent if objects.parent.exists() else Path.home()).free
+        if free < _FREE_BYTES:
+            raise InfrastructureError(
+                f"a kernel build needs {_FREE_BYTES >> 30} GiB in {cache.root()}, "
+                f"there are {free / 2**30:.1f}",
+                hint="free some space, or name another place in RECEIVE_BATCHING_CACHE",
+            )
+        self.source, self.compiler, self.objects = source, compiler, objects
+        self.tree = Tree(source)
+        objects.mkdir(parents=True, exist_ok=True)
+
+    def make_image(
+        self, making: Path, step: str, patch_files: Sequence[Path], key: str, progress: Progress
+    ) -> None:
+        """Bring the objects to ``step`` and fill ``making`` with the image and its record."""
+        self.tree.move_to(patch_files)
+        log = cache.root() / "logs" / f"build-step{step}-{key}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        make = ["make", f"O={self.objects}", f"LOCALVERSION=-step{step}-{key[:8]}"]
+        with log.open("w") as output:
+            if not (self.objects / ".config").exists():
+                self._make(
+                    [*make, f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], output, log, None
+                )
+            check_config((self.objects / ".config").read_text())
+            with progress.task(f"kernel of step {step}", total=self._objects_left(make)) as task:
+                self._make([*make, f"-j{os.cpu_count()}", "bzImage"], output, log, task.advance)
+        config = self.objects / ".config"
+        shutil.copyfile(self.objects / "arch/x86/boot/bzImage", making / "bzImage")
+        shutil.copyfile(config, making / "config")
+        shutil.copyfile(log, making / "build.log")
+        self._pack_headers(making / "headers.squashfs")
+        record = {
+            "step": step,
+            "release": (self.objects / "include/config/kernel.release").read_text().strip(),
+            "patches": [path.name for path in patch_files],
+            "source": str(self.source),
+            "compiler": self.compiler,
+            "config_sha256": cache.file_sha256(config),
+            "image_sha256": cache.file_sha256(making / "bzImage"),
+        }
+        (making / "image.json").write_text(json.dumps(record, indent=1))
+
+    def _make(self, command: list[str], output, log: Path, compiled) -> None:  # type: ignore[no-untyped-def]
+        hidden = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
+        env = {name: value for name, value in os.environ.items() if name not in hidden}
+        env |= {
+            "LC_ALL": "C",
+            "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
+            "KBUILD_BUILD_USER": "harness",
+            "KBUILD_BUILD_HOST": "harness",
+        }
+        with subprocess.Popen(
+            command,
+            cwd=self.tree.directory,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as make:
+            assert make.stdout is not None
+            try:
+                for line in make.stdout:
+                    output.write(line)
+                    if compiled and _COMPILED.match(line):
+                        compiled()
+            except BaseException:
+                make.terminate()
+                raise
+        if make.returncode != 0:
+            output.flush()
+            raise _build_error(log, make.returncode)
+
+    def _objects_left(self, make: list[str]) -> int | None:
+        """How many objects ``make`` is going to compile, if it can tell."""
+        return None
+
+    def _pack_headers(self, packed: Path) -> None:
+        """The headers and generated headers of the tree, as bcc wants them on a host."""
+        staged = packed.with_name("headers")
+        for origin in (self.tree.directory, self.objects):
+            for part in ("include", "arch/x86/include"):
+                shutil.copytree(
+                    origin / part,
+                    staged / "build" / part,
+                    dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("config", "*.cmd", "dt-bindings"),
+                )
+        process.run(
+            [
+                "mksquashfs",
+                str(staged),
+                str(packed),
+                "-comp",
+                "zstd",
+                "-all-root",
+                "-quiet",
+                "-no-progress",
+            ],
+            hint="apt-get install squashfs-tools",
+        )
+        shutil.rmtree(staged)
+
+
+def check_config(config: str) -> None:
+    """Raise a :class:`KernelError` if ``config`` lacks an option of the fragment."""
+    have = set(config.splitlines())
+    asked = [line for line in FRAGMENT.read_text().splitlines() if line.startswith("CONFIG_")]
+    lost = [line for line in asked if line not in have]
+    if lost:
+        raise KernelError(
+            f"the kernel's configuration does not take {', '.join(lost)}",
+            hint="the source lacks these options or what they depend on; is it one of the known bases?",
+        )
+
+
+def _build_error(log: Path, status: int) -> KernelError:
+    lines = log.read_text(errors="replace").splitlines()
+    first = next((i for i, line in enumerate(lines) if _COMPILE_ERROR.search(line)), len(lines) - 1)
+    shown = "\n".join(f"  | {line}" for line in lines[max(0, first - 1) : first + 4])
+    return KernelError(
+        f"the kernel does not build (make: {status})\n{shown}", hint=f"the whole log: {log}"
+    )

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: MIT
+"""One kernel source tree, moved between the steps of a series.
+
+Hides where the source comes from (a ``linux-source`` package, a tarball, a git
+tree) and how a tree changes step: the files the series touches are kept as they
+came, the patches are applied to copies of those, and only files whose content
+differs are written to the tree. So ``make`` rebuilds what a step changed and no
+more, and a move that was interrupted is put right by the next one.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import cache, config, patches
+from harness.errors import ConfigurationError, InfrastructureError
+from harness.process import failed, run
+
+_TOUCHED = re.compile(r"^(?:---|\+\+\+) [ab]/(\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A kernel source by content: where it lies, and what stands for it in digests."""
+
+    kind: str
+    location: Path
+    ref: str
+    identity: str
+
+    def __str__(self) -> str:
+        return f"{self.location}" + (f" at {self.ref}" if self.kind == "git" else "")
+
+
+def resolve(chosen: config.Source) -> Source:
+    """The source that hosts.yaml names.
+
+    Raises:
+        InfrastructureError: the package is not installed.
+        ConfigurationError: there is no such tarball, tree or commit.
+    """
+    if isinstance(chosen, config.PackageSource):
+        return from_package(chosen.package)
+    if isinstance(chosen, config.TarballSource):
+        return from_tarball(chosen.tarball)
+    return from_git(chosen.git, chosen.ref)
+
+
+def from_package(package: str) -> Source:
+    """The source that the installed Debian package ``package`` holds."""
+    for suffix in (".tar.xz", ".tar.zst", ".tar.bz2"):
+        tarball = Path("/usr/src") / f"{package}{suffix}"
+        if tarball.is_file():
+            return from_tarball(tarball)
+    raise InfrastructureError(
+        f"{package} is not installed: there is no /usr/src/{package}.tar.xz",
+        hint=f"apt-get install {package}, or name a tarball or a git tree in hosts.yaml",
+    )
+
+
+def from_tarball(path: Path) -> Source:
+    """The source in a tarball with one directory at its top."""
+    if not path.is_file():
+        raise ConfigurationError(f"no kernel tarball at {path}")
+    return Source(kind="tarball", location=path, ref="", identity=cache.file_sha256(path))
+
+
+def from_git(path: Path, ref: str = "HEAD") -> Source:
+    """The tree of commit ``ref`` in the git repository at ``path``; it is only read."""
+    if not path.is_dir():
+        raise ConfigurationError(f"no kernel tree at {path}")
+    tree = run(["git", "-C", str(path), "rev-parse", "--verify", f"{ref}^{{tree}}"], check=False)
+    if tree.returncode != 0:
+        raise ConfigurationError(
+            f"{path} has no commit {ref!r}",
+            hint="the tree has to be a git repository; name a commit, tag or branch of it",
+        )
+    return Source(kind="git", location=path, ref=ref, identity=tree.stdout.strip())
+
+
+class Tree:
+    """A source unpacked in the cache, standing at one step of a series at a time."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.home = cache.entry(
+            cache.root() / "sources" / cache.digest(source.identity),
+            self._unpack,
+            what=f"the source {source}",
+        )
+        self.directory = self.home / "linux"
+        self._pristine = self.home / "pristine"
+
+    def _unpack(self, home: Path) -> None:
+        directory = home / "linux"
+        directory.mkdir()
+        tar = ["tar", "--extract", "--no-same-owner", "--directory", str(directory)]
+        if self.source.kind == "tarball":
+            run([*tar, "--strip-components=1", "--file", str(self.source.location)])
+            return
+        archive = ["git", "-C", str(self.source.location), "archive", self.source.ref]
+        with subprocess.Popen(archive, stdout=subprocess.PIPE) as sender:
+            done = subprocess.run(tar, stdin=sender.stdout, capture_output=True, text=True)
+        if sender.returncode != 0 or done.returncode != 0:
+            raise failed(archive, sender.returncode or done.returncode, done.stderr)
+
+    def move_to(self, patch_files: Sequence[Path]) -> None:
+        """Make the tree equal to its source plus ``patch_files``, in that order.
+
+        Raises:
+            KernelError: a patch does not apply; the tree is then as it was.
+        """
+        wanted = {name for patch in patch_files for name in _touched(patch)}
+        known = {str(p.relative_to(self._pristine)) for p in _files(self._pristine)}
+        new_files = self.home / "new-files"
+        added = set(new_files.read_text().split()) if new_files.exists() else set()
+        for name in sorted(wanted - known - added):
+            if (self.directory / name).exists():
+                _copy(self.directory / name, self._pristine / name)
+            else:
+                added.add(name)
+        new_files.write_text("".join(f"{name}\n" for name in sorted(added)))
+        with tempfile.TemporaryDirectory(dir=self.home) as scratch_name:
+            scratch = Path(scratch_name)
+            for pristine in _files(self._pristine):
+                _copy(pristine, scratch / pristine.relative_to(self._pristine))
+            patches.apply_files(scratch, patch_files)
+            for name in sorted(
+                added | {str(p.relative_to(self._pristine)) for p in _files(self._pristine)}
+            ):
+                made, placed = scratch / name, self.directory / name
+                if not made.exists():
+                    placed.unlink(missing_ok=True)
+                elif not placed.exists() or not filecmp.cmp(made, placed, shallow=False):
+                    _copy(made, placed)
+
+
+def _touched(patch: Path) -> set[str]:
+    return set(_TOUCHED.findall(patch.read_text(errors="replace")))
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    shutil.copymode(source, target)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""What the user sees while something takes long: bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+_LINE_EVERY_S = 30.0
+
+
+class Task:
+    """One piece of work, counted in steps of its own unit."""
+
+    def __init__(self, title: str, total: int | None, bars: RichProgress | None) -> None:
+        self.title, self.total, self.done = title, total, 0
+        self._bars = bars
+        self.id: TaskID | None = bars.add_task(title, total=total) if bars is not None else None
+        self._said = time.monotonic()
+
+    def advance(self, steps: int = 1) -> None:
+        """Count ``steps`` more as done."""
+        self.done += steps
+        if self._bars is not None and self.id is not None:
+            self._bars.advance(self.id, steps)
+        elif time.monotonic() - self._said >= _LINE_EVERY_S:
+            self._said = time.monotonic()
+            of = f" of {self.total}" if self.total else ""
+            _line(f"{self.title}: {self.done}{of}")
+
+
+class Progress:
+    """Where tasks are shown; use as a context manager around the whole of the work."""
+
+    def __init__(self, *, bars: bool | None = None) -> None:
+        self._want_bars = sys.stderr.isatty() if bars is None else bars
+        self._bars: RichProgress | None = None
+
+    def __enter__(self) -> Self:
+        if self._want_bars:
+            from rich import progress
+            from rich.console import Console
+
+            self._bars = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        if self._bars is not None:
+            self._bars.console.print(text, markup=False, highlight=False)
+        else:
+            _line(text)
+
+    @contextmanager
+    def task(self, title: str, *, total: int | None = None) -> Iterator[Task]:
+        """Show ``title`` as under way; a line with its duration stays when it ends well."""
+        started = time.monotonic()
+        if self._bars is None:
+            _line(f"{title} …")
+        task = Task(title, total, self._bars)
+        try:
+            yield task
+            self.say(f"{title}: {time.monotonic() - started:.0f} s")
+        finally:
+            if self._bars is not None and task.id is not None:
+                self._bars.remove_task(task.id)
+
+
+def _line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
