@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""The command ``harness``: which subcommands there are, and how errors end.
+
+Hides that a subcommand's module is imported only when it runs, so that
+``harness --help`` and tab completion stay fast. A module under
+``harness/commands/`` may import anything; nothing imports it.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+from click.shell_completion import CompletionItem
+
+from harness.errors import EXIT_BUG, EXIT_INTERRUPTED, HarnessError, InfrastructureError
+
+COMMANDS = {
+    # name: (module under harness.commands, what --help says of it). The module's
+    # attribute of the same name is the click command.
+    "run": ("run", "Measure: from patches to a table."),
+    "plan": ("plan", "Show what a run would do, and touch nothing."),
+    "build": ("build", "Build and keep the kernels of some steps."),
+    "report": ("report", "Rebuild the table of a result directory."),
+    "hosts": ("hosts", "Show hosts.yaml as it is understood, or its schema."),
+    "patches": ("patches", "List, check and apply the kernel series."),
+    "completion": ("completion", "Print the tab completion for a shell."),
+}
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"harness.commands.{COMMANDS[cmd_name][0]}")
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)  # noqa: S101
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return [
+            CompletionItem(name, help=text)
+            for name, (_, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ] + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="receive-batching-harness", prog_name="harness")
+@click.option("-v", "--verbose", count=True, help="Say more; twice for every detail.")
+def cli(verbose: int) -> None:
+    """Measure what listified packet receive does to a kernel.
+
+    On two machines with Solarflare NICs, or with no hardware at all on a
+    virtual one.
+    """
+    if verbose:
+        import logging
+
+        logging.basicConfig(
+            level=logging.DEBUG if verbose > 1 else logging.INFO,
+            format="%(relativeCreated)7.0f ms %(name)s: %(message)s",
+        )
+
+
+def main() -> NoReturn:
+    """Run the command line; the exit status is that of the error's class."""
+    # A SIGTERM unwinds like Ctrl-C, so that whatever was begun is put back.
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        status = cli.main(prog_name="harness", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as exit_:
+        status = exit_.exit_code
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.secho("interrupted", err=True, fg="yellow")
+        status = EXIT_INTERRUPTED
+    except HarnessError as error:
+        status = _show(error)
+    except BrokenPipeError:
+        # Whoever read our output has had enough; Python must not flush to them at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1  # as click does it for what it writes itself
+    except OSError as error:
+        if error.errno not in _DISK:
+            status = _bug()
+        else:
+            where = f": {error.filename}" if error.filename else ""
+            status = _show(InfrastructureError(f"{error.strerror}{where}", hint="free some space"))
+    except Exception:  # noqa: BLE001
+        status = _bug()
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _terminated(_signal: int, _frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _show(error: HarnessError) -> int:
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
+    if error.hint:
+        click.echo(f"{click.style('hint:', fg='cyan', bold=True)} {error.hint}", err=True)
+    return error.exit_code
+
+
+def _bug() -> int:
+    import traceback
+
+    traceback.print_exc()
+    click.secho("this is a bug in the harness; please report it with the lines above", err=True)
+    return EXIT_BUG

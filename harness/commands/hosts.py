@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""``harness hosts``: the hosts file as it is understood, and its schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from harness import config
+from harness.commands import hosts_option
+
+
+@click.group()
+def hosts() -> None:
+    """Show hosts.yaml as it is understood, or its schema."""
+
+
+@hosts.command()
+def schema() -> None:
+    """Print the JSON Schema of a hosts file."""
+    click.echo(json.dumps(config.json_schema(), indent=2))
+
+
+@hosts.command()
+@click.argument("bed", required=False)
+@hosts_option
+def show(bed: str | None, hosts_path: Path | None) -> None:
+    """Check the hosts file; print BED (the default one) as JSON, all defaults filled in."""
+    path = config.locate(hosts_path)
+    loaded = config.load(path)
+    shown = config.bed(loaded, bed)
+    click.echo(
+        json.dumps(
+            {
+                "file": str(path),
+                "kernel": loaded.kernel.model_dump(mode="json"),
+                "load": loaded.load.model_dump(mode="json"),
+                "bed": {"kind": shown.kind, **shown.model_dump(mode="json")},
+            },
+            indent=2,
+        )
+    )

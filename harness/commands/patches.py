@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""``harness patches``: the series that ship, and a user's tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness import patches as kernel_patches
+
+_tree = click.argument("tree", type=click.Path(path_type=Path, file_okay=False, exists=True))
+_series = click.option(
+    "--series", "name", default="auto", metavar="NAME", help="Series; by the tree's version if not."
+)
+_COLOURS = {"applies": "green", "present": "yellow", "fails": "red", "not tried": None}
+
+
+@click.group()
+def patches() -> None:
+    """List, check and apply the kernel series."""
+
+
+@patches.command("list")
+def list_() -> None:
+    """List the series that ship and their steps."""
+    for series in kernel_patches.list_series():
+        click.secho(series.base, bold=True)
+        for patch in series.patches:
+            click.echo(f"  step {patch.step}  {patch.subject}")
+
+
+@patches.command()
+@_tree
+@click.option("--step", metavar="N", help="Last step to try; all of them if not given.")
+@_series
+def check(tree: Path, step: str | None, name: str) -> None:
+    """Try a series on TREE without changing it.
+
+    A git tree counts as its last commit.
+    """
+    report = kernel_patches.check(tree, kernel_patches.series_for(tree, name), step)
+    click.echo(f"{tree}: Linux {report.release}, series {report.series.base}")
+    for outcome in report.outcomes:
+        state = click.style(f"{outcome.state:9}", fg=_COLOURS[outcome.state])
+        detail = f"\n             {outcome.detail}" if outcome.detail else ""
+        click.echo(f"  {state}  step {outcome.patch.step}  {outcome.patch.subject}{detail}")
+    report.require()
+
+
+@patches.command()
+@_tree
+@click.option("--step", required=True, metavar="N", help="Last step to apply.")
+@click.option(
+    "--worktree",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Where the new worktree goes; TREE-stepN if not given.",
+)
+@click.option("--in-place", is_flag=True, help="Commit to the branch that is checked out in TREE.")
+@_series
+def apply(tree: Path, step: str, worktree: Path | None, in_place: bool, name: str) -> None:
+    """Commit a series up to a step on top of the git tree TREE.
+
+    The commits go to a new branch in a new worktree, and TREE stays as it is.
+    """
+    if worktree and in_place:
+        raise click.UsageError("--worktree and --in-place exclude each other")
+    series = kernel_patches.series_for(tree, name)
+    applied = kernel_patches.apply(tree, step, series=series, worktree=worktree, in_place=in_place)
+    branch = f", branch {applied.branch}" if applied.branch else ""
+    click.echo(f"{applied.commits} patches of {series.base} in {applied.directory}{branch}")

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""The kernel series that ship, and how they come onto a tree. After config in the flow."""
+
+from harness.patches.series import (
+    Patch,
+    Series,
+    UnknownBaseError,
+    base_of,
+    list_series,
+    series,
+    series_for,
+)
+from harness.patches.tree import (
+    AlreadyPatchedError,
+    Applied,
+    HunkError,
+    Outcome,
+    Report,
+    apply,
+    apply_files,
+    check,
+)
+
+__all__ = [
+    "AlreadyPatchedError",
+    "Applied",
+    "HunkError",
+    "Outcome",
+    "Patch",
+    "Report",
+    "Series",
+    "UnknownBaseError",
+    "apply",
+    "apply_files",
+    "base_of",
+    "check",
+    "list_series",
+    "series",
+    "series_for",
+]

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""The series that ship under ``kernel-patches/``, and which of them a tree needs.
+
+Hides the layout: a directory for each base, a ``series`` file that names the
+patches in order, and file names whose number is the step: ``0000-prelude-*``
+makes step 0, ``0001-*`` step 1 of it, and so on.
+"""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import ConfigurationError, InfrastructureError
+from harness.resources import shipped
+
+_FILE_NAME = re.compile(r"(\d{4})-[\w.+-]+\.patch")
+_PREFIX = re.compile(r"^\s*(\[[^\]]*\]\s*)+")
+_VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL)\s*=\s*(\d+)\s*$", re.MULTILINE)
+_DIFF = re.compile(r"^diff --git a/(\S+) b/(\S+)$", re.MULTILINE)
+
+
+class UnknownBaseError(ConfigurationError):
+    """No series that ships was written for the tree's version."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch in mail form; ``files`` are the paths it touches, from the tree's top."""
+
+    path: Path
+    step: int
+    subject: str
+    author: str
+    changelog: str
+    files: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Patch:
+        """The patch in ``path``, whose name says its step."""
+        named = _FILE_NAME.fullmatch(path.name)
+        if named is None:
+            raise InfrastructureError(f"{path}: not a name of the form 0001-what-it-does.patch")
+        try:
+            text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise InfrastructureError(f"cannot read {path}: {error.strerror}") from error
+        header, _, body = text.partition("\n\n")
+        mail = email.message_from_string(header, policy=email.policy.default)
+        changelog = re.split(r"^(?:---|diff --git .*)$", body, maxsplit=1, flags=re.MULTILINE)[0]
+        return cls(
+            path=path,
+            step=int(named[1]),
+            subject=_PREFIX.sub("", str(mail["Subject"] or "")).strip(),
+            author=str(mail["From"] or ""),
+            changelog=changelog.strip(),
+            files=tuple(dict.fromkeys(name for pair in _DIFF.findall(text) for name in pair)),
+        )
+
+
+@dataclass(frozen=True)
+class Series:
+    """The patches for one base, in order; ``base`` is a name such as ``linux-6.12``."""
+
+    base: str
+    directory: Path
+    patches: tuple[Patch, ...]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps there are, from ``"0"`` on."""
+        return tuple(str(step) for step in sorted({0, *(patch.step for patch in self.patches)}))
+
+    def upto(self, step: str | int) -> tuple[Patch, ...]:
+        """The patches between the base and ``step``: the prelude and the first of the others.
+
+        Raises:
+            ConfigurationError: there is no such step.
+        """
+        if str(step) not in self.steps:
+            raise ConfigurationError(
+                f"series {self.base} has no step {step}; expected {', '.join(self.steps)}"
+            )
+        return tuple(patch for patch in self.patches if patch.step <= int(step))
+
+    def patches_for(self, step: str | int) -> tuple[Path, ...]:
+        """The files of :meth:`upto`."""
+        return tuple(patch.path for patch in self.upto(step))
+
+    def title(self, step: str | int) -> str:
+        """What ``step`` is, in one line."""
+        own = [patch.subject for patch in self.upto(step) if patch.step == int(step)]
+        return own[-1] if own else "the base as it is"
+
+
+def list_series(home: Path | None = None) -> list[Series]:
+    """Every series under ``home`` (what ships when None), oldest base first."""
+    home = home or shipped("kernel-patches")
+    return [
+        _read(file.parent)
+        for file in sorted(home.glob("*/series"), key=lambda file: _number(file.parent.name))
+    ]
+
+
+def series(name: str, home: Path | None = None) -> Series:
+    """The series called ``name``.
+
+    Raises:
+        UnknownBaseError: none is; the message lists those there are.
+    """
+    home = home or shipped("kernel-patches")
+    names = [found.base for found in list_series(home)]
+    if name not in names:
+        raise UnknownBaseError(f"no series is called {name}; expected {_listed(names)}")
+    return _read(home / name)
+
+
+def series_for(tree: Path, name: str = "auto", home: Path | None = None) -> Series:
+    """The series called ``name``, or with ``auto`` the one for the version of ``tree``.
+
+    Raises:
+        UnknownBaseError: none was written for that version.
+        ConfigurationError: ``tree`` is not a kernel tree.
+    """
+    if name != "auto":
+        return series(name, home)
+    base, release = base_of(tree)
+    available = list_series(home)
+    for found in available:
+        if found.base == base:
+            return found
+    names = [found.base for found in available]
+    nearest = min(names, key=lambda known: _distance(known, base), default=None)
+    raise UnknownBaseError(
+        f"{tree} is Linux {release}, for which there is no series; expected {_listed(names)}",
+        hint=f"`harness patches check {tree} --series {nearest}` shows how far the nearest applies"
+        if nearest
+        else None,
+    )
+
+
+def base_of(tree: Path) -> tuple[str, str]:
+    """The base and the release of a kernel tree, such as ``("linux-6.12", "6.12.117")``.
+
+    Raises:
+        ConfigurationError: it has no Makefile that states a version.
+    """
+    try:
+        with (tree / "Makefile").open(encoding="utf-8", errors="replace") as makefile:
+            stated = dict(_VERSION.findall(makefile.read(4096)))
+    except OSError:
+        stated = {}
+    if not {"VERSION", "PATCHLEVEL"} <= stated.keys():
+        raise ConfigurationError(
+            f"{tree} is no kernel tree: there is no Makefile that states VERSION and PATCHLEVEL",
+            hint="give the top directory of an unpacked kernel source",
+        )
+    base = f"{stated['VERSION']}.{stated['PATCHLEVEL']}"
+    return f"linux-{base}", f"{base}.{stated.get('SUBLEVEL', '0')}"
+
+
+def _read(directory: Path) -> Series:
+    lines = (directory / "series").read_text(encoding="utf-8").splitlines()
+    names = [name for line in lines if (name := line.partition("#")[0].strip())]
+    return Series(
+        base=directory.name,
+        directory=directory,
+        patches=tuple(Patch.read(directory / name) for name in names),
+    )
+
+
+def _number(base: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", base))
+
+
+def _distance(known: str, wanted: str) -> tuple[int, ...]:
+    pairs = zip(_number(known), _number(wanted), strict=False)
+    return tuple(abs(one - other) for one, other in pairs)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "none ships"
