@@ -114,6 +114,8 @@ def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMe
         void += _conservation(trial, trial.whole, delta, drops, tolerances)
     if trial.whole is None or window is None:
         void.append(Void(rule="counters-missing", detail="no snapshots of this trial were kept"))
+    elif rates["stack_rx_pps"] is None:
+        void.append(Void(rule="counters-missing", detail="no count of packets at IP"))
     void += _stream_rules(trial, window)
     void += _trace_rules(trial, tolerances)
     return TrialMetrics(offered_packets=offered, drops=drops, void=tuple(_once(void)), **rates)

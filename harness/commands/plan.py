@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""``harness plan``: what a run would boot, change and measure, before it does."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from tabulate import tabulate
+
+from harness import config
+from harness.plan import (
+    MIN_BLOCKS_FOR_VERDICT,
+    PROFILE_NAMES,
+    VOID_RULES,
+    Plan,
+    make_plan,
+    parse_steps,
+    profile,
+)
+
+# What surrounds the measured windows, to tell an evening from a coffee break.
+_BOOT_S = {"virtual": 40, "hardware": 240}
+_AROUND_TRIAL_S = 6
+
+
+@click.command()
+@click.option("--steps", default="0,2,8", show_default=True, help="Steps: 0,2,8 or 0-8.")
+@click.option(
+    "--profile",
+    "profile_name",
+    type=click.Choice(PROFILE_NAMES),
+    default="quick",
+    show_default=True,
+    help="How long to measure.",
+)
+@click.option("--blocks", type=click.IntRange(min=1), help="Boots of each step.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the order; drawn when not given.")
+@click.option("--bed", "bed_name", help="Bed of hosts.yaml; its default when not given.")
+@click.option("--hosts", "hosts_file", type=click.Path(path_type=Path), help="The hosts file.")
+def plan(
+    steps: str,
+    profile_name: str,
+    blocks: int | None,
+    seed: int | None,
+    bed_name: str | None,
+    hosts_file: Path | None,
+) -> None:
+    """Show order, duration, settings and void rules of a run; nothing is touched."""
+    bed = config.bed(config.load(config.locate(hosts_file)), bed_name)
+    chosen = make_plan(
+        parse_steps(steps),
+        profile(profile_name, bed_kind=bed.kind, blocks=blocks),
+        seed=secrets.randbits(31) if seed is None else seed,
+    )
+    for line in _lines(chosen, bed):
+        click.echo(line)
+
+
+def _lines(plan: Plan, bed: config.Bed) -> Iterator[str]:
+    timing = plan.profile
+    boots = sum(len(row) for row in plan.order)
+    trials = sum(len(list(timing.trials_of(boot.block))) for boot in plan.boots())
+    about_s = plan.measured_s() + boots * _BOOT_S[bed.kind] + trials * _AROUND_TRIAL_S
+    yield f"bed {bed.name} ({bed.kind}) · profile {timing.name} · seed {plan.seed}"
+    yield (
+        f"{timing.blocks} blocks × {len(plan.steps)} steps = {boots} boots, "
+        f"{_minutes(plan.measured_s())} of measured windows, about {_minutes(about_s)} in all "
+        "once the kernels are built"
+    )
+    yield (
+        f"in a boot: {timing.warmups} warm-up of {timing.warmup_s:g} s, then {timing.trials} "
+        f"trials of {timing.window_s:g} s; in the first {timing.trace_blocks} blocks also "
+        f"{timing.trace_s:g} s under the probes"
+    )
+    if timing.blocks < MIN_BLOCKS_FOR_VERDICT:
+        yield f"no verdict: {timing.blocks} of the {MIN_BLOCKS_FOR_VERDICT} blocks one needs"
+    yield ""
+    rows = [[number, *row] for number, row in enumerate(plan.order, start=1)]
+    yield tabulate(rows, headers=["block", *(f"boot {n + 1}" for n in range(len(plan.steps)))])
+    yield ""
+    yield from _changes(bed)
+    yield ""
+    yield "a trial is void unless:"
+    for name, rule in VOID_RULES.items():
+        allowed = ", ".join(f"{value:g} {unit}" for unit, value in rule.tolerances.items())
+        yield f"  {name}: {rule.description}" + (f" (tolerance: {allowed})" if allowed else "")
+
+
+def _changes(bed: config.Bed) -> Iterator[str]:
+    """What is set during a run, host by host."""
+    yield f"set on {bed.dut_name} (dut) during a run, and put back after it:"
+    wanted = {
+        "address": bed.dut.address,
+        "receive queues in use": bed.rx_queues,
+        "CPU of the interrupt": bed.placement.irq_cpu,
+        "CPU of netserver": bed.netserver_cpu,
+        "receive packet steering": "off",
+        "irqbalance": bed.irqbalance,
+        "cpufreq governor": bed.governor,
+        "moderation": bed.coalesce
+        and f"{bed.coalesce.rx_usecs} µs, adaptive {'on' if bed.coalesce.adaptive_rx else 'off'}",
+    }
+    for name, value in wanted.items():
+        yield f"  {name}: {'left as it is' if value is None else value}"
+    yield f"set on {bed.generator_name} (generator):"
+    yield f"  address: {bed.generator.address}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

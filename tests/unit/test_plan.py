@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import ConfigurationError
+from harness.plan import (
+    SERIES_STEPS,
+    VOID_RULES,
+    balanced_blocks,
+    make_plan,
+    parse_steps,
+    profile,
+    void_rules_record,
+)
+
+pytestmark = pytest.mark.unit
+
+sizes = st.integers(1, 10)
+seeds = st.integers(0, 2**32)
+
+
+def _variants(size: int) -> list[str]:
+    return [f"v{number}" for number in range(size)]
+
+
+@given(size=sizes, blocks=st.integers(1, 25), seed=seeds)
+def test_every_block_boots_every_variant_once(size: int, blocks: int, seed: int) -> None:
+    order = balanced_blocks(_variants(size), blocks, seed=seed)
+    assert len(order) == blocks
+    assert all(sorted(row) == _variants(size) for row in order)
+
+
+@given(size=sizes, blocks=st.integers(1, 25), seed=seeds)
+def test_positions_are_shared_as_evenly_as_can_be(size: int, blocks: int, seed: int) -> None:
+    order = balanced_blocks(_variants(size), blocks, seed=seed)
+    for position in range(size):
+        counts = Counter(row[position] for row in order)
+        shares = [counts[variant] for variant in _variants(size)]
+        assert max(shares) - min(shares) <= 1
+
+
+@given(size=st.integers(2, 9), seed=seeds)
+def test_neighbours_are_balanced_over_two_squares(size: int, seed: int) -> None:
+    order = balanced_blocks(_variants(size), 2 * size, seed=seed)
+    pairs = Counter(pair for row in order for pair in itertools.pairwise(row))
+    assert len(pairs) == size * (size - 1)
+    assert set(pairs.values()) == {2}
+
+
+@given(size=sizes, blocks=st.integers(1, 12), more=st.integers(1, 12), seed=seeds)
+def test_more_blocks_go_on_where_fewer_end(size: int, blocks: int, more: int, seed: int) -> None:
+    longer = balanced_blocks(_variants(size), blocks + more, seed=seed)
+    assert longer[:blocks] == balanced_blocks(_variants(size), blocks, seed=seed)
+
+
+def test_the_order_of_a_seed_never_changes() -> None:
+    # Stored seeds have to mean the same in later versions.
+    assert balanced_blocks(["0", "2", "8"], 6, seed=5) == (
+        ("2", "8", "0"),
+        ("8", "0", "2"),
+        ("0", "2", "8"),
+        ("8", "2", "0"),
+        ("0", "8", "2"),
+        ("2", "0", "8"),
+    )
+
+
+def test_seeds_give_different_orders() -> None:
+    assert len({balanced_blocks(SERIES_STEPS, 2, seed=seed) for seed in range(20)}) == 20
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [
+        ("0,2,8", "0 2 8"),
+        ("8, 0", "0 8"),
+        ("0-8", "0 1 2 3 4 5 6 7 8"),
+        ("0-2,8", "0 1 2 8"),
+        ("0-2,1-3", "0 1 2 3"),
+        ("02", "2"),
+        ("2m,0", "0 2m"),
+    ],
+)
+def test_steps_are_read(spec: str, steps: str) -> None:
+    assert parse_steps(spec, [*SERIES_STEPS, "2m"]) == tuple(steps.split())
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", "empty item"),
+        ("0,,2", "empty item"),
+        ("9", "'9' does not exist"),
+        ("0-9", "'9' does not exist"),
+        ("8-0", "backwards"),
+        ("two", "'two' does not exist"),
+        ("-1", "'-1' does not exist"),
+        ("0-99999999999", "names no series"),
+        ("²", "'²' does not exist"),
+    ],
+)
+def test_wrong_steps_say_what_is_wrong(spec: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        parse_steps(spec)
+    assert caught.value.hint
+
+
+@given(st.text(alphabet="0123456789-, m²x", max_size=12))
+def test_no_spec_is_a_bug(spec: str) -> None:
+    try:
+        steps = parse_steps(spec)
+    except ConfigurationError:
+        return
+    assert steps
+    assert set(steps) <= set(SERIES_STEPS)
+
+
+def test_profiles_hold_what_a_verdict_needs() -> None:
+    assert profile("quick").blocks == 2
+    assert profile("standard").blocks == 6
+    assert profile("standard", bed_kind="hardware").blocks == 10
+    assert profile("standard", blocks=12).blocks == 12
+    with pytest.raises(ConfigurationError, match="'slow'"):
+        profile("slow")
+    with pytest.raises(ConfigurationError, match="0 blocks"):
+        profile("quick", blocks=0)
+
+
+def test_traced_trials_come_last_and_only_in_the_first_blocks() -> None:
+    quick = profile("quick")
+    kinds = [[trial.kind for trial in quick.trials_of(block)] for block in (1, 2)]
+    assert kinds == [["warmup", *["timed"] * 3, "trace"], ["warmup", *["timed"] * 3]]
+
+
+def test_a_plan_counts_boots_and_seconds() -> None:
+    plan = make_plan(["0", "8"], profile("quick"), seed=1)
+    boots = list(plan.boots())
+    assert [(boot.block, boot.position) for boot in boots] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert len({boot.directory for boot in boots}) == 4
+    assert plan.measured_s() == 2 * 2 * (2 + 3 * 4) + 2 * 2
+
+
+def test_void_rules_are_recorded_whole() -> None:
+    record = void_rules_record()
+    assert record.keys() == VOID_RULES.keys()
+    assert record["irq-moved"]["tolerances"] == {"share": 0.01, "interrupts": 2}
