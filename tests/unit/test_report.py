@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic import make_campaign
+
+from harness.analysis import Analysis, analyse, list_lengths
+from harness.commands.plan import plan as plan_command
+from harness.commands.report import report as report_command
+from harness.errors import ConfigurationError
+from harness.report import FORMATS, document, render
+from harness.samples import ResultDirectory, Stage
+
+pytestmark = pytest.mark.unit
+
+FIXTURES = Path(__file__).parent / "fixtures"
+Json = dict[str, Any]
+
+
+def _analyse(root: Path) -> Analysis:
+    return analyse(ResultDirectory.open(root))
+
+
+def _document(root: Path) -> Json:
+    return document(_analyse(root))
+
+
+def _rows(report: Json) -> dict[str, Json]:
+    return {row["step"]: row for row in report["rows"]}
+
+
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six blocks with a real effect at step 8 and none at step 1."""
+    return make_campaign(
+        tmp_path_factory.mktemp("standard"),
+        effects={"0": 1.0, "1": 1.0, "2": 1.05, "7": 1.1, "8": 1.14},
+        blocks=6,
+        noise=lambda rng: rng.gauss(0, 0.01),
+    )
+
+
+def test_effects_put_in_come_out(standard: Path) -> None:
+    rows = _rows(_document(standard))
+    assert list(rows) == ["0", "1", "2", "7", "8"]
+    for step, effect in {"0": 1.0, "1": 1.0, "2": 1.05, "7": 1.1, "8": 1.14}.items():
+        assert rows[step]["ratio_to_step0"] == pytest.approx(effect, abs=0.03)
+        assert rows[step]["stack_rx_pps"] == pytest.approx(200_000 * effect, rel=0.03)
+        assert rows[step]["delivered_pps"] == pytest.approx(4_000 * effect, rel=0.03)
+        assert rows[step]["boots"] == 6
+        assert rows[step]["drops"]["nic_ring"] == pytest.approx(0.1, abs=1e-3)
+        low, high = rows[step]["ratio_range"]
+        assert low <= rows[step]["ratio_to_step0"] <= high
+        assert sorted(rows[step]["ratio_by_block"]) == list("123456")
+
+
+def test_lists_are_shown_where_there_are_lists(standard: Path) -> None:
+    rows = _rows(_document(standard))
+    assert [rows[s]["list_len_p50"] for s in ("0", "1", "2", "8")] == [None, None, 64, 64]
+    assert rows["0"]["ip_rcv_per_packet"] == rows["2"]["ip_rcv_per_packet"] == 1.0
+    assert rows["7"]["ip_rcv_per_packet"] < 0.001
+    assert [stage["name"] for stage in rows["8"]["stages"]] == [
+        "netif_receive_skb_list",
+        "ip_list_rcv",
+    ]
+    assert rows["8"]["traced_to_timed"] == pytest.approx(0.7, abs=0.03)
+
+
+def test_verdicts_see_the_effect_and_not_its_absence(standard: Path) -> None:
+    report = _document(standard)
+    verdicts = {verdict["step"]: verdict for verdict in report["verdicts"]}
+    assert verdicts["8"]["verdict"] == "faster"
+    assert verdicts["8"]["interval"][0] > 1.05
+    assert verdicts["8"]["interval"] == _rows(report)["8"]["ratio_interval"]
+    assert verdicts["1"]["verdict"] in ("no difference", "inconclusive")
+    assert verdicts["1"]["interval"][0] < 1 < verdicts["1"]["interval"][1]
+    assert report["no_verdict"] is None
+    table = render(report, "table")
+    assert "step 8 against step 0: faster (+" in table
+    assert "97% interval" in table
+
+
+def test_pairing_takes_out_what_a_block_shares(tmp_path: Path) -> None:
+    """Blocks far apart from one another (a machine that others use) do no harm."""
+    per_block: dict[int, float] = {}
+
+    def slower(boot: Json, block: int, *_: Any) -> Json:
+        factor = per_block.setdefault(block, random.Random(block).uniform(1, 4))
+        for trial in boot["trials"]:
+            if trial["window"]:
+                start, end = trial["window"]["start"], trial["window"]["end"]
+                span = end["monotonic_ns"] - start["monotonic_ns"]
+                end["monotonic_ns"] = start["monotonic_ns"] + round(span * factor)
+                for stream in trial["netperf"]:
+                    stream["elapsed_s"] *= factor
+        return boot
+
+    root = make_campaign(
+        tmp_path,
+        effects={"0": 1.0, "8": 1.14},
+        blocks=6,
+        noise=lambda rng: rng.gauss(0, 0.005),
+        edit=slower,
+    )
+    [verdict] = _document(root)["verdicts"]
+    assert verdict["interval"] == pytest.approx([1.14, 1.14], abs=0.04)
+
+
+def test_published_ratios_are_computed_from_rates(standard: Path) -> None:
+    rows = _rows(_document(standard))
+    assert round(rows["2"]["published_ratio"], 3) == 1.103
+    assert round(rows["8"]["published_ratio"], 3) == 1.270
+    assert rows["7"]["published_ratio"] is None
+    assert "published hardware result" in render(_document(standard), "table")
+
+
+def test_two_blocks_give_no_verdict() -> None:
+    report = _document(FIXTURES / "result-v1")
+    assert report["complete"]
+    assert report["verdicts"] == []
+    assert report["no_verdict"] == "not enough boots for a verdict (2 of 6 blocks)"
+    assert report["no_verdict"] in render(report, "table")
+    assert all(row["ratio_interval"] is None for row in report["rows"])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_unfinished_campaign_is_incomplete_and_judges_nothing(
+    standard: Path, tmp_path: Path, form: str
+) -> None:
+    root = tmp_path / "killed"
+    shutil.copytree(standard, root)
+    shutil.rmtree(max((root / "boots").iterdir()))
+    report = _document(root)
+    assert not report["complete"]
+    assert report["verdicts"] == []
+    assert report["no_verdict"] == "incomplete: 29 of 30 boots"
+    shown = render(report, form)
+    assert "faster" not in shown
+    if form in ("table", "markdown"):
+        assert "INCOMPLETE: 29 of 30 boots are finished" in shown
+        assert "b06-p05" in shown
+
+
+def test_a_boot_that_failed_is_named_with_its_error(tmp_path: Path) -> None:
+    def panicked(boot: Json, block: int, _: int, step: str) -> Json:
+        if (block, step) == (3, "8"):
+            boot |= {
+                "outcome": "failed",
+                "error": {"class": "KernelError", "message": "panic in ip_list_rcv"},
+            }
+        return boot
+
+    root = make_campaign(tmp_path, effects={"0": 1.0, "8": 1.2}, blocks=6, edit=panicked)
+    report = _document(root)
+    assert not report["complete"]
+    assert _rows(report)["8"]["boots"] == 5
+    assert "KernelError: panic in ip_list_rcv" in render(report, "table")
+
+
+def test_nothing_measured_yet(tmp_path: Path) -> None:
+    root = make_campaign(tmp_path, effects={"0": 1.0, "8": 1.0}, blocks=6, edit=lambda *_: None)
+    report = _document(root)
+    for form in FORMATS:
+        assert render(report, form)
+    assert _rows(report)["8"]["stack_rx_pps"] is None
+    assert "INCOMPLETE: 0 of 12 boots" in render(report, "table")
+
+
+def test_void_trials_are_listed_and_left_out(tmp_path: Path) -> None:
+    def moved(boot: Json, block: int, _: int, step: str) -> Json:
+        if (block, step) == (1, "8"):
+            timed = [trial for trial in boot["trials"] if trial["kind"] == "timed"]
+            timed[0]["window"]["placement"]["irq"]["31"] = {"1": 900}
+            # An absurd rate that must not reach the median.
+            timed[0]["window"]["end"]["monotonic_ns"] = (
+                timed[0]["window"]["start"]["monotonic_ns"] + 1000
+            )
+        return boot
+
+    quiet = {"effects": {"0": 1.0, "8": 1.1}, "blocks": 6, "trials": 2}
+    root = make_campaign(tmp_path, **quiet, edit=moved)
+    report = _document(root)
+    [void] = report["void"]
+    assert (void["block"], void["step"], void["kind"], void["index"]) == (1, "8", "timed", 0)
+    assert "irq-moved" in {reason["rule"] for reason in void["reasons"]}
+    assert _rows(report)["8"]["void_trials"] == 1
+    assert max(_rows(report)["8"]["ratio_by_block"].values()) < 1.3
+    for form in ("table", "markdown"):
+        assert "void: block 1, step 8, timed trial 1: irq" in render(report, form)
+    assert report["complete"]
+
+
+def test_a_boot_without_valid_trials_costs_its_block(tmp_path: Path) -> None:
+    def spoilt(boot: Json, block: int, _: int, step: str) -> Json:
+        if (block, step) == (1, "0"):
+            for trial in boot["trials"]:
+                trial["netperf"][0]["status"] = 1
+        return boot
+
+    root = make_campaign(tmp_path, effects={"0": 1.0, "8": 1.1}, blocks=6, edit=spoilt)
+    report = _document(root)
+    assert report["complete"]
+    assert sorted(_rows(report)["8"]["ratio_by_block"]) == list("23456")
+    assert report["no_verdict"] == "not enough boots for a verdict (5 of 6 blocks)"
+
+
+def test_without_the_baseline_nothing_is_compared(tmp_path: Path) -> None:
+    root = make_campaign(tmp_path, effects={"2": 1.0, "8": 1.1}, blocks=6)
+    report = _document(root)
+    assert report["no_verdict"] == "step 0 was not booted: nothing to compare with"
+    assert _rows(report)["8"]["ratio_to_step0"] is None
+    assert render(report, "table")
+
+
+def test_virtual_figures_are_never_shown_as_hardware(standard: Path) -> None:
+    report = _document(standard)
+    assert report["virtual"]
+    for form in ("table", "markdown"):
+        assert "virtual bed, TCG: not a hardware figure" in render(report, form)
+    assert report["label"] == "virtual bed, TCG: not a hardware figure"
+
+
+def test_csv_is_a_row_a_step(standard: Path) -> None:
+    report = _document(standard)
+    rows = list(csv.DictReader(io.StringIO(render(report, "csv"))))
+    assert [row["step"] for row in rows] == ["0", "1", "2", "7", "8"]
+    assert float(rows[4]["ratio_to_step0"]) == _rows(report)["8"]["ratio_to_step0"]
+    assert rows[0]["list_len_p50"] == ""
+    assert rows[4]["verdict"] == "faster"
+    assert {row["virtual"] for row in rows} == {"True"}
+
+
+def test_markdown_tables_have_as_many_cells_in_every_row(standard: Path) -> None:
+    lines = [line for line in render(_document(standard), "markdown").splitlines() if "|" in line]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    assert len(lines) == 2 + 5
+
+
+def test_old_results_still_read() -> None:
+    """Every figure the first version reported of this directory is reported still."""
+    expected = json.loads((FIXTURES / "result-v1.report.json").read_text())
+    _assert_contains(_document(FIXTURES / "result-v1"), expected, "report")
+
+
+def _assert_contains(found: Any, expected: Any, where: str) -> None:
+    if isinstance(expected, dict):
+        assert expected.keys() <= found.keys(), where
+        for name, value in expected.items():
+            _assert_contains(found[name], value, f"{where}.{name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for index, value in enumerate(expected):
+            _assert_contains(found[index], value, f"{where}[{index}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected), where
+    else:
+        assert found == expected, where
+
+
+def test_the_command_prints_every_format() -> None:
+    for form in FORMATS:
+        ran = CliRunner().invoke(report_command, [str(FIXTURES / "result-v1"), "--format", form])
+        assert ran.exit_code == 0, ran.output
+        assert ran.output.endswith("\n")
+    assert json.loads(CliRunner().invoke(
+        report_command, [str(FIXTURES / "result-v1"), "--format", "json"]
+    ).output)["schema"] == "receive-batching/report"  # fmt: skip
+
+
+def test_the_plan_is_shown_without_touching_anything() -> None:
+    ran = CliRunner().invoke(plan_command, ["--steps", "0,8", "--seed", "3"])
+    assert ran.exit_code == 0, ran.output
+    assert "2 blocks × 2 steps = 4 boots" in ran.output
+    assert "no verdict: 2 of the 6 blocks one needs" in ran.output
+    assert "CPU of the interrupt: 0" in ran.output
+    assert "irq-moved" in ran.output
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="'pdf'"):
+        render({}, "pdf")
+
+
+def _stage(lengths: dict[int, int], overflow: int = 0, longest: int | None = None) -> Stage:
+    counts = [lengths.get(length, 0) for length in range(65)]
+    return Stage(name="netif_receive_skb_list", lengths=counts, overflow=overflow, max=longest)
+
+
+def test_percentiles_are_of_lists() -> None:
+    found = list_lengths(_stage({0: 100, 1: 5, 8: 4, 64: 1}))
+    assert found is not None
+    assert (found.lists, found.p50, found.p90, found.max) == (10, 1, 8, 64)
+    assert list_lengths(_stage({0: 100})) is None
+    long = list_lengths(_stage({64: 1}, overflow=9, longest=90))
+    assert long is not None
+    assert (long.p50, long.max) == (65, 90)
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=60))
+def test_percentiles_are_lengths_that_occurred(lengths: list[int]) -> None:
+    counts = {length: lengths.count(length) for length in lengths}
+    found = list_lengths(_stage(counts))
+    assert found is not None
+    ordered = sorted(lengths)
+    assert found.p50 == ordered[(len(ordered) + 1) // 2 - 1]
+    assert found.max == ordered[-1]
+    assert found.p50 <= found.p90 <= found.max
