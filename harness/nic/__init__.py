@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: MIT
+"""A virtual EF10 network controller: the far end of QEMU's ``vfio-user-pci``.
+
+The kernel's unmodified ``sfc`` driver takes it for an SFC9140. Its source
+(drivers/net/ethernet/sfc: ef10.c, ef10_regs.h, mcdi.c, mcdi_pcol.h) is the
+specification, and its names are used here. The flow, outside in:
+
+* ``server`` waits for everything there is to wait for and keeps the pace;
+* ``transport`` speaks vfio-user, ``pci`` is the function's configuration space
+  and interrupts, ``registers`` its doorbells, ``mcdi`` its management CPU;
+* ``device`` joins these with ``steering`` (filters, RSS), ``queues`` (rings in
+  guest memory), ``offload`` (classes and checksums) and ``stats``;
+* ``memory`` is the one way into the guest, ``wire`` the one way to the network.
+
+Nothing the guest writes is trusted: an address outside its memory, a malformed
+descriptor, command or message is counted, logged and answered with an error.
+This package imports nothing of the rest of the harness.
+"""

@@ -1,0 +1,503 @@
+# SPDX-License-Identifier: MIT
+"""The device: queues, filters, MAC and link, joined to registers, MCDI and wire.
+
+The receive path. The packet ring of the wire is the packet buffer of the
+controller. A pass takes the frames that wait there, a batch at a time: classes and
+checksums, MAC statistics, filters, then each queue gets what it has descriptors
+for. Frames beyond the posted descriptors may stay for the next pass, but no more
+than :data:`PACKET_BUFFER` of them; the others are dropped and counted as NODESC,
+as are those the kernel could not put into a full ring. So every frame of the wire
+is found in exactly one of: ``rx_delivered``, ``rx_nodesc``, ``rx_filtered``,
+``rx_oversize``, ``rx_link_down``, ``wire_ring_drops``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from harness.nic import commands, offload, pci, queues, registers
+from harness.nic.commands import LINK_SPEED_MBPS, MAX_VIS, PHY_CAPS, TMR_NS_PER_COUNT
+from harness.nic.journal import Journal, log
+from harness.nic.mcdi import EINVAL, ENOENT, Mcdi, McdiError
+from harness.nic.memory import GuestAccessError, GuestMemory, Int64s
+from harness.nic.registers import Field, Register, RegisterFile
+from harness.nic.stats import GENERATION_START, MacStats
+from harness.nic.steering import DROP, Steering
+from harness.nic.wire import TP_STATUS_CSUMNOTREADY, Batch, Wire
+
+PACKET_BUFFER = 256
+"""Frames that may wait for descriptors from one pass to the next."""
+
+_RX_BATCH = 1024
+_RX_BUDGET = 4096
+_TX_BUDGET = 256
+_WARM_BOOT = 0xB0070001
+_DEFAULT_MAX_FRAME = 1514 + 4
+
+_COUNTERS = (
+    "rx_frames", "rx_delivered", "rx_nodesc", "rx_filtered", "rx_oversize", "rx_link_down",
+    "tx_frames", "tx_wire_drops", "tx_dropped", "mcdi_requests", "mcdi_unknown",
+    "register_unknown",
+)  # fmt: skip
+
+_MCDI_EVENT_CODE = Field(44, 8)
+_CODE_CMDDONE, _CODE_LINKCHANGE, _CODE_TX_FLUSH, _CODE_RX_FLUSH = 3, 4, 12, 16
+_CMDDONE_SEQ, _CMDDONE_DATALEN, _CMDDONE_ERRNO = Field(0, 8), Field(8, 8), Field(16, 8)
+_LINKCHANGE_LP_CAP, _LINKCHANGE_SPEED = Field(0, 16), Field(16, 4)
+_LINKCHANGE_FCNTL, _LINKCHANGE_FLAGS = Field(20, 4), Field(24, 8)
+_LINKCHANGE_SPEED_10G = 3
+
+
+_Queue = TypeVar("_Queue")
+
+
+def _mcdi_event(code: int) -> int:
+    return queues.ESF_DZ_EV_CODE.put(queues.EV_CODE_MCDI) | _MCDI_EVENT_CODE.put(code)
+
+
+class Nic:
+    """One virtual EF10 function on one wire.
+
+    Args:
+        mac: its permanent address.
+        clock_ns: monotonic time, for hold-offs and periodic statistics.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        mac: bytes,
+        *,
+        journal: Journal | None = None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.mac = mac
+        self.journal = journal or Journal()
+        self.memory = GuestMemory()
+        self.interrupts = pci.Interrupts(self.journal)
+        self.config = pci.ConfigSpace(self.journal, self._function_reset)
+        self.steering = Steering()
+        self.link_up = True
+        self.fcntl = 0
+        self._wire = wire
+        self._clock_ns = clock_ns
+        self._stats = MacStats()
+        self._commands = commands.Commands(self)
+        self._mcdi = Mcdi(self.memory, self.journal, self._commands.table, self._mcdi_completed)
+        self._evqs: dict[int, queues.EventQueue] = {}
+        self._rxqs: dict[int, queues.RxQueue] = {}
+        self._txqs: dict[int, queues.TxQueue] = {}
+        self._tx_todo: dict[int, queues.TxQueue] = {}
+        self._busy: list[queues.RxQueue] = []
+        self._max_frame = _DEFAULT_MAX_FRAME
+        self._stats_period: tuple[int, int, int] | None = None  # address, qwords, period
+        self._stats_due_ns = 0
+        self._registers = RegisterFile(
+            self.journal,
+            vis=MAX_VIS,
+            function={
+                registers.ER_DZ_BIU_HW_REV_ID: Register("BIU_HW_REV_ID", 4, read=lambda _: 0),
+                registers.ER_DZ_BIU_MC_SFT_STATUS: Register(
+                    "BIU_MC_SFT_STATUS", 4, read=lambda _: _WARM_BOOT
+                ),
+                registers.ER_DZ_BIU_MC_SFT_STATUS + 4: Register(
+                    "BIU_MC_SFT_STATUS", 4, read=lambda _: _WARM_BOOT
+                ),
+                registers.ER_DZ_BIU_INT_ISR: Register("BIU_INT_ISR", 4, read=lambda _: 0),
+                registers.ER_DZ_MC_DB_LWRD: Register(
+                    "MC_DB_LWRD", 4, write=lambda _, value: self._mcdi.write_high(value)
+                ),
+                registers.ER_DZ_MC_DB_HWRD: Register(
+                    "MC_DB_HWRD", 4, write=lambda _, value: self._mcdi.doorbell(value)
+                ),
+            },
+            per_vi={
+                registers.ER_DZ_EVQ_RPTR: Register("EVQ_RPTR", 4, write=self._evq_rptr),
+                registers.ER_DZ_EVQ_TMR: Register("EVQ_TMR", 4, write=self._evq_tmr),
+                registers.ER_DZ_RX_DESC_UPD: Register("RX_DESC_UPD", 4, write=self._rx_desc_upd),
+                # The pushed descriptor is in the ring as well, and is read there.
+                registers.ER_DZ_TX_DESC_UPD: Register("TX_DESC_UPD", 8, write=lambda _, __: None),
+                registers.ER_DZ_TX_DESC_UPD_DWORD: Register(
+                    "TX_DESC_UPD_DWORD", 8, write=self._tx_desc_upd
+                ),
+            },
+        )
+
+    # What the client reaches: transport.Device.
+
+    def map(self, start: int, size: int, *, writable: bool, fd: int | None, offset: int) -> None:
+        self.memory.map(start, size, writable=writable, fd=fd, offset=offset)
+
+    def unmap(self, start: int, size: int) -> None:
+        self.memory.unmap(start, size)
+
+    def unmap_all(self) -> None:
+        self.memory.unmap_all()
+
+    def region_read(self, region: int, offset: int, octets: int) -> bytes:
+        if region == pci.BAR2:
+            return self._registers.read(offset, octets)
+        if region == pci.CONFIG_REGION:
+            return self.config.read(offset, octets)
+        if region == pci.BAR4:
+            return self.interrupts.read_pba(offset, octets)
+        return bytes(octets)
+
+    def region_write(self, region: int, offset: int, data: bytes) -> None:
+        if region == pci.BAR2:
+            self._registers.write(offset, data)
+        elif region == pci.CONFIG_REGION:
+            self.config.write(offset, data)
+
+    def reset(self) -> None:
+        """VFIO_USER_DEVICE_RESET: as at power-on, but for the link."""
+        log.info("device reset")
+        self.journal.count("device_resets")
+        self.config.reset()
+        self._function_reset()
+
+    def client_gone(self) -> None:
+        """Let go of all that was the client's."""
+        self._function_reset()
+        self.memory.unmap_all()
+        self.interrupts.disable()
+
+    # What MCDI reaches: commands.Function.
+
+    def entity_reset(self) -> None:
+        self._evqs.clear()
+        self._rxqs.clear()
+        self._txqs.clear()
+        self._tx_todo.clear()
+        self._busy.clear()
+        self._stats_period = None
+        self.steering.reset()
+
+    def init_evq(self, instance: int, *, start: int, entries: int, vector: int) -> None:
+        if vector >= pci.VECTORS:
+            raise McdiError(EINVAL, f"vector {vector}")
+        evq = self._made(
+            lambda: queues.EventQueue(
+                self.memory,
+                self.journal,
+                start=start,
+                entries=entries,
+                interrupt=lambda: self.interrupts.raise_vector(vector),
+            )
+        )
+        self._evqs[instance] = evq
+        start_up = queues.ESF_DZ_EV_CODE.put(queues.EV_CODE_DRIVER)
+        start_up |= queues.ESF_DZ_DRV_SUB_CODE.put(queues.DRV_START_UP_EV) | instance
+        evq.push_one(start_up, self._clock_ns())
+
+    def init_rxq(
+        self, instance: int, *, start: int, entries: int, evq: int, label: int, scatter: bool
+    ) -> None:
+        target = self._evq(evq)
+        self._rxqs[instance] = self._made(
+            lambda: queues.RxQueue(
+                self.memory,
+                self.journal,
+                target,
+                start=start,
+                entries=entries,
+                label=label,
+                scatter=scatter,
+            )
+        )
+        self._busy = list(self._rxqs.values())
+
+    def init_txq(
+        self,
+        instance: int,
+        *,
+        start: int,
+        entries: int,
+        evq: int,
+        label: int,
+        ip_csum: bool,
+        l4_csum: bool,
+    ) -> None:
+        target = self._evq(evq)
+        self._txqs[instance] = self._made(
+            lambda: queues.TxQueue(
+                self.memory,
+                self.journal,
+                target,
+                start=start,
+                entries=entries,
+                label=label,
+                ip_csum=ip_csum,
+                l4_csum=l4_csum,
+            )
+        )
+
+    def fini_queue(self, kind: str, instance: int) -> bool:
+        """Drop a queue; a receive or transmit queue says so in its event queue."""
+        if kind == "evq":
+            return self._evqs.pop(instance, None) is not None
+        evq: queues.EventQueue
+        if kind == "rxq":
+            rxq = self._rxqs.pop(instance, None)
+            if rxq is None:
+                return False
+            evq, code = rxq.evq, _CODE_RX_FLUSH
+            self._busy = list(self._rxqs.values())
+        else:
+            txq = self._txqs.pop(instance, None)
+            if txq is None:
+                return False
+            self._tx_todo.pop(instance, None)
+            evq, code = txq.evq, _CODE_TX_FLUSH
+        evq.push_one(_mcdi_event(code) | instance, self._clock_ns())
+        return True
+
+    def write_evq_timer(self, instance: int, mode: int, holdoff_ns: int) -> None:
+        self._evq(instance).write_timer(mode, holdoff_ns)
+
+    def push_event(self, evq: int, event: int) -> bool:
+        target = self._evqs.get(evq)
+        if target is None:
+            return False
+        target.push_one(event, self._clock_ns())
+        return True
+
+    def trigger_interrupt(self, vector: int) -> bool:
+        if vector >= pci.VECTORS:
+            return False
+        self.interrupts.raise_vector(vector)
+        return True
+
+    def set_max_frame(self, octets: int) -> None:
+        """SET_MAC's MTU: the longest frame the MAC takes, FCS included."""
+        self._max_frame = min(max(octets, 64), 9216 + 64)
+        try:
+            self._wire.resize(self._max_frame)
+        except OSError as error:
+            self.journal.note("wire_resize_failed", "%s", error)
+
+    def mac_stats(self, address: int, qwords: int, *, clear: bool) -> bytes:
+        """Write the statistics to ``address``: last generation first, first one last."""
+        self._wire.refresh()
+        drops = self._wire.ring_drops
+        if clear:
+            self._stats.clear(drops)
+        if not qwords:
+            return b""
+        image = self._stats.image(qwords, drops)
+        try:
+            self.memory.write(address + len(image) - 8, image[-8:])
+            self.memory.write(address + 8, image[8:-8])
+            self.memory.write(address + 8 * GENERATION_START, image[:8])
+        except GuestAccessError as error:
+            self.journal.note("stats_bad_address", "%s", error)
+        return image
+
+    def mac_stats_period(self, address: int, qwords: int, period_ms: int) -> None:
+        self._stats_period = (address, qwords, max(period_ms, 10)) if period_ms else None
+        self._stats_due_ns = self._clock_ns() + max(period_ms, 10) * 1_000_000
+
+    # What the server reaches.
+
+    def set_link(self, up: bool) -> None:
+        """Plug or unplug the cable."""
+        if up == self.link_up:
+            return
+        self.link_up = up
+        log.info("link %s", "up" if up else "down")
+        self.push_event(
+            0,
+            _mcdi_event(_CODE_LINKCHANGE)
+            | _LINKCHANGE_LP_CAP.put(PHY_CAPS if up else 0)
+            | _LINKCHANGE_SPEED.put(_LINKCHANGE_SPEED_10G if up else 0)
+            | _LINKCHANGE_FCNTL.put(self.fcntl)
+            | _LINKCHANGE_FLAGS.put(0b11 if up else 0b10),
+        )
+
+    def next_due_ns(self) -> int | None:
+        """When :meth:`tick` has something to do."""
+        due = [evq.due_ns for evq in self._evqs.values() if evq.due_ns is not None]
+        if self._stats_period:
+            due.append(self._stats_due_ns)
+        return min(due) if due else None
+
+    def tick(self) -> None:
+        """Held-off interrupts and periodic statistics that are due."""
+        now_ns = self._clock_ns()
+        for evq in self._evqs.values():
+            if evq.due_ns is not None and evq.due_ns <= now_ns:
+                evq.expire()
+        if self._stats_period and self._stats_due_ns <= now_ns:
+            address, qwords, period_ms = self._stats_period
+            self._stats_due_ns = now_ns + period_ms * 1_000_000
+            self.mac_stats(address, qwords, clear=False)
+
+    @property
+    def wants_to_transmit(self) -> bool:
+        return bool(self._tx_todo)
+
+    def transmit(self) -> None:
+        """Send what the driver has queued, a bounded number of frames a queue."""
+        for instance, txq in list(self._tx_todo.items()):
+            sent: list[tuple[int, int]] = []
+
+            def send(frame: bytearray, sent: list[tuple[int, int]] = sent) -> None:
+                if not self.link_up:
+                    self.journal.count("tx_link_down")
+                elif self._wire.send(frame):
+                    sent.append((int.from_bytes(frame[:6], "big"), len(frame)))
+                else:
+                    self.journal.count("tx_wire_drops")
+
+            txq.transmit(_TX_BUDGET, send, self._clock_ns())
+            if sent:
+                self.journal.count("tx_frames", len(sent))
+                self._stats.sent(sent)
+            if not txq.pending:
+                del self._tx_todo[instance]
+
+    @property
+    def posted(self) -> int:
+        """Descriptors the queue with the fewest has, of those that had frames lately."""
+        return min((rxq.posted for rxq in self._busy), default=0)
+
+    def receive(self) -> int:
+        """One pass over the frames that wait; returns how many left the packet buffer."""
+        done = 0
+        while done < _RX_BUDGET:
+            waiting = self._wire.waiting()
+            if not waiting:
+                break
+            posted = self.posted
+            if self._rxqs and self.link_up and waiting > posted:
+                waiting = max(posted, waiting - PACKET_BUFFER)
+            batch = self._wire.take(min(waiting, _RX_BATCH)) if waiting else None
+            if batch is None or not batch.lengths.size:
+                break
+            self._take(batch)
+            self._wire.release(batch.lengths.size)
+            done += batch.lengths.size
+        return done
+
+    def counters(self) -> dict[str, int]:
+        """All counts since the start, by name."""
+        self._wire.refresh()
+        found = dict.fromkeys(_COUNTERS, 0)
+        found |= self.journal.counts
+        found["interrupts"] = self.interrupts.raised
+        found["wire_ring_drops"] = self._wire.ring_drops
+        return found
+
+    # The datapath.
+
+    def _take(self, batch: Batch) -> None:
+        count = self.journal.count
+        total = batch.lengths.size
+        count("rx_frames", total)
+        if not self.link_up:
+            count("rx_link_down", total)
+            return
+        fits = (batch.captured == batch.lengths) & (batch.lengths + 4 <= self._max_frame)
+        if not fits.all():
+            long = total - int(np.count_nonzero(fits))
+            count("rx_oversize", long)
+            self._stats.oversized(long)
+        lengths = offload.pad(batch.frames, np.minimum(batch.captured, batch.frames.shape[1]))
+        unfinished = (batch.status & TP_STATUS_CSUMNOTREADY) != 0
+        classes = offload.classify(batch.frames, lengths, unfinished)
+        if fits.all():
+            self._stats.received(classes.mac, classes.multicast, lengths)
+        elif fits.any():
+            self._stats.received(classes.mac[fits], classes.multicast[fits], lengths[fits])
+        wanted, _ = self.steering.queues(classes)
+        wanted[~fits] = DROP - 1
+        filtered = int(np.count_nonzero(wanted == DROP))
+        if filtered:
+            count("rx_filtered", filtered)
+        batch.set_prefix(lengths)
+        events = queues.rx_events(classes)
+        arrivals = queues.Arrivals(batch.buffer, batch.offsets, queues.prefixed(lengths), events)
+        busy: list[queues.RxQueue] = []
+        for queue in np.unique(wanted[wanted >= 0]).tolist():
+            chosen: slice | Int64s = np.flatnonzero(wanted == queue)
+            number = int(chosen.size)  # type: ignore[union-attr]
+            if number == total:
+                chosen = slice(0, total)
+            rxq = self._rxqs.get(queue)
+            if rxq is None:
+                count("rx_filtered", number)
+                continue
+            busy.append(rxq)
+            delivered = rxq.deliver(arrivals.part(chosen), self._clock_ns())
+            count("rx_delivered", delivered)
+            if delivered < number:
+                count("rx_nodesc", number - delivered)
+                self._stats.no_descriptor(number - delivered)
+        if busy:
+            self._busy = busy
+
+    def _evq_rptr(self, vi: int, value: int) -> None:
+        evq = self._evqs.get(vi)
+        if evq is None:
+            self.journal.note("doorbell_no_queue", "EVQ_RPTR of %d", vi)
+        else:
+            evq.write_rptr(registers.ERF_DZ_EVQ_RPTR.of(value), self._clock_ns())
+
+    def _evq_tmr(self, vi: int, value: int) -> None:
+        evq = self._evqs.get(vi)
+        if evq is None:
+            self.journal.note("doorbell_no_queue", "EVQ_TMR of %d", vi)
+        else:
+            evq.write_timer(
+                registers.ERF_DZ_TC_TIMER_MODE.of(value),
+                registers.ERF_DZ_TC_TIMER_VAL.of(value) * TMR_NS_PER_COUNT,
+            )
+
+    def _rx_desc_upd(self, vi: int, value: int) -> None:
+        rxq = self._rxqs.get(vi)
+        if rxq is None:
+            self.journal.note("doorbell_no_queue", "RX_DESC_UPD of %d", vi)
+        else:
+            rxq.write_wptr(registers.ERF_DZ_RX_DESC_WPTR.of(value))
+
+    def _tx_desc_upd(self, vi: int, value: int) -> None:
+        txq = self._txqs.get(vi)
+        if txq is None:
+            self.journal.note("doorbell_no_queue", "TX_DESC_UPD of %d", vi)
+        else:
+            txq.write_wptr(registers.ERF_DZ_TX_DESC_WPTR_DWORD.of(value))
+            self._tx_todo[vi] = txq
+
+    def _mcdi_completed(self, sequence: int, length: int, failed: int) -> None:
+        self.push_event(
+            0,
+            _mcdi_event(_CODE_CMDDONE)
+            | _CMDDONE_SEQ.put(sequence)
+            | _CMDDONE_DATALEN.put(length)
+            | _CMDDONE_ERRNO.put(failed),
+        )
+
+    def _evq(self, instance: int) -> queues.EventQueue:
+        found = self._evqs.get(instance)
+        if found is None:
+            raise McdiError(ENOENT, f"no event queue {instance}")
+        return found
+
+    @staticmethod
+    def _made(make: Callable[[], _Queue]) -> _Queue:
+        try:
+            return make()
+        except GuestAccessError as error:
+            raise McdiError(EINVAL, str(error)) from error
+
+    def _function_reset(self) -> None:
+        self._commands.reset()
+        self.entity_reset()
+        self.set_max_frame(_DEFAULT_MAX_FRAME)
+
+
+__all__ = ["LINK_SPEED_MBPS", "PACKET_BUFFER", "Nic"]

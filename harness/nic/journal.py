@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""What the model counts, and what it says about it.
+
+Everything that may be wrong with an access is counted under a name; only the
+first few of a kind are logged, because a guest can repeat them for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+_LOGGED_PER_KIND = 20
+
+log = logging.getLogger("harness.nic")
+
+
+class Journal:
+    """Named event counts with a bounded log. Shared by all parts of one model."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def count(self, name: str, number: int = 1) -> None:
+        self.counts[name] += number
+
+    def note(self, name: str, message: str, *values: object) -> None:
+        """Count ``name`` once and log ``message`` for the first few of its kind."""
+        self.counts[name] += 1
+        seen = self.counts[name]
+        if seen <= _LOGGED_PER_KIND:
+            log.warning("%s: " + message, name, *values)  # noqa: G003
+            if seen == _LOGGED_PER_KIND:
+                log.warning("%s: no more of these are logged", name)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: MIT
+"""Guest memory: the one place that turns a guest address into bytes.
+
+Hides the table of segments a client maps (q35 splits its RAM, and boot maps and
+unmaps pieces of it), bounds, and the vectorised copy. Every access is checked
+against the table at the time of the access; nothing else in the package holds a
+pointer into the guest except :class:`Ring`, which forgets it on every change.
+
+Addresses are plain integers or int64 arrays: descriptors carry 48 address bits,
+so a sum of an address and a length can never wrap.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import mmap
+import os
+import weakref
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Int64s = npt.NDArray[np.int64]
+Qwords = npt.NDArray[np.uint64]
+Octets = npt.NDArray[np.uint8]
+
+ADDRESS_LIMIT = 1 << 48
+_PAGE = 4096
+_MAX_SEGMENTS = 1024
+_UNREACHABLE: Octets = np.empty(0, np.uint8)
+
+
+class GuestAccessError(Exception):
+    """An address range is not (wholly, or not for writing) guest memory."""
+
+
+class MapError(Exception):
+    """A mapping request is refused; ``errno`` is what the client is told."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
+def octet_groups(buffer: Octets, octets: int) -> npt.NDArray[Any]:
+    """``buffer`` as overlapping groups: element i is octets i … i + ``octets``.
+
+    An array of a void type with a stride of 1. Indexing it with an array of
+    offsets copies a whole group an offset, some 30 ns each; indexing octets one
+    by one costs four times that for the shortest frames.
+    """
+    shape = (max(0, buffer.size - octets + 1),)
+    return np.ndarray(shape, dtype=f"V{octets}", buffer=buffer.data, strides=(1,))
+
+
+class Segment:
+    """One contiguous piece of guest memory; without ``octets`` when it cannot be reached."""
+
+    def __init__(self, start: int, size: int, *, writable: bool, octets: Octets) -> None:
+        self.start = start
+        self.end = start + size
+        self.size = size
+        self.writable = writable
+        self.octets = octets
+        self._groups: dict[int, npt.NDArray[Any]] = {}
+
+    def groups(self, octets: int) -> npt.NDArray[Any]:
+        found = self._groups.get(octets)
+        if found is None:
+            if len(self._groups) > 64:
+                self._groups.clear()
+            found = self._groups[octets] = octet_groups(self.octets, octets)
+        return found
+
+
+class GuestMemory:
+    """The segments of a client's memory, by guest address."""
+
+    def __init__(self) -> None:
+        self._segments: list[Segment] = []
+        self._starts: list[int] = []
+        self.rings: weakref.WeakSet[Ring] = weakref.WeakSet()
+
+    def __len__(self) -> int:
+        return len(self._segments)
+
+    def map(self, start: int, size: int, *, writable: bool, fd: int | None, offset: int) -> None:
+        """Add a segment backed by ``fd`` at ``offset``, or one out of reach without.
+
+        Raises:
+            MapError: it overlaps another, or the descriptor cannot back it.
+        """
+        if size <= 0 or start < 0 or start + size > ADDRESS_LIMIT:
+            raise MapError(errno.EINVAL, f"segment {start:#x}+{size:#x} is out of range")
+        if len(self._segments) >= _MAX_SEGMENTS:
+            raise MapError(errno.ENOSPC, "too many segments")
+        at = bisect.bisect_right(self._starts, start)
+        if (at and self._segments[at - 1].end > start) or (
+            at < len(self._segments) and self._starts[at] < start + size
+        ):
+            raise MapError(errno.EEXIST, f"segment {start:#x}+{size:#x} overlaps another")
+        octets = _UNREACHABLE if fd is None else _map_file(fd, offset, size, writable=writable)
+        self._segments.insert(at, Segment(start, size, writable=writable, octets=octets))
+        self._starts.insert(at, start)
+        self._forget()
+
+    def unmap(self, start: int, size: int) -> None:
+        """Drop the segment that was mapped with just these values.
+
+        Raises:
+            MapError: there is none.
+        """
+        at = bisect.bisect_left(self._starts, start)
+        if at == len(self._segments) or self._starts[at] != start:
+            raise MapError(errno.ENOENT, f"no segment starts at {start:#x}")
+        if self._segments[at].size != size:
+            raise MapError(errno.EINVAL, f"segment {start:#x} is of another size")
+        del self._segments[at], self._starts[at]
+        self._forget()
+
+    def unmap_all(self) -> None:
+        self._segments.clear()
+        self._starts.clear()
+        self._forget()
+
+    def segment(self, start: int, size: int, *, write: bool) -> Segment:
+        """The segment that holds all of ``start`` … ``start + size``.
+
+        Raises:
+            GuestAccessError: no reachable one does.
+        """
+        at = bisect.bisect_right(self._starts, start) - 1
+        if at >= 0 and start >= 0 and size >= 0:
+            found = self._segments[at]
+            if start + size <= found.end and found.octets.size:
+                if write and not found.writable:
+                    raise GuestAccessError(f"{start:#x}+{size:#x} is read-only")
+                return found
+        raise GuestAccessError(f"{start:#x}+{size:#x} is not guest memory")
+
+    def read(self, start: int, size: int) -> bytes:
+        found = self.segment(start, size, write=False)
+        at = start - found.start
+        return found.octets[at : at + size].tobytes()
+
+    def write(self, start: int, data: bytes) -> None:
+        found = self.segment(start, len(data), write=True)
+        at = start - found.start
+        found.octets[at : at + len(data)] = np.frombuffer(data, np.uint8)
+
+    def scatter(self, to: Int64s, source: Octets, offsets: Int64s, octets: int) -> Int64s:
+        """Copy ``octets`` octets from each of ``offsets`` in ``source`` to each of ``to``.
+
+        The caller has seen to it that the source offsets are in bounds. Returns
+        the indices of those that were not copied because their target is not
+        wholly writable guest memory (usually empty).
+        """
+        if not to.size:
+            return np.empty(0, np.int64)
+        groups = octet_groups(source, octets)
+        low, high = int(to.min()), int(to.max())
+        at = bisect.bisect_right(self._starts, low) - 1
+        if at >= 0:
+            found = self._segments[at]
+            if high + octets <= found.end and found.writable and found.octets.size:
+                found.groups(octets)[to - found.start] = groups[offsets]
+                return np.empty(0, np.int64)
+        missed = np.ones(to.size, bool)
+        for found in self._segments:
+            if not found.writable or found.octets.size < octets:
+                continue
+            here = np.flatnonzero((to >= found.start) & (to <= found.end - octets))
+            if here.size:
+                found.groups(octets)[to[here] - found.start] = groups[offsets[here]]
+                missed[here] = False
+        return np.flatnonzero(missed)
+
+    def _forget(self) -> None:
+        for ring in self.rings:
+            ring.forget()
+
+    def _register(self, ring: Ring) -> None:
+        self.rings.add(ring)
+
+
+class Ring:
+    """A power-of-two ring of qwords in guest memory, looked up when it is used.
+
+    Raises:
+        GuestAccessError: from every access while its memory is not mapped.
+    """
+
+    def __init__(self, memory: GuestMemory, start: int, entries: int, *, write: bool) -> None:
+        self._memory = memory
+        self._start = start
+        self._write = write
+        self._view: Qwords | None = None
+        self.mask = entries - 1
+        memory.rings.add(self)
+        self.view()
+
+    def view(self) -> Qwords:
+        """The ring itself: ``entries`` little-endian qwords, shared with the guest."""
+        if self._view is None:
+            size = (self.mask + 1) * 8
+            found = self._memory.segment(self._start, size, write=self._write)
+            at = self._start - found.start
+            self._view = found.octets[at : at + size].view(np.dtype("<u8"))
+        return self._view
+
+    def forget(self) -> None:
+        self._view = None
+
+
+def _map_file(fd: int, offset: int, size: int, *, writable: bool) -> Octets:
+    if offset < 0 or offset % _PAGE:
+        raise MapError(errno.EINVAL, f"file offset {offset:#x} is not a page's")
+    try:
+        # Touching pages beyond the end of the file would be a SIGBUS.
+        if os.fstat(fd).st_size < offset + size:
+            raise MapError(errno.EINVAL, "the file is shorter than the segment")
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        area = mmap.mmap(fd, size, mmap.MAP_SHARED, protection, offset=offset)
+    except (OSError, ValueError, OverflowError) as error:
+        number = error.errno if isinstance(error, OSError) and error.errno else errno.EINVAL
+        raise MapError(number, f"cannot map the segment: {error}") from error
+    return np.frombuffer(area, np.uint8)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+"""The PCI function: configuration space, regions and MSI-X interrupts.
+
+Hides the reset values and write masks of configuration space, and the event
+descriptors through which vectors reach the client. QEMU keeps the MSI-X table and
+masks vectors itself, by taking an event descriptor away and giving it back; an
+interrupt raised in between stays pending and shows in the PBA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Callable
+
+from harness.nic.journal import Journal
+
+VECTORS = 32
+
+BAR0, BAR2, BAR4, CONFIG_REGION = 0, 2, 4, 7
+REGION_SIZES = {BAR0: 256, BAR2: 8 << 20, BAR4: 16 << 10, CONFIG_REGION: 4096}
+REGIONS = 9
+
+MSIX_IRQ_INDEX = 2
+IRQ_COUNTS = (0, 0, VECTORS, 0, 0)  # INTx, MSI, MSI-X, ERR, REQ
+
+_PBA = 0x2000
+_SOLARFLARE, _SFC9140 = 0x1924, 0x0923
+_PM, _PCIE, _MSIX = 0x40, 0x70, 0xB0
+_COMMAND, _PMCSR, _DEVCTL, _LNKCTL, _MSIX_CTRL = 0x04, _PM + 4, _PCIE + 8, _PCIE + 16, _MSIX + 2
+_DEVCTL_FLR = 0x8000
+
+# offset of a 16-bit register → writable bits. BARs are kept by the client.
+_WRITABLE = {
+    _COMMAND: 0x0547,
+    0x0C: 0x00FF,  # cache line size
+    0x3C: 0x00FF,  # interrupt line
+    _PMCSR: 0x0003,
+    _DEVCTL: 0x7FFF,
+    _LNKCTL: 0x0FFF,
+    _PCIE + 0x28: 0xFFFF,  # device control 2
+    _MSIX_CTRL: 0xC000,
+}
+
+
+def _reset_values() -> bytearray:
+    config = bytearray(REGION_SIZES[CONFIG_REGION])
+    put = struct.pack_into
+    put("<HHHHBBBB", config, 0x00, _SOLARFLARE, _SFC9140, 0, 0x0010, 1, 0, 0x00, 0x02)
+    put("<I", config, 0x10, 0x1)  # BAR0: I/O
+    put("<I", config, 0x18, 0x4)  # BAR2: memory, 64 bits
+    put("<I", config, 0x20, 0x4)  # BAR4: memory, 64 bits
+    put("<HH", config, 0x2C, _SOLARFLARE, 0x8011)
+    put("<B", config, 0x34, _PM)
+    put("<BBHHH", config, _PM, 0x01, _PCIE, 0x0003, 0x0008, 0)  # no soft reset
+    # Endpoint, version 2; function-level reset; link: width x8, 8 GT/s.
+    put("<BBHIHH", config, _PCIE, 0x10, _MSIX, 0x0002, 0x10008002, 0x2810, 0)
+    put("<IHH", config, _PCIE + 12, 0x00000083, 0, 0x0083)
+    put("<I", config, _PCIE + 0x2C, 0x0000000E)
+    put("<HH", config, _PCIE + 0x30, 0x0003, 0)
+    put("<BBHII", config, _MSIX, 0x11, 0, VECTORS - 1, BAR4, _PBA | BAR4)
+    return config
+
+
+class ConfigSpace:
+    """Configuration space; ``function_reset`` is called for a function-level reset."""
+
+    def __init__(self, journal: Journal, function_reset: Callable[[], None]) -> None:
+        self._journal = journal
+        self._function_reset = function_reset
+        self._config = _reset_values()
+
+    def reset(self) -> None:
+        self._config = _reset_values()
+
+    def read(self, offset: int, octets: int) -> bytes:
+        return bytes(self._config[offset : offset + octets])
+
+    def write(self, offset: int, data: bytes) -> None:
+        flr = False
+        for at in range(offset & ~1, offset + len(data), 2):
+            mask = _WRITABLE.get(at, 0)
+            value = mask_of_written = 0
+            for index in (at, at + 1):
+                if offset <= index < offset + len(data):
+                    value |= data[index - offset] << 8 * (index - at)
+                    mask_of_written |= 0xFF << 8 * (index - at)
+            flr |= at == _DEVCTL and bool(value & _DEVCTL_FLR)
+            mask &= mask_of_written
+            old = int.from_bytes(self._config[at : at + 2], "little")
+            self._config[at : at + 2] = (old & ~mask | value & mask).to_bytes(2, "little")
+        if flr:
+            self._journal.count("function_level_resets")
+            command = bytes(self._config[_MSIX_CTRL : _MSIX_CTRL + 2])
+            self.reset()
+            # QEMU tracks MSI-X itself and does not see this reset.
+            self._config[_MSIX_CTRL : _MSIX_CTRL + 2] = command
+            self._function_reset()
+
+
+class Interrupts:
+    """MSI-X vectors and the event descriptors behind them."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._fds: list[int | None] = [None] * VECTORS
+        self._pending = 0
+        self.raised = 0
+
+    def raise_vector(self, vector: int) -> None:
+        if not 0 <= vector < VECTORS:
+            self._journal.note("irq_bad_vector", "vector %d", vector)
+            return
+        self.raised += 1
+        fd = self._fds[vector]
+        if fd is None:
+            self._pending |= 1 << vector
+        else:
+            self._signal(fd)
+
+    def assign(self, vector: int, fd: int | None) -> None:
+        """Give a vector its event descriptor (owned from now on), or take it away."""
+        old = self._fds[vector]
+        self._fds[vector] = fd
+        if old is not None:
+            os.close(old)
+        if fd is not None:
+            os.set_blocking(fd, False)  # a client must not be able to stop the model
+        if fd is not None and self._pending >> vector & 1:
+            self._pending &= ~(1 << vector)
+            self._signal(fd)
+
+    def disable(self) -> None:
+        """Forget all descriptors and whatever is pending."""
+        for vector in range(VECTORS):
+            self.assign(vector, None)
+        self._pending = 0
+
+    def read_pba(self, offset: int, octets: int) -> bytes:
+        """Octets of the MSI-X BAR; all but the pending bits read as 0."""
+        bar = bytearray(offset + octets + 8)
+        if offset + octets > _PBA:
+            bar[_PBA : _PBA + 8] = self._pending.to_bytes(8, "little")
+        return bytes(bar[offset : offset + octets])
+
+    def _signal(self, fd: int) -> None:
+        # A counter that is full is a client that has long been told.
+        with contextlib.suppress(OSError):
+            os.write(fd, b"\1\0\0\0\0\0\0\0")

@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: MIT
+"""The three kinds of queue: rings of qwords in guest memory, and what a qword means.
+
+Event, receive and transmit queues know guest memory and one another (a receive or
+transmit queue reports to an event queue) and nothing else. Descriptors are taken
+as the guest wrote them and checked where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.nic import offload
+from harness.nic.journal import Journal
+from harness.nic.memory import GuestAccessError, GuestMemory, Int64s, Octets, Qwords, Ring
+from harness.nic.registers import FFE_DZ_TC_TIMER_MODE_INT_HLDOFF, Field
+from harness.nic.wire import RX_PREFIX_SIZE
+
+EMPTY_EVENT = (1 << 64) - 1
+
+# ESE_DZ_EV_CODE_* at ESF_DZ_EV_CODE.
+ESF_DZ_EV_CODE = Field(60, 4)
+EV_CODE_TX, EV_CODE_DRIVER, EV_CODE_MCDI = 2, 5, 12
+ESF_DZ_DRV_SUB_CODE = Field(56, 4)
+DRV_START_UP_EV = 2
+ESF_DZ_TX_QLABEL = Field(16, 5)
+ESF_DZ_TX_DESCR_INDX = Field(0, 16)
+
+ESF_DZ_RX_BYTES = Field(0, 14)
+ESF_DZ_RX_CONT = Field(14, 1)
+ESF_DZ_RX_QLABEL = Field(16, 5)
+ESF_DZ_RX_IPCKSUM_ERR = Field(25, 1)
+ESF_DZ_RX_TCPUDP_CKSUM_ERR = Field(26, 1)
+ESF_DZ_RX_MAC_CLASS = Field(35, 1)
+ESF_DZ_RX_L3_CLASS = Field(42, 3)
+ESF_FZ_RX_L4_CLASS = Field(45, 2)
+ESF_DZ_RX_DSC_PTR_LBITS = Field(48, 4)
+
+ESF_DZ_RX_KER_BYTE_CNT = Field(48, 14)
+ESF_DZ_RX_KER_BUF_ADDR = Field(0, 48)
+
+ESF_DZ_TX_DESC_IS_OPT = Field(63, 1)
+ESF_DZ_TX_OPTION_TYPE = Field(60, 3)
+ESF_DZ_TX_OPTION_UDP_TCP_CSUM = Field(1, 1)
+ESF_DZ_TX_OPTION_IP_CSUM = Field(0, 1)
+ESF_DZ_TX_KER_CONT = Field(62, 1)
+ESF_DZ_TX_KER_BYTE_CNT = Field(48, 14)
+ESF_DZ_TX_KER_BUF_ADDR = Field(0, 48)
+TX_OPTION_DESC_CRC_CSUM = 0
+
+# No frame is longer, so what a chain of descriptors adds up to is bounded by it.
+MAX_TX_FRAME = 16384
+
+_ADDRESS_MASK = np.uint64((1 << 48) - 1)
+
+
+class EventQueue:
+    """Events to the driver, and when they interrupt it.
+
+    Writing the read pointer arms the queue: it interrupts once there is an event
+    beyond that pointer. In the hold-off mode of its timer not before the timer,
+    started by the same write, has run out. All times are nanoseconds of one clock.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        journal: Journal,
+        *,
+        start: int,
+        entries: int,
+        interrupt: Callable[[], None],
+    ) -> None:
+        self._ring = Ring(memory, start, entries, write=True)
+        self._journal = journal
+        self._interrupt = interrupt
+        self._wptr = 0
+        self._armed = False
+        self._holdoff_ns = 0
+        self._quiet_until_ns = 0
+        self.due_ns: int | None = None
+        """When a held-off interrupt is to be raised."""
+
+    def push(self, events: Qwords, now_ns: int) -> None:
+        """Write events, each with one 8-octet store, and interrupt if that is due."""
+        mask = self._ring.mask
+        try:
+            ring = self._ring.view()
+        except GuestAccessError as error:
+            self._journal.note("evq_unmapped", "%s", error)
+            return
+        at = (self._wptr + np.arange(events.size)) & mask
+        if int(ring[at[-1]]) != EMPTY_EVENT:
+            self._journal.note("evq_overrun", "at %d", int(at[-1]))
+        # By index, not by slice: a memcpy may store an octet twice, and the driver
+        # may have consumed and cleared the event in between.
+        ring[at] = events
+        self._wptr = (self._wptr + events.size) & mask
+        if self._armed:
+            self._trigger(now_ns)
+
+    def push_one(self, event: int, now_ns: int) -> None:
+        self.push(np.array([event], np.uint64), now_ns)
+
+    def write_rptr(self, rptr: int, now_ns: int) -> None:
+        self._armed = True
+        self._quiet_until_ns = now_ns + self._holdoff_ns
+        self.due_ns = None
+        if rptr & self._ring.mask != self._wptr:
+            self._trigger(now_ns)
+
+    def write_timer(self, mode: int, holdoff_ns: int) -> None:
+        self._holdoff_ns = holdoff_ns if mode == FFE_DZ_TC_TIMER_MODE_INT_HLDOFF else 0
+
+    def expire(self) -> None:
+        """The hold-off has run out."""
+        self.due_ns = None
+        if self._armed:
+            self._armed = False
+            self._interrupt()
+
+    def _trigger(self, now_ns: int) -> None:
+        if now_ns < self._quiet_until_ns:
+            self.due_ns = self._quiet_until_ns
+        else:
+            self.due_ns = None
+            self._armed = False
+            self._interrupt()
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """Frames for one receive queue: where each lies behind its prefix, and its class.
+
+    ``lengths`` include the prefix; ``events`` are complete but for what depends
+    on the descriptors (bytes, CONT, label, low bits of the pointer).
+    """
+
+    buffer: Octets
+    offsets: Int64s
+    lengths: Int64s
+    events: Qwords
+
+    def part(self, index: slice | Int64s) -> Arrivals:
+        return Arrivals(self.buffer, self.offsets[index], self.lengths[index], self.events[index])
+
+
+class RxQueue:
+    """Receive descriptors, and the placing of frames into their buffers."""
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        journal: Journal,
+        evq: EventQueue,
+        *,
+        start: int,
+        entries: int,
+        label: int,
+        scatter: bool,
+    ) -> None:
+        self._memory = memory
+        self._journal = journal
+        self._ring = Ring(memory, start, entries, write=False)
+        self._scatter = scatter
+        self._label = np.uint64(ESF_DZ_RX_QLABEL.put(label))
+        self._wptr = 0
+        self._rptr = 0
+        self.evq = evq
+
+    @property
+    def posted(self) -> int:
+        """Descriptors the driver has filled and no frame has used."""
+        return (self._wptr - self._rptr) & self._ring.mask
+
+    def write_wptr(self, wptr: int) -> None:
+        self._wptr = wptr & self._ring.mask
+
+    def deliver(self, arrivals: Arrivals, now_ns: int) -> int:
+        """Place as many of the frames, in order, as there are descriptors for.
+
+        Returns how many. A frame whose buffer is no guest memory uses up its
+        descriptor and its event, as the driver expects, and is counted.
+        """
+        posted = min(self.posted, self._ring.mask)
+        count = min(posted, arrivals.lengths.size)
+        if not count:
+            return 0
+        try:
+            at = (self._rptr + np.arange(posted)) & self._ring.mask
+            descriptors = self._ring.view()[at]
+        except GuestAccessError as error:
+            self._journal.note("rxq_unmapped", "%s", error)
+            return 0
+        sizes = (descriptors >> np.uint64(48)).astype(np.int64) & 0x3FFF
+        room = int(sizes.min())
+        if room == 0 or room != int(sizes.max()):
+            return self._deliver_uneven(arrivals, descriptors, sizes, now_ns)
+        addresses = (descriptors & _ADDRESS_MASK).astype(np.int64)
+        if int(arrivals.lengths[:count].max()) <= room:
+            arrivals = arrivals.part(slice(0, count))
+            self._place(
+                addresses[:count], arrivals.buffer, arrivals.offsets, arrivals.lengths, room
+            )
+            self._complete(arrivals.events, arrivals.lengths, None, now_ns)
+            return count
+        return self._deliver_scattered(arrivals, addresses, room, now_ns)
+
+    def _deliver_scattered(
+        self, arrivals: Arrivals, addresses: Int64s, room: int, now_ns: int
+    ) -> int:
+        pieces = -(-arrivals.lengths // room)
+        if not self._scatter:
+            pieces[:] = 1
+        ends = np.cumsum(pieces)
+        count = int(np.searchsorted(ends, addresses.size, side="right"))
+        if not count:
+            return 0
+        arrivals, pieces, ends = arrivals.part(slice(0, count)), pieces[:count], ends[:count]
+        total = int(ends[-1])
+        piece = np.arange(total) - np.repeat(ends - pieces, pieces)
+        last = np.zeros(total, bool)
+        last[ends - 1] = True
+        lengths = np.minimum(np.repeat(arrivals.lengths, pieces) - piece * room, room)
+        offsets = np.repeat(arrivals.offsets, pieces) + piece * room
+        self._place(addresses[:total], arrivals.buffer, offsets, lengths, room)
+        self._complete(np.repeat(arrivals.events, pieces), lengths, ~last, now_ns)
+        return count
+
+    def _deliver_uneven(
+        self, arrivals: Arrivals, descriptors: Qwords, sizes: Int64s, now_ns: int
+    ) -> int:
+        """Buffers of different sizes, which the driver never posts: a frame at a time."""
+        used = count = 0
+        for index in range(arrivals.lengths.size):
+            one = arrivals.part(slice(index, index + 1))
+            offset, left = int(one.offsets[0]), int(one.lengths[0])
+            pieces: list[tuple[int, int, int]] = []
+            for at in range(used, sizes.size):
+                size = min(left, int(sizes[at]))
+                pieces.append((int(descriptors[at] & _ADDRESS_MASK), offset, size))
+                offset, left = offset + size, left - size
+                if left == 0 or not self._scatter:
+                    break
+            else:
+                break
+            for address, start, size in pieces:
+                try:
+                    self._memory.write(address, one.buffer[start : start + size].tobytes())
+                except GuestAccessError as error:
+                    self._journal.note("rx_bad_buffer", "%s", error)
+            lengths = np.array([size for _, _, size in pieces])
+            cont = np.arange(len(pieces)) < len(pieces) - 1
+            self._complete(np.repeat(one.events, len(pieces)), lengths, cont, now_ns)
+            used += len(pieces)
+            count += 1
+        return count
+
+    def _place(
+        self, addresses: Int64s, buffer: Octets, offsets: Int64s, lengths: Int64s, room: int
+    ) -> None:
+        """Copy pieces in one go, or short and long ones apart: groups are of one length."""
+        longest = int(lengths.max())
+        if longest > 512 and int(lengths.min()) <= 256:
+            short = lengths <= 256
+            parts = [np.flatnonzero(short), np.flatnonzero(~short)]
+        else:
+            parts = [np.arange(lengths.size)] if lengths.size else []
+        for part in parts:
+            octets = min(room, -(-int(lengths[part].max()) // 16) * 16)
+            # A piece at the very end of the ring has no 16 octets to spare behind it.
+            octets = min(
+                octets, max(int(lengths[part].max()), buffer.size - int(offsets[part].max()))
+            )
+            missed = self._memory.scatter(addresses[part], buffer, offsets[part], octets)
+            if missed.size:
+                self._exact(
+                    addresses[part][missed], buffer, offsets[part][missed], lengths[part][missed]
+                )
+
+    def _exact(self, addresses: Int64s, buffer: Octets, offsets: Int64s, lengths: Int64s) -> None:
+        """Pieces that end just below the end of a segment, or lie outside any."""
+        for address, offset, length in zip(
+            addresses.tolist(), offsets.tolist(), lengths.tolist(), strict=True
+        ):
+            try:
+                self._memory.write(address, buffer[offset : offset + length].tobytes())
+            except GuestAccessError as error:
+                self._journal.note("rx_bad_buffer", "%s", error)
+
+    def _complete(
+        self, events: Qwords, lengths: Int64s, cont: offload.Bools | None, now_ns: int
+    ) -> None:
+        pointers = self._rptr + 1 + np.arange(lengths.size)
+        events = (
+            events
+            | (lengths & 0x3FFF).astype(np.uint64)
+            | ((pointers & 15).astype(np.uint64) << np.uint64(ESF_DZ_RX_DSC_PTR_LBITS.lbn))
+            | self._label
+        )
+        if cont is not None:
+            events |= cont.astype(np.uint64) << np.uint64(ESF_DZ_RX_CONT.lbn)
+        self._rptr = (self._rptr + lengths.size) & self._ring.mask
+        self.evq.push(events, now_ns)
+
+
+def rx_events(classes: offload.Classes) -> Qwords:
+    """The part of receive events that tells what a frame is."""
+    events: Qwords = (
+        (classes.l3.astype(np.uint64) << np.uint64(ESF_DZ_RX_L3_CLASS.lbn))
+        | (classes.l4.astype(np.uint64) << np.uint64(ESF_FZ_RX_L4_CLASS.lbn))
+        | (classes.multicast.astype(np.uint64) << np.uint64(ESF_DZ_RX_MAC_CLASS.lbn))
+        | (classes.ip_bad.astype(np.uint64) << np.uint64(ESF_DZ_RX_IPCKSUM_ERR.lbn))
+        | (classes.l4_bad.astype(np.uint64) << np.uint64(ESF_DZ_RX_TCPUDP_CKSUM_ERR.lbn))
+    )
+    return events
+
+
+class TxQueue:
+    """Transmit descriptors, gathered into frames with their checksums finished."""
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        journal: Journal,
+        evq: EventQueue,
+        *,
+        start: int,
+        entries: int,
+        label: int,
+        ip_csum: bool,
+        l4_csum: bool,
+    ) -> None:
+        self._memory = memory
+        self._journal = journal
+        self._ring = Ring(memory, start, entries, write=False)
+        self.evq = evq
+        self._label = label
+        self._ip_csum = ip_csum
+        self._l4_csum = l4_csum
+        self._wptr = 0
+        self._rptr = 0
+        self._frame = bytearray()
+        self._broken = False
+
+    @property
+    def pending(self) -> int:
+        return (self._wptr - self._rptr) & self._ring.mask
+
+    def write_wptr(self, wptr: int) -> None:
+        self._wptr = wptr & self._ring.mask
+
+    def transmit(self, limit: int, send: Callable[[bytearray], None], now_ns: int) -> None:
+        """Hand up to ``limit`` descriptors' frames to ``send``; one event completes them."""
+        count = min(self.pending, limit)
+        if not count:
+            return
+        try:
+            at = (self._rptr + np.arange(count)) & self._ring.mask
+            descriptors: list[int] = self._ring.view()[at].tolist()
+        except GuestAccessError as error:
+            self._journal.note("txq_unmapped", "%s", error)
+            self._rptr = self._wptr
+            return
+        for descriptor in descriptors:
+            if descriptor >> 63:
+                self._option(descriptor)
+            else:
+                self._data(descriptor, send)
+        self._rptr = (self._rptr + count) & self._ring.mask
+        self.evq.push_one(
+            ESF_DZ_EV_CODE.put(EV_CODE_TX)
+            | ESF_DZ_TX_QLABEL.put(self._label)
+            | ESF_DZ_TX_DESCR_INDX.put((self._rptr - 1) & self._ring.mask),
+            now_ns,
+        )
+
+    def _option(self, descriptor: int) -> None:
+        if ESF_DZ_TX_OPTION_TYPE.of(descriptor) == TX_OPTION_DESC_CRC_CSUM:
+            self._ip_csum = bool(ESF_DZ_TX_OPTION_IP_CSUM.of(descriptor))
+            self._l4_csum = bool(ESF_DZ_TX_OPTION_UDP_TCP_CSUM.of(descriptor))
+        else:
+            self._journal.note("tx_bad_option", "descriptor %#x", descriptor)
+
+    def _data(self, descriptor: int, send: Callable[[bytearray], None]) -> None:
+        length = ESF_DZ_TX_KER_BYTE_CNT.of(descriptor)
+        frame = self._frame
+        if len(frame) + length > MAX_TX_FRAME:
+            self._broken = True
+            self._journal.note("tx_bad_buffer", "a frame of more than %d octets", MAX_TX_FRAME)
+        else:
+            try:
+                frame += self._memory.read(ESF_DZ_TX_KER_BUF_ADDR.of(descriptor), length)
+            except GuestAccessError as error:
+                self._broken = True
+                self._journal.note("tx_bad_buffer", "%s", error)
+        if ESF_DZ_TX_KER_CONT.of(descriptor):
+            return
+        self._frame = bytearray()
+        if self._broken or len(frame) < offload.ETH_HLEN:
+            self._broken = False
+            self._journal.count("tx_dropped")
+            return
+        if self._ip_csum or self._l4_csum:
+            offload.finish_checksums(frame, ip=self._ip_csum, l4=self._l4_csum)
+        if len(frame) < offload.ETH_ZLEN:
+            frame.extend(bytes(offload.ETH_ZLEN - len(frame)))
+        send(frame)
+
+
+def prefixed(lengths: Int64s) -> Int64s:
+    """Octets that reach the guest for frames of ``lengths``."""
+    return lengths + RX_PREFIX_SIZE

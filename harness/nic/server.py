@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""The server: one client, one wire, one loop, and the pace of the receive path.
+
+The loop never blocks but in ``select``. A pass over the wire costs some tens of
+microseconds however few frames it finds, so passes are spaced: after one that
+took t, the next comes no sooner than :data:`_REST` times t later, and when the
+guest has few descriptors left, once it has posted more or a millisecond is over.
+Doorbells are served in between.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import time
+from pathlib import Path
+from types import FrameType
+
+from harness.nic.device import Nic
+from harness.nic.journal import log
+from harness.nic.transport import Connection, SessionEnd
+from harness.nic.wire import Wire
+
+_REST = 4
+_FEW_DESCRIPTORS = 256
+_STARVED_NS = 1_000_000
+_MAX_WAIT_S = 1.0
+_PR_SET_TIMERSLACK = 29
+_MAX_CONTROL_LINE = 4096
+
+
+class Server:
+    """Serves one vfio-user session at ``path``, and counters at ``control``."""
+
+    def __init__(self, nic: Nic, wire: Wire, *, path: Path, control: Path | None = None) -> None:
+        self._nic = nic
+        self._wire = wire
+        self._path = path
+        self._control_path = control
+        self._listener = _listen(path)
+        self._control = _Control(control, nic) if control else None
+        self._stopping = False
+        self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def run(self) -> None:
+        """Accept one client and serve it until it leaves or a signal asks to stop."""
+        signal.set_wakeup_fd(self._woken)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        # Timeouts of select() are late by the timer slack, 50 µs unless told otherwise.
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)
+        try:
+            connection = self._accept()
+            if connection is not None:
+                log.info("client connected")
+                try:
+                    self._serve(connection)
+                except SessionEnd as end:
+                    log.info("session ended: %s", end)
+                finally:
+                    connection.close()
+                    self._nic.client_gone()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close and unlink the sockets."""
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+        if self._control:
+            self._control.close()
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        log.info("signal %d", number)
+        self._stopping = True
+
+    def _accept(self) -> Connection | None:
+        control = self._control
+        while not self._stopping:
+            readers = [self._listener.fileno(), self._wake, *(control.filenos() if control else ())]
+            ready, _, _ = select.select(readers, [], [], _MAX_WAIT_S)
+            if control:
+                control.serve(ready)
+            if self._listener.fileno() in ready:
+                accepted, _ = self._listener.accept()
+                return Connection(accepted, self._nic, self._nic.journal)
+            self._nic.receive()
+        return None
+
+    def _serve(self, connection: Connection) -> None:
+        nic, wire, control = self._nic, self._wire, self._control
+        client = connection.fileno()
+        rest_until_ns = starved_until_ns = 0
+        watch_wire = True
+        while not self._stopping:
+            now_ns = time.monotonic_ns()
+            readers = [client, self._wake]
+            if control:
+                readers += control.filenos()
+            due_ns = nic.next_due_ns()
+            resting = now_ns < rest_until_ns or (
+                now_ns < starved_until_ns and nic.posted < _FEW_DESCRIPTORS
+            )
+            if resting:
+                until = rest_until_ns if now_ns < rest_until_ns else starved_until_ns
+                due_ns = until if due_ns is None else min(due_ns, until)
+            elif watch_wire:
+                readers.append(wire.fileno())
+            if nic.wants_to_transmit:
+                due_ns = now_ns
+            timeout_s = _MAX_WAIT_S
+            if due_ns is not None:
+                timeout_s = min(max(due_ns - now_ns, 0) / 1e9, _MAX_WAIT_S)
+            writers = [client] if connection.wants_to_write else []
+            ready, writable, _ = select.select(readers, writers, [], timeout_s)
+            if writable:
+                connection.flush()
+            if client in ready:
+                connection.serve()
+            if nic.wants_to_transmit:
+                nic.transmit()
+            nic.tick()
+            if control and ready:
+                control.serve(ready)
+            started_ns = time.monotonic_ns()
+            if started_ns < rest_until_ns or (
+                started_ns < starved_until_ns and nic.posted < _FEW_DESCRIPTORS
+            ):
+                continue
+            if nic.receive():
+                ended_ns = time.monotonic_ns()
+                rest_until_ns = ended_ns + _REST * (ended_ns - started_ns)
+                starved_until_ns = ended_ns + _STARVED_NS if wire.waiting() else 0
+            elif wire.fileno() in ready:
+                watch_wire = wire.settle()
+
+
+class _Control:
+    """JSON lines on a unix socket: ``counters``, and ``link`` with ``up``."""
+
+    def __init__(self, path: Path, nic: Nic) -> None:
+        self._path = path
+        self._nic = nic
+        self._listener = _listen(path)
+        self._clients: dict[int, tuple[socket.socket, bytearray]] = {}
+
+    def filenos(self) -> list[int]:
+        return [self._listener.fileno(), *self._clients]
+
+    def serve(self, ready: list[int]) -> None:
+        if self._listener.fileno() in ready:
+            accepted, _ = self._listener.accept()
+            accepted.setblocking(False)
+            self._clients[accepted.fileno()] = (accepted, bytearray())
+        for fd in [fd for fd in ready if fd in self._clients]:
+            client, received = self._clients[fd]
+            try:
+                data = client.recv(_MAX_CONTROL_LINE)
+                received += data
+                while b"\n" in received:
+                    line, _, rest = bytes(received).partition(b"\n")
+                    received[:] = rest
+                    client.send(json.dumps(self._answer(line)).encode() + b"\n")
+                if not data or len(received) > _MAX_CONTROL_LINE:
+                    raise ConnectionError("gone, or no line")
+            except BlockingIOError:
+                continue
+            except OSError:
+                client.close()
+                del self._clients[fd]
+
+    def _answer(self, line: bytes) -> dict[str, object]:
+        try:
+            request = json.loads(line)
+            call = request["call"]
+            if call == "counters":
+                return {"counters": self._nic.counters()}
+            if call == "link":
+                self._nic.set_link(bool(request["up"]))
+                return {"link": {"up": self._nic.link_up}}
+        except (ValueError, KeyError, TypeError) as error:
+            return {"error": f"not understood: {error!r}"}
+        return {"error": f"no such call: {call!r}"}
+
+    def close(self) -> None:
+        for client, _ in self._clients.values():
+            client.close()
+        self._clients.clear()
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket that only this user reaches; replaces a stale one."""
+    if path.is_socket():
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        old = os.umask(0o077)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(old)
+        listener.listen(1)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: MIT
+"""Which receive queue a frame goes to: the filters and RSS contexts of the driver.
+
+Only matches on the destination address are offered to the driver (an exact
+address, and any unknown unicast or multicast one), so every filter it can install
+is honoured to the letter. A frame that no filter wants is not delivered.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.nic import offload
+from harness.nic.memory import Int64s
+
+# MC_CMD_FILTER_OP_IN_MATCH_*_LBN.
+MATCH_DST_MAC = 1 << 4
+MATCH_UNKNOWN_MCAST_DST = 1 << 30
+MATCH_UNKNOWN_UCAST_DST = 1 << 31
+SUPPORTED_MATCHES = (MATCH_DST_MAC, MATCH_UNKNOWN_MCAST_DST, MATCH_UNKNOWN_UCAST_DST)
+
+RX_MODE_RSS = 1
+DROP = -1
+_MAX_FILTERS = 4096
+_MAX_CONTEXTS = 64
+_TABLE_LENGTH = 128
+_KEY_LENGTH = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One installed filter; ``queue`` is :data:`DROP` for the drop destination."""
+
+    match: int
+    mac: int
+    queue: int
+    rss_context: int | None
+
+
+@dataclass(slots=True)
+class RssContext:
+    """An indirection table and a Toeplitz key."""
+
+    table: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_TABLE_LENGTH, np.int64))
+    key: bytes = bytes(_KEY_LENGTH)
+
+
+@functools.lru_cache(maxsize=8)
+def _toeplitz_tables(key: bytes, octets: int) -> npt.NDArray[np.uint32]:
+    """For each input octet position, the hash each of its 256 values adds."""
+    bits = int.from_bytes(key, "big")
+    total = 8 * len(key)
+    tables = np.zeros((octets, 256), np.uint32)
+    values = np.arange(256, dtype=np.uint32)
+    for position in range(octets):
+        for bit in range(8):
+            window = (bits >> (total - 32 - 8 * position - bit)) & 0xFFFFFFFF
+            chosen = (values >> np.uint32(7 - bit)) & np.uint32(1)
+            tables[position] ^= chosen * np.uint32(window)
+    return tables
+
+
+def toeplitz(key: bytes, data: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Hashes of columns of 16-bit words in host order, as Microsoft's RSS defines them."""
+    tables = _toeplitz_tables(key, 2 * data.shape[0])
+    found = np.zeros(data.shape[1], np.uint32)
+    for row, words in enumerate(data):
+        found ^= tables[2 * row][words >> 8]
+        found ^= tables[2 * row + 1][words & 0xFF]
+    return found
+
+
+class Steering:
+    """The filter table and the RSS contexts of the function."""
+
+    def __init__(self) -> None:
+        self.filters: dict[int, Filter] = {}
+        self.contexts: dict[int, RssContext] = {}
+        self._next_handle = 1
+        self._next_context = 1
+
+    def reset(self) -> None:
+        self.filters.clear()
+        self.contexts.clear()
+
+    def insert(self, new: Filter) -> int | None:
+        """Install a filter; its handle, or None when the table is full."""
+        if len(self.filters) >= _MAX_FILTERS:
+            return None
+        handle = self._next_handle
+        self._next_handle += 1
+        self.filters[handle] = new
+        return handle
+
+    def allocate_context(self, queues: int) -> int | None:
+        """A context that spreads evenly over ``queues``; None when there are too many."""
+        if len(self.contexts) >= _MAX_CONTEXTS:
+            return None
+        handle = self._next_context
+        self._next_context += 1
+        context = RssContext()
+        context.table[:] = np.arange(_TABLE_LENGTH) % max(1, queues)
+        self.contexts[handle] = context
+        return handle
+
+    def queues(self, classes: offload.Classes) -> tuple[Int64s, npt.NDArray[np.uint32] | None]:
+        """The queue of each frame (:data:`DROP`: none) and its hash, if hashed.
+
+        Exact filters go before the unknown-address ones, later ones before earlier.
+        """
+        count = classes.mac.size
+        queues = np.full(count, DROP, np.int64)
+        undecided = np.ones(count, bool)
+        hashes: npt.NDArray[np.uint32] | None = None
+        ordered = sorted(
+            self.filters.items(), key=lambda item: (item[1].match != MATCH_DST_MAC, -item[0])
+        )
+        for _, wanted in ordered:
+            if wanted.match == MATCH_DST_MAC:
+                hit = undecided & (classes.mac == np.uint64(wanted.mac))
+            elif wanted.match == MATCH_UNKNOWN_MCAST_DST:
+                hit = undecided & classes.multicast
+            else:
+                hit = undecided & ~classes.multicast
+            if not hit.any():
+                continue
+            undecided &= ~hit
+            context = None if wanted.rss_context is None else self.contexts.get(wanted.rss_context)
+            if wanted.queue == DROP or context is None:
+                queues[hit] = wanted.queue
+            else:
+                if hashes is None:
+                    hashes = self._hash(context, classes)
+                queues[hit] = wanted.queue + context.table[hashes[hit] & (_TABLE_LENGTH - 1)]
+            if not undecided.any():
+                break
+        return queues, hashes
+
+    @staticmethod
+    def _hash(context: RssContext, classes: offload.Classes) -> npt.NDArray[np.uint32]:
+        """Addresses for IP, addresses and ports for TCP, 0 for anything else."""
+        hashes = np.zeros(classes.mac.size, np.uint32)
+        for l3, first, last in ((offload.L3_IP4, 13, 17), (offload.L3_IP6, 11, 27)):
+            of_family = (classes.l3 == l3) | (classes.l3 == l3 + 3 * (l3 == offload.L3_IP4))
+            tcp = of_family & (classes.l4 == offload.L4_TCP)
+            for chosen, words in ((of_family & ~tcp, last), (tcp, last + 2)):
+                at = np.flatnonzero(chosen)
+                if at.size:
+                    hashes[at] = toeplitz(context.key, classes.head[first:words][:, at])
+        return hashes

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: MIT
+"""vfio-user: messages of one client over a unix socket, and the descriptors with them.
+
+Hides framing, negotiation, replies and errors; a request that makes sense ends up
+in a call of :class:`Device`. Source: docs/interop/vfio-user.rst of QEMU. A request
+that makes none is answered with an error, and only a stream that can no longer be
+split into messages ends the session.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+from harness.nic import pci
+from harness.nic.journal import Journal, log
+from harness.nic.memory import MapError
+
+(
+    VERSION, DMA_MAP, DMA_UNMAP, DEVICE_GET_INFO, DEVICE_GET_REGION_INFO,
+    DEVICE_GET_REGION_IO_FDS, DEVICE_GET_IRQ_INFO, DEVICE_SET_IRQS, REGION_READ,
+    REGION_WRITE, DMA_READ, DMA_WRITE, DEVICE_RESET, _, REGION_WRITE_MULTI,
+) = range(1, 16)  # fmt: skip
+
+_HEADER = struct.Struct("<HHIII")
+_REGION = struct.Struct("<QII")
+_TYPE_MASK, _REPLY, _NO_REPLY, _ERROR = 0xF, 0x1, 0x10, 0x20
+
+MAX_DATA = 1 << 20
+_MAX_MESSAGE = _HEADER.size + _REGION.size + MAX_DATA
+_MAX_FDS = 32
+_RECEIVE = 64 << 10
+_MAX_UNSENT = 4 << 20
+
+_DEVICE_FLAGS_RESET, _DEVICE_FLAGS_PCI = 1, 2
+_REGION_FLAGS_READ, _REGION_FLAGS_WRITE = 1, 2
+_IRQ_INFO_EVENTFD, _IRQ_INFO_NORESIZE = 1, 8
+_IRQ_DATA_NONE, _IRQ_DATA_BOOL, _IRQ_DATA_EVENTFD = 1, 2, 4
+_IRQ_ACTION_MASK, _IRQ_ACTION_UNMASK, _IRQ_ACTION_TRIGGER = 8, 16, 32
+_DMA_WRITEABLE = 2
+_DMA_UNMAP_ALL = 2
+
+
+class Device(Protocol):
+    """What a client reaches through the messages."""
+
+    interrupts: pci.Interrupts
+
+    def map(
+        self, start: int, size: int, *, writable: bool, fd: int | None, offset: int
+    ) -> None: ...
+
+    def unmap(self, start: int, size: int) -> None: ...
+    def unmap_all(self) -> None: ...
+    def region_read(self, region: int, offset: int, octets: int) -> bytes: ...
+    def region_write(self, region: int, offset: int, data: bytes) -> None: ...
+    def reset(self) -> None: ...
+
+
+class RequestError(Exception):
+    """A request fails with an errno value."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
+class SessionEnd(Exception):  # noqa: N818
+    """The client is gone, or what it sends cannot be understood."""
+
+
+class Connection:
+    """One client's session over ``connected`` (owned from now on)."""
+
+    def __init__(self, connected: socket.socket, device: Device, journal: Journal) -> None:
+        self._socket = connected
+        self._socket.setblocking(False)
+        self._device = device
+        self._journal = journal
+        self._received = bytearray()
+        self._consumed = 0
+        """Octets of the stream in front of ``_received``."""
+        self._fds: list[tuple[int, list[int]]] = []
+        """Descriptors, and the place in the stream of the last octet that came with them."""
+        self._unsent = bytearray()
+        self._commands: dict[int, Callable[[bytes, list[int]], bytes]] = {
+            VERSION: self._version,
+            DMA_MAP: self._dma_map,
+            DMA_UNMAP: self._dma_unmap,
+            DEVICE_GET_INFO: self._get_info,
+            DEVICE_GET_REGION_INFO: self._get_region_info,
+            DEVICE_GET_IRQ_INFO: self._get_irq_info,
+            DEVICE_SET_IRQS: self._set_irqs,
+            REGION_READ: self._region_read,
+            REGION_WRITE: self._region_write,
+            DEVICE_RESET: self._reset,
+            REGION_WRITE_MULTI: self._region_write_multi,
+        }
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    @property
+    def wants_to_write(self) -> bool:
+        return bool(self._unsent)
+
+    def close(self) -> None:
+        for _, fds in self._fds:
+            _close(fds)
+        self._fds.clear()
+        self._socket.close()
+
+    def serve(self, reads: int = 4) -> None:
+        """Read what has arrived, in at most ``reads`` pieces, and act on whole messages.
+
+        Raises:
+            SessionEnd: see there.
+        """
+        for _ in range(reads):
+            try:
+                data, ancillary, _flags, _address = self._socket.recvmsg(
+                    _RECEIVE,
+                    socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize),
+                    socket.MSG_CMSG_CLOEXEC,
+                )
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                raise SessionEnd(f"the connection failed: {error}") from error
+            fds = _fds_of(ancillary)
+            if not data:
+                _close(fds)
+                raise SessionEnd("the client has left")
+            self._received += data
+            if fds:
+                self._fds.append((self._consumed + len(self._received) - 1, fds))
+            self._split()
+            if len(data) < _RECEIVE and not fds:
+                break
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what replies wait, as far as the socket takes them."""
+        while self._unsent:
+            try:
+                sent = self._socket.send(self._unsent)
+            except (BlockingIOError, InterruptedError):
+                if len(self._unsent) > _MAX_UNSENT:
+                    raise SessionEnd("the client does not read its replies") from None
+                return
+            except OSError as error:
+                raise SessionEnd(f"the connection failed: {error}") from error
+            del self._unsent[:sent]
+
+    def _split(self) -> None:
+        """Act on the whole messages received so far."""
+        received, at = self._received, 0
+        while len(received) - at >= _HEADER.size:
+            number, command, size, flags, _error = _HEADER.unpack_from(received, at)
+            if not _HEADER.size <= size <= _MAX_MESSAGE:
+                raise SessionEnd(f"a message of {size} octets")
+            if len(received) - at < size:
+                break
+            payload = bytes(received[at + _HEADER.size : at + size])
+            at += size
+            fds: list[int] = []
+            while self._fds and self._fds[0][0] < self._consumed + at:
+                fds += self._fds.pop(0)[1]
+            self._message(number, command, flags, payload, fds)
+        del received[:at]
+        self._consumed += at
+
+    def _message(
+        self, number: int, command: int, flags: int, payload: bytes, fds: list[int]
+    ) -> None:
+        if flags & _TYPE_MASK:
+            self._journal.note("vfio_bad_message", "type %d, which no request has", flags & 15)
+            _close(fds)
+            return
+        failed, answer = 0, b""
+        try:
+            answer = self._commands.get(command, _unsupported)(payload, fds)
+        except RequestError as error:
+            failed = error.errno
+            self._journal.note("vfio_request_errors", "command %d: %s", command, error)
+        except struct.error:
+            failed = errno.EINVAL
+            self._journal.note("vfio_request_errors", "command %d: too short", command)
+        finally:
+            _close(fds)
+        if flags & _NO_REPLY:
+            return
+        kind = _REPLY | (_ERROR if failed else 0)
+        self._unsent += _HEADER.pack(number, command, _HEADER.size + len(answer), kind, failed)
+        self._unsent += answer
+
+    def _version(self, payload: bytes, _: list[int]) -> bytes:
+        major, minor = struct.unpack_from("<HH", payload)
+        if major != 0:
+            raise RequestError(errno.EPROTONOSUPPORT, f"protocol version {major}.{minor}")
+        log.info("client speaks vfio-user %d.%d: %s", major, minor, payload[4:].rstrip(b"\0"))
+        capabilities = {
+            "max_msg_fds": 16,
+            "max_data_xfer_size": MAX_DATA,
+            "write_multiple": True,
+        }
+        text = json.dumps({"capabilities": capabilities}, separators=(",", ":"))
+        return struct.pack("<HH", 0, 0) + text.encode() + b"\0"
+
+    def _dma_map(self, payload: bytes, fds: list[int]) -> bytes:
+        _, flags, offset, start, size = struct.unpack_from("<IIQQQ", payload)
+        try:
+            self._device.map(
+                start,
+                size,
+                writable=bool(flags & _DMA_WRITEABLE),
+                fd=fds[0] if fds else None,
+                offset=offset,
+            )
+        except MapError as error:
+            raise RequestError(error.errno, str(error)) from error
+        log.debug("DMA map %#x+%#x flags %d fd %s", start, size, flags, bool(fds))
+        return b""
+
+    def _dma_unmap(self, payload: bytes, _: list[int]) -> bytes:
+        _, flags, start, size = struct.unpack_from("<IIQQ", payload)
+        if flags & _DMA_UNMAP_ALL:
+            self._device.unmap_all()
+            return payload[:24]
+        try:
+            self._device.unmap(start, size)
+        except MapError as error:
+            raise RequestError(error.errno, str(error)) from error
+        log.debug("DMA unmap %#x+%#x", start, size)
+        return payload[:24]
+
+    def _get_info(self, payload: bytes, _: list[int]) -> bytes:
+        struct.unpack_from("<I", payload)
+        flags = _DEVICE_FLAGS_RESET | _DEVICE_FLAGS_PCI
+        return struct.pack("<IIII", 16, flags, pci.REGIONS, len(pci.IRQ_COUNTS))
+
+    def _get_region_info(self, payload: bytes, _: list[int]) -> bytes:
+        argsz, _, index = struct.unpack_from("<III", payload)
+        if index >= pci.REGIONS or argsz < 32:
+            raise RequestError(errno.EINVAL, f"region {index}, argsz {argsz}")
+        size = pci.REGION_SIZES.get(index, 0)
+        flags = _REGION_FLAGS_READ | _REGION_FLAGS_WRITE if size else 0
+        return struct.pack("<IIIIQQ", 32, flags, index, 0, size, 0)
+
+    def _get_irq_info(self, payload: bytes, _: list[int]) -> bytes:
+        _, _, index = struct.unpack_from("<III", payload)
+        if index >= len(pci.IRQ_COUNTS):
+            raise RequestError(errno.EINVAL, f"interrupt index {index}")
+        count = pci.IRQ_COUNTS[index]
+        flags = _IRQ_INFO_EVENTFD | _IRQ_INFO_NORESIZE if count else 0
+        return struct.pack("<IIII", 16, flags, index, count)
+
+    def _set_irqs(self, payload: bytes, fds: list[int]) -> bytes:
+        _, flags, index, start, count = struct.unpack_from("<IIIII", payload)
+        if index >= len(pci.IRQ_COUNTS) or start + count > pci.IRQ_COUNTS[index]:
+            raise RequestError(errno.EINVAL, f"interrupts {index}: {start}+{count}")
+        interrupts = self._device.interrupts
+        data, action = flags & 7, flags & ~7
+        vectors = range(start, start + count)
+        if action in (_IRQ_ACTION_MASK, _IRQ_ACTION_UNMASK):
+            return b""  # vectors are masked by taking their descriptors away
+        if action != _IRQ_ACTION_TRIGGER:
+            raise RequestError(errno.EINVAL, f"flags {flags:#x}")
+        if data == _IRQ_DATA_EVENTFD:
+            if fds and len(fds) != count:
+                raise RequestError(errno.EINVAL, f"{len(fds)} descriptors for {count} vectors")
+            for vector in vectors:
+                interrupts.assign(vector, fds.pop(0) if fds else None)
+        elif data == _IRQ_DATA_NONE and count == 0:
+            interrupts.disable()
+        elif data == _IRQ_DATA_NONE:
+            for vector in vectors:
+                interrupts.raise_vector(vector)
+        elif data == _IRQ_DATA_BOOL:
+            if len(payload) < 20 + count:
+                raise RequestError(errno.EINVAL, "too few flags")
+            for vector in vectors:
+                if payload[20 + vector - start]:
+                    interrupts.raise_vector(vector)
+        else:
+            raise RequestError(errno.EINVAL, f"flags {flags:#x}")
+        return b""
+
+    def _region_read(self, payload: bytes, _: list[int]) -> bytes:
+        offset, region, count = _REGION.unpack_from(payload)
+        _check_access(region, offset, count)
+        return payload[: _REGION.size] + self._device.region_read(region, offset, count)
+
+    def _region_write(self, payload: bytes, _: list[int]) -> bytes:
+        offset, region, count = _REGION.unpack_from(payload)
+        _check_access(region, offset, count)
+        if len(payload) < _REGION.size + count:
+            raise RequestError(errno.EINVAL, f"{count} octets announced, fewer sent")
+        data = payload[_REGION.size : _REGION.size + count]
+        self._device.region_write(region, offset, data)
+        return payload[: _REGION.size]
+
+    def _region_write_multi(self, payload: bytes, _: list[int]) -> bytes:
+        (count,) = struct.unpack_from("<Q", payload)
+        if count * 24 != len(payload) - 8:
+            raise RequestError(errno.EINVAL, f"{count} writes in {len(payload)} octets")
+        for at in range(8, len(payload), 24):
+            offset, region, octets = _REGION.unpack_from(payload, at)
+            if octets > 8:
+                raise RequestError(errno.EINVAL, f"a write of {octets} octets")
+            _check_access(region, offset, octets)
+            data = payload[at + _REGION.size : at + _REGION.size + octets]
+            self._device.region_write(region, offset, data)
+        return payload[:8]
+
+    def _reset(self, _: bytes, __: list[int]) -> bytes:
+        self._device.reset()
+        return b""
+
+
+def _check_access(region: int, offset: int, count: int) -> None:
+    size = pci.REGION_SIZES.get(region, 0)
+    if not 0 < count <= MAX_DATA or offset + count > size:
+        raise RequestError(errno.EINVAL, f"region {region}: {offset:#x}+{count}")
+
+
+def _unsupported(_: bytes, __: list[int]) -> bytes:
+    raise RequestError(errno.EOPNOTSUPP, "not supported")
+
+
+def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return fds.tolist()
+
+
+def _close(fds: list[int]) -> None:
+    while fds:
+        os.close(fds.pop())

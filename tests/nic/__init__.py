@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The virtual EF10 against a miniature driver."""
