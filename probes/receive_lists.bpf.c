@@ -8,6 +8,8 @@
  * then only packets of that interface are. Counts are per CPU: the loader adds.
  */
 
+#include <asm/ptrace.h>
+
 /* The loader passes both from the kernel's BTF: reading <linux/netdevice.h>
  * takes longer than all the rest of the compilation. */
 #ifndef SKB_DEV

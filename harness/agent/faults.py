@@ -19,8 +19,11 @@ class AgentError(Exception):
         self.hint = hint
 
 
-class ControllerGone(Exception):  # noqa: N818 - the normal end of an agent, not an error
-    """Nobody is left to answer: stdin ended, or a signal asked the agent to stop."""
+class ControllerGone(BaseException):
+    """Nobody is left to answer: stdin ended, or a signal asked the agent to stop.
+
+    The normal end of an agent and no failure of the call it ends, as KeyboardInterrupt is none.
+    """
 
 
 def need(module: str, *, package: str) -> ModuleType:

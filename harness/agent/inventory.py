@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib.metadata
 import os
 import platform
@@ -58,7 +59,10 @@ def see_own_interfaces() -> None:
         or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) != 0
         or libc.mount(b"sysfs", b"/sys", b"sysfs", 0, None) != 0
     ):
-        why = os.strerror(ctypes.get_errno())
+        number = ctypes.get_errno()
+        if number == errno.EBUSY:
+            return  # it is this namespace's own already
+        why = os.strerror(number)
         sys.stderr.write(f"/sys may show the interfaces of another network namespace: {why}\n")
 
 

@@ -67,7 +67,7 @@ class Journal:
             self._file.close()
 
     def _left(self) -> list[tuple[str, Any]]:
-        assert self._file is not None  # noqa: S101 - for mypy
+        assert self._file is not None
         self._file.seek(0)
         lines = []
         for line in self._file:

@@ -118,7 +118,7 @@ class Settings:
                 why = self._change(interface, known[name], wanted_from) if asked else None
                 if why is not None:
                     skipped.append({"setting": name, "why": why})
-        except AgentError:
+        except Exception:
             self.restore()
             raise
         if at is not None and not _carrier(interface, sleep):
@@ -161,7 +161,7 @@ class Settings:
         hint = _HINTS.get(setting.name)
         try:
             setting.write(wanted)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise AgentError(
                 f"{interface}: {setting.name} was refused: {error}", hint=hint
             ) from error

@@ -13,6 +13,7 @@ import ctypes
 import os
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -307,10 +308,23 @@ def _compile(source: str, flags: list[str]) -> Any:
         def _trace_autoload(self) -> None:
             """bcc would attach every kfunc__ now, and fail with the first that is missing."""
 
-    try:
-        return _Unattached(text=source.encode(), cflags=flags)
-    except Exception as error:
-        raise AgentError(f"the probes do not compile: {error}", hint=_HEADERS_HINT) from error
+    # The compiler writes to file descriptor 2 and bcc keeps nothing of it.
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            return _Unattached(text=source.encode(), cflags=flags)
+        except Exception as error:
+            said.seek(0)
+            text = said.read().decode(errors="replace").strip()
+            os.write(stderr, text.encode() + b"\n")
+            first = next((line for line in text.splitlines() if "error:" in line), text[:300])
+            raise AgentError(
+                f"the probes do not compile: {first or error}", hint=_HEADERS_HINT
+            ) from error
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _source(program_dir: str | None) -> str:
