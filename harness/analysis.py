@@ -8,10 +8,12 @@ grow with the raw counters. An incomplete campaign gets rows and no verdict.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -104,6 +106,11 @@ class Analysis:
     """Why the campaign is incomplete; empty when it is complete."""
     boots_done: int
     boots_planned: int
+    settings: dict[str, Any]
+    """Of the hosts, as the first boot recorded them: before, after, restored."""
+    settings_varied: tuple[str, ...]
+    """Settings that were not the same in every boot, by dotted name."""
+    inventory: dict[str, Any]
 
     @property
     def complete(self) -> bool:
@@ -155,10 +162,12 @@ def analyse(result: ResultDirectory) -> Analysis:
     tolerances = recorded_tolerances(campaign)
     gathered: dict[str, _Gathered] = {step: _Gathered() for step in campaign.steps}
     void: list[VoidTrial] = []
-    done = 0
+    done: list[Boot] = []
+    varied: set[str] = set()
     for boot in result.boots():
         if boot.outcome == "ok":
-            done += 1
+            done.append(boot.model_copy(update={"trials": []}))
+            varied |= _differences(done[0].settings, boot.settings)
             _gather(boot, campaign, tolerances, gathered[boot.step], void)
     complete = not result.problems
     changes = {step: _change(step, gathered) for step in campaign.steps}
@@ -176,8 +185,11 @@ def analyse(result: ResultDirectory) -> Analysis:
         rows=rows,
         void=tuple(void),
         problems=tuple(result.problems),
-        boots_done=done,
+        boots_done=len(done),
         boots_planned=sum(len(row) for row in campaign.order),
+        settings=done[0].settings if done else {},
+        settings_varied=tuple(sorted(varied)),
+        inventory=done[0].inventory if done else {},
     )
 
 
@@ -341,13 +353,24 @@ def _drop_shares(boots: Sequence[BootFigures]) -> dict[str, float]:
     return {place: share for place, share in shares.items() if share is not None}
 
 
+def _differences(one: Any, other: Any, name: str = "") -> set[str]:
+    """Dotted names of what is set during a run and is not the same in both."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {
+            found
+            for key in one.keys() | other.keys()
+            if key not in ("before", "restored")  # how a host was found is its own affair
+            for found in _differences(one.get(key), other.get(key), f"{name}.{key}".strip("."))
+        }
+    return set() if one == other else {name}
+
+
 def _title(campaign: Campaign, step: str) -> str | None:
-    """The subject of the last patch of a step, as far as the campaign recorded it."""
+    """What the last patch of a step does, as its file name says."""
     patches = campaign.variants.get(step, {}).get("patches") or []
     if not patches:
         return None
-    last = patches[-1]
-    return str(last.get("title") or last.get("name")) if isinstance(last, dict) else str(last)
+    return re.sub(r"^\d+-|\.patch$", "", str(patches[-1])).replace("-", " ")
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -58,6 +58,9 @@ def document(analysis: Analysis) -> Document:
         "boots_done": analysis.boots_done,
         "boots_planned": analysis.boots_planned,
         "problems": list(analysis.problems),
+        "settings": analysis.settings,
+        "settings_varied": list(analysis.settings_varied),
+        "inventory": analysis.inventory,
         "metric": PRIMARY,
         "baseline": BASELINE,
         "rows": [_row(row) for row in analysis.rows],
@@ -178,8 +181,21 @@ def _json(report: Document) -> str:
     return json.dumps(report, indent=1, allow_nan=False)
 
 
+def _html(report: Document) -> str:
+    # The plotting library takes longer to import than a table takes to print.
+    from harness.report import html
+
+    return html.page(report)
+
+
 _FORMATS: Mapping[str, Callable[[Document], str]] = MappingProxyType(
-    {"table": text.table, "json": _json, "csv": text.csv_rows, "markdown": text.markdown}
+    {
+        "table": text.table,
+        "json": _json,
+        "csv": text.csv_rows,
+        "markdown": text.markdown,
+        "html": _html,
+    }
 )
 FORMATS = tuple(_FORMATS)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +19,7 @@ from tabulate import tabulate
 
 Document = dict[str, Any]
 
-_HEADERS = (
+HEADERS = (
     "step",
     "list length\np50/p90/max",
     "stack\npackets/s",
@@ -30,7 +31,7 @@ _HEADERS = (
     "boots",
 )
 _ALIGN = ("left", "right", "right", "right", "left", "right", "right", "left", "right")
-_PLACES: Mapping[str, str] = MappingProxyType(
+PLACES: Mapping[str, str] = MappingProxyType(
     {
         "nic_ring": "ring",
         "nic_other": "nic",
@@ -52,21 +53,22 @@ _COUNTED_LENGTH = 64
 def table(report: Document) -> str:
     """For a terminal: header, table, then everything one has to know beside it."""
     drawn = tabulate(
-        _cells(report), headers=_HEADERS, tablefmt="simple", disable_numparse=True, colalign=_ALIGN
+        cells(report), headers=HEADERS, tablefmt="simple", disable_numparse=True, colalign=_ALIGN
     )
-    return "\n".join([*_head(report), "", drawn, "", *_below(report)])
+    return "\n".join([*head_lines(report), "", drawn, "", *below_lines(report)])
 
 
 def markdown(report: Document) -> str:
     """For a web page or a mail: the same lines as :func:`table`."""
-    headers = [_escaped(header.replace("\n", " ")) for header in _HEADERS]
+    headers = [_escaped(header.replace("\n", " ")) for header in HEADERS]
     drawn = tabulate(
-        _cells(report), headers=headers, tablefmt="github", disable_numparse=True, colalign=_ALIGN
+        cells(report), headers=headers, tablefmt="github", disable_numparse=True, colalign=_ALIGN
     )
     head = [
-        f"**{line}**  " if index == 0 else f"{line}  " for index, line in enumerate(_head(report))
+        f"**{line}**  " if index == 0 else f"{line}  "
+        for index, line in enumerate(head_lines(report))
     ]
-    below = [f"- {_escaped(line.strip())}" for line in _below(report)]
+    below = [f"- {_escaped(line.strip())}" for line in below_lines(report)]
     return "\n".join([*head, "", drawn, "", *below])
 
 
@@ -87,7 +89,7 @@ def _flat(report: Document, row: Document) -> Document:
     for name in ("ratio_range", "ratio_interval"):
         low, high = flat.pop(name) or (None, None)
         flat |= {f"{name}_low": low, f"{name}_high": high}
-    flat |= {f"drops_{place}": row["drops"].get(place, 0.0) for place in _PLACES}
+    flat |= {f"drops_{place}": row["drops"].get(place, 0.0) for place in PLACES}
     verdicts = {verdict["step"]: verdict["verdict"] for verdict in report["verdicts"]}
     flat["verdict"] = verdicts.get(row["step"])
     flat["complete"] = report["complete"]
@@ -95,7 +97,8 @@ def _flat(report: Document, row: Document) -> Document:
     return flat
 
 
-def _head(report: Document) -> list[str]:
+def head_lines(report: Document) -> list[str]:
+    """What was measured, how far it may be trusted and whether it is whole."""
     campaign = report["campaign"]
     facts = [
         f"bed {campaign['bed']}",
@@ -115,7 +118,8 @@ def _head(report: Document) -> list[str]:
     return lines
 
 
-def _cells(report: Document) -> list[list[str]]:
+def cells(report: Document) -> list[list[str]]:
+    """The table's cells under :data:`HEADERS`, as text."""
     return [
         [
             row["step"],
@@ -148,18 +152,18 @@ def _change(report: Document, row: Document) -> str:
     if row["step"] == report["baseline"]:
         return "baseline"
     low, high = row["ratio_range"]
-    return f"{_percent(row['ratio_to_step0'])} ({_percent(low)} … {_percent(high)})"
+    return f"{percent(row['ratio_to_step0'])} ({percent(low)} … {percent(high)})"
 
 
 def _hardware(report: Document, row: Document) -> str:
     if row["published_ratio"] is None or row["step"] == report["baseline"]:
         return _NONE
-    return _percent(row["published_ratio"])
+    return percent(row["published_ratio"])
 
 
 def _drops(shares: Mapping[str, float]) -> str:
     worst = sorted(shares.items(), key=lambda item: -item[1])
-    shown = [f"{_PLACES.get(place, place)} {share:.1%}" for place, share in worst if share >= 5e-4]
+    shown = [f"{PLACES.get(place, place)} {share:.1%}" for place, share in worst if share >= 5e-4]
     return ", ".join(shown) or ("none" if not shares else "under 0.1%")
 
 
@@ -167,11 +171,13 @@ def _rate(pps: float | None) -> str:
     return _NONE if pps is None else f"{pps:,.0f}"
 
 
-def _percent(ratio: float) -> str:
+def percent(ratio: float) -> str:
+    """A ratio as the change it is."""
     return f"{100 * (ratio - 1):+.1f}%"
 
 
-def _below(report: Document) -> Iterator[str]:
+def below_lines(report: Document) -> Iterator[str]:
+    """What one has to know beside the table; nothing that was left out goes unsaid."""
     for problem in report["problems"]:
         yield f"not measured: {problem}"
     for void in report["void"]:
@@ -211,12 +217,12 @@ def verdict_line(verdict: Document) -> str:
     low, high = verdict["interval"]
     return (
         f"step {verdict['step']} against step {verdict['baseline']}: {words[verdict['verdict']]} "
-        f"({_percent(verdict['ratio'])}, {verdict['confidence']:.0%} interval "
-        f"{_percent(low)} … {_percent(high)} over {verdict['blocks']} blocks; Wilcoxon "
+        f"({percent(verdict['ratio'])}, {verdict['confidence']:.0%} interval "
+        f"{percent(low)} … {percent(high)} over {verdict['blocks']} blocks; Wilcoxon "
         f"p {verdict['p_value']:.3g}, Holm {verdict['p_holm']:.3g}; detectable from "
         f"±{100 * verdict['smallest_detectable']:.1f}%)"
     )
 
 
 def _escaped(line: str) -> str:
-    return line.replace("*", "\\*").replace("|", "\\|").replace("_", "\\_")
+    return re.sub(r"([*|_`\\[\]])", r"\\\1", line).replace("<", "&lt;")

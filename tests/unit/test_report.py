@@ -24,6 +24,7 @@ from harness.samples import ResultDirectory, Stage
 
 pytestmark = pytest.mark.unit
 
+TEXT_FORMATS = tuple(form for form in FORMATS if form != "html")  # has a test of its own
 FIXTURES = Path(__file__).parent / "fixtures"
 Json = dict[str, Any]
 
@@ -134,7 +135,7 @@ def test_two_blocks_give_no_verdict() -> None:
     assert all(row["ratio_interval"] is None for row in report["rows"])
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", TEXT_FORMATS)
 def test_an_unfinished_campaign_is_incomplete_and_judges_nothing(
     standard: Path, tmp_path: Path, form: str
 ) -> None:
@@ -171,7 +172,7 @@ def test_a_boot_that_failed_is_named_with_its_error(tmp_path: Path) -> None:
 def test_nothing_measured_yet(tmp_path: Path) -> None:
     root = make_campaign(tmp_path, effects={"0": 1.0, "8": 1.0}, blocks=6, edit=lambda *_: None)
     report = _document(root)
-    for form in FORMATS:
+    for form in TEXT_FORMATS:
         assert render(report, form)
     assert _rows(report)["8"]["stack_rx_pps"] is None
     assert "INCOMPLETE: 0 of 12 boots" in render(report, "table")
@@ -269,7 +270,7 @@ def _assert_contains(found: Any, expected: Any, where: str) -> None:
 
 
 def test_the_command_prints_every_format() -> None:
-    for form in FORMATS:
+    for form in TEXT_FORMATS:
         ran = CliRunner().invoke(report_command, [str(FIXTURES / "result-v1"), "--format", form])
         assert ran.exit_code == 0, ran.output
         assert ran.output.endswith("\n")

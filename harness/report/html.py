@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""The report as one HTML file that needs no network, for screens and for paper.
+
+Draws from the report document alone. The file holds no script and loads nothing;
+all text of a result is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jinja2
+
+from harness.report.plots import plots
+from harness.report.text import HEADERS, below_lines, cells, head_lines, verdict_line
+
+Document = dict[str, Any]
+
+
+def page(report: Document) -> str:
+    """``report`` as a whole HTML document."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("harness.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    campaign = report["campaign"]
+    verdicts = [verdict_line(verdict) for verdict in report["verdicts"]]
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        facts=head_lines(report)[0],
+        headers=[header.replace("\n", " ") for header in HEADERS],
+        rows=list(zip(report["rows"], cells(report), strict=True)),
+        verdicts=verdicts,
+        notes=[line for line in below_lines(report) if line not in verdicts],
+        plots=plots(report),
+        tables=[
+            ("Settings", list(_flat(report["settings"]))),
+            ("Hosts", list(_flat(report["inventory"]))),
+            ("Kernels", list(_flat(campaign["variants"]))),
+            (
+                "Plan",
+                list(_flat({name: campaign[name] for name in ("trial", "load", "placement")}))
+                + [
+                    (f"block {number}", " ".join(order))
+                    for number, order in enumerate(campaign["order"], start=1)
+                ],
+            ),
+            ("Provenance", list(_flat(campaign["provenance"]))),
+        ],
+    )
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Nested data as rows of dotted name and value."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for index, inner in enumerate(value):
+            yield from _flat(inner, f"{name}[{index}]")
+    elif name:
+        yield name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

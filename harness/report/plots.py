@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: MIT
+"""The figures of the HTML report, each an SVG element to put into a page.
+
+Draws from the report document alone. Text stays text, so that a figure can be
+searched, read aloud and printed; the same document gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from harness.report.text import PLACES, percent
+
+Document = dict[str, Any]
+
+# As wide as a phone held upright, so that letters keep their size there.
+_WIDTH_IN = 5.4
+_INK, _SOFT, _ACCENT = "#1c2733", "#8a97a5", "#0b6e99"
+# Okabe and Ito's colours, told apart by nearly everybody.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#555555")
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "receive-batching",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": _SOFT,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e8ed",
+    "text.color": _INK,
+    "text.parse_math": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure: its name in the page, what it shows, its caption and its SVG."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+
+
+def plots(report: Document) -> list[Plot]:
+    """Every figure there are data for."""
+    with mpl.rc_context(_STYLE):
+        return list(_drawn(report))
+
+
+def _drawn(report: Document) -> Iterator[Plot]:
+    rows = [row for row in report["rows"] if row["stack_rx_pps"] is not None]
+    compared = [row for row in rows if row["ratio_to_step0"] is not None]
+    if compared:
+        figure, axes = _figure(3.2)
+        _changes(axes, report, compared)
+        yield _plot(
+            figure,
+            "change",
+            f"Change over step {report['baseline']}",
+            "Stack packets/s of each step against the baseline's boot of the same block: median "
+            "(dot), range of the blocks (thin), interval (thick, where there are enough blocks). "
+            f"Diamonds: {report['published']['source']}.",
+        )
+    if rows:
+        figure, axes = _figure(3.4)
+        _rates(axes, rows)
+        yield _plot(
+            figure,
+            "rates",
+            "Rate of every boot",
+            "Stack packets/s: the median of each boot (line) and every valid trial (dots).",
+        )
+    stages = list(dict.fromkeys(stage["name"] for row in rows for stage in row["stages"]))
+    if stages:
+        tall = sum(0.75 + 0.24 * len(_rows_with(rows, stage)) for stage in stages)
+        figure = Figure(figsize=(_WIDTH_IN, tall), layout="constrained")
+        heights = [0.75 + 0.24 * len(_rows_with(rows, stage)) for stage in stages]
+        drawn = figure.subplots(len(stages), squeeze=False, height_ratios=heights)[:, 0]
+        for axes, stage in zip(drawn, stages, strict=True):
+            _lengths(axes, _rows_with(rows, stage), stage)
+        yield _plot(
+            figure,
+            "lists",
+            "List lengths by stage",
+            "Share of the lists of a step that are so long; the darker, the more. "
+            "Counted in trials of their own, under the probes.",
+        )
+    if any(row["drops"] for row in rows):
+        figure, axes = _figure(0.9 + 0.3 * len(rows))
+        _drops(axes, rows)
+        yield _plot(
+            figure,
+            "drops",
+            "Where packets went",
+            "Shares of the frames that reached the NIC, from before the load to after it.",
+        )
+    if any(row["cpu_ns_per_packet"] for row in rows):
+        figure, axes = _figure(2.4)
+        _cost(axes, rows)
+        yield _plot(
+            figure,
+            "cost",
+            "CPU time of a packet",
+            "System, interrupt and softirq time of the interrupt's CPU for each packet at IP: "
+            "boots (dots) and their median (bar).",
+        )
+
+
+def _rows_with(rows: list[Document], stage: str) -> list[Document]:
+    return [row for row in rows if any(found["name"] == stage for found in row["stages"])]
+
+
+def _figure(height_in: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _plot(figure: Figure, name: str, title: str, caption: str) -> Plot:
+    out = io.StringIO()
+    FigureCanvasSVG(figure)
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Ids have to be the only ones of the page, not of the figure.
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    # The page's font, and a size that follows the page's width.
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return Plot(name, title, caption, svg)
+
+
+def _steps_axis(axes: Axes, rows: list[Document]) -> None:
+    axes.set_xticks(range(len(rows)), [row["step"] for row in rows])
+    axes.set_xlim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel("step")
+    axes.grid(visible=False, axis="x")
+
+
+def _changes(axes: Axes, report: Document, rows: list[Document]) -> None:
+    at = np.arange(len(rows))
+    change = [100 * (row["ratio_to_step0"] - 1) for row in rows]
+    low, high = ([100 * (row["ratio_range"][end] - 1) for row in rows] for end in (0, 1))
+    axes.axhline(0, color=_SOFT, linewidth=1)
+    axes.vlines(at, low, high, color=_ACCENT, linewidth=1, label="range of blocks")
+    judged = [place for place, row in zip(at, rows, strict=True) if row["ratio_interval"]]
+    if judged:
+        intervals = [rows[place]["ratio_interval"] for place in judged]
+        axes.vlines(
+            judged,
+            [100 * (interval[0] - 1) for interval in intervals],
+            [100 * (interval[1] - 1) for interval in intervals],
+            color=_ACCENT,
+            linewidth=4,
+            alpha=0.45,
+            label="interval",
+        )
+    axes.plot(at, change, "o", color=_ACCENT, label="median")
+    for place, row, top in zip(at, rows, high, strict=True):
+        if row["step"] != report["baseline"]:
+            axes.annotate(
+                percent(row["ratio_to_step0"]),
+                (place, top),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+            )
+    known = [
+        (place, 100 * (row["published_ratio"] - 1))
+        for place, row in zip(at, rows, strict=True)
+        if row["published_ratio"]
+    ]
+    if len(known) > 1:
+        axes.plot(
+            *zip(*known, strict=True),
+            "D:",
+            color=_COLOURS[1],
+            markerfacecolor="none",
+            label="published, on hardware",
+        )
+    _steps_axis(axes, rows)
+    axes.set_ylabel("change, %")
+    axes.legend(loc="upper left")
+
+
+def _rates(axes: Axes, rows: list[Document]) -> None:
+    styles = itertools.cycle(itertools.product(("-", "--"), _COLOURS))
+    for row, (line, colour) in zip(rows, styles, strict=False):
+        blocks = [boot["block"] for boot in row["by_boot"]]
+        axes.plot(
+            blocks,
+            [boot["stack_rx_pps"] / 1e3 for boot in row["by_boot"]],
+            line,
+            marker="o",
+            markersize=3,
+            linewidth=1.2,
+            color=colour,
+            label=f"step {row['step']}",
+        )
+        trials = [(boot["block"], pps / 1e3) for boot in row["by_boot"] for pps in boot["trials"]]
+        axes.plot(
+            *zip(*trials, strict=True), ".", markersize=3, alpha=0.35, color=colour, linewidth=0
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("block")
+    axes.set_ylabel("thousand packets/s")
+    axes.figure.legend(loc="outside lower center", ncols=5)
+
+
+def _lengths(axes: Axes, rows: list[Document], stage: str) -> None:
+    size = 66  # 0 to 64, and longer
+    shares = np.zeros((len(rows), size - 1))
+    for index, row in enumerate(rows):
+        found = next(found for found in row["stages"] if found["name"] == stage)
+        counts = np.zeros(size)
+        lengths = found["lengths"][: size - 1]
+        counts[: len(lengths)] = lengths
+        counts[-1] = found["overflow"]
+        shares[index] = counts[1:] / max(1.0, counts[1:].sum())
+    axes.pcolormesh(
+        np.arange(0.5, size + 0.4),
+        np.arange(len(rows) + 1) - 0.5,
+        shares,
+        cmap="Blues",
+        norm=PowerNorm(0.4, vmin=0, vmax=1),
+        edgecolors="#f2f4f6",
+        linewidth=0.2,
+    )
+    axes.set_yticks(range(len(rows)), [f"step {row['step']}" for row in rows])
+    axes.invert_yaxis()
+    axes.set_xticks([1, 8, 16, 24, 32, 40, 48, 56, 64])
+    axes.set_title(stage, fontsize=9, loc="left")
+    axes.set_xlabel("packets in a list")
+    axes.grid(visible=False)
+
+
+def _drops(axes: Axes, rows: list[Document]) -> None:
+    at = np.arange(len(rows))
+    left = np.zeros(len(rows))
+    places = [place for place in PLACES if any(row["drops"].get(place, 0) >= 5e-4 for row in rows)]
+    for place, colour in zip(places, itertools.cycle(_COLOURS[1:])):
+        width = np.asarray([100 * row["drops"].get(place, 0.0) for row in rows])
+        axes.barh(at, width, left=left, color=colour, height=0.7, label=PLACES[place])
+        left += width
+    rest = np.maximum(0.0, 100 - left)
+    axes.barh(at, rest, left=left, color="#dfe6ec", height=0.7, label="delivered")
+    axes.set_yticks(at, [f"step {row['step']}" for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of frames at the NIC")
+    axes.grid(visible=False, axis="y")
+    axes.figure.legend(loc="outside lower center", ncols=4)
+
+
+def _cost(axes: Axes, rows: list[Document]) -> None:
+    for place, row in enumerate(rows):
+        costs = [
+            boot["cpu_ns_per_packet"] for boot in row["by_boot"] if "cpu_ns_per_packet" in boot
+        ]
+        axes.plot([place] * len(costs), costs, ".", color=_ACCENT, alpha=0.5)
+        if row["cpu_ns_per_packet"]:
+            axes.hlines(row["cpu_ns_per_packet"], place - 0.25, place + 0.25, color=_INK)
+    _steps_axis(axes, rows)
+    axes.set_ylabel("ns a packet")
