@@ -44,7 +44,7 @@ class _Lazy(click.Group):
             return None
         module = importlib.import_module(f"harness.commands.{COMMANDS[cmd_name][0]}")
         command = getattr(module, cmd_name)
-        assert isinstance(command, click.Command)  # noqa: S101
+        assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -17,5 +17,5 @@ def completion(shell: str) -> None:
     For bash:  eval "$(harness completion bash)"
     """
     found = get_completion_class(shell)
-    assert found is not None  # noqa: S101
+    assert found is not None
     click.echo(found(cli, {}, "harness", "_HARNESS_COMPLETE").source())

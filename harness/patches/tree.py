@@ -35,8 +35,8 @@ class AlreadyPatchedError(ConfigurationError):
     def __init__(self, tree: Path, series: Series, step: int) -> None:
         super().__init__(
             f"{tree} is already patched: it holds series {series.base} up to step {step}",
-            hint="give the tree as it was before, for example "
-            f"`git -C {tree} worktree add ../unpatched COMMIT`",
+            hint="give the tree as it was before: unpacked anew, or an older commit of it "
+            "checked out into a worktree",
         )
         self.step = step
 
