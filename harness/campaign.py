@@ -150,11 +150,11 @@ def _boot(
     started = time.monotonic()
     try:
         with (
-            progress.task(title) as task,
+            progress.task(title),
             virtual_bed(setup.bed, setup.images[planned.step], setup.equipment, directory) as bed,
         ):
             times["up"] = time.monotonic() - started
-            _measure(setup, planned, bed, kept, task)
+            _measure(setup, planned, bed, kept)
             kept["nic_model"] = bed.nic.counters()
             if death := kernel_death(bed.guest.console()):
                 raise KernelError(
@@ -172,7 +172,7 @@ def _boot(
 
 
 def _measure(
-    setup: Setup, planned: plan.PlannedBoot, bed: RunningBed, kept: dict[str, Any], task: Any
+    setup: Setup, planned: plan.PlannedBoot, bed: RunningBed, kept: dict[str, Any]
 ) -> None:
     """Set both hosts up, prove what is running, do the trials, put everything back."""
     image = setup.images[planned.step]
@@ -192,7 +192,7 @@ def _measure(
             "inventory", interface=bed.generator_interface, within_s=60
         ),
     }
-    _same_netperf(kept["inventory"], bed)
+    _same_netperf(kept["inventory"])
     address = str(setup.bed.dut.address.ip)
     bed.dut.call(
         "netserver_start", address=address, port=_PORT, cpu=setup.bed.netserver_cpu, within_s=60
@@ -232,7 +232,7 @@ def _settings(bed_config: Bed, bed: RunningBed) -> dict[str, dict[str, Any]]:
     }
 
 
-def _same_netperf(inventory: dict[str, Any], bed: RunningBed) -> None:
+def _same_netperf(inventory: dict[str, Any]) -> None:
     """Refuse a pair of netperf and netserver of different versions, which can not talk."""
     netserver = inventory["dut"]["versions"].get("netserver")
     netperf = inventory["generator"]["versions"].get("netperf")
@@ -248,7 +248,7 @@ def _same_netperf(inventory: dict[str, Any], bed: RunningBed) -> None:
 
 
 def _trial(setup: Setup, bed: RunningBed, trial: plan.PlannedTrial) -> samples.Trial:
-    """One trial: the load up and steady, the window or the probes, the load down, counters settled."""
+    """The load up and steady, the window or the probes, the load down, counters settled."""
     result: dict[str, Any] = {"kind": trial.kind, "index": trial.index, "void": []}
     if trial.kind == "trace":
         bed.dut.call("trace_attach", interface=bed.dut_interface, within_s=_ATTACH_S)

@@ -74,7 +74,9 @@ def run(
     """
     hosts = config.load(config.locate(hosts_file))
     bed = config.bed(hosts, bed_name)
-    directory = out or Path("results") / datetime.now().astimezone().strftime("%Y-%m-%dT%H-%M-%S")
+    directory = (
+        out or Path("results") / f"{datetime.now().astimezone():%Y-%m-%dT%H-%M-%S}"
+    ).absolute()
     kept = _kept(directory, resume=resume)
     wanted = tuple(kept.steps) if kept else plan.parse_steps(steps)
     chosen = plan.profile(

@@ -134,7 +134,8 @@ def virtual_bed(
             namespace.command(
                 ["taskset", "-c", str(cpus.model), sys.executable, "-m", "harness.nic",
                  "--socket", str(runtime / "nic"), "--control", str(control),
-                 "--interface", netns.WIRE, "--mac", bed.dut.nic.mac, "--log", str(directory / "nic.log")]
+                 "--interface", netns.WIRE, "--mac", bed.dut.nic.mac,
+                 "--log", str(directory / "nic.log")]
             ),
             control=control,
             log=directory / "nic.log",

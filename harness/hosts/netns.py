@@ -74,7 +74,7 @@ def start(*, log: Path, watch: Callable[[], None] = lambda: None) -> Namespace:
     namespace = Namespace(agent=agent, mac="02:00:00:00:00:01")
     try:
         for words in (
-            f"link set lo up",
+            "link set lo up",
             f"link add {INTERFACE} address {namespace.mac} type veth peer name {WIRE}",
             f"link set {WIRE} arp off promisc on up",
             f"link set {INTERFACE} up",

@@ -8,6 +8,7 @@ unix socket. Whether it ended, panicked or merely fell silent is told apart here
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -83,7 +84,7 @@ class Guest:
         raise HostLostError(f"the guest did not come up in {_BOOT_TIMEOUT_S:.0f} s{tail}")
 
     def pin(self, vcpus: Sequence[int], others: Sequence[int]) -> None:
-        """Pin each vCPU thread to the CPU of its place in ``vcpus``, all else of QEMU to ``others``."""
+        """Pin each vCPU thread to its CPU of ``vcpus`` in turn, all else to ``others``."""
         from qemu.qmp.legacy import QEMUMonitorProtocol
 
         monitor = QEMUMonitorProtocol(str(self.runtime / "qmp"))
@@ -134,8 +135,9 @@ def start(
     known_hosts = runtime / "known_hosts"
     known_hosts.write_text(f"[127.0.0.1]:{port} {disk.host_key}\n")
     boot = [
-        "root=/dev/vda rw rootfstype=ext4 console=ttyS0 net.ifnames=0 quiet panic=1 oops=panic softlockup_panic=1",
-        f"systemd.mount-extra=/dev/vdb:/usr/lib/modules/{image.release}:squashfs:ro systemd.show_status=no",
+        "root=/dev/vda rw rootfstype=ext4 console=ttyS0 net.ifnames=0 quiet",
+        "panic=1 oops=panic softlockup_panic=1 systemd.show_status=no",
+        f"systemd.mount-extra=/dev/vdb:/usr/lib/modules/{image.release}:squashfs:ro",
     ]
     nic = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(nic_socket)}}
     arguments = [
@@ -176,7 +178,7 @@ def start(
             key=disk.key,
             known_hosts=known_hosts,
             own_configuration=False,
-        ),  # fmt: skip
+        ),
     )
 
 
@@ -217,14 +219,9 @@ def _kvm_boots(image: Image, tools: Tools) -> bool:
             *machine("kvm"), "-m", "512M", "-kernel", str(image.kernel),
             "-append", "console=ttyS0 panic=-1", "-serial", f"file:{console}",
         ]  # fmt: skip
-        try:
-            process.run(
-                tools.qemu(qemu, shared=[making, image.directory]),
-                check=False,
-                timeout_s=_KVM_PROOF_S,
-            )
-        except InfrastructureError:
-            pass
+        command = tools.qemu(qemu, shared=[making, image.directory])
+        with contextlib.suppress(InfrastructureError):  # no end in time is a verdict too
+            process.run(command, check=False, timeout_s=_KVM_PROOF_S)
         said = console.read_text(errors="replace") if console.exists() else ""
         (making / "verdict").write_text(
             "boots" if "Unable to mount root fs" in said else "does not boot"

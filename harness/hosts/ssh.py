@@ -33,8 +33,8 @@ class SshTarget:
 
     def argv(self, command: Sequence[str]) -> list[str]:
         """The local command that runs ``command`` there, quoted once for its shell."""
-        options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=15", "ServerAliveCountMax=3",
-                   "ConnectTimeout=10", "RequestTTY=no"]  # fmt: skip
+        options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "RequestTTY=no"]
+        options += ["ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=3"]
         if self.known_hosts:
             options += [f"UserKnownHostsFile={self.known_hosts}", "GlobalKnownHostsFile=none"]
         if self.key:

@@ -26,6 +26,8 @@ _GUEST_PACKAGES = (
     "systemd-sysv", "udev", "dbus", "kmod", "procps", "iproute2", "ethtool", "openssh-server",
     "sudo", "netperf", "python3", "python3-bpfcc", "python3-psutil", "python3-pyroute2",
 )  # fmt: skip
+_UNREAD = ("man", "doc", "locale", "info")
+_SCRATCH = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (inside the root alone)
 _UNSHARE_HINT = (
     "an ordinary user needs user namespaces (sysctl kernel.unprivileged_userns_clone=1, on Ubuntu "
     "kernel.apparmor_restrict_unprivileged_userns=0), the package uidmap and a line in /etc/subuid"
@@ -103,11 +105,12 @@ class Tools:
         """The command for QEMU; ``shared`` are directories it has to see (all writable)."""
         if self.root is None:
             return ["qemu-system-x86_64", *arguments]
-        bound = [word for path in shared for word in ("--bind", str(path), str(path))]
+        bound = [word for path in _SCRATCH for word in ("--tmpfs", path)]
+        bound += [word for path in shared for word in ("--bind", str(path), str(path))]
         return [
             "bwrap", "--die-with-parent", "--bind", str(self.root), "/", "--dev", "/dev",
             *(["--dev-bind", "/dev/kvm", "/dev/kvm"] if os.access("/dev/kvm", os.W_OK) else []),
-            "--proc", "/proc", "--ro-bind", "/sys", "/sys", "--tmpfs", "/tmp", "--tmpfs", "/var/tmp", "--tmpfs", "/dev/shm",  # noqa: S108
+            "--proc", "/proc", "--ro-bind", "/sys", "/sys",
             *bound, "qemu-system-x86_64", *arguments,
         ]  # fmt: skip
 
@@ -152,7 +155,7 @@ def _has_vfio_user(qemu: list[str]) -> bool:
 def _mmdebstrap(target: Path, packages: tuple[str, ...], setup: Path, env: dict[str, str]) -> None:
     command = [
         "mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}",
-        *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("man", "doc", "locale", "info")),
+        *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in _UNREAD),
         f"--customize-hook={setup}", SUITE, str(target), *_mirror(),
     ]  # fmt: skip
     process.run(

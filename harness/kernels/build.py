@@ -70,26 +70,21 @@ def build(
     """
     compiler = process.run(["gcc", "--version"], hint="apt-get install gcc").stdout.splitlines()[0]
     config = cache.file_sha256(FRAGMENT)
+    objects = cache.root() / "objects" / cache.digest(source.identity, config, compiler)
     images: dict[str, Image] = {}
     for step in steps:
         patch_files = series.patches_for(step)
-        key = cache.digest(
-            source.identity, [cache.file_sha256(path) for path in patch_files], config, compiler
-        )
-        kept = cache.root() / "kernels" / key
-        if not kept.is_dir():
-            objects = cache.root() / "objects" / cache.digest(source.identity, config, compiler)
+        changes = [cache.digest(_diff(path)) for path in patch_files]
+        key = cache.digest(source.identity, changes, config, compiler)
+
+        def make(
+            making: Path, *, step: str = step, files: Sequence[Path] = patch_files, key: str = key
+        ) -> None:
             with cache.locked(objects, what="a kernel build"):
                 walk = _Walk(source, compiler, objects)
-                cache.entry(
-                    kept,
-                    lambda making, step=step, files=patch_files, key=key, walk=walk: (
-                        walk.make_image(  # type: ignore[misc]
-                            making, step, files, key, progress
-                        )
-                    ),
-                    what=f"the kernel of step {step}",
-                )
+                walk.make_image(making, step, files, key, progress)
+
+        kept = cache.entry(cache.root() / "kernels" / key, make, what=f"the kernel of step {step}")
         record = json.loads((kept / "image.json").read_text())
         images[step] = Image(**{**record, "patches": tuple(record["patches"])}, directory=kept)
     return images
@@ -109,12 +104,13 @@ class _Walk:
         self.source, self.compiler, self.objects = source, compiler, objects
         self.tree = Tree(source)
         objects.mkdir(parents=True, exist_ok=True)
+        self._counted = objects.parent / "objects-of-a-whole-build"
 
     def make_image(
         self, making: Path, step: str, patch_files: Sequence[Path], key: str, progress: Progress
     ) -> None:
         """Bring the objects to ``step`` and fill ``making`` with the image and its record."""
-        self.tree.move_to(patch_files)
+        written = self.tree.move_to(patch_files)
         log = cache.root() / "logs" / f"build-step{step}-{key}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         make = ["make", f"O={self.objects}", f"LOCALVERSION=-step{step}-{key[:8]}"]
@@ -124,7 +120,7 @@ class _Walk:
                     [*make, f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], output, log, None
                 )
             check_config((self.objects / ".config").read_text())
-            with progress.task(f"kernel of step {step}", total=self._objects_left(make)) as task:
+            with progress.task(f"kernel of step {step}", total=self._objects_left(written)) as task:
                 self._make([*make, f"-j{os.cpu_count()}", "bzImage"], output, log, task.advance)
         config = self.objects / ".config"
         shutil.copyfile(self.objects / "arch/x86/boot/bzImage", making / "bzImage")
@@ -174,9 +170,16 @@ class _Walk:
             output.flush()
             raise _build_error(log, make.returncode)
 
-    def _objects_left(self, make: list[str]) -> int | None:
-        """How many objects ``make`` is going to compile, if it can tell."""
-        return None
+    def _objects_left(self, written: Sequence[Path]) -> int | None:
+        """How many objects make has to compile after ``written`` changed, if that is known.
+
+        A first build knows it from the last one with this configuration, if there was one.
+        """
+        commands = list(self.objects.rglob(".*.o.cmd"))
+        if not commands:
+            return int(self._counted.read_text()) if self._counted.exists() else None
+        names = [str(path).encode() for path in written]
+        return sum(any(name in command.read_bytes() for name in names) for command in commands)
 
     def _pack_headers(self, packed: Path) -> None:
         """The headers and generated headers of the tree, as bcc wants them on a host."""
@@ -205,6 +208,12 @@ class _Walk:
         shutil.rmtree(staged)
 
 
+def _diff(patch: Path) -> str:
+    """What ``patch`` changes, without its mail: a better changelog is no other kernel."""
+    text = patch.read_text(errors="replace")
+    return text[text.index("\ndiff --git ") :].rpartition("\n-- \n")[0] or text
+
+
 def check_config(config: str) -> None:
     """Raise a :class:`KernelError` if ``config`` lacks an option of the fragment."""
     have = set(config.splitlines())
@@ -213,7 +222,7 @@ def check_config(config: str) -> None:
     if lost:
         raise KernelError(
             f"the kernel's configuration does not take {', '.join(lost)}",
-            hint="the source lacks these options or what they depend on; is it one of the known bases?",
+            hint="the source lacks them, or what they depend on; is it one of the known bases?",
         )
 
 

@@ -111,8 +111,8 @@ class Tree:
         if sender.returncode != 0 or done.returncode != 0:
             raise failed(archive, sender.returncode or done.returncode, done.stderr)
 
-    def move_to(self, patch_files: Sequence[Path]) -> None:
-        """Make the tree equal to its source plus ``patch_files``, in that order.
+    def move_to(self, patch_files: Sequence[Path]) -> list[Path]:
+        """Make the tree equal to its source plus ``patch_files``; returns the files it wrote.
 
         Raises:
             KernelError: a patch does not apply; the tree is then as it was.
@@ -132,14 +132,16 @@ class Tree:
             for pristine in _files(self._pristine):
                 _copy(pristine, scratch / pristine.relative_to(self._pristine))
             patches.apply_files(scratch, patch_files)
-            for name in sorted(
-                added | {str(p.relative_to(self._pristine)) for p in _files(self._pristine)}
-            ):
+            known = {str(p.relative_to(self._pristine)) for p in _files(self._pristine)}
+            written = []
+            for name in sorted(added | known):
                 made, placed = scratch / name, self.directory / name
                 if not made.exists():
                     placed.unlink(missing_ok=True)
                 elif not placed.exists() or not filecmp.cmp(made, placed, shallow=False):
                     _copy(made, placed)
+                    written.append(placed)
+            return written
 
 
 def _touched(patch: Path) -> set[str]:
