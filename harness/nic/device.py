@@ -27,7 +27,7 @@ from harness.nic.memory import GuestAccessError, GuestMemory, Int64s
 from harness.nic.registers import Field, Register, RegisterFile
 from harness.nic.stats import GENERATION_START, MacStats
 from harness.nic.steering import DROP, Steering
-from harness.nic.wire import TP_STATUS_CSUMNOTREADY, Batch, Wire
+from harness.nic.wire import RX_PREFIX_SIZE, TP_STATUS_CSUMNOTREADY, Batch, Wire
 
 PACKET_BUFFER = 256
 """Frames that may wait for descriptors from one pass to the next."""
@@ -401,13 +401,51 @@ class Nic:
         if not self.link_up:
             count("rx_link_down", total)
             return
+        unfinished = (batch.status & TP_STATUS_CSUMNOTREADY) != 0
+        if not self._take_equal(batch, unfinished):
+            self._take_any(batch, unfinished)
+
+    def _take_equal(self, batch: Batch, unfinished: offload.Bools) -> bool:
+        """Frames of one length and class to one queue, or False: whatever a flood sends."""
+        length, total = int(batch.lengths[0]), batch.lengths.size
+        if (
+            total < 2
+            or length + 4 > self._max_frame
+            or (batch.lengths != length).any()
+            or (batch.captured != length).any()
+        ):
+            return False
+        length = int(offload.pad(batch.frames, batch.lengths)[0])
+        flow = offload.uniform(batch.frames, length, unfinished)
+        queue = None if flow is None else self.steering.queue_of(flow.mac)
+        rxq = None if queue is None else self._rxqs.get(queue)
+        if flow is None or rxq is None:
+            return False
+        batch.set_prefix(length)
+        octets = length + RX_PREFIX_SIZE
+        event = queues.rx_event(flow)
+        delivered = rxq.deliver_equal(batch.buffer, batch.offsets, octets, event, self._clock_ns())
+        if delivered is None:
+            return False
+        self._stats.received_equal(flow.mac, total, length)
+        self._account(total, delivered)
+        self._busy = [rxq]
+        return True
+
+    def _account(self, offered: int, delivered: int) -> None:
+        self.journal.count("rx_delivered", delivered)
+        if delivered < offered:
+            self.journal.count("rx_nodesc", offered - delivered)
+            self._stats.no_descriptor(offered - delivered)
+
+    def _take_any(self, batch: Batch, unfinished: offload.Bools) -> None:
+        count, total = self.journal.count, batch.lengths.size
         fits = (batch.captured == batch.lengths) & (batch.lengths + 4 <= self._max_frame)
         if not fits.all():
             long = total - int(np.count_nonzero(fits))
             count("rx_oversize", long)
             self._stats.oversized(long)
         lengths = offload.pad(batch.frames, np.minimum(batch.captured, batch.frames.shape[1]))
-        unfinished = (batch.status & TP_STATUS_CSUMNOTREADY) != 0
         classes = offload.classify(batch.frames, lengths, unfinished)
         if fits.all():
             self._stats.received(classes.mac, classes.multicast, lengths)
@@ -420,7 +458,7 @@ class Nic:
             count("rx_filtered", filtered)
         batch.set_prefix(lengths)
         events = queues.rx_events(classes)
-        arrivals = queues.Arrivals(batch.buffer, batch.offsets, queues.prefixed(lengths), events)
+        arrivals = queues.Arrivals(batch.buffer, batch.offsets, lengths + RX_PREFIX_SIZE, events)
         busy: list[queues.RxQueue] = []
         for queue in np.unique(wanted[wanted >= 0]).tolist():
             chosen: slice | Int64s = np.flatnonzero(wanted == queue)
@@ -433,10 +471,7 @@ class Nic:
                 continue
             busy.append(rxq)
             delivered = rxq.deliver(arrivals.part(chosen), self._clock_ns())
-            count("rx_delivered", delivered)
-            if delivered < number:
-                count("rx_nodesc", number - delivered)
-                self._stats.no_descriptor(number - delivered)
+            self._account(number, delivered)
         if busy:
             self._busy = busy
 

@@ -11,7 +11,6 @@ is. Transmit: one frame at a time, as the option descriptors ask.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +31,10 @@ _NEXT_FRAGMENT = 44
 _HEAD_WORDS = 36
 _IP4_L4_WORD, _IP6_L4_WORD = 17, 27
 _FEW_LENGTHS = 8
+_ONES = np.uint64(0xFFFF)
+_HEAD_BYTES = 2 * _HEAD_WORDS
+# Destination, ethertype, version and service, length, fragment, TTL and protocol.
+_COMMON_WORDS = [0, 1, 2, 6, 7, 8, 10, 11]
 
 Words = npt.NDArray[np.uint16]
 Bools = npt.NDArray[np.bool_]
@@ -55,35 +58,79 @@ class Classes:
     head: npt.NDArray[np.uint32]
 
 
-def _fold(total: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A sum of 32-bit words folded to the 16 bits of a ones' complement sum."""
-    total = (total & 0xFFFFFFFF) + (total >> np.uint64(32))
-    total = (total & 0xFFFF) + (total >> np.uint64(16))
-    total = (total & 0xFFFF) + (total >> np.uint64(16))
-    return (total & 0xFFFF) + (total >> np.uint64(16))
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What all frames of a batch have in common: the fast path of a flood."""
+
+    mac: int
+    l3: int
+    l4: int
 
 
-def _swap(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return ((value & 0xFF) << np.uint64(8)) | (value >> np.uint64(8))
+def uniform(frames: Octets, length: int, unfinished: Bools) -> Flow | None:
+    """The batch as one :class:`Flow`, its checksums finished, or None.
+
+    None, and nothing changed, unless all frames are plain IPv4 TCP or UDP to one
+    address, of one length, with good checksums or all with unfinished ones. That
+    is what a load generator sends, and it costs a third of :func:`classify`.
+    """
+    words = frames[:, :_HEAD_BYTES].view("<u2")
+    common = words[:, _COMMON_WORDS]
+    first: list[int] = common[0].tolist()
+    if not (common == common[0]).all():
+        return None
+    mac0, mac1, mac2, ethertype, version, total, fragment, protocol = first
+    protocol >>= 8
+    size = _swapped(total) - 20
+    least = {_TCP: 20, _UDP: 8}.get(protocol)
+    if (
+        ethertype != _swapped(_ETH_P_IP)
+        or version & 0xFF != 0x45
+        or fragment & 0xFF3F
+        or least is None
+        or not least <= size <= length - ETH_HLEN - 20
+    ):
+        return None
+    # Sums of host-order words: swapping the octets of all of them swaps the sum's.
+    if (frames[:, 14:34].view("<u4").sum(axis=1, dtype=np.uint64) % _ONES).any():
+        return None
+    # From the addresses on, as they are the pseudo header's.
+    whole, rest = divmod(size + 8, 4)
+    dwords = frames[:, 26 : 30 + 4 * whole].view("<u4")
+    sums = dwords[:, :whole].sum(axis=1, dtype=np.uint64)
+    if rest:
+        sums += dwords[:, whole] & np.uint32((1 << 8 * rest) - 1)
+    sums += np.uint64(_swapped(size) + _swapped(protocol))
+    field = words[:, _IP4_L4_WORD + (3 if protocol == _UDP else 8)]
+    if not unfinished.any():
+        # No checksum at all (a field of 0) is right for UDP, and left to classify().
+        if (sums % _ONES).any():
+            return None
+    elif unfinished.all():
+        right = _ONES - (sums - field) % _ONES
+        field[:] = right
+    else:
+        return None
+    mac = _swapped(mac0) << 32 | _swapped(mac1) << 16 | _swapped(mac2)
+    return Flow(mac, L3_IP4, L4_UDP if protocol == _UDP else L4_TCP)
+
+
+def _swapped(word: int) -> int:
+    return (word & 0xFF) << 8 | word >> 8
 
 
 def _payload_sums(dwords: npt.NDArray[np.uint32], rows: Int64s, lengths: Int64s) -> Qwords:
-    """Ones' complement sums, in network order, of the first ``lengths`` octets of rows.
+    """Sums modulo 65535, in network order, of the first ``lengths`` octets of rows.
 
-    ``dwords`` is a (frames, dwords) view that starts where the sum starts. Equal
-    lengths, the rule under load, cost no mask.
+    ``dwords`` is a (frames, dwords) view that starts where the sum starts.
     """
-    unique = np.unique(lengths)
-    total = np.zeros(rows.size, np.uint64)
-    if unique.size <= _FEW_LENGTHS:
-        for length in unique.tolist():
+    unique: list[int] = np.unique(lengths).tolist()
+    if len(unique) <= _FEW_LENGTHS:
+        total = np.zeros(rows.size, np.uint64)
+        for length in unique:
             whole, rest = divmod(length, 4)
-            if unique.size == 1:
-                at: Any = slice(None)
-                block = dwords[rows, : whole + 1]
-            else:
-                at = np.flatnonzero(lengths == length)
-                block = dwords[rows[at], : whole + 1]
+            at = np.flatnonzero(lengths == length)
+            block = dwords[rows[at], : whole + 1]
             sums = block[:, :whole].sum(axis=1, dtype=np.uint64)
             if rest:
                 sums += block[:, whole] & np.uint32((1 << 8 * rest) - 1)
@@ -96,7 +143,9 @@ def _payload_sums(dwords: npt.NDArray[np.uint32], rows: Int64s, lengths: Int64s)
         )
         block[np.arange(block.shape[1]) >= whole_each[:, None]] = 0
         total = block.sum(axis=1, dtype=np.uint64) + tail
-    return _swap(_fold(total))
+    # The words were summed in host order: 256 is 2**8, and swapping octets is
+    # multiplying by it modulo 65535.
+    return total % _ONES * np.uint64(256) % _ONES
 
 
 def classify(frames: Octets, lengths: Int64s, unfinished: Bools) -> Classes:
@@ -110,7 +159,7 @@ def classify(frames: Octets, lengths: Int64s, unfinished: Bools) -> Classes:
             is written into ``frames``.
     """
     count = lengths.size
-    words = frames[:, : 2 * _HEAD_WORDS].view(">u2")
+    words = frames[:, :_HEAD_BYTES].view(">u2")
     # Rows become columns once, so that what follows walks memory in order.
     head: npt.NDArray[np.uint32] = np.ascontiguousarray(words.T).astype(np.uint32)
     mac = (head[0].astype(np.uint64) << np.uint64(32)) | (
@@ -128,7 +177,7 @@ def classify(frames: Octets, lengths: Int64s, unfinished: Bools) -> Classes:
         fragment = (head[10] & 0x3FFF) != 0
         l3[ip4] = np.where(fragment[ip4], L3_IP4_FRAG, L3_IP4)
         plain = ip4 & ((head[7] >> 8) == 0x45)
-        ip_bad = plain & (_fold(head[7:17].sum(axis=0, dtype=np.uint64)) != 0xFFFF)
+        ip_bad = plain & (head[7:17].sum(axis=0) % 0xFFFF != 0)
         length = head[8].astype(np.int64) - 20
         _layer4(
             frames, lengths, unfinished, head, plain & ~fragment & ~ip_bad, length,
@@ -182,11 +231,11 @@ def _layer4(
     pseudo = head[address_words][:, rows].sum(axis=0, dtype=np.uint64)
     pseudo += size.astype(np.uint64) + protocol[rows]
     # The sum without the field is the complement of what the field has to be.
-    right = _fold(sums + (field ^ np.uint64(0xFFFF)) + pseudo) ^ np.uint64(0xFFFF)
-    right[is_udp & (right == 0)] = 0xFFFF
+    # 0 and 65535 are the same number here; UDP reserves 0 for "no checksum".
+    right = _ONES - (sums + _ONES - field + pseudo) % _ONES
     todo = unfinished[rows]
     absent = is_udp & (field == 0) & (l4_word == _IP4_L4_WORD)
-    wrong = ~todo & ~absent & (field != right) & ((field ^ right) != 0xFFFF)
+    wrong = ~todo & ~absent & (field % _ONES != right % _ONES)
     l4[rows] = np.where(is_udp, L4_UDP, L4_TCP)
     l4_bad[rows] = wrong
     if todo.any():

@@ -17,7 +17,6 @@ from harness.nic import offload
 from harness.nic.journal import Journal
 from harness.nic.memory import GuestAccessError, GuestMemory, Int64s, Octets, Qwords, Ring
 from harness.nic.registers import FFE_DZ_TC_TIMER_MODE_INT_HLDOFF, Field
-from harness.nic.wire import RX_PREFIX_SIZE
 
 EMPTY_EVENT = (1 << 64) - 1
 
@@ -54,6 +53,7 @@ TX_OPTION_DESC_CRC_CSUM = 0
 # No frame is longer, so what a chain of descriptors adds up to is bounded by it.
 MAX_TX_FRAME = 16384
 
+_SIZE_LBN = np.uint64(ESF_DZ_RX_KER_BYTE_CNT.lbn)
 _ADDRESS_MASK = np.uint64((1 << 48) - 1)
 
 
@@ -92,13 +92,13 @@ class EventQueue:
         except GuestAccessError as error:
             self._journal.note("evq_unmapped", "%s", error)
             return
-        at = (self._wptr + np.arange(events.size)) & mask
-        if int(ring[at[-1]]) != EMPTY_EVENT:
-            self._journal.note("evq_overrun", "at %d", int(at[-1]))
+        last = (self._wptr + events.size - 1) & mask
+        if ring[last] != EMPTY_EVENT:
+            self._journal.note("evq_overrun", "at %d", last)
         # By index, not by slice: a memcpy may store an octet twice, and the driver
         # may have consumed and cleared the event in between.
-        ring[at] = events
-        self._wptr = (self._wptr + events.size) & mask
+        ring[np.arange(self._wptr, self._wptr + events.size) & mask] = events
+        self._wptr = (last + 1) & mask
         if self._armed:
             self._trigger(now_ns)
 
@@ -195,7 +195,7 @@ class RxQueue:
         except GuestAccessError as error:
             self._journal.note("rxq_unmapped", "%s", error)
             return 0
-        sizes = (descriptors >> np.uint64(48)).astype(np.int64) & 0x3FFF
+        sizes = (descriptors >> _SIZE_LBN).astype(np.int64) & 0x3FFF
         room = int(sizes.min())
         if room == 0 or room != int(sizes.max()):
             return self._deliver_uneven(arrivals, descriptors, sizes, now_ns)
@@ -208,6 +208,38 @@ class RxQueue:
             self._complete(arrivals.events, arrivals.lengths, None, now_ns)
             return count
         return self._deliver_scattered(arrivals, addresses, room, now_ns)
+
+    def deliver_equal(
+        self, buffer: Octets, offsets: Int64s, length: int, event: int, now_ns: int
+    ) -> int | None:
+        """:meth:`deliver` for frames of one length and class, the fast path.
+
+        None, and nothing done, when a frame needs more than one buffer.
+        """
+        count = min(self.posted, offsets.size)
+        if not count:
+            return 0
+        try:
+            ring = self._ring.view()
+        except GuestAccessError as error:
+            self._journal.note("rxq_unmapped", "%s", error)
+            return 0
+        pointers = np.arange(self._rptr, self._rptr + count)
+        descriptors = ring[pointers & self._ring.mask]
+        if int((descriptors >> _SIZE_LBN).min()) < length:
+            return None
+        offsets = offsets[:count]
+        addresses = (descriptors & _ADDRESS_MASK).view(np.int64)
+        missed = self._memory.scatter(addresses, buffer, offsets, length)
+        if missed.size:
+            self._journal.note("rx_bad_buffer", "%d buffers are no guest memory", missed.size)
+        pointers += 1
+        pointers &= 15
+        pointers <<= ESF_DZ_RX_DSC_PTR_LBITS.lbn
+        pointers |= event | length | int(self._label)
+        self._rptr = (self._rptr + count) & self._ring.mask
+        self.evq.push(pointers.view(np.uint64), now_ns)
+        return count
 
     def _deliver_scattered(
         self, arrivals: Arrivals, addresses: Int64s, room: int, now_ns: int
@@ -319,6 +351,15 @@ def rx_events(classes: offload.Classes) -> Qwords:
     return events
 
 
+def rx_event(flow: offload.Flow) -> int:
+    """The same for frames that are all of ``flow``."""
+    return (
+        ESF_DZ_RX_L3_CLASS.put(flow.l3)
+        | ESF_FZ_RX_L4_CLASS.put(flow.l4)
+        | ESF_DZ_RX_MAC_CLASS.put(flow.mac >> 40)
+    )
+
+
 class TxQueue:
     """Transmit descriptors, gathered into frames with their checksums finished."""
 
@@ -409,8 +450,3 @@ class TxQueue:
         if len(frame) < offload.ETH_ZLEN:
             frame.extend(bytes(offload.ETH_ZLEN - len(frame)))
         send(frame)
-
-
-def prefixed(lengths: Int64s) -> Int64s:
-    """Octets that reach the guest for frames of ``lengths``."""
-    return lengths + RX_PREFIX_SIZE

@@ -9,6 +9,9 @@ no filter wanted.
 
 from __future__ import annotations
 
+import bisect
+import struct
+
 import numpy as np
 
 from harness.nic.memory import Int64s, Qwords
@@ -28,65 +31,76 @@ _RX_GTJUMBO, _RX_JABBER, _RX_NODESC_DROPS = 0x2C, 0x35, 0x36
 _BROADCAST = (1 << 48) - 1
 
 # Upper limits, FCS included: 64, 65–127, … 1024–15xx, 15xx–jumbo.
-_RX_LIMITS = np.array([64, 127, 255, 511, 1023, 1518, 9600])
-_TX_LIMITS = np.array([63, *_RX_LIMITS.tolist()])
+_RX_LIMITS = [64, 127, 255, 511, 1023, 1518, 9600]
+_TX_LIMITS = [63, *_RX_LIMITS]
 
 
 class MacStats:
     """The counters of the port, by qword index."""
 
     def __init__(self) -> None:
-        self._values = np.zeros(NSTATS, np.uint64)
+        self._values = [0] * NSTATS
         self._cleared_ring_drops = 0
         self.generation = 0
 
     def clear(self, ring_drops: int) -> None:
-        self._values[:] = 0
+        self._values = [0] * NSTATS
         self._cleared_ring_drops = ring_drops
 
     def received(self, mac: Qwords, multicast: Bools, lengths: Int64s) -> None:
         """Count frames that reached the MAC, delivered or not."""
-        values, count = self._values, lengths.size
-        octets = lengths + ETH_FCS_LEN
+        count = lengths.size
         multi = int(np.count_nonzero(multicast))
         broad = int(np.count_nonzero(mac == np.uint64(_BROADCAST))) if multi else 0
-        values[_RX_PKTS] += np.uint64(count)
-        values[_RX_GOOD_PKTS] += np.uint64(count)
-        values[_RX_UNICAST] += np.uint64(count - multi)
-        values[_RX_MULTICAST] += np.uint64(multi - broad)
-        values[_RX_BROADCAST] += np.uint64(broad)
-        values[_RX_BYTES] += np.uint64(int(octets.sum()))
+        octets = lengths + ETH_FCS_LEN
+        self._received(count, multi, broad, int(octets.sum()))
         self._sizes(_RX_SIZES, _RX_LIMITS, octets)
 
+    def received_equal(self, mac: int, count: int, length: int) -> None:
+        """Count frames of one length to one address."""
+        multi = count if mac >> 40 & 1 else 0
+        octets = length + ETH_FCS_LEN
+        self._received(count, multi, count if mac == _BROADCAST else 0, count * octets)
+        self._size(_RX_SIZES, _RX_LIMITS, octets, count)
+
+    def _received(self, count: int, multi: int, broad: int, octets: int) -> None:
+        values = self._values
+        values[_RX_PKTS] += count
+        values[_RX_GOOD_PKTS] += count
+        values[_RX_UNICAST] += count - multi
+        values[_RX_MULTICAST] += multi - broad
+        values[_RX_BROADCAST] += broad
+        values[_RX_BYTES] += octets
+
     def oversized(self, number: int) -> None:
-        self._values[_RX_PKTS] += np.uint64(number)
-        self._values[_RX_GTJUMBO] += np.uint64(number)
-        self._values[_RX_JABBER] += np.uint64(number)
+        for index in (_RX_PKTS, _RX_GTJUMBO, _RX_JABBER):
+            self._values[index] += number
 
     def no_descriptor(self, number: int) -> None:
-        self._values[_RX_NODESC_DROPS] += np.uint64(number)
+        self._values[_RX_NODESC_DROPS] += number
 
     def sent(self, frames: list[tuple[int, int]]) -> None:
-        """Count sent frames: (first address octets as a number, length without FCS)."""
+        """Count sent frames: (destination as a number, length without FCS)."""
         values = self._values
         multi = sum(1 for mac, _ in frames if mac >> 40 & 1)
         broad = sum(1 for mac, _ in frames if mac == _BROADCAST)
-        octets = np.array([length + ETH_FCS_LEN for _, length in frames])
-        values[_TX_PKTS] += np.uint64(len(frames))
-        values[_TX_UNICAST] += np.uint64(len(frames) - multi)
-        values[_TX_MULTICAST] += np.uint64(multi - broad)
-        values[_TX_BROADCAST] += np.uint64(broad)
-        values[_TX_BYTES] += np.uint64(int(octets.sum()))
-        self._sizes(_TX_SIZES, _TX_LIMITS, octets)
+        values[_TX_PKTS] += len(frames)
+        values[_TX_UNICAST] += len(frames) - multi
+        values[_TX_MULTICAST] += multi - broad
+        values[_TX_BROADCAST] += broad
+        for _, length in frames:
+            values[_TX_BYTES] += length + ETH_FCS_LEN
+            self._size(_TX_SIZES, _TX_LIMITS, length + ETH_FCS_LEN, 1)
 
-    def _sizes(self, first: int, limits: Int64s, octets: Int64s) -> None:
-        if int(octets.min()) == int(octets.max()):
-            bins = int(np.searchsorted(limits, int(octets[0])))
-            if bins < limits.size:
-                self._values[first + bins] += np.uint64(octets.size)
-            return
-        counts = np.bincount(np.searchsorted(limits, octets), minlength=limits.size + 1)
-        self._values[first : first + limits.size] += counts[: limits.size].astype(np.uint64)
+    def _size(self, first: int, limits: list[int], octets: int, count: int) -> None:
+        bin_ = bisect.bisect_left(limits, octets)
+        if bin_ < len(limits):
+            self._values[first + bin_] += count
+
+    def _sizes(self, first: int, limits: list[int], octets: Int64s) -> None:
+        counts = np.bincount(np.searchsorted(limits, octets), minlength=len(limits) + 1)
+        for index, number in enumerate(counts[: len(limits)].tolist()):
+            self._values[first + index] += number
 
     def image(self, qwords: int, ring_drops: int) -> bytes:
         """What is written to the driver: ``qwords`` counters between the generations.
@@ -94,12 +108,10 @@ class MacStats:
         Drops of the packet ring are frames the MAC received and had no room for.
         """
         self.generation += 1
-        values = np.zeros(max(qwords, 2), np.uint64)
-        shown = min(qwords - 1, NSTATS - 1)
-        values[:shown] = self._values[:shown]
-        lost = np.uint64(max(0, ring_drops - self._cleared_ring_drops))
+        values = (self._values + [0] * qwords)[:qwords]
+        lost = max(0, ring_drops - self._cleared_ring_drops)
         for index in (_RX_PKTS, _RX_GOOD_PKTS, _RX_UNICAST, _RX_NODESC_DROPS):
-            if index < shown:
+            if index < qwords - 1:
                 values[index] += lost
         values[GENERATION_START] = values[qwords - 1] = self.generation
-        return values.astype("<u8").tobytes()
+        return struct.pack(f"<{qwords}Q", *values)

@@ -48,6 +48,12 @@ class RssContext:
     table: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_TABLE_LENGTH, np.int64))
     key: bytes = bytes(_KEY_LENGTH)
 
+    @property
+    def only(self) -> int | None:
+        """The one queue the table names, if it names but one."""
+        first = int(self.table[0])
+        return first if (self.table == first).all() else None
+
 
 @functools.lru_cache(maxsize=8)
 def _toeplitz_tables(key: bytes, octets: int) -> npt.NDArray[np.uint32]:
@@ -107,10 +113,32 @@ class Steering:
         self.contexts[handle] = context
         return handle
 
+    def queue_of(self, mac: int) -> int | None:
+        """The queue of all frames to ``mac``; None when that needs their hashes."""
+        wanted = None
+        for handle, candidate in self.filters.items():
+            if candidate.match == MATCH_DST_MAC:
+                hit = candidate.mac == mac
+            else:
+                hit = (candidate.match == MATCH_UNKNOWN_MCAST_DST) == bool(mac >> 40 & 1)
+            rank = (candidate.match == MATCH_DST_MAC, handle)
+            if hit and (wanted is None or rank > wanted[0]):
+                wanted = rank, candidate
+        if wanted is None:
+            return DROP
+        chosen = wanted[1]
+        if chosen.rss_context is None or chosen.queue == DROP:
+            return chosen.queue
+        context = self.contexts.get(chosen.rss_context)
+        if context is None:
+            return chosen.queue
+        return None if context.only is None else chosen.queue + context.only
+
     def queues(self, classes: offload.Classes) -> tuple[Int64s, npt.NDArray[np.uint32] | None]:
         """The queue of each frame (:data:`DROP`: none) and its hash, if hashed.
 
-        Exact filters go before the unknown-address ones, later ones before earlier.
+        Exact filters go before the unknown-address ones, later ones before earlier;
+        :meth:`queue_of` decides alike.
         """
         count = classes.mac.size
         queues = np.full(count, DROP, np.int64)

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from harness.nic.memory import Int64s, Octets
 
 RX_PREFIX_SIZE = 14
+_PKTLEN_OFFSET = 8
 
 TP_STATUS_KERNEL = 0
 TP_STATUS_CSUMNOTREADY = 1 << 3
@@ -70,6 +71,7 @@ class Batch:
         lengths: octets of each frame on the wire, without FCS.
         captured: octets of it that are there.
         status: TP_STATUS_* bits.
+        prefix_lengths: where the length of each goes in its prefix.
     """
 
     buffer: Octets
@@ -78,20 +80,11 @@ class Batch:
     lengths: Int64s
     captured: Int64s
     status: npt.NDArray[np.uint32]
+    prefix_lengths: npt.NDArray[np.uint16]
 
-    def set_prefix(self, lengths: Int64s) -> None:
+    def set_prefix(self, lengths: Int64s | int) -> None:
         """Write the packet length of the receive prefix (ES_DZ_RX_PREFIX_PKTLEN)."""
-        self.buffer_words(8)[:] = lengths
-
-    def buffer_words(self, prefix_offset: int) -> npt.NDArray[np.uint16]:
-        slot = self.frames.strides[0]
-        return np.ndarray(
-            self.lengths.shape,
-            "<u2",
-            self.buffer.data,
-            int(self.offsets[0]) + prefix_offset,
-            (slot,),
-        )
+        self.prefix_lengths[:] = lengths
 
 
 class Wire(Protocol):
@@ -120,10 +113,15 @@ class SlotRing:
         self.room = slot - _MAC_OFFSET
         self.headers = np.ndarray(self.slots, _HEADER, buffer.data, 0, (slot,))
         self._status = self.headers["status"]
+        self._len = self.headers["len"]
+        self._snaplen = self.headers["snaplen"]
         self._frames: Octets = np.ndarray(
             (self.slots, self.room), np.uint8, buffer.data, _MAC_OFFSET, (slot, 1)
         )
         self._offsets = np.arange(self.slots, dtype=np.int64) * slot + _PREFIX_OFFSET
+        self._prefix_lengths: npt.NDArray[np.uint16] = np.ndarray(
+            self.slots, "<u2", buffer.data, _PREFIX_OFFSET + _PKTLEN_OFFSET, (slot,)
+        )
         self.head = 0
 
     def waiting(self) -> int:
@@ -157,14 +155,14 @@ class SlotRing:
         if not status.all():
             last = first + int(np.argmin(status != TP_STATUS_KERNEL))
             status = status[: last - first]
-        headers = self.headers[first:last]
         return Batch(
             buffer=self.buffer,
             frames=self._frames[first:last],
             offsets=self._offsets[first:last],
-            lengths=headers["len"].astype(np.int64),
-            captured=headers["snaplen"].astype(np.int64),
+            lengths=self._len[first:last].astype(np.int64),
+            captured=self._snaplen[first:last].astype(np.int64),
             status=status,
+            prefix_lengths=self._prefix_lengths[first:last],
         )
 
     def release(self, number: int) -> None:

@@ -95,7 +95,7 @@ class FakeWire:
         pass
 
 
-class McdiFailure(Exception):
+class McdiFailedError(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code
@@ -246,7 +246,7 @@ class MiniDriver:
     # MCDI
 
     def mcdi(self, command: int, payload: bytes = b"", *, event: bool = False) -> bytes:
-        """The response; :class:`McdiFailure` when it is an error."""
+        """The response; :class:`McdiFailedError` when it is an error."""
         self._sequence = (self._sequence + 1) & 15
         header0 = 0x7F | self._sequence << 16 | (1 << 24 if event else 0)
         header1 = command | len(payload) << 16
@@ -258,7 +258,7 @@ class MiniDriver:
         assert header0 >> 16 & 15 == self._sequence
         data = self.peek(self.mcdi_at + 8, header1 >> 16 & 0x3FF)
         if header0 >> 22 & 1:
-            raise McdiFailure(struct.unpack_from("<I", data)[0])
+            raise McdiFailedError(struct.unpack_from("<I", data)[0])
         return data
 
     def probe(self) -> None:
