@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness import patches
 from harness.config import Kernel
-from harness.kernels.build import Image, build
+from harness.kernels.build import Image, build_steps
 from harness.kernels.source import Tree, from_git, resolve
 from harness.progress import Progress
 
@@ -30,4 +30,4 @@ def images(
     with progress.task(f"source {source}"):
         unpacked = Tree(source)
     series = patches.series_for(unpacked.directory, kernel.series)
-    return build(source, series, steps, progress=progress)
+    return build_steps(source, series, steps, progress=progress)

@@ -58,7 +58,7 @@ class Image:
         return {name: value for name, value in asdict(self).items() if name != "directory"}
 
 
-def build(
+def build_steps(
     source: Source, series: Series, steps: Sequence[str], *, progress: Progress
 ) -> dict[str, Image]:
     """The images of ``steps``, in that order; only what is not kept yet is built.

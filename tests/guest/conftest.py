@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""What the tests that boot kernels share: one campaign, and a bed to break."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import config, images, kernels
+from harness.hosts import qemu
+from harness.hosts.bed import Equipment, RunningBed, virtual_bed
+from harness.progress import Progress
+
+STEPS = ("0", "2", "8")
+
+
+def harness(*arguments: str, timeout_s: float = 3000) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness", *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=timeout_s)
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A campaign that was run: its directory, what it printed, its report."""
+
+    directory: Path
+    printed: str
+    report: dict[str, Any]
+
+    def row(self, step: str) -> dict[str, Any]:
+        return next(row for row in self.report["rows"] if row["step"] == step)
+
+
+@pytest.fixture(scope="session")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """``harness run`` over steps 0, 2 and 8, as a user would start it."""
+    directory = tmp_path_factory.mktemp("campaign") / "result"
+    done = harness("run", "--steps", ",".join(STEPS), "--out", str(directory), "--seed", "1")
+    assert done.returncode == 0
+    report = harness("report", str(directory), "--format", "json")
+    return Campaign(directory, done.stdout, json.loads(report.stdout))
+
+
+@pytest.fixture(scope="session")
+def built() -> dict[str, kernels.Image]:
+    """The kernels of :data:`STEPS`."""
+    hosts = config.load(config.locate(None))
+    with Progress() as progress:
+        return kernels.images(hosts.kernel, STEPS, progress=progress)
+
+
+@dataclass(frozen=True)
+class Beds:
+    """Brings the shipped virtual bed up on a kernel."""
+
+    built: dict[str, kernels.Image]
+    equipment: Equipment
+    directory: Path
+
+    def up(self, step: str = "8") -> AbstractContextManager[RunningBed]:
+        bed = config.bed(config.load(config.locate(None)))
+        return virtual_bed(bed, self.built[step], self.equipment, self.directory)
+
+
+@pytest.fixture
+def beds(built: dict[str, kernels.Image], tmp_path: Path) -> Beds:
+    with Progress() as progress:
+        tools = images.tools(progress)
+        disk = images.guest_image(progress)
+    accelerator = qemu.accelerator_that_works("auto", image=built["0"], tools=tools)
+    return Beds(built, Equipment(disk=disk, tools=tools, accelerator=accelerator), tmp_path)

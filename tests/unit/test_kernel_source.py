@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""A source tree moved between steps: right content, and no file touched without need."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.errors import ConfigurationError, HarnessError
+from harness.kernels import build
+from harness.kernels.source import Tree, from_git, from_tarball
+
+pytestmark = pytest.mark.unit
+
+
+def git(tree: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
+    command = ["git", "-C", str(tree), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> tuple[Path, list[Path]]:
+    """A tree of three files, and patches: one edits, one adds a file, one removes one."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    git(tree, "init", "-q")
+    for name in ("a", "b", "c"):
+        (tree / name).write_text(f"{name}\n" * 9)
+    (tree / "Makefile").write_text("VERSION = 6\nPATCHLEVEL = 12\n")
+    git(tree, "add", ".")
+    git(tree, "commit", "-qm", "base")
+    (tree / "a").write_text("a\n" * 8 + "changed\n")
+    git(tree, "commit", "-qam", "edit")
+    (tree / "new").write_text("new\n")
+    git(tree, "add", ".")
+    git(tree, "commit", "-qm", "add")
+    git(tree, "rm", "-q", "c")
+    git(tree, "commit", "-qm", "remove")
+    git(tree, "format-patch", "-q", "-o", str(tmp_path / "patches"), "HEAD~3")
+    git(tree, "reset", "-q", "--hard", "HEAD~3")
+    return tree, sorted((tmp_path / "patches").iterdir())
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECEIVE_BATCHING_CACHE", str(tmp_path / "cache"))
+
+
+def content(directory: Path) -> dict[str, str]:
+    return {p.name: p.read_text() for p in sorted(directory.iterdir()) if p.is_file()}
+
+
+def test_every_move_gives_what_git_gives(series: tuple[Path, list[Path]]) -> None:
+    origin, patches = series
+    tree = Tree(from_git(origin))
+    base = content(tree.directory)
+    for upto in (3, 1, 2, 0, 3, 0):
+        tree.move_to(patches[:upto])
+        here = content(tree.directory)
+        assert ("new" in here) == (upto >= 2)
+        assert ("c" in here) == (upto < 3)
+        assert ("changed" in here["a"]) == (upto >= 1)
+    assert content(tree.directory) == base
+
+
+def test_only_what_differs_is_written(series: tuple[Path, list[Path]]) -> None:
+    origin, patches = series
+    tree = Tree(from_git(origin))
+    tree.move_to(patches[:1])
+    before = (tree.directory / "a").stat().st_mtime_ns
+    assert tree.move_to(patches[:2]) == [tree.directory / "new"]
+    assert (tree.directory / "a").stat().st_mtime_ns == before
+    assert content(origin)["a"] == "a\n" * 9
+
+
+def test_a_patch_that_does_not_apply_leaves_the_tree_as_it_was(
+    series: tuple[Path, list[Path]],
+) -> None:
+    origin, patches = series
+    tree = Tree(from_git(origin))
+    tree.move_to(patches[:1])
+    before = content(tree.directory)
+    broken = patches[0].with_name("broken.patch")
+    broken.write_text(patches[0].read_text().replace(" a\n", " z\n"))
+    with pytest.raises(HarnessError):
+        tree.move_to([broken])
+    assert content(tree.directory) == before
+
+
+def test_a_tarball_is_the_same_source_under_any_name(
+    tmp_path: Path, series: tuple[Path, list[Path]]
+) -> None:
+    origin, _ = series
+    git(origin, "archive", "--prefix=linux/", "-o", str(tmp_path / "x.tar"), "HEAD")
+    (tmp_path / "y.tar").write_bytes((tmp_path / "x.tar").read_bytes())
+    one, other = from_tarball(tmp_path / "x.tar"), from_tarball(tmp_path / "y.tar")
+    assert one.identity == other.identity
+    assert content(Tree(one).directory) == content(Tree(from_git(origin)).directory)
+
+
+def test_sources_that_are_not_there(tmp_path: Path, series: tuple[Path, list[Path]]) -> None:
+    for source in (lambda: from_tarball(tmp_path / "no"), lambda: from_git(tmp_path / "no")):
+        with pytest.raises(ConfigurationError, match="no kernel"):
+            source()
+    with pytest.raises(ConfigurationError, match="no commit 'v9'"):
+        from_git(series[0], "v9")
+
+
+def test_an_option_the_configuration_lost_is_named() -> None:
+    config = build.FRAGMENT.read_text().replace("CONFIG_JUMP_LABEL=y\n", "")
+    with pytest.raises(HarnessError, match="CONFIG_JUMP_LABEL=y"):
+        build.check_config(config)
+
+
+def test_a_better_changelog_is_no_other_kernel(series: tuple[Path, list[Path]]) -> None:
+    _, patches = series
+    again = patches[0].with_name("again.patch")
+    again.write_text(patches[0].read_text().replace("Subject: [PATCH 1/3] edit", "Subject: better"))
+    assert build._diff(again) == build._diff(patches[0]) != build._diff(patches[1])
