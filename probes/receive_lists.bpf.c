@@ -116,11 +116,11 @@ static __always_inline int count_skb(int stage, void *skb)
 	return 0;
 }
 
-/* bcc attaches as fentry what is named kfunc__FUNCTION. */
+/* KFUNC_PROBE is bcc's name for fentry. */
 #define STAGE(handler, index, function)                                        \
-	int kfunc__##function(u64 *ctx)                                        \
+	KFUNC_PROBE(function, void *first)                                     \
 	{                                                                      \
-		return handler(index, (void *)ctx[0]);                         \
+		return handler(index, first);                                  \
 	}                                                                      \
 	int kprobed_##function(struct pt_regs *ctx)                            \
 	{                                                                      \

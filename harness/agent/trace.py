@@ -89,8 +89,15 @@ class Tracer:
             "times_s": times_s,
         }
 
-    def attach(self, *, program_dir: str | None = None) -> dict[str, Any]:
-        """Attach now and stay attached, silent, until :meth:`detach` or the agent's end."""
+    def attach(
+        self, *, interface: str | None = None, program_dir: str | None = None
+    ) -> dict[str, Any]:
+        """Attach now and stay attached, silent, until :meth:`detach` or the agent's end.
+
+        One attachment serves every interface; one that is named only has to exist.
+        """
+        if interface is not None:
+            existing(interface)
         program = self._compiled(program_dir)
         program.attach()
         return {"stages": [stage.shown() for stage in program.stages]}
@@ -185,6 +192,7 @@ class _Program:
         except Exception:  # noqa: BLE001 - bcc raises nothing narrower
             # A verifier that takes no loops, before Linux 5.3.
             self._bpf = _compile(source, [*flags, "-DUNROLLED"])
+        self._fentries = _fentry_programs(self._bpf)
         self._detachers: list[Callable[[], None]] = []
 
     def attach(self) -> None:
@@ -261,17 +269,21 @@ class _Program:
 
     def _attach_function(self, stage: _Stage) -> None:
         # A copy the compiler made under another name has no type a fentry could be checked by.
-        if stage.function == stage.name and stage.attach in (None, "fentry"):
-            name = f"kfunc__{stage.name}".encode()
-            with contextlib.suppress(Exception):
+        fentry = "not for a copy the compiler made"
+        if stage.function == stage.name and stage.attach != "kprobe":
+            name = self._fentries[stage.name]
+            try:
                 self._bpf.attach_kfunc(fn_name=name)
+            except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
+                fentry = str(error)
+            else:
                 self._detachers.append(lambda: self._bpf.detach_kfunc(fn_name=name))
                 stage.attach = "fentry"
                 return
         try:
             self._attach_kprobe(stage)
         except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
-            stage.attach, stage.why = None, f"neither fentry nor kprobe: {error}"
+            stage.attach, stage.why = None, f"fentry: {fentry}; kprobe: {error}"
         else:
             stage.attach = "kprobe"
 
@@ -325,6 +337,14 @@ def _compile(source: str, flags: list[str]) -> Any:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def _fentry_programs(bpf: Any) -> dict[str, bytes]:
+    """By function; the names KFUNC_PROBE gives differ between versions of bcc."""
+    lib = _bcc().lib
+    names = [lib.bpf_function_name(bpf.module, i) for i in range(lib.bpf_num_functions(bpf.module))]
+    found = (re.fullmatch(rb"kfunc__(?:vmlinux__)?(\w+)", name) for name in names)
+    return {match[1].decode(): match[0] for match in found if match}
 
 
 def _source(program_dir: str | None) -> str:
