@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 from harness.plan import VOID_RULES
 from harness.samples import Campaign, Counters, CpuTime, Snapshot, Trial, Void, Whole, Window
@@ -201,10 +202,10 @@ class _Delta:
         taken = self.nic_delivered
         return None if taken is None else taken + self.link("rx_missed_errors")
 
-    @property
+    @cached_property
     def nic_delivered(self) -> int | None:
         """Frames taken from receive queues; the driver counts these as they come."""
-        queues = [name for name in self.after.nic if name.endswith(".rx_packets")]
+        queues = _queue_counters(tuple(self.after.nic))
         if queues:
             return self.nic(*queues)
         return self.link("rx_packets") if "rx_packets" in self.after.link else None
@@ -219,7 +220,7 @@ class _Delta:
         known = "InDatagrams" in self.after.snmp.get("Udp", {})
         return self.snmp("Udp", "InDatagrams") if known else None
 
-    @property
+    @cached_property
     def softnet_dropped(self) -> int:
         before = {line.cpu: line.dropped for line in self.before.softnet}
         return sum(line.dropped - before.get(line.cpu, 0) for line in self.after.softnet)
@@ -231,6 +232,12 @@ class _Delta:
         if not lines or any(line.cpu not in before for line in lines):
             return None
         return sum(_kernel_ns(line) - _kernel_ns(before[line.cpu]) for line in lines)
+
+
+@lru_cache(maxsize=16)
+def _queue_counters(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Which of a driver's counters are those of its receive queues (``rx-0.rx_packets``)."""
+    return tuple(name for name in names if name.endswith(".rx_packets"))
 
 
 def _kernel_ns(line: CpuTime) -> int:
@@ -369,8 +376,8 @@ def _backwards(before: Snapshot, after: Snapshot) -> Iterator[Void]:
     """Counters of the receive path that fell: a reset or a reboot within the trial."""
     fell = [
         name
-        for name, count in after.nic.items()
-        if "rx_packets" in name and count < before.nic.get(name, 0)
+        for name in ("port_rx_packets", *_queue_counters(tuple(after.nic)))
+        if after.nic.get(name, 0) < before.nic.get(name, 0)
     ]
     fell += [
         f"{table}.{name}"

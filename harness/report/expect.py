@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: MIT
+"""Expectations for CI: one line that a finished campaign meets, misses or leaves open.
+
+An expectation has one of two forms::
+
+    step8 stack_rx_pps > 1.15x step0     a metric against another step's, by the block
+    step8 ip_rcv_per_packet < 0.01       a metric against a number
+
+The factor may be left out (``> step0``). The first form is met when all of the
+interval over blocks is on the wanted side, missed when none of it is, and open
+otherwise, so that noise neither passes nor fails a build. The second takes the
+step's figure in the report as it is. An incomplete campaign leaves all open.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from harness.errors import ConfigurationError, HarnessError
+from harness.plan import MIN_BLOCKS_FOR_VERDICT
+from harness.stats import signed_rank_interval
+
+Document = dict[str, Any]
+
+RATE_METRICS = ("stack_rx_pps", "delivered_pps", "nic_rx_pps", "cpu_ns_per_packet")
+OTHER_METRICS = ("ip_rcv_per_packet", "list_len_p50", "list_len_p90", "list_len_max", "void_trials")
+
+_COMPARE: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
+    {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+)
+_NUMBER = r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
+_FORM = re.compile(
+    rf"""\s* step(?P<step>\w+) \s+ (?P<metric>\w+) \s* (?P<sign>>=|<=|>|<) \s*
+    (?: (?:(?P<factor>{_NUMBER})\s*x\s+)? step(?P<other>\w+) | (?P<number>{_NUMBER}) ) \s*""",
+    re.VERBOSE,
+)
+
+
+class ExpectationMissedError(HarnessError):
+    """The campaign shows that an expectation does not hold."""
+
+    exit_code = 6
+
+
+class ExpectationOpenError(HarnessError):
+    """The campaign cannot tell whether an expectation holds."""
+
+    exit_code = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """``step``'s ``metric`` on the ``sign`` side of ``bound``, times ``other``'s if given."""
+
+    text: str
+    step: str
+    metric: str
+    sign: str
+    bound: float
+    other: str | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether an expectation holds, and the figures that say so."""
+
+    expectation: Expectation
+    outcome: Literal["met", "missed", "open"]
+    why: str
+
+    def __str__(self) -> str:
+        return f"expected {self.expectation.text}: {self.outcome} ({self.why})"
+
+
+def parse(text: str, steps: Sequence[str]) -> Expectation:
+    """Read one expectation about a campaign of ``steps``.
+
+    Raises:
+        ConfigurationError: it has neither form, or names a step or metric there is not.
+    """
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(
+            f"expectation {text!r} cannot be read",
+            hint="write 'step8 stack_rx_pps > 1.15x step0' or 'step8 ip_rcv_per_packet < 0.01'",
+        )
+    other = match["other"]
+    for step in (match["step"], other):
+        if step is not None and step not in steps:
+            raise ConfigurationError(
+                f"expectation {text!r} is about step {step}, which is not measured",
+                hint=f"steps of this campaign: {', '.join(steps)}",
+            )
+    metrics = RATE_METRICS if other is not None else (*RATE_METRICS, *OTHER_METRICS)
+    if match["metric"] not in metrics:
+        raise ConfigurationError(
+            f"expectation {text!r} names {match['metric']!r}, which is not to be compared so",
+            hint=f"metrics of this form: {', '.join(metrics)}",
+        )
+    if other is not None and other == match["step"]:
+        raise ConfigurationError(f"expectation {text!r} compares a step with itself")
+    bound = float(match["number"] or match["factor"] or 1.0)
+    if other is not None and bound <= 0:
+        raise ConfigurationError(f"expectation {text!r} has a factor of 0")
+    return Expectation(
+        text=" ".join(text.split()),
+        step=match["step"],
+        metric=match["metric"],
+        sign=match["sign"],
+        bound=bound,
+        other=other,
+    )
+
+
+def check(expectation: Expectation, report: Document) -> Finding:
+    """What a report document says of ``expectation``."""
+    if not report["complete"]:
+        return Finding(expectation, "open", "the campaign is incomplete")
+    rows = {row["step"]: row for row in report["rows"]}
+    if expectation.other is None:
+        return _check_figure(expectation, rows[expectation.step][expectation.metric])
+    return _check_ratio(expectation, rows[expectation.step], rows[expectation.other])
+
+
+def require(findings: Sequence[Finding]) -> None:
+    """Raise for the worst finding; nothing happens when all are met.
+
+    Raises:
+        ExpectationMissedError: at least one was missed.
+        ExpectationOpenError: none was missed and at least one is open.
+    """
+    for outcome, error in (("missed", ExpectationMissedError), ("open", ExpectationOpenError)):
+        told = [str(finding) for finding in findings if finding.outcome == outcome]
+        if told:
+            raise error("\n".join(told))
+
+
+def _check_figure(expectation: Expectation, figure: float | None) -> Finding:
+    if figure is None:
+        return Finding(expectation, "open", "there is no such figure for this step")
+    met = _COMPARE[expectation.sign](figure, expectation.bound)
+    return Finding(expectation, "met" if met else "missed", f"it is {figure:.6g}")
+
+
+def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Finding:
+    own, against = (
+        {
+            boot["block"]: boot[expectation.metric]
+            for boot in side["by_boot"]
+            if boot.get(expectation.metric, 0) > 0
+        }
+        for side in (row, other)
+    )
+    blocks = sorted(own.keys() & against.keys())
+    if len(blocks) < MIN_BLOCKS_FOR_VERDICT:
+        return Finding(
+            expectation,
+            "open",
+            f"{len(blocks)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs",
+        )
+    logs = np.log([own[block] / against[block] for block in blocks])
+    low, high, confidence = signed_rank_interval(logs)
+    ends = float(np.exp(low)), float(np.exp(high))
+    inside = [_COMPARE[expectation.sign](end, expectation.bound) for end in ends]
+    outcome: Literal["met", "missed", "open"] = (
+        "met" if all(inside) else "open" if any(inside) else "missed"
+    )
+    return Finding(
+        expectation,
+        outcome,
+        f"{confidence:.0%} interval {ends[0]:.3f}x to {ends[1]:.3f}x over {len(blocks)} blocks",
+    )
