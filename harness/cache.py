@@ -63,6 +63,8 @@ def entry(path: Path, make: Callable[[Path], None], *, what: str) -> Path:
     with locked(path, what=what):
         if path.is_dir():
             return path
+        for left in path.parent.glob(f".{path.name}-*"):  # by a maker that was killed
+            shutil.rmtree(left, ignore_errors=True)
         making = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
             make(making)

@@ -43,7 +43,9 @@ chroot "$root" systemctl mask \
     fstrim.timer systemd-networkd-wait-online.service systemd-timesyncd.service systemd-resolved.service \
     getty@tty1.service serial-getty@ttyS0.service systemd-update-utmp.service systemd-logind.service \
     systemd-random-seed.service systemd-journal-flush.service systemd-tmpfiles-clean.timer \
-    netperf.service netserver.service systemd-pcrmachine.service systemd-firstboot.service >/dev/null
+    netperf.service netserver.service systemd-pcrmachine.service systemd-firstboot.service \
+    modprobe@.service ldconfig.service systemd-binfmt.service systemd-update-done.service >/dev/null
+chroot "$root" systemctl set-default multi-user.target >/dev/null
 mkdir -p "$root/etc/systemd/journald.conf.d"
 printf '[Journal]\nStorage=volatile\n' > "$root/etc/systemd/journald.conf.d/guest.conf"
 rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/*
