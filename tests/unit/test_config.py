@@ -278,11 +278,11 @@ def test_a_host_may_be_called_what_looks_like_a_secret(written) -> None:
     ids=range(15),
 )
 def test_hostile_files_are_refused_soon(written, hostile) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     error = refusal(written(hostile))
     assert "hosts.yaml" in error.message
     assert len(error.message) < 2000
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_a_file_that_cannot_be_read(tmp_path) -> None:
