@@ -28,6 +28,6 @@ def images(
     """
     source = from_git(tree) if tree else resolve(kernel.source)
     with progress.task(f"source {source}"):
-        unpacked = Tree(source)
+        unpacked = Tree.of(source)
     series = patches.series_for(unpacked.directory, kernel.series)
     return build_steps(source, series, steps, progress=progress)

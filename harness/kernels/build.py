@@ -102,7 +102,7 @@ class _Walk:
                 hint="free some space, or name another place in RECEIVE_BATCHING_CACHE",
             )
         self.source, self.compiler, self.objects = source, compiler, objects
-        self.tree = Tree(source)
+        self.tree = Tree.of(source)
         objects.mkdir(parents=True, exist_ok=True)
         self._counted = objects.parent / "objects-of-a-whole-build"
 

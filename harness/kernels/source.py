@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cache, config, patches
+from harness import cache, config, patches, process
 from harness.errors import ConfigurationError, InfrastructureError
-from harness.process import failed, run
 
 _TOUCHED = re.compile(r"^(?:---|\+\+\+) [ab]/(\S+)", re.MULTILINE)
 
@@ -76,7 +75,9 @@ def from_git(path: Path, ref: str = "HEAD") -> Source:
     """The tree of commit ``ref`` in the git repository at ``path``; it is only read."""
     if not path.is_dir():
         raise ConfigurationError(f"no kernel tree at {path}")
-    tree = run(["git", "-C", str(path), "rev-parse", "--verify", f"{ref}^{{tree}}"], check=False)
+    tree = process.run(
+        ["git", "-C", str(path), "rev-parse", "--verify", f"{ref}^{{tree}}"], check=False
+    )
     if tree.returncode != 0:
         raise ConfigurationError(
             f"{path} has no commit {ref!r}",
@@ -86,30 +87,27 @@ def from_git(path: Path, ref: str = "HEAD") -> Source:
 
 
 class Tree:
-    """A source unpacked in the cache, standing at one step of a series at a time."""
+    """An unpacked source in ``home/linux``, standing at one step of a series at a time."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.home = cache.entry(
-            cache.root() / "sources" / cache.digest(source.identity),
-            self._unpack,
-            what=f"the source {source}",
-        )
-        self.directory = self.home / "linux"
-        self._pristine = self.home / "pristine"
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.directory = home / "linux"
+        self._pristine = home / "pristine"
 
-    def _unpack(self, home: Path) -> None:
-        directory = home / "linux"
-        directory.mkdir()
-        tar = ["tar", "--extract", "--no-same-owner", "--directory", str(directory)]
-        if self.source.kind == "tarball":
-            run([*tar, "--strip-components=1", "--file", str(self.source.location)])
-            return
-        archive = ["git", "-C", str(self.source.location), "archive", self.source.ref]
-        with subprocess.Popen(archive, stdout=subprocess.PIPE) as sender:
-            done = subprocess.run(tar, stdin=sender.stdout, capture_output=True, text=True)
-        if sender.returncode != 0 or done.returncode != 0:
-            raise failed(archive, sender.returncode or done.returncode, done.stderr)
+    @classmethod
+    def of(cls, source: Source) -> Tree:
+        """The tree of ``source`` in the cache, unpacked if it is not there yet."""
+
+        def unpack(home: Path) -> None:
+            _unpack(source, home / "linux")
+
+        home = cache.root() / "sources" / cache.digest(source.identity)
+        return cls(cache.entry(home, unpack, what=f"the source {source}"))
+
+    def linked(self, home: Path) -> Tree:
+        """The same source once more in ``home``, of links: quick, and moved on its own."""
+        process.run(["cp", "--archive", "--link", str(self.home), str(home)])
+        return Tree(home)
 
     def move_to(self, patch_files: Sequence[Path]) -> list[Path]:
         """Make the tree equal to its source plus ``patch_files``; returns the files it wrote.
@@ -144,6 +142,19 @@ class Tree:
             return written
 
 
+def _unpack(source: Source, directory: Path) -> None:
+    directory.mkdir()
+    tar = ["tar", "--extract", "--no-same-owner", "--directory", str(directory)]
+    if source.kind == "tarball":
+        process.run([*tar, "--strip-components=1", "--file", str(source.location)])
+        return
+    archive = ["git", "-C", str(source.location), "archive", source.ref]
+    with subprocess.Popen(archive, stdout=subprocess.PIPE) as sender:
+        done = subprocess.run(tar, stdin=sender.stdout, capture_output=True, text=True)
+    if sender.returncode != 0 or done.returncode != 0:
+        raise process.failed(archive, sender.returncode or done.returncode, done.stderr)
+
+
 def _touched(patch: Path) -> set[str]:
     return set(_TOUCHED.findall(patch.read_text(errors="replace")))
 
@@ -154,5 +165,6 @@ def _files(directory: Path) -> list[Path]:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # it may be linked to from elsewhere
     shutil.copyfile(source, target)
     shutil.copymode(source, target)

@@ -55,7 +55,7 @@ def content(directory: Path) -> dict[str, str]:
 
 def test_every_move_gives_what_git_gives(series: tuple[Path, list[Path]]) -> None:
     origin, patches = series
-    tree = Tree(from_git(origin))
+    tree = Tree.of(from_git(origin))
     base = content(tree.directory)
     for upto in (3, 1, 2, 0, 3, 0):
         tree.move_to(patches[:upto])
@@ -68,7 +68,7 @@ def test_every_move_gives_what_git_gives(series: tuple[Path, list[Path]]) -> Non
 
 def test_only_what_differs_is_written(series: tuple[Path, list[Path]]) -> None:
     origin, patches = series
-    tree = Tree(from_git(origin))
+    tree = Tree.of(from_git(origin))
     tree.move_to(patches[:1])
     before = (tree.directory / "a").stat().st_mtime_ns
     assert tree.move_to(patches[:2]) == [tree.directory / "new"]
@@ -80,7 +80,7 @@ def test_a_patch_that_does_not_apply_leaves_the_tree_as_it_was(
     series: tuple[Path, list[Path]],
 ) -> None:
     origin, patches = series
-    tree = Tree(from_git(origin))
+    tree = Tree.of(from_git(origin))
     tree.move_to(patches[:1])
     before = content(tree.directory)
     broken = patches[0].with_name("broken.patch")
@@ -98,7 +98,7 @@ def test_a_tarball_is_the_same_source_under_any_name(
     (tmp_path / "y.tar").write_bytes((tmp_path / "x.tar").read_bytes())
     one, other = from_tarball(tmp_path / "x.tar"), from_tarball(tmp_path / "y.tar")
     assert one.identity == other.identity
-    assert content(Tree(one).directory) == content(Tree(from_git(origin)).directory)
+    assert content(Tree.of(one).directory) == content(Tree.of(from_git(origin)).directory)
 
 
 def test_sources_that_are_not_there(tmp_path: Path, series: tuple[Path, list[Path]]) -> None:
