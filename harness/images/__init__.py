@@ -58,7 +58,7 @@ class GuestImage:
 
 def guest_image(progress: Progress) -> GuestImage:
     """The guest image, made if it is not kept yet."""
-    key = cache.digest(SUITE, _GUEST_PACKAGES, _GUEST_SETUP.read_text(), os.getuid())
+    key = cache.digest(SUITE, _GUEST_PACKAGES, _GUEST_SETUP.read_text())
 
     def make(making: Path) -> None:
         with progress.task("guest image"):
@@ -135,7 +135,7 @@ def tools(progress: Progress) -> Tools:
             )  # fmt: skip
             archive.unlink()
 
-    key = cache.digest(SUITE, _TOOLS_SETUP.read_text(), os.getuid())
+    key = cache.digest(SUITE, _TOOLS_SETUP.read_text())
     home = cache.entry(cache.root() / "tools" / key, make, what="the tools root")
     found = Tools(root=home / "root")
     if not _has_vfio_user(found.qemu([], shared=[])):

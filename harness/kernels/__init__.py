@@ -27,7 +27,9 @@ def images(
         KernelError: a patch does not apply, or a kernel does not build.
     """
     source = from_git(tree) if tree else resolve(kernel.source)
-    with progress.task(f"source {source}"):
-        unpacked = Tree.of(source)
-    series = patches.series_for(unpacked.directory, kernel.series)
+    if kernel.series == "auto":
+        with progress.task(f"source {source}"):
+            series = patches.series_for(Tree.of(source).directory)
+    else:
+        series = patches.series(kernel.series)
     return build_steps(source, series, steps, progress=progress)
