@@ -36,8 +36,9 @@ from harness.progress import Progress
 
 _PORT = 12865
 _SETTLE_S = 1.3  # the NIC's statistics reach the driver once a second
-_RAMP_S = 4
-_RAMP_SAMPLE_S = 0.5
+_RAMP_S = 3
+_RAMP_SAMPLE_S = 0.4
+_RAMP_MARGIN_S = 0.6
 _STEADY = 0.25
 _ATTACH_S = 240.0
 _FREE_BYTES = 200 << 20
@@ -304,7 +305,7 @@ def _ramp_up(bed: RunningBed) -> None:
     Raises:
         TrialVoidError: they do not within the time the load has to spare.
     """
-    deadline = time.monotonic() + _RAMP_S - 1.0
+    deadline = time.monotonic() + _RAMP_S - _RAMP_MARGIN_S
     last: tuple[int, int] | None = None
     last_rate = 0.0
     while time.monotonic() < deadline:
