@@ -408,7 +408,7 @@ class Commands:
         context = self._rss(_RSS_CONTEXT.unpack(payload)["RSS_CONTEXT_ID"])
         if len(payload) < 132:
             raise McdiError(EINVAL, "a short table")
-        context.table[:] = list(payload[4:132])
+        context.set_table(list(payload[4:132]))
         return b""
 
     def _rss_get_table(self, payload: bytes) -> bytes:

@@ -7,8 +7,9 @@ checksums, MAC statistics, filters, then each queue gets what it has descriptors
 for. Frames beyond the posted descriptors may stay for the next pass, but no more
 than :data:`PACKET_BUFFER` of them; the others are dropped and counted as NODESC,
 as are those the kernel could not put into a full ring. So every frame of the wire
-is found in exactly one of: ``rx_delivered``, ``rx_nodesc``, ``rx_filtered``,
-``rx_oversize``, ``rx_link_down``, ``wire_ring_drops``.
+(``wire_frames``, the kernel's own count) waits, or is in exactly one of:
+``rx_delivered``, ``rx_nodesc``, ``rx_filtered``, ``rx_oversize``,
+``rx_link_down``, ``wire_ring_drops``.
 """
 
 from __future__ import annotations
@@ -189,6 +190,7 @@ class Nic:
                 interrupt=lambda: self.interrupts.raise_vector(vector),
             )
         )
+        self.fini_queue("evq", instance)
         self._evqs[instance] = evq
         start_up = queues.ESF_DZ_EV_CODE.put(queues.EV_CODE_DRIVER)
         start_up |= queues.ESF_DZ_DRV_SUB_CODE.put(queues.DRV_START_UP_EV) | instance
@@ -239,7 +241,10 @@ class Nic:
     def fini_queue(self, kind: str, instance: int) -> bool:
         """Drop a queue; a receive or transmit queue says so in its event queue."""
         if kind == "evq":
-            return self._evqs.pop(instance, None) is not None
+            gone = self._evqs.pop(instance, None)
+            if gone:
+                gone.close()
+            return gone is not None
         evq: queues.EventQueue
         if kind == "rxq":
             rxq = self._rxqs.pop(instance, None)
@@ -361,9 +366,9 @@ class Nic:
                 del self._tx_todo[instance]
 
     @property
-    def posted(self) -> int:
-        """Descriptors the queue with the fewest has, of those that had frames lately."""
-        return min((rxq.posted for rxq in self._busy), default=0)
+    def starved(self) -> bool:
+        """A queue that had frames lately has less than half of its descriptors posted."""
+        return any(2 * rxq.posted < rxq.entries for rxq in self._busy)
 
     def receive(self) -> int:
         """One pass over the frames that wait; returns how many left the packet buffer."""
@@ -372,14 +377,16 @@ class Nic:
             waiting = self._wire.waiting()
             if not waiting:
                 break
-            posted = self.posted
-            if self._rxqs and self.link_up and waiting > posted:
+            posted = min((rxq.posted for rxq in self._busy), default=waiting)
+            if self.link_up and waiting > posted:
                 waiting = max(posted, waiting - PACKET_BUFFER)
-            batch = self._wire.take(min(waiting, _RX_BATCH)) if waiting else None
-            if batch is None or not batch.lengths.size:
+            if not waiting:
                 break
-            self._take(batch)
-            self._wire.release(batch.lengths.size)
+            batch = self._wire.take(min(waiting, _RX_BATCH))
+            try:
+                self._take(batch)
+            finally:
+                self._wire.release(batch.lengths.size)
             done += batch.lengths.size
         return done
 
@@ -390,6 +397,7 @@ class Nic:
         found |= self.journal.counts
         found["interrupts"] = self.interrupts.raised
         found["wire_ring_drops"] = self._wire.ring_drops
+        found["wire_frames"] = self._wire.frames
         return found
 
     # The datapath.

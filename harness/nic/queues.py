@@ -79,6 +79,7 @@ class EventQueue:
         self._interrupt = interrupt
         self._wptr = 0
         self._armed = False
+        self._live = True
         self._holdoff_ns = 0
         self._quiet_until_ns = 0
         self.due_ns: int | None = None
@@ -87,6 +88,8 @@ class EventQueue:
     def push(self, events: Qwords, now_ns: int) -> None:
         """Write events, each with one 8-octet store, and interrupt if that is due."""
         mask = self._ring.mask
+        if not self._live:
+            return
         try:
             ring = self._ring.view()
         except GuestAccessError as error:
@@ -101,6 +104,11 @@ class EventQueue:
         self._wptr = (last + 1) & mask
         if self._armed:
             self._trigger(now_ns)
+
+    def close(self) -> None:
+        """Write nothing more, whatever still reports here."""
+        self._live = False
+        self.due_ns = None
 
     def push_one(self, event: int, now_ns: int) -> None:
         self.push(np.array([event], np.uint64), now_ns)
@@ -170,6 +178,10 @@ class RxQueue:
         self._wptr = 0
         self._rptr = 0
         self.evq = evq
+
+    @property
+    def entries(self) -> int:
+        return self._ring.mask + 1
 
     @property
     def posted(self) -> int:
@@ -246,6 +258,7 @@ class RxQueue:
     ) -> int:
         pieces = -(-arrivals.lengths // room)
         if not self._scatter:
+            self._journal.count("rx_truncated", int(np.count_nonzero(pieces > 1)))
             pieces[:] = 1
         ends = np.cumsum(pieces)
         count = int(np.searchsorted(ends, addresses.size, side="right"))

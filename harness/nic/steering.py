@@ -47,12 +47,12 @@ class RssContext:
 
     table: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_TABLE_LENGTH, np.int64))
     key: bytes = bytes(_KEY_LENGTH)
+    only: int | None = 0
+    """The one queue the table names, if it names but one."""
 
-    @property
-    def only(self) -> int | None:
-        """The one queue the table names, if it names but one."""
-        first = int(self.table[0])
-        return first if (self.table == first).all() else None
+    def set_table(self, queues: list[int]) -> None:
+        self.table[:] = queues
+        self.only = queues[0] if len(set(queues)) == 1 else None
 
 
 @functools.lru_cache(maxsize=8)
@@ -109,7 +109,7 @@ class Steering:
         handle = self._next_context
         self._next_context += 1
         context = RssContext()
-        context.table[:] = np.arange(_TABLE_LENGTH) % max(1, queues)
+        context.set_table([index % max(1, queues) for index in range(_TABLE_LENGTH)])
         self.contexts[handle] = context
         return handle
 

@@ -192,6 +192,10 @@ class Connection:
         except struct.error:
             failed = errno.EINVAL
             self._journal.note("vfio_request_errors", "command %d: too short", command)
+        except Exception:  # noqa: BLE001 - a mistake of the model must not end the session
+            failed = errno.EIO
+            self._journal.count("internal_errors")
+            log.exception("internal error in command %d", command)
         finally:
             _close(fds)
         if flags & _NO_REPLY:

@@ -90,6 +90,7 @@ class Batch:
 class Wire(Protocol):
     """What the model needs of a wire."""
 
+    frames: int
     ring_drops: int
 
     def fileno(self) -> int: ...
@@ -148,6 +149,10 @@ class SlotRing:
                 low = middle
         return high - head
 
+    def held(self) -> int:
+        """All frames in the ring, wherever they are."""
+        return int(np.count_nonzero(self._status))
+
     def take(self, limit: int) -> Batch:
         """Up to ``limit`` frames from the head. They stay there until released."""
         first, last = self.head, min(self.head + limit, self.slots)
@@ -155,7 +160,7 @@ class SlotRing:
         if not status.all():
             last = first + int(np.argmin(status != TP_STATUS_KERNEL))
             status = status[: last - first]
-        return Batch(
+        batch = Batch(
             buffer=self.buffer,
             frames=self._frames[first:last],
             offsets=self._offsets[first:last],
@@ -164,6 +169,25 @@ class SlotRing:
             status=status,
             prefix_lengths=self._prefix_lengths[first:last],
         )
+        if (status & TP_STATUS_VLAN_VALID).any():
+            self._restore_tags(batch, self.headers[first:last])
+        return batch
+
+    def _restore_tags(self, batch: Batch, headers: npt.NDArray[Any]) -> None:
+        """Put the VLAN tags back that the kernel took out of frames; seldom needed."""
+        for row in np.flatnonzero(batch.status & TP_STATUS_VLAN_VALID).tolist():
+            frame, header = batch.frames[row], headers[row]
+            kept = int(batch.captured[row])
+            if kept + 4 > self.room:
+                continue
+            known = batch.status[row] & TP_STATUS_VLAN_TPID_VALID
+            tag = struct.pack(
+                ">HH", int(header["vlan_tpid"]) if known else 0x8100, int(header["vlan_tci"])
+            )
+            frame[16 : kept + 4] = frame[12:kept].copy()
+            frame[12:16] = np.frombuffer(tag, np.uint8)
+            batch.lengths[row] += 4
+            batch.captured[row] += 4
 
     def release(self, number: int) -> None:
         """Give the first ``number`` slots back to whoever fills them."""
@@ -186,6 +210,7 @@ class PacketWire:
     def __init__(self, interface: str, *, slots: int = 8192) -> None:
         self._interface = interface
         self._slots = slots
+        self.frames = 0
         self.ring_drops = 0
         self._socket, self._ring = self._open(SMALL_SLOT)
 
@@ -240,13 +265,18 @@ class PacketWire:
             return
         opened, ring = self._open(slot)
         self.refresh()
+        self.ring_drops += self._ring.held()
         self._socket.close()
         self._socket, self._ring = opened, ring
 
     def refresh(self) -> None:
-        """Bring :attr:`ring_drops` up to date (reading PACKET_STATISTICS clears it)."""
+        """Bring :attr:`frames` and :attr:`ring_drops` up to date.
+
+        ``frames`` are all that came, those dropped for a full ring included.
+        """
         raw: Any = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-        _, drops = struct.unpack("II", raw)
+        frames, drops = struct.unpack("II", raw)  # reading them clears them
+        self.frames += frames
         self.ring_drops += drops
 
     def settle(self) -> bool:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A miniature sfc driver and client: speaks vfio-user, MCDI and rings to the model.
 
-It runs in one thread with the model: each request is written to a socket pair and
-the connection is served until the reply is there. Guest memory is a memfd.
+Against a model in the same thread each request is written to a socket pair and the
+connection served until the reply is there; against a process it just waits. Guest
+memory is a memfd.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import select
 import socket
 import struct
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,6 +48,7 @@ class FakeWire:
         self.tail = 0
         self.sent: list[bytes] = []
         self.ring_drops = 0
+        self.frames = 0
         self.refuse = False
 
     def inject(self, *frames: bytes, status: int = 1, tci: int = 0) -> None:
@@ -119,19 +122,16 @@ class Queues:
     scatter: list[bytes] = field(default_factory=list)
 
 
-class MiniDriver:
-    """A client with ``megabytes`` of memory at ``base``, and a driver on top."""
+class Driver:
+    """A client with ``megabytes`` of memory at ``base``, and a driver on top.
+
+    ``pump`` lets a model in the same process act on what was written.
+    """
 
     def __init__(
-        self, wire: FakeWire | None = None, *, megabytes: int = 16, base: int = 0, room: int = 1792
+        self, connected: socket.socket, *, megabytes: int = 16, base: int = 0, room: int = 1792
     ) -> None:
-        self.wire = wire or FakeWire()
-        self.clock = Clock()
-        self.journal = Journal()
-        self.nic = Nic(self.wire, MAC, journal=self.journal, clock_ns=self.clock)
-        ours, theirs = socket.socketpair()
-        self.connection = Connection(theirs, self.nic, self.journal)
-        self.socket = ours
+        self.socket = connected
         self.room = room
         self.base = base
         self.size = megabytes << 20
@@ -145,6 +145,11 @@ class MiniDriver:
         self.mcdi_at = self.allocate(PAGE)
         self.channels: list[Queues] = []
 
+    patience_s = 10.0
+
+    def pump(self) -> None:
+        pass
+
     # vfio-user
 
     def request(
@@ -154,7 +159,7 @@ class MiniDriver:
         self._message = (self._message + 1) & 0xFFFF
         header = struct.pack("<HHIII", self._message, command, 16 + len(payload), flags, 0)
         socket.send_fds(self.socket, [header + payload], list(fds))
-        self.connection.serve()
+        self.pump()
         if flags & 0x10:
             return 0, b""
         return self.reply()
@@ -253,6 +258,9 @@ class MiniDriver:
         self.poke(self.mcdi_at, struct.pack("<II", header0, header1) + payload)
         self.writel(0x200, self.mcdi_at >> 32)
         self.writel(0x204, self.mcdi_at & 0xFFFFFFFF)
+        deadline = time.monotonic() + self.patience_s
+        while not self.peek(self.mcdi_at + 2, 1)[0] >> 7 and time.monotonic() < deadline:
+            time.sleep(0.001)
         header0, header1 = struct.unpack("<II", self.peek(self.mcdi_at, 8))
         assert header0 >> 23 & 1, "no response"
         assert header0 >> 16 & 15 == self._sequence
@@ -377,14 +385,8 @@ class MiniDriver:
                 frames.append((data[14:], event))
         return frames
 
-    def pass_wire(self) -> list[tuple[bytes, int]]:
-        """One receive pass of the model, then what the driver gets of it."""
-        self.nic.receive()
-        return self.receive()
-
     def send(self, *pieces: bytes, channel: int = 0, options: tuple[int, ...] = ()) -> None:
         """One frame from ``pieces``, each in a buffer of its own, behind ``options``."""
-        queues = self.channels[channel]
         descriptors = list(options)
         for index, piece in enumerate(pieces):
             at = self.allocate(max(len(piece), 1))
@@ -392,7 +394,6 @@ class MiniDriver:
             cont = index < len(pieces) - 1
             descriptors.append(at | len(piece) << 48 | cont << 62)
         self.post_tx(descriptors, channel)
-        del queues
 
     def post_tx(self, descriptors: list[int], channel: int = 0) -> None:
         queues = self.channels[channel]
@@ -401,7 +402,6 @@ class MiniDriver:
             self.poke(at, struct.pack("<Q", descriptor))
             queues.tx_written += 1
         self.writel(channel * 8192 + 0xA18, queues.tx_written % queues.entries)
-        self.nic.transmit()
 
     def stats(self, *, clear: bool = False) -> list[int]:
         at = self.allocate(0x61 * 8)
@@ -411,13 +411,43 @@ class MiniDriver:
         return list(values)
 
     def close(self) -> None:
-        self.connection.close()
-        self.nic.client_gone()
         self.socket.close()
         self.memory.close()
         os.close(self.memfd)
         for fd in self.eventfds:
             os.close(fd)
+
+
+class MiniDriver(Driver):
+    """A :class:`Driver` in one process and thread with a model on a :class:`FakeWire`."""
+
+    patience_s = 0.0
+
+    def __init__(self, wire: FakeWire | None = None, **options: int) -> None:
+        self.wire = wire or FakeWire()
+        self.clock = Clock()
+        self.journal = Journal()
+        self.nic = Nic(self.wire, MAC, journal=self.journal, clock_ns=self.clock)
+        ours, theirs = socket.socketpair()
+        self.connection = Connection(theirs, self.nic, self.journal)
+        super().__init__(ours, **options)
+
+    def pump(self) -> None:
+        self.connection.serve()
+
+    def pass_wire(self) -> list[tuple[bytes, int]]:
+        """One receive pass of the model, then what the driver gets of it."""
+        self.nic.receive()
+        return self.receive()
+
+    def post_tx(self, descriptors: list[int], channel: int = 0) -> None:
+        super().post_tx(descriptors, channel)
+        self.nic.transmit()
+
+    def close(self) -> None:
+        self.connection.close()
+        self.nic.client_gone()
+        super().close()
 
 
 def checksum(data: bytes) -> int:
