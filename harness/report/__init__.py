@@ -92,11 +92,13 @@ def label(bed_kind: str, accelerator: str | None) -> str:
 
 
 def _kernel(analysis: Analysis) -> str | None:
-    """The base all steps share, as far as the campaign names it."""
+    """The base all steps share, as far as the campaign names it: release and source."""
     for variant in analysis.campaign.variants.values():
-        source = variant.get("source") or variant.get("release")
-        if source:
-            return source if isinstance(source, str) else json.dumps(source)
+        # Each step has a local version of its own behind the base's release.
+        release = str(variant.get("release") or "").partition("-")[0]
+        source = str(variant.get("source") or "").rpartition("/")[2]
+        if release or source:
+            return f"{release} ({source})" if release and source else release or source
     return None
 
 

@@ -71,7 +71,7 @@ def plots(report: Document) -> list[Plot]:
 def _drawn(report: Document) -> Iterator[Plot]:
     rows = [row for row in report["rows"] if row["stack_rx_pps"] is not None]
     compared = [row for row in rows if row["ratio_to_step0"] is not None]
-    if compared:
+    if any(row["step"] != report["baseline"] for row in compared):
         figure, [axes] = _figure([2.6])
         _changes(axes, report, compared)
         yield _plot(
@@ -131,7 +131,7 @@ def _rows_with(rows: list[Document], stage: str) -> list[Document]:
 
 def _figure(heights_in: list[float], *, legend_rows: int = 0) -> tuple[Figure, list[Axes]]:
     """Axes below one another, each so high; margins are fixed, which is fast to lay out."""
-    left, right, above, below, legend = 0.62, 0.1, 0.24, 0.46, 0.19 * legend_rows
+    left, right, above, below, legend = 0.74, 0.16, 0.24, 0.46, 0.19 * legend_rows
     total = sum(heights_in) + (above + below) * len(heights_in) + legend
     figure = Figure(figsize=(_WIDTH_IN, total))
     axes, top = [], total
@@ -240,6 +240,8 @@ def _rates(axes: Axes, rows: list[Document]) -> None:
         axes.plot(
             *zip(*trials, strict=True), ".", markersize=3, alpha=0.35, color=colour, linewidth=0
         )
+    last = max(boot["block"] for row in rows for boot in row["by_boot"])
+    axes.set_xlim(0.5, last + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("block")
     axes.set_ylabel("thousand packets/s")
