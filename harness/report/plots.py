@@ -242,7 +242,7 @@ def _rates(axes: Axes, rows: list[Document]) -> None:
         )
     last = max(boot["block"] for row in rows for boot in row["by_boot"])
     axes.set_xlim(0.5, last + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("block")
     axes.set_ylabel("thousand packets/s")
     axes.figure.legend(loc="lower center", ncols=5)
