@@ -124,12 +124,13 @@ def start(
     nic_socket: Path | None,
     directory: Path,
     runtime: Path,
-    extra_devices: Sequence[str] = (),
+    extra_arguments: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
 ) -> Guest:
     """Start a guest of ``host`` on the kernel ``image``; it is not up yet.
 
     ``directory`` takes the console and QEMU's log, ``runtime`` (a short path)
-    the sockets.
+    the sockets. ``extra_arguments`` go to QEMU and may name ``pass_fds``.
     """
     port = _free_port()
     known_hosts = runtime / "known_hosts"
@@ -156,7 +157,7 @@ def start(
         "-serial", f"file:{directory / 'console.log'}",
         "-qmp", f"unix:{runtime / 'qmp'},server=on,wait=off",
         *(["-device", json.dumps(nic)] if nic_socket else []),
-        *(word for device in extra_devices for word in ("-device", device)),
+        *extra_arguments,
     ]  # fmt: skip
     shared = [directory, runtime, image.directory, disk.directory]
     with (directory / "qemu.log").open("w") as log:
@@ -166,6 +167,7 @@ def start(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     return Guest(
         process=started,
