@@ -16,6 +16,7 @@ from harness.hosts import qemu
 from harness.hosts.bed import Equipment
 from harness.progress import Progress
 from harness.report import document, render
+from harness.report.expect import check, parse, require
 
 
 @click.command()
@@ -49,6 +50,11 @@ from harness.report import document, render
     "--out", type=click.Path(path_type=Path), help="Result directory; results/DATE if not given."
 )
 @click.option(
+    "--expect",
+    multiple=True,
+    help="What has to hold, as 'step8 stack_rx_pps > 1.1x step0'; may be given again.",
+)
+@click.option(
     "--resume", is_flag=True, help="Go on with the campaign in --out: boots that are finished stay."
 )
 def run(
@@ -61,6 +67,7 @@ def run(
     tree: Path | None,
     out: Path | None,
     resume: bool,
+    expect: tuple[str, ...],
 ) -> None:
     """Build the kernels, boot each in random order, load them, count, and print the table.
 
@@ -69,6 +76,9 @@ def run(
     harness run --steps 0-8              all nine
     harness run --profile standard       enough boots for verdicts
     harness run --resume --out DIR       go on after an interruption
+
+    With --expect the exit code is 6 if something expected was missed, and 7 if
+    the measurement cannot tell.
 
     Results stay in a directory that `harness report` reads again at any time.
     """
@@ -87,30 +97,29 @@ def run(
         chosen,
         seed=kept.seed if kept else seed if seed is not None else secrets.randbits(31),
     )
+    expected = [parse(text, wanted) for text in expect]
     with Progress() as progress:
         built = kernels.images(hosts.kernel, wanted, tree=tree, progress=progress)
+        equipment = _equipment(bed, built[wanted[0]], progress)
         setup = campaign.Setup(
-            bed=bed,
-            load=hosts.load,
-            plan=drawn,
-            images=built,
-            equipment=_equipment(bed, built[wanted[0]], progress),
+            bed=bed, load=hosts.load, plan=drawn, images=built, equipment=equipment
         )
-        record = campaign.record(setup, profile=profile)
+        record = campaign.record(setup, profile=chosen.name)
         if kept is None:
             samples.write_campaign(directory, record)
         else:
             campaign.require_same(kept, record)
-        progress.say(
-            f"results: {directory}, seed {drawn.seed}, {setup.equipment.accelerator.upper()}"
-        )
+        progress.say(f"results: {directory}, seed {drawn.seed}, {equipment.accelerator.upper()}")
         try:
             campaign.run(setup, directory, progress=progress)
         finally:
-            if any((directory / "boots").glob("*/boot.json")):
-                click.echo(
-                    render(document(analyse(samples.ResultDirectory.open(directory))), "table")
-                )
+            report = document(analyse(samples.ResultDirectory.open(directory)))
+            if report["boots_done"]:
+                click.echo(render(report, "table"))
+    findings = [check(expectation, report) for expectation in expected]
+    for finding in findings:
+        click.echo(finding)
+    require(findings)
 
 
 def _kept(directory: Path, *, resume: bool) -> samples.Campaign | None:

@@ -136,9 +136,8 @@ def start(
     known_hosts = runtime / "known_hosts"
     known_hosts.write_text(f"[127.0.0.1]:{port} {disk.host_key}\n")
     boot = [
-        "root=/dev/vda rw rootfstype=ext4 console=ttyS0 net.ifnames=0 quiet",
-        "panic=1 oops=panic softlockup_panic=1 systemd.show_status=no",
-        f"systemd.mount-extra=/dev/vdb:/usr/lib/modules/{image.release}:squashfs:ro",
+        "root=/dev/vda rw rootfstype=ext4 init=/sbin/guest-init console=ttyS0 quiet",
+        "panic=1 oops=panic softlockup_panic=1",
     ]
     nic = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(nic_socket)}}
     arguments = [

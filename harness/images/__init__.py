@@ -23,8 +23,8 @@ GUEST_USER = "harness"
 _GUEST_SETUP = Path(__file__).with_name("guest-setup.sh")
 _TOOLS_SETUP = Path(__file__).with_name("tools-setup.sh")
 _GUEST_PACKAGES = (
-    "systemd-sysv", "udev", "dbus", "kmod", "procps", "iproute2", "ethtool", "openssh-server",
-    "sudo", "netperf", "python3", "python3-bpfcc", "python3-psutil", "python3-pyroute2",
+    "procps", "iproute2", "ethtool", "openssh-server", "sudo", "netperf",
+    "python3", "python3-bpfcc", "python3-psutil", "python3-pyroute2",
 )  # fmt: skip
 _UNREAD = ("man", "doc", "locale", "info")
 _SCRATCH = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (inside the root alone)
