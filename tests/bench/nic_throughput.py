@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: MIT
+"""Packets/s that reach a guest's stack through the virtual EF10, beside QEMU's igb and e1000e.
+
+All three NICs are in one guest, so kernel, boot and machine are the same; they are
+loaded in turn, in an order that rotates from round to round, and compared within
+each round. The bed is the harness's own: the namespace of the generator with real
+netperf in it, receive interrupt and netserver on the CPUs hosts.yaml gives them,
+one receive queue, each driver's own interrupt moderation.
+
+Only the wire differs. The EF10 model listens on a veth peer of the generator's
+interface. QEMU's NICs have no such wire: for each there is a tap in the same
+namespace, which is itself the generator's interface and whose descriptor QEMU
+gets, with the offloads it would ask of a tap of its own. That saves the sender
+the veth, so it favours QEMU's NICs. What moves the frames runs on one host CPU,
+before netperf: the model's process, or QEMU's main loop.
+
+All of it drops what it cannot take. A share of the offer well below 100 % says
+that netperf was not the limit; a receive CPU that is never idle says the guest was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import config, images, kernels, plan, process
+from harness.errors import ConfigurationError, InfrastructureError
+from harness.hosts import netns, qemu
+from harness.hosts.bed import Equipment, NicModel, machine_cpus
+from harness.hosts.channel import Agent
+from harness.progress import Progress
+from tests.bench import command, ranged, show, spread
+
+_TUN = Path("/dev/net/tun")
+_OPEN_TAP = """
+import fcntl, os, socket, struct, sys
+name, line = sys.argv[1:]
+tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, TUNSETIFF = 0x0002, 0x1000, 0x4000, 0x400454CA
+request = struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+fcntl.ioctl(tap, TUNSETIFF, request)
+socket.send_fds(socket.socket(fileno=int(line)), [b"."], [tap])
+"""
+_PORT = 12865
+_ANY = "0.0.0.0"  # noqa: S104 - in a guest that only this bed reaches
+_RAMP_S = 4.0
+_SETTLE_S = 1.5
+_LOWEST_PRIORITY = 19
+_LEAST_PPS = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nic:
+    """A NIC of the guest, what the generator reaches it by, and what was measured."""
+
+    model: str
+    number: int
+    sender: str
+    windows: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def mac(self) -> str:
+        return f"02:00:00:00:{self.number:02x}:02"
+
+    @property
+    def sender_mac(self) -> str:
+        return f"02:00:00:00:{self.number:02x}:01"
+
+    def address(self, host: int) -> str:
+        """The guest is host 2 and the generator host 1 of each NIC's own subnet."""
+        return f"198.18.{self.number}.{host}"
+
+    def values(self, name: str) -> list[float]:
+        return [window[name] for window in self.windows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is the same for every window."""
+
+    window_s: float
+    irq_cpu: int
+    netperf_cpus: list[int]
+    netperf_prefix: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The guest with all NICs, up, and its generator."""
+
+    dut: Agent
+    generator: Agent
+    interfaces: dict[str, str]
+    drivers: dict[str, str]
+
+
+@contextmanager
+def machine(
+    bed: config.Bed, image: kernels.Image, equipment: Equipment, nics: list[Nic], directory: Path
+) -> Iterator[Machine]:
+    """Bring the guest up with one of each of ``nics``; the first is the EF10 model."""
+    assert isinstance(bed.dut, config.QemuHost)
+    cpus = machine_cpus(bed)
+    ef10, *emulated = nics
+    with contextlib.ExitStack() as up:
+        runtime = Path(up.enter_context(tempfile.TemporaryDirectory(prefix="rb-")))
+        namespace = netns.start(log=directory / "generator-agent.log")
+        up.callback(namespace.agent.close)
+        with contextlib.suppress(OSError):  # netperf gives way, as on the harness's own bed
+            Path(f"/proc/{namespace.agent.pid}/autogroup").write_text(str(_LOWEST_PRIORITY))
+        model = NicModel(
+            namespace.command(
+                ["taskset", "-c", str(cpus.model), sys.executable, "-m", "harness.nic",
+                 "--socket", str(runtime / "nic"), "--control", str(runtime / "control"),
+                 "--interface", netns.WIRE, "--mac", ef10.mac, "--log", str(directory / "nic.log")]
+            ),
+            control=runtime / "control",
+            log=directory / "nic.log",
+        )  # fmt: skip
+        up.callback(model.stop)
+        arguments: list[str] = []
+        taps: list[int] = []
+        for nic in emulated:
+            tap = open_tap(namespace, nic)
+            up.callback(os.close, tap)
+            taps.append(tap)
+            arguments += ["-netdev", f"tap,id={nic.model},fd={tap}"]
+            arguments += ["-device", f"{nic.model},netdev={nic.model},mac={nic.mac},romfile="]
+        guest = qemu.start(
+            bed.dut,
+            image=image,
+            disk=equipment.disk,
+            tools=equipment.tools,
+            accelerator=equipment.accelerator,
+            nic_socket=runtime / "nic",
+            directory=directory,
+            runtime=runtime,
+            extra_arguments=arguments,
+            pass_fds=taps,
+        )
+        up.callback(guest.stop)
+
+        def watch() -> None:
+            guest.check()
+            model.check()
+
+        guest.wait_for_ssh()
+        guest.pin(cpus.vcpus, [cpus.model])
+        dut = guest.ssh.start_agent(host=bed.dut_name, log=directory / "agent.log", watch=watch)
+        up.callback(dut.kill)
+        interfaces: dict[str, str] = {}
+        drivers: dict[str, str] = {}
+        for nic in nics:
+            found = dut.call("inventory", mac=nic.mac, within_s=60)
+            interfaces[nic.model], drivers[nic.model] = found["interface"], found["driver"]
+            dut.call(
+                "settings_apply",
+                interface=found["interface"],
+                address=f"{nic.address(2)}/24",
+                peer={"address": nic.address(1), "mac": nic.sender_mac},
+                rx_queues=bed.rx_queues,
+                irq_cpu=bed.placement.irq_cpu,
+                rps=False,
+                within_s=60,
+            )
+            namespace.agent.call(
+                "settings_apply",
+                interface=nic.sender,
+                address=f"{nic.address(1)}/24",
+                peer={"address": nic.address(2), "mac": nic.mac},
+                within_s=60,
+            )
+        dut.call("netserver_start", address=_ANY, port=_PORT, cpu=bed.netserver_cpu, within_s=60)
+        yield Machine(dut=dut, generator=namespace.agent, interfaces=interfaces, drivers=drivers)
+
+
+def open_tap(namespace: netns.Namespace, nic: Nic) -> int:
+    """A tap in the generator's namespace, up; it ends with the last copy of the descriptor.
+
+    Raises:
+        InfrastructureError: the system does not let it be made.
+    """
+    here, there = socket.socketpair()
+    with here, there:
+        made = subprocess.run(
+            namespace.command([sys.executable, "-c", _OPEN_TAP, nic.sender, str(there.fileno())]),
+            pass_fds=[there.fileno()],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        if made.returncode != 0:
+            raise InfrastructureError(
+                f"no tap can be made: {made.stderr.strip().splitlines()[-1]}",
+                hint=f"give your user {_TUN}, or run this as root",
+            )
+        tap = socket.recv_fds(here, 1, 1)[1][0]
+    for words in (f"address {nic.sender_mac}", "up"):
+        process.run(namespace.command(["ip", "link", "set", nic.sender, *words.split()]))
+    return tap
+
+
+def measure(at: Machine, nic: Nic, load: config.Load, setup: Setup) -> dict[str, float]:
+    """One window under load through ``nic``; rates in packets/s, shares from 0 to 1."""
+    duration_s = setup.window_s + _RAMP_S + 1
+    at.generator.call(
+        "netperf_start",
+        target=nic.address(2),
+        port=_PORT,
+        streams=load.streams,
+        message_bytes=load.message_bytes,
+        cpus=setup.netperf_cpus,
+        duration_s=duration_s,
+        nice=_LOWEST_PRIORITY,
+        command_prefix=setup.netperf_prefix,
+        within_s=90,
+    )
+    time.sleep(_RAMP_S)
+    window = at.dut.call(
+        "window",
+        interface=at.interfaces[nic.model],
+        duration_s=setup.window_s,
+        within_s=setup.window_s + 60,
+    )
+    streams = at.generator.call("netperf_wait", timeout_s=duration_s + 30, within_s=duration_s + 60)
+    time.sleep(_SETTLE_S)
+    start, end = window["start"], window["end"]
+    elapsed_s = (end["monotonic_ns"] - start["monotonic_ns"]) / 1e9
+
+    def rate(group: str, name: str) -> float:
+        passed: int = end["snmp"][group][name] - start["snmp"][group][name]
+        return passed / elapsed_s
+
+    stack_pps = rate("Ip", "InReceives")
+    offered_pps = sum(stream["send_pps"] or 0.0 for stream in streams)
+    if stack_pps < _LEAST_PPS:
+        raise InfrastructureError(
+            f"{nic.model}: {stack_pps:.0f} packets/s of {offered_pps:.0f} offered came through"
+        )
+    idle_ns = end["cpu"][setup.irq_cpu]["idle_ns"] - start["cpu"][setup.irq_cpu]["idle_ns"]
+    interrupts = sum(
+        count for cpus in window["placement"]["irq"].values() for count in cpus.values()
+    )
+    return {
+        "stack_pps": stack_pps,
+        "delivered_pps": rate("Udp", "InDatagrams"),
+        "offered_pps": offered_pps,
+        "taken": stack_pps / offered_pps if offered_pps else float("nan"),
+        "cpu_busy": max(0.0, 1 - idle_ns / 1e9 / elapsed_s),
+        "interrupts_ps": interrupts / elapsed_s,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.nic_throughput",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--step", default="8", help="kernel: a step of the series (default: 8)")
+    parser.add_argument("--rounds", type=int, default=5, help="windows for each NIC (default: 5)")
+    parser.add_argument("--window-s", type=float, default=4.0, help="default: 4")
+    parser.add_argument("--hosts", type=Path, help="hosts.yaml to use")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    hosts = config.load(config.locate(chosen.hosts))
+    bed = config.bed(hosts, None)
+    if not isinstance(bed.dut, config.QemuHost):
+        raise ConfigurationError(f"bed {bed.name} is not a virtual one")
+    if not os.access(_TUN, os.R_OK | os.W_OK):
+        raise InfrastructureError(
+            f"{_TUN} is not to be opened by this user, and QEMU's NICs need a tap",
+            hint=f"give your user {_TUN}, or run this as root",
+        )
+    nics = [
+        Nic(model="ef10", number=0, sender=netns.INTERFACE),
+        Nic(model="igb", number=1, sender="tap-igb"),
+        Nic(model="e1000e", number=2, sender="tap-e1000e"),
+    ]
+    with Progress() as progress, tempfile.TemporaryDirectory(prefix="rb-bench-") as kept:
+        steps = plan.parse_steps(chosen.step)
+        image = kernels.images(hosts.kernel, steps, progress=progress)[steps[0]]
+        tools = images.tools(progress)
+        equipment = Equipment(
+            disk=images.guest_image(progress),
+            tools=tools,
+            accelerator=qemu.accelerator_that_works(bed.dut.accelerator, image=image, tools=tools),
+        )
+        setup = Setup(
+            window_s=chosen.window_s,
+            irq_cpu=bed.placement.irq_cpu,
+            netperf_cpus=list(machine_cpus(bed).netperf),
+            netperf_prefix=tools.netperf_prefix(),
+        )
+        with machine(bed, image, equipment, nics, Path(kept)) as at:
+            for nic in nics:
+                with progress.task(f"warm-up: {nic.model}"):
+                    measure(at, nic, hosts.load, setup)
+            for number in range(chosen.rounds):
+                turn = number % len(nics)
+                with progress.task(f"round {number + 1}/{chosen.rounds}"):
+                    for nic in nics[turn:] + nics[:turn]:
+                        nic.windows.append(measure(at, nic, hosts.load, setup))
+            drivers = at.drivers
+    result, rows = compared(nics, drivers)
+    about = {
+        "bench": "nic_throughput",
+        "release": image.release,
+        "accelerator": equipment.accelerator,
+        "window_s": chosen.window_s,
+        "rounds": chosen.rounds,
+    }
+    show({**about, "nics": result}, rows, as_json=chosen.json)
+    if not chosen.json:
+        print(
+            f"{image.release}, {equipment.accelerator.upper()}, {chosen.rounds} windows of "
+            f"{chosen.window_s:g} s each, interleaved; not hardware figures"
+        )
+
+
+def compared(
+    nics: list[Nic], drivers: dict[str, str]
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Each NIC beside the first, whose ratio to it is taken round by round."""
+    ef10 = nics[0].values("stack_pps")
+    result: list[dict[str, Any]] = []
+    rows: list[dict[str, str]] = []
+    for nic in nics:
+        ratios = [ours / other for ours, other in zip(ef10, nic.values("stack_pps"), strict=True)]
+        result.append(
+            {
+                "nic": nic.model,
+                "driver": drivers[nic.model],
+                "ef10_ratio": spread(ratios),
+                **{name: spread(nic.values(name)) for name in nic.windows[0]},
+                "windows": nic.windows,
+            }
+        )
+        rows.append(
+            {
+                "NIC": nic.model,
+                "driver": drivers[nic.model],
+                "EF10 ÷ this": ranged(ratios),
+                "stack packets/s": ranged(nic.values("stack_pps"), ",.0f"),
+                "interrupts/s": ranged(nic.values("interrupts_ps"), ",.0f"),
+                "of the offer": ranged([100 * share for share in nic.values("taken")], ".0f")
+                + " %",
+                "receive CPU busy": ranged([100 * v for v in nic.values("cpu_busy")], ".0f") + " %",
+            }
+        )
+    return result, rows
+
+
+if __name__ == "__main__":
+    command(main)
