@@ -26,7 +26,7 @@ from harness.nic.journal import Journal, log
 from harness.nic.mcdi import EINVAL, ENOENT, Mcdi, McdiError
 from harness.nic.memory import GuestAccessError, GuestMemory, Int64s
 from harness.nic.registers import Field, Register, RegisterFile
-from harness.nic.stats import GENERATION_START, MacStats
+from harness.nic.stats import ETH_FCS_LEN, GENERATION_START, MacStats
 from harness.nic.steering import DROP, Steering
 from harness.nic.wire import RX_PREFIX_SIZE, TP_STATUS_CSUMNOTREADY, Batch, Wire
 
@@ -386,8 +386,8 @@ class Nic:
             try:
                 self._take(batch)
             finally:
-                self._wire.release(batch.lengths.size)
-            done += batch.lengths.size
+                self._wire.release(batch.size)
+            done += batch.size
         return done
 
     def counters(self) -> dict[str, int]:
@@ -403,40 +403,37 @@ class Nic:
     # The datapath.
 
     def _take(self, batch: Batch) -> None:
-        count = self.journal.count
-        total = batch.lengths.size
-        count("rx_frames", total)
+        self.journal.count("rx_frames", batch.size)
         if not self.link_up:
-            count("rx_link_down", total)
-            return
-        unfinished = (batch.status & TP_STATUS_CSUMNOTREADY) != 0
-        if not self._take_equal(batch, unfinished):
-            self._take_any(batch, unfinished)
+            self.journal.count("rx_link_down", batch.size)
+        elif not self._take_equal(batch):
+            self._take_any(batch)
 
-    def _take_equal(self, batch: Batch, unfinished: offload.Bools) -> bool:
+    def _take_equal(self, batch: Batch) -> bool:
         """Frames of one length and class to one queue, or False: whatever a flood sends."""
-        length, total = int(batch.lengths[0]), batch.lengths.size
-        if (
-            total < 2
-            or length + 4 > self._max_frame
-            or (batch.lengths != length).any()
-            or (batch.captured != length).any()
-        ):
+        if batch.equal is None:
             return False
-        length = int(offload.pad(batch.frames, batch.lengths)[0])
-        flow = offload.uniform(batch.frames, length, unfinished)
+        status, length = batch.equal
+        if length + ETH_FCS_LEN > self._max_frame:
+            return False
+        if length < offload.ETH_ZLEN:
+            batch.frames[:, length : offload.ETH_ZLEN] = 0
+            length = offload.ETH_ZLEN
+        flow = offload.uniform(
+            batch.frames, length, unfinished=bool(status & TP_STATUS_CSUMNOTREADY)
+        )
         queue = None if flow is None else self.steering.queue_of(flow.mac)
         rxq = None if queue is None else self._rxqs.get(queue)
         if flow is None or rxq is None:
             return False
         batch.set_prefix(length)
         octets = length + RX_PREFIX_SIZE
-        event = queues.rx_event(flow)
-        delivered = rxq.deliver_equal(batch.buffer, batch.offsets, octets, event, self._clock_ns())
+        event = queues.rx_event(flow) | octets
+        delivered = rxq.deliver_equal(batch.prefixed(octets), octets, event, self._clock_ns())
         if delivered is None:
             return False
-        self._stats.received_equal(flow.mac, total, length)
-        self._account(total, delivered)
+        self._stats.received_equal(flow.mac, batch.size, length)
+        self._account(batch.size, delivered)
         self._busy = [rxq]
         return True
 
@@ -446,14 +443,16 @@ class Nic:
             self.journal.count("rx_nodesc", offered - delivered)
             self._stats.no_descriptor(offered - delivered)
 
-    def _take_any(self, batch: Batch, unfinished: offload.Bools) -> None:
-        count, total = self.journal.count, batch.lengths.size
-        fits = (batch.captured == batch.lengths) & (batch.lengths + 4 <= self._max_frame)
+    def _take_any(self, batch: Batch) -> None:
+        count, total = self.journal.count, batch.size
+        lengths, captured = batch.lengths, batch.captured
+        fits = (captured == lengths) & (lengths + ETH_FCS_LEN <= self._max_frame)
         if not fits.all():
             long = total - int(np.count_nonzero(fits))
             count("rx_oversize", long)
             self._stats.oversized(long)
-        lengths = offload.pad(batch.frames, np.minimum(batch.captured, batch.frames.shape[1]))
+        unfinished = (batch.status & TP_STATUS_CSUMNOTREADY) != 0
+        lengths = offload.pad(batch.frames, captured)
         classes = offload.classify(batch.frames, lengths, unfinished)
         if fits.all():
             self._stats.received(classes.mac, classes.multicast, lengths)
@@ -466,7 +465,9 @@ class Nic:
             count("rx_filtered", filtered)
         batch.set_prefix(lengths)
         events = queues.rx_events(classes)
-        arrivals = queues.Arrivals(batch.buffer, batch.offsets, lengths + RX_PREFIX_SIZE, events)
+        arrivals = queues.Arrivals(
+            batch.ring.buffer, batch.offsets, lengths + RX_PREFIX_SIZE, events
+        )
         busy: list[queues.RxQueue] = []
         for queue in np.unique(wanted[wanted >= 0]).tolist():
             chosen: slice | Int64s = np.flatnonzero(wanted == queue)

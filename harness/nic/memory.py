@@ -150,6 +150,23 @@ class GuestMemory:
         at = start - found.start
         found.octets[at : at + len(data)] = np.frombuffer(data, np.uint8)
 
+    def scatter_whole(
+        self, to: Qwords, low: int, high: int, pieces: npt.NDArray[Any], octets: int
+    ) -> bool:
+        """Copy pieces of ``octets`` octets to the addresses ``to``, or nothing at all.
+
+        The fast path of :meth:`scatter`: all targets, the first at ``low`` and the
+        last at ``high``, are in one writable segment, else False.
+        """
+        at = bisect.bisect_right(self._starts, low) - 1
+        if at < 0:
+            return False
+        found = self._segments[at]
+        if high + octets > found.end or not found.writable or not found.octets.size:
+            return False
+        found.groups(octets)[to - np.uint64(found.start)] = pieces
+        return True
+
     def scatter(self, to: Int64s, source: Octets, offsets: Int64s, octets: int) -> Int64s:
         """Copy ``octets`` octets from each of ``offsets`` in ``source`` to each of ``to``.
 
@@ -157,16 +174,7 @@ class GuestMemory:
         the indices of those that were not copied because their target is not
         wholly writable guest memory (usually empty).
         """
-        if not to.size:
-            return np.empty(0, np.int64)
         groups = octet_groups(source, octets)
-        low, high = int(to.min()), int(to.max())
-        at = bisect.bisect_right(self._starts, low) - 1
-        if at >= 0:
-            found = self._segments[at]
-            if high + octets <= found.end and found.writable and found.octets.size:
-                found.groups(octets)[to - found.start] = groups[offsets]
-                return np.empty(0, np.int64)
         missed = np.ones(to.size, bool)
         for found in self._segments:
             if not found.writable or found.octets.size < octets:
@@ -198,6 +206,7 @@ class Ring:
         self._write = write
         self._view: Qwords | None = None
         self.mask = entries - 1
+        self._places = np.arange(2 * entries) & self.mask
         memory.rings.add(self)
         self.view()
 
@@ -209,6 +218,12 @@ class Ring:
             at = self._start - found.start
             self._view = found.octets[at : at + size].view(np.dtype("<u8"))
         return self._view
+
+    def places(self, first: int, number: int) -> Int64s:
+        """The indices of ``number`` entries from ``first`` on, around the ring."""
+        if number > self.mask:
+            return np.arange(first, first + number) & self.mask
+        return self._places[first : first + number]
 
     def forget(self) -> None:
         self._view = None

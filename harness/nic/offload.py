@@ -31,6 +31,7 @@ _NEXT_FRAGMENT = 44
 _HEAD_WORDS = 36
 _IP4_L4_WORD, _IP6_L4_WORD = 17, 27
 _FEW_LENGTHS = 8
+_SHORT_ROW = 24
 _ONES = np.uint64(0xFFFF)
 _HEAD_BYTES = 2 * _HEAD_WORDS
 # Destination, ethertype, version and service, length, fragment, TTL and protocol.
@@ -67,18 +68,18 @@ class Flow:
     l4: int
 
 
-def uniform(frames: Octets, length: int, unfinished: Bools) -> Flow | None:
+def uniform(frames: Octets, length: int, *, unfinished: bool) -> Flow | None:
     """The batch as one :class:`Flow`, its checksums finished, or None.
 
-    None, and nothing changed, unless all frames are plain IPv4 TCP or UDP to one
-    address, of one length, with good checksums or all with unfinished ones. That
-    is what a load generator sends, and it costs a third of :func:`classify`.
+    None, and nothing changed, unless all ``length`` octets long frames are plain
+    IPv4 TCP or UDP to one address, with good checksums or all with unfinished
+    ones. That is what a load generator sends, and costs a third of :func:`classify`.
     """
     words = frames[:, :_HEAD_BYTES].view("<u2")
     common = words[:, _COMMON_WORDS]
-    first: list[int] = common[0].tolist()
     if not (common == common[0]).all():
         return None
+    first: list[int] = common[0].tolist()
     mac0, mac1, mac2, ethertype, version, total, fragment, protocol = first
     protocol >>= 8
     size = _swapped(total) - 20
@@ -92,27 +93,33 @@ def uniform(frames: Octets, length: int, unfinished: Bools) -> Flow | None:
     ):
         return None
     # Sums of host-order words: swapping the octets of all of them swaps the sum's.
-    if (frames[:, 14:34].view("<u4").sum(axis=1, dtype=np.uint64) % _ONES).any():
+    if (_row_sums(frames[:, 14:34].view("<u4")) % _ONES).any():
         return None
     # From the addresses on, as they are the pseudo header's.
     whole, rest = divmod(size + 8, 4)
     dwords = frames[:, 26 : 30 + 4 * whole].view("<u4")
-    sums = dwords[:, :whole].sum(axis=1, dtype=np.uint64)
+    sums = _row_sums(dwords[:, :whole])
     if rest:
         sums += dwords[:, whole] & np.uint32((1 << 8 * rest) - 1)
     sums += np.uint64(_swapped(size) + _swapped(protocol))
     field = words[:, _IP4_L4_WORD + (3 if protocol == _UDP else 8)]
-    if not unfinished.any():
+    if unfinished:
+        field[:] = _ONES - (sums - field) % _ONES
+    elif (sums % _ONES).any():
         # No checksum at all (a field of 0) is right for UDP, and left to classify().
-        if (sums % _ONES).any():
-            return None
-    elif unfinished.all():
-        right = _ONES - (sums - field) % _ONES
-        field[:] = right
-    else:
         return None
     mac = _swapped(mac0) << 32 | _swapped(mac1) << 16 | _swapped(mac2)
     return Flow(mac, L3_IP4, L4_UDP if protocol == _UDP else L4_TCP)
+
+
+def _row_sums(dwords: npt.NDArray[np.uint32]) -> Qwords:
+    """The sum of each row. Short rows are summed by columns, three times faster."""
+    total: Qwords
+    if dwords.shape[1] <= _SHORT_ROW:
+        total = dwords.T.astype(np.uint64, order="C").sum(axis=0)
+    else:
+        total = dwords.sum(axis=1, dtype=np.uint64)
+    return total
 
 
 def _swapped(word: int) -> int:
@@ -131,7 +138,7 @@ def _payload_sums(dwords: npt.NDArray[np.uint32], rows: Int64s, lengths: Int64s)
             whole, rest = divmod(length, 4)
             at = np.flatnonzero(lengths == length)
             block = dwords[rows[at], : whole + 1]
-            sums = block[:, :whole].sum(axis=1, dtype=np.uint64)
+            sums = _row_sums(block[:, :whole])
             if rest:
                 sums += block[:, whole] & np.uint32((1 << 8 * rest) - 1)
             total[at] = sums

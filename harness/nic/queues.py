@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.nic import offload
 from harness.nic.journal import Journal
@@ -54,6 +56,11 @@ TX_OPTION_DESC_CRC_CSUM = 0
 MAX_TX_FRAME = 16384
 
 _SIZE_LBN = np.uint64(ESF_DZ_RX_KER_BYTE_CNT.lbn)
+_MAX_ROOM = (1 << ESF_DZ_RX_KER_BYTE_CNT.width) - 1
+# ESF_DZ_RX_DSC_PTR_LBITS of the events for descriptors 0, 1, …: one more than each.
+_LOW_BITS: Qwords = (np.arange(1, 4097, dtype=np.uint64) & np.uint64(15)) << np.uint64(
+    ESF_DZ_RX_DSC_PTR_LBITS.lbn
+)
 _ADDRESS_MASK = np.uint64((1 << 48) - 1)
 
 
@@ -100,7 +107,7 @@ class EventQueue:
             self._journal.note("evq_overrun", "at %d", last)
         # By index, not by slice: a memcpy may store an octet twice, and the driver
         # may have consumed and cleared the event in between.
-        ring[np.arange(self._wptr, self._wptr + events.size) & mask] = events
+        ring[self._ring.places(self._wptr, events.size)] = events
         self._wptr = (last + 1) & mask
         if self._armed:
             self._trigger(now_ns)
@@ -174,7 +181,7 @@ class RxQueue:
         self._journal = journal
         self._ring = Ring(memory, start, entries, write=False)
         self._scatter = scatter
-        self._label = np.uint64(ESF_DZ_RX_QLABEL.put(label))
+        self._label = ESF_DZ_RX_QLABEL.put(label)
         self._wptr = 0
         self._rptr = 0
         self.evq = evq
@@ -202,8 +209,7 @@ class RxQueue:
         if not count:
             return 0
         try:
-            at = (self._rptr + np.arange(posted)) & self._ring.mask
-            descriptors = self._ring.view()[at]
+            descriptors = self._ring.view()[self._ring.places(self._rptr, posted)]
         except GuestAccessError as error:
             self._journal.note("rxq_unmapped", "%s", error)
             return 0
@@ -222,35 +228,35 @@ class RxQueue:
         return self._deliver_scattered(arrivals, addresses, room, now_ns)
 
     def deliver_equal(
-        self, buffer: Octets, offsets: Int64s, length: int, event: int, now_ns: int
+        self, pieces: npt.NDArray[Any], octets: int, event: int, now_ns: int
     ) -> int | None:
         """:meth:`deliver` for frames of one length and class, the fast path.
 
-        None, and nothing done, when a frame needs more than one buffer.
+        ``pieces`` are prefix and frame of each, ``octets`` of them. None, and
+        nothing done, unless all descriptors are of one size that holds them and
+        all their buffers are in one segment.
         """
-        count = min(self.posted, offsets.size)
+        count = min(self.posted, pieces.size, _LOW_BITS.size - 16)
         if not count:
             return 0
         try:
-            ring = self._ring.view()
+            descriptors = self._ring.view()[self._ring.places(self._rptr, count)]
         except GuestAccessError as error:
             self._journal.note("rxq_unmapped", "%s", error)
             return 0
-        pointers = np.arange(self._rptr, self._rptr + count)
-        descriptors = ring[pointers & self._ring.mask]
-        if int((descriptors >> _SIZE_LBN).min()) < length:
+        # With equal sizes in the high bits the order is that of the addresses.
+        low, high = int(descriptors.min()), int(descriptors.max())
+        room = low >> ESF_DZ_RX_KER_BYTE_CNT.lbn
+        if room != high >> ESF_DZ_RX_KER_BYTE_CNT.lbn or not octets <= room <= _MAX_ROOM:
             return None
-        offsets = offsets[:count]
-        addresses = (descriptors & _ADDRESS_MASK).view(np.int64)
-        missed = self._memory.scatter(addresses, buffer, offsets, length)
-        if missed.size:
-            self._journal.note("rx_bad_buffer", "%d buffers are no guest memory", missed.size)
-        pointers += 1
-        pointers &= 15
-        pointers <<= ESF_DZ_RX_DSC_PTR_LBITS.lbn
-        pointers |= event | length | int(self._label)
+        descriptors &= _ADDRESS_MASK
+        low, high = ESF_DZ_RX_KER_BUF_ADDR.of(low), ESF_DZ_RX_KER_BUF_ADDR.of(high)
+        if not self._memory.scatter_whole(descriptors, low, high, pieces[:count], octets):
+            return None
+        first = self._rptr & 15
+        events = _LOW_BITS[first : first + count] | np.uint64(event | self._label)
         self._rptr = (self._rptr + count) & self._ring.mask
-        self.evq.push(pointers.view(np.uint64), now_ns)
+        self.evq.push(events, now_ns)
         return count
 
     def _deliver_scattered(
@@ -344,7 +350,7 @@ class RxQueue:
             events
             | (lengths & 0x3FFF).astype(np.uint64)
             | ((pointers & 15).astype(np.uint64) << np.uint64(ESF_DZ_RX_DSC_PTR_LBITS.lbn))
-            | self._label
+            | np.uint64(self._label)
         )
         if cont is not None:
             events |= cont.astype(np.uint64) << np.uint64(ESF_DZ_RX_CONT.lbn)
@@ -413,7 +419,7 @@ class TxQueue:
         if not count:
             return
         try:
-            at = (self._rptr + np.arange(count)) & self._ring.mask
+            at = self._ring.places(self._rptr, count)
             descriptors: list[int] = self._ring.view()[at].tolist()
         except GuestAccessError as error:
             self._journal.note("txq_unmapped", "%s", error)

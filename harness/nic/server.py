@@ -4,9 +4,10 @@
 The loop never blocks but in ``select``. A pass over the wire costs much the same
 however few frames it finds, so passes are spaced: after one that took t of
 processor time, the next comes no sooner than :data:`_REST` times t later. One that
-left frames for want of descriptors is followed by the next once half of the
-descriptors are posted again, or two milliseconds are over: until then the guest
-has hundreds of frames to work on. Doorbells are served in between.
+left the guest less than half of its descriptors is followed by the next once half
+are posted again (or ten milliseconds are over): until then the guest has hundreds
+of frames to work on. Doorbells are served in between, as they come or, in that
+last case, where they say nothing but that more is posted, a millisecond's together.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from harness.nic.transport import Connection, SessionEnd
 from harness.nic.wire import Wire
 
 _REST = 4
-_STARVED_NS = 2_000_000
+_STARVED_NS = 10_000_000
+_POSTED_WRITES_NS = 1_000_000
 _MAX_WAIT_S = 1.0
 _PR_SET_TIMERSLACK = 29
 _MAX_CONTROL_LINE = 4096
@@ -97,12 +99,17 @@ class Server:
         client = connection.fileno()
         pace = _Pace(nic)
         watch_wire = True
+        served_ns = 0
         while not self._stopping:
-            readers = [client, self._wake]
+            readers = [self._wake]
             if control:
                 readers += control.filenos()
             now_ns = time.monotonic_ns()
             due = [nic.next_due_ns(), pace.resting_until_ns(now_ns)]
+            if now_ns < served_ns + _POSTED_WRITES_NS and pace.starved(now_ns):
+                due.append(served_ns + _POSTED_WRITES_NS)
+            else:
+                readers.append(client)
             if due[1] is None and watch_wire:
                 readers.append(wire.fileno())
             timeout_s = min([_MAX_WAIT_S, *((ns - now_ns) / 1e9 for ns in due if ns is not None)])
@@ -114,6 +121,7 @@ class Server:
                 connection.flush()
             if client in ready:
                 connection.serve()
+                served_ns = time.monotonic_ns()
             if control and ready:
                 control.serve(ready)
             self._guard(nic.transmit)
@@ -146,9 +154,11 @@ class _Pace:
         """When to look at the wire again; None: now."""
         if now_ns < self._rest_until_ns:
             return self._rest_until_ns
-        if now_ns < self._starved_until_ns and self._nic.starved:
-            return self._starved_until_ns
-        return None
+        return self._starved_until_ns if self.starved(now_ns) else None
+
+    def starved(self, now_ns: int) -> bool:
+        """The guest has more frames to work on than it has posted descriptors."""
+        return now_ns < self._starved_until_ns and self._nic.starved
 
     def receive(self) -> None:
         started_ns = time.thread_time_ns()

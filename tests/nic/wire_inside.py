@@ -55,7 +55,7 @@ def test_the_ring_keeps_order_and_count(veth: None) -> None:
             batch = wire.take(waiting)
             lengths = batch.lengths.tolist()
             got += [batch.frames[row, :size].tobytes() for row, size in enumerate(lengths)]
-            wire.release(batch.lengths.size)
+            wire.release(batch.size)
         assert got == sent
         seen += len(sent)
     wire.send(udp4(b"back"))
