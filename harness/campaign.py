@@ -40,6 +40,7 @@ _RAMP_S = 3
 _RAMP_SAMPLE_S = 0.4
 _RAMP_MARGIN_S = 0.6
 _STEADY = 0.25
+_LEAST_PPS = 1000
 _ATTACH_S = 240.0
 _FREE_BYTES = 200 << 20
 
@@ -268,7 +269,7 @@ def _trial(setup: Setup, bed: RunningBed, trial: plan.PlannedTrial) -> samples.T
         within_s=90,
     )
     try:
-        _ramp_up(bed)
+        result["ramp"] = _ramp_up(bed)
         if trial.kind == "trace":
             result["trace"] = bed.dut.call(
                 "trace",
@@ -299,26 +300,28 @@ def _trial(setup: Setup, bed: RunningBed, trial: plan.PlannedTrial) -> samples.T
     return samples.Trial.model_validate(result)
 
 
-def _ramp_up(bed: RunningBed) -> None:
-    """Return once packets arrive at a steady rate.
+def _ramp_up(bed: RunningBed) -> dict[str, Any]:
+    """Wait until packets arrive at a steady rate, or as long as the load can spare.
+
+    Returns the rates seen, in packets/s, and whether the last two were alike.
 
     Raises:
-        TrialVoidError: they do not within the time the load has to spare.
+        TrialVoidError: no packets arrive.
     """
     deadline = time.monotonic() + _RAMP_S - _RAMP_MARGIN_S
-    last: tuple[int, int] | None = None
-    last_rate = 0.0
+    rates: list[float] = []
+    last = bed.dut.call("counters", interface=bed.dut_interface)
     while time.monotonic() < deadline:
-        now = bed.dut.call("counters", interface=bed.dut_interface)
-        at, packets = now["monotonic_ns"], now["snmp"]["Ip"]["InReceives"]
-        if last is not None:
-            rate = (packets - last[1]) / max(1, at - last[0]) * 1e9
-            if rate > 1000 and abs(rate - last_rate) <= _STEADY * rate:
-                return
-            last_rate = rate
-        last = (at, packets)
         time.sleep(_RAMP_SAMPLE_S)
-    raise TrialVoidError(f"the load did not become steady; last rate {last_rate:.0f} packets/s")
+        now = bed.dut.call("counters", interface=bed.dut_interface)
+        packets = now["snmp"]["Ip"]["InReceives"] - last["snmp"]["Ip"]["InReceives"]
+        rates.append(packets / (now["monotonic_ns"] - last["monotonic_ns"]) * 1e9)
+        last = now
+        if len(rates) > 1 and abs(rates[-1] - rates[-2]) <= _STEADY * rates[-1]:
+            return {"rates_pps": rates, "steady": True}
+    if not rates or rates[-1] < _LEAST_PPS:
+        raise TrialVoidError("no packets arrive though every stream has begun")
+    return {"rates_pps": rates, "steady": False}
 
 
 def _finished(directory: Path) -> bool:

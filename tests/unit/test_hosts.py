@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""What hosts of a bed do without a guest: the agent's line, consoles, places on this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from harness import config
+from harness.errors import ConfigurationError, HostLostError
+from harness.hosts import bed as beds
+from harness.hosts.channel import Agent, agent_archive
+from harness.hosts.qemu import kernel_death
+
+pytestmark = pytest.mark.unit
+
+READY = 'print(\'{"ready": {"pid": 1}}\', flush=True); '
+
+
+def agent(tmp_path: Path, script: str) -> Agent:
+    command = [sys.executable, "-c", "import sys, time, json; " + script]
+    return Agent(command, host="here", log=tmp_path / "log", start_timeout_s=20)
+
+
+def test_the_real_agent_runs_from_its_archive(tmp_path: Path) -> None:
+    name, content = agent_archive()
+    assert agent_archive() == (name, content)
+    (tmp_path / name).write_bytes(content)
+    members = zipfile.ZipFile(BytesIO(content)).namelist()
+    assert "probes/receive_lists.bpf.c" in members
+    line = Agent([sys.executable, str(tmp_path / name)], host="here", log=tmp_path / "log")
+    try:
+        assert line.call("inventory", interface="lo")["interface"] == "lo"
+        with pytest.raises(ConfigurationError, match="no call 'nonsense'"):
+            line.call("nonsense")
+        with pytest.raises(ConfigurationError, match="no interface nosuch0"):
+            line.call("inventory", interface="nosuch0")
+    finally:
+        line.close()
+
+
+def test_silence_is_a_lost_host(tmp_path: Path) -> None:
+    silent = agent(tmp_path, READY + "time.sleep(60)")
+    with pytest.raises(HostLostError, match="no answer to counters for 1 s"):
+        silent.call("counters", within_s=1)
+    silent.kill()
+
+
+def test_an_end_is_a_lost_host_and_shows_what_was_said(tmp_path: Path) -> None:
+    ending = agent(
+        tmp_path, READY + "sys.stdin.readline(); print('out of coffee', file=sys.stderr)"
+    )
+    with pytest.raises(HostLostError, match="out of coffee"):
+        ending.call("counters")
+
+
+@pytest.mark.parametrize("line", ["garbage", "\\x1b[2J", "[1, 2]x", '{"id": 7, "result": 1}'])
+def test_garbage_is_a_lost_host(tmp_path: Path, line: str) -> None:
+    babbling = agent(
+        tmp_path, READY + f"sys.stdin.readline(); print({line!r}, flush=True); time.sleep(9)"
+    )
+    with pytest.raises(HostLostError):
+        babbling.call("counters", within_s=5)
+    babbling.kill()
+
+
+@pytest.mark.parametrize(
+    ("console", "death"),
+    [
+        ("Linux version 6.12\n[  1.0] all is well\n", None),
+        ("[ 9.1] Kernel panic - not syncing: sysrq\n", "Kernel panic - not syncing: sysrq"),
+        ("[ 9.1] BUG: kernel NULL pointer dereference\n", "BUG: kernel NULL pointer dereference"),
+        ("[ 9.1] Oops: general protection fault\nKernel panic", "Oops: general protection fault"),
+        ("[ 0.0] ..MP-BIOS bug: 8254 timer not connected\n", None),
+    ],
+)
+def test_what_a_console_says_of_a_kernels_death(console: str, death: str | None) -> None:
+    assert kernel_death(console) == death
+
+
+def test_the_receiving_vcpu_has_a_cpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    bed = config.bed(config.load(config.locate(None)))
+    for cpus in ({0}, {0, 1}, {2, 3, 5}, set(range(8))):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: cpus)
+        placed = beds.machine_cpus(bed)
+        used = {*placed.vcpus, placed.model, *placed.netperf}
+        assert used <= cpus
+        if len(cpus) > 1:
+            assert placed.vcpus[0] not in {placed.vcpus[1], placed.model, *placed.netperf}
+
+
+def test_a_cpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    bed = config.bed(config.load(config.locate(None)))
+    chosen = config.MachineCpus(vcpus=(0, 1), model=1, netperf=(9,))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(ConfigurationError, match=r"\[9\]"):
+        beds.machine_cpus(bed.model_copy(update={"cpus": chosen}))
