@@ -8,10 +8,12 @@
  * then only packets of that interface are. Counts are per CPU: the loader adds.
  */
 
+/* The loader passes both offsets from the kernel's BTF, and the types this needs in
+ * kernel_types.h. Where there is no BTF, or no x86-64, the kernel's own headers serve:
+ * reading them takes longer than all the rest. */
+#ifndef PROBES_KERNEL_TYPES_H
 #include <asm/ptrace.h>
-
-/* The loader passes both from the kernel's BTF: reading <linux/netdevice.h>
- * takes longer than all the rest of the compilation. */
+#endif
 #ifndef SKB_DEV
 #include <linux/netdevice.h>
 #define SKB_DEV offsetof(struct sk_buff, dev)
@@ -117,15 +119,22 @@ static __always_inline int count_skb(int stage, void *skb)
 }
 
 /* KFUNC_PROBE is bcc's name for fentry. */
-#define STAGE(handler, index, function)                                        \
+#define FENTRY(handler, index, function)                                       \
 	KFUNC_PROBE(function, void *first)                                     \
 	{                                                                      \
 		return handler(index, first);                                  \
-	}                                                                      \
+	}
+/* Only where the loader found that fentry will not do. */
+#ifdef KPROBES
+#define STAGE(handler, index, function)                                        \
+	FENTRY(handler, index, function)                                       \
 	int kprobed_##function(struct pt_regs *ctx)                            \
 	{                                                                      \
 		return handler(index, (void *)PT_REGS_PARM1(ctx));             \
 	}
+#else
+#define STAGE FENTRY
+#endif
 
 /* The loader reads these lines: a stage is added here and nowhere else. */
 STAGE(count_list, 0, netif_receive_skb_list)

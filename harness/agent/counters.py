@@ -105,8 +105,8 @@ class Counters:
         with _preferred():
             first = self._read()
             opened()
-            end = first.monotonic_ns + int(duration_s * 1e9)
-            due = first.monotonic_ns
+            due = time.monotonic_ns()
+            end = due + int(duration_s * 1e9)
             while (due := due + int(sample_s * 1e9)) < end:
                 sleep(max(0.0, (due - time.monotonic_ns()) / 1e9))
                 samples.append(_sample())

@@ -13,16 +13,15 @@ import ctypes
 import os
 import re
 import socket
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .btf import VMLINUX, Btf
+from .compiler import bcc, compiled, probe_source
 from .counters import Counters, Sleep
-from .faults import AgentError, need
+from .faults import AgentError
 from .inventory import existing
 
 _SOURCE = "receive_lists.bpf.c"
@@ -30,12 +29,6 @@ _TRACEFS = Path("/sys/kernel/tracing")
 _STAGE = re.compile(r"^STAGE\((count_\w+), (\d+), (\w+)\)$", re.MULTILINE)
 _TRACEPOINT = "netif_receive_skb"
 _SAMPLE_S = 0.2
-# Reads a file beside this module from a directory and from a zipapp alike.
-_LOADER: Any = __spec__.loader
-_HEADERS_HINT = (
-    "bcc needs the kernel's prepared headers at /lib/modules/RELEASE/build, "
-    "or a kernel with CONFIG_IKHEADERS"
-)
 
 
 @dataclass
@@ -162,17 +155,17 @@ class Tracer:
             self._program = None
 
     def _compiled(self, program_dir: str | None) -> _Program:
-        source = _source(program_dir)
+        source = probe_source(_SOURCE, program_dir)
         if self._program is None or self._program.source != source:
             self.close()
-            self._program = _Program(source)
+            self._program = _Program(source, program_dir)
         return self._program
 
 
 class _Program:
     """The compiled program and what of it is attached."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, program_dir: str | None) -> None:
         if os.geteuid() != 0:
             raise AgentError("tracing needs root on this host", kind="configuration")
         self.source = source
@@ -183,17 +176,12 @@ class _Program:
             _located(_Stage(name, handler, int(index)), probed)
             for handler, index, name in _STAGE.findall(source)
         ]
+        self._program_dir = program_dir
+        self._detachers: list[Callable[[], None]] = []
         self._group = f"receive_lists_{os.getpid()}"
         _sweep()
-        flags = _offsets()
-        self._bpf = _compile(source, flags)
-        try:
-            self._bpf.load_func(b"kprobed_ip_rcv", _bcc().BPF.KPROBE)
-        except Exception:  # noqa: BLE001 - bcc raises nothing narrower
-            # A verifier that takes no loops, before Linux 5.3.
-            self._bpf = _compile(source, [*flags, "-DUNROLLED"])
-        self._fentries = _fentry_programs(self._bpf)
-        self._detachers: list[Callable[[], None]] = []
+        self._with_kprobes = False
+        self._bpf = compiled(source, [], program_dir=program_dir)
 
     def attach(self) -> None:
         """Everything that can be; what cannot says why in its stage."""
@@ -201,9 +189,12 @@ class _Program:
             return
         self.attached = True
         self.count(0)
-        for stage in self.stages:
-            if stage.function is not None:
-                self._attach_function(stage)
+        if self._with_kprobes or not all(map(self._attach_fentry, self._present())):
+            # Only now the kprobes are worth the time they take to compile.
+            self._compile_kprobes()
+            for stage in self._present():
+                if not self._attach_fentry(stage):
+                    self._attach_kprobe(stage)
         try:
             self._bpf.attach_raw_tracepoint(
                 tp=_TRACEPOINT.encode(), fn_name=f"tracepoint_{_TRACEPOINT}".encode()
@@ -217,8 +208,7 @@ class _Program:
     def detach(self) -> None:
         """Idempotent; the compiled program is kept."""
         self.attached = False
-        while self._detachers:
-            self._detachers.pop()()
+        self._detach_all()
 
     def count(self, ifindex: int) -> None:
         """Count the packets of this interface from now on; none with 0."""
@@ -267,98 +257,77 @@ class _Program:
                 lost += int(misses) if name.startswith(f"{self._group}_") else 0
         return lost
 
-    def _attach_function(self, stage: _Stage) -> None:
-        # A copy the compiler made under another name has no type a fentry could be checked by.
-        fentry = "not for a copy the compiler made"
-        if stage.function == stage.name and stage.attach != "kprobe":
-            name = self._fentries[stage.name]
-            try:
-                self._bpf.attach_kfunc(fn_name=name)
-            except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
-                fentry = str(error)
-            else:
-                self._detachers.append(lambda: self._bpf.detach_kfunc(fn_name=name))
-                stage.attach = "fentry"
-                return
+    def _present(self) -> list[_Stage]:
+        return [stage for stage in self.stages if stage.function is not None]
+
+    def _attach_fentry(self, stage: _Stage) -> bool:
+        if stage.attach == "kprobe":
+            return False
+        if stage.function != stage.name:
+            stage.why = "a copy the compiler made has no type for fentry"
+            return False
+        name = _fentry_programs(self._bpf)[stage.name]
         try:
-            self._attach_kprobe(stage)
+            self._bpf.attach_kfunc(fn_name=name)
         except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
-            stage.attach, stage.why = None, f"fentry: {fentry}; kprobe: {error}"
-        else:
-            stage.attach = "kprobe"
+            stage.why = str(error)
+            return False
+        self._detachers.append(lambda: self._bpf.detach_kfunc(fn_name=name))
+        stage.attach, stage.why = "fentry", None
+        return True
 
     def _attach_kprobe(self, stage: _Stage) -> None:
         """By way of tracefs: the only place where a kernel of any age counts missed kprobes."""
         events = _TRACEFS / "kprobe_events"
-        # The function is part of the group: kprobe_profile shows no more than a name.
+        # The group again in the event's name: kprobe_profile shows no more than that.
         event = f"{self._group}/{self._group}_{stage.name}"
         handler = f"kprobed_{stage.name}".encode()
         tracepoint = event.replace("/", ":").encode()
-        _append(events, f"p:{event} {stage.function}")
         try:
-            self._bpf.load_func(handler, _bcc().BPF.KPROBE)
-            self._bpf.attach_tracepoint(tp=tracepoint, fn_name=handler)
-        except BaseException:
-            _append(events, f"-:{event}")
-            raise
+            _append(events, f"p:{event} {stage.function}")
+            try:
+                self._bpf.load_func(handler, bcc().BPF.KPROBE)
+                self._bpf.attach_tracepoint(tp=tracepoint, fn_name=handler)
+            except BaseException:
+                _append(events, f"-:{event}")
+                raise
+        except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
+            stage.attach, stage.why = None, f"fentry: {stage.why}; kprobe: {error}"
+            return
 
         def detach() -> None:
             self._bpf.detach_tracepoint(tp=tracepoint)
             _append(events, f"-:{event}")
 
         self._detachers.append(detach)
+        stage.attach, stage.why = "kprobe", None
 
-
-def _bcc() -> Any:
-    return need("bcc", package="python3-bpfcc")
-
-
-def _compile(source: str, flags: list[str]) -> Any:
-    bpf = _bcc().BPF
-
-    class _Unattached(bpf):  # type: ignore[misc, valid-type]
-        def _trace_autoload(self) -> None:
-            """bcc would attach every kfunc__ now, and fail with the first that is missing."""
-
-    # The compiler writes to file descriptor 2 and bcc keeps nothing of it.
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    def _compile_kprobes(self) -> None:
+        """The same program with a kprobe's handler beside each fentry's; once."""
+        if self._with_kprobes:
+            return
+        self._with_kprobes = True
+        self._detach_all()
+        self._bpf = compiled(self.source, ["-DKPROBES"], program_dir=self._program_dir)
+        lists = next(stage.name for stage in self.stages if stage.handler == "count_list")
         try:
-            return _Unattached(text=source.encode(), cflags=flags)
-        except Exception as error:
-            said.seek(0)
-            text = said.read().decode(errors="replace").strip()
-            os.write(stderr, text.encode() + b"\n")
-            first = next((line for line in text.splitlines() if "error:" in line), text[:300])
-            raise AgentError(
-                f"the probes do not compile: {first or error}", hint=_HEADERS_HINT
-            ) from error
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+            self._bpf.load_func(f"kprobed_{lists}".encode(), bcc().BPF.KPROBE)
+        except Exception:  # noqa: BLE001 - bcc raises nothing narrower
+            # A verifier that takes no loops, before Linux 5.3.
+            flags = ["-DKPROBES", "-DUNROLLED"]
+            self._bpf = compiled(self.source, flags, program_dir=self._program_dir)
+
+    def _detach_all(self) -> None:
+        while self._detachers:
+            self._detachers.pop()()
 
 
 def _fentry_programs(bpf: Any) -> dict[str, bytes]:
     """By function; the names KFUNC_PROBE gives differ between versions of bcc."""
-    lib = _bcc().lib
+    lib = bcc().lib
     names = [lib.bpf_function_name(bpf.module, i) for i in range(lib.bpf_num_functions(bpf.module))]
     found = (re.fullmatch(rb"kfunc__(?:vmlinux__)?(\w+)", name) for name in names)
     return {match[1].decode(): match[0] for match in found if match}
-
-
-def _source(program_dir: str | None) -> str:
-    """The program: from ``program_dir``, or from beside the harness, a zipapp or not."""
-    if program_dir is not None:
-        try:
-            return Path(program_dir, _SOURCE).read_text(encoding="utf-8")
-        except OSError as error:
-            raise AgentError(f"no probes: {error}", kind="configuration") from error
-    package = Path(__file__).parent.parent
-    for place in (package.parent / "probes", package / "data" / "probes"):
-        with contextlib.suppress(OSError):
-            return str(_LOADER.get_data(str(place / _SOURCE)), "utf-8")
-    raise AgentError(f"{_SOURCE} is not beside the agent")
 
 
 def _probeable() -> list[str]:
@@ -380,17 +349,6 @@ def _located(stage: _Stage, probeable: list[str]) -> _Stage:
     if not names:
         stage.why = f"this kernel has no traceable function {stage.name}"
     return stage
-
-
-def _offsets() -> list[str]:
-    """Compiler flags with the two member offsets, or none: the program then reads headers."""
-    with contextlib.suppress(OSError, ValueError):
-        offsets = Btf(VMLINUX.read_bytes()).member_offsets(
-            ("sk_buff", "dev"), ("net_device", "ifindex")
-        )
-        if offsets is not None:
-            return [f"-DSKB_DEV={offsets[0]}", f"-DDEV_IFINDEX={offsets[1]}"]
-    return []
 
 
 def _added(per_cpu: Any) -> dict[str, Any]:

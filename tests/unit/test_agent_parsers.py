@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.agent import btf, counters, inventory, netperf, trace
+from harness.agent import btf, compiler, counters, inventory, netperf, trace
 from harness.agent.faults import AgentError
 
 pytestmark = pytest.mark.unit
@@ -193,7 +193,7 @@ def test_member_offsets_of_the_running_kernel() -> None:
 
 
 def test_every_stage_of_the_probe_has_a_place_of_its_own() -> None:
-    source = trace._source(None)
+    source = compiler.probe_source("receive_lists.bpf.c", None)
     found = trace._STAGE.findall(source)
     for handler in ("count_list", "count_skb"):
         numbers = [int(number) for name, number, _ in found if name == handler]
@@ -216,5 +216,5 @@ def test_clones_the_compiler_made_are_probed_under_their_own_name() -> None:
 
 def test_probes_from_a_directory_that_has_none(tmp_path: Path) -> None:
     with pytest.raises(AgentError) as caught:
-        trace._source(str(tmp_path))
+        compiler.probe_source("receive_lists.bpf.c", str(tmp_path))
     assert caught.value.kind == "configuration"

@@ -170,7 +170,7 @@ def test_from_a_zipapp(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "from harness.agent.trace import _source; print(len(_source(None)))",
+            'from harness.agent.compiler import probe_source; print(len(probe_source("receive_lists.bpf.c", None)))',
         ],
         env=os.environ | {"PYTHONPATH": str(archive), "PYTHONSAFEPATH": "1"},
         cwd=tmp_path,
