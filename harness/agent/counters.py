@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from .ethtool import Ethtool
 from .inventory import existing, interface_irqs, parse_interrupts
@@ -30,6 +30,7 @@ _RTM_NEWSTATS = 92
 _STATS_LINK_64 = 1
 _WINDOW_NICE = -10
 _CPUCLOCK_SCHED = 2
+_FILE_BYTES = 1 << 16
 # struct rtnl_link_stats64, in its order.
 _LINK64 = (  # noqa: SIM905 - a list of 25 lines reads no better
     "rx_packets tx_packets rx_bytes tx_bytes rx_errors tx_errors rx_dropped tx_dropped multicast "
@@ -46,27 +47,18 @@ class _Raw(NamedTuple):
 
     monotonic_ns: int
     read_ns: int
-    texts: dict[str, str]
+    texts: dict[str, bytes]
     nic: bytes
     link: bytes
-    tasks: list[tuple[int, str, int]]
+    tasks: list[tuple[bytes, int]]
 
 
 class Counters:
     """The counters of one interface and of the tasks that serve it.
 
-    ``tasks`` gives the process ids to follow; it is asked anew at each reading, since
-    netserver has a process for each connection.
+    ``tasks`` gives the process ids to follow; it is asked anew before each snapshot and
+    each window, since netserver has a process for each connection.
     """
-
-    _files = {  # noqa: RUF012 - never changed
-        "snmp": "net/snmp",
-        "netstat": "net/netstat",
-        "softnet": "net/softnet_stat",
-        "interrupts": "interrupts",
-        "stat": "stat",
-        "udp": "net/udp",
-    }
 
     def __init__(self, interface: str, tasks: Callable[[], Iterable[int]]) -> None:
         self._ethtool = Ethtool(existing(interface))
@@ -81,7 +73,8 @@ class Counters:
 
     def snapshot(self) -> dict[str, Any]:
         """Everything, now."""
-        return self._parsed(self._read())
+        with _Files(self._followed()) as files:
+            return self._parsed(self._read(files))
 
     def window(
         self,
@@ -95,62 +88,60 @@ class Counters:
         """Two readings ``duration_s`` apart, and samples between them.
 
         ``sleep`` waits, or raises where nobody is left to wait for. The rates of the
-        window follow from the readings' own times, not from ``duration_s``. ``opened`` is
-        called right after the first reading and ``closed`` right before the last.
+        window follow from the readings' own times, not from ``duration_s``. ``opened`` and
+        ``closed`` are called where the first and the last reading take the packet counters.
         """
-        pids = [*self._followed()]
-        samples: list[dict[str, int]] = []
-        seen: dict[int, Counter[str]] = {pid: Counter() for pid in pids}
-        names: dict[int, str] = {}
-        with _preferred():
-            first = self._read()
-            opened()
-            due = time.monotonic_ns()
+        taken: list[tuple[int, bytes, list[bytes]]] = []
+        with _Files(self._followed()) as files, _preferred():
+            first = self._read(files, opened)
+            due = first.monotonic_ns
             end = due + int(duration_s * 1e9)
             while (due := due + int(sample_s * 1e9)) < end:
                 sleep(max(0.0, (due - time.monotonic_ns()) / 1e9))
-                samples.append(_sample())
-                for pid, stat, _ in _read_tasks(pids):
-                    task = parse_task(stat)
-                    seen[pid][str(task["last_cpu"])] += 1
-                    names[pid] = task["name"]
+                taken.append((time.monotonic_ns(), files.snmp(), files.places()))
             sleep(max(0.0, (end - time.monotonic_ns()) / 1e9))
-            closed()
-            last = self._read()
+            last = self._read(files, closed)
         start, finish = self._parsed(first), self._parsed(last)
+        processes: dict[int, dict[str, Any]] = {}
+        for place in (parse_task(text) for _, _, places in taken for text in places):
+            row = processes.setdefault(
+                place["pid"],
+                {
+                    "pid": place["pid"],
+                    "name": place["name"],
+                    "cpus": Counter[str](),
+                    "affinity": [],
+                },
+            )
+            row["cpus"][str(place["last_cpu"])] += 1
+        for pid, row in processes.items():
+            row["affinity"] = _affinity(pid)
         return {
             "start": start,
             "end": finish,
             "placement": {
                 "irq": interrupt_deltas(start["interrupts"], finish["interrupts"]),
-                "processes": [
-                    {"pid": pid, "name": name, "cpus": dict(seen[pid]), "affinity": _affinity(pid)}
-                    for pid, name in names.items()
-                ],
+                "processes": [*processes.values()],
             },
-            "samples": samples,
+            "samples": [_sample(at_ns, snmp) for at_ns, snmp, _ in taken],
         }
 
-    def _followed(self) -> Iterable[int]:
-        yield from self._tasks()
-        yield from self._softirqd
-        yield os.getpid()
+    def _followed(self) -> list[int]:
+        return [*self._tasks(), *self._softirqd, os.getpid()]
 
-    def _read(self) -> _Raw:
-        pids = [*self._followed()]
-        texts: dict[str, str] = {}
+    def _read(self, files: _Files, at_packets: Callable[[], None] = lambda: None) -> _Raw:
         before_ns = time.monotonic_ns()
-        for name, path in self._files.items():
-            texts[name] = (_PROC / path).read_text(encoding="utf-8")
-            if name == "snmp":
-                at_ns = (before_ns + time.monotonic_ns()) // 2
-                nic = self._ethtool.statistics_values()
-                link = _link_statistics(self._index)
-        tasks = _read_tasks(pids)
+        snmp = files.snmp()
+        at_ns = (before_ns + time.monotonic_ns()) // 2
+        at_packets()
+        nic = self._ethtool.statistics_values()
+        link = _link_statistics(self._index)
+        texts = files.texts() | {"snmp": snmp}
+        tasks = files.tasks()
         return _Raw(at_ns, time.monotonic_ns() - before_ns, texts, nic, link, tasks)
 
     def _parsed(self, raw: _Raw) -> dict[str, Any]:
-        texts = raw.texts
+        texts = {name: text.decode() for name, text in raw.texts.items()}
         return {
             "monotonic_ns": raw.monotonic_ns,
             "read_ns": raw.read_ns,
@@ -161,10 +152,7 @@ class Counters:
             "link": dict(zip(_LINK64, _words64(raw.link), strict=False)),
             "interrupts": parse_interrupts(texts["interrupts"], self._irqs),
             "cpu": parse_cpu(texts["stat"]),
-            "processes": [
-                {"pid": pid, **parse_task(stat), "cpu_ns": cpu_ns}
-                for pid, stat, cpu_ns in raw.tasks
-            ],
+            "processes": [parse_task(stat) | {"cpu_ns": cpu_ns} for stat, cpu_ns in raw.tasks],
             "udp_sockets": parse_udp(texts["udp"]),
         }
 
@@ -218,10 +206,14 @@ def parse_cpu(text: str) -> list[dict[str, int]]:
     return rows
 
 
-def parse_task(stat: str) -> dict[str, Any]:
-    """Name and last CPU of a task, from /proc/PID/stat."""
-    name = stat[stat.index("(") + 1 : stat.rindex(")")]
-    return {"name": name, "last_cpu": int(stat[stat.rindex(")") + 2 :].split()[36])}
+def parse_task(stat: bytes) -> dict[str, Any]:
+    """Process id, name and last CPU of a task, from /proc/PID/stat."""
+    begin, end = stat.index(b"("), stat.rindex(b")")
+    return {
+        "pid": int(stat[:begin]),
+        "name": stat[begin + 1 : end].decode(errors="replace"),
+        "last_cpu": int(stat[end + 2 :].split()[36]),
+    }
 
 
 def parse_udp(text: str) -> list[dict[str, Any]]:
@@ -254,26 +246,79 @@ def interrupt_deltas(
     return deltas
 
 
-def _sample() -> dict[str, int]:
-    before_ns = time.monotonic_ns()
-    text = (_PROC / "net/snmp").read_text(encoding="utf-8")
-    at_ns = (before_ns + time.monotonic_ns()) // 2
-    groups = parse_snmp("\n".join(x for x in text.splitlines() if x.startswith(("Ip:", "Udp:"))))
+class _Files:
+    """The files of a reading, opened once: that is most of what a reading costs."""
+
+    _names = {  # noqa: RUF012 - never changed
+        "netstat": "net/netstat",
+        "softnet": "net/softnet_stat",
+        "interrupts": "interrupts",
+        "stat": "stat",
+        "udp": "net/udp",
+    }
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pids = [*pids]
+        self._stack = contextlib.ExitStack()
+        self._open: dict[str, int] = {}
+        self._stat: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            self._snmp = self._opened("net/snmp")
+            self._open = {name: self._opened(path) for name, path in self._names.items()}
+            for pid in self._pids:
+                with contextlib.suppress(OSError):
+                    self._stat[pid] = self._opened(f"{pid}/stat")
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def snmp(self) -> bytes:
+        return os.pread(self._snmp, _FILE_BYTES, 0)
+
+    def texts(self) -> dict[str, bytes]:
+        return {name: _whole(file) for name, file in self._open.items()}
+
+    def places(self) -> list[bytes]:
+        """/proc/PID/stat of each task that is still there."""
+        return [text for text, _ in self.tasks(timed=False)]
+
+    def tasks(self, *, timed: bool = True) -> list[tuple[bytes, int]]:
+        """The same, and the CPU time of each in ns."""
+        read = []
+        for pid, file in self._stat.items():
+            with contextlib.suppress(OSError):
+                text = os.pread(file, _FILE_BYTES, 0)
+                # The clock clock_getcpuclockid(3) gives: nanoseconds, where stat has ticks.
+                clock = (~pid << 3) | _CPUCLOCK_SCHED
+                read.append((text, time.clock_gettime_ns(clock) if timed else 0))
+        return read
+
+    def _opened(self, name: str) -> int:
+        file = os.open(_PROC / name, os.O_RDONLY | os.O_CLOEXEC)
+        self._stack.callback(os.close, file)
+        return file
+
+
+def _whole(file: int) -> bytes:
+    """A file of many records comes a page at a time."""
+    os.lseek(file, 0, os.SEEK_SET)
+    chunks = []
+    while chunk := os.read(file, _FILE_BYTES):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _sample(at_ns: int, snmp: bytes) -> dict[str, int]:
+    groups = parse_snmp(snmp.decode())
     return {
         "monotonic_ns": at_ns,
         "ip_in_receives": groups["Ip"]["InReceives"],
         "udp_in_datagrams": groups["Udp"]["InDatagrams"],
     }
-
-
-def _read_tasks(pids: Iterable[int]) -> list[tuple[int, str, int]]:
-    read = []
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            stat = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-            # The clock clock_getcpuclockid(3) gives: nanoseconds, where stat has ticks.
-            read.append((pid, stat, time.clock_gettime_ns((~pid << 3) | _CPUCLOCK_SCHED)))
-    return read
 
 
 def _affinity(pid: int) -> list[int]:

@@ -119,7 +119,11 @@ def test_udp_sockets() -> None:
 
 
 def test_a_task_whose_name_looks_like_the_end_of_a_name() -> None:
-    assert counters.parse_task(TASK) == {"name": "net (server) x", "last_cpu": 1}
+    assert counters.parse_task(TASK.encode()) == {
+        "pid": 4711,
+        "name": "net (server) x",
+        "last_cpu": 1,
+    }
 
 
 def test_netperf_result() -> None:

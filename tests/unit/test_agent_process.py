@@ -166,12 +166,12 @@ def test_from_a_zipapp(tmp_path: Path) -> None:
         for path in (ROOT / "harness" / "agent").glob("*.py"):
             packed.write(path, f"harness/agent/{path.name}")
         packed.write(ROOT / "probes" / "receive_lists.bpf.c", "probes/receive_lists.bpf.c")
+    script = """
+from harness.agent.compiler import probe_source
+print(len(probe_source("receive_lists.bpf.c", None)))
+"""
     found = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            'from harness.agent.compiler import probe_source; print(len(probe_source("receive_lists.bpf.c", None)))',
-        ],
+        [sys.executable, "-c", script],
         env=os.environ | {"PYTHONPATH": str(archive), "PYTHONSAFEPATH": "1"},
         cwd=tmp_path,
         capture_output=True,
