@@ -7,9 +7,10 @@ specification, and its names are used here. The flow, outside in:
 
 * ``server`` waits for everything there is to wait for and keeps the pace;
 * ``transport`` speaks vfio-user, ``pci`` is the function's configuration space
-  and interrupts, ``registers`` its doorbells, ``mcdi`` its management CPU;
-* ``device`` joins these with ``steering`` (filters, RSS), ``queues`` (rings in
-  guest memory), ``offload`` (classes and checksums) and ``stats``;
+  and interrupts, ``registers`` its doorbells, ``mcdi`` the mailbox of its
+  management CPU and ``commands`` what that does;
+* ``device`` joins these with ``queues`` (rings in guest memory) and ``receive``,
+  the path of a frame: ``offload`` (classes, checksums), ``stats``, ``steering``;
 * ``memory`` is the one way into the guest, ``wire`` the one way to the network.
 
 Nothing the guest writes is trusted: an address outside its memory, a malformed

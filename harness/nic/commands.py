@@ -11,7 +11,17 @@ from collections.abc import Callable
 from typing import Protocol
 
 from harness.nic import steering
-from harness.nic.mcdi import EALREADY, EINVAL, ENOENT, ENOSPC, ENOSYS, Command, Layout, McdiError
+from harness.nic.mcdi import (
+    EALREADY,
+    EINVAL,
+    ENOENT,
+    ENOSPC,
+    ENOSYS,
+    Command,
+    Layout,
+    McdiError,
+    McRebooted,
+)
 
 TMR_NS_PER_COUNT = 1536
 MAX_VIS = 1024
@@ -37,9 +47,8 @@ _INIT_DMAQ = Layout(
     36, SIZE=0, TARGET_EVQ=4, LABEL=8, INSTANCE=12, FLAGS=16, DMA_ADDR=(28, 8)
 )  # INIT_RXQ and INIT_TXQ agree on these
 _INSTANCE = Layout(4, INSTANCE=0)
-_FILTER_OP = Layout(
-    108, OP=0, HANDLE=(4, 8), MATCH_FIELDS=16, RX_DEST=20, RX_QUEUE=24, RX_MODE=28, RX_CONTEXT=32
-)
+_FILTER_OP = Layout(12, OP=0, HANDLE=(4, 8))
+_FILTER_OP_INSERT = Layout(108, MATCH_FIELDS=16, RX_DEST=20, RX_QUEUE=24, RX_MODE=28, RX_CONTEXT=32)
 _FILTER_OP_IN_DST_MAC = slice(52, 58)
 _MAC_STATS = Layout(16, DMA_ADDR=(0, 8), CMD=8, DMA_LEN=12)
 _DRIVER_EVENT = Layout(12, EVQ=0, DATA=(4, 8))
@@ -62,10 +71,13 @@ class Function(Protocol):
 
     mac: bytes
     steering: steering.Steering
-    link_up: bool
     fcntl: int
 
+    @property
+    def link_up(self) -> bool: ...
+
     def entity_reset(self) -> None: ...
+    def mc_reboot(self) -> None: ...
     def init_evq(self, instance: int, *, start: int, entries: int, vector: int) -> None: ...
     def init_rxq(
         self, instance: int, *, start: int, entries: int, evq: int, label: int, scatter: bool
@@ -112,6 +124,8 @@ class Commands:
                 (0x2A, "SET_LINK", _nothing),
                 (0x2C, "SET_MAC", self._set_mac),
                 (0x2E, "MAC_STATS", self._mac_stats),
+                (0x36, "NVRAM_TYPES", lambda _: bytes(4)),
+                (0x3D, "REBOOT", self._reboot),
                 (0x41, "SENSOR_INFO", lambda _: bytes(4)),
                 (0x42, "READ_SENSORS", _nothing),
                 (0x4A, "WORKAROUND", self._workaround),
@@ -170,6 +184,11 @@ class Commands:
         self._vis = 0
         self._function.entity_reset()
         return b""
+
+    def _reboot(self, _: bytes) -> bytes:
+        self._attached = self._vis = 0
+        self._function.mc_reboot()
+        raise McRebooted
 
     def _get_capabilities(self, _: bytes) -> bytes:
         # V2: FLAGS1, RX and TX DPCPU firmware ids, …; FLAGS2 and PIO stay 0.
@@ -341,6 +360,7 @@ class Commands:
         if operation in (_OP_REMOVE, _OP_UNSUBSCRIBE):
             del table.filters[handle]
         elif operation in (_OP_INSERT, _OP_SUBSCRIBE, _OP_REPLACE):
+            asked = _FILTER_OP_INSERT.unpack(payload)
             match = asked["MATCH_FIELDS"]
             mac = int.from_bytes(payload[_FILTER_OP_IN_DST_MAC], "big")
             if operation == _OP_REPLACE:

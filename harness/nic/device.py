@@ -1,15 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The device: queues, filters, MAC and link, joined to registers, MCDI and wire.
 
-The receive path. The packet ring of the wire is the packet buffer of the
-controller. A pass takes the frames that wait there, a batch at a time: classes and
-checksums, MAC statistics, filters, then each queue gets what it has descriptors
-for. Frames beyond the posted descriptors may stay for the next pass, but no more
-than :data:`PACKET_BUFFER` of them; the others are dropped and counted as NODESC,
-as are those the kernel could not put into a full ring. So every frame of the wire
-(``wire_frames``, the kernel's own count) waits, or is in exactly one of:
-``rx_delivered``, ``rx_nodesc``, ``rx_filtered``, ``rx_oversize``,
-``rx_link_down``, ``wire_ring_drops``.
+Hides which part owns what: a reset of any kind, a queue that comes or goes, the
+link, and who is told of it. The receive path is in ``receive``.
 """
 
 from __future__ import annotations
@@ -18,26 +11,20 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import numpy as np
-
-from harness.nic import commands, offload, pci, queues, registers
-from harness.nic.commands import LINK_SPEED_MBPS, MAX_VIS, PHY_CAPS, TMR_NS_PER_COUNT
+from harness.nic import commands, pci, queues, registers
+from harness.nic.commands import MAX_VIS, PHY_CAPS, TMR_NS_PER_COUNT
 from harness.nic.journal import Journal, log
 from harness.nic.mcdi import EINVAL, ENOENT, Mcdi, McdiError
-from harness.nic.memory import GuestAccessError, GuestMemory, Int64s
+from harness.nic.memory import GuestAccessError, GuestMemory
+from harness.nic.receive import Receiver
 from harness.nic.registers import Field, Register, RegisterFile
-from harness.nic.stats import ETH_FCS_LEN, GENERATION_START, MacStats
-from harness.nic.steering import DROP, Steering
-from harness.nic.wire import RX_PREFIX_SIZE, TP_STATUS_CSUMNOTREADY, Batch, Wire
+from harness.nic.stats import GENERATION_START, MacStats
+from harness.nic.steering import Steering
+from harness.nic.wire import Wire
 
-PACKET_BUFFER = 256
-"""Frames that may wait for descriptors from one pass to the next."""
-
-_RX_BATCH = 1024
-_RX_BUDGET = 4096
 _TX_BUDGET = 256
-_WARM_BOOT = 0xB0070001
-_DEFAULT_MAX_FRAME = 1514 + 4
+_WARM_BOOT = 0xB0070000
+_DEFAULT_MAX_FRAME = 1518
 
 _COUNTERS = (
     "rx_frames", "rx_delivered", "rx_nodesc", "rx_filtered", "rx_oversize", "rx_link_down",
@@ -82,7 +69,6 @@ class Nic:
         self.interrupts = pci.Interrupts(self.journal)
         self.config = pci.ConfigSpace(self.journal, self._function_reset)
         self.steering = Steering()
-        self.link_up = True
         self.fcntl = 0
         self._wire = wire
         self._clock_ns = clock_ns
@@ -93,8 +79,10 @@ class Nic:
         self._rxqs: dict[int, queues.RxQueue] = {}
         self._txqs: dict[int, queues.TxQueue] = {}
         self._tx_todo: dict[int, queues.TxQueue] = {}
-        self._busy: list[queues.RxQueue] = []
-        self._max_frame = _DEFAULT_MAX_FRAME
+        self._receiver = Receiver(
+            wire, self.journal, self._stats, self.steering, self._rxqs, clock_ns
+        )
+        self._warm_boots = 1
         self._stats_period: tuple[int, int, int] | None = None  # address, qwords, period
         self._stats_due_ns = 0
         self._registers = RegisterFile(
@@ -103,10 +91,10 @@ class Nic:
             function={
                 registers.ER_DZ_BIU_HW_REV_ID: Register("BIU_HW_REV_ID", 4, read=lambda _: 0),
                 registers.ER_DZ_BIU_MC_SFT_STATUS: Register(
-                    "BIU_MC_SFT_STATUS", 4, read=lambda _: _WARM_BOOT
+                    "BIU_MC_SFT_STATUS", 4, read=lambda _: _WARM_BOOT | self._warm_boots
                 ),
                 registers.ER_DZ_BIU_MC_SFT_STATUS + 4: Register(
-                    "BIU_MC_SFT_STATUS", 4, read=lambda _: _WARM_BOOT
+                    "BIU_MC_SFT_STATUS", 4, read=lambda _: _WARM_BOOT | self._warm_boots
                 ),
                 registers.ER_DZ_BIU_INT_ISR: Register("BIU_INT_ISR", 4, read=lambda _: 0),
                 registers.ER_DZ_MC_DB_LWRD: Register(
@@ -174,9 +162,16 @@ class Nic:
         self._rxqs.clear()
         self._txqs.clear()
         self._tx_todo.clear()
-        self._busy.clear()
+        self._receiver.queues_changed()
         self._stats_period = None
         self.steering.reset()
+
+    def mc_reboot(self) -> None:
+        """The management CPU restarts: all it had given out is gone, and it tells."""
+        log.info("MC reboot")
+        self._warm_boots = (self._warm_boots + 1) & 0xFFFF
+        self.entity_reset()
+        self.set_max_frame(_DEFAULT_MAX_FRAME)
 
     def init_evq(self, instance: int, *, start: int, entries: int, vector: int) -> None:
         if vector >= pci.VECTORS:
@@ -211,7 +206,7 @@ class Nic:
                 scatter=scatter,
             )
         )
-        self._busy = list(self._rxqs.values())
+        self._receiver.queues_changed()
 
     def init_txq(
         self,
@@ -251,7 +246,7 @@ class Nic:
             if rxq is None:
                 return False
             evq, code = rxq.evq, _CODE_RX_FLUSH
-            self._busy = list(self._rxqs.values())
+            self._receiver.queues_changed()
         else:
             txq = self._txqs.pop(instance, None)
             if txq is None:
@@ -279,9 +274,9 @@ class Nic:
 
     def set_max_frame(self, octets: int) -> None:
         """SET_MAC's MTU: the longest frame the MAC takes, FCS included."""
-        self._max_frame = min(max(octets, 64), 9216 + 64)
+        self._receiver.max_frame = min(max(octets, 64), 9216 + 64)
         try:
-            self._wire.resize(self._max_frame)
+            self._wire.resize(self._receiver.max_frame)
         except OSError as error:
             self.journal.note("wire_resize_failed", "%s", error)
 
@@ -308,11 +303,15 @@ class Nic:
 
     # What the server reaches.
 
+    @property
+    def link_up(self) -> bool:
+        return self._receiver.link_up
+
     def set_link(self, up: bool) -> None:
         """Plug or unplug the cable."""
         if up == self.link_up:
             return
-        self.link_up = up
+        self._receiver.link_up = up
         log.info("link %s", "up" if up else "down")
         self.push_event(
             0,
@@ -367,28 +366,12 @@ class Nic:
 
     @property
     def starved(self) -> bool:
-        """A queue that had frames lately has less than half of its descriptors posted."""
-        return any(2 * rxq.posted < rxq.entries for rxq in self._busy)
+        """The guest has more frames to work on than it has posted descriptors."""
+        return self._receiver.starved
 
     def receive(self) -> int:
         """One pass over the frames that wait; returns how many left the packet buffer."""
-        done = 0
-        while done < _RX_BUDGET:
-            waiting = self._wire.waiting()
-            if not waiting:
-                break
-            posted = min((rxq.posted for rxq in self._busy), default=waiting)
-            if self.link_up and waiting > posted:
-                waiting = max(posted, waiting - PACKET_BUFFER)
-            if not waiting:
-                break
-            batch = self._wire.take(min(waiting, _RX_BATCH))
-            try:
-                self._take(batch)
-            finally:
-                self._wire.release(batch.size)
-            done += batch.size
-        return done
+        return self._receiver.receive()
 
     def counters(self) -> dict[str, int]:
         """All counts since the start, by name."""
@@ -399,90 +382,6 @@ class Nic:
         found["wire_ring_drops"] = self._wire.ring_drops
         found["wire_frames"] = self._wire.frames
         return found
-
-    # The datapath.
-
-    def _take(self, batch: Batch) -> None:
-        self.journal.count("rx_frames", batch.size)
-        if not self.link_up:
-            self.journal.count("rx_link_down", batch.size)
-        elif not self._take_equal(batch):
-            self._take_any(batch)
-
-    def _take_equal(self, batch: Batch) -> bool:
-        """Frames of one length and class to one queue, or False: whatever a flood sends."""
-        if batch.equal is None:
-            return False
-        status, length = batch.equal
-        if length + ETH_FCS_LEN > self._max_frame:
-            return False
-        if length < offload.ETH_ZLEN:
-            batch.frames[:, length : offload.ETH_ZLEN] = 0
-            length = offload.ETH_ZLEN
-        flow = offload.uniform(
-            batch.frames, length, unfinished=bool(status & TP_STATUS_CSUMNOTREADY)
-        )
-        queue = None if flow is None else self.steering.queue_of(flow.mac)
-        rxq = None if queue is None else self._rxqs.get(queue)
-        if flow is None or rxq is None:
-            return False
-        batch.set_prefix(length)
-        octets = length + RX_PREFIX_SIZE
-        event = queues.rx_event(flow) | octets
-        delivered = rxq.deliver_equal(batch.prefixed(octets), octets, event, self._clock_ns())
-        if delivered is None:
-            return False
-        self._stats.received_equal(flow.mac, batch.size, length)
-        self._account(batch.size, delivered)
-        self._busy = [rxq]
-        return True
-
-    def _account(self, offered: int, delivered: int) -> None:
-        self.journal.count("rx_delivered", delivered)
-        if delivered < offered:
-            self.journal.count("rx_nodesc", offered - delivered)
-            self._stats.no_descriptor(offered - delivered)
-
-    def _take_any(self, batch: Batch) -> None:
-        count, total = self.journal.count, batch.size
-        lengths, captured = batch.lengths, batch.captured
-        fits = (captured == lengths) & (lengths + ETH_FCS_LEN <= self._max_frame)
-        if not fits.all():
-            long = total - int(np.count_nonzero(fits))
-            count("rx_oversize", long)
-            self._stats.oversized(long)
-        unfinished = (batch.status & TP_STATUS_CSUMNOTREADY) != 0
-        lengths = offload.pad(batch.frames, captured)
-        classes = offload.classify(batch.frames, lengths, unfinished)
-        if fits.all():
-            self._stats.received(classes.mac, classes.multicast, lengths)
-        elif fits.any():
-            self._stats.received(classes.mac[fits], classes.multicast[fits], lengths[fits])
-        wanted, _ = self.steering.queues(classes)
-        wanted[~fits] = DROP - 1
-        filtered = int(np.count_nonzero(wanted == DROP))
-        if filtered:
-            count("rx_filtered", filtered)
-        batch.set_prefix(lengths)
-        events = queues.rx_events(classes)
-        arrivals = queues.Arrivals(
-            batch.ring.buffer, batch.offsets, lengths + RX_PREFIX_SIZE, events
-        )
-        busy: list[queues.RxQueue] = []
-        for queue in np.unique(wanted[wanted >= 0]).tolist():
-            chosen: slice | Int64s = np.flatnonzero(wanted == queue)
-            number = int(chosen.size)  # type: ignore[union-attr]
-            if number == total:
-                chosen = slice(0, total)
-            rxq = self._rxqs.get(queue)
-            if rxq is None:
-                count("rx_filtered", number)
-                continue
-            busy.append(rxq)
-            delivered = rxq.deliver(arrivals.part(chosen), self._clock_ns())
-            self._account(number, delivered)
-        if busy:
-            self._busy = busy
 
     def _evq_rptr(self, vi: int, value: int) -> None:
         evq = self._evqs.get(vi)
@@ -542,6 +441,3 @@ class Nic:
         self._commands.reset()
         self.entity_reset()
         self.set_max_frame(_DEFAULT_MAX_FRAME)
-
-
-__all__ = ["LINK_SPEED_MBPS", "PACKET_BUFFER", "Nic"]

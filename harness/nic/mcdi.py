@@ -27,7 +27,7 @@ V2_EXTN_IN_EXTENDED_CMD = Field(0, 15)
 V2_EXTN_IN_ACTUAL_LEN = Field(16, 10)
 
 # MC_CMD_ERR_*
-EPERM, ENOENT, EEXIST, EINVAL, ENOSPC, ENOSYS, EALREADY = 1, 2, 6, 22, 28, 38, 114
+ENOENT, EIO, EINVAL, ENOSPC, ENOSYS, EALREADY = 2, 5, 22, 28, 38, 114
 
 _ECHOED = MCDI_HEADER_CODE.put(-1) | MCDI_HEADER_SEQ.put(-1) | (0x3F << 24) | (1 << 7)
 
@@ -38,6 +38,10 @@ class McdiError(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class McRebooted(Exception):  # noqa: N818
+    """The management CPU restarted; a request is then ended by an error without a code."""
 
 
 class Layout:
@@ -132,6 +136,8 @@ class Mcdi:
         except McdiError as error:
             log.debug("MCDI %s fails: %d, %s", command.name, error.code, error)
             return error.code, struct.pack("<II", error.code, 0)
+        except McRebooted:
+            return EIO, b""
         log.debug("MCDI %s(%s) → %d octets", command.name, payload[:32].hex(), len(answer))
         return 0, answer
 

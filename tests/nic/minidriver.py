@@ -98,6 +98,10 @@ class FakeWire:
         pass
 
 
+class McRebootedError(Exception):
+    pass
+
+
 class McdiFailedError(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -266,6 +270,8 @@ class Driver:
         assert header0 >> 16 & 15 == self._sequence
         data = self.peek(self.mcdi_at + 8, header1 >> 16 & 0x3FF)
         if header0 >> 22 & 1:
+            if not data:
+                raise McRebootedError
             raise McdiFailedError(struct.unpack_from("<I", data)[0])
         return data
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from harness.nic import device
+from harness.nic import receive
 from tests.nic.minidriver import (
     BROADCAST,
     CSUMNOTREADY,
     MAC,
     PEER,
     FakeWire,
+    McRebootedError,
     MiniDriver,
     checksum,
     udp4,
@@ -167,9 +168,9 @@ def test_without_descriptors_frames_wait_and_then_drop() -> None:
     wire.inject(*[udp4(struct.pack("<I", n)) for n in range(1000)])
     assert len(driver.pass_wire()) == 56
     counters = driver.nic.counters()
-    assert wire.waiting() == device.PACKET_BUFFER
-    assert counters["rx_frames"] == 1000 - device.PACKET_BUFFER
-    assert counters["rx_nodesc"] == 1000 - device.PACKET_BUFFER - 56
+    assert wire.waiting() == receive.PACKET_BUFFER
+    assert counters["rx_frames"] == 1000 - receive.PACKET_BUFFER
+    assert counters["rx_nodesc"] == 1000 - receive.PACKET_BUFFER - 56
     for _ in range(10):
         driver.refill()
         driver.pass_wire()
@@ -205,7 +206,7 @@ def test_filters_decide(driver: MiniDriver) -> None:
     drop = driver.add_filter(BROADCAST, dest=0)
     assert arrivals() == 7
     for handle in (station, all_multicast, drop):
-        driver.mcdi(0x8A, struct.pack("<IQ", 1, handle).ljust(108, b"\0"))
+        driver.mcdi(0x8A, struct.pack("<IQ", 1, handle))
     assert arrivals() == 3
     counters = driver.nic.counters()
     assert counters["rx_frames"] == counters["rx_delivered"] + counters["rx_filtered"]
@@ -380,5 +381,22 @@ def test_close_and_open_again(driver: MiniDriver) -> None:
     assert driver.nic.counters()["rx_filtered"] == 1
     driver.channels.clear()
     driver.open(filters=False)
+    driver.wire.inject(udp4())
+    assert len(driver.pass_wire()) == 1
+
+
+def test_a_reboot_of_the_management_cpu(driver: MiniDriver) -> None:
+    driver.open()
+    before = driver.read_region(2, 0x10, 4)
+    with pytest.raises(McRebootedError):
+        driver.mcdi(0x3D, bytes(4))
+    after = driver.read_region(2, 0x10, 4)
+    assert struct.unpack("<HH", after) == (struct.unpack("<HH", before)[0] + 1, 0xB007)
+    driver.wire.inject(udp4())
+    driver.nic.receive()
+    assert driver.events(ack=False) == []
+    driver.channels.clear()
+    driver.probe()
+    driver.open()
     driver.wire.inject(udp4())
     assert len(driver.pass_wire()) == 1
