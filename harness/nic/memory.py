@@ -64,6 +64,7 @@ class Segment:
         self.size = size
         self.writable = writable
         self.octets = octets
+        self.view = octets.data  # for single accesses: much quicker than the array
         self._groups: dict[int, npt.NDArray[Any]] = {}
 
     def groups(self, octets: int) -> npt.NDArray[Any]:
@@ -143,12 +144,12 @@ class GuestMemory:
     def read(self, start: int, size: int) -> bytes:
         found = self.segment(start, size, write=False)
         at = start - found.start
-        return found.octets[at : at + size].tobytes()
+        return bytes(found.view[at : at + size])
 
     def write(self, start: int, data: bytes) -> None:
         found = self.segment(start, len(data), write=True)
         at = start - found.start
-        found.octets[at : at + len(data)] = np.frombuffer(data, np.uint8)
+        found.view[at : at + len(data)] = data
 
     def scatter_whole(
         self, to: Qwords, low: int, high: int, pieces: npt.NDArray[Any], octets: int

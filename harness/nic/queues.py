@@ -118,7 +118,20 @@ class EventQueue:
         self.due_ns = None
 
     def push_one(self, event: int, now_ns: int) -> None:
-        self.push(np.array([event], np.uint64), now_ns)
+        """:meth:`push` for a single one."""
+        if not self._live:
+            return
+        try:
+            ring = self._ring.view()
+        except GuestAccessError as error:
+            self._journal.note("evq_unmapped", "%s", error)
+            return
+        if ring[self._wptr] != EMPTY_EVENT:
+            self._journal.note("evq_overrun", "at %d", self._wptr)
+        ring[self._wptr] = event
+        self._wptr = (self._wptr + 1) & self._ring.mask
+        if self._armed:
+            self._trigger(now_ns)
 
     def write_rptr(self, rptr: int, now_ns: int) -> None:
         self._armed = True
