@@ -236,7 +236,7 @@ def measure(at: Machine, nic: Nic, load: config.Load, setup: Setup) -> dict[str,
     streams = at.generator.call("netperf_wait", timeout_s=duration_s + 30, within_s=duration_s + 60)
     time.sleep(_SETTLE_S)
     start, end = window["start"], window["end"]
-    elapsed_s = (end["monotonic_ns"] - start["monotonic_ns"]) / 1e9
+    elapsed_s: float = (end["monotonic_ns"] - start["monotonic_ns"]) / 1e9
 
     def rate(group: str, name: str) -> float:
         passed: int = end["snmp"][group][name] - start["snmp"][group][name]
