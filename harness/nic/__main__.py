@@ -8,6 +8,7 @@ else goes to the log. It ends when its client has left, or on SIGTERM or SIGINT.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -51,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 3
     print(json.dumps({"ready": {"socket": str(chosen.socket), "pid": os.getpid()}}), flush=True)
     server.run()
-    print(json.dumps({"counters": nic.counters()}), flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps({"counters": nic.counters()}), flush=True)
     wire.close()
     return 0
 

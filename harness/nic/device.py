@@ -28,8 +28,8 @@ _DEFAULT_MAX_FRAME = 1518
 
 _COUNTERS = (
     "rx_frames", "rx_delivered", "rx_nodesc", "rx_filtered", "rx_oversize", "rx_link_down",
-    "tx_frames", "tx_wire_drops", "tx_dropped", "mcdi_requests", "mcdi_unknown",
-    "register_unknown",
+    "rx_truncated", "rx_bad_buffer", "tx_frames", "tx_wire_drops", "tx_dropped", "tx_link_down",
+    "evq_overrun", "mcdi_requests", "mcdi_unknown", "register_unknown", "internal_errors",
 )  # fmt: skip
 
 _MCDI_EVENT_CODE = Field(44, 8)

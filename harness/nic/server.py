@@ -12,6 +12,7 @@ last case, where they say nothing but that more is posted, a millisecond's toget
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -184,9 +185,10 @@ class _Control:
 
     def serve(self, ready: list[int]) -> None:
         if self._listener.fileno() in ready:
-            accepted, _ = self._listener.accept()
-            accepted.setblocking(False)
-            self._clients[accepted.fileno()] = (accepted, bytearray())
+            with contextlib.suppress(OSError):  # gone again, or no descriptor left
+                accepted, _ = self._listener.accept()
+                accepted.setblocking(False)
+                self._clients[accepted.fileno()] = (accepted, bytearray())
         for fd in [fd for fd in ready if fd in self._clients]:
             client, received = self._clients[fd]
             try:

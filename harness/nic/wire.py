@@ -10,6 +10,9 @@ that prefix and frame reach the guest as one piece.
 The ring is also the controller's packet buffer: frames wait in it for
 descriptors. What the kernel drops because the ring is full is counted apart
 (:attr:`Wire.ring_drops`) and is part of what the controller reports as NODESC.
+
+The sender's interface must not hand over frames longer than the MTU (TSO, GSO):
+no wire carries them, and they count as oversized.
 """
 
 from __future__ import annotations
