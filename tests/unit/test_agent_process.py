@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 import harness.agent
+from harness.agent import journal
+from harness.agent.faults import AgentError
 
 pytestmark = pytest.mark.unit
 
@@ -364,3 +366,31 @@ def test_netperf_without_a_netserver(agent: Callable[..., Agent]) -> None:
     load = {"target": "10.9.9.1", "port": 4711, "cpus": [], "duration_s": 1}
     error = one.ask("netperf_start", **load)["error"]
     assert "is a netserver listening on 10.9.9.1 port 4711" in error["hint"]
+
+
+def test_what_a_killed_agent_changed_is_known_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_JOURNALS", tmp_path / "run")
+    monkeypatch.setattr(journal, "in_first_namespace", lambda: True)
+    first = journal.Journal("lo")
+    assert first.left == []
+    first.start()
+    first.add("irq_affinity", {"24": "0-1"})
+    first.add("up", False)
+    with pytest.raises(AgentError, match="another agent is at work on lo"):
+        journal.Journal("lo")
+    # Killed: the lock is gone with the process, the file is not; its last line is cut short.
+    first.close(keep=True)
+    path = tmp_path / "run" / "settings-lo.jsonl"
+    path.write_text(path.read_text() + '["addresses", ["10.0')
+    second = journal.Journal("lo")
+    assert second.left == [("irq_affinity", {"24": "0-1"}), ("up", False)]
+    second.start()
+    second.close(keep=False)
+    assert not path.exists()
+    # Of an interface that only has the same name nothing is taken over.
+    path.write_text('{"index": 99, "mac": "02:00:00:00:00:01"}\n["up", true]\n')
+    third = journal.Journal("lo")
+    assert third.left == []
+    third.close(keep=False)
