@@ -76,6 +76,7 @@ class Nic:
         self._commands = commands.Commands(self)
         self._mcdi = Mcdi(self.memory, self.journal, self._commands.table, self._mcdi_completed)
         self._evqs: dict[int, queues.EventQueue] = {}
+        self._held_off: set[queues.EventQueue] = set()
         self._rxqs: dict[int, queues.RxQueue] = {}
         self._txqs: dict[int, queues.TxQueue] = {}
         self._tx_todo: dict[int, queues.TxQueue] = {}
@@ -136,7 +137,7 @@ class Nic:
             return self.interrupts.read_pba(offset, octets)
         return bytes(octets)
 
-    def region_write(self, region: int, offset: int, data: bytes) -> None:
+    def region_write(self, region: int, offset: int, data: bytes | bytearray) -> None:
         if region == pci.BAR2:
             self._registers.write(offset, data)
         elif region == pci.CONFIG_REGION:
@@ -159,6 +160,7 @@ class Nic:
 
     def entity_reset(self) -> None:
         self._evqs.clear()
+        self._held_off.clear()
         self._rxqs.clear()
         self._txqs.clear()
         self._tx_todo.clear()
@@ -183,6 +185,7 @@ class Nic:
                 start=start,
                 entries=entries,
                 interrupt=lambda: self.interrupts.raise_vector(vector),
+                held_off=self._held_off,
             )
         )
         self.fini_queue("evq", instance)
@@ -324,15 +327,18 @@ class Nic:
 
     def next_due_ns(self) -> int | None:
         """When :meth:`tick` has something to do."""
-        due = [evq.due_ns for evq in self._evqs.values() if evq.due_ns is not None]
-        if self._stats_period:
-            due.append(self._stats_due_ns)
-        return min(due) if due else None
+        due = self._stats_due_ns if self._stats_period else None
+        for evq in self._held_off:
+            if evq.due_ns is not None and (due is None or evq.due_ns < due):
+                due = evq.due_ns
+        return due
 
     def tick(self) -> None:
         """Held-off interrupts and periodic statistics that are due."""
+        if not self._held_off and not self._stats_period:
+            return
         now_ns = self._clock_ns()
-        for evq in self._evqs.values():
+        for evq in list(self._held_off):
             if evq.due_ns is not None and evq.due_ns <= now_ns:
                 evq.expire()
         if self._stats_period and self._stats_due_ns <= now_ns:

@@ -77,7 +77,7 @@ class ConfigSpace:
     def read(self, offset: int, octets: int) -> bytes:
         return bytes(self._config[offset : offset + octets])
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | bytearray) -> None:
         flr = False
         for at in range(offset & ~1, offset + len(data), 2):
             mask = _WRITABLE.get(at, 0)

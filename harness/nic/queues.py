@@ -56,6 +56,7 @@ TX_OPTION_DESC_CRC_CSUM = 0
 MAX_TX_FRAME = 16384
 
 _SIZE_LBN = np.uint64(ESF_DZ_RX_KER_BYTE_CNT.lbn)
+_LEAST_BUFFER = 64
 _MAX_ROOM = (1 << ESF_DZ_RX_KER_BYTE_CNT.width) - 1
 # ESF_DZ_RX_DSC_PTR_LBITS of the events for descriptors 0, 1, …: one more than each.
 _LOW_BITS: Qwords = (np.arange(1, 4097, dtype=np.uint64) & np.uint64(15)) << np.uint64(
@@ -69,7 +70,8 @@ class EventQueue:
 
     Writing the read pointer arms the queue: it interrupts once there is an event
     beyond that pointer. In the hold-off mode of its timer not before the timer,
-    started by the same write, has run out. All times are nanoseconds of one clock.
+    started by the same write, has run out: until then the queue is in the set
+    ``held_off``. All times are nanoseconds of one clock.
     """
 
     def __init__(
@@ -80,17 +82,19 @@ class EventQueue:
         start: int,
         entries: int,
         interrupt: Callable[[], None],
+        held_off: set[EventQueue],
     ) -> None:
         self._ring = Ring(memory, start, entries, write=True)
         self._journal = journal
         self._interrupt = interrupt
+        self._held_off = held_off
         self._wptr = 0
         self._armed = False
         self._live = True
         self._holdoff_ns = 0
         self._quiet_until_ns = 0
         self.due_ns: int | None = None
-        """When a held-off interrupt is to be raised."""
+        """When a held-off interrupt is to be raised; the queue is in ``held_off`` then."""
 
     def push(self, events: Qwords, now_ns: int) -> None:
         """Write events, each with one 8-octet store, and interrupt if that is due."""
@@ -115,7 +119,7 @@ class EventQueue:
     def close(self) -> None:
         """Write nothing more, whatever still reports here."""
         self._live = False
-        self.due_ns = None
+        self._settle()
 
     def push_one(self, event: int, now_ns: int) -> None:
         """:meth:`push` for a single one."""
@@ -136,7 +140,7 @@ class EventQueue:
     def write_rptr(self, rptr: int, now_ns: int) -> None:
         self._armed = True
         self._quiet_until_ns = now_ns + self._holdoff_ns
-        self.due_ns = None
+        self._settle()
         if rptr & self._ring.mask != self._wptr:
             self._trigger(now_ns)
 
@@ -145,16 +149,22 @@ class EventQueue:
 
     def expire(self) -> None:
         """The hold-off has run out."""
-        self.due_ns = None
+        self._settle()
         if self._armed:
             self._armed = False
             self._interrupt()
 
+    def _settle(self) -> None:
+        if self.due_ns is not None:
+            self.due_ns = None
+            self._held_off.discard(self)
+
     def _trigger(self, now_ns: int) -> None:
         if now_ns < self._quiet_until_ns:
             self.due_ns = self._quiet_until_ns
+            self._held_off.add(self)
         else:
-            self.due_ns = None
+            self._settle()
             self._armed = False
             self._interrupt()
 
@@ -197,16 +207,24 @@ class RxQueue:
         self._label = ESF_DZ_RX_QLABEL.put(label)
         self._wptr = 0
         self._rptr = 0
+        self._buffer = _MAX_ROOM
         self.evq = evq
-
-    @property
-    def entries(self) -> int:
-        return self._ring.mask + 1
 
     @property
     def posted(self) -> int:
         """Descriptors the driver has filled and no frame has used."""
         return (self._wptr - self._rptr) & self._ring.mask
+
+    @property
+    def starved(self) -> bool:
+        """Less than half of the descriptors are posted."""
+        return 2 * ((self._wptr - self._rptr) & self._ring.mask) <= self._ring.mask
+
+    def frames_posted(self, octets: int) -> int:
+        """Frames of up to ``octets`` octets the posted descriptors hold."""
+        if octets <= self._buffer:
+            return self.posted
+        return self.posted // -(-octets // self._buffer)
 
     def write_wptr(self, wptr: int) -> None:
         self._wptr = wptr & self._ring.mask
@@ -228,6 +246,7 @@ class RxQueue:
             return 0
         sizes = (descriptors >> _SIZE_LBN).astype(np.int64) & 0x3FFF
         room = int(sizes.min())
+        self._buffer = max(room, _LEAST_BUFFER)
         if room == 0 or room != int(sizes.max()):
             return self._deliver_uneven(arrivals, descriptors, sizes, now_ns)
         addresses = (descriptors & _ADDRESS_MASK).astype(np.int64)
@@ -262,6 +281,7 @@ class RxQueue:
         room = low >> ESF_DZ_RX_KER_BYTE_CNT.lbn
         if room != high >> ESF_DZ_RX_KER_BYTE_CNT.lbn or not octets <= room <= _MAX_ROOM:
             return None
+        self._buffer = room
         descriptors &= _ADDRESS_MASK
         low, high = ESF_DZ_RX_KER_BUF_ADDR.of(low), ESF_DZ_RX_KER_BUF_ADDR.of(high)
         if not self._memory.scatter_whole(descriptors, low, high, pieces[:count], octets):

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MIT
 """The receive path: from the wire's packet ring to descriptors and events.
 
-The packet ring is the packet buffer of the controller. A pass takes the frames
-that wait there, a batch at a time: classes and checksums, MAC statistics, filters,
-then each queue gets what it has descriptors for. Frames beyond the posted
-descriptors may stay for the next pass, but no more than :data:`PACKET_BUFFER` of
-them; the oldest of the others are dropped and counted as NODESC, as are those the
-kernel could not put into a full ring. So every frame of the wire (``wire_frames``,
-the kernel's own count) waits, or is in exactly one of: ``rx_delivered``,
-``rx_nodesc``, ``rx_filtered``, ``rx_oversize``, ``rx_link_down``,
-``wire_ring_drops``.
+The packet ring is the packet buffer of the controller: frames wait there for
+descriptors, and new ones find no room when it is full. Those the kernel drops, and
+they are counted as NODESC. A pass takes as many frames as there are descriptors
+for, a batch at a time: classes and checksums, MAC statistics, filters, queues. When
+no descriptor has been posted for :data:`RESIDENCE_NS`, the oldest frames go without,
+so that a queue nobody serves does not block another.
+
+So every frame of the wire (``wire_frames``, the kernel's own count) still waits, or
+is in exactly one of: ``rx_delivered``, ``rx_nodesc``, ``rx_filtered``,
+``rx_oversize``, ``rx_link_down``, ``wire_ring_drops``. The driver's NODESC is
+``rx_nodesc`` + ``wire_ring_drops``.
 
 No step loops over frames. A batch of one flow, the rule under load, takes a path
 with a third of the calls; that both paths agree is tested.
@@ -28,11 +30,12 @@ from harness.nic.stats import ETH_FCS_LEN, MacStats
 from harness.nic.steering import DROP, Steering
 from harness.nic.wire import RX_PREFIX_SIZE, TP_STATUS_CSUMNOTREADY, Batch, Wire
 
-PACKET_BUFFER = 256
-"""Frames that may wait for descriptors from one pass to the next."""
+RESIDENCE_NS = 10_000_000
+"""How long frames wait for a descriptor when none is posted at all."""
 
 _BATCH = 1024
 _BUDGET = 4096
+_EVICTED = 256
 
 
 class Receiver:
@@ -54,6 +57,7 @@ class Receiver:
         self._rxqs = rxqs
         self._clock_ns = clock_ns
         self._busy: list[queues.RxQueue] = []
+        self._moved_ns = 0
         self.max_frame = 1518
         """The longest frame the MAC takes, FCS included."""
         self.link_up = True
@@ -65,25 +69,37 @@ class Receiver:
     @property
     def starved(self) -> bool:
         """A queue that had frames lately has less than half of its descriptors posted."""
-        return any(2 * rxq.posted < rxq.entries for rxq in self._busy)
+        return any(rxq.starved for rxq in self._busy)
 
     def receive(self) -> int:
         """One pass over the frames that wait; returns how many left the packet buffer."""
         done = 0
         while done < _BUDGET:
             waiting = self._wire.waiting()
-            posted = min((rxq.posted for rxq in self._busy), default=waiting)
-            if self.link_up and waiting > posted:
-                waiting = max(posted, waiting - PACKET_BUFFER)
-            if not waiting:
+            room = waiting
+            if self.link_up and waiting:
+                room = self._room(waiting)
+            if not room:
                 break
-            batch = self._wire.take(min(waiting, _BATCH))
+            batch = self._wire.take(min(room, _BATCH))
             try:
                 self._take(batch)
             finally:
                 self._wire.release(batch.size)
             done += batch.size
         return done
+
+    def _room(self, waiting: int) -> int:
+        """How many of the frames that wait may be taken now."""
+        room = waiting
+        for rxq in self._busy:
+            room = min(room, rxq.frames_posted(self.max_frame))
+        now_ns = self._clock_ns()
+        if room:
+            self._moved_ns = now_ns
+        elif now_ns - self._moved_ns >= RESIDENCE_NS:
+            room = min(waiting, _EVICTED)
+        return room
 
     def _take(self, batch: Batch) -> None:
         self._journal.count("rx_frames", batch.size)

@@ -90,7 +90,7 @@ class RegisterFile:
         self._per_vi = per_vi
         self._vis = vis
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | bytearray) -> None:
         vi, at = divmod(offset, VI_STRIDE)
         register = self._per_vi.get(at)
         if register is None and vi == 0:

@@ -32,7 +32,7 @@ from harness.nic.wire import Wire
 _REST = 4
 _STARVED_NS = 10_000_000
 _POSTED_WRITES_NS = 1_000_000
-_MAX_WAIT_S = 1.0
+_MAX_WAIT_NS = 1_000_000_000
 _PR_SET_TIMERSLACK = 29
 _MAX_CONTROL_LINE = 4096
 
@@ -85,8 +85,8 @@ class Server:
     def _accept(self) -> Connection | None:
         control = self._control
         while not self._stopping:
-            readers = [self._listener.fileno(), self._wake, *(control.filenos() if control else ())]
-            ready, _, _ = select.select(readers, [], [], _MAX_WAIT_S)
+            readers = [self._listener.fileno(), self._wake, *(control.filenos if control else ())]
+            ready, _, _ = select.select(readers, [], [], _MAX_WAIT_NS / 1e9)
             if control:
                 control.serve(ready)
             if self._listener.fileno() in ready:
@@ -97,39 +97,48 @@ class Server:
 
     def _serve(self, connection: Connection) -> None:
         nic, wire, control = self._nic, self._wire, self._control
-        client = connection.fileno()
+        client, clock_ns = connection.fileno(), time.monotonic_ns
         pace = _Pace(nic)
         watch_wire = True
         served_ns = 0
         while not self._stopping:
+            now_ns = clock_ns()
+            due_ns = nic.next_due_ns()
+            starved = pace.starved(now_ns)
+            rest_ns = pace.resting_until_ns(now_ns, starved=starved)
+            until_ns = now_ns + _MAX_WAIT_NS
+            if due_ns is not None and due_ns < until_ns:
+                until_ns = due_ns
+            if rest_ns is not None and rest_ns < until_ns:
+                until_ns = rest_ns
+            if starved and served_ns + _POSTED_WRITES_NS < until_ns:
+                until_ns = served_ns + _POSTED_WRITES_NS
+            if nic.wants_to_transmit or until_ns < now_ns:
+                until_ns = now_ns
             readers = [self._wake]
             if control:
-                readers += control.filenos()
-            now_ns = time.monotonic_ns()
-            due = [nic.next_due_ns(), pace.resting_until_ns(now_ns)]
-            if now_ns < served_ns + _POSTED_WRITES_NS and pace.starved(now_ns):
-                due.append(served_ns + _POSTED_WRITES_NS)
-            else:
+                readers += control.filenos
+            if not starved:
                 readers.append(client)
-            if due[1] is None and watch_wire:
+            if rest_ns is None and watch_wire:
                 readers.append(wire.fileno())
-            timeout_s = min([_MAX_WAIT_S, *((ns - now_ns) / 1e9 for ns in due if ns is not None)])
-            if nic.wants_to_transmit or timeout_s < 0:
-                timeout_s = 0
             writers = [client] if connection.wants_to_write else []
-            ready, writable, _ = select.select(readers, writers, [], timeout_s)
+            ready, writable, _ = select.select(readers, writers, [], (until_ns - now_ns) / 1e9)
             if writable:
                 connection.flush()
-            if client in ready:
+            if starved or client in ready:
                 connection.serve()
-                served_ns = time.monotonic_ns()
+                served_ns = clock_ns()
             if control and ready:
                 control.serve(ready)
-            self._guard(nic.transmit)
-            self._guard(nic.tick)
-            if pace.resting_until_ns(time.monotonic_ns()) is None:
+            if nic.wants_to_transmit:
+                self._guard(nic.transmit)
+            now_ns = clock_ns()
+            if due_ns is not None and due_ns <= now_ns:
+                self._guard(nic.tick)
+            if pace.resting_until_ns(now_ns, starved=pace.starved(now_ns)) is None:
                 self._guard(pace.receive)
-                if not pace.last and wire.fileno() in ready:
+                if not pace.last and not nic.starved and wire.fileno() in ready:
                     watch_wire = wire.settle()
 
     def _guard(self, step: Callable[[], None]) -> None:
@@ -151,24 +160,24 @@ class _Pace:
         self.last = 0
         """Frames the last pass found."""
 
-    def resting_until_ns(self, now_ns: int) -> int | None:
-        """When to look at the wire again; None: now."""
-        if now_ns < self._rest_until_ns:
-            return self._rest_until_ns
-        return self._starved_until_ns if self.starved(now_ns) else None
-
     def starved(self, now_ns: int) -> bool:
         """The guest has more frames to work on than it has posted descriptors."""
         return now_ns < self._starved_until_ns and self._nic.starved
+
+    def resting_until_ns(self, now_ns: int, *, starved: bool) -> int | None:
+        """When to look at the wire again; None: now."""
+        if now_ns < self._rest_until_ns:
+            return self._rest_until_ns
+        return self._starved_until_ns if starved else None
 
     def receive(self) -> None:
         started_ns = time.thread_time_ns()
         self.last = 0
         self.last = self._nic.receive()
+        now_ns = time.monotonic_ns()
+        self._starved_until_ns = now_ns + _STARVED_NS
         if self.last:
-            now_ns = time.monotonic_ns()
             self._rest_until_ns = now_ns + _REST * (time.thread_time_ns() - started_ns)
-            self._starved_until_ns = now_ns + _STARVED_NS
 
 
 class _Control:
@@ -179,9 +188,7 @@ class _Control:
         self._nic = nic
         self._listener = _listen(path)
         self._clients: dict[int, tuple[socket.socket, bytearray]] = {}
-
-    def filenos(self) -> list[int]:
-        return [self._listener.fileno(), *self._clients]
+        self.filenos = [self._listener.fileno()]
 
     def serve(self, ready: list[int]) -> None:
         if self._listener.fileno() in ready:
@@ -189,6 +196,7 @@ class _Control:
                 accepted, _ = self._listener.accept()
                 accepted.setblocking(False)
                 self._clients[accepted.fileno()] = (accepted, bytearray())
+                self.filenos.append(accepted.fileno())
         for fd in [fd for fd in ready if fd in self._clients]:
             client, received = self._clients[fd]
             try:
@@ -205,6 +213,7 @@ class _Control:
             except OSError:
                 client.close()
                 del self._clients[fd]
+                self.filenos.remove(fd)
 
     def _answer(self, line: bytes) -> dict[str, object]:
         try:

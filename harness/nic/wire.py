@@ -240,7 +240,7 @@ class PacketWire:
         OSError: no such interface, or no right to open packet sockets.
     """
 
-    def __init__(self, interface: str, *, slots: int = 8192) -> None:
+    def __init__(self, interface: str, *, slots: int = 4096) -> None:
         self._interface = interface
         self._slots = slots
         self.frames = 0

@@ -159,29 +159,43 @@ def test_trailing_octets_do_not_count_for_the_checksum(driver: MiniDriver) -> No
     assert [bad_l4(e) for _, e in driver.pass_wire()] == [0, 0]
 
 
-def test_without_descriptors_frames_wait_and_then_drop() -> None:
-    wire = FakeWire(slots=4096)
+def test_without_descriptors_frames_wait_and_a_full_ring_drops() -> None:
+    wire = FakeWire(slots=512)
     driver = MiniDriver(wire)
     driver.attach()
     driver.probe()
     driver.open(entries=64)
     wire.inject(*[udp4(struct.pack("<I", n)) for n in range(1000)])
-    assert len(driver.pass_wire()) == 56
-    counters = driver.nic.counters()
-    assert wire.waiting() == receive.PACKET_BUFFER
-    assert counters["rx_frames"] == 1000 - receive.PACKET_BUFFER
-    assert counters["rx_nodesc"] == 1000 - receive.PACKET_BUFFER - 56
-    for _ in range(10):
+    got = driver.pass_wire()
+    for _ in range(9):
+        assert wire.waiting()
         driver.refill()
-        driver.pass_wire()
+        got += driver.pass_wire()
+    assert [frame[42:46] for frame, _ in got] == [struct.pack("<I", n) for n in range(512)]
     counters = driver.nic.counters()
-    assert wire.waiting() == 0
-    assert counters["rx_frames"] == 1000 == counters["rx_delivered"] + counters["rx_nodesc"]
-    wire.ring_drops += 7
+    assert counters["rx_frames"] == counters["rx_delivered"] == 512
+    assert counters["wire_ring_drops"] == 488
     stats = driver.stats()
-    assert stats[0x36] == counters["rx_nodesc"] + 7
-    assert stats[0x1C] == 1007
+    assert (stats[0x36], stats[0x1C]) == (488, 1000)
     driver.close()
+
+
+def test_frames_do_not_wait_for_ever(driver: MiniDriver) -> None:
+    """A queue nobody serves any more neither keeps old frames nor blocks another."""
+    driver.open(channels=2, filters=False, entries=64)
+    driver.add_filter(MAC, queue=0)
+    driver.add_filter(BROADCAST, queue=1)
+    driver.wire.inject(*[udp4()] * 56)
+    assert len(driver.pass_wire()) == 56
+    driver.wire.inject(*[udp4()] * 20, *[udp4(to=BROADCAST)] * 5)
+    driver.nic.receive()
+    assert driver.receive(1) == []
+    driver.clock.now_ns += receive.RESIDENCE_NS
+    driver.nic.receive()
+    assert len(driver.receive(1)) == 5
+    counters = driver.nic.counters()
+    assert (counters["rx_delivered"], counters["rx_nodesc"]) == (61, 20)
+    assert driver.stats()[0x36] == 20
 
 
 def test_filters_decide(driver: MiniDriver) -> None:
