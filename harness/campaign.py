@@ -12,7 +12,7 @@ import platform
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,7 @@ _PORT = 12865
 _SETTLE_S = 1.3  # the NIC's statistics reach the driver once a second
 _RAMP_S = 3
 _RAMP_SAMPLE_S = 0.4
+_BETWEEN_S = 0.5
 _RAMP_MARGIN_S = 0.6
 _STEADY = 0.25
 _LEAST_PPS = 1000
@@ -199,8 +200,12 @@ def _measure(
     bed.dut.call(
         "netserver_start", address=address, port=_PORT, cpu=setup.bed.netserver_cpu, within_s=60
     )
-    for trial in setup.plan.profile.trials_of(planned.block):
-        kept["trials"].append(_trial(setup, bed, trial))
+    trials = list(setup.plan.profile.trials_of(planned.block))
+    kept["trials"] += _under_load(setup, bed, [trial for trial in trials if trial.kind != "trace"])
+    if traced := [trial for trial in trials if trial.kind == "trace"]:
+        bed.dut.call("trace_attach", interface=bed.dut_interface, within_s=_ATTACH_S)
+        kept["trials"] += _under_load(setup, bed, traced)
+        bed.dut.call("trace_detach", within_s=60)
     bed.dut.call("netserver_stop")
     kept["settings"]["restored"] = {
         role: agent.call("settings_restore", within_s=60) for role, agent in _agents(bed).items()
@@ -249,13 +254,16 @@ def _same_netperf(inventory: dict[str, Any]) -> None:
         )
 
 
-def _trial(setup: Setup, bed: RunningBed, trial: plan.PlannedTrial) -> samples.Trial:
-    """The load up and steady, the window or the probes, the load down, counters settled."""
-    result: dict[str, Any] = {"kind": trial.kind, "index": trial.index, "void": []}
-    if trial.kind == "trace":
-        bed.dut.call("trace_attach", interface=bed.dut_interface, within_s=_ATTACH_S)
+def _under_load(
+    setup: Setup, bed: RunningBed, planned: Sequence[plan.PlannedTrial]
+) -> Iterator[samples.Trial]:
+    """One load over the trials of ``planned``: up, steady, a window for each, down, settled.
+
+    The trials share what only the whole of a load can tell: netperf's own counts
+    and the balance of the counters before and after.
+    """
     before = bed.dut.call("counters", interface=bed.dut_interface)
-    duration_s = trial.duration_s + _RAMP_S
+    duration_s = _RAMP_S + sum(trial.duration_s + _BETWEEN_S for trial in planned)
     bed.generator.call(
         "netperf_start",
         target=str(setup.bed.dut.address.ip),
@@ -268,36 +276,28 @@ def _trial(setup: Setup, bed: RunningBed, trial: plan.PlannedTrial) -> samples.T
         command_prefix=bed.netperf_prefix,
         within_s=90,
     )
+    shared: dict[str, Any] = {}
+    measured: list[dict[str, Any]] = []
     try:
-        result["ramp"] = _ramp_up(bed)
-        if trial.kind == "trace":
-            result["trace"] = bed.dut.call(
-                "trace",
-                interface=bed.dut_interface,
-                duration_s=trial.duration_s,
-                within_s=trial.duration_s + 60,
-            )
-        else:
-            result["window"] = bed.dut.call(
-                "window",
-                interface=bed.dut_interface,
-                duration_s=trial.duration_s,
-                netserver=True,
-                within_s=trial.duration_s + 60,
-            )
+        shared["ramp"] = _ramp_up(bed)
+        for trial in planned:
+            call = "trace" if trial.kind == "trace" else "window"
+            arguments = {"interface": bed.dut_interface, "duration_s": trial.duration_s}
+            if call == "window":
+                arguments["netserver"] = True
+            measured.append({call: bed.dut.call(call, within_s=trial.duration_s + 60, **arguments)})
     except TrialVoidError as error:
-        result["void"].append({"rule": "no-load", "detail": error.message})
-    result["netperf"] = bed.generator.call(
+        shared["void"] = [{"rule": "no-load", "detail": error.message}]
+    shared["netperf"] = bed.generator.call(
         "netperf_wait", timeout_s=duration_s + 30, within_s=duration_s + 60
     )
     time.sleep(_SETTLE_S)
-    result["whole"] = {
-        "before": before,
-        "after": bed.dut.call("counters", interface=bed.dut_interface),
-    }
-    if trial.kind == "trace":
-        bed.dut.call("trace_detach", within_s=60)
-    return samples.Trial.model_validate(result)
+    after = bed.dut.call("counters", interface=bed.dut_interface)
+    shared["whole"] = {"before": before, "after": after}
+    measured += [{}] * (len(planned) - len(measured))
+    for trial, result in zip(planned, measured, strict=True):
+        head = {"kind": trial.kind, "index": trial.index}
+        yield samples.Trial.model_validate(head | shared | result)
 
 
 def _ramp_up(bed: RunningBed) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def agent_archive() -> tuple[str, bytes]:
     }
     members |= {
         f"probes/{path.name}": path.read_bytes()
-        for path in sorted(resources.shipped("probes").glob("*.bpf.c"))
+        for path in sorted(resources.shipped("probes").glob("*.[ch]"))
     }
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -20,6 +20,8 @@ from tests.guest.conftest import Beds
 
 pytestmark = pytest.mark.guest
 
+CRASH = "(sleep 1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 &"
+
 
 def children() -> set[int]:
     return {process.pid for process in psutil.Process().children(recursive=True)}
@@ -43,7 +45,7 @@ def nothing_left() -> Iterator[None]:
 
 def test_a_kernel_that_dies_is_told_from_a_host_that_is_lost(beds: Beds) -> None:
     with pytest.raises(KernelError, match="sysrq triggered crash"), beds.up("0") as bed:
-        bed.guest.ssh.run(["sudo", "sh", "-c", "echo c > /proc/sysrq-trigger &"])
+        bed.guest.ssh.run(["sudo", "sh", "-c", CRASH])
         while True:
             bed.dut.call("counters", interface=bed.dut_interface)
     assert "Kernel panic" in (beds.directory / "console.log").read_text()

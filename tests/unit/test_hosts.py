@@ -32,7 +32,7 @@ def test_the_real_agent_runs_from_its_archive(tmp_path: Path) -> None:
     assert agent_archive() == (name, content)
     (tmp_path / name).write_bytes(content)
     members = zipfile.ZipFile(BytesIO(content)).namelist()
-    assert "probes/receive_lists.bpf.c" in members
+    assert {"probes/receive_lists.bpf.c", "probes/kernel_types.h"} <= set(members)
     line = Agent([sys.executable, str(tmp_path / name)], host="here", log=tmp_path / "log")
     try:
         assert line.call("inventory", interface="lo")["interface"] == "lo"
@@ -91,7 +91,8 @@ def test_the_receiving_vcpu_has_a_cpu_of_its_own(monkeypatch: pytest.MonkeyPatch
         used = {*placed.vcpus, placed.model, *placed.netperf}
         assert used <= cpus
         if len(cpus) > 1:
-            assert placed.vcpus[0] not in {placed.vcpus[1], placed.model, *placed.netperf}
+            assert placed.vcpus[0] not in {placed.vcpus[1], placed.model}
+            assert placed.netperf.count(placed.vcpus[0]) <= len(placed.netperf) // 10
 
 
 def test_a_cpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
