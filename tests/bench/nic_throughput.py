@@ -3,32 +3,37 @@
 
 All three NICs are in one guest, so kernel, boot and machine are the same; they are
 loaded in turn, in an order that rotates from round to round, and compared within
-each round. The bed is the harness's own: the namespace of the generator with real
-netperf in it, receive interrupt and netserver on the CPUs hosts.yaml gives them,
-one receive queue, each driver's own interrupt moderation.
+each round. The bed is the harness's own, with its CPUs, its receive interrupt, one
+receive queue and each driver's own interrupt moderation. Two things differ:
 
-Only the wire differs. The EF10 model listens on a veth peer of the generator's
-interface. QEMU's NICs have no such wire: for each there is a tap in the same
-namespace, which is itself the generator's interface and whose descriptor QEMU
-gets, with the offloads it would ask of a tap of its own. That saves the sender
-the veth, so it favours QEMU's NICs. What moves the frames runs on one host CPU,
-before netperf: the model's process, or QEMU's main loop.
+The load. Ten netperf streams on a CPU shared with the NIC model reach about
+100,000 messages/s and would be what is measured, so the frames they would send come
+from a packet ring (:mod:`tests.bench.blaster`), on the same CPU and after all else.
+In the guest a socket takes them that nobody reads: the stack does its work, and no
+process takes time from it.
 
-All of it drops what it cannot take. A share of the offer well below 100 % says
-that netperf was not the limit; a receive CPU that is never idle says the guest was.
+The wire. The EF10 model listens on a veth peer of the generator's interface. QEMU's
+NICs have no such wire: each has a tap in the same namespace, which is itself the
+generator's interface and whose descriptor QEMU gets, with the offloads it would ask
+of a tap of its own. That saves the sender the veth, so it favours QEMU's NICs. What
+moves the frames runs on one host CPU: the model's process, or QEMU's main loop.
+
+All of it drops what it cannot take. A share of the offer well below 100 % says that
+the sender was not the limit; a receive CPU that is never idle says the guest was.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +46,7 @@ from harness.hosts.bed import Equipment, NicModel, machine_cpus
 from harness.hosts.channel import Agent
 from harness.progress import Progress
 from tests.bench import command, ranged, show, spread
+from tests.bench.blaster import PORT
 
 _TUN = Path("/dev/net/tun")
 _OPEN_TAP = """
@@ -52,10 +58,15 @@ request = struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_H
 fcntl.ioctl(tap, TUNSETIFF, request)
 socket.send_fds(socket.socket(fileno=int(line)), [b"."], [tap])
 """
-_PORT = 12865
-_ANY = "0.0.0.0"  # noqa: S104 - in a guest that only this bed reaches
-_RAMP_S = 4.0
-_SETTLE_S = 1.5
+_SINK = """
+import socket, sys
+sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sink.bind(("", int(sys.argv[1])))
+print("bound", flush=True)
+sys.stdin.read()
+"""
+_RAMP_S = 2.0
+_SETTLE_S = 1.0
 _LOWEST_PRIORITY = 19
 _LEAST_PPS = 1000.0
 
@@ -91,8 +102,7 @@ class Setup:
 
     window_s: float
     irq_cpu: int
-    netperf_cpus: list[int]
-    netperf_prefix: list[str]
+    sender_cpus: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +110,7 @@ class Machine:
     """The guest with all NICs, up, and its generator."""
 
     dut: Agent
-    generator: Agent
+    namespace: netns.Namespace
     interfaces: dict[str, str]
     drivers: dict[str, str]
 
@@ -117,8 +127,6 @@ def machine(
         runtime = Path(up.enter_context(tempfile.TemporaryDirectory(prefix="rb-")))
         namespace = netns.start(log=directory / "generator-agent.log")
         up.callback(namespace.agent.close)
-        with contextlib.suppress(OSError):  # netperf gives way, as on the harness's own bed
-            Path(f"/proc/{namespace.agent.pid}/autogroup").write_text(str(_LOWEST_PRIORITY))
         model = NicModel(
             namespace.command(
                 ["taskset", "-c", str(cpus.model), sys.executable, "-m", "harness.nic",
@@ -181,8 +189,17 @@ def machine(
                 peer={"address": nic.address(2), "mac": nic.mac},
                 within_s=60,
             )
-        dut.call("netserver_start", address=_ANY, port=_PORT, cpu=bed.netserver_cpu, within_s=60)
-        yield Machine(dut=dut, generator=namespace.agent, interfaces=interfaces, drivers=drivers)
+        sink = subprocess.Popen(
+            guest.ssh.argv(["python3", "-c", _SINK, str(PORT)]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        up.callback(process.end, sink)
+        if not (sink.stdout and sink.stdout.readline()):
+            raise InfrastructureError("the guest has no socket for the load")
+        yield Machine(dut=dut, namespace=namespace, interfaces=interfaces, drivers=drivers)
 
 
 def open_tap(namespace: netns.Namespace, nic: Nic) -> int:
@@ -211,39 +228,22 @@ def open_tap(namespace: netns.Namespace, nic: Nic) -> int:
     return tap
 
 
-def measure(at: Machine, nic: Nic, load: config.Load, setup: Setup) -> dict[str, float]:
+def measure(at: Machine, nic: Nic, setup: Setup) -> dict[str, float]:
     """One window under load through ``nic``; rates in packets/s, shares from 0 to 1."""
-    duration_s = setup.window_s + _RAMP_S + 1
-    at.generator.call(
-        "netperf_start",
-        target=nic.address(2),
-        port=_PORT,
-        streams=load.streams,
-        message_bytes=load.message_bytes,
-        cpus=setup.netperf_cpus,
-        duration_s=duration_s,
-        nice=_LOWEST_PRIORITY,
-        command_prefix=setup.netperf_prefix,
-        within_s=90,
-    )
-    time.sleep(_RAMP_S)
-    window = at.dut.call(
-        "window",
-        interface=at.interfaces[nic.model],
-        duration_s=setup.window_s,
-        within_s=setup.window_s + 60,
-    )
-    streams = at.generator.call("netperf_wait", timeout_s=duration_s + 30, within_s=duration_s + 60)
+    with blaster(at, nic, setup) as finish:
+        time.sleep(_RAMP_S)
+        window = at.dut.call(
+            "window",
+            interface=at.interfaces[nic.model],
+            duration_s=setup.window_s,
+            within_s=setup.window_s + 60,
+        )
+        offered_pps = finish()
     time.sleep(_SETTLE_S)
     start, end = window["start"], window["end"]
     elapsed_s: float = (end["monotonic_ns"] - start["monotonic_ns"]) / 1e9
-
-    def rate(group: str, name: str) -> float:
-        passed: int = end["snmp"][group][name] - start["snmp"][group][name]
-        return passed / elapsed_s
-
-    stack_pps = rate("Ip", "InReceives")
-    offered_pps = sum(stream["send_pps"] or 0.0 for stream in streams)
+    received = end["snmp"]["Ip"]["InReceives"] - start["snmp"]["Ip"]["InReceives"]
+    stack_pps: float = received / elapsed_s
     if stack_pps < _LEAST_PPS:
         raise InfrastructureError(
             f"{nic.model}: {stack_pps:.0f} packets/s of {offered_pps:.0f} offered came through"
@@ -254,12 +254,42 @@ def measure(at: Machine, nic: Nic, load: config.Load, setup: Setup) -> dict[str,
     )
     return {
         "stack_pps": stack_pps,
-        "delivered_pps": rate("Udp", "InDatagrams"),
         "offered_pps": offered_pps,
-        "taken": stack_pps / offered_pps if offered_pps else float("nan"),
+        "taken": stack_pps / offered_pps,
         "cpu_busy": max(0.0, 1 - idle_ns / 1e9 / elapsed_s),
         "interrupts_ps": interrupts / elapsed_s,
     }
+
+
+@contextmanager
+def blaster(at: Machine, nic: Nic, setup: Setup) -> Iterator[Callable[[], float]]:
+    """Load through ``nic``; what it gives ends the load and says its rate in packets/s."""
+    sender = subprocess.Popen(
+        at.namespace.command(
+            ["nice", "-n", str(_LOWEST_PRIORITY), "taskset", "-c", setup.sender_cpus,
+             sys.executable, "-m", "tests.bench.blaster",
+             nic.sender, nic.sender_mac, nic.address(1), nic.mac, nic.address(2)]
+        ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    with contextlib.suppress(OSError):  # nice values count only within a session
+        Path(f"/proc/{sender.pid}/autogroup").write_text(str(_LOWEST_PRIORITY))
+
+    def finish() -> float:
+        said, complaint = sender.communicate(timeout=60)
+        if sender.returncode != 0:
+            raise process.failed(["tests.bench.blaster"], sender.returncode, complaint)
+        counted = json.loads(said)
+        return float(counted["sent"] / counted["elapsed_s"])
+
+    try:
+        yield finish
+    finally:
+        process.end(sender)
 
 
 def main() -> None:
@@ -300,18 +330,17 @@ def main() -> None:
         setup = Setup(
             window_s=chosen.window_s,
             irq_cpu=bed.placement.irq_cpu,
-            netperf_cpus=list(machine_cpus(bed).netperf),
-            netperf_prefix=tools.netperf_prefix(),
+            sender_cpus=",".join(map(str, machine_cpus(bed).netperf)),
         )
         with machine(bed, image, equipment, nics, Path(kept)) as at:
             for nic in nics:
                 with progress.task(f"warm-up: {nic.model}"):
-                    measure(at, nic, hosts.load, setup)
+                    measure(at, nic, setup)
             for number in range(chosen.rounds):
                 turn = number % len(nics)
                 with progress.task(f"round {number + 1}/{chosen.rounds}"):
                     for nic in nics[turn:] + nics[:turn]:
-                        nic.windows.append(measure(at, nic, hosts.load, setup))
+                        nic.windows.append(measure(at, nic, setup))
             drivers = at.drivers
     result, rows = compared(nics, drivers)
     about = {
