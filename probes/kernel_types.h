@@ -26,6 +26,7 @@ typedef unsigned long long u64, __u64, __be64, __le64;
 typedef __u64 __attribute__((aligned(8))) __aligned_u64;
 typedef _Bool bool;
 typedef unsigned long size_t;
+typedef unsigned long uintptr_t;
 typedef long ssize_t;
 typedef int pid_t;
 
