@@ -34,8 +34,9 @@ _FEW_LENGTHS = 8
 _SHORT_ROW = 24
 _ONES = np.uint64(0xFFFF)
 _HEAD_BYTES = 2 * _HEAD_WORDS
-# Destination, ethertype, version and service, length, fragment, TTL and protocol.
-_COMMON_WORDS = [0, 1, 2, 6, 7, 8, 10, 11]
+# Destination, ethertype, version and service, length, fragment, TTL and protocol,
+# addresses.
+_COMMON_WORDS = [0, 1, 2, 6, 7, 8, 10, 11, 13, 14, 15, 16]
 
 Words = npt.NDArray[np.uint16]
 Bools = npt.NDArray[np.bool_]
@@ -61,18 +62,23 @@ class Classes:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What all frames of a batch have in common: the fast path of a flood."""
+    """What all frames of a batch have in common: the fast path of a flood.
+
+    ``hashed`` are the 16-bit words RSS hashes (addresses, and the ports of TCP), or
+    None when the ports differ.
+    """
 
     mac: int
     l3: int
     l4: int
+    hashed: tuple[int, ...] | None
 
 
 def uniform(frames: Octets, length: int, *, unfinished: bool) -> Flow | None:
     """The batch as one :class:`Flow`, its checksums finished, or None.
 
     None, and nothing changed, unless all ``length`` octets long frames are plain
-    IPv4 TCP or UDP to one address, with good checksums or all with unfinished
+    IPv4 TCP or UDP between two hosts, with good checksums or all with unfinished
     ones. That is what a load generator sends, and costs a third of :func:`classify`.
     """
     words = frames[:, :_HEAD_BYTES].view("<u2")
@@ -80,7 +86,7 @@ def uniform(frames: Octets, length: int, *, unfinished: bool) -> Flow | None:
     if not (common == common[0]).all():
         return None
     first: list[int] = common[0].tolist()
-    mac0, mac1, mac2, ethertype, version, total, fragment, protocol = first
+    mac0, mac1, mac2, ethertype, version, total, fragment, protocol, *hashed = first
     protocol >>= 8
     size = _swapped(total) - 20
     least = {_TCP: 20, _UDP: 8}.get(protocol)
@@ -109,7 +115,12 @@ def uniform(frames: Octets, length: int, *, unfinished: bool) -> Flow | None:
         # No checksum at all (a field of 0) is right for UDP, and left to classify().
         return None
     mac = _swapped(mac0) << 32 | _swapped(mac1) << 16 | _swapped(mac2)
-    return Flow(mac, L3_IP4, L4_UDP if protocol == _UDP else L4_TCP)
+    if protocol == _UDP:
+        return Flow(mac, L3_IP4, L4_UDP, tuple(map(_swapped, hashed)))
+    ports = words[:, _IP4_L4_WORD : _IP4_L4_WORD + 2]
+    if not (ports == ports[0]).all():
+        return Flow(mac, L3_IP4, L4_TCP, None)
+    return Flow(mac, L3_IP4, L4_TCP, tuple(map(_swapped, hashed + ports[0].tolist())))
 
 
 def _row_sums(dwords: npt.NDArray[np.uint32]) -> Qwords:

@@ -123,7 +123,7 @@ class Receiver:
         flow = offload.uniform(
             batch.frames, length, unfinished=bool(status & TP_STATUS_CSUMNOTREADY)
         )
-        queue = None if flow is None else self._steering.queue_of(flow.mac)
+        queue = None if flow is None else self._steering.queue_of(flow)
         rxq = None if queue is None else self._rxqs.get(queue)
         if flow is None or rxq is None:
             return False
@@ -159,7 +159,7 @@ class Receiver:
             self._stats.received(classes.mac, classes.multicast, lengths)
         elif fits.any():
             self._stats.received(classes.mac[fits], classes.multicast[fits], lengths[fits])
-        wanted, _ = self._steering.queues(classes)
+        wanted = self._steering.queues(classes)
         wanted[~fits] = DROP - 1
         filtered = int(np.count_nonzero(wanted == DROP))
         if filtered:

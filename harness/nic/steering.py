@@ -80,6 +80,11 @@ def toeplitz(key: bytes, data: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]
     return found
 
 
+@functools.lru_cache(maxsize=1024)
+def _toeplitz_one(key: bytes, words: tuple[int, ...]) -> int:
+    return int(toeplitz(key, np.array(words, np.uint32).reshape(-1, 1))[0])
+
+
 class Steering:
     """The filter table and the RSS contexts of the function."""
 
@@ -113,29 +118,34 @@ class Steering:
         self.contexts[handle] = context
         return handle
 
-    def queue_of(self, mac: int) -> int | None:
-        """The queue of all frames to ``mac``; None when that needs their hashes."""
+    def queue_of(self, flow: offload.Flow) -> int | None:
+        """The queue of all frames of a flow; None when they need hashing one by one."""
         wanted = None
         for handle, candidate in self.filters.items():
             if candidate.match == MATCH_DST_MAC:
-                hit = candidate.mac == mac
+                hit = candidate.mac == flow.mac
             else:
-                hit = (candidate.match == MATCH_UNKNOWN_MCAST_DST) == bool(mac >> 40 & 1)
+                hit = (candidate.match == MATCH_UNKNOWN_MCAST_DST) == bool(flow.mac >> 40 & 1)
             rank = (candidate.match == MATCH_DST_MAC, handle)
             if hit and (wanted is None or rank > wanted[0]):
                 wanted = rank, candidate
         if wanted is None:
             return DROP
         chosen = wanted[1]
-        if chosen.rss_context is None or chosen.queue == DROP:
-            return chosen.queue
-        context = self.contexts.get(chosen.rss_context)
+        context = None
+        if chosen.rss_context is not None and chosen.queue != DROP:
+            context = self.contexts.get(chosen.rss_context)
         if context is None:
             return chosen.queue
-        return None if context.only is None else chosen.queue + context.only
+        if context.only is not None:
+            return chosen.queue + context.only
+        if flow.hashed is None:
+            return None
+        hashed = _toeplitz_one(context.key, flow.hashed)
+        return chosen.queue + int(context.table[hashed % _TABLE_LENGTH])
 
-    def queues(self, classes: offload.Classes) -> tuple[Int64s, npt.NDArray[np.uint32] | None]:
-        """The queue of each frame (:data:`DROP`: none) and its hash, if hashed.
+    def queues(self, classes: offload.Classes) -> Int64s:
+        """The queue of each frame (:data:`DROP`: none).
 
         Exact filters go before the unknown-address ones, later ones before earlier;
         :meth:`queue_of` decides alike.
@@ -143,7 +153,6 @@ class Steering:
         count = classes.mac.size
         queues = np.full(count, DROP, np.int64)
         undecided = np.ones(count, bool)
-        hashes: npt.NDArray[np.uint32] | None = None
         ordered = sorted(
             self.filters.items(), key=lambda item: (item[1].match != MATCH_DST_MAC, -item[0])
         )
@@ -157,26 +166,27 @@ class Steering:
             if not hit.any():
                 continue
             undecided &= ~hit
+            queues[hit] = wanted.queue
             context = None if wanted.rss_context is None else self.contexts.get(wanted.rss_context)
-            if wanted.queue == DROP or context is None:
-                queues[hit] = wanted.queue
-            else:
-                if hashes is None:
-                    hashes = self._hash(context, classes)
-                queues[hit] = wanted.queue + context.table[hashes[hit] & (_TABLE_LENGTH - 1)]
+            if wanted.queue != DROP and context is not None:
+                hashes = self._hash(context, classes)[hit]
+                queues[hit] += context.table[hashes & (_TABLE_LENGTH - 1)]
             if not undecided.any():
                 break
-        return queues, hashes
+        return queues
 
     @staticmethod
     def _hash(context: RssContext, classes: offload.Classes) -> npt.NDArray[np.uint32]:
         """Addresses for IP, addresses and ports for TCP, 0 for anything else."""
         hashes = np.zeros(classes.mac.size, np.uint32)
-        for l3, first, last in ((offload.L3_IP4, 13, 17), (offload.L3_IP6, 11, 27)):
-            of_family = (classes.l3 == l3) | (classes.l3 == l3 + 3 * (l3 == offload.L3_IP4))
+        for kinds, first, last in (
+            ((offload.L3_IP4, offload.L3_IP4_FRAG), 13, 17),
+            ((offload.L3_IP6, offload.L3_IP6_FRAG), 11, 27),
+        ):
+            of_family = (classes.l3 == kinds[0]) | (classes.l3 == kinds[1])
             tcp = of_family & (classes.l4 == offload.L4_TCP)
-            for chosen, words in ((of_family & ~tcp, last), (tcp, last + 2)):
+            for chosen, end in ((of_family & ~tcp, last), (tcp, last + 2)):
                 at = np.flatnonzero(chosen)
                 if at.size:
-                    hashes[at] = toeplitz(context.key, classes.head[first:words][:, at])
+                    hashes[at] = toeplitz(context.key, classes.head[first:end][:, at])
         return hashes

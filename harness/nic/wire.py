@@ -51,6 +51,7 @@ _ETH_P_ALL = 3
 # and is no power of two, so that neighbouring slots do not fight for cache sets.
 SMALL_SLOT, LARGE_SLOT = 1664, 9536
 _SLOTS_PER_BLOCK = 64
+_WORTHWHILE = 8
 
 _HEADER = np.dtype(
     {
@@ -67,6 +68,7 @@ class Batch:
 
     Attributes:
         size: how many.
+        words: (size, 3) TP_STATUS_* bits, length, captured length.
         frames: (size, room) octets, a frame a row, writable, from its MAC header on.
         equal: (TP_STATUS_* bits, length) when all frames agree in these and none
             was cut short, else None.
@@ -79,9 +81,9 @@ class Batch:
         self.size = last - first
         self.frames: Octets = ring.frames[first:last]
         self.equal: tuple[int, int] | None = None
-        three = ring.head_words[first:last]
-        if (three == three[0]).all():
-            status, length, captured = three[0].tolist()
+        self.words = ring.head_words[first:last]
+        if (self.words == self.words[0]).all():
+            status, length, captured = self.words[0].tolist()
             if length == captured and not status & TP_STATUS_VLAN_VALID:
                 self.equal = status, length
 
@@ -194,9 +196,17 @@ class SlotRing:
         return int(np.count_nonzero(self.headers["status"]))
 
     def take(self, limit: int) -> Batch:
-        """Up to ``limit`` frames from the head. They stay there until released."""
+        """Up to ``limit`` frames from the head. They stay there until released.
+
+        Where frames of one length lead, only those are taken: such a batch is
+        cheaper than any other.
+        """
         first = self.head
         batch = Batch(self, first, min(first + limit, self.slots))
+        if not batch.equal and batch.size > 1:
+            leading = int(np.argmin((batch.words == batch.words[0]).all(axis=1)))
+            if leading >= _WORTHWHILE or batch.size <= _WORTHWHILE:
+                batch = Batch(self, first, first + leading)
         if batch.equal:
             return batch
         status = batch.status

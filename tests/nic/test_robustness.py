@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.nic import offload
+from harness.nic.steering import SUPPORTED_MATCHES, Filter, Steering
 from tests.nic.minidriver import (
     MAC,
     PEER,
@@ -342,3 +343,27 @@ def test_the_fast_path_wants_equal_frames() -> None:
     ):
         slots, lengths = packed([base, odd.ljust(len(base), b"\0")[: len(base)], base])
         assert offload.uniform(slots, int(lengths[0]), unfinished=False) is None
+
+
+@SLOW
+@given(st.integers(0, 1 << 32), st.booleans())
+def test_a_flow_goes_where_its_frames_would(seed: int, only: bool) -> None:
+    chance = random.Random(seed)
+    table = Steering()
+    context = table.allocate_context(1 if only else 4)
+    assert context is not None
+    table.contexts[context].key = chance.randbytes(40)
+    mac = int.from_bytes(MAC, "big")
+    for _ in range(chance.randrange(4)):
+        match = chance.choice(SUPPORTED_MATCHES)
+        rss = chance.choice([None, context])
+        table.insert(Filter(match, chance.choice([mac, 5]), chance.choice([-1, 0, 3]), rss))
+    protocol = chance.choice([6, 17])
+    ports = [chance.randrange(1 << 16)] * 3 if chance.random() < 0.5 else [1, 2, 3]
+    frames = [udp4(b"abcd", protocol=protocol, source_port=port) for port in ports]
+    slots, lengths = packed(frames)
+    flow = offload.uniform(slots, int(lengths[0]), unfinished=False)
+    assert flow is not None
+    queues = table.queues(offload.classify(slots, lengths, np.zeros(3, bool))).tolist()
+    found = table.queue_of(flow)
+    assert queues == [found] * 3 if found is not None else flow.hashed is None
