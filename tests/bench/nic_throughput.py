@@ -284,7 +284,7 @@ def blaster(at: Machine, nic: Nic, setup: Setup) -> Iterator[Callable[[], float]
         if sender.returncode != 0:
             raise process.failed(["tests.bench.blaster"], sender.returncode, complaint)
         counted = json.loads(said)
-        return float(counted["sent"] / counted["elapsed_s"])
+        return float(counted["offered"] / counted["elapsed_s"])
 
     try:
         yield finish
