@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from .ethtool import Ethtool
-from .inventory import existing, interface_irqs, parse_interrupts
+from .inventory import NET, existing, interface_irqs, parse_interrupts
 
 _PROC = Path("/proc")
 _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -63,6 +63,7 @@ class Counters:
     def __init__(self, interface: str, tasks: Callable[[], Iterable[int]]) -> None:
         self._ethtool = Ethtool(existing(interface))
         self._index = socket.if_nametoindex(interface)
+        self._carrier = NET / interface / "carrier_changes"
         self._tasks = tasks
         self._irqs = set(interface_irqs(interface))
         self._softirqd = [
@@ -136,7 +137,7 @@ class Counters:
         at_packets()
         nic = self._ethtool.statistics_values()
         link = _link_statistics(self._index)
-        texts = files.texts() | {"snmp": snmp}
+        texts = files.texts() | {"snmp": snmp, "carrier": self._carrier.read_bytes()}
         tasks = files.tasks()
         return _Raw(at_ns, time.monotonic_ns() - before_ns, texts, nic, link, tasks)
 
@@ -149,7 +150,8 @@ class Counters:
             "netstat": parse_snmp(texts["netstat"]),
             "softnet": parse_softnet(texts["softnet"]),
             "nic": self._ethtool.statistics(raw.nic),
-            "link": dict(zip(_LINK64, _words64(raw.link), strict=False)),
+            "link": dict(zip(_LINK64, _words64(raw.link), strict=False))
+            | {"carrier_changes": int(texts["carrier"])},
             "interrupts": parse_interrupts(texts["interrupts"], self._irqs),
             "cpu": parse_cpu(texts["stat"]),
             "processes": [parse_task(stat) | {"cpu_ns": cpu_ns} for stat, cpu_ns in raw.tasks],
