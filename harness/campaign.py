@@ -129,8 +129,9 @@ def require_same(kept: samples.Campaign, wanted: samples.Campaign) -> None:
     Raises:
         ConfigurationError: it names what differs.
     """
+    was, now = kept.model_dump(mode="json"), wanted.model_dump(mode="json")
     for name in ("bed", "accelerator", "load", "placement", "variants", "order"):
-        if getattr(kept, name) != getattr(wanted, name):
+        if was[name] != now[name]:
             raise ConfigurationError(
                 f"the campaign cannot be gone on with: its {name} was another",
                 hint="start a new one in another directory",
