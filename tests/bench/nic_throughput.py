@@ -102,7 +102,7 @@ class Setup:
 
     window_s: float
     irq_cpu: int
-    sender_cpus: str
+    sender_cpu: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +266,7 @@ def blaster(at: Machine, nic: Nic, setup: Setup) -> Iterator[Callable[[], float]
     """Load through ``nic``; what it gives ends the load and says its rate in packets/s."""
     sender = subprocess.Popen(
         at.namespace.command(
-            ["nice", "-n", str(_LOWEST_PRIORITY), "taskset", "-c", setup.sender_cpus,
+            ["nice", "-n", str(_LOWEST_PRIORITY), "taskset", "-c", str(setup.sender_cpu),
              sys.executable, "-m", "tests.bench.blaster",
              nic.sender, nic.sender_mac, nic.address(1), nic.mac, nic.address(2)]
         ),
@@ -330,7 +330,7 @@ def main() -> None:
         setup = Setup(
             window_s=chosen.window_s,
             irq_cpu=bed.placement.irq_cpu,
-            sender_cpus=",".join(map(str, machine_cpus(bed).netperf)),
+            sender_cpu=machine_cpus(bed).netperf[0],
         )
         with machine(bed, image, equipment, nics, Path(kept)) as at:
             for nic in nics:
