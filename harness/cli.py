@@ -32,7 +32,13 @@ COMMANDS = {
     "completion": ("completion", "Print the tab completion for a shell."),
 }
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_HINTS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EROFS: "name a directory that can be written",
+    errno.EACCES: "name a directory that is yours",
+    errno.EPERM: "name a directory that is yours",
+}
 
 
 class _Lazy(click.Group):
@@ -99,11 +105,13 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1  # as click does it for what it writes itself
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno not in _HINTS:
             status = _bug()
         else:
             where = f": {error.filename}" if error.filename else ""
-            status = _show(InfrastructureError(f"{error.strerror}{where}", hint="free some space"))
+            status = _show(
+                InfrastructureError(f"{error.strerror}{where}", hint=_HINTS[error.errno])
+            )
     except Exception:  # noqa: BLE001
         status = _bug()
     sys.exit(status if isinstance(status, int) else 0)

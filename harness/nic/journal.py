@@ -32,3 +32,9 @@ class Journal:
             log.warning("%s: " + message, name, *values)  # noqa: G003
             if seen == _LOGGED_PER_KIND:
                 log.warning("%s: no more of these are logged", name)
+
+    def mistake(self, error: Exception) -> None:
+        """Count an exception that only a mistake of the model can raise; log the first few."""
+        self.counts["internal_errors"] += 1
+        if self.counts["internal_errors"] <= _LOGGED_PER_KIND:
+            log.error("internal error", exc_info=error)

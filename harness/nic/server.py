@@ -4,11 +4,11 @@
 The loop never blocks but in ``select``. A pass over the wire costs much the same
 however few frames it finds, so passes may take a fifth of a processor and no more
 (one that took t is paid for with 5 t, and :data:`_CREDIT_NS` are given in advance,
-so that a lone frame never waits). One that
-left the guest less than half of its descriptors is followed by the next once half
-are posted again (or ten milliseconds are over): until then the guest has hundreds
-of frames to work on. Doorbells are served in between, as they come or, in that
-last case, where they say nothing but that more is posted, a millisecond's together.
+so that a lone frame never waits). A pass that left the guest less than half of its
+descriptors is followed by the next once half are posted again, or ten milliseconds
+are over: until then the guest has hundreds of frames to work on. Doorbells are
+served in between, as they come or, in that last case, where they say little but
+that more is posted, a millisecond's together.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ class Server:
         self._nic = nic
         self._wire = wire
         self._path = path
-        self._control_path = control
         self._listener = _listen(path)
         self._control = _Control(control, nic) if control else None
         self._stopping = False
@@ -142,14 +141,15 @@ class Server:
                 self._guard(pace.receive)
                 if not pace.last and not nic.starved and wire.fileno() in ready:
                     watch_wire = wire.settle()
+                    if not watch_wire:
+                        log.error("the wire is gone")
 
     def _guard(self, step: Callable[[], None]) -> None:
         """A mistake of the model is logged and counted; the guest keeps its device."""
         try:
             step()
-        except Exception:  # noqa: BLE001
-            self._nic.journal.count("internal_errors")
-            log.exception("internal error")
+        except Exception as error:  # noqa: BLE001
+            self._nic.journal.mistake(error)
 
 
 class _Pace:

@@ -195,9 +195,8 @@ class Connection:
                 first = at + _WRITE.size
                 try:
                     self._device.region_write(region, offset, received[first : first + count])
-                except Exception:  # noqa: BLE001 - as for any other message
-                    self._journal.count("internal_errors")
-                    log.exception("internal error in a write")
+                except Exception as error:  # noqa: BLE001 - as for any other message
+                    self._journal.mistake(error)
                 return
         payload = bytes(received[at + _HEADER.size : at + size])
         self._message(0, REGION_WRITE, _NO_REPLY, payload, [])
@@ -218,10 +217,9 @@ class Connection:
         except struct.error:
             failed = errno.EINVAL
             self._journal.note("vfio_request_errors", "command %d: too short", command)
-        except Exception:  # noqa: BLE001 - a mistake of the model must not end the session
+        except Exception as error:  # noqa: BLE001 - the session has to go on
             failed = errno.EIO
-            self._journal.count("internal_errors")
-            log.exception("internal error in command %d", command)
+            self._journal.mistake(error)
         finally:
             _close(fds)
         if flags & _NO_REPLY:

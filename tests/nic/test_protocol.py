@@ -315,3 +315,18 @@ def test_unknown_and_read_only_registers_are_logged(
     for _ in range(1000):
         driver.writel(0x3F4, 1)
     assert caplog.text.count("0x3f4") < 30, "a guest cannot fill the log"
+
+
+def test_a_mistake_of_the_model_costs_one_request(
+    driver: MiniDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(driver.nic, "region_write", broken)
+    assert driver.write_region(pci.BAR2, 0x400, bytes(4), flags=0) == errno.EIO
+    for _ in range(100):
+        driver.writel(0x400, 0)
+    assert driver.journal.counts["internal_errors"] == 101
+    assert 0 < caplog.text.count("ZeroDivisionError") < 50
+    assert driver.read_region(pci.CONFIG_REGION, 0, 2) == b"\x24\x19"
