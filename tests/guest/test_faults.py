@@ -52,7 +52,7 @@ def test_a_kernel_that_dies_is_told_from_a_host_that_is_lost(beds: Beds) -> None
 
 
 def test_an_agent_that_is_killed_is_a_lost_host(beds: Beds) -> None:
-    with pytest.raises(HostLostError, match="the agent (ended|was gone)"), beds.up() as bed:
+    with pytest.raises(HostLostError, match=r"the agent (ended|was gone)"), beds.up() as bed:
         bed.guest.ssh.run(["sudo", "kill", "-9", str(bed.dut.pid)])
         bed.dut.call("counters", interface=bed.dut_interface)
 
