@@ -211,7 +211,8 @@ class _Walk:
 def _diff(patch: Path) -> str:
     """What ``patch`` changes, without its mail: a better changelog is no other kernel."""
     text = patch.read_text(errors="replace")
-    return text[text.index("\ndiff --git ") :].rpartition("\n-- \n")[0] or text
+    changes = text[text.index("\ndiff --git ") :]
+    return changes.rpartition("\n-- \n")[0] or changes
 
 
 def check_config(config: str) -> None:

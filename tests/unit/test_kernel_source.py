@@ -120,3 +120,5 @@ def test_a_better_changelog_is_no_other_kernel(series: tuple[Path, list[Path]]) 
     again = patches[0].with_name("again.patch")
     again.write_text(patches[0].read_text().replace("Subject: [PATCH 1/3] edit", "Subject: better"))
     assert build._diff(again) == build._diff(patches[0]) != build._diff(patches[1])
+    again.write_text(again.read_text().rpartition("\n-- \n")[0])  # the mail's signature is optional
+    assert build._diff(again) == build._diff(patches[0])
