@@ -120,8 +120,11 @@ class _Walk:
                     [*make, f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], output, log, None
                 )
             check_config((self.objects / ".config").read_text())
+            whole = not (self.objects / "vmlinux").exists()
             with progress.task(f"kernel of step {step}", total=self._objects_left(written)) as task:
                 self._make([*make, f"-j{os.cpu_count()}", "bzImage"], output, log, task.advance)
+            if whole:
+                self._counted.write_text(str(task.done))
         config = self.objects / ".config"
         shutil.copyfile(self.objects / "arch/x86/boot/bzImage", making / "bzImage")
         shutil.copyfile(config, making / "config")
