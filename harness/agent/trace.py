@@ -376,8 +376,12 @@ def _sweep() -> None:
 
 
 def _append(path: Path, line: str) -> None:
-    with path.open("a", encoding="ascii") as file:
-        file.write(line + "\n")
+    # tracefs cannot seek to the end, which a file opened by Python for appending does.
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        os.write(file, line.encode() + b"\n")
+    finally:
+        os.close(file)
 
 
 @contextlib.contextmanager
