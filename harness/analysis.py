@@ -46,8 +46,8 @@ class BootFigures:
     boot: PlannedBoot
     release: str | None
     rates: dict[str, float]
-    trials: tuple[float, ...]
-    """The primary rate of each valid timed trial."""
+    trials: dict[int, dict[str, float]]
+    """The rates of each valid timed trial, by its index."""
     drops: dict[str, int]
     offered: int
 
@@ -170,7 +170,8 @@ def analyse(result: ResultDirectory) -> Analysis:
             varied |= _differences(done[0].settings, boot.settings)
             _gather(boot, campaign, tolerances, gathered[boot.step], void)
     complete = not result.problems
-    changes = {step: _change(step, gathered) for step in campaign.steps}
+    together = bool(campaign.trial.get("slice_s"))
+    changes = {step: _change(step, gathered, together=together) for step in campaign.steps}
     compared = [step for step in campaign.steps if step != BASELINE and changes[step][0]]
     verdicts: dict[str, Verdict | None] = {}
     if complete:
@@ -201,7 +202,7 @@ def _gather(
     void: list[VoidTrial],
 ) -> None:
     planned = PlannedBoot(boot.block, boot.position, boot.step)
-    valid: list[TrialMetrics] = []
+    valid: dict[int, TrialMetrics] = {}
     for trial in boot.trials:
         if trial.kind == "warmup":
             continue
@@ -210,15 +211,16 @@ def _gather(
             into.void_trials += 1
             void.append(VoidTrial(planned, trial.kind, trial.index, metrics.void))
         elif trial.kind == "timed":
-            valid.append(metrics)
+            valid[trial.index] = metrics
         elif trial.trace is not None:
             _add_trace(trial.trace, into)
             traced = traced_stack_pps(trial)
             if traced is not None:
                 into.traced_pps.append(traced)
-    rates = {name: _median(getattr(metrics, name) for metrics in valid) for name in RATES}
+    trials = {index: _rates(metrics) for index, metrics in valid.items()}
+    rates = {name: _median(found.get(name) for found in trials.values()) for name in RATES}
     drops: dict[str, int] = defaultdict(int)
-    for metrics in valid:
+    for metrics in valid.values():
         for place, packets in metrics.drops.items():
             drops[place] += packets
     into.boots.append(
@@ -226,11 +228,16 @@ def _gather(
             boot=planned,
             release=boot.release,
             rates={name: value for name, value in rates.items() if value is not None},
-            trials=tuple(m.stack_rx_pps for m in valid if m.stack_rx_pps is not None),
+            trials=trials,
             drops=dict(drops),
-            offered=sum(metrics.offered_packets or 0 for metrics in valid),
+            offered=sum(metrics.offered_packets or 0 for metrics in valid.values()),
         )
     )
+
+
+def _rates(metrics: TrialMetrics) -> dict[str, float]:
+    values = {name: getattr(metrics, name) for name in RATES}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _add_trace(trace: Trace, into: _Gathered) -> None:
@@ -289,19 +296,36 @@ def list_lengths(stage: Stage) -> ListLengths | None:
 
 
 def _change(
-    step: str, gathered: dict[str, _Gathered], metric: str = PRIMARY
+    step: str, gathered: dict[str, _Gathered], *, together: bool, metric: str = PRIMARY
 ) -> tuple[Paired | None, tuple[int, ...]]:
     """Ratios of ``step`` to the baseline by block, where both have a positive value."""
     if BASELINE not in gathered:
         return None, ()
     base, own = (
-        {boot.boot.block: boot.rates.get(metric, 0.0) for boot in gathered[name].boots}
-        for name in (BASELINE, step)
+        {boot.boot.block: boot for boot in gathered[name].boots} for name in (BASELINE, step)
     )
-    blocks = tuple(block for block in sorted(own) if own[block] > 0 and base.get(block, 0.0) > 0)
-    if not blocks:
-        return None, ()
-    return Paired(ratios=tuple(own[block] / base[block] for block in blocks)), blocks
+    found = {
+        block: _ratio(own[block], base[block], metric, together=together)
+        for block in sorted(own.keys() & base.keys())
+    }
+    ratios = {block: ratio for block, ratio in found.items() if ratio is not None}
+    return (Paired(ratios=tuple(ratios.values())), tuple(ratios)) if ratios else (None, ())
+
+
+def _ratio(own: BootFigures, base: BootFigures, metric: str, *, together: bool) -> float | None:
+    """``own`` over ``base``: of the boots' medians, or, where boots took turns, trial by trial.
+
+    Trials of one index then had the same seconds of the machine, and the ratio is
+    the geometric mean of theirs.
+    """
+    pairs = [(own.rates.get(metric, 0.0), base.rates.get(metric, 0.0))]
+    if together:
+        pairs = [
+            (own.trials[index].get(metric, 0.0), base.trials[index].get(metric, 0.0))
+            for index in own.trials.keys() & base.trials.keys()
+        ]
+    logs = [math.log(one / other) for one, other in pairs if one > 0 and other > 0]
+    return math.exp(statistics.fmean(logs)) if logs else None
 
 
 def _row(

@@ -2,17 +2,19 @@
 """A campaign: every boot of a plan, its trials, and what they left on disk.
 
 Joins kernels, hosts, settings, workload and probes to samples. Each boot is
-written when it is finished, so whatever ends a campaign, the boots before it
+written when its block is finished, so whatever ends a campaign, the blocks before it
 stay and a later call with the same directory goes on after them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +32,7 @@ from harness.errors import (
     TrialVoidError,
 )
 from harness.hosts.bed import Equipment, RunningBed, virtual_bed
+from harness.hosts.channel import Pending
 from harness.hosts.qemu import kernel_death
 from harness.kernels.build import Image
 from harness.progress import Progress
@@ -38,7 +41,8 @@ _PORT = 12865
 _SETTLE_S = 1.3  # the NIC's statistics reach the driver once a second
 _RAMP_S = 3
 _RAMP_SAMPLE_S = 0.4
-_BETWEEN_S = 0.5
+_LAST_PACKETS_S = 0.3
+_LONGEST_LOAD_S = 3600
 _RAMP_MARGIN_S = 0.6
 _STEADY = 0.25
 _LEAST_PPS = 1000
@@ -65,25 +69,25 @@ def run(setup: Setup, directory: Path, *, progress: Progress) -> None:
 
     Raises:
         KernelError: at the end, if a step failed.
-        HarnessError: whatever else ended the campaign; finished boots are kept.
+        HarnessError: whatever else ended the campaign; finished blocks are kept.
     """
     if shutil.disk_usage(directory).free < _FREE_BYTES:
         raise InfrastructureError(f"less than {_FREE_BYTES >> 20} MiB are free for {directory}")
-    failed: dict[str, HarnessError] = {}
-    boots = list(setup.plan.boots())
-    with progress.task("campaign", total=len(boots)) as task:
-        for number, planned in enumerate(boots, start=1):
-            where = samples.boot_directory(directory, planned)
-            title = f"boot {number}/{len(boots)}: step {planned.step}, block {planned.block}"
-            if _finished(where):
-                progress.say(f"{title}: kept")
-            elif planned.step not in failed:
-                try:
-                    _boot(setup, planned, directory, title=title, progress=progress)
-                except KernelError as error:
-                    failed[planned.step] = error
-                    progress.say(f"{title}: {error.message}")
-            task.advance()
+    failed: dict[str, KernelError] = {}
+    number, total = 0, sum(1 for _ in setup.plan.boots())
+    with progress.task("campaign", total=total) as task:
+        for group in setup.plan.groups():
+            boots = []
+            for planned in group:
+                number += 1
+                title = f"boot {number}/{total}: step {planned.step}, block {planned.block}"
+                where = samples.boot_directory(directory, planned)
+                if _finished(where):
+                    progress.say(f"{title}: kept")
+                elif planned.step not in failed:
+                    boots.append(_Boot(planned, root=directory, title=title))
+            _measure_together(setup, boots, failed, progress=progress)
+            task.advance(len(group))
     if failed:
         step, cause = next(iter(failed.items()))
         raise KernelError(f"step {step}: {cause.message}", hint=cause.hint) from cause
@@ -138,48 +142,109 @@ def require_same(kept: samples.Campaign, wanted: samples.Campaign) -> None:
             )
 
 
-def _boot(
-    setup: Setup, planned: plan.PlannedBoot, root: Path, *, title: str, progress: Progress
-) -> None:
-    directory = samples.boot_directory(root, planned)
-    shutil.rmtree(directory, ignore_errors=True)
-    kept: dict[str, Any] = {
-        "block": planned.block,
-        "position": planned.position,
-        "step": planned.step,
-        "trials": [],
-    }
-    times: dict[str, float] = {}
-    kept["times_s"] = times
-    started = time.monotonic()
-    try:
-        with (
-            progress.task(title),
-            virtual_bed(setup.bed, setup.images[planned.step], setup.equipment, directory) as bed,
-        ):
-            times["up"] = time.monotonic() - started
-            _measure(setup, planned, bed, kept)
-            kept["nic_model"] = bed.nic.counters()
-            if death := kernel_death(bed.guest.console()):
-                raise KernelError(
-                    f"the guest's kernel complained: {death}",
-                    hint=f"console: {directory / 'console.log'}",
-                )
-    except HarnessError as error:
-        kept["error"] = {"class": type(error).__name__, "message": error.message}
-        kept["outcome"] = "failed"
-        samples.write_boot(root, samples.Boot.model_validate(kept))
-        raise
-    times["all"] = time.monotonic() - started
-    kept["outcome"] = "ok"
-    samples.write_boot(root, samples.Boot.model_validate(kept))
+class _Boot:
+    """One boot under way: its bed while it is up, and what it has measured."""
+
+    def __init__(self, planned: plan.PlannedBoot, *, root: Path, title: str) -> None:
+        self.planned = planned
+        self.title = title
+        self.directory = samples.boot_directory(root, planned)
+        self.kept: dict[str, Any] = {
+            "block": planned.block,
+            "position": planned.position,
+            "step": planned.step,
+            "trials": [],
+            "times_s": {},
+        }
+        self._root = root
+        self._up = contextlib.ExitStack()
+        self._bed: RunningBed | None = None
+        self._started_s = time.monotonic()
+
+    @property
+    def bed(self) -> RunningBed:
+        assert self._bed is not None
+        return self._bed
+
+    @property
+    def up(self) -> bool:
+        """Is its bed there?"""
+        return self._bed is not None
+
+    def bring_up(self, setup: Setup) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self._started_s = time.monotonic()
+        image = setup.images[self.planned.step]
+        self._bed = self._up.enter_context(
+            virtual_bed(setup.bed, image, setup.equipment, self.directory)
+        )
+        self._took("up")
+
+    def finish(self, error: HarnessError | None = None) -> None:
+        """Take the bed down and write what there is; the boot is a good one without ``error``."""
+        self.kept["outcome"] = "failed" if error else "ok"
+        if error:
+            self.kept["error"] = {"class": type(error).__name__, "message": error.message}
+        self.close()
+        self._took("all")
+        samples.write_boot(self._root, samples.Boot.model_validate(self.kept))
+
+    def close(self) -> None:
+        self._bed = None
+        self._up.close()
+
+    def _took(self, what: str) -> None:
+        self.kept["times_s"][what] = time.monotonic() - self._started_s
 
 
-def _measure(
-    setup: Setup, planned: plan.PlannedBoot, bed: RunningBed, kept: dict[str, Any]
+def _measure_together(
+    setup: Setup, boots: Sequence[_Boot], failed: dict[str, KernelError], *, progress: Progress
 ) -> None:
-    """Set both hosts up, prove what is running, do the trials, put everything back."""
-    image = setup.images[planned.step]
+    """Have all of ``boots`` up at once, measure them side by side, and write each.
+
+    Boots whose kernels die are left out from there on and their steps are added to
+    ``failed``; whatever else ends a boot ends all.
+    """
+
+    @contextlib.contextmanager
+    def blamed(boot: _Boot) -> Iterator[None]:
+        try:
+            yield
+        except HarnessError as error:
+            boot.finish(error)
+            if not isinstance(error, KernelError):
+                raise
+            failed[boot.planned.step] = error
+            progress.say(f"{boot.title}: {error.message}")
+
+    with contextlib.ExitStack() as up:
+        for boot in boots:
+            up.callback(boot.close)
+            with blamed(boot), progress.task(boot.title):
+                boot.bring_up(setup)
+                _prepare(setup, boot)
+        trials = list(setup.plan.profile.trials_of(boots[0].planned.block)) if boots else []
+        timed = [trial for trial in trials if trial.kind != "trace"]
+        with progress.task(f"{len(timed)} trials of {len(boots)} boots"):
+            _under_load(setup, [boot for boot in boots if boot.up], timed, blamed)
+        traced = [trial for trial in trials if trial.kind == "trace"]
+        for boot in boots:
+            if traced and boot.up:
+                with blamed(boot), progress.task(f"{boot.title}, probes"):
+                    dut, interface = boot.bed.dut, boot.bed.dut_interface
+                    dut.call("trace_attach", interface=interface, within_s=_ATTACH_S)
+                    _under_load(setup, [boot], traced, blamed)
+                    dut.call("trace_detach", within_s=60)
+        for boot in boots:
+            if boot.up:
+                with blamed(boot):
+                    _put_back(boot)
+                    boot.finish()
+
+
+def _prepare(setup: Setup, boot: _Boot) -> None:
+    """Prove what is running, set both hosts up, start netserver."""
+    image, bed, kept = setup.images[boot.planned.step], boot.bed, boot.kept
     kept["release"], kept["boot_id"] = bed.dut.ready["release"], bed.dut.ready["boot_id"]
     if kept["release"] != image.release:
         raise KernelError(f"the dut runs {kept['release']}, not {image.release}")
@@ -201,16 +266,21 @@ def _measure(
     bed.dut.call(
         "netserver_start", address=address, port=_PORT, cpu=setup.bed.netserver_cpu, within_s=60
     )
-    trials = list(setup.plan.profile.trials_of(planned.block))
-    kept["trials"] += _under_load(setup, bed, [trial for trial in trials if trial.kind != "trace"])
-    if traced := [trial for trial in trials if trial.kind == "trace"]:
-        bed.dut.call("trace_attach", interface=bed.dut_interface, within_s=_ATTACH_S)
-        kept["trials"] += _under_load(setup, bed, traced)
-        bed.dut.call("trace_detach", within_s=60)
+
+
+def _put_back(boot: _Boot) -> None:
+    """Restore both hosts' settings, and look whether the kernel complained."""
+    bed, kept = boot.bed, boot.kept
     bed.dut.call("netserver_stop")
     kept["settings"]["restored"] = {
         role: agent.call("settings_restore", within_s=60) for role, agent in _agents(bed).items()
     }
+    kept["nic_model"] = bed.nic.counters()
+    if death := kernel_death(bed.guest.console()):
+        raise KernelError(
+            f"the guest's kernel complained: {death}",
+            hint=f"console: {boot.directory / 'console.log'}",
+        )
 
 
 def _agents(bed: RunningBed) -> dict[str, Any]:
@@ -256,15 +326,64 @@ def _same_netperf(inventory: dict[str, Any]) -> None:
 
 
 def _under_load(
-    setup: Setup, bed: RunningBed, planned: Sequence[plan.PlannedTrial]
-) -> Iterator[samples.Trial]:
-    """One load over the trials of ``planned``: up, steady, a window for each, down, settled.
+    setup: Setup,
+    boots: Sequence[_Boot],
+    planned: Sequence[plan.PlannedTrial],
+    blamed: Callable[[_Boot], AbstractContextManager[None]],
+) -> None:
+    """One load a boot over the trials of ``planned``: up, steady, windows, down, settled.
 
-    The trials share what only the whole of a load can tell: netperf's own counts
-    and the balance of the counters before and after.
+    With several boots all but one are frozen at any moment, and they take turns:
+    what slows this machine down for a second slows all of them down.
+    The trials of a boot share what only the whole of a load can tell: netperf's own
+    counts and the balance of the counters before and after.
     """
-    before = bed.dut.call("counters", interface=bed.dut_interface)
-    duration_s = _RAMP_S + sum(trial.duration_s + _BETWEEN_S for trial in planned)
+    together = len(boots) > 1
+    loads = {boot: _Load() for boot in boots}
+    for boot, load in loads.items():
+        with blamed(boot):
+            _load_up(setup, boot.bed, load)
+            if together:
+                boot.bed.freeze()
+    for trial in planned:
+        pending: dict[_Boot, Pending] = {}
+        for boot, load in loads.items():
+            if boot.up and not load.void:
+                with blamed(boot):
+                    pending[boot] = _open_window(boot.bed, trial, len(boots))
+        if together:
+            _take_turns(pending, setup.plan.profile.slice_s, blamed)
+        for boot, answer in pending.items():
+            if boot.up:
+                with blamed(boot):
+                    try:
+                        loads[boot].measured.append({_call_of(trial): answer.result()})
+                    except TrialVoidError as error:
+                        loads[boot].give_up(error)
+    for boot, load in loads.items():
+        if boot.up:
+            with blamed(boot):
+                if together:
+                    boot.bed.thaw()
+                boot.kept["trials"] += _load_down(boot.bed, load, planned)
+
+
+class _Load:
+    """What one load on one boot has shown so far."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, Any] = {}
+        self.ramp: dict[str, Any] | None = None
+        self.void: list[dict[str, str]] = []
+        self.measured: list[dict[str, Any]] = []
+
+    def give_up(self, error: TrialVoidError) -> None:
+        """There is nothing to measure; all its trials are void."""
+        self.void = [{"rule": "no-load", "detail": error.message}]
+
+
+def _load_up(setup: Setup, bed: RunningBed, load: _Load) -> None:
+    load.before = bed.dut.call("counters", interface=bed.dut_interface)
     bed.generator.call(
         "netperf_start",
         target=str(setup.bed.dut.address.ip),
@@ -272,31 +391,67 @@ def _under_load(
         streams=setup.load.streams,
         message_bytes=setup.load.message_bytes,
         cpus=bed.netperf_cpus,
-        duration_s=duration_s,
+        duration_s=_LONGEST_LOAD_S,
         nice=bed.netperf_nice,
         command_prefix=bed.netperf_prefix,
         within_s=90,
     )
-    shared: dict[str, Any] = {}
-    measured: list[dict[str, Any]] = []
     try:
-        shared["ramp"] = _ramp_up(bed)
-        for trial in planned:
-            call = "trace" if trial.kind == "trace" else "window"
-            arguments = {"interface": bed.dut_interface, "duration_s": trial.duration_s}
-            if call == "window":
-                arguments["netserver"] = True
-            measured.append({call: bed.dut.call(call, within_s=trial.duration_s + 60, **arguments)})
+        load.ramp = _ramp_up(bed)
     except TrialVoidError as error:
-        shared["void"] = [{"rule": "no-load", "detail": error.message}]
-    shared["netperf"] = bed.generator.call(
-        "netperf_wait", timeout_s=duration_s + 30, within_s=duration_s + 60
+        load.give_up(error)
+
+
+def _call_of(trial: plan.PlannedTrial) -> str:
+    return "trace" if trial.kind == "trace" else "window"
+
+
+def _open_window(bed: RunningBed, trial: plan.PlannedTrial, boots: int) -> Pending:
+    """Begin ``trial``, which lasts as much longer as ``boots`` share the machine."""
+    netserver = {} if trial.kind == "trace" else {"netserver": True}
+    return bed.dut.begin(
+        _call_of(trial),
+        interface=bed.dut_interface,
+        duration_s=trial.duration_s,
+        within_s=(trial.duration_s + 60) * boots,
+        **netserver,
     )
+
+
+def _take_turns(
+    pending: Mapping[_Boot, Pending],
+    slice_s: float,
+    blamed: Callable[[_Boot], AbstractContextManager[None]],
+) -> None:
+    """Let each boot run for ``slice_s`` in turn, there and back, until all have answered."""
+    turn = list(pending)
+    waiting = bool(turn)
+    while waiting:
+        for boot in turn:
+            with blamed(boot):
+                boot.bed.thaw()
+                time.sleep(slice_s)
+                boot.bed.freeze()
+        turn = [boot for boot in reversed(turn) if boot.up]
+        waiting = False
+        for boot in turn:
+            with blamed(boot):
+                waiting |= not pending[boot].arrived()
+
+
+def _load_down(
+    bed: RunningBed, load: _Load, planned: Sequence[plan.PlannedTrial]
+) -> Iterator[samples.Trial]:
+    bed.generator.call("netperf_end")
+    time.sleep(_LAST_PACKETS_S)
+    bed.dut.call("netserver_end")
+    shared: dict[str, Any] = {"void": load.void, "ramp": load.ramp}
+    shared["netperf"] = bed.generator.call("netperf_wait", timeout_s=30, within_s=60)
     time.sleep(_SETTLE_S)
     after = bed.dut.call("counters", interface=bed.dut_interface)
-    shared["whole"] = {"before": before, "after": after}
-    measured += [{}] * (len(planned) - len(measured))
-    for trial, result in zip(planned, measured, strict=True):
+    shared["whole"] = {"before": load.before, "after": after}
+    for number, trial in enumerate(planned):
+        result = load.measured[number] if number < len(load.measured) else {}
         head = {"kind": trial.kind, "index": trial.index}
         yield samples.Trial.model_validate(head | shared | result)
 

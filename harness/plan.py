@@ -39,6 +39,8 @@ class Profile:
     trace_blocks: int
     """The first so many blocks end each boot with a trial under the probes."""
     trace_s: float
+    slice_s: float = 0.0
+    """Boots of a block are up together and take turns of so many seconds; 0: one at a time."""
 
     def trials_of(self, block: int) -> Iterator[PlannedTrial]:
         """The trials of a boot in ``block``; traced ones last, apart from the timed."""
@@ -90,6 +92,15 @@ class Plan:
         """Every boot in the order in which it is to be done."""
         return boots_of(self.order)
 
+    def groups(self) -> Iterator[tuple[PlannedBoot, ...]]:
+        """The same boots; those of a group are up together."""
+        for block in range(1, len(self.order) + 1):
+            boots = tuple(boot for boot in self.boots() if boot.block == block)
+            if self.profile.slice_s:
+                yield boots
+            else:
+                yield from ((boot,) for boot in boots)
+
     def measured_s(self) -> float:
         """Seconds spent in measured windows over the campaign."""
         return sum(self.profile.boot_s(boot.block) for boot in self.boots())
@@ -106,6 +117,7 @@ _PROFILES: Mapping[tuple[str, str], Profile] = MappingProxyType(
             window_s=3.0,
             trace_blocks=1,
             trace_s=2.0,
+            slice_s=0.3,
         ),
         ("standard", "virtual"): Profile(
             name="standard",
@@ -116,6 +128,7 @@ _PROFILES: Mapping[tuple[str, str], Profile] = MappingProxyType(
             window_s=5.0,
             trace_blocks=2,
             trace_s=3.0,
+            slice_s=0.3,
         ),
         ("standard", "hardware"): Profile(
             name="standard",

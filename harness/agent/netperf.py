@@ -38,7 +38,7 @@ _LISTEN = "0A"
 @dataclass
 class _Stream:
     process: subprocess.Popen[str]
-    ended_s: float | None = None
+    early: bool | None = None
 
 
 class Load:
@@ -50,6 +50,8 @@ class Load:
         self._streams: list[_Stream] = []
         self._message_bytes = 1
         self._duration_s = 0
+        self._paused_s = 0.0
+        self._paused_at_s: float | None = None
 
     def netserver_start(
         self,
@@ -89,6 +91,15 @@ class Load:
         self._netserver_pid = [*descendants(self._netserver.pid), self._netserver.pid][0]
         return {"pid": self._netserver_pid}
 
+    def netserver_end(self) -> dict[str, Any]:
+        """Let every stream that is being received count as over, as netserver's own timer would.
+
+        The end of a stream is a datagram, which a full socket drops; netserver would
+        then wait for the whole length of the test.
+        """
+        serving = descendants(self._netserver_pid) if self._netserver is not None else []
+        return {"pids": _signalled(serving, signal.SIGALRM)}
+
     def netserver_stop(self) -> dict[str, Any]:
         """Idempotent."""
         if self._netserver is not None:
@@ -113,7 +124,8 @@ class Load:
 
         Each waits ``settle_s`` between its set-up and its first message, so that no
         control connection has to be made through the load of the streams before it.
-        netperf counts whole seconds: ``duration_s`` is rounded up.
+        They send until :meth:`netperf_end`, and for ``duration_s``, rounded up to whole
+        seconds, at most.
 
         Raises:
             AgentError: netperf is missing, a stream ended during set-up, or the
@@ -123,6 +135,7 @@ class Load:
         if not 0 <= settle_s <= _MAX_SETTLE_S:
             raise AgentError(f"settle_s has to be 0 to {_MAX_SETTLE_S}", kind="configuration")
         self._message_bytes, self._duration_s = message_bytes, math.ceil(duration_s)
+        self._paused_s, self._paused_at_s = 0.0, None
         command = [*command_prefix, "netperf", "-4", "-H", target, "-p", str(port)]
         command += ["-t", "UDP_STREAM", "-l", str(self._duration_s), "-P", "0"]
         command += ["-s", str(settle_s)] if settle_s else []
@@ -143,11 +156,39 @@ class Load:
             time.sleep(_POLL_S)
         return {"pids": pids, "nice": niced, "settle_s": settle_s}
 
+    def netperf_pause(self) -> dict[str, Any]:
+        """Stop all streams where they are; :meth:`netperf_resume` lets them go on."""
+        if self._paused_at_s is None:
+            self._paused_at_s = time.monotonic()
+            _signalled(self._sending(), signal.SIGSTOP)
+        return {}
+
+    def netperf_resume(self) -> dict[str, Any]:
+        """Idempotent."""
+        if self._paused_at_s is not None:
+            _signalled(self._sending(), signal.SIGCONT)
+            self._paused_s += time.monotonic() - self._paused_at_s
+            self._paused_at_s = None
+        return {}
+
+    def netperf_end(self) -> dict[str, Any]:
+        """Let every stream end now, as its own timer would; those that had are ``early``."""
+        self.netperf_resume()
+        for stream in self._streams:
+            stream.early = stream.process.poll() is not None
+        return {"pids": _signalled(self._sending(), signal.SIGALRM)}
+
+    def _sending(self) -> list[int]:
+        """The netperf processes themselves, not what may stand around them."""
+        running = [s.process.pid for s in self._streams if s.process.poll() is None]
+        return [[pid, *descendants(pid)][-1] for pid in running]
+
     def netperf_wait(self, *, timeout_s: float, sleep: Sleep) -> list[dict[str, Any]]:
         """Every stream's result, once all have ended; those that did not in time are killed.
 
-        A killed stream has the status None. ``ended_early`` marks a stream that sent for
-        less than the time it was started for.
+        A killed stream has the status None. ``ended_early`` marks a stream that ended
+        before it was asked to. ``elapsed_s`` is netperf's, pauses included; in the rates
+        they do not count.
         """
         end_s = time.monotonic() + timeout_s
         while any(s.process.poll() is None for s in self._streams) and time.monotonic() < end_s:
@@ -160,9 +201,11 @@ class Load:
             status = stream.process.returncode
             if stream.process.pid in late:
                 status, stderr = None, f"{stderr}stopped: no end within {timeout_s:.0f} s\n"
-            row = parse_stream(stdout, message_bytes=self._message_bytes)
-            elapsed_s = row["elapsed_s"]
-            early = elapsed_s is None or elapsed_s < self._duration_s - 0.1
+            row = parse_stream(stdout, message_bytes=self._message_bytes, paused_s=self._paused_s)
+            early = stream.early
+            if early is None:
+                elapsed_s = row["elapsed_s"]
+                early = elapsed_s is None or elapsed_s < self._duration_s - 0.1
             results.append(
                 {
                     "stream": index,
@@ -208,7 +251,9 @@ class Load:
         return error
 
 
-def parse_stream(stdout: str, *, message_bytes: int) -> dict[str, float | None]:
+def parse_stream(
+    stdout: str, *, message_bytes: int, paused_s: float = 0.0
+) -> dict[str, float | None]:
     """Messages and rates from netperf's KEY=value lines; None for what is not there.
 
     Messages are bytes over the message size: the remote's count of receive calls
@@ -226,7 +271,9 @@ def parse_stream(stdout: str, *, message_bytes: int) -> dict[str, float | None]:
     elapsed_s = number("ELAPSED_TIME")
 
     def rate_pps(size: float | None) -> float | None:
-        return size / message_bytes / elapsed_s if size is not None and elapsed_s else None
+        if size is None or elapsed_s is None or elapsed_s <= paused_s:
+            return None
+        return size / message_bytes / (elapsed_s - paused_s)
 
     return {
         "messages_sent": None if sent is None else round(sent / message_bytes),
@@ -251,6 +298,16 @@ def descendants(pid: int) -> list[int]:
         generation = sorted(child for parent in generation for child in children.get(parent, []))
         found += generation
     return found
+
+
+def _signalled(pids: Sequence[int], number: signal.Signals) -> list[int]:
+    """``number`` to each of ``pids``; those that were still there."""
+    there = []
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+            there.append(pid)
+    return there
 
 
 def _started(command: list[str], *, cpus: Sequence[int] | None) -> subprocess.Popen[str]:

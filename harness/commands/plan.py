@@ -75,6 +75,11 @@ def _lines(plan: Plan, bed: config.Bed) -> Iterator[str]:
         f"trials of {timing.window_s:g} s; in the first {timing.trace_blocks} blocks also "
         f"{timing.trace_s:g} s under the probes"
     )
+    if timing.slice_s:
+        yield (
+            f"the boots of a block are up together and take turns of {timing.slice_s:g} s: "
+            "what slows this machine down slows all of them down"
+        )
     if timing.blocks < MIN_BLOCKS_FOR_VERDICT:
         yield f"no verdict: {timing.blocks} of the {MIN_BLOCKS_FOR_VERDICT} blocks one needs"
     yield ""

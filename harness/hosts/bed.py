@@ -59,6 +59,16 @@ class RunningBed:
     nic: NicModel
     guest: qemu.Guest
 
+    def freeze(self) -> None:
+        """Stop guest and load where they are, so that another bed has the machine."""
+        self.guest.freeze()
+        self.generator.call("netperf_pause")
+
+    def thaw(self) -> None:
+        """Let both go on."""
+        self.guest.thaw()
+        self.generator.call("netperf_resume")
+
 
 class NicModel:
     """The NIC model's process and its control socket."""

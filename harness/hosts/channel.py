@@ -61,6 +61,16 @@ def agent_archive() -> tuple[str, bytes]:
     return f"receive-batching-agent-{hashlib.sha256(content).hexdigest()[:16]}.pyz", content
 
 
+class Pending:
+    """A call under way. No other may be made to its agent before its result is taken."""
+
+    def __init__(self, arrived: Callable[[], bool], result: Callable[[], Any]) -> None:
+        self.arrived = arrived
+        """Is the answer there? Raises what :meth:`Agent.call` does if none can come."""
+        self.result = result
+        """The answer, awaited; raises what :meth:`Agent.call` does."""
+
+
 class Agent:
     """A running agent. Closing it makes the agent stop what it started and restore what it set."""
 
@@ -112,6 +122,11 @@ class Agent:
             HostLostError: no answer came within ``within_s`` seconds, or the agent ended.
             HarnessError: the agent refused; the class is the one it named.
         """
+        return self.begin(name, within_s=within_s, **args).result()
+
+    def begin(self, name: str, /, *, within_s: float = 30.0, **args: object) -> Pending:
+        """Start :meth:`call` without waiting for its end."""
+        deadline = time.monotonic() + within_s
         self._number += 1
         request = json.dumps({"id": self._number, "call": name, "args": args})
         assert self._process.stdin is not None
@@ -121,6 +136,17 @@ class Agent:
         except OSError as error:
             self._watch()
             raise self._lost(f"the agent was gone before {name}") from error
+
+        def arrived() -> bool:
+            if self._lines.empty():
+                self._watch()
+                if time.monotonic() > deadline:
+                    raise self._lost(f"no answer to {name} for {within_s:.0f} s")
+            return not self._lines.empty()
+
+        return Pending(arrived, lambda: self._result(name, deadline - time.monotonic()))
+
+    def _result(self, name: str, within_s: float) -> Any:
         answer = self._answer(name, within_s)
         if answer.get("id") != self._number:
             raise HostLostError(f"{self.host}: the agent answered out of turn to {name}")

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness import cache, process
 from harness.config import QemuHost
@@ -26,8 +27,13 @@ from harness.hosts.ssh import SshTarget
 from harness.images import GUEST_USER, GuestImage, Tools
 from harness.kernels.build import Image
 
+if TYPE_CHECKING:
+    from qemu.qmp.legacy import QEMUMonitorProtocol
+
 _BOOT_TIMEOUT_S = 300.0
 _KVM_PROOF_S = 20.0
+_MONITOR_S = 20.0
+_FROZEN_S = 1800  # a guest may be frozen for long, and its QEMU is watched
 _PANIC = re.compile(r"(?:Kernel panic - not syncing|BUG: |Oops: |watchdog: BUG: soft lockup).*")
 
 
@@ -40,6 +46,7 @@ class Guest:
     ssh: SshTarget
     runtime: Path
     vcpu_threads: dict[int, int] = field(default_factory=dict)
+    _monitor: QEMUMonitorProtocol | None = None
 
     def check(self) -> None:
         """Raise what ended the guest, if it has ended.
@@ -85,14 +92,7 @@ class Guest:
 
     def pin(self, vcpus: Sequence[int], others: Sequence[int]) -> None:
         """Pin each vCPU thread to its CPU of ``vcpus`` in turn, all else to ``others``."""
-        from qemu.qmp.legacy import QEMUMonitorProtocol
-
-        monitor = QEMUMonitorProtocol(str(self.runtime / "qmp"))
-        monitor.connect(negotiate=True)
-        try:
-            answer = monitor.cmd("query-cpus-fast")
-        finally:
-            monitor.close()
+        answer = self._ask("query-cpus-fast")
         assert isinstance(answer, list)
         self.vcpu_threads = {int(cpu["cpu-index"]): int(cpu["thread-id"]) for cpu in answer}
         threads = set(self.vcpu_threads.values())
@@ -103,8 +103,34 @@ class Guest:
         for index, thread_id in self.vcpu_threads.items():
             os.sched_setaffinity(thread_id, {vcpus[index % len(vcpus)]})
 
+    def freeze(self) -> None:
+        """Stop the guest and its clock; for itself no time passes until :meth:`thaw`."""
+        self._ask("stop")
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._ask("cont")
+
+    def _ask(self, command: str) -> object:
+        """QEMU's answer to a command without arguments on its monitor."""
+        from qemu.qmp import QMPError
+        from qemu.qmp.legacy import QEMUMonitorProtocol
+
+        try:
+            if self._monitor is None:
+                self._monitor = QEMUMonitorProtocol(str(self.runtime / "qmp"))
+                self._monitor.settimeout(_MONITOR_S)
+                self._monitor.connect(negotiate=True)
+            return self._monitor.cmd(command)
+        except (QMPError, OSError, EOFError, TimeoutError) as error:
+            self.check()
+            raise HostLostError(f"QEMU does not answer to {command}: {error!r}") from error
+
     def stop(self) -> None:
         """End the guest at once; its disk is a throw-away view."""
+        if self._monitor is not None:
+            with contextlib.suppress(Exception):  # it is as gone as what it speaks to
+                self._monitor.close()
         process.end(self.process)  # type: ignore[arg-type]
 
 
@@ -179,6 +205,7 @@ def start(
             key=disk.key,
             known_hosts=known_hosts,
             own_configuration=False,
+            silence_s=_FROZEN_S,
         ),
     )
 

@@ -30,11 +30,14 @@ class SshTarget:
     key: Path | None = None
     known_hosts: Path | None = None
     own_configuration: bool = True
+    silence_s: int = 45
+    """A host that answers nothing for so long is lost."""
 
     def argv(self, command: Sequence[str]) -> list[str]:
         """The local command that runs ``command`` there, quoted once for its shell."""
         options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "RequestTTY=no"]
-        options += ["ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=3"]
+        options += ["ConnectTimeout=10", "ServerAliveCountMax=3"]
+        options += [f"ServerAliveInterval={max(1, self.silence_s // 3)}"]
         if self.known_hosts:
             options += [f"UserKnownHostsFile={self.known_hosts}", "GlobalKnownHostsFile=none"]
         if self.key:

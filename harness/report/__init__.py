@@ -137,7 +137,7 @@ def _row(row: Row) -> Document:
                 "block": boot.boot.block,
                 "position": boot.boot.position,
                 **boot.rates,
-                "trials": list(boot.trials),
+                "trials": [rates[PRIMARY] for rates in boot.trials.values() if PRIMARY in rates],
             }
             for boot in row.boots
         ],

@@ -105,6 +105,7 @@ def head_lines(report: Document) -> list[str]:
         campaign["accelerator"].upper() if campaign["accelerator"] else None,
         f"kernel {campaign['kernel']}" if campaign["kernel"] else None,
         f"profile {campaign['profile']}",
+        "the boots of a block took turns" if campaign["trial"].get("slice_s") else None,
         f"seed {campaign['seed']}",
         campaign["created"],
     ]

@@ -165,6 +165,7 @@ def make_campaign(
     seed: int = 7,
     edit: Callable[[Json, int, int, str], Json | None] = lambda boot, *_: boot,
     steps: Sequence[str] | None = None,
+    slice_s: float = 0.0,
 ) -> Path:
     """Write a campaign in which step S runs at ``effects[S]`` times step 0's rate.
 
@@ -181,7 +182,7 @@ def make_campaign(
             "seed": seed, "bed": "virtual", "bed_kind": "virtual", "accelerator": "tcg",
             "steps": steps, "blocks": blocks, "order": [list(row) for row in order],
             "trial": {"warmups": 1, "trials": trials, "warmup_s": 1.0, "window_s": window_s,
-                      "trace_s": 2.0, "trace_blocks": trace_blocks},
+                      "trace_s": 2.0, "trace_blocks": trace_blocks, "slice_s": slice_s},
             "load": {"streams": 2, "message_bytes": 1},
             "placement": {"irq_cpu": 0, "netserver_cpu": "same"},
             "variants": {step: {"release": f"6.12.0-rb-s{step}", "source": "linux-6.12",

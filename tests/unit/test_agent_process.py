@@ -341,18 +341,31 @@ def test_ten_netperf_streams(agent: Callable[..., Agent]) -> None:
     one = agent()
     one.call("netserver_start", address="10.9.9.1", port=4711, cpu=0)
     load = {"target": "10.9.9.1", "port": 4711, "streams": 10, "cpus": [0]}
-    started = one.call("netperf_start", **load, message_bytes=1, duration_s=2, nice=5)
+    started = one.call("netperf_start", **load, message_bytes=1, duration_s=600, nice=5)
     assert len(started["pids"]) == 10
     window = one.call("window", interface="gen", duration_s=0.5, netserver=True)
     servers = [row for row in window["placement"]["processes"] if row["name"] == "netserver"]
     assert len(servers) == 11
     assert all(row["affinity"] == [0] for row in servers)
+    one.call("netperf_pause")
+    time.sleep(0.2)  # what is on its way arrives
+    quiet = [one.call("counters", interface="gen")["snmp"]["Udp"] for _ in range(2)]
+    assert quiet[0]["InDatagrams"] == quiet[1]["InDatagrams"]
+    time.sleep(1)
+    one.call("netperf_resume")
+    again = one.call("window", interface="gen", duration_s=0.3, netserver=True)["end"]["snmp"]
+    assert again["Udp"]["InDatagrams"] > quiet[1]["InDatagrams"]
+    assert len(one.call("netperf_end")["pids"]) == 10
+    one.call("netserver_end")
+    ended_s = time.monotonic()
     rows = one.call("netperf_wait", timeout_s=15)
+    assert time.monotonic() - ended_s < 5
     assert [row["stream"] for row in rows] == list(range(10))
     for row in rows:
         assert row["status"] == 0, row
         assert not row["ended_early"]
         assert 0 < row["messages_received"] <= row["messages_sent"]
+        assert row["send_pps"] > 1.2 * row["messages_sent"] / row["elapsed_s"]
     udp = one.call("counters", interface="gen")["snmp"]["Udp"]
     received = sum(row["messages_received"] for row in rows)
     assert udp["InDatagrams"] >= received > 0.99 * udp["InDatagrams"]

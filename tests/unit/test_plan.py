@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -136,6 +137,15 @@ def test_traced_trials_come_last_and_only_in_the_first_blocks() -> None:
     quick = profile("quick")
     kinds = [[trial.kind for trial in quick.trials_of(block)] for block in (1, 2)]
     assert kinds == [["warmup", *["timed"] * 3, "trace"], ["warmup", *["timed"] * 3]]
+
+
+@pytest.mark.parametrize(("bed_kind", "together"), [("virtual", 3), ("hardware", 1)])
+def test_a_block_is_up_together_where_one_machine_bears_it(bed_kind: Any, together: int) -> None:
+    drawn = make_plan(["0", "2", "8"], profile("standard", bed_kind=bed_kind), seed=1)
+    groups = list(drawn.groups())
+    assert {len(group) for group in groups} == {together}
+    assert {len({boot.block for boot in group}) for group in groups} == {1}
+    assert [boot for group in groups for boot in group] == list(drawn.boots())
 
 
 def test_a_plan_counts_boots_and_seconds() -> None:

@@ -118,6 +118,34 @@ def test_pairing_takes_out_what_a_block_shares(tmp_path: Path) -> None:
     assert verdict["interval"] == pytest.approx([1.14, 1.14], abs=0.04)
 
 
+def test_boots_that_took_turns_are_paired_trial_by_trial(tmp_path: Path) -> None:
+    """What slows one trial down slows that trial of all boots of the block down."""
+
+    def slower(boot: Json, block: int, *_: Any) -> Json:
+        for trial in boot["trials"]:
+            if trial["kind"] == "timed":
+                factor = random.Random(block * 100 + trial["index"]).uniform(1, 4)
+                start, end = trial["window"]["start"], trial["window"]["end"]
+                span = end["monotonic_ns"] - start["monotonic_ns"]
+                end["monotonic_ns"] = start["monotonic_ns"] + round(span * factor)
+                for stream in trial["netperf"]:
+                    stream["elapsed_s"] *= factor
+        if boot["block"] == 1 and boot["step"] == "8":
+            boot["trials"] = [trial for trial in boot["trials"] if trial["index"] != 1]
+        return boot
+
+    root = make_campaign(
+        tmp_path,
+        effects={"0": 1.0, "8": 1.14},
+        blocks=6,
+        noise=lambda rng: rng.gauss(0, 0.005),
+        edit=slower,
+        slice_s=0.3,
+    )
+    [verdict] = _document(root)["verdicts"]
+    assert verdict["interval"] == pytest.approx([1.14, 1.14], abs=0.04)
+
+
 def test_published_ratios_are_computed_from_rates(standard: Path) -> None:
     rows = _rows(_document(standard))
     assert round(rows["2"]["published_ratio"], 3) == 1.103
