@@ -38,6 +38,8 @@ _LISTEN = "0A"
 @dataclass
 class _Stream:
     process: subprocess.Popen[str]
+    pid: int = 0
+    """netperf itself, whatever may stand around it."""
     early: bool | None = None
 
 
@@ -154,6 +156,8 @@ class Load:
             if time.monotonic() >= end_s:
                 break
             time.sleep(_POLL_S)
+        for stream in self._streams:
+            stream.pid = [stream.process.pid, *descendants(stream.process.pid)][-1]
         return {"pids": pids, "nice": niced, "settle_s": settle_s}
 
     def netperf_pause(self) -> dict[str, Any]:
@@ -179,9 +183,7 @@ class Load:
         return {"pids": _signalled(self._sending(), signal.SIGALRM)}
 
     def _sending(self) -> list[int]:
-        """The netperf processes themselves, not what may stand around them."""
-        running = [s.process.pid for s in self._streams if s.process.poll() is None]
-        return [[pid, *descendants(pid)][-1] for pid in running]
+        return [stream.pid for stream in self._streams if stream.process.poll() is None]
 
     def netperf_wait(self, *, timeout_s: float, sleep: Sleep) -> list[dict[str, Any]]:
         """Every stream's result, once all have ended; those that did not in time are killed.
