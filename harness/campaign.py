@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from harness import __version__, plan, samples
-from harness.config import Bed, Load
+from harness.config import Bed, Load, QemuHost
 from harness.errors import (
     ConfigurationError,
     HarnessError,
@@ -39,11 +39,11 @@ from harness.progress import Progress
 
 _PORT = 12865
 _SETTLE_S = 1.3  # the NIC's statistics reach the driver once a second
-_RAMP_S = 3
+_RAMP_S = 30
+_RAMP_SAMPLES = 8
 _RAMP_SAMPLE_S = 0.4
 _LAST_PACKETS_S = 0.3
 _LONGEST_LOAD_S = 3600
-_RAMP_MARGIN_S = 0.6
 _STEADY = 0.25
 _LEAST_PPS = 1000
 _ATTACH_S = 240.0
@@ -73,6 +73,7 @@ def run(setup: Setup, directory: Path, *, progress: Progress) -> None:
     """
     if shutil.disk_usage(directory).free < _FREE_BYTES:
         raise InfrastructureError(f"less than {_FREE_BYTES >> 20} MiB are free for {directory}")
+    _require_memory(setup)
     failed: dict[str, KernelError] = {}
     number, total = 0, sum(1 for _ in setup.plan.boots())
     with progress.task("campaign", total=total) as task:
@@ -91,6 +92,17 @@ def run(setup: Setup, directory: Path, *, progress: Progress) -> None:
     if failed:
         step, cause = next(iter(failed.items()))
         raise KernelError(f"step {step}: {cause.message}", hint=cause.hint) from cause
+
+
+def _require_memory(setup: Setup) -> None:
+    dut, together = setup.bed.dut, max(len(group) for group in setup.plan.groups())
+    free_mib = psutil.virtual_memory().available >> 20
+    if isinstance(dut, QemuHost) and together * dut.memory_mib > free_mib:
+        raise ConfigurationError(
+            f"{together} guests of {dut.memory_mib} MiB are to be up together, "
+            f"and {free_mib} MiB of memory are free",
+            hint="name fewer --steps, or a lower memory_mib in hosts.yaml",
+        )
 
 
 def record(setup: Setup, *, profile: str) -> samples.Campaign:
@@ -397,7 +409,7 @@ def _load_up(setup: Setup, bed: RunningBed, load: _Load) -> None:
         within_s=90,
     )
     try:
-        load.ramp = _ramp_up(bed)
+        load.ramp = _ramp_up(bed, setup.load.streams)
     except TrialVoidError as error:
         load.give_up(error)
 
@@ -456,28 +468,32 @@ def _load_down(
         yield samples.Trial.model_validate(head | shared | result)
 
 
-def _ramp_up(bed: RunningBed) -> dict[str, Any]:
-    """Wait until packets arrive at a steady rate, or as long as the load can spare.
+def _ramp_up(bed: RunningBed, streams: int) -> dict[str, Any]:
+    """Wait until all streams send and packets arrive at a steady rate.
 
     Returns the rates seen, in packets/s, and whether the last two were alike.
 
     Raises:
-        TrialVoidError: no packets arrive.
+        TrialVoidError: not all streams send, or no packets arrive.
     """
-    deadline = time.monotonic() + _RAMP_S - _RAMP_MARGIN_S
+    deadline = time.monotonic() + _RAMP_S
     rates: list[float] = []
+    sending = 0
     last = bed.dut.call("counters", interface=bed.dut_interface)
     while time.monotonic() < deadline:
         time.sleep(_RAMP_SAMPLE_S)
+        sending = bed.generator.call("netperf_sending")["streams"]
         now = bed.dut.call("counters", interface=bed.dut_interface)
         packets = now["snmp"]["Ip"]["InReceives"] - last["snmp"]["Ip"]["InReceives"]
         rates.append(packets / (now["monotonic_ns"] - last["monotonic_ns"]) * 1e9)
         last = now
-        if len(rates) > 1 and abs(rates[-1] - rates[-2]) <= _STEADY * rates[-1]:
-            return {"rates_pps": rates, "steady": True}
-    if not rates or rates[-1] < _LEAST_PPS:
-        raise TrialVoidError("no packets arrive though every stream has begun")
-    return {"rates_pps": rates, "steady": False}
+        if sending == streams and len(rates) > 1 and rates[-1] >= _LEAST_PPS:
+            steady = abs(rates[-1] - rates[-2]) <= _STEADY * rates[-1]
+            if steady or len(rates) >= _RAMP_SAMPLES:
+                return {"rates_pps": rates, "steady": steady}
+    if sending < streams:
+        raise TrialVoidError(f"{sending} of {streams} streams send after {_RAMP_S} s")
+    raise TrialVoidError("no packets arrive though every stream has begun")
 
 
 def _finished(directory: Path) -> bool:

@@ -98,6 +98,7 @@ class Agent:
             "netserver_end": self._load.netserver_end,
             "netserver_stop": self._load.netserver_stop,
             "netperf_start": self._load.netperf_start,
+            "netperf_sending": self._load.netperf_sending,
             "netperf_pause": self._load.netperf_pause,
             "netperf_resume": self._load.netperf_resume,
             "netperf_end": self._load.netperf_end,

@@ -100,7 +100,8 @@ class Load:
         then wait for the whole length of the test.
         """
         serving = descendants(self._netserver_pid) if self._netserver is not None else []
-        return {"pids": _signalled(serving, signal.SIGALRM)}
+        begun = [pid for pid in serving if _catches(pid, signal.SIGALRM)]
+        return {"pids": _signalled(begun, signal.SIGALRM)}
 
     def netserver_stop(self) -> dict[str, Any]:
         """Idempotent."""
@@ -159,6 +160,14 @@ class Load:
         for stream in self._streams:
             stream.pid = [stream.process.pid, *descendants(stream.process.pid)][-1]
         return {"pids": pids, "nice": niced, "settle_s": settle_s}
+
+    def netperf_sending(self) -> dict[str, Any]:
+        """How many streams are past their set-up.
+
+        netperf catches SIGALRM from the moment its test's timer runs; before that
+        :meth:`netperf_end` would kill it.
+        """
+        return {"streams": sum(_catches(pid, signal.SIGALRM) for pid in self._sending())}
 
     def netperf_pause(self) -> dict[str, Any]:
         """Stop all streams where they are; :meth:`netperf_resume` lets them go on."""
@@ -310,6 +319,15 @@ def _signalled(pids: Sequence[int], number: signal.Signals) -> list[int]:
             os.kill(pid, number)
             there.append(pid)
     return there
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    """Has ``pid`` a handler for ``number``? False for a process that is gone."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+    return False
 
 
 def _started(command: list[str], *, cpus: Sequence[int] | None) -> subprocess.Popen[str]:

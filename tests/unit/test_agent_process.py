@@ -347,6 +347,9 @@ def test_ten_netperf_streams(agent: Callable[..., Agent]) -> None:
     servers = [row for row in window["placement"]["processes"] if row["name"] == "netserver"]
     assert len(servers) == 11
     assert all(row["affinity"] == [0] for row in servers)
+    ends_s = time.monotonic() + 20
+    while one.call("netperf_sending")["streams"] < 10:
+        assert time.monotonic() < ends_s
     one.call("netperf_pause")
     time.sleep(0.2)  # what is on its way arrives
     quiet = [one.call("counters", interface="gen")["snmp"]["Udp"] for _ in range(2)]

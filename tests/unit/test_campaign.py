@@ -61,6 +61,8 @@ class Bed:
         if name == "counters":
             self.host.run(1.0, synthetic.Flow(packets=50_000))
             return self.host.snapshot()
+        if name == "netperf_sending":
+            return {"streams": Load().streams}
         return [] if name == "netperf_wait" else {}
 
     def begin(self, name: str, /, *, duration_s: float, **_: Any) -> Pending:
