@@ -87,7 +87,8 @@ def run(setup: Setup, directory: Path, *, progress: Progress) -> None:
                     progress.say(f"{title}: kept")
                 elif planned.step not in failed:
                     boots.append(_Boot(planned, root=directory, title=title))
-            _measure_together(setup, boots, failed, progress=progress)
+            if boots:
+                _measure_together(setup, boots, failed, progress=progress)
             task.advance(len(group))
     if failed:
         step, cause = next(iter(failed.items()))
@@ -235,7 +236,7 @@ def _measure_together(
             with blamed(boot), progress.task(boot.title):
                 boot.bring_up(setup)
                 _prepare(setup, boot)
-        trials = list(setup.plan.profile.trials_of(boots[0].planned.block)) if boots else []
+        trials = list(setup.plan.profile.trials_of(boots[0].planned.block))
         timed = [trial for trial in trials if trial.kind != "trace"]
         with progress.task(f"{len(timed)} trials of {len(boots)} boots"):
             _under_load(setup, [boot for boot in boots if boot.up], timed, blamed)

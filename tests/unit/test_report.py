@@ -92,6 +92,15 @@ def test_verdicts_see_the_effect_and_not_its_absence(standard: Path) -> None:
     assert "97% interval" in table
 
 
+def _slow_down(trial: Json, factor: float) -> None:
+    """Let the window of ``trial`` have lasted ``factor`` times as long for the same packets."""
+    start, end = trial["window"]["start"], trial["window"]["end"]
+    span = end["monotonic_ns"] - start["monotonic_ns"]
+    end["monotonic_ns"] = start["monotonic_ns"] + round(span * factor)
+    for stream in trial["netperf"]:
+        stream["elapsed_s"] *= factor
+
+
 def test_pairing_takes_out_what_a_block_shares(tmp_path: Path) -> None:
     """Blocks far apart from one another (a machine that others use) do no harm."""
     per_block: dict[int, float] = {}
@@ -100,11 +109,7 @@ def test_pairing_takes_out_what_a_block_shares(tmp_path: Path) -> None:
         factor = per_block.setdefault(block, random.Random(block).uniform(1, 4))
         for trial in boot["trials"]:
             if trial["window"]:
-                start, end = trial["window"]["start"], trial["window"]["end"]
-                span = end["monotonic_ns"] - start["monotonic_ns"]
-                end["monotonic_ns"] = start["monotonic_ns"] + round(span * factor)
-                for stream in trial["netperf"]:
-                    stream["elapsed_s"] *= factor
+                _slow_down(trial, factor)
         return boot
 
     root = make_campaign(
@@ -124,12 +129,7 @@ def test_boots_that_took_turns_are_paired_trial_by_trial(tmp_path: Path) -> None
     def slower(boot: Json, block: int, *_: Any) -> Json:
         for trial in boot["trials"]:
             if trial["kind"] == "timed":
-                factor = random.Random(block * 100 + trial["index"]).uniform(1, 4)
-                start, end = trial["window"]["start"], trial["window"]["end"]
-                span = end["monotonic_ns"] - start["monotonic_ns"]
-                end["monotonic_ns"] = start["monotonic_ns"] + round(span * factor)
-                for stream in trial["netperf"]:
-                    stream["elapsed_s"] *= factor
+                _slow_down(trial, random.Random(block * 100 + trial["index"]).uniform(1, 4))
         if boot["block"] == 1 and boot["step"] == "8":
             boot["trials"] = [trial for trial in boot["trials"] if trial["index"] != 1]
         return boot
