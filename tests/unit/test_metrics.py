@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import Flow, Host, make_campaign, trial
 
 from harness.metrics import measure, recorded_tolerances
 from harness.samples import Campaign, Trial, read_campaign
+from tests.unit.synthetic import Flow, Host, make_campaign, trial
 
 pytestmark = pytest.mark.unit
 

@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import make_campaign
 
 from harness.analysis import Analysis, analyse, list_lengths
 from harness.commands.plan import plan as plan_command
@@ -21,6 +20,7 @@ from harness.commands.report import report as report_command
 from harness.errors import ConfigurationError
 from harness.report import FORMATS, document, render
 from harness.samples import ResultDirectory, Stage
+from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit
 

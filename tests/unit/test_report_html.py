@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import make_campaign
 
 from harness.analysis import analyse
 from harness.report import document, render
 from harness.samples import ResultDirectory
+from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit
 

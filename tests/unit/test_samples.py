@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import make_campaign
 
 from harness.errors import ConfigurationError, InfrastructureError
 from harness.samples import (
@@ -21,6 +20,7 @@ from harness.samples import (
     write_atomic,
     write_boot,
 )
+from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit
 
