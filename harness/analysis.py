@@ -20,7 +20,7 @@ import numpy as np
 from harness.metrics import Tolerances, TrialMetrics, measure, recorded_tolerances, traced_stack_pps
 from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT, PlannedBoot
 from harness.samples import Boot, Campaign, ResultDirectory, Stage, Trace, Void
-from harness.stats import Paired, Verdict, judge
+from harness.stats import Paired, Verdict, block_ratio, judge
 
 RATES = ("nic_rx_pps", "stack_rx_pps", "delivered_pps", "cpu_ns_per_packet")
 PRIMARY = "stack_rx_pps"
@@ -50,6 +50,10 @@ class BootFigures:
     """The rates of each valid timed trial, by its index."""
     drops: dict[str, int]
     offered: int
+
+    def of(self, metric: str) -> dict[int, float]:
+        """The positive values of one rate, by trial."""
+        return {index: rates[metric] for index, rates in self.trials.items() if rates.get(metric)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,27 +309,11 @@ def _change(
         {boot.boot.block: boot for boot in gathered[name].boots} for name in (BASELINE, step)
     )
     found = {
-        block: _ratio(own[block], base[block], metric, together=together)
+        block: block_ratio(own[block].of(metric), base[block].of(metric), together=together)
         for block in sorted(own.keys() & base.keys())
     }
     ratios = {block: ratio for block, ratio in found.items() if ratio is not None}
     return (Paired(ratios=tuple(ratios.values())), tuple(ratios)) if ratios else (None, ())
-
-
-def _ratio(own: BootFigures, base: BootFigures, metric: str, *, together: bool) -> float | None:
-    """``own`` over ``base``: of the boots' medians, or, where boots took turns, trial by trial.
-
-    Trials of one index then had the same seconds of the machine, and the ratio is
-    the geometric mean of theirs.
-    """
-    pairs = [(own.rates.get(metric, 0.0), base.rates.get(metric, 0.0))]
-    if together:
-        pairs = [
-            (own.trials[index].get(metric, 0.0), base.trials[index].get(metric, 0.0))
-            for index in own.trials.keys() & base.trials.keys()
-        ]
-    logs = [math.log(one / other) for one, other in pairs if one > 0 and other > 0]
-    return math.exp(statistics.fmean(logs)) if logs else None
 
 
 def _row(

@@ -13,7 +13,8 @@ and covers less: see ``tests/unit/test_stats.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -67,6 +68,21 @@ class Verdict:
     """No difference larger than this share is compatible with the interval."""
     detectable: float
     """The smallest relative difference found four times in five with this spread."""
+
+
+def block_ratio(
+    own: Mapping[int, float], base: Mapping[int, float], *, together: bool
+) -> float | None:
+    """One boot's rate over another's of its block; both given by trial.
+
+    Boots one after the other are compared by their medians. Where they took turns
+    (``together``), trials of one number had the same seconds of the machine, and the
+    ratio is the geometric mean of theirs. ``None`` where there is nothing to compare.
+    """
+    if not together and own and base:
+        own, base = ({0: statistics.median(trials.values())} for trials in (own, base))
+    logs = [math.log(own[trial] / base[trial]) for trial in own.keys() & base.keys()]
+    return math.exp(statistics.fmean(logs)) if logs else None
 
 
 def judge(comparisons: Sequence[Paired], *, margin: float = MARGIN) -> list[Verdict | None]:

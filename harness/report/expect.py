@@ -25,7 +25,7 @@ import numpy as np
 
 from harness.errors import ConfigurationError, HarnessError
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
-from harness.stats import signed_rank_interval
+from harness.stats import block_ratio, signed_rank_interval
 
 Document = dict[str, Any]
 
@@ -126,7 +126,12 @@ def check(expectation: Expectation, report: Document) -> Finding:
     rows = {row["step"]: row for row in report["rows"]}
     if expectation.other is None:
         return _check_figure(expectation, rows[expectation.step][expectation.metric])
-    return _check_ratio(expectation, rows[expectation.step], rows[expectation.other])
+    return _check_ratio(
+        expectation,
+        rows[expectation.step],
+        rows[expectation.other],
+        together=bool(report["campaign"]["trial"].get("slice_s")),
+    )
 
 
 def require(findings: Sequence[Finding]) -> None:
@@ -149,23 +154,32 @@ def _check_figure(expectation: Expectation, figure: float | None) -> Finding:
     return Finding(expectation, "met" if met else "missed", f"it is {figure:.6g}")
 
 
-def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Finding:
+def _check_ratio(
+    expectation: Expectation, row: Document, other: Document, *, together: bool
+) -> Finding:
     own, against = (
         {
-            boot["block"]: boot[expectation.metric]
+            boot["block"]: {
+                trial["index"]: trial[expectation.metric]
+                for trial in boot["trials"]
+                if trial.get(expectation.metric)
+            }
             for boot in side["by_boot"]
-            if boot.get(expectation.metric, 0) > 0
         }
         for side in (row, other)
     )
-    blocks = sorted(own.keys() & against.keys())
-    if len(blocks) < MIN_BLOCKS_FOR_VERDICT:
+    found = (
+        block_ratio(own[block], against[block], together=together)
+        for block in sorted(own.keys() & against.keys())
+    )
+    ratios = [ratio for ratio in found if ratio is not None]
+    if len(ratios) < MIN_BLOCKS_FOR_VERDICT:
         return Finding(
             expectation,
             "open",
-            f"{len(blocks)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs",
+            f"{len(ratios)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs",
         )
-    logs = np.log([own[block] / against[block] for block in blocks])
+    logs = np.log(ratios)
     low, high, confidence = signed_rank_interval(logs)
     ends = float(np.exp(low)), float(np.exp(high))
     inside = [_COMPARE[expectation.sign](end, expectation.bound) for end in ends]
@@ -175,5 +189,5 @@ def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Fi
     return Finding(
         expectation,
         outcome,
-        f"{confidence:.0%} interval {ends[0]:.3f}x to {ends[1]:.3f}x over {len(blocks)} blocks",
+        f"{confidence:.0%} interval {ends[0]:.3f}x to {ends[1]:.3f}x over {len(ratios)} blocks",
     )

@@ -26,7 +26,10 @@ def _report(*, blocks: int = 6, complete: bool = True) -> dict[str, Any]:
 
     def row(step: str, rates: list[float], ns: float, **figures: Any) -> dict[str, Any]:
         boots = [
-            {"block": block, "stack_rx_pps": rate, "cpu_ns_per_packet": ns}
+            {
+                "block": block,
+                "trials": [{"index": 0, "stack_rx_pps": rate, "cpu_ns_per_packet": ns}],
+            }
             for block, rate in enumerate(rates[:blocks], start=1)
         ]
         return {"step": step, "by_boot": boots, "stack_rx_pps": rates[0], **figures}
@@ -35,6 +38,7 @@ def _report(*, blocks: int = 6, complete: bool = True) -> dict[str, Any]:
     ratios = [1.12, 1.13, 1.14, 1.15, 1.16, 1.17]
     return {
         "complete": complete,
+        "campaign": {"trial": {}},
         "rows": [
             row("0", base, 5000, ip_rcv_per_packet=1.0, list_len_p50=None),
             row("2", base, 5000, ip_rcv_per_packet=1.0, list_len_p50=64),
