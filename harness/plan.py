@@ -19,6 +19,8 @@ from harness.errors import ConfigurationError
 
 BASELINE = "0"
 SERIES_STEPS = tuple(str(step) for step in range(9))
+AA_STEPS = (BASELINE, f"{BASELINE}again")
+"""The baseline against itself: what a campaign of these finds is the bed's noise."""
 MIN_BLOCKS_FOR_VERDICT = 6
 """Below this no distribution-free 95 % interval exists: 2 · (1/2)^5 > 5 %."""
 
@@ -174,6 +176,11 @@ def make_plan(steps: Sequence[str], profile: Profile, *, seed: int) -> Plan:
         seed=seed,
         order=balanced_blocks(steps, profile.blocks, seed=seed),
     )
+
+
+def kernel_of(step: str) -> str:
+    """The step of the series that runs under the name ``step``."""
+    return step.removesuffix("again")
 
 
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from harness import config
 from harness.plan import (
+    AA_STEPS,
     MIN_BLOCKS_FOR_VERDICT,
     PROFILE_NAMES,
     VOID_RULES,
@@ -38,6 +39,7 @@ _AROUND_TRIAL_S = 6
 )
 @click.option("--blocks", type=click.IntRange(min=1), help="Boots of each step.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the order; drawn when not given.")
+@click.option("--aa", is_flag=True, help="Of step 0 against itself.")
 @click.option("--bed", "bed_name", help="Bed of hosts.yaml; its default when not given.")
 @click.option("--hosts", "hosts_file", type=click.Path(path_type=Path), help="The hosts file.")
 def plan(
@@ -45,13 +47,14 @@ def plan(
     profile_name: str,
     blocks: int | None,
     seed: int | None,
+    aa: bool,
     bed_name: str | None,
     hosts_file: Path | None,
 ) -> None:
     """Show order, duration, settings and void rules of a run; nothing is touched."""
     bed = config.bed(config.load(config.locate(hosts_file)), bed_name)
     chosen = make_plan(
-        parse_steps(steps),
+        AA_STEPS if aa else parse_steps(steps),
         profile(profile_name, bed_kind=bed.kind, blocks=blocks),
         seed=secrets.randbits(31) if seed is None else seed,
     )

@@ -16,7 +16,7 @@ from harness.hosts import qemu
 from harness.hosts.bed import Equipment
 from harness.progress import Progress
 from harness.report import document, render
-from harness.report.expect import check, parse, require
+from harness.report.expect import check, no_difference_in_aa, parse, require
 
 
 @click.command()
@@ -55,6 +55,11 @@ from harness.report.expect import check, parse, require
     help="What has to hold, as 'step8 stack_rx_pps > 1.1x step0'; may be given again.",
 )
 @click.option(
+    "--aa",
+    is_flag=True,
+    help="Measure step 0 against itself, which must find nothing; exit code 6 if it does.",
+)
+@click.option(
     "--resume", is_flag=True, help="Go on with the campaign in --out: boots that are finished stay."
 )
 def run(
@@ -66,6 +71,7 @@ def run(
     hosts_file: Path | None,
     tree: Path | None,
     out: Path | None,
+    aa: bool,
     resume: bool,
     expect: tuple[str, ...],
 ) -> None:
@@ -75,6 +81,7 @@ def run(
     harness run                          steps 0, 2 and 8, a few minutes
     harness run --steps 0-8              all nine
     harness run --profile standard       enough boots for verdicts
+    harness run --aa --profile standard  what this bed finds where there is nothing
     harness run --resume --out DIR       go on after an interruption
 
     With --expect the exit code is 6 if something expected was missed, and 7 if
@@ -88,7 +95,8 @@ def run(
         out or Path("results") / f"{datetime.now().astimezone():%Y-%m-%dT%H-%M-%S}"
     ).absolute()
     kept = _kept(directory, resume=resume)
-    wanted = tuple(kept.steps) if kept else plan.parse_steps(steps)
+    chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
+    wanted = tuple(kept.steps) if kept else chosen_steps
     chosen = plan.profile(
         kept.profile if kept else profile, bed_kind=bed.kind, blocks=kept.blocks if kept else blocks
     )
@@ -99,7 +107,13 @@ def run(
     )
     expected = [parse(text, wanted) for text in expect]
     with Progress() as progress:
-        built = kernels.images(hosts.kernel, wanted, tree=tree, progress=progress)
+        made = kernels.images(
+            hosts.kernel,
+            list(dict.fromkeys(plan.kernel_of(step) for step in wanted)),
+            tree=tree,
+            progress=progress,
+        )
+        built = {step: made[plan.kernel_of(step)] for step in wanted}
         equipment = _equipment(bed, built[wanted[0]], progress)
         setup = campaign.Setup(
             bed=bed, load=hosts.load, plan=drawn, images=built, equipment=equipment
@@ -117,6 +131,7 @@ def run(
             if report["boots_done"]:
                 click.echo(render(report, "table"))
     findings = [check(expectation, report) for expectation in expected]
+    findings += no_difference_in_aa(report)
     for finding in findings:
         click.echo(finding)
     require(findings)

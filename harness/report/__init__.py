@@ -47,6 +47,7 @@ def document(analysis: Analysis) -> Document:
             "bed_kind": campaign.bed_kind,
             "accelerator": campaign.accelerator,
             "kernel": _kernel(analysis),
+            "steps": list(campaign.steps),
             "blocks": campaign.blocks,
             "order": campaign.order,
             "trial": campaign.trial,

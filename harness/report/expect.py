@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.errors import ConfigurationError, HarnessError
-from harness.plan import MIN_BLOCKS_FOR_VERDICT
+from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
 from harness.stats import block_ratio, signed_rank_interval
 
 Document = dict[str, Any]
@@ -71,12 +71,12 @@ class Expectation:
 class Finding:
     """Whether an expectation holds, and the figures that say so."""
 
-    expectation: Expectation
+    expected: str
     outcome: Literal["met", "missed", "open"]
     why: str
 
     def __str__(self) -> str:
-        return f"expected {self.expectation.text}: {self.outcome} ({self.why})"
+        return f"expected {self.expected}: {self.outcome} ({self.why})"
 
 
 def parse(text: str, steps: Sequence[str]) -> Expectation:
@@ -122,7 +122,7 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
 def check(expectation: Expectation, report: Document) -> Finding:
     """What a report document says of ``expectation``."""
     if not report["complete"]:
-        return Finding(expectation, "open", "the campaign is incomplete")
+        return Finding(expectation.text, "open", "the campaign is incomplete")
     rows = {row["step"]: row for row in report["rows"]}
     if expectation.other is None:
         return _check_figure(expectation, rows[expectation.step][expectation.metric])
@@ -132,6 +132,24 @@ def check(expectation: Expectation, report: Document) -> Finding:
         rows[expectation.other],
         together=bool(report["campaign"]["trial"].get("slice_s")),
     )
+
+
+def no_difference_in_aa(report: Document) -> list[Finding]:
+    """What a comparison of the baseline with itself has to show: nothing; else no findings."""
+    if tuple(report["campaign"]["steps"]) != AA_STEPS:
+        return []
+    expected = f"no difference between step {AA_STEPS[0]} and itself"
+    if not report["verdicts"]:
+        return [Finding(expected, "open", report["no_verdict"])]
+    [verdict] = report["verdicts"]
+    low, high = verdict["interval"]
+    return [
+        Finding(
+            expected,
+            "missed" if verdict["verdict"] in ("faster", "slower") else "met",
+            f"{verdict['confidence']:.0%} interval {low:.3f}x to {high:.3f}x",
+        )
+    ]
 
 
 def require(findings: Sequence[Finding]) -> None:
@@ -149,9 +167,9 @@ def require(findings: Sequence[Finding]) -> None:
 
 def _check_figure(expectation: Expectation, figure: float | None) -> Finding:
     if figure is None:
-        return Finding(expectation, "open", "there is no such figure for this step")
+        return Finding(expectation.text, "open", "there is no such figure for this step")
     met = _COMPARE[expectation.sign](figure, expectation.bound)
-    return Finding(expectation, "met" if met else "missed", f"it is {figure:.6g}")
+    return Finding(expectation.text, "met" if met else "missed", f"it is {figure:.6g}")
 
 
 def _check_ratio(
@@ -175,7 +193,7 @@ def _check_ratio(
     ratios = [ratio for ratio in found if ratio is not None]
     if len(ratios) < MIN_BLOCKS_FOR_VERDICT:
         return Finding(
-            expectation,
+            expectation.text,
             "open",
             f"{len(ratios)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs",
         )
@@ -187,7 +205,7 @@ def _check_ratio(
         "met" if all(inside) else "open" if any(inside) else "missed"
     )
     return Finding(
-        expectation,
+        expectation.text,
         outcome,
         f"{confidence:.0%} interval {ends[0]:.3f}x to {ends[1]:.3f}x over {len(ratios)} blocks",
     )

@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.analysis import analyse
 from harness.errors import ConfigurationError
+from harness.plan import AA_STEPS
+from harness.report import document
 from harness.report.expect import (
     ExpectationMissedError,
     ExpectationOpenError,
     check,
+    no_difference_in_aa,
     parse,
     require,
 )
+from harness.samples import ResultDirectory
+from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit
 
@@ -124,3 +131,19 @@ def test_the_worst_finding_decides_how_a_run_ends() -> None:
     with pytest.raises(ExpectationOpenError, match="open") as undecided:
         require([left, met])
     assert undecided.value.exit_code == 7
+
+
+@pytest.mark.parametrize(
+    ("effect", "blocks", "outcome"), [(1.0, 6, "met"), (1.2, 6, "missed"), (1.0, 2, "open")]
+)
+def test_a_baseline_against_itself_has_to_show_nothing(
+    tmp_path: Path, effect: float, blocks: int, outcome: str
+) -> None:
+    root = make_campaign(tmp_path, effects=dict(zip(AA_STEPS, (1.0, effect))), blocks=blocks)
+    [finding] = no_difference_in_aa(document(analyse(ResultDirectory.open(root))))
+    assert finding.outcome == outcome
+
+
+def test_other_campaigns_are_no_comparison_with_itself(tmp_path: Path) -> None:
+    root = make_campaign(tmp_path, effects={"0": 1.0, "8": 1.0}, blocks=2)
+    assert no_difference_in_aa(document(analyse(ResultDirectory.open(root)))) == []
