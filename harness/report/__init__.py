@@ -16,7 +16,7 @@ from typing import Any
 from harness.analysis import PRIMARY, Analysis, ListLengths, Row
 from harness.errors import ConfigurationError
 from harness.plan import BASELINE
-from harness.report import text
+from harness.report import exchange, text
 from harness.stats import CONFIDENCE
 
 SCHEMA = "receive-batching/report"
@@ -78,6 +78,7 @@ def document(analysis: Analysis) -> Document:
         ],
         "verdicts": [_verdict(row) for row in analysis.rows if row.verdict],
         "no_verdict": analysis.no_verdict,
+        "expectations": [],
         "published": {
             "source": "published hardware result: 40G Solarflare 7x42Q, Xeon E3-1220V2",
             "stack_rx_pps": dict(PUBLISHED_PPS),
@@ -198,6 +199,10 @@ _FORMATS: Mapping[str, Callable[[Document], str]] = MappingProxyType(
         "csv": text.csv_rows,
         "markdown": text.markdown,
         "html": _html,
+        "junit": exchange.junit,
+        "ktap": exchange.ktap,
+        "kcidb": exchange.kcidb,
+        "google-benchmark": exchange.google_benchmark,
     }
 )
 FORMATS = tuple(_FORMATS)

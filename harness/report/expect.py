@@ -17,7 +17,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -72,6 +72,7 @@ class Finding:
     """Whether an expectation holds, and the figures that say so."""
 
     expected: str
+    step: str
     outcome: Literal["met", "missed", "open"]
     why: str
 
@@ -122,7 +123,7 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
 def check(expectation: Expectation, report: Document) -> Finding:
     """What a report document says of ``expectation``."""
     if not report["complete"]:
-        return Finding(expectation.text, "open", "the campaign is incomplete")
+        return Finding(expectation.text, expectation.step, "open", "the campaign is incomplete")
     rows = {row["step"]: row for row in report["rows"]}
     if expectation.other is None:
         return _check_figure(expectation, rows[expectation.step][expectation.metric])
@@ -134,18 +135,27 @@ def check(expectation: Expectation, report: Document) -> Finding:
     )
 
 
+def hold(report: Document, expectations: Sequence[Expectation]) -> list[Finding]:
+    """Hold ``report`` against ``expectations`` and write into it what became of each."""
+    findings = [check(expectation, report) for expectation in expectations]
+    findings += no_difference_in_aa(report)
+    report["expectations"] = [asdict(finding) for finding in findings]
+    return findings
+
+
 def no_difference_in_aa(report: Document) -> list[Finding]:
     """What a comparison of the baseline with itself has to show: nothing; else no findings."""
     if tuple(report["campaign"]["steps"]) != AA_STEPS:
         return []
     expected = f"no difference between step {AA_STEPS[0]} and itself"
     if not report["verdicts"]:
-        return [Finding(expected, "open", report["no_verdict"])]
+        return [Finding(expected, AA_STEPS[1], "open", report["no_verdict"])]
     [verdict] = report["verdicts"]
     low, high = verdict["interval"]
     return [
         Finding(
             expected,
+            AA_STEPS[1],
             "missed" if verdict["verdict"] in ("faster", "slower") else "met",
             f"{verdict['confidence']:.0%} interval {low:.3f}x to {high:.3f}x",
         )
@@ -166,10 +176,12 @@ def require(findings: Sequence[Finding]) -> None:
 
 
 def _check_figure(expectation: Expectation, figure: float | None) -> Finding:
-    if figure is None:
-        return Finding(expectation.text, "open", "there is no such figure for this step")
-    met = _COMPARE[expectation.sign](figure, expectation.bound)
-    return Finding(expectation.text, "met" if met else "missed", f"it is {figure:.6g}")
+    outcome: Literal["met", "missed", "open"] = "open"
+    why = "there is no such figure for this step"
+    if figure is not None:
+        outcome = "met" if _COMPARE[expectation.sign](figure, expectation.bound) else "missed"
+        why = f"it is {figure:.6g}"
+    return Finding(expectation.text, expectation.step, outcome, why)
 
 
 def _check_ratio(
@@ -194,6 +206,7 @@ def _check_ratio(
     if len(ratios) < MIN_BLOCKS_FOR_VERDICT:
         return Finding(
             expectation.text,
+            expectation.step,
             "open",
             f"{len(ratios)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs",
         )
@@ -206,6 +219,7 @@ def _check_ratio(
     )
     return Finding(
         expectation.text,
+        expectation.step,
         outcome,
         f"{confidence:.0%} interval {ends[0]:.3f}x to {ends[1]:.3f}x over {len(ratios)} blocks",
     )

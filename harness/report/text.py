@@ -200,6 +200,8 @@ def below_lines(report: Document) -> Iterator[str]:
     yield from (verdict_line(verdict) for verdict in report["verdicts"])
     if report["no_verdict"]:
         yield f"no verdict: {report['no_verdict']}"
+    for found in report["expectations"]:
+        yield f"expected {found['expected']}: {found['outcome']} ({found['why']})"
     published = report["published"]
     rates = " / ".join(f"{pps / 1e6:.2f}" for pps in published["stack_rx_pps"].values())
     steps = ", ".join(published["stack_rx_pps"])

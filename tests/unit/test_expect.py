@@ -139,7 +139,9 @@ def test_the_worst_finding_decides_how_a_run_ends() -> None:
 def test_a_baseline_against_itself_has_to_show_nothing(
     tmp_path: Path, effect: float, blocks: int, outcome: str
 ) -> None:
-    root = make_campaign(tmp_path, effects=dict(zip(AA_STEPS, (1.0, effect))), blocks=blocks)
+    root = make_campaign(
+        tmp_path, effects=dict(zip(AA_STEPS, (1.0, effect), strict=True)), blocks=blocks
+    )
     [finding] = no_difference_in_aa(document(analyse(ResultDirectory.open(root))))
     assert finding.outcome == outcome
 

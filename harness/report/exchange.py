@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: MIT
+"""The report in the formats that CI systems and kernel testers read.
+
+A campaign is a list of test cases: each step (it booted and was measured, with its
+figures) and each expectation. JUnit XML, KTAP and kcidb say the same about them;
+Google-benchmark JSON carries every boot's rate and time a packet.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+Document = dict[str, Any]
+Outcome = Literal["done", "met", "missed", "open", "error"]
+
+FIGURES: Mapping[str, str] = MappingProxyType(
+    {
+        "stack_rx_pps": "packets/s",
+        "delivered_pps": "packets/s",
+        "cpu_ns_per_packet": "ns",
+        "ratio_to_step0": "",
+        "list_len_p50": "packets",
+        "ip_rcv_per_packet": "calls/packet",
+    }
+)
+"""Figures of a step that go along, and their units."""
+
+_ORIGIN = "receive_batching"
+_KCIDB_VERSION = {"major": 5, "minor": 3}
+_KCIDB_STATUS = {
+    "done": "DONE",
+    "met": "PASS",
+    "missed": "FAIL",
+    "open": "SKIP",
+    "error": "ERROR",
+}
+_UNPRINTABLE = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    name: str
+    step: str
+    outcome: Outcome
+    detail: str
+    figures: Mapping[str, float]
+
+
+def _cases(report: Document) -> Iterator[_Case]:
+    for row in report["rows"]:
+        problems = [text for text in report["problems"] if f"-s{row['step']}: " in text]
+        yield _Case(
+            name=f"step{row['step']}",
+            step=row["step"],
+            outcome="error" if problems else "done",
+            detail=_UNPRINTABLE.sub("?", "\n".join(problems)),
+            figures={name: row[name] for name in FIGURES if row[name] is not None},
+        )
+    for found in report["expectations"]:
+        yield _Case(
+            name=f"expected {found['expected']}",
+            step=found["step"],
+            outcome=found["outcome"],
+            detail=found["why"],
+            figures={},
+        )
+
+
+def junit(report: Document) -> str:
+    """JUnit XML: a suite with a case for each step and each expectation."""
+    from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
+
+    results = {"missed": Failure, "open": Skipped, "error": Error}
+    suite = TestSuite(f"receive-batching {report['campaign']['bed']}")
+    suite.timestamp = report["campaign"]["created"]
+    suite.add_property("label", report["label"])
+    suite.add_property("campaign", report["campaign"]["id"])
+    for case in _cases(report):
+        made = TestCase(case.name, classname="receive-batching")
+        if result := results.get(case.outcome):
+            made.result = [result(case.detail)]
+        made.system_out = "\n".join([case.detail, *_figure_lines(case)]).strip()
+        suite.add_testcase(made)
+    xml = JUnitXml("receive-batching")
+    xml.add_testsuite(suite)
+    return str(xml.tostring().decode())
+
+
+def ktap(report: Document) -> str:
+    """KTAP, as Documentation/dev-tools/ktap.rst has it."""
+    cases = list(_cases(report))
+    lines = ["KTAP version 1", f"# {report['label']}", f"1..{len(cases)}"]
+    for number, case in enumerate(cases, start=1):
+        lines += [f"# {line}" for line in [*case.detail.splitlines(), *_figure_lines(case)]]
+        passed = "not ok" if case.outcome in ("missed", "error") else "ok"
+        skipped = " # SKIP the campaign cannot tell" if case.outcome == "open" else ""
+        lines.append(f"{passed} {number} {case.name}{skipped}")
+    return "\n".join(lines)
+
+
+def kcidb(report: Document) -> str:
+    """KernelCI's report, schema 5.3: a checkout and a build a step, a test a figure."""
+    campaign = report["campaign"]
+    head = f"{_ORIGIN}:{campaign['id']}"
+    checkouts, builds, tests = [], [], []
+    for step, variant in campaign["variants"].items():
+        own = {"id": f"{head}-step{step}", "origin": _ORIGIN}
+        patches = variant.get("patches") or []
+        checkouts.append(
+            own
+            | {
+                "comment": f"{campaign['kernel'] or 'kernel'} with {len(patches)} patches",
+                "valid": True,
+                "start_time": campaign["created"],
+            }
+        )
+        builds.append(
+            own
+            | {
+                "checkout_id": own["id"],
+                "architecture": "x86_64",
+                "compiler": str(variant.get("compiler") or ""),
+                "config_name": "benchmark",
+                "status": "PASS",
+                "misc": variant,
+            }
+        )
+    for number, case in enumerate(_cases(report)):
+        test = {
+            "id": f"{head}-{number}",
+            "origin": _ORIGIN,
+            "build_id": f"{head}-step{case.step}",
+            "environment": {"comment": f"bed {campaign['bed']}: {report['label']}"},
+            "start_time": campaign["created"],
+            "comment": case.name,
+            "status": _KCIDB_STATUS[case.outcome],
+        }
+        if case.detail:
+            test["log_excerpt"] = case.detail[-16384:]
+        path = f"{_ORIGIN}.{'expected' if case.name.startswith('expected') else 'measured'}"
+        tests.append(test | {"path": path})
+        for name, value in case.figures.items():
+            figure = {"value": value} | ({"unit": FIGURES[name]} if FIGURES[name] else {})
+            tests.append(
+                test
+                | {
+                    "id": f"{head}-{number}-{name}",
+                    "path": f"{path}.{name}",
+                    "status": "DONE",
+                    "number": figure,
+                }
+            )
+    return json.dumps(
+        {"version": _KCIDB_VERSION, "checkouts": checkouts, "builds": builds, "tests": tests},
+        indent=1,
+    )
+
+
+def google_benchmark(report: Document) -> str:
+    """What Google's benchmark library writes: time a packet of each boot and the median."""
+    campaign = report["campaign"]
+    benchmarks: list[Document] = []
+    for family, row in enumerate(report["rows"]):
+        name = f"receive/step{row['step']}"
+        boots = [boot for boot in row["by_boot"] if boot.get("stack_rx_pps")]
+        common = {
+            "run_name": name,
+            "family_index": family,
+            "per_family_instance_index": 0,
+            "repetitions": len(boots),
+            "threads": 1,
+        }
+        for index, boot in enumerate(boots):
+            benchmarks.append(
+                {
+                    "name": name,
+                    **common,
+                    "run_type": "iteration",
+                    "repetition_index": index,
+                    "iterations": len(boot["trials"]),
+                    **_times(boot),
+                }
+            )
+        if boots:
+            benchmarks.append(
+                {
+                    "name": f"{name}_median",
+                    **common,
+                    "run_type": "aggregate",
+                    "aggregate_name": "median",
+                    "aggregate_unit": "time",
+                    "iterations": len(boots),
+                    **_times(row),
+                }
+            )
+    context = {
+        "date": campaign["created"],
+        "host_name": campaign["bed"],
+        "executable": "harness",
+        "num_cpus": campaign["provenance"].get("host_cpus") or 0,
+        "mhz_per_cpu": 0,
+        "cpu_scaling_enabled": False,
+        "caches": [],
+        "library_build_type": "release",
+        "label": report["label"],
+        "complete": report["complete"],
+    }
+    return json.dumps({"context": context, "benchmarks": benchmarks}, indent=1)
+
+
+def _times(rates: Document) -> Document:
+    real_ns = 1e9 / rates["stack_rx_pps"]
+    return {
+        "real_time": real_ns,
+        "cpu_time": rates.get("cpu_ns_per_packet") or real_ns,
+        "time_unit": "ns",
+        "items_per_second": rates["stack_rx_pps"],
+    }
+
+
+def _figure_lines(case: _Case) -> list[str]:
+    return [f"{name}: {value:.6g} {FIGURES[name]}".rstrip() for name, value in case.figures.items()]
