@@ -88,7 +88,8 @@ def junit(report: Document) -> str:
         suite.add_testcase(made)
     xml = JUnitXml("receive-batching")
     xml.add_testsuite(suite)
-    return str(xml.tostring().decode())
+    made: bytes = xml.tostring()  # type: ignore[no-untyped-call]
+    return made.decode()
 
 
 def ktap(report: Document) -> str:
