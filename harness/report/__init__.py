@@ -139,7 +139,8 @@ def _row(row: Row) -> Document:
                 "block": boot.boot.block,
                 "position": boot.boot.position,
                 **boot.rates,
-                "trials": [{"index": index, **rates} for index, rates in boot.trials.items()],
+                "trials": [rates[PRIMARY] for rates in boot.trials.values() if PRIMARY in rates],
+                "by_trial": [{"index": index, **rates} for index, rates in boot.trials.items()],
             }
             for boot in row.boots
         ],

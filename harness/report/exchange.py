@@ -88,8 +88,7 @@ def junit(report: Document) -> str:
         suite.add_testcase(made)
     xml = JUnitXml("receive-batching")
     xml.add_testsuite(suite)
-    made: bytes = xml.tostring()  # type: ignore[no-untyped-call]
-    return made.decode()
+    return str(xml.tostring(), "utf-8")  # type: ignore[no-untyped-call]
 
 
 def ktap(report: Document) -> str:

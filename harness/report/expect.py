@@ -191,7 +191,7 @@ def _check_ratio(
         {
             boot["block"]: {
                 trial["index"]: trial[expectation.metric]
-                for trial in boot["trials"]
+                for trial in boot["by_trial"]
                 if trial.get(expectation.metric)
             }
             for boot in side["by_boot"]

@@ -236,11 +236,7 @@ def _rates(axes: Axes, rows: list[Document]) -> None:
             color=colour,
             label=f"step {row['step']}",
         )
-        trials = [
-            (boot["block"], trial["stack_rx_pps"] / 1e3)
-            for boot in row["by_boot"]
-            for trial in boot["trials"]
-        ]
+        trials = [(boot["block"], pps / 1e3) for boot in row["by_boot"] for pps in boot["trials"]]
         axes.plot(
             *zip(*trials, strict=True), ".", markersize=3, alpha=0.35, color=colour, linewidth=0
         )
