@@ -105,27 +105,30 @@ def judge(comparisons: Sequence[Paired], *, margin: float = MARGIN) -> list[Verd
 
 def _verdict(values: Floats, p_value: float, p_holm: float, *, margin: float) -> Verdict:
     low, high, confidence = signed_rank_interval(values)
-    bound = math.exp(max(abs(low), abs(high))) - 1
-    outcome: Outcome
-    if low > 0:
-        outcome = "faster"
-    elif high < 0:
-        outcome = "slower"
-    elif bound <= margin:
-        outcome = "no difference"
-    else:
-        outcome = "inconclusive"
     return Verdict(
-        outcome=outcome,
+        outcome=outcome_of(low, high, margin=margin),
         ratio=math.exp(hodges_lehmann(values)),
         interval=(math.exp(low), math.exp(high)),
         confidence=confidence,
         blocks=values.size,
         p_value=p_value,
         p_holm=p_holm,
-        bound=bound,
+        bound=_bound(low, high),
         detectable=math.expm1(_detectable_sd(values.size) * float(np.std(values, ddof=1))),
     )
+
+
+def outcome_of(low: float, high: float, *, margin: float = MARGIN) -> Outcome:
+    """What an interval of a log-ratio of rates says."""
+    if low > 0:
+        return "faster"
+    if high < 0:
+        return "slower"
+    return "no difference" if _bound(low, high) <= margin else "inconclusive"
+
+
+def _bound(low: float, high: float) -> float:
+    return math.exp(max(abs(low), abs(high))) - 1
 
 
 def hodges_lehmann(values: Floats) -> float:
@@ -158,6 +161,30 @@ def signed_rank_p(values: Floats) -> float:
     return float(min(1.0, 2 * tail[min(statistic, tail.size - 1)]))
 
 
+def rank_sum_interval(
+    one: Floats, other: Floats, confidence: float = CONFIDENCE
+) -> tuple[float, float, float, float]:
+    """How far ``other`` lies above ``one``, two unpaired samples of one shape.
+
+    Returns (estimate, low, high, exact confidence) by Hodges-Lehmann and the
+    inversion of the exact two-sided Mann-Whitney test.
+
+    Raises:
+        ValueError: so few values that no interval of this confidence exists.
+    """
+    shifts = np.sort((other[:, None] - one[None, :]).ravel())
+    tail = _u_cdf(one.size, other.size)
+    cut = int(np.searchsorted(tail, (1 - confidence) / 2, side="right")) - 1
+    if cut < 0:
+        raise ValueError(f"{one.size} and {other.size} values give no interval of {confidence:.0%}")
+    return (
+        float(np.median(shifts)),
+        float(shifts[cut]),
+        float(shifts[-1 - cut]),
+        float(1 - 2 * tail[cut]),
+    )
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction, in the order given."""
     corrected = [0.0] * len(p_values)
@@ -186,6 +213,24 @@ def _rank_sum_cdf(count: int) -> Floats:
         shifted[rank:] = ways[:-rank]
         ways = (ways + shifted) / 2
     return np.asarray(np.cumsum(ways), dtype=float)
+
+
+@lru_cache(maxsize=64)
+def _u_cdf(one: int, other: int) -> Floats:
+    """P(U <= u) for u = 0, 1, … of two samples of one distribution, exact.
+
+    The ways to reach U are the coefficients of the Gaussian binomial.
+    """
+    ways = np.ones(1)
+    for size in range(1, one + 1):
+        factor = np.zeros(other + size + 1)
+        factor[0], factor[-1] = 1, -1
+        ways = np.convolve(ways, factor)
+        # Divide by 1 - q^size, which leaves no remainder.
+        for index in range(size, ways.size):
+            ways[index] += ways[index - size]
+        ways = ways[: size * other + 1]
+    return np.asarray(np.cumsum(ways / ways.sum()), dtype=float)
 
 
 def _cut(count: int, confidence: float) -> tuple[int, float]:

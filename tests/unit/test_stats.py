@@ -10,13 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu, wilcoxon
 
 from harness.plan import balanced_blocks
 from harness.stats import (
+    CONFIDENCE,
     Paired,
     hodges_lehmann,
     holm,
     judge,
+    rank_sum_interval,
     signed_rank_interval,
     signed_rank_p,
 )
@@ -190,3 +193,30 @@ def test_median_and_range_are_over_blocks() -> None:
     paired = _ratios(10, 30, 20)
     assert paired.median == pytest.approx(1.2)
     assert paired.range == (1.1, 1.3)
+
+
+@given(logs)
+def test_signed_rank_p_values_are_those_of_scipy(values: Floats) -> None:
+    assert signed_rank_p(values) == pytest.approx(wilcoxon(values, method="exact").pvalue)
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (6, 10), (9, 7), (12, 12)])
+def test_unpaired_intervals_end_where_scipy_begins_to_refuse(sizes: tuple[int, int]) -> None:
+    rng = np.random.default_rng(sizes)
+    one, other = (rng.standard_normal(size) for size in sizes)
+    _, low, high, _ = rank_sum_interval(one, other)
+    inside = {low - 1e-9: False, low + 1e-9: True, high - 1e-9: True, high + 1e-9: False}
+    for shift, kept in inside.items():
+        p_value = mannwhitneyu(other - shift, one, method="exact").pvalue
+        assert bool(p_value > 1 - CONFIDENCE) is kept
+
+
+@pytest.mark.parametrize("blocks", [(6, 6), (6, 10)])
+@pytest.mark.parametrize("noise", _noises())
+def test_unpaired_intervals_cover_what_they_claim(noise: str, blocks: tuple[int, int]) -> None:
+    trials, effect = 1000, 0.1
+    draw = _noises()[noise]
+    rng = np.random.default_rng(1)
+    one, other = (0.05 * draw(rng, (trials, size)) for size in blocks)
+    ends = [rank_sum_interval(a, b + effect)[1:3] for a, b in zip(one, other, strict=True)]
+    assert sum(low <= effect <= high for low, high in ends) / trials >= 0.95 - 0.015

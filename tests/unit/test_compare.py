@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from harness.analysis import analyse
+from harness.commands.compare import compare as command
+from harness.errors import ConfigurationError
+from harness.report import document
+from harness.report.compare import compare, table
+from harness.samples import ResultDirectory
+from tests.unit.synthetic import make_campaign
+
+pytestmark = pytest.mark.unit
+
+
+def report(root: Path, *, step8: float = 1.2, blocks: int = 6, **options: Any) -> dict[str, Any]:
+    make_campaign(root, effects={"0": 1.0, "8": step8}, blocks=blocks, **options)
+    return document(analyse(ResultDirectory.open(root)))
+
+
+@pytest.mark.parametrize(
+    ("step8", "verdicts"), [(1.2, {"no difference", "inconclusive"}), (1.5, {"faster"})]
+)
+def test_a_step_is_held_against_itself(tmp_path: Path, step8: float, verdicts: set[str]) -> None:
+    one, other = report(tmp_path / "1", seed=1), report(tmp_path / "2", seed=2, step8=step8)
+    found = compare(one, other)
+    [step] = found["steps"]
+    assert step["verdict"] in verdicts
+    assert step["interval"][0] <= step8 / 1.2 <= step["interval"][1]
+    assert "second over first" in table(found)
+
+
+def test_few_blocks_give_figures_and_no_verdict(tmp_path: Path) -> None:
+    one, other = report(tmp_path / "1", blocks=2), report(tmp_path / "2", blocks=6)
+    [step] = compare(one, other)["steps"]
+    assert (step["verdict"], step["blocks"]) == (None, [2, 6])
+
+
+def test_what_differs_is_named_and_nothing_compared(tmp_path: Path) -> None:
+    one, other = report(tmp_path / "1"), report(tmp_path / "2", edit=_lose)
+    other["campaign"]["load"] = {"streams": 2, "message_bytes": 1400}
+    other["settings"] = {"dut": {"after": {"sysctl": {"net.core.busy_poll": "50"}}}}
+    with pytest.raises(ConfigurationError) as refused:
+        compare(one, other)
+    assert refused.value.message.splitlines()[1:] == [
+        "  the second is incomplete: 11 of 12 boots are finished",
+        "  load.message_bytes: 1 and 1400",
+        "  dut: sysctl: None and {'net.core.busy_poll': '50'}",
+    ]
+
+
+def _lose(boot: Any, block: int, _position: int, step: str) -> Any:
+    return None if (block, step) == (3, "8") else boot
+
+
+def test_hardware_is_compared_by_its_rates_too(tmp_path: Path) -> None:
+    sides = report(tmp_path / "1", seed=1), report(tmp_path / "2", seed=2, base_pps=300_000)
+    for side in sides:
+        side["virtual"] = False
+    rates = {
+        step["step"]: step["change"]
+        for step in compare(*sides)["steps"]
+        if step["metric"] == "stack_rx_pps"
+    }
+    assert rates == {"0": pytest.approx(1.5, rel=0.1), "8": pytest.approx(1.5, rel=0.1)}
+
+
+def test_the_command(tmp_path: Path) -> None:
+    roots = [str(tmp_path / name) for name in ("1", "2")]
+    for root in roots:
+        report(Path(root))
+    shown = CliRunner().invoke(command, [*roots, "--format", "json"])
+    assert json.loads(shown.output)["schema"] == "receive-batching/comparison"
