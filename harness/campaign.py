@@ -261,12 +261,7 @@ def _prepare(setup: Setup, boot: _Boot) -> None:
     kept["release"], kept["boot_id"] = bed.dut.ready["release"], bed.dut.ready["boot_id"]
     if kept["release"] != image.release:
         raise KernelError(f"the dut runs {kept['release']}, not {image.release}")
-    wanted = _settings(setup.bed, bed)
-    applied = {
-        role: _agents(bed)[role].call("settings_apply", within_s=60, **wanted[role])
-        for role in wanted
-    }
-    kept["settings"] = applied
+    kept["settings"] = apply_settings(setup.bed, bed)
     kept["placement_host"] = bed.placed
     kept["inventory"] = {
         "dut": bed.dut.call("inventory", interface=bed.dut_interface, within_s=60),
@@ -275,9 +270,42 @@ def _prepare(setup: Setup, boot: _Boot) -> None:
         ),
     }
     _same_netperf(kept["inventory"])
-    address = str(setup.bed.dut.address.ip)
+    start_netserver(setup.bed, bed)
+
+
+def apply_settings(bed_config: Bed, bed: RunningBed) -> dict[str, Any]:
+    """Set both hosts up as hosts.yaml says; returns by role what was and what is."""
+    wanted = _settings(bed_config, bed)
+    return {
+        role: _agents(bed)[role].call("settings_apply", within_s=60, **wanted[role])
+        for role in wanted
+    }
+
+
+def start_netserver(bed_config: Bed, bed: RunningBed) -> None:
+    """Start netserver on the dut."""
     bed.dut.call(
-        "netserver_start", address=address, port=_PORT, cpu=setup.bed.netserver_cpu, within_s=60
+        "netserver_start",
+        address=str(bed_config.dut.address.ip),
+        port=_PORT,
+        cpu=bed_config.netserver_cpu,
+        within_s=60,
+    )
+
+
+def start_netperf(bed_config: Bed, load: Load, bed: RunningBed) -> None:
+    """Start every stream of ``load`` on the generator; they send until they are ended."""
+    bed.generator.call(
+        "netperf_start",
+        target=str(bed_config.dut.address.ip),
+        port=_PORT,
+        streams=load.streams,
+        message_bytes=load.message_bytes,
+        cpus=bed.netperf_cpus,
+        duration_s=_LONGEST_LOAD_S,
+        nice=bed.netperf_nice,
+        command_prefix=bed.netperf_prefix,
+        within_s=90,
     )
 
 
@@ -397,18 +425,7 @@ class _Load:
 
 def _load_up(setup: Setup, bed: RunningBed, load: _Load) -> None:
     load.before = bed.dut.call("counters", interface=bed.dut_interface)
-    bed.generator.call(
-        "netperf_start",
-        target=str(setup.bed.dut.address.ip),
-        port=_PORT,
-        streams=setup.load.streams,
-        message_bytes=setup.load.message_bytes,
-        cpus=bed.netperf_cpus,
-        duration_s=_LONGEST_LOAD_S,
-        nice=bed.netperf_nice,
-        command_prefix=bed.netperf_prefix,
-        within_s=90,
-    )
+    start_netperf(setup.bed, setup.load, bed)
     try:
         load.ramp = _ramp_up(bed, setup.load.streams)
     except TrialVoidError as error:

@@ -27,6 +27,7 @@ COMMANDS = {
     "plan": ("plan", "Show what a run would do, and touch nothing."),
     "build": ("build", "Build and keep the kernels of some steps."),
     "report": ("report", "Rebuild the table of a result directory."),
+    "trace": ("trace", "Watch list lengths on a live host."),
     "compare": ("compare", "Hold two result directories against each other."),
     "hosts": ("hosts", "Show hosts.yaml as it is understood, or its schema."),
     "patches": ("patches", "List, check and apply the kernel series."),

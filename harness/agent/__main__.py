@@ -110,6 +110,8 @@ class Agent:
             "trace_can": self._tracer.can,
             "trace_attach": self._tracer.attach,
             "trace_detach": self._tracer.detach,
+            "trace_watch": self._tracer.watch,
+            "trace_read": self._tracer.read,
             "dmesg": _dmesg,
         }
 

@@ -56,6 +56,7 @@ class Tracer:
 
     def __init__(self) -> None:
         self._program: _Program | None = None
+        self._lost = 0
 
     def can(self, *, program_dir: str | None = None) -> dict[str, Any]:
         """Compile, attach and detach everything, and say what came of it.
@@ -147,6 +148,27 @@ class Tracer:
         finally:
             if not was_attached:
                 program.detach()
+
+    def watch(self, *, interface: str, program_dir: str | None = None) -> dict[str, Any]:
+        """Count from now on what arrives on ``interface``, until :meth:`detach`."""
+        index = socket.if_nametoindex(existing(interface))
+        program = self._compiled(program_dir)
+        program.attach()
+        program.count(0)
+        program.clear()
+        self._lost = program.lost()
+        program.count(index)
+        return {"stages": [stage.shown() for stage in program.stages]}
+
+    def read(self) -> dict[str, Any]:
+        """All that was counted since :meth:`watch`; counting goes on."""
+        if self._program is None or not self._program.attached:
+            raise AgentError("nothing is watched", kind="configuration")
+        return {
+            "monotonic_ns": time.monotonic_ns(),
+            **self._program.counts(),
+            "missed": self._program.lost() - self._lost,
+        }
 
     def close(self) -> None:
         """Detach and free all."""
@@ -358,6 +380,7 @@ def _added(per_cpu: Any) -> dict[str, Any]:
     return {
         "calls": sum(cpu.calls for cpu in called),
         "packets": sum(cpu.packets for cpu in called),
+        "by_cpu": {str(n): cpu.packets for n, cpu in enumerate(per_cpu) if cpu.calls},
         "lengths": lengths[:-1],
         "overflow": lengths[-1],
         "cut": sum(cpu.cut for cpu in called),

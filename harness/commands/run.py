@@ -9,11 +9,10 @@ from pathlib import Path
 
 import click
 
-from harness import campaign, config, images, kernels, plan, samples
+from harness import campaign, config, kernels, plan, samples
 from harness.analysis import analyse
 from harness.errors import ConfigurationError
-from harness.hosts import qemu
-from harness.hosts.bed import Equipment
+from harness.hosts.bed import Equipment, equipment
 from harness.progress import Progress
 from harness.report import document, render
 from harness.report.expect import hold, parse, require
@@ -114,16 +113,16 @@ def run(
             progress=progress,
         )
         built = {step: made[plan.kernel_of(step)] for step in wanted}
-        equipment = _equipment(bed, built[wanted[0]], progress)
+        made_with = _equipment(bed, built[wanted[0]], progress)
         setup = campaign.Setup(
-            bed=bed, load=hosts.load, plan=drawn, images=built, equipment=equipment
+            bed=bed, load=hosts.load, plan=drawn, images=built, equipment=made_with
         )
         record = campaign.record(setup, profile=chosen.name)
         if kept is None:
             samples.write_campaign(directory, record)
         else:
             campaign.require_same(kept, record)
-        progress.say(f"results: {directory}, seed {drawn.seed}, {equipment.accelerator.upper()}")
+        progress.say(f"results: {directory}, seed {drawn.seed}, {made_with.accelerator.upper()}")
         try:
             campaign.run(setup, directory, progress=progress)
         finally:
@@ -155,9 +154,4 @@ def _equipment(bed: config.Bed, image: kernels.Image, progress: Progress) -> Equ
             f"bed {bed.name} is of machines reached by ssh, which this version cannot boot yet",
             hint="name a bed with a qemu dut and a netns generator by --bed",
         )
-    tools = images.tools(progress)
-    return Equipment(
-        disk=images.guest_image(progress),
-        tools=tools,
-        accelerator=qemu.accelerator_that_works(bed.dut.accelerator, image=image, tools=tools),
-    )
+    return equipment(bed.dut, image, progress)

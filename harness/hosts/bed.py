@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import process
+from harness import images, process
 from harness.config import Bed, MachineCpus, NetnsHost, QemuHost
 from harness.errors import ConfigurationError, InfrastructureError
 from harness.hosts import netns, qemu
 from harness.hosts.channel import Agent
 from harness.images import GuestImage, Tools
 from harness.kernels.build import Image
+from harness.progress import Progress
 
 _MODEL_START_S = 20.0
 _NETPERF_NICE = 5
@@ -40,6 +41,19 @@ class Equipment:
     disk: GuestImage
     tools: Tools
     accelerator: str
+
+
+def equipment(host: QemuHost, image: Image, progress: Progress) -> Equipment:
+    """What a virtual bed of ``host`` needs, made if it is not kept yet.
+
+    ``image`` is any kernel: the accelerator is proven by booting it.
+    """
+    tools = images.tools(progress)
+    return Equipment(
+        disk=images.guest_image(progress),
+        tools=tools,
+        accelerator=qemu.accelerator_that_works(host.accelerator, image=image, tools=tools),
+    )
 
 
 @dataclass(kw_only=True)

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from harness import config, images, kernels
-from harness.hosts import qemu
-from harness.hosts.bed import Equipment, RunningBed, virtual_bed
+from harness import config, kernels
+from harness.hosts.bed import Equipment, RunningBed, equipment, virtual_bed
 from harness.progress import Progress
 
 STEPS = ("0", "2", "8")
@@ -71,8 +70,7 @@ class Beds:
 
 @pytest.fixture
 def beds(built: dict[str, kernels.Image], tmp_path: Path) -> Beds:
+    dut = config.bed(config.load(config.locate(None))).dut
+    assert isinstance(dut, config.QemuHost)
     with Progress() as progress:
-        tools = images.tools(progress)
-        disk = images.guest_image(progress)
-    accelerator = qemu.accelerator_that_works("auto", image=built["0"], tools=tools)
-    return Beds(built, Equipment(disk=disk, tools=tools, accelerator=accelerator), tmp_path)
+        return Beds(built, equipment(dut, built["0"], progress), tmp_path)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""``harness trace``: list lengths on a live host, while you look."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harness import campaign, config, kernels, plan, tracing
+from harness.errors import ConfigurationError
+from harness.hosts.bed import equipment, virtual_bed
+from harness.hosts.channel import Agent
+from harness.hosts.ssh import SshTarget
+from harness.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+@click.command()
+@click.argument("host", required=False)
+@click.option("--step", default="8", show_default=True, help="Step to boot on a virtual host.")
+@click.option("--idle", is_flag=True, help="Send no load to a virtual host.")
+@click.option("--interface", help="Interface to watch; that of hosts.yaml if not given.")
+@click.option(
+    "--duration", "duration_s", type=click.FloatRange(min=0.1), help="Seconds; until Ctrl-C if not."
+)
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two readings.",
+)
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each reading.")
+@click.option("--hosts", "hosts_file", type=click.Path(path_type=Path), help="The hosts file.")
+def trace(
+    host: str | None,
+    step: str,
+    idle: bool,
+    interface: str | None,
+    duration_s: float | None,
+    interval_s: float,
+    as_json: bool,
+    hosts_file: Path | None,
+) -> None:
+    """Show how long the lists of packets are on HOST, stage by stage, as they come.
+
+    \b
+    harness trace                        the default bed's guest, step 8, under load
+    harness trace --step 2 --idle        after patch 2, with no load but your own
+    harness trace lab1 --interface eth2  a machine of kind ssh, as it is
+
+    A virtual host is booted for the session and gone after it. On a machine of kind
+    ssh nothing is changed: probes are attached, and detached when the session ends.
+    """
+    hosts = config.load(config.locate(hosts_file))
+    name = host or config.bed(hosts, None).dut_name
+    if name not in hosts.hosts:
+        raise ConfigurationError(
+            f"no host is named {name!r}", hint=f"hosts: {', '.join(hosts.hosts)}"
+        )
+    with contextlib.ExitStack() as up:
+        target = hosts.hosts[name]
+        if isinstance(target, config.QemuHost):
+            agent, found = up.enter_context(_virtual(hosts, name, step, idle=idle))
+        elif isinstance(target, config.SshHost):
+            agent, found = up.enter_context(_machine(name, target)), target.interface
+        else:
+            raise ConfigurationError(f"{name} is a generator: it receives nothing to trace")
+        probes = tracing.begin(agent, interface or found)
+        up.callback(tracing.end, agent)
+        show = _lines() if as_json else up.enter_context(_screen(name, probes))
+        try:
+            for reading in tracing.readings(agent, interval_s=interval_s, duration_s=duration_s):
+                show(reading)
+        except KeyboardInterrupt:
+            if duration_s is not None:  # it was cut short, or else this is how a session ends
+                raise
+
+
+@contextlib.contextmanager
+def _virtual(
+    hosts: config.HostsFile, name: str, step: str, *, idle: bool
+) -> Iterator[tuple[Agent, str]]:
+    """The guest ``name``, booted with ``step``, under load unless ``idle``."""
+    named = [bed for bed, entry in hosts.beds.items() if entry.dut == name]
+    if not named:
+        raise ConfigurationError(
+            f"host {name} is the dut of no bed", hint="a virtual host needs a generator beside it"
+        )
+    bed = config.bed(hosts, named[0])
+    assert isinstance(bed.dut, config.QemuHost)
+    [wanted] = plan.parse_steps(step)
+    with Progress() as progress, tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
+        image = kernels.images(hosts.kernel, [wanted], progress=progress)[wanted]
+        made_with = equipment(bed.dut, image, progress)
+        with contextlib.ExitStack() as up:
+            with progress.task(f"{name}: step {wanted}"):
+                running = up.enter_context(virtual_bed(bed, image, made_with, Path(scratch)))
+                campaign.apply_settings(bed, running)
+                if not idle:
+                    campaign.start_netserver(bed, running)
+                    campaign.start_netperf(bed, hosts.load, running)
+            yield running.dut, running.dut_interface
+
+
+@contextlib.contextmanager
+def _machine(name: str, host: config.SshHost) -> Iterator[Agent]:
+    """The agent on a machine; its end detaches whatever it attached."""
+    target = SshTarget(
+        hostname=host.hostname, user=host.user, port=host.port, known_hosts=host.known_hosts
+    )
+    with tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
+        agent = target.start_agent(host=name, log=Path(scratch) / "agent.log")
+        try:
+            yield agent
+        finally:
+            agent.close()
+
+
+def _lines() -> Callable[[tracing.Reading], None]:
+    return lambda reading: click.echo(json.dumps(reading.record()))
+
+
+@contextlib.contextmanager
+def _screen(name: str, probes: list[tracing.Probe]) -> Iterator[Callable[[tracing.Reading], None]]:
+    """A table that is drawn anew in place on a terminal, and once at the end elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    for probe in probes:
+        if probe.attach is None:
+            console.print(f"{probe.name}: not probed: {probe.why}", markup=False, highlight=False)
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda reading: live.update(_table(name, reading), refresh=console.is_terminal)
+
+
+def _table(name: str, reading: tracing.Reading) -> Table:
+    from rich.table import Table
+
+    shown = Table(
+        title=f"{name}: {reading.elapsed_s:.0f} s, {reading.packets:,} packets, "
+        f"{reading.pps:,.0f} packets/s now" + f", {reading.missed} missed" * bool(reading.missed),
+        title_justify="left",
+    )
+    for column, justify in (
+        ("stage", "left"),
+        ("by", "left"),
+        ("lists", "right"),
+        ("packets", "right"),
+        ("mean", "right"),
+        ("lengths 1 … 64 and longer", "left"),
+        ("CPUs", "left"),
+    ):
+        shown.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for stage in reading.stages:
+        lists = sum(stage.lengths[1:]) + stage.overflow
+        shown.add_row(
+            stage.name,
+            stage.attach,
+            f"{lists:,}",
+            f"{stage.packets:,}",
+            f"{stage.packets / lists:.1f}" if lists else "—",
+            _histogram([*stage.lengths[1:], stage.overflow]),
+            ", ".join(f"{cpu}: {packets:,}" for cpu, packets in stage.by_cpu.items()),
+        )
+    for function, packets in reading.per_skb.items():
+        shown.add_row(function, "", "", f"{packets:,}", "", "one by one", "")
+    return shown
+
+
+def _histogram(counts: list[int], width: int = 33) -> str:
+    """Bars of neighbouring lengths together, as high as their share of the highest."""
+    each = -(-len(counts) // width)
+    sums = [sum(counts[start : start + each]) for start in range(0, len(counts), each)]
+    highest = max(sums)
+    if not highest:
+        return ""
+    steps = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[-(-count * steps // highest)] for count in sums)
