@@ -22,6 +22,8 @@ from harness.progress import Progress
 if TYPE_CHECKING:
     from rich.table import Table
 
+_WIDTH = 120
+_BARS = 22
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -139,11 +141,15 @@ def _screen(name: str, probes: list[tracing.Probe]) -> Iterator[Callable[[tracin
     from rich.live import Live
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
     for probe in probes:
-        if probe.attach is None:
-            console.print(f"{probe.name}: not probed: {probe.why}", markup=False, highlight=False)
+        how = f"by {probe.attach}" if probe.attach else f"not probed: {probe.why}"
+        console.print(f"{probe.name}: {how}", markup=False, highlight=False)
     with Live(console=console, auto_refresh=False) as live:
         yield lambda reading: live.update(_table(name, reading), refresh=console.is_terminal)
+    if not console.is_terminal:
+        console.print()
 
 
 def _table(name: str, reading: tracing.Reading) -> Table:
@@ -153,34 +159,37 @@ def _table(name: str, reading: tracing.Reading) -> Table:
         title=f"{name}: {reading.elapsed_s:.0f} s, {reading.packets:,} packets, "
         f"{reading.pps:,.0f} packets/s now" + f", {reading.missed} missed" * bool(reading.missed),
         title_justify="left",
+        box=None,
+        pad_edge=False,
     )
-    for column, justify in (
-        ("stage", "left"),
-        ("by", "left"),
-        ("lists", "right"),
-        ("packets", "right"),
-        ("mean", "right"),
-        ("lengths 1 … 64 and longer", "left"),
-        ("CPUs", "left"),
-    ):
-        shown.add_column(column, justify=justify)  # type: ignore[arg-type]
+    shown.add_column("stage", no_wrap=True)
+    for column, width in (("lists", 9), ("packets", 11), ("mean", 5)):
+        shown.add_column(column, justify="right", no_wrap=True, min_width=width)
+    shown.add_column("lengths 1 … 64, >64", no_wrap=True, min_width=_BARS)
+    shown.add_column("CPU", no_wrap=True)
     for stage in reading.stages:
         lists = sum(stage.lengths[1:]) + stage.overflow
         shown.add_row(
             stage.name,
-            stage.attach,
             f"{lists:,}",
             f"{stage.packets:,}",
             f"{stage.packets / lists:.1f}" if lists else "—",
             _histogram([*stage.lengths[1:], stage.overflow]),
-            ", ".join(f"{cpu}: {packets:,}" for cpu, packets in stage.by_cpu.items()),
+            _shares(stage.by_cpu),
         )
     for function, packets in reading.per_skb.items():
-        shown.add_row(function, "", "", f"{packets:,}", "", "one by one", "")
+        shown.add_row(function, "", f"{packets:,}", "", "one by one", "")
     return shown
 
 
-def _histogram(counts: list[int], width: int = 33) -> str:
+def _shares(by_cpu: dict[str, int]) -> str:
+    if len(by_cpu) < 2:
+        return "".join(by_cpu)
+    total = sum(by_cpu.values()) or 1
+    return ", ".join(f"{cpu}: {packets / total:.0%}" for cpu, packets in by_cpu.items())
+
+
+def _histogram(counts: list[int], width: int = _BARS) -> str:
     """Bars of neighbouring lengths together, as high as their share of the highest."""
     each = -(-len(counts) // width)
     sums = [sum(counts[start : start + each]) for start in range(0, len(counts), each)]

@@ -28,7 +28,7 @@ sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for _ in range(int(sys.argv[2])):
     sender.sendto(b"x", (sys.argv[1], 9))
 """
-PROGRAMS = "cat /proc/[0-9]*/fdinfo/* 2>/dev/null | grep -c ^prog_id || true"
+ATTACHED = "cat /proc/[0-9]*/fdinfo/* 2>/dev/null | grep -c ^link_type || true"
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +48,17 @@ def send(bed: RunningBed, to: str, packets: int) -> None:
     subprocess.run(wire.command([sys.executable, "-c", SEND, to, str(packets)]), check=True)
 
 
-def programs(bed: RunningBed) -> str:
-    """How many BPF programs processes of the guest hold."""
-    return bed.guest.ssh.run(["sudo", "sh", "-c", PROGRAMS]).stdout.decode().strip()
+def attached(bed: RunningBed) -> str:
+    """How many attachments of BPF programs processes of the guest hold."""
+    return bed.guest.ssh.run(["sudo", "sh", "-c", ATTACHED]).stdout.decode().strip()
 
 
 def test_every_packet_is_counted_at_every_stage(bed: RunningBed, bed_config: config.Bed) -> None:
     to, sent = str(bed_config.dut.address.ip), 0
-    before = programs(bed)
+    before = attached(bed)
     probes = tracing.begin(bed.dut, bed.dut_interface)
     assert {probe.name: probe.attach for probe in probes}["ip_list_rcv"] == "fentry"
+    assert attached(bed) != before
     reading = None
     for packets in (23, 997):
         send(bed, to, packets)
@@ -76,7 +77,7 @@ def test_every_packet_is_counted_at_every_stage(bed: RunningBed, bed_config: con
             counted = sum(length * lists for length, lists in enumerate(stage.lengths))
             assert counted == sent
     tracing.end(bed.dut)
-    assert programs(bed) == before
+    assert attached(bed) == before
 
 
 def test_a_machine_is_traced_as_it_is(
@@ -93,7 +94,7 @@ hosts:
        known_hosts: {ssh.known_hosts}, interface: {bed.dut_interface}, address: 198.18.1.2/24}}
   tx: {{kind: ssh, hostname: elsewhere, interface: eth0, address: 198.18.1.1/24}}
 """)
-    before = programs(bed)
+    before = attached(bed)
     with ssh_agent(ssh.key) as environment:
         session = subprocess.Popen(
             [sys.executable, "-m", "harness", "trace", "rx", "--json", "--interval", "0.5",
@@ -107,12 +108,12 @@ hosts:
         reading = {"packets": 0}
         while reading["packets"] < 997 and time.monotonic() < deadline:
             reading = json.loads(session.stdout.readline())
-        assert programs(bed) != before
+        assert attached(bed) != before
         session.send_signal(signal.SIGINT)
         session.communicate(timeout=60)
     assert reading["packets"] == 997
     assert session.returncode == 0
-    assert programs(bed) == before
+    assert attached(bed) == before
 
 
 class ssh_agent:  # noqa: N801 - used as a function
