@@ -147,7 +147,11 @@ class Agent:
         return Pending(arrived, lambda: self._result(name, deadline - time.monotonic()))
 
     def _result(self, name: str, within_s: float) -> Any:
+        deadline = time.monotonic() + within_s
         answer = self._answer(name, within_s)
+        while isinstance(answer.get("id"), int) and answer["id"] < self._number:
+            # That was for a call which was interrupted.
+            answer = self._answer(name, deadline - time.monotonic())
         if answer.get("id") != self._number:
             raise HostLostError(f"{self.host}: the agent answered out of turn to {name}")
         if refused := answer.get("error"):

@@ -59,6 +59,14 @@ def test_an_end_is_a_lost_host_and_shows_what_was_said(tmp_path: Path) -> None:
         ending.call("counters")
 
 
+def test_the_answer_to_a_call_that_was_interrupted_is_dropped(tmp_path: Path) -> None:
+    answers = "".join(f'print(\'{{"id": {n}, "result": {n}}}\', flush=True); ' for n in (1, 2))
+    slow = agent(tmp_path, READY + "sys.stdin.readline(); sys.stdin.readline(); " + answers)
+    slow.begin("counters")
+    assert slow.call("counters") == 2
+    slow.kill()
+
+
 @pytest.mark.parametrize("line", ["garbage", "\\x1b[2J", "[1, 2]x", '{"id": 7, "result": 1}'])
 def test_garbage_is_a_lost_host(tmp_path: Path, line: str) -> None:
     babbling = agent(
