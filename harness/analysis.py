@@ -20,7 +20,7 @@ import numpy as np
 from harness.metrics import Tolerances, TrialMetrics, measure, recorded_tolerances, traced_stack_pps
 from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT, PlannedBoot
 from harness.samples import Boot, Campaign, ResultDirectory, Stage, Trace, Void
-from harness.stats import Paired, Verdict, block_ratio, judge
+from harness.stats import Paired, Verdict, block_ratio, judge, took_turns
 
 RATES = ("nic_rx_pps", "stack_rx_pps", "delivered_pps", "cpu_ns_per_packet")
 PRIMARY = "stack_rx_pps"
@@ -45,6 +45,7 @@ class BootFigures:
 
     boot: PlannedBoot
     release: str | None
+    turns: str | None
     rates: dict[str, float]
     trials: dict[int, dict[str, float]]
     """The rates of each valid timed trial, by its index."""
@@ -174,8 +175,7 @@ def analyse(result: ResultDirectory) -> Analysis:
             varied |= _differences(done[0].settings, boot.settings)
             _gather(boot, campaign, tolerances, gathered[boot.step], void)
     complete = not result.problems
-    together = bool(campaign.trial.get("slice_s"))
-    changes = {step: _change(step, gathered, together=together) for step in campaign.steps}
+    changes = {step: _change(step, gathered) for step in campaign.steps}
     compared = [step for step in campaign.steps if step != BASELINE and changes[step][0]]
     verdicts: dict[str, Verdict | None] = {}
     if complete:
@@ -231,6 +231,7 @@ def _gather(
         BootFigures(
             boot=planned,
             release=boot.release,
+            turns=boot.turns,
             rates={name: value for name, value in rates.items() if value is not None},
             trials=trials,
             drops=dict(drops),
@@ -300,7 +301,7 @@ def list_lengths(stage: Stage) -> ListLengths | None:
 
 
 def _change(
-    step: str, gathered: dict[str, _Gathered], *, together: bool, metric: str = PRIMARY
+    step: str, gathered: dict[str, _Gathered], *, metric: str = PRIMARY
 ) -> tuple[Paired | None, tuple[int, ...]]:
     """Ratios of ``step`` to the baseline by block, where both have a positive value."""
     if BASELINE not in gathered:
@@ -309,7 +310,11 @@ def _change(
         {boot.boot.block: boot for boot in gathered[name].boots} for name in (BASELINE, step)
     )
     found = {
-        block: block_ratio(own[block].of(metric), base[block].of(metric), together=together)
+        block: block_ratio(
+            own[block].of(metric),
+            base[block].of(metric),
+            took_turns=took_turns(own[block].turns, base[block].turns),
+        )
         for block in sorted(own.keys() & base.keys())
     }
     ratios = {block: ratio for block, ratio in found.items() if ratio is not None}

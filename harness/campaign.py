@@ -87,6 +87,10 @@ def run(setup: Setup, directory: Path, *, progress: Progress) -> None:
                     progress.say(f"{title}: kept")
                 elif planned.step not in failed:
                     boots.append(_Boot(planned, root=directory, title=title))
+            if len(boots) > 1:
+                turns = secrets.token_hex(4)
+                for boot in boots:
+                    boot.kept["turns"] = turns
             if boots:
                 _measure_together(setup, boots, failed, progress=progress)
             task.advance(len(group))

@@ -181,6 +181,8 @@ class Boot(_Raw):
     step: str
     release: str | None = None
     boot_id: str | None = None
+    turns: str | None = None
+    """Boots of the same name here took turns; ``None``: this one had the machine alone."""
     outcome: Literal["ok", "failed"]
     error: Failure | None = None
     inventory: dict[str, Any] = Field(default_factory=dict)

@@ -70,16 +70,21 @@ class Verdict:
     """The smallest relative difference found four times in five with this spread."""
 
 
+def took_turns(own: str | None, base: str | None) -> bool:
+    """Whether two boots did, by what each says of itself."""
+    return own is not None and own == base
+
+
 def block_ratio(
-    own: Mapping[int, float], base: Mapping[int, float], *, together: bool
+    own: Mapping[int, float], base: Mapping[int, float], *, took_turns: bool
 ) -> float | None:
     """One boot's rate over another's of its block; both given by trial.
 
-    Boots one after the other are compared by their medians. Where they took turns
-    (``together``), trials of one number had the same seconds of the machine, and the
+    Boots one after the other are compared by their medians. Where they took turns,
+    trials of one number had the same seconds of the machine, and the
     ratio is the geometric mean of theirs. ``None`` where there is nothing to compare.
     """
-    if not together and own and base:
+    if not took_turns and own and base:
         own, base = ({0: statistics.median(trials.values())} for trials in (own, base))
     logs = [math.log(own[trial] / base[trial]) for trial in own.keys() & base.keys()]
     return math.exp(statistics.fmean(logs)) if logs else None

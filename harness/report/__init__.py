@@ -138,6 +138,7 @@ def _row(row: Row) -> Document:
             {
                 "block": boot.boot.block,
                 "position": boot.boot.position,
+                "turns": boot.turns,
                 **boot.rates,
                 "trials": [rates[PRIMARY] for rates in boot.trials.values() if PRIMARY in rates],
                 "by_trial": [{"index": index, **rates} for index, rates in boot.trials.items()],

@@ -25,7 +25,7 @@ import numpy as np
 
 from harness.errors import ConfigurationError, HarnessError
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
-from harness.stats import block_ratio, signed_rank_interval
+from harness.stats import block_ratio, signed_rank_interval, took_turns
 
 Document = dict[str, Any]
 
@@ -127,12 +127,7 @@ def check(expectation: Expectation, report: Document) -> Finding:
     rows = {row["step"]: row for row in report["rows"]}
     if expectation.other is None:
         return _check_figure(expectation, rows[expectation.step][expectation.metric])
-    return _check_ratio(
-        expectation,
-        rows[expectation.step],
-        rows[expectation.other],
-        together=bool(report["campaign"]["trial"].get("slice_s")),
-    )
+    return _check_ratio(expectation, rows[expectation.step], rows[expectation.other])
 
 
 def hold(report: Document, expectations: Sequence[Expectation]) -> list[Finding]:
@@ -184,22 +179,14 @@ def _check_figure(expectation: Expectation, figure: float | None) -> Finding:
     return Finding(expectation.text, expectation.step, outcome, why)
 
 
-def _check_ratio(
-    expectation: Expectation, row: Document, other: Document, *, together: bool
-) -> Finding:
-    own, against = (
-        {
-            boot["block"]: {
-                trial["index"]: trial[expectation.metric]
-                for trial in boot["by_trial"]
-                if trial.get(expectation.metric)
-            }
-            for boot in side["by_boot"]
-        }
-        for side in (row, other)
-    )
+def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Finding:
+    own, against = ({boot["block"]: boot for boot in side["by_boot"]} for side in (row, other))
     found = (
-        block_ratio(own[block], against[block], together=together)
+        block_ratio(
+            _trials(own[block], expectation.metric),
+            _trials(against[block], expectation.metric),
+            took_turns=took_turns(own[block]["turns"], against[block]["turns"]),
+        )
         for block in sorted(own.keys() & against.keys())
     )
     ratios = [ratio for ratio in found if ratio is not None]
@@ -223,3 +210,7 @@ def _check_ratio(
         outcome,
         f"{confidence:.0%} interval {ends[0]:.3f}x to {ends[1]:.3f}x over {len(ratios)} blocks",
     )
+
+
+def _trials(boot: Document, metric: str) -> dict[int, float]:
+    return {trial["index"]: trial[metric] for trial in boot["by_trial"] if trial.get(metric)}

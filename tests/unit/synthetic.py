@@ -207,6 +207,7 @@ def make_campaign(
             {
                 "block": planned.block, "position": planned.position, "step": planned.step,
                 "release": f"6.12.0-rb-s{planned.step}", "outcome": "ok", "error": None,
+                "turns": f"block {planned.block}" if slice_s else None,
                 "trials": made,
             },
             planned.block, planned.position, planned.step,

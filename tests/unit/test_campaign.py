@@ -173,3 +173,15 @@ def test_a_host_that_is_lost_ends_the_campaign_and_keeps_its_blocks(
     machine.dies.clear()
     campaign.run(setup(blocks=2), tmp_path, progress=Progress())
     assert outcomes(tmp_path) == dict.fromkeys("028", ["ok"] * 2)
+
+
+def test_boots_say_with_whom_they_took_turns(machine: Machine, tmp_path: Path) -> None:
+    campaign.run(setup(), tmp_path, progress=Progress())
+    [again] = tmp_path.glob("boots/b02-*-s8/boot.json")
+    again.unlink()
+    campaign.run(setup(), tmp_path, progress=Progress())
+    boots = [samples.read_boot(path) for path in tmp_path.glob("boots/*/boot.json")]
+    turns = {(boot.block, boot.step): boot.turns for boot in boots}
+    assert turns[1, "0"] == turns[1, "2"] == turns[1, "8"] != None  # noqa: E711
+    assert turns[2, "0"] == turns[2, "2"] not in (None, turns[1, "0"])
+    assert turns[2, "8"] is None  # it was measured again, alone

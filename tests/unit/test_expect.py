@@ -35,6 +35,7 @@ def _report(*, blocks: int = 6, complete: bool = True) -> dict[str, Any]:
         boots = [
             {
                 "block": block,
+                "turns": None,
                 "by_trial": [{"index": 0, "stack_rx_pps": rate, "cpu_ns_per_packet": ns}],
             }
             for block, rate in enumerate(rates[:blocks], start=1)
