@@ -44,6 +44,7 @@ _UNPRINTABLE = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
+    kind: Literal["measured", "expected"]
     name: str
     step: str
     outcome: Outcome
@@ -55,6 +56,7 @@ def _cases(report: Document) -> Iterator[_Case]:
     for row in report["rows"]:
         problems = [text for text in report["problems"] if f"-s{row['step']}: " in text]
         yield _Case(
+            kind="measured",
             name=f"step{row['step']}",
             step=row["step"],
             outcome="error" if problems else "done",
@@ -63,6 +65,7 @@ def _cases(report: Document) -> Iterator[_Case]:
         )
     for found in report["expectations"]:
         yield _Case(
+            kind="expected",
             name=f"expected {found['expected']}",
             step=found["step"],
             outcome=found["outcome"],
@@ -142,7 +145,7 @@ def kcidb(report: Document) -> str:
         }
         if case.detail:
             test["log_excerpt"] = case.detail[-16384:]
-        path = f"{_ORIGIN}.{'expected' if case.name.startswith('expected') else 'measured'}"
+        path = f"{_ORIGIN}.{case.kind}"
         tests.append(test | {"path": path})
         for name, value in case.figures.items():
             figure = {"value": value} | ({"unit": FIGURES[name]} if FIGURES[name] else {})
