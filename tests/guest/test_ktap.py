@@ -20,10 +20,9 @@ from tests.unit.synthetic import make_campaign
 pytestmark = pytest.mark.guest
 
 READ = """
-import contextlib, io, sys
+import sys
 import kunit_parser
-with contextlib.redirect_stdout(io.StringIO()):
-    found = kunit_parser.parse_run_tests(sys.stdin.read().splitlines())
+found = kunit_parser.parse_run_tests(sys.stdin.read().splitlines())
 print(*(test.status.name for test in found.subtests))
 """
 
@@ -49,7 +48,7 @@ def test_the_kernels_parser_reads_it(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert read.stdout.split() == [
+    assert read.stdout.splitlines()[-1].split() == [
         "SUCCESS",
         "SUCCESS",
         "SUCCESS",
