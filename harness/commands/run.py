@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from harness import campaign, config, kernels, plan, samples
+from harness import campaign, config, images, kernels, plan, samples
 from harness.analysis import analyse
 from harness.errors import ConfigurationError
-from harness.hosts.bed import Equipment, equipment
+from harness.hosts.bed import equipment
 from harness.progress import Progress
 from harness.report import document, render
 from harness.report.expect import hold, parse, require
@@ -90,6 +90,11 @@ def run(
     """
     hosts = config.load(config.locate(hosts_file))
     bed = config.bed(hosts, bed_name)
+    if not isinstance(bed.dut, config.QemuHost):
+        raise ConfigurationError(
+            f"bed {bed.name} is of machines reached by ssh, which this version cannot boot yet",
+            hint="name a bed with a qemu dut and a netns generator by --bed",
+        )
     directory = (
         out or Path("results") / f"{datetime.now().astimezone():%Y-%m-%dT%H-%M-%S}"
     ).absolute()
@@ -106,14 +111,15 @@ def run(
     )
     expected = [parse(text, wanted) for text in expect]
     with Progress() as progress:
-        made = kernels.images(
-            hosts.kernel,
-            list(dict.fromkeys(plan.kernel_of(step) for step in wanted)),
-            tree=tree,
-            progress=progress,
-        )
-        built = {step: made[plan.kernel_of(step)] for step in wanted}
-        made_with = _equipment(bed, built[wanted[0]], progress)
+        with images.made_meanwhile():
+            made = kernels.images(
+                hosts.kernel,
+                list(dict.fromkeys(plan.kernel_of(step) for step in wanted)),
+                tree=tree,
+                progress=progress,
+            )
+            built = {step: made[plan.kernel_of(step)] for step in wanted}
+            made_with = equipment(bed.dut, built[wanted[0]], progress)
         setup = campaign.Setup(
             bed=bed, load=hosts.load, plan=drawn, images=built, equipment=made_with
         )
@@ -146,12 +152,3 @@ def _kept(directory: Path, *, resume: bool) -> samples.Campaign | None:
             hint="name another directory, or go on with it by --resume",
         )
     return samples.read_campaign(directory) if there else None
-
-
-def _equipment(bed: config.Bed, image: kernels.Image, progress: Progress) -> Equipment:
-    if not isinstance(bed.dut, config.QemuHost):
-        raise ConfigurationError(
-            f"bed {bed.name} is of machines reached by ssh, which this version cannot boot yet",
-            hint="name a bed with a qemu dut and a netns generator by --bed",
-        )
-    return equipment(bed.dut, image, progress)

@@ -11,6 +11,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +60,40 @@ class GuestImage:
         return " ".join((self.directory / "host_key.pub").read_text().split()[:2])
 
 
+@contextmanager
+def made_meanwhile() -> Iterator[None]:
+    """Make what is not kept yet in a process of its own while something else is done.
+
+    What fails there fails again, and is told, when it is asked for.
+    """
+    if _guest_home().is_dir() and _tools_home().is_dir():
+        yield
+        return
+    maker = subprocess.Popen(
+        ["setpriv", "--pdeathsig=TERM", "--", sys.executable, "-m", "harness.images"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        process.end(maker)
+
+
+def _guest_home() -> Path:
+    key = cache.digest(SUITE, _GUEST_PACKAGES, _GUEST_SETUP.read_text())
+    return cache.root() / "guests" / key
+
+
+def _tools_home() -> Path:
+    return cache.root() / "tools" / cache.digest(SUITE, _TOOLS_SETUP.read_text())
+
+
 def guest_image(progress: Progress) -> GuestImage:
     """The guest image, made if it is not kept yet."""
-    key = cache.digest(SUITE, _GUEST_PACKAGES, _GUEST_SETUP.read_text())
 
     def make(making: Path) -> None:
         with progress.task("guest image"):
@@ -90,9 +125,7 @@ def guest_image(progress: Progress) -> GuestImage:
             )
             (making / "host_key").unlink()
 
-    return GuestImage(
-        directory=cache.entry(cache.root() / "guests" / key, make, what="the guest image")
-    )
+    return GuestImage(directory=cache.entry(_guest_home(), make, what="the guest image"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +168,7 @@ def tools(progress: Progress) -> Tools:
             )  # fmt: skip
             archive.unlink()
 
-    key = cache.digest(SUITE, _TOOLS_SETUP.read_text())
-    home = cache.entry(cache.root() / "tools" / key, make, what="the tools root")
+    home = cache.entry(_tools_home(), make, what="the tools root")
     found = Tools(root=home / "root")
     if not _has_vfio_user(found.qemu([], shared=[])):
         raise InfrastructureError(
