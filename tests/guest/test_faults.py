@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness import samples
+from harness import images, samples
 from harness.errors import HostLostError, InfrastructureError, KernelError
 from tests.guest.conftest import Beds
 
@@ -71,6 +71,20 @@ def test_a_missing_netserver_names_the_package(beds: Beds) -> None:
         with pytest.raises(InfrastructureError, match="netserver") as caught:
             bed.dut.call("netserver_start", address="0.0.0.0", port=12865)  # noqa: S104
         assert "install the package netperf" in (caught.value.hint or "")
+
+
+def test_interrupted_while_images_are_made_nothing_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECEIVE_BATCHING_CACHE", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt), images.made_meanwhile():
+        deadline = time.monotonic() + 30
+        names: set[str] = set()
+        while "mmdebstrap" not in names and time.monotonic() < deadline:
+            names = {child.name() for child in psutil.Process().children(recursive=True)}
+        assert "mmdebstrap" in names
+        raise KeyboardInterrupt
+    assert [path for path in (tmp_path / "guests").iterdir() if path.suffix != ".lock"] == []
 
 
 def test_interrupted_in_the_middle_a_campaign_keeps_what_it_has(
