@@ -18,11 +18,17 @@ from typing import Any
 import numpy as np
 
 from harness.metrics import Tolerances, TrialMetrics, measure, recorded_tolerances, traced_stack_pps
-from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT, PlannedBoot
+from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT, SATURATED, PlannedBoot
 from harness.samples import Boot, Campaign, ResultDirectory, Stage, Trace, Void
 from harness.stats import Paired, Verdict, block_ratio, judge, took_turns
 
-RATES = ("nic_rx_pps", "stack_rx_pps", "delivered_pps", "cpu_ns_per_packet")
+RATES = (
+    "nic_rx_pps",
+    "stack_rx_pps",
+    "delivered_pps",
+    "cpu_ns_per_packet",
+    "interrupts_per_packet",
+)
 PRIMARY = "stack_rx_pps"
 DRIVER_STAGE = "netif_receive_skb_list"
 """Where the driver hands its list to the stack: the list length of the table."""
@@ -93,6 +99,15 @@ class Row:
     """Median over boots: packets dropped there for each that reached the NIC."""
     drop_packets: dict[str, int]
     void_trials: int
+
+    @property
+    def unsaturated_trials(self) -> int:
+        """Timed trials in which the receiver at times waited for the load."""
+        return sum(
+            rates.get("interrupts_per_packet", 0.0) > SATURATED
+            for boot in self.boots
+            for rates in boot.trials.values()
+        )
 
     @property
     def driver_lists(self) -> ListLengths | None:

@@ -76,6 +76,8 @@ class TrialMetrics:
     """Datagrams a second that programs read (SNMP ``Udp.InDatagrams``)."""
     cpu_ns_per_packet: float | None = None
     """System, interrupt and softirq time of the interrupt's CPU per packet at IP."""
+    interrupts_per_packet: float | None = None
+    """Interrupts of the NIC per packet at IP (``/proc/interrupts``)."""
     offered_packets: int | None = None
     """Frames that reached the port over the whole trial."""
     drops: Mapping[str, int] = field(default_factory=dict)
@@ -103,6 +105,7 @@ def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMe
     if window is not None:
         rates = _rates(window, irq_cpu)
         if trial.window is not None:
+            rates["interrupts_per_packet"] = _interrupts_per_packet(trial.window)
             void += _moved(window, irq_cpu, netserver_cpu, tolerances)
         void += _window_rules(window, irq_cpu, tolerances)
     drops: dict[str, int] = {}
@@ -164,6 +167,12 @@ def _rates(window: Window, irq_cpu: int | None) -> dict[str, float | None]:
         "delivered_pps": per_second(delta.datagrams),
         "cpu_ns_per_packet": busy_ns / packets if packets and busy_ns is not None else None,
     }
+
+
+def _interrupts_per_packet(window: Window) -> float | None:
+    packets = _Delta(window.start, window.end).ip_in
+    interrupts = sum(sum(cpus.values()) for cpus in window.placement.irq.values())
+    return interrupts / packets if packets and window.placement.irq else None
 
 
 @dataclass(frozen=True)

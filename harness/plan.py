@@ -24,6 +24,13 @@ AA_STEPS = (BASELINE, f"{BASELINE}again")
 MIN_BLOCKS_FOR_VERDICT = 6
 """Below this no distribution-free 95 % interval exists: 2 · (1/2)^5 > 5 %."""
 
+SATURATED = 1 / 2000
+"""Interrupts per packet up to which a receiver counts as saturated.
+
+A NIC interrupts when polling has emptied its queue, so each interrupt follows a
+moment in which the receiver waited for the load.
+"""
+
 BedKind = Literal["virtual", "hardware"]
 TrialKind = Literal["warmup", "timed", "trace"]
 

@@ -30,8 +30,8 @@ from harness.kernels.build import Image
 from harness.progress import Progress
 
 _MODEL_START_S = 20.0
-_NETPERF_NICE = 5
-"""A third of the weight of the vCPU and of the NIC model, wherever they share a CPU."""
+_NETPERF_NICE = 2
+"""Two thirds of the weight of the vCPU and of the NIC model, wherever they share a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ def machine_cpus(bed: Bed) -> MachineCpus:
 
     The vCPU that receives gets a CPU for itself where there are three. With two, the
     model and netperf share the second, and one stream of ten the first: it takes at
-    most a quarter of it. So the load is always more than the guest can take, or
+    most two fifths of it. So the load is always more than the guest can take, or
     the rate of a faster kernel would be the generator's.
 
     Raises:

@@ -130,6 +130,7 @@ def _row(row: Row) -> Document:
         "drops": row.drop_shares,
         "drop_packets": row.drop_packets,
         "void_trials": row.void_trials,
+        "unsaturated_trials": row.unsaturated_trials,
         "stages": [_stage(stage) for stage in row.stages],
         "trace_missed": row.trace_missed,
         "traced_stack_rx_pps": traced,

@@ -30,7 +30,15 @@ from harness.stats import block_ratio, signed_rank_interval, took_turns
 Document = dict[str, Any]
 
 RATE_METRICS = ("stack_rx_pps", "delivered_pps", "nic_rx_pps", "cpu_ns_per_packet")
-OTHER_METRICS = ("ip_rcv_per_packet", "list_len_p50", "list_len_p90", "list_len_max", "void_trials")
+OTHER_METRICS = (
+    "ip_rcv_per_packet",
+    "list_len_p50",
+    "list_len_p90",
+    "list_len_max",
+    "interrupts_per_packet",
+    "unsaturated_trials",
+    "void_trials",
+)
 
 _COMPARE: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
     {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}

@@ -17,6 +17,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from harness.report.expect import Finding
+
 Document = dict[str, Any]
 
 HEADERS = (
@@ -187,6 +189,17 @@ def below_lines(report: Document) -> Iterator[str]:
             f"void: block {void['block']}, step {void['step']}, "
             f"{void['kind']} trial {void['index'] + 1}: {reasons}"
         )
+    waited = [
+        f"{row['step']}: {row['unsaturated_trials']} of "
+        f"{sum(len(boot['by_trial']) for boot in row['by_boot'])}"
+        for row in report["rows"]
+        if row["unsaturated_trials"]
+    ]
+    if waited:
+        yield (
+            "trials that did not saturate the receiver, whose rates are the load's and not the "
+            f"kernel's: {', '.join(waited)}"
+        )
     for row in report["rows"]:
         if row["trace_missed"]:
             yield f"step {row['step']}: the probes missed {row['trace_missed']} events"
@@ -201,7 +214,7 @@ def below_lines(report: Document) -> Iterator[str]:
     if report["no_verdict"]:
         yield f"no verdict: {report['no_verdict']}"
     for found in report["expectations"]:
-        yield f"expected {found['expected']}: {found['outcome']} ({found['why']})"
+        yield str(Finding(**found))
     published = report["published"]
     rates = " / ".join(f"{pps / 1e6:.2f}" for pps in published["stack_rx_pps"].values())
     steps = ", ".join(published["stack_rx_pps"])
