@@ -17,7 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from harness.metrics import Tolerances, TrialMetrics, measure, recorded_tolerances, traced_stack_pps
+from harness.metrics import (
+    MEASURES,
+    Tolerances,
+    TrialMetrics,
+    beside,
+    measure,
+    recorded_tolerances,
+    traced_stack_pps,
+)
 from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT, SATURATED, PlannedBoot
 from harness.samples import Boot, Campaign, ResultDirectory, Stage, Trace, Void
 from harness.stats import Paired, Verdict, block_ratio, judge, took_turns
@@ -57,9 +65,13 @@ class BootFigures:
     """The rates of each valid timed trial, by its index."""
     drops: dict[str, int]
     offered: int
+    measures: dict[str, dict[int, float]] = field(default_factory=dict)
+    """What was measured beside the rates, by name and trial."""
 
     def of(self, metric: str) -> dict[int, float]:
-        """The positive values of one rate, by trial."""
+        """The positive values of one metric, by trial."""
+        if metric in self.measures:
+            return self.measures[metric]
         return {index: rates[metric] for index, rates in self.trials.items() if rates.get(metric)}
 
 
@@ -75,6 +87,17 @@ class ListLengths:
     max: int
     lengths: tuple[int, ...]
     overflow: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """One measure of one step, and how it compares with the baseline's."""
+
+    median: float
+    """Over boots, of the median over each boot's trials."""
+    change: Paired | None
+    change_blocks: tuple[int, ...]
+    verdict: Verdict | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +122,7 @@ class Row:
     """Median over boots: packets dropped there for each that reached the NIC."""
     drop_packets: dict[str, int]
     void_trials: int
+    measures: dict[str, Beside]
 
     @property
     def unsaturated_trials(self) -> int:
@@ -190,14 +214,23 @@ def analyse(result: ResultDirectory) -> Analysis:
             varied |= _differences(done[0].settings, boot.settings)
             _gather(boot, campaign, tolerances, gathered[boot.step], void)
     complete = not result.problems
-    changes = {step: _change(step, gathered) for step in campaign.steps}
-    compared = [step for step in campaign.steps if step != BASELINE and changes[step][0]]
-    verdicts: dict[str, Verdict | None] = {}
-    if complete:
-        paired = [change for step in compared if (change := changes[step][0]) is not None]
-        verdicts = dict(zip(compared, judge(paired), strict=True))
+    measured = [
+        name
+        for name in MEASURES
+        if any(name in boot.measures for found in gathered.values() for boot in found.boots)
+    ]
+    compared = {
+        metric: _compared(metric, campaign.steps, gathered, judged=complete)
+        for metric in (PRIMARY, *measured)
+    }
     rows = tuple(
-        _row(step, campaign, gathered[step], changes[step], verdicts.get(step))
+        _row(
+            step,
+            campaign,
+            gathered[step],
+            compared[PRIMARY][step],
+            {name: compared[name][step] for name in measured},
+        )
         for step in campaign.steps
     )
     return Analysis(
@@ -222,15 +255,22 @@ def _gather(
 ) -> None:
     planned = PlannedBoot(boot.block, boot.position, boot.step)
     valid: dict[int, TrialMetrics] = {}
+    measures: dict[str, dict[int, float]] = defaultdict(dict)
     for trial in boot.trials:
         if trial.kind == "warmup":
             continue
-        metrics = measure(trial, campaign, tolerances)
-        if metrics.void:
+        alone = trial.kind in ("latency", "ndr")
+        metrics = None if alone else measure(trial, campaign, tolerances)
+        if reasons := metrics.void if metrics else tuple(trial.void):
             into.void_trials += 1
-            void.append(VoidTrial(planned, trial.kind, trial.index, metrics.void))
+            void.append(VoidTrial(planned, trial.kind, trial.index, reasons))
+        elif metrics is None:
+            for name, value in beside(trial).items():
+                measures[name][trial.index] = value
         elif trial.kind == "timed":
             valid[trial.index] = metrics
+        elif metrics.paced_cpu_ns_per_packet is not None:
+            measures["paced_cpu_ns_per_packet"][trial.index] = metrics.paced_cpu_ns_per_packet
         elif trial.trace is not None:
             _add_trace(trial.trace, into)
             traced = traced_stack_pps(trial)
@@ -251,6 +291,7 @@ def _gather(
             trials=trials,
             drops=dict(drops),
             offered=sum(metrics.offered_packets or 0 for metrics in valid.values()),
+            measures=dict(measures),
         )
     )
 
@@ -315,8 +356,24 @@ def list_lengths(stage: Stage) -> ListLengths | None:
     )
 
 
+_Compared = tuple[Paired | None, tuple[int, ...], Verdict | None]
+
+
+def _compared(
+    metric: str, steps: Sequence[str], gathered: dict[str, _Gathered], *, judged: bool
+) -> dict[str, _Compared]:
+    """Each step's change of ``metric``, its blocks, and a verdict where there can be one."""
+    changes = {step: _change(step, gathered, metric) for step in steps}
+    found = [(step, pair) for step in steps if step != BASELINE and (pair := changes[step][0])]
+    verdicts: dict[str, Verdict | None] = {}
+    if judged:
+        outcomes = judge([pair for _, pair in found])
+        verdicts = dict(zip((step for step, _ in found), outcomes, strict=True))
+    return {step: (*changes[step], verdicts.get(step)) for step in steps}
+
+
 def _change(
-    step: str, gathered: dict[str, _Gathered], *, metric: str = PRIMARY
+    step: str, gathered: dict[str, _Gathered], metric: str
 ) -> tuple[Paired | None, tuple[int, ...]]:
     """Ratios of ``step`` to the baseline by block, where both have a positive value."""
     if BASELINE not in gathered:
@@ -340,8 +397,8 @@ def _row(
     step: str,
     campaign: Campaign,
     found: _Gathered,
-    change: tuple[Paired | None, tuple[int, ...]],
-    verdict: Verdict | None,
+    compared: _Compared,
+    measures: dict[str, _Compared],
 ) -> Row:
     usable = [boot for boot in found.boots if boot.rates.get(PRIMARY) is not None]
     seen = found.per_skb.get("tracepoint_netif_receive_skb", 0)
@@ -351,9 +408,9 @@ def _row(
         release=next((boot.release for boot in found.boots), None),
         boots=tuple(usable),
         rates={name: _median(boot.rates.get(name) for boot in usable) for name in RATES},
-        change=change[0],
-        change_blocks=change[1],
-        verdict=verdict,
+        change=compared[0],
+        change_blocks=compared[1],
+        verdict=compared[2],
         stages=tuple(
             lengths for stage in found.stages.values() if (lengths := list_lengths(stage))
         ),
@@ -365,6 +422,11 @@ def _row(
         drop_shares=_drop_shares(usable),
         drop_packets=_drop_packets(usable),
         void_trials=found.void_trials,
+        measures={
+            name: Beside(median=median, change=change, change_blocks=blocks, verdict=verdict)
+            for name, (change, blocks, verdict) in measures.items()
+            if (median := _median(_median(b.of(name).values()) for b in found.boots)) is not None
+        },
     )
 
 

@@ -9,10 +9,12 @@ stay and a later call with the same directory goes on after them.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import platform
 import secrets
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -22,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from harness import __version__, plan, samples
+from harness import __version__, plan, samples, workload
 from harness.config import Bed, Load, QemuHost
 from harness.errors import (
     ConfigurationError,
@@ -37,13 +39,11 @@ from harness.hosts.qemu import kernel_death
 from harness.kernels.build import Image
 from harness.progress import Progress
 
-_PORT = 12865
 _SETTLE_S = 1.3  # the NIC's statistics reach the driver once a second
 _RAMP_S = 30
 _RAMP_SAMPLES = 8
 _RAMP_SAMPLE_S = 0.4
 _LAST_PACKETS_S = 0.3
-_LONGEST_LOAD_S = 3600
 _STEADY = 0.25
 _LEAST_PPS = 1000
 _ATTACH_S = 240.0
@@ -57,7 +57,8 @@ class Setup:
     bed: Bed
     load: Load
     plan: plan.Plan
-    images: Mapping[str, Image]
+    images: Mapping[str, Sequence[Image]]
+    """By step, its layouts; blocks take them in turn."""
     equipment: Equipment
 
 
@@ -132,7 +133,7 @@ def record(setup: Setup, *, profile: str) -> samples.Campaign:
             "netserver_cpu": setup.bed.netserver_cpu,
             "rx_queues": setup.bed.rx_queues,
         },
-        variants={step: image.provenance() for step, image in setup.images.items()},
+        variants={step: _provenance(layouts) for step, layouts in setup.images.items()},
         provenance={
             "harness": __version__,
             "python": platform.python_version(),
@@ -142,6 +143,20 @@ def record(setup: Setup, *, profile: str) -> samples.Campaign:
             "void_rules": plan.void_rules_record(),
         },
     )
+
+
+def _provenance(layouts: Sequence[Image]) -> dict[str, Any]:
+    """What a step's kernels have in common, and each layout's release and image."""
+    told = [image.provenance() for image in layouts]
+    own = ("layout", "release", "image_sha256")
+    shared = {name: value for name, value in told[0].items() if name not in own}
+    return shared | {"layouts": [{name: one[name] for name in own} for one in told]}
+
+
+def _image(setup: Setup, boot: plan.PlannedBoot) -> Image:
+    """What ``boot`` runs: all boots of a block have the same layout."""
+    layouts = setup.images[boot.step]
+    return layouts[(boot.block - 1) % len(layouts)]
 
 
 def require_same(kept: samples.Campaign, wanted: samples.Campaign) -> None:
@@ -191,7 +206,7 @@ class _Boot:
     def bring_up(self, setup: Setup) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
         self._started_s = time.monotonic()
-        image = setup.images[self.planned.step]
+        image = _image(setup, self.planned)
         self._bed = self._up.enter_context(
             virtual_bed(setup.bed, image, setup.equipment, self.directory)
         )
@@ -240,18 +255,22 @@ def _measure_together(
             with blamed(boot), progress.task(boot.title):
                 boot.bring_up(setup)
                 _prepare(setup, boot)
-        trials = list(setup.plan.profile.trials_of(boots[0].planned.block))
-        timed = [trial for trial in trials if trial.kind != "trace"]
-        with progress.task(f"{len(timed)} trials of {len(boots)} boots"):
-            _under_load(setup, [boot for boot in boots if boot.up], timed, blamed)
-        traced = [trial for trial in trials if trial.kind == "trace"]
-        for boot in boots:
-            if traced and boot.up:
-                with blamed(boot), progress.task(f"{boot.title}, probes"):
-                    dut, interface = boot.bed.dut, boot.bed.dut_interface
-                    dut.call("trace_attach", interface=interface, within_s=_ATTACH_S)
-                    _under_load(setup, [boot], traced, blamed)
-                    dut.call("trace_detach", within_s=60)
+        trials: dict[str, list[plan.PlannedTrial]] = defaultdict(list)
+        for trial in setup.plan.profile.trials_of(boots[0].planned.block):
+            trials["timed" if trial.kind == "warmup" else trial.kind].append(trial)
+        with progress.task(f"{len(trials['timed'])} trials of {len(boots)} boots"):
+            _under_load(setup, boots, trials["timed"], blamed)
+        if trials["paced"]:
+            with progress.task(f"{len(trials['paced'])} paced trials of {len(boots)} boots"):
+                _under_load(setup, boots, trials["paced"], blamed, setup.bed.paced_pps)
+        for kind, (name, measure) in _ALONE.items():
+            for trial, boot in itertools.product(trials[kind], boots):
+                if boot.up:
+                    title = f"{boot.title}, {name}" + f" {trial.index + 1}" * (
+                        len(trials[kind]) > 1
+                    )
+                    with blamed(boot), _others_frozen(boot, boots), progress.task(title):
+                        measure(setup, boot, trial)
         for boot in boots:
             if boot.up:
                 with blamed(boot):
@@ -259,13 +278,68 @@ def _measure_together(
                     boot.finish()
 
 
+@contextlib.contextmanager
+def _others_frozen(boot: _Boot, boots: Sequence[_Boot]) -> Iterator[None]:
+    others = [other for other in boots if other.up and other is not boot]
+    for other in others:
+        other.bed.freeze()
+    try:
+        yield
+    finally:
+        for other in others:
+            other.bed.thaw()
+
+
+def _traced(setup: Setup, boot: _Boot, trial: plan.PlannedTrial) -> None:
+    dut, interface = boot.bed.dut, boot.bed.dut_interface
+    dut.call("trace_attach", interface=interface, within_s=_ATTACH_S)
+    _under_load(setup, [boot], [trial], lambda _: contextlib.nullcontext())
+    dut.call("trace_detach", within_s=60)
+
+
+def _round_trips(setup: Setup, boot: _Boot, trial: plan.PlannedTrial) -> None:
+    cell = plan.CELLS[trial.index]
+    found: dict[str, Any] = {"kind": trial.kind, "index": trial.index, "cell": asdict(cell)}
+    try:
+        found["round_trips"] = workload.round_trips(
+            setup.bed,
+            boot.bed,
+            cell,
+            usual=boot.kept["settings"]["dut"]["after"],
+            duration_s=trial.duration_s,
+        )
+    except TrialVoidError as error:
+        found["void"] = [{"rule": "cell-missing", "detail": error.message}]
+    boot.kept["trials"].append(samples.Trial.model_validate(found))
+
+
+def _highest_rate(setup: Setup, boot: _Boot, trial: plan.PlannedTrial) -> None:
+    load = _Load(setup.bed.paced_pps)
+    _load_up(setup, boot.bed, load)
+    found: dict[str, Any] = {"kind": trial.kind, "index": trial.index, "void": load.void}
+    if not load.void:
+        found["ndr_pps"], found["search"] = workload.highest_rate(
+            setup.load, boot.bed, first_pps=setup.bed.paced_pps, trial_s=trial.duration_s
+        )
+    list(_load_down(setup, boot.bed, load, []))
+    boot.kept["trials"].append(samples.Trial.model_validate(found))
+
+
+_ALONE: Mapping[str, tuple[str, Callable[[Setup, _Boot, plan.PlannedTrial], None]]] = {
+    "trace": ("probes", _traced),
+    "latency": ("round trips", _round_trips),
+    "ndr": ("highest rate without loss", _highest_rate),
+}
+"""What a boot measures while the others of its block are frozen, by kind of trial."""
+
+
 def _prepare(setup: Setup, boot: _Boot) -> None:
     """Prove what is running, set both hosts up, start netserver."""
-    image, bed, kept = setup.images[boot.planned.step], boot.bed, boot.kept
+    image, bed, kept = _image(setup, boot.planned), boot.bed, boot.kept
     kept["release"], kept["boot_id"] = bed.dut.ready["release"], bed.dut.ready["boot_id"]
     if kept["release"] != image.release:
         raise KernelError(f"the dut runs {kept['release']}, not {image.release}")
-    kept["settings"] = apply_settings(setup.bed, bed)
+    kept["settings"] = workload.apply_settings(setup.bed, bed)
     kept["placement_host"] = bed.placed
     kept["inventory"] = {
         "dut": bed.dut.call("inventory", interface=bed.dut_interface, within_s=60),
@@ -274,43 +348,7 @@ def _prepare(setup: Setup, boot: _Boot) -> None:
         ),
     }
     _same_netperf(kept["inventory"])
-    start_netserver(setup.bed, bed)
-
-
-def apply_settings(bed_config: Bed, bed: RunningBed) -> dict[str, Any]:
-    """Set both hosts up as hosts.yaml says; returns by role what was and what is."""
-    wanted = _settings(bed_config, bed)
-    return {
-        role: _agents(bed)[role].call("settings_apply", within_s=60, **wanted[role])
-        for role in wanted
-    }
-
-
-def start_netserver(bed_config: Bed, bed: RunningBed) -> None:
-    """Start netserver on the dut."""
-    bed.dut.call(
-        "netserver_start",
-        address=str(bed_config.dut.address.ip),
-        port=_PORT,
-        cpu=bed_config.netserver_cpu,
-        within_s=60,
-    )
-
-
-def start_netperf(bed_config: Bed, load: Load, bed: RunningBed) -> None:
-    """Start every stream of ``load`` on the generator; they send until they are ended."""
-    bed.generator.call(
-        "netperf_start",
-        target=str(bed_config.dut.address.ip),
-        port=_PORT,
-        streams=load.streams,
-        message_bytes=load.message_bytes,
-        cpus=bed.netperf_cpus,
-        duration_s=_LONGEST_LOAD_S,
-        nice=bed.netperf_nice,
-        command_prefix=bed.netperf_prefix,
-        within_s=90,
-    )
+    workload.start_netserver(setup.bed, bed)
 
 
 def _put_back(boot: _Boot) -> None:
@@ -318,7 +356,8 @@ def _put_back(boot: _Boot) -> None:
     bed, kept = boot.bed, boot.kept
     bed.dut.call("netserver_stop")
     kept["settings"]["restored"] = {
-        role: agent.call("settings_restore", within_s=60) for role, agent in _agents(bed).items()
+        role: agent.call("settings_restore", within_s=60)
+        for role, agent in workload.agents(bed).items()
     }
     kept["nic_model"] = bed.nic.counters()
     if death := kernel_death(bed.guest.console()):
@@ -326,33 +365,6 @@ def _put_back(boot: _Boot) -> None:
             f"the guest's kernel complained: {death}",
             hint=f"console: {boot.directory / 'console.log'}",
         )
-
-
-def _agents(bed: RunningBed) -> dict[str, Any]:
-    return {"dut": bed.dut, "generator": bed.generator}
-
-
-def _settings(bed_config: Bed, bed: RunningBed) -> dict[str, dict[str, Any]]:
-    """What each role is to be set to, as arguments of the agent's ``settings_apply``."""
-    dut_address, generator_address = bed_config.dut.address, bed_config.generator.address
-    return {
-        "dut": {
-            "interface": bed.dut_interface,
-            "address": str(dut_address),
-            "peer": {"address": str(generator_address.ip), "mac": bed.generator_mac},
-            "rx_queues": bed_config.rx_queues,
-            "irq_cpu": bed_config.placement.irq_cpu,
-            "coalesce": bed_config.coalesce.model_dump() if bed_config.coalesce else None,
-            "rps": False,
-            "irqbalance": False if bed_config.irqbalance == "off" else None,
-            "governor": bed_config.governor,
-        },
-        "generator": {
-            "interface": bed.generator_interface,
-            "address": str(generator_address),
-            "peer": {"address": str(dut_address.ip), "mac": bed.dut_mac},
-        },
-    }
 
 
 def _same_netperf(inventory: dict[str, Any]) -> None:
@@ -375,6 +387,7 @@ def _under_load(
     boots: Sequence[_Boot],
     planned: Sequence[plan.PlannedTrial],
     blamed: Callable[[_Boot], AbstractContextManager[None]],
+    paced_pps: int | None = None,
 ) -> None:
     """One load a boot over the trials of ``planned``: up, steady, windows, down, settled.
 
@@ -384,7 +397,7 @@ def _under_load(
     counts and the balance of the counters before and after.
     """
     together = len(boots) > 1
-    loads = {boot: _Load() for boot in boots}
+    loads = {boot: _Load(paced_pps) for boot in boots if boot.up}
     for boot, load in loads.items():
         with blamed(boot):
             _load_up(setup, boot.bed, load)
@@ -410,13 +423,14 @@ def _under_load(
             with blamed(boot):
                 if together:
                     boot.bed.thaw()
-                boot.kept["trials"] += _load_down(boot.bed, load, planned)
+                boot.kept["trials"] += _load_down(setup, boot.bed, load, planned)
 
 
 class _Load:
     """What one load on one boot has shown so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, paced_pps: int | None = None) -> None:
+        self.paced_pps = paced_pps
         self.before: dict[str, Any] = {}
         self.ramp: dict[str, Any] | None = None
         self.void: list[dict[str, str]] = []
@@ -429,7 +443,7 @@ class _Load:
 
 def _load_up(setup: Setup, bed: RunningBed, load: _Load) -> None:
     load.before = bed.dut.call("counters", interface=bed.dut_interface)
-    start_netperf(setup.bed, setup.load, bed)
+    workload.start_netperf(setup.bed, setup.load, bed, paced_pps=load.paced_pps)
     try:
         load.ramp = _ramp_up(bed, setup.load.streams)
     except TrialVoidError as error:
@@ -474,12 +488,18 @@ def _take_turns(
 
 
 def _load_down(
-    bed: RunningBed, load: _Load, planned: Sequence[plan.PlannedTrial]
+    setup: Setup, bed: RunningBed, load: _Load, planned: Sequence[plan.PlannedTrial]
 ) -> Iterator[samples.Trial]:
+    if load.paced_pps:
+        workload.pace(bed, setup.load, None)
     bed.generator.call("netperf_end")
     time.sleep(_LAST_PACKETS_S)
     bed.dut.call("netserver_end")
-    shared: dict[str, Any] = {"void": load.void, "ramp": load.ramp}
+    shared: dict[str, Any] = {
+        "void": load.void,
+        "ramp": load.ramp,
+        "paced_pps": load.paced_pps,
+    }
     shared["netperf"] = bed.generator.call("netperf_wait", timeout_s=30, within_s=60)
     time.sleep(_SETTLE_S)
     after = bed.dut.call("counters", interface=bed.dut_interface)

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 
-from harness.plan import VOID_RULES
+from harness.plan import CELLS, VOID_RULES, Cell
 from harness.samples import Campaign, Counters, CpuTime, Snapshot, Trial, Void, Whole, Window
 
 Tolerances = Mapping[str, Mapping[str, float]]
@@ -49,6 +50,37 @@ _IP_EXT_DROPS = ("InNoRoutes", "InTruncatedPkts")
 # No UDP buffer is charged less than this for a frame (sk_buff and data).
 _MIN_TRUESIZE_BYTES = 512
 
+
+@dataclass(frozen=True)
+class Measure:
+    """What a campaign can measure beside the rates, by :data:`MEASURES`' names."""
+
+    title: str
+    unit: str
+    published: float | None = None
+    """The difference the series' author expected, in ``unit``."""
+
+
+_ROUND_TRIP = ("mean", "p50", "p90", "p99")
+_EXPECTED_US = {Cell(moderation=False, busy_poll=True): 0.16, Cell(True, False): 0.06}
+MEASURES: Mapping[str, Measure] = MappingProxyType(
+    {
+        "paced_cpu_ns_per_packet": Measure("CPU time a packet at a paced load", "ns"),
+        "ndr_pps": Measure("highest rate without loss", "packets/s"),
+    }
+    | {
+        f"rr_{which}_us_{cell.name}": Measure(
+            f"round trip, {cell}: {which}",
+            "µs",
+            _EXPECTED_US.get(cell) if which == "mean" else None,
+        )
+        for cell in CELLS
+        for which in _ROUND_TRIP
+    }
+)
+
+ROUND_TRIP_PERCENTILES = tuple(name for name in MEASURES if name.startswith("rr_p"))
+
 DROP_PLACES = (
     "nic_ring",
     "nic_other",
@@ -78,6 +110,8 @@ class TrialMetrics:
     """System, interrupt and softirq time of the interrupt's CPU per packet at IP."""
     interrupts_per_packet: float | None = None
     """Interrupts of the NIC per packet at IP (``/proc/interrupts``)."""
+    paced_cpu_ns_per_packet: float | None = None
+    """Time in which the interrupt's CPU was not idle, per packet at IP of a paced load."""
     offered_packets: int | None = None
     """Frames that reached the port over the whole trial."""
     drops: Mapping[str, int] = field(default_factory=dict)
@@ -104,6 +138,9 @@ def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMe
     window = trial.window or _traced_window(trial)
     if window is not None:
         rates = _rates(window, irq_cpu)
+        if trial.paced_pps:
+            rates["paced_cpu_ns_per_packet"] = _Delta(window.start, window.end).cost_ns(irq_cpu)
+            void += _paced_rule(rates["stack_rx_pps"], trial.paced_pps, tolerances)
         if trial.window is not None:
             rates["interrupts_per_packet"] = _interrupts_per_packet(trial.window)
             void += _moved(window, irq_cpu, netserver_cpu, tolerances)
@@ -123,6 +160,18 @@ def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMe
     void += _stream_rules(trial, window)
     void += _trace_rules(trial, tolerances)
     return TrialMetrics(offered_packets=offered, drops=drops, void=tuple(_once(void)), **rates)
+
+
+def beside(trial: Trial) -> dict[str, float]:
+    """What a trial of latency or of the highest rate found, by names of :data:`MEASURES`."""
+    found: dict[str, float] = {}
+    if trial.ndr_pps is not None:
+        found["ndr_pps"] = trial.ndr_pps
+    if trial.cell is not None and trial.round_trips is not None:
+        for which in _ROUND_TRIP:
+            value = getattr(trial.round_trips, f"{which}_us")
+            found[f"rr_{which}_us_{trial.cell.name}"] = value
+    return found
 
 
 def traced_stack_pps(trial: Trial) -> float | None:
@@ -241,6 +290,15 @@ class _Delta:
         if not lines or any(line.cpu not in before for line in lines):
             return None
         return sum(_kernel_ns(line) - _kernel_ns(before[line.cpu]) for line in lines)
+
+    def cost_ns(self, cpu: int | None) -> float | None:
+        """Time for each packet at IP in which ``cpu``, or every CPU, was not idle."""
+        before = {line.cpu: line for line in self.before.cpu}
+        lines = [line for line in self.after.cpu if cpu in (None, line.cpu) and line.cpu in before]
+        if not lines or not self.ip_in:
+            return None
+        idle_ns = sum(line.idle_ns - before[line.cpu].idle_ns for line in lines)
+        return (self.duration_s * 1e9 * len(lines) - idle_ns) / self.ip_in
 
 
 @lru_cache(maxsize=16)
@@ -379,6 +437,11 @@ def _window_rules(window: Window, irq_cpu: int | None, tolerances: Tolerances) -
         share = stolen_s / delta.duration_s if delta.duration_s > 0 else 0.0
         if irq_cpu in (None, line.cpu) and share > tolerances["cpu-throttled"]["share"]:
             yield Void(rule="cpu-throttled", detail=f"{share:.1%} of CPU {line.cpu} was stolen")
+
+
+def _paced_rule(pps: float | None, asked: int, tolerances: Tolerances) -> Iterator[Void]:
+    if pps is not None and abs(pps - asked) > tolerances["rate-missed"]["share"] * asked:
+        yield Void(rule="rate-missed", detail=f"{pps:,.0f} packets/s at IP, asked {asked:,}")
 
 
 def _backwards(before: Snapshot, after: Snapshot) -> Iterator[Void]:

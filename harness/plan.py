@@ -32,7 +32,36 @@ moment in which the receiver waited for the load.
 """
 
 BedKind = Literal["virtual", "hardware"]
-TrialKind = Literal["warmup", "timed", "trace"]
+TrialKind = Literal["warmup", "timed", "trace", "paced", "latency", "ndr"]
+Extra = Literal["cpu", "latency", "ndr"]
+EXTRAS: tuple[Extra, ...] = ("cpu", "latency", "ndr")
+"""What a campaign can measure beside the rate under an unlimited load."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How the dut waits for a packet while latency is measured."""
+
+    moderation: bool
+    """Is the interrupt held off as the bed says, or sent at once?"""
+    busy_poll: bool
+    """Does the reader poll the queue itself (``net.core.busy_read``)?"""
+
+    @property
+    def name(self) -> str:
+        """As part of a metric's name."""
+        no = {False: "no_", True: ""}
+        return f"{no[self.moderation]}moderation_{no[self.busy_poll]}busy_poll"
+
+    def __str__(self) -> str:
+        on = {False: "off", True: "on"}
+        return f"moderation {on[self.moderation]}, busy poll {on[self.busy_poll]}"
+
+
+CELLS = tuple(Cell(moderation, poll) for moderation in (True, False) for poll in (False, True))
+NDR_LOSS = 0.001
+"""The share of packets that may be lost at the non-drop rate."""
+NDR_CONFIRMATIONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +79,26 @@ class Profile:
     trace_s: float
     slice_s: float = 0.0
     """Boots of a block are up together and take turns of so many seconds; 0: one at a time."""
+    layouts: int = 1
+    """Each kernel is linked in so many layouts, which blocks take in turn."""
+    extras: tuple[Extra, ...] = ()
 
     def trials_of(self, block: int) -> Iterator[PlannedTrial]:
-        """The trials of a boot in ``block``; traced ones last, apart from the timed."""
+        """The trials of a boot in ``block``; each kind has a load of its own."""
         for index in range(self.warmups):
             yield PlannedTrial("warmup", index, self.warmup_s)
         for index in range(self.trials):
             yield PlannedTrial("timed", index, self.window_s)
         if block <= self.trace_blocks:
             yield PlannedTrial("trace", 0, self.trace_s)
+        if "cpu" in self.extras:
+            for index in range(self.trials):
+                yield PlannedTrial("paced", index, self.window_s)
+        if "latency" in self.extras:
+            for index in range(len(CELLS)):
+                yield PlannedTrial("latency", index, self.window_s)
+        if "ndr" in self.extras:
+            yield PlannedTrial("ndr", 0, self.trace_s)
 
     def boot_s(self, block: int) -> float:
         """Seconds of measured windows in a boot of ``block``, without boot and ramp-up."""
@@ -127,6 +167,7 @@ _PROFILES: Mapping[tuple[str, str], Profile] = MappingProxyType(
             trace_blocks=1,
             trace_s=2.0,
             slice_s=0.3,
+            layouts=2,
         ),
         ("standard", "virtual"): Profile(
             name="standard",
@@ -138,6 +179,7 @@ _PROFILES: Mapping[tuple[str, str], Profile] = MappingProxyType(
             trace_blocks=2,
             trace_s=3.0,
             slice_s=0.3,
+            layouts=6,
         ),
         ("standard", "hardware"): Profile(
             name="standard",
@@ -148,13 +190,20 @@ _PROFILES: Mapping[tuple[str, str], Profile] = MappingProxyType(
             window_s=10.0,
             trace_blocks=2,
             trace_s=5.0,
+            layouts=5,
         ),
     }
 )
 PROFILE_NAMES = ("quick", "standard")
 
 
-def profile(name: str, *, bed_kind: BedKind = "virtual", blocks: int | None = None) -> Profile:
+def profile(
+    name: str,
+    *,
+    bed_kind: BedKind = "virtual",
+    blocks: int | None = None,
+    extras: Sequence[Extra] = (),
+) -> Profile:
     """The profile ``name`` for a kind of bed, with another number of blocks if given.
 
     Raises:
@@ -165,6 +214,7 @@ def profile(name: str, *, bed_kind: BedKind = "virtual", blocks: int | None = No
         raise ConfigurationError(
             f"no profile is named {name!r}", hint=f"choose one of {', '.join(PROFILE_NAMES)}"
         )
+    found = replace(found, extras=tuple(extra for extra in EXTRAS if extra in extras))
     if blocks is None:
         return found
     if blocks < 1:
@@ -317,7 +367,11 @@ VOID_RULES: Mapping[str, VoidRule] = MappingProxyType(
         "process-moved": VoidRule("netserver runs on the planned CPU alone", {"samples": 0}),
         "stream-failed": VoidRule("every netperf stream ends with status 0"),
         "stream-short": VoidRule("every netperf stream lasts through the window"),
+        "rate-missed": VoidRule(
+            "where the load is paced, packets at IP arrive at its rate", {"share": 0.05}
+        ),
         "no-load": VoidRule("packets arrive during the window", {"packets": 100}),
+        "cell-missing": VoidRule("the dut can be set up as a cell of latency asks"),
         "counter-reset": VoidRule("no counter runs backwards"),
         "counters-missing": VoidRule("the counters of the trial were read"),
         "link-flapped": VoidRule("the link stays up"),

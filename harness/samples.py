@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import ConfigurationError, InfrastructureError
-from harness.plan import PlannedBoot, boots_of
+from harness.plan import Cell, PlannedBoot, TrialKind, boots_of
 
 CAMPAIGN_SCHEMA: Final = "receive-batching/campaign"
 BOOT_SCHEMA: Final = "receive-batching/boot"
@@ -144,6 +144,26 @@ class Stream(_Raw):
     elapsed_s: float | None = None
 
 
+class RoundTrips(_Raw):
+    """One UDP_RR test, as netperf counted it; times in µs."""
+
+    transactions_per_s: float
+    mean_us: float
+    p50_us: float
+    p90_us: float
+    p99_us: float
+
+
+class RateTried(_Raw):
+    """One rate of a search: packets sent and read over it, counted from rest to rest."""
+
+    asked_pps: float
+    offered_pps: float
+    sent: int
+    read: int
+    passed: bool
+
+
 class Void(_Raw):
     """Why a trial does not count: a rule of the plan and what was seen."""
 
@@ -154,10 +174,16 @@ class Void(_Raw):
 class Trial(_Raw):
     """One trial on one boot."""
 
-    kind: Literal["warmup", "timed", "trace"]
+    kind: TrialKind
     index: int
     window: Window | None = None
     trace: Trace | None = None
+    paced_pps: int | None = None
+    """What the load was held to; ``None``: not at all."""
+    cell: Cell | None = None
+    round_trips: RoundTrips | None = None
+    search: list[RateTried] | None = None
+    ndr_pps: float | None = None
     whole: Whole | None = None
     netperf: list[Stream] = Field(default_factory=list)
     void: list[Void] = Field(default_factory=list)

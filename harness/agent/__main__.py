@@ -98,6 +98,7 @@ class Agent:
             "netserver_end": self._load.netserver_end,
             "netserver_stop": self._load.netserver_stop,
             "netperf_start": self._load.netperf_start,
+            "netperf_rr": self._netperf_rr,
             "netperf_sending": self._load.netperf_sending,
             "netperf_pause": self._load.netperf_pause,
             "netperf_resume": self._load.netperf_resume,
@@ -133,6 +134,9 @@ class Agent:
 
     def _netperf_wait(self, *, timeout_s: float) -> Any:
         return self._load.netperf_wait(timeout_s=timeout_s, sleep=self._sleep)
+
+    def _netperf_rr(self, **test: Any) -> Any:
+        return self._load.netperf_rr(sleep=self._sleep, **test)
 
     def _snapshot(self, *, interface: str) -> Any:
         return self._of(interface).snapshot()

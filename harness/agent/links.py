@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Addresses, neighbours and the up state of one interface, through rtnetlink."""
+"""Addresses, neighbours, up state and pacing of one interface, through rtnetlink."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from .faults import need
 
 _NUD_PERMANENT = 0x80
 _IFF_UP = 0x1
+_ROOT = 0xFFFFFFFF
+_PACER = 0x7262 << 16
+_PACER_BURST_BYTES = 2000
+_PACER_QUEUE_BYTES = 1 << 18
 
 
 class Links:
@@ -68,6 +72,42 @@ class Links:
                 route.neigh(
                     "replace", dst=address, lladdr=mac, ifindex=self._index, state=_NUD_PERMANENT
                 )
+
+    def pacing(self) -> int | str:
+        """Bytes a second that :meth:`set_pacing` lets frames take, headers included; 0: no limit.
+
+        The name of a queueing discipline that somebody else has set up, if there is one.
+        """
+        with self._route() as route:
+            for discipline in route.get_qdiscs(index=self._index):
+                if discipline["parent"] == _ROOT and discipline["handle"] == _PACER:
+                    options = discipline.get_attr("TCA_OPTIONS")
+                    return int(options.get_attr("TCA_TBF_PARMS")["rate"])
+                if discipline["parent"] == _ROOT and discipline["handle"]:
+                    return str(discipline.get_attr("TCA_KIND"))
+        return 0
+
+    def set_pacing(self, bytes_per_s: int) -> None:
+        """By a token bucket in place of the interface's default; 0 takes it away again.
+
+        Raises OSError where the kernel refuses, or the interface has a discipline of its own.
+        """
+        now = self.pacing()
+        if isinstance(now, str):
+            raise OSError(f"the interface has a queueing discipline of its own, {now}")
+        with self._route() as route:
+            if bytes_per_s:
+                route.tc(
+                    "replace",
+                    "tbf",
+                    index=self._index,
+                    handle=_PACER,
+                    rate=bytes_per_s,
+                    burst=max(_PACER_BURST_BYTES, bytes_per_s // 1000),
+                    limit=_PACER_QUEUE_BYTES,
+                )
+            elif now:
+                route.tc("del", index=self._index, parent=_ROOT)
 
     @contextmanager
     def _route(self) -> Iterator[Any]:

@@ -32,6 +32,17 @@ _END_S = 2.0
 _MAX_SETTLE_S = 3
 # Output selectors of netperf's omni tests, which UDP_STREAM is one of.
 _SELECTORS = "LOCAL_BYTES_SENT,REMOTE_BYTES_RECVD,ELAPSED_TIME,LOCAL_SEND_SIZE"
+_RR_SELECTORS = {
+    "TRANSACTION_RATE": "transactions_per_s",
+    "MEAN_LATENCY": "mean_us",
+    "STDDEV_LATENCY": "stddev_us",
+    "MIN_LATENCY": "min_us",
+    "P50_LATENCY": "p50_us",
+    "P90_LATENCY": "p90_us",
+    "P99_LATENCY": "p99_us",
+    "MAX_LATENCY": "max_us",
+    "ELAPSED_TIME": "elapsed_s",
+}
 _LISTEN = "0A"
 
 
@@ -119,6 +130,7 @@ class Load:
         cpus: Sequence[int],
         streams: int = 10,
         message_bytes: int = 1,
+        send_buffer_bytes: int = 0,
         nice: int = 0,
         settle_s: int = 1,
         command_prefix: Sequence[str] = (),
@@ -127,8 +139,9 @@ class Load:
 
         Each waits ``settle_s`` between its set-up and its first message, so that no
         control connection has to be made through the load of the streams before it.
-        They send until :meth:`netperf_end`, and for ``duration_s``, rounded up to whole
-        seconds, at most.
+        ``send_buffer_bytes`` bounds what waits in a socket while the interface is paced; 0
+        is the host's default. They send until :meth:`netperf_end`, and for ``duration_s``,
+        rounded up to whole seconds, at most.
 
         Raises:
             AgentError: netperf is missing, a stream ended during set-up, or the
@@ -144,6 +157,7 @@ class Load:
         command += ["-s", str(settle_s)] if settle_s else []
         # -R 1: netperf keeps to the local link unless told that it may be routed.
         command += ["--", "-m", str(message_bytes), "-R", "1", "-k", _SELECTORS]
+        command += ["-s", str(send_buffer_bytes)] if send_buffer_bytes else []
         for index in range(streams):
             pinned = [cpus[index % len(cpus)]] if cpus else None
             self._streams.append(_Stream(_started(command, cpus=pinned)))
@@ -160,6 +174,42 @@ class Load:
         for stream in self._streams:
             stream.pid = [stream.process.pid, *descendants(stream.process.pid)][-1]
         return {"pids": pids, "nice": niced, "settle_s": settle_s}
+
+    def netperf_rr(
+        self,
+        *,
+        target: str,
+        port: int,
+        duration_s: float,
+        cpu: int | None = None,
+        command_prefix: Sequence[str] = (),
+        sleep: Sleep,
+    ) -> dict[str, float]:
+        """One UDP_RR test of 1 byte each way: its round trips, times in µs.
+
+        Raises:
+            AgentError: netperf is missing, ended with an error, or did not end.
+        """
+        self.netperf_stop()
+        command = [*command_prefix, "netperf", "-4", "-H", target, "-p", str(port)]
+        command += ["-t", "UDP_RR", "-l", str(math.ceil(duration_s)), "-j", "-P", "0"]
+        command += ["--", "-r", "1,1", "-R", "1", "-k", ",".join(_RR_SELECTORS)]
+        process = _started(command, cpus=None if cpu is None else [cpu])
+        self._streams = [_Stream(process)]
+        end_s = time.monotonic() + duration_s + _START_S
+        while process.poll() is None:
+            if time.monotonic() > end_s:
+                self.netperf_stop()
+                raise AgentError(f"netperf UDP_RR did not end within {duration_s + _START_S:.0f} s")
+            sleep(_POLL_S)
+        if process.returncode != 0:
+            raise self._stream_died(self._streams[0], target, port)
+        self._streams = []
+        values = _values(process.communicate()[0])
+        try:
+            return {name: float(values[key]) for key, name in _RR_SELECTORS.items()}
+        except (KeyError, ValueError) as error:
+            raise AgentError(f"netperf UDP_RR printed no {error}") from error
 
     def netperf_sending(self) -> dict[str, Any]:
         """How many streams are past their set-up.
@@ -270,7 +320,7 @@ def parse_stream(
     Messages are bytes over the message size: the remote's count of receive calls
     may hold one that returned nothing.
     """
-    values = dict(line.partition("=")[::2] for line in stdout.splitlines() if "=" in line)
+    values = _values(stdout)
 
     def number(key: str) -> float | None:
         try:
@@ -293,6 +343,10 @@ def parse_stream(
         "send_pps": rate_pps(sent),
         "recv_pps": rate_pps(received),
     }
+
+
+def _values(stdout: str) -> dict[str, str]:
+    return dict(line.partition("=")[::2] for line in stdout.splitlines() if "=" in line)
 
 
 def descendants(pid: int) -> list[int]:

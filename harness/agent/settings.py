@@ -27,6 +27,7 @@ from .links import Links
 
 _CARRIER_S = 10.0
 _PROC_SYS = Path("/proc/sys")
+_BUSY_READ = _PROC_SYS / "net/core/busy_read"
 _CPU = Path("/sys/devices/system/cpu")
 # Read and recorded, never changed: a rate means little without them.
 _SYSCTLS = (
@@ -83,6 +84,8 @@ class Settings:
         irq_cpu: int | None = None,
         coalesce: dict[str, Any] | None = None,
         rps: bool | None = None,
+        busy_read_us: int | None = None,
+        pacing_bytes_per_s: int | None = None,
         irqbalance: bool | None = None,
         governor: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
@@ -112,6 +115,8 @@ class Settings:
             ("coalesce", coalesce is not None, lambda now: now | (coalesce or {})),
             ("irq_affinity", irq_cpu is not None, lambda now: dict.fromkeys(now, str(irq_cpu))),
             ("rps", rps is False, lambda now: dict.fromkeys(now, "0")),
+            ("busy_read_us", busy_read_us is not None, lambda _: busy_read_us),
+            ("pacing_bytes_per_s", pacing_bytes_per_s is not None, lambda _: pacing_bytes_per_s),
         ]
         try:
             for name, asked, wanted_from in steps:
@@ -193,12 +198,15 @@ _ABSENT = {
     "coalesce": "the driver has no interrupt moderation",
     "irq_affinity": "the interface has no interrupt of its own",
     "rps": "the kernel has no RPS",
+    "busy_read_us": "the kernel has no busy polling",
 }
 _HINTS = {
     "irqbalance": "stop irqbalance on the host, or ask for `irqbalance: null`",
     "governor": "see /sys/devices/system/cpu/cpu0/cpufreq/scaling_available_governors",
     "irq_affinity": "an interrupt managed by its driver cannot be moved: choose another CPU",
     "addresses": "is the address used elsewhere on this host?",
+    "pacing_bytes_per_s": "pacing needs the kernel's tbf (CONFIG_NET_SCH_TBF) on the generator, "
+    "on an interface whose queueing nobody has set up",
 }
 
 
@@ -238,6 +246,12 @@ def _known(interface: str) -> dict[str, _Setting]:
             _affinity_holds,
         ),
         _Setting("rps", lambda: _rps(queues), lambda value: _set_rps(queues, value), _rps_holds),
+        _Setting(
+            "busy_read_us",
+            lambda: _number(read_text(_BUSY_READ)),
+            lambda value: _write(_BUSY_READ, str(value)),
+        ),
+        _Setting("pacing_bytes_per_s", links.pacing, links.set_pacing),
     ]
     return {setting.name: setting for setting in settings}
 

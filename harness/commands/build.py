@@ -19,14 +19,26 @@ from harness.progress import Progress
     type=click.Path(path_type=Path),
     help="Git tree to build instead of the source in hosts.yaml.",
 )
-def build(steps: str, hosts_file: Path | None, tree: Path | None) -> None:
+@click.option(
+    "--layouts",
+    type=click.IntRange(min=1),
+    default=plan.profile("quick").layouts,
+    show_default=True,
+    help="Layouts of each; the profile standard takes "
+    f"{plan.profile('standard').layouts} on a virtual bed.",
+)
+def build(steps: str, hosts_file: Path | None, tree: Path | None, layouts: int) -> None:
     """Build the kernels after STEPS of the series and keep them.
 
     A kernel is built once for each content of source, patches, configuration and
-    compiler; what is kept already is only listed.
+    compiler, and linked once for each layout of its functions; what is kept already
+    is only listed.
     """
     hosts = config.load(config.locate(hosts_file))
     with Progress() as progress:
-        images = kernels.images(hosts.kernel, plan.parse_steps(steps), tree=tree, progress=progress)
-    for step, image in images.items():
-        click.echo(f"step {step}  {image.release}  {image.kernel}")
+        made = kernels.layouts(
+            hosts.kernel, plan.parse_steps(steps), layouts, tree=tree, progress=progress
+        )
+    for step, images in made.items():
+        for image in images:
+            click.echo(f"step {step}  layout {image.layout}  {image.release}  {image.kernel}")

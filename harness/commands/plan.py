@@ -13,9 +13,11 @@ from tabulate import tabulate
 from harness import config
 from harness.plan import (
     AA_STEPS,
+    EXTRAS,
     MIN_BLOCKS_FOR_VERDICT,
     PROFILE_NAMES,
     VOID_RULES,
+    Extra,
     Plan,
     make_plan,
     parse_steps,
@@ -38,6 +40,7 @@ _AROUND_TRIAL_S = 6
     help="How long to measure.",
 )
 @click.option("--blocks", type=click.IntRange(min=1), help="Boots of each step.")
+@click.option("--also", type=click.Choice(EXTRAS), multiple=True, help="As for `harness run`.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the order; drawn when not given.")
 @click.option("--aa", is_flag=True, help="Of step 0 against itself.")
 @click.option("--bed", "bed_name", help="Bed of hosts.yaml; its default when not given.")
@@ -46,6 +49,7 @@ def plan(
     steps: str,
     profile_name: str,
     blocks: int | None,
+    also: tuple[Extra, ...],
     seed: int | None,
     aa: bool,
     bed_name: str | None,
@@ -55,7 +59,7 @@ def plan(
     bed = config.bed(config.load(config.locate(hosts_file)), bed_name)
     chosen = make_plan(
         AA_STEPS if aa else parse_steps(steps),
-        profile(profile_name, bed_kind=bed.kind, blocks=blocks),
+        profile(profile_name, bed_kind=bed.kind, blocks=blocks, extras=also),
         seed=secrets.randbits(31) if seed is None else seed,
     )
     for line in _lines(chosen, bed):
@@ -78,6 +82,13 @@ def _lines(plan: Plan, bed: config.Bed) -> Iterator[str]:
         f"trials of {timing.window_s:g} s; in the first {timing.trace_blocks} blocks also "
         f"{timing.trace_s:g} s under the probes"
     )
+    also = {
+        "cpu": f"CPU time per packet at {bed.paced_pps:,} packets/s",
+        "latency": "round trips with moderation and busy polling on and off",
+        "ndr": "the highest rate without loss",
+    }
+    if timing.extras:
+        yield f"in each boot also: {', '.join(also[extra] for extra in timing.extras)}"
     if timing.slice_s:
         yield (
             f"the boots of a block are up together and take turns of {timing.slice_s:g} s: "

@@ -32,6 +32,13 @@ from harness.report.expect import hold, parse, require
     type=int,
     help="Blocks to run instead of the profile's; a block boots each step once.",
 )
+@click.option(
+    "--also",
+    type=click.Choice(plan.EXTRAS),
+    multiple=True,
+    help="Measure also CPU time per packet at a paced load, latency, or the highest rate "
+    "without loss; may be given again.",
+)
 @click.option("--seed", type=int, help="Seed of the order of boots; drawn and stored if not given.")
 @click.option("--bed", "bed_name", help="Bed of hosts.yaml; its default_bed if not given.")
 @click.option(
@@ -65,6 +72,7 @@ def run(
     steps: str,
     profile: str,
     blocks: int | None,
+    also: tuple[plan.Extra, ...],
     seed: int | None,
     bed_name: str | None,
     hosts_file: Path | None,
@@ -81,6 +89,7 @@ def run(
     harness run --steps 0-8              all nine
     harness run --profile standard       enough boots for verdicts
     harness run --aa --profile standard  what this bed finds where there is nothing
+    harness run --also cpu --also latency --also ndr
     harness run --resume --out DIR       go on after an interruption
 
     With --expect the exit code is 6 if something expected was missed, and 7 if
@@ -102,7 +111,10 @@ def run(
     chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     wanted = tuple(kept.steps) if kept else chosen_steps
     chosen = plan.profile(
-        kept.profile if kept else profile, bed_kind=bed.kind, blocks=kept.blocks if kept else blocks
+        kept.profile if kept else profile,
+        bed_kind=bed.kind,
+        blocks=kept.blocks if kept else blocks,
+        extras=kept.trial.get("extras", ()) if kept else also,
     )
     drawn = plan.make_plan(
         wanted,
@@ -112,14 +124,15 @@ def run(
     expected = [parse(text, wanted) for text in expect]
     with Progress() as progress:
         with images.made_meanwhile():
-            made = kernels.images(
+            made = kernels.layouts(
                 hosts.kernel,
                 list(dict.fromkeys(plan.kernel_of(step) for step in wanted)),
+                min(chosen.layouts, chosen.blocks),
                 tree=tree,
                 progress=progress,
             )
             built = {step: made[plan.kernel_of(step)] for step in wanted}
-            made_with = equipment(bed.dut, built[wanted[0]], progress)
+            made_with = equipment(bed.dut, built[wanted[0]][0], progress)
         setup = campaign.Setup(
             bed=bed, load=hosts.load, plan=drawn, images=built, equipment=made_with
         )

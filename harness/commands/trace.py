@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness import campaign, config, kernels, plan, tracing
+from harness import config, kernels, plan, tracing, workload
 from harness.errors import ConfigurationError
 from harness.hosts.bed import equipment, virtual_bed
 from harness.hosts.channel import Agent
@@ -109,10 +109,10 @@ def _virtual(
         with contextlib.ExitStack() as up:
             with progress.task(f"{name}: step {wanted}"):
                 running = up.enter_context(virtual_bed(bed, image, made_with, Path(scratch)))
-                campaign.apply_settings(bed, running)
+                workload.apply_settings(bed, running)
                 if not idle:
-                    campaign.start_netserver(bed, running)
-                    campaign.start_netperf(bed, hosts.load, running)
+                    workload.start_netserver(bed, running)
+                    workload.start_netperf(bed, hosts.load, running)
             yield running.dut, running.dut_interface
 
 

@@ -12,13 +12,29 @@ from harness.kernels.build import Image, build_steps
 from harness.kernels.source import Tree, from_git, resolve
 from harness.progress import Progress
 
-__all__ = ["Image", "images"]
+__all__ = ["Image", "images", "layouts"]
 
 
 def images(
     kernel: Kernel, steps: Sequence[str], *, progress: Progress, tree: Path | None = None
 ) -> dict[str, Image]:
-    """The kernels of ``steps`` of the series that fits the source.
+    """One kernel for each of ``steps``: the first layout of :func:`layouts`."""
+    made = layouts(kernel, steps, 1, progress=progress, tree=tree)
+    return {step: images[0] for step, images in made.items()}
+
+
+def layouts(
+    kernel: Kernel,
+    steps: Sequence[str],
+    count: int,
+    *,
+    progress: Progress,
+    tree: Path | None = None,
+) -> dict[str, tuple[Image, ...]]:
+    """The kernels of ``steps`` of the series that fits the source, ``count`` for each step.
+
+    Those of a step differ in where their functions lie and in nothing else; the first
+    of one step has what its patches do not touch where the first of any other has it.
 
     ``tree`` names a git tree to take instead of the source in hosts.yaml.
 
@@ -32,4 +48,4 @@ def images(
             series = patches.series_for(Tree.of(source).directory)
     else:
         series = patches.series(kernel.series)
-    return build_steps(source, series, steps, progress=progress)
+    return build_steps(source, series, steps, layouts=count, progress=progress)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Kernel images, built once for each content and kept.
+"""Kernel images, built once for each content and layout and kept.
 
 Hides the object directory that is walked from step to step so that each further
-step is incremental, the check that the configuration became what was asked for,
-and what is kept of a build: image, configuration, log, and the prepared headers
-that bcc needs on the host.
+step is incremental and each further layout only linked, the check that the
+configuration became what was asked for, and what is kept of a build: image,
+configuration, log, and the prepared headers that bcc needs on the host.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +27,24 @@ from harness.patches import Series
 from harness.progress import Progress
 
 FRAGMENT = Path(__file__).with_name("benchmark.config")
+_LAYOUT = Path(__file__).with_name("layout.py")
+_LD = f"""#!/bin/sh
+case " $* " in
+*" --script=./arch/x86/kernel/vmlinux.lds "*)
+	exec {shlex.quote(sys.executable)} -I {shlex.quote(str(_LAYOUT))} "$@" ;;
+esac
+exec ld "$@"
+"""
+_PAHOLE = """#!/bin/sh
+# The types of a kernel are the same in every layout: they are looked for once.
+case "$*" in *--version*) exec pahole "$@" ;; esac
+for file; do :; done
+if [ -e "$KERNEL_BTF" ]; then
+	exec objcopy --add-section .BTF="$KERNEL_BTF" "$file"
+fi
+pahole "$@" && objcopy -O binary --only-section=.BTF --set-section-flags .BTF=alloc "$file" \\
+	"$KERNEL_BTF.new" && mv "$KERNEL_BTF.new" "$KERNEL_BTF"
+"""
 _KCFLAGS = "-fno-var-tracking-assignments"
 """Spares gcc a part of the debug information that nothing reads: code and BTF stay the same."""
 _JOBS = (os.cpu_count() or 1) + 1
@@ -38,6 +58,7 @@ class Image:
     """A kernel that is built: what it was made from and where its parts lie."""
 
     step: str
+    layout: int
     release: str
     patches: tuple[str, ...]
     source: str
@@ -62,9 +83,11 @@ class Image:
 
 
 def build_steps(
-    source: Source, series: Series, steps: Sequence[str], *, progress: Progress
-) -> dict[str, Image]:
-    """The images of ``steps``, in that order; only what is not kept yet is built.
+    source: Source, series: Series, steps: Sequence[str], *, layouts: int, progress: Progress
+) -> dict[str, tuple[Image, ...]]:
+    """The images of ``steps``, in that order, each in ``layouts`` layouts.
+
+    Only what is not kept yet is built.
 
     Raises:
         KernelError: a patch does not apply, or a kernel does not compile; the
@@ -74,23 +97,44 @@ def build_steps(
     compiler = process.run(["gcc", "--version"], hint="apt-get install gcc").stdout.splitlines()[0]
     config = cache.file_sha256(FRAGMENT)
     objects = cache.root() / "objects" / cache.digest(source.identity, config, compiler, _KCFLAGS)
-    images: dict[str, Image] = {}
+    touched = sorted({name for patch in series.patches for name in patch.files})
+    images: dict[str, tuple[Image, ...]] = {}
     for step in steps:
         patch_files = series.patches_for(step)
-        changes = [cache.digest(_diff(path)) for path in patch_files]
-        key = cache.digest(source.identity, changes, config, compiler)
+        content = cache.digest(
+            source.identity, [cache.digest(_diff(path)) for path in patch_files], config, compiler
+        )
 
-        def make(
-            making: Path, *, step: str = step, files: Sequence[Path] = patch_files, key: str = key
-        ) -> None:
-            with cache.locked(objects, what="a kernel build"):
-                walk = _Walk(source, compiler, objects)
-                walk.make_image(making, step, files, key, progress)
+        def made(layout: int, *, variant: _Variant) -> Image:
+            def make(making: Path) -> None:
+                with cache.locked(objects, what="a kernel build"):
+                    _Walk(source, compiler, objects).make_image(making, variant, layout, progress)
 
-        kept = cache.entry(cache.root() / "kernels" / key, make, what=f"the kernel of step {step}")
-        record = json.loads((kept / "image.json").read_text())
-        images[step] = Image(**{**record, "patches": tuple(record["patches"])}, directory=kept)
+            key = variant.key(layout)
+            kept = cache.entry(cache.root() / "kernels" / key, make, what=variant.title(layout))
+            record = json.loads((kept / "image.json").read_text())
+            return Image(**{**record, "patches": tuple(record["patches"])}, directory=kept)
+
+        variant = _Variant(step, patch_files, content, touched)
+        images[step] = tuple(made(layout, variant=variant) for layout in range(1, layouts + 1))
     return images
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A step by content."""
+
+    step: str
+    patch_files: Sequence[Path]
+    content: str
+    touched: Sequence[str]
+    """Files that some step of the series changes."""
+
+    def key(self, layout: int) -> str:
+        return cache.digest(self.content, layout, cache.file_sha256(_LAYOUT))
+
+    def title(self, layout: int) -> str:
+        return f"kernel of step {self.step}" + (f", layout {layout}" if layout > 1 else "")
 
 
 class _Walk:
@@ -109,24 +153,33 @@ class _Walk:
         objects.mkdir(parents=True, exist_ok=True)
         self._counted = objects.parent / "objects-of-a-whole-build"
 
-    def make_image(
-        self, making: Path, step: str, patch_files: Sequence[Path], key: str, progress: Progress
-    ) -> None:
-        """Bring the objects to ``step`` and fill ``making`` with the image and its record."""
-        written = self.tree.move_to(patch_files)
-        log = cache.root() / "logs" / f"build-step{step}-{key}.log"
+    def make_image(self, making: Path, variant: _Variant, layout: int, progress: Progress) -> None:
+        """Bring the objects to a variant and fill ``making`` with its image and its record."""
+        written = self.tree.move_to(variant.patch_files)
+        key = variant.key(layout)
+        log = cache.root() / "logs" / f"build-step{variant.step}-{key}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        make = ["make", f"O={self.objects}", f"LOCALVERSION=-step{step}-{key[:8]}"]
+        tools = {"ld": _LD, "pahole": _PAHOLE}
+        for name, script in tools.items():
+            _write_script(self.objects.with_name(f"{name}.sh"), script)
+        make = ["make", f"O={self.objects}", f"LOCALVERSION=-step{variant.step}-{key[:8]}"]
         make += [f"KCFLAGS={_KCFLAGS}"]
+        make += [f"{name.upper()}={self.objects.with_name(f'{name}.sh')}" for name in tools]
+        env = {
+            "KERNEL_LAYOUT": str(layout),
+            "KERNEL_TOUCHED": " ".join(variant.touched),
+            "KERNEL_BTF": str(self.objects / f"btf-{variant.content}"),
+        }
         with log.open("w") as output:
             if not (self.objects / ".config").exists():
-                self._make(
-                    [*make, f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], output, log, None
-                )
+                asked = f"KCONFIG_ALLCONFIG={FRAGMENT}"
+                self._make([*make, asked, "allnoconfig"], env, output, log, None)
             check_config((self.objects / ".config").read_text())
-            whole = not (self.objects / "vmlinux").exists()
-            with progress.task(f"kernel of step {step}", total=self._objects_left(written)) as task:
-                self._make([*make, f"-j{_JOBS}", "bzImage"], output, log, task.advance)
+            vmlinux = self.objects / "vmlinux"
+            whole = not vmlinux.exists()
+            vmlinux.unlink(missing_ok=True)  # or make would not link it anew
+            with progress.task(variant.title(layout), total=self._objects_left(written)) as task:
+                self._make([*make, f"-j{_JOBS}", "bzImage"], env, output, log, task.advance)
             if whole:
                 self._counted.write_text(str(task.done))
         config = self.objects / ".config"
@@ -135,9 +188,10 @@ class _Walk:
         shutil.copyfile(log, making / "build.log")
         self._pack_headers(making / "headers.squashfs")
         record = {
-            "step": step,
+            "step": variant.step,
+            "layout": layout,
             "release": (self.objects / "include/config/kernel.release").read_text().strip(),
-            "patches": [path.name for path in patch_files],
+            "patches": [path.name for path in variant.patch_files],
             "source": str(self.source),
             "compiler": self.compiler,
             "config_sha256": cache.file_sha256(config),
@@ -145,10 +199,12 @@ class _Walk:
         }
         (making / "image.json").write_text(json.dumps(record, indent=1))
 
-    def _make(self, command: list[str], output, log: Path, compiled) -> None:  # type: ignore[no-untyped-def]
+    def _make(  # type: ignore[no-untyped-def]
+        self, command: list[str], more_env: dict[str, str], output, log: Path, compiled
+    ) -> None:
         hidden = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
         env = {name: value for name, value in os.environ.items() if name not in hidden}
-        env |= {
+        env |= more_env | {
             "LC_ALL": "C",
             "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
             "KBUILD_BUILD_USER": "harness",
@@ -215,6 +271,12 @@ class _Walk:
             hint="apt-get install squashfs-tools",
         )
         shutil.rmtree(staged)
+
+
+def _write_script(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+        path.chmod(0o755)
 
 
 def _diff(patch: Path) -> str:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
-from harness.analysis import PRIMARY, Analysis, ListLengths, Row
+from harness.analysis import PRIMARY, Analysis, Beside, ListLengths, Row
 from harness.errors import ConfigurationError
+from harness.metrics import MEASURES
 from harness.plan import BASELINE
 from harness.report import exchange, text
-from harness.stats import CONFIDENCE
+from harness.stats import CONFIDENCE, Verdict
 
 SCHEMA = "receive-batching/report"
 VERSION = 1
@@ -25,6 +27,9 @@ VERSION = 1
 # What the series' author published for a 40G Solarflare 7x42Q in a Xeon
 # E3-1220V2; ratios are computed from these rates, not copied.
 PUBLISHED_PPS: Mapping[str, float] = MappingProxyType({"0": 5.07e6, "2": 5.59e6, "8": 6.44e6})
+
+# Of a time or a cost, unlike of a rate, more is not faster.
+_NEUTRAL = {"faster": "higher", "slower": "lower"}
 
 Document = dict[str, Any]
 
@@ -63,6 +68,11 @@ def document(analysis: Analysis) -> Document:
         "settings_varied": list(analysis.settings_varied),
         "inventory": analysis.inventory,
         "metric": PRIMARY,
+        "measures": {
+            name: asdict(about)
+            for name, about in MEASURES.items()
+            if any(name in row.measures for row in analysis.rows)
+        },
         "baseline": BASELINE,
         "rows": [_row(row) for row in analysis.rows],
         "void": [
@@ -76,7 +86,9 @@ def document(analysis: Analysis) -> Document:
             }
             for trial in analysis.void
         ],
-        "verdicts": [_verdict(row) for row in analysis.rows if row.verdict],
+        "verdicts": [
+            _verdict(row.step, PRIMARY, row.verdict) for row in analysis.rows if row.verdict
+        ],
         "no_verdict": analysis.no_verdict,
         "expectations": [],
         "published": {
@@ -97,7 +109,8 @@ def _kernel(analysis: Analysis) -> str | None:
     """The base all steps share, as far as the campaign names it: release and source."""
     for variant in analysis.campaign.variants.values():
         # Each step has a local version of its own behind the base's release.
-        release = str(variant.get("release") or "").partition("-")[0]
+        [named, *_] = variant.get("layouts") or [variant]
+        release = str(named.get("release") or "").partition("-")[0]
         source = str(variant.get("source") or "").rpartition("/")[2]
         if release or source:
             return f"{release} ({source})" if release and source else release or source
@@ -131,6 +144,7 @@ def _row(row: Row) -> Document:
         "drop_packets": row.drop_packets,
         "void_trials": row.void_trials,
         "unsaturated_trials": row.unsaturated_trials,
+        "measures": {name: _beside(row.step, name, found) for name, found in row.measures.items()},
         "stages": [_stage(stage) for stage in row.stages],
         "trace_missed": row.trace_missed,
         "traced_stack_rx_pps": traced,
@@ -143,6 +157,7 @@ def _row(row: Row) -> Document:
                 **boot.rates,
                 "trials": [rates[PRIMARY] for rates in boot.trials.values() if PRIMARY in rates],
                 "by_trial": [{"index": index, **rates} for index, rates in boot.trials.items()],
+                "measures": boot.measures,
             }
             for boot in row.boots
         ],
@@ -162,14 +177,24 @@ def _stage(stage: ListLengths) -> Document:
     }
 
 
-def _verdict(row: Row) -> Document:
-    verdict = row.verdict
-    if verdict is None:
-        raise ValueError(f"step {row.step} has no verdict")
+def _beside(step: str, name: str, found: Beside) -> Document:
+    verdict, change = found.verdict, found.change
+    told = _verdict(step, name, verdict) if verdict else None
+    if told:
+        told["verdict"] = _NEUTRAL.get(told["verdict"], told["verdict"])
     return {
-        "step": row.step,
+        "median": found.median,
+        "ratio_to_step0": change.median if change else None,
+        "ratio_range": list(change.range) if change else None,
+        "verdict": told,
+    }
+
+
+def _verdict(step: str, metric: str, verdict: Verdict) -> Document:
+    return {
+        "step": step,
         "baseline": BASELINE,
-        "metric": PRIMARY,
+        "metric": metric,
         "verdict": verdict.outcome,
         "ratio": verdict.ratio,
         "interval": list(verdict.interval),

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.errors import ConfigurationError, HarnessError
+from harness.metrics import MEASURES
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
 from harness.stats import block_ratio, signed_rank_interval, took_turns
 
@@ -107,7 +108,8 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
                 f"expectation {text!r} is about step {step}, which is not measured",
                 hint=f"steps of this campaign: {', '.join(steps)}",
             )
-    metrics = RATE_METRICS if other is not None else (*RATE_METRICS, *OTHER_METRICS)
+    compared = (*RATE_METRICS, *MEASURES)
+    metrics = compared if other is not None else (*compared, *OTHER_METRICS)
     if match["metric"] not in metrics:
         raise ConfigurationError(
             f"expectation {text!r} names {match['metric']!r}, which is not to be compared so",
@@ -134,7 +136,7 @@ def check(expectation: Expectation, report: Document) -> Finding:
         return Finding(expectation.text, expectation.step, "open", "the campaign is incomplete")
     rows = {row["step"]: row for row in report["rows"]}
     if expectation.other is None:
-        return _check_figure(expectation, rows[expectation.step][expectation.metric])
+        return _check_figure(expectation, _figure(rows[expectation.step], expectation.metric))
     return _check_ratio(expectation, rows[expectation.step], rows[expectation.other])
 
 
@@ -176,6 +178,13 @@ def require(findings: Sequence[Finding]) -> None:
         told = [str(finding) for finding in findings if finding.outcome == outcome]
         if told:
             raise error("\n".join(told))
+
+
+def _figure(row: Document, metric: str) -> float | None:
+    if metric in MEASURES:
+        row, metric = row["measures"].get(metric, {}), "median"
+    figure: float | None = row.get(metric)
+    return figure
 
 
 def _check_figure(expectation: Expectation, figure: float | None) -> Finding:
@@ -221,4 +230,6 @@ def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Fi
 
 
 def _trials(boot: Document, metric: str) -> dict[int, float]:
+    if metric in MEASURES:
+        return dict(boot["measures"].get(metric, {}))
     return {trial["index"]: trial[metric] for trial in boot["by_trial"] if trial.get(metric)}

@@ -14,7 +14,14 @@ from typing import Any
 import jinja2
 
 from harness.report.plots import plots
-from harness.report.text import HEADERS, below_lines, cells, head_lines, verdict_line
+from harness.report.text import (
+    HEADERS,
+    below_lines,
+    cells,
+    head_lines,
+    measure_cell,
+    verdict_line,
+)
 
 Document = dict[str, Any]
 
@@ -36,6 +43,13 @@ def page(report: Document) -> str:
         headers=[header.replace("\n", " ") for header in HEADERS],
         rows=list(zip(report["rows"], cells(report), strict=True)),
         verdicts=verdicts,
+        measures=[
+            (
+                f"{about['title']}, {about['unit']}",
+                [measure_cell(row, name) for row in report["rows"]],
+            )
+            for name, about in report["measures"].items()
+        ],
         notes=[line for line in below_lines(report) if line not in verdicts],
         plots=plots(report),
         tables=[

@@ -22,6 +22,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from harness.plan import CELLS, Cell
 from harness.report.text import PLACES, percent
 
 Document = dict[str, Any]
@@ -122,6 +123,18 @@ def _drawn(report: Document) -> Iterator[Plot]:
             "CPU time of a packet",
             "System, interrupt and softirq time of the interrupt's CPU for each packet at IP: "
             "boots (dots) and their median (bar).",
+        )
+    cells = [cell for cell in CELLS if f"rr_mean_us_{cell.name}" in report["measures"]]
+    if cells:
+        figure, drawn = _figure([0.22 * len(rows)] * len(cells))
+        for axes, cell in zip(drawn, cells, strict=True):
+            _round_trips(axes, rows, cell)
+        yield _plot(
+            figure,
+            "latency",
+            "Round trips",
+            "UDP_RR, one byte each way: from the median to the 99th percentile (line, with the "
+            "90th marked) and the mean (dot); each the median over boots.",
         )
 
 
@@ -291,6 +304,24 @@ def _drops(axes: Axes, rows: list[Document]) -> None:
     axes.set_xlabel("% of frames at the NIC")
     axes.grid(visible=False, axis="y")
     axes.figure.legend(loc="lower center", ncols=4)
+
+
+def _round_trips(axes: Axes, rows: list[Document], cell: Cell) -> None:
+    for place, row in enumerate(rows):
+        found = [
+            row["measures"].get(f"rr_{which}_us_{cell.name}")
+            for which in ("p50", "p90", "p99", "mean")
+        ]
+        if all(found):
+            p50, p90, p99, mean = (one["median"] for one in found)
+            axes.hlines(place, p50, p99, color=_ACCENT, linewidth=2)
+            axes.plot([p50, p90, p99], [place] * 3, "|", color=_ACCENT, markersize=8)
+            axes.plot([mean], [place], "o", color=_COLOURS[1], markersize=4)
+    axes.set_yticks(range(len(rows)), [f"step {row['step']}" for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_title(str(cell), fontsize=9, loc="left")
+    axes.set_xlabel("µs")
+    axes.grid(visible=False, axis="y")
 
 
 def _cost(axes: Axes, rows: list[Document]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from harness.metrics import ROUND_TRIP_PERCENTILES
 from harness.report.expect import Finding
 
 Document = dict[str, Any]
@@ -57,7 +58,9 @@ def table(report: Document) -> str:
     drawn = tabulate(
         cells(report), headers=HEADERS, tablefmt="simple", disable_numparse=True, colalign=_ALIGN
     )
-    return "\n".join([*head_lines(report), "", drawn, "", *below_lines(report)])
+    return "\n".join(
+        [*head_lines(report), "", drawn, "", *_beside(report, "simple"), *below_lines(report)]
+    )
 
 
 def markdown(report: Document) -> str:
@@ -71,7 +74,36 @@ def markdown(report: Document) -> str:
         for index, line in enumerate(head_lines(report))
     ]
     below = [f"- {_escaped(line.strip())}" for line in below_lines(report)]
-    return "\n".join([*head, "", drawn, "", *below])
+    return "\n".join([*head, "", drawn, "", *_beside(report, "github"), *below])
+
+
+def _beside(report: Document, tablefmt: str) -> list[str]:
+    """A table of what was measured beside the rates, by step; nothing when nothing was."""
+    if not report["measures"]:
+        return []
+    rows = [
+        [f"{about['title']}, {about['unit']}", *(measure_cell(row, name) for row in report["rows"])]
+        for name, about in report["measures"].items()
+    ]
+    steps = [f"step {row['step']}" for row in report["rows"]]
+    drawn = tabulate(
+        rows,
+        headers=["beside the rate", *steps],
+        tablefmt=tablefmt,
+        disable_numparse=True,
+        colalign=("left", *("right" for _ in steps)),
+    )
+    return [drawn, ""]
+
+
+def measure_cell(row: Document, name: str) -> str:
+    """One step's figure of one measure, and its change over step 0."""
+    found = row["measures"].get(name)
+    if found is None:
+        return _NONE
+    value = f"{found['median']:,.{0 if found['median'] >= 1000 else 1}f}"
+    ratio = found["ratio_to_step0"]
+    return value if ratio in (None, 1.0) else f"{value} ({percent(ratio)})"
 
 
 def csv_rows(report: Document) -> str:
@@ -86,11 +118,12 @@ def csv_rows(report: Document) -> str:
 
 
 def _flat(report: Document, row: Document) -> Document:
-    nested = ("drops", "drop_packets", "stages", "by_boot", "ratio_by_block")
+    nested = ("drops", "drop_packets", "stages", "by_boot", "ratio_by_block", "measures")
     flat = {name: value for name, value in row.items() if name not in nested}
     for name in ("ratio_range", "ratio_interval"):
         low, high = flat.pop(name) or (None, None)
         flat |= {f"{name}_low": low, f"{name}_high": high}
+    flat |= {name: found["median"] for name, found in row["measures"].items()}
     flat |= {f"drops_{place}": row["drops"].get(place, 0.0) for place in PLACES}
     verdicts = {verdict["step"]: verdict["verdict"] for verdict in report["verdicts"]}
     flat["verdict"] = verdicts.get(row["step"])
@@ -102,12 +135,14 @@ def _flat(report: Document, row: Document) -> Document:
 def head_lines(report: Document) -> list[str]:
     """What was measured, how far it may be trusted and whether it is whole."""
     campaign = report["campaign"]
+    layouts = max((len(v.get("layouts", [])) for v in campaign["variants"].values()), default=1)
     facts = [
         f"bed {campaign['bed']}",
         campaign["accelerator"].upper() if campaign["accelerator"] else None,
         f"kernel {campaign['kernel']}" if campaign["kernel"] else None,
         f"profile {campaign['profile']}",
         "the boots of a block took turns" if campaign["trial"].get("slice_s") else None,
+        f"{layouts} layouts of each kernel" if layouts > 1 else None,
         f"seed {campaign['seed']}",
         campaign["created"],
     ]
@@ -211,6 +246,13 @@ def below_lines(report: Document) -> Iterator[str]:
     if cost:
         yield f"stack packets/s while the probes ran, beside the timed trials: {', '.join(cost)}"
     yield from (verdict_line(verdict) for verdict in report["verdicts"])
+    for name, about in report["measures"].items():
+        for row in report["rows"]:
+            verdict = row["measures"].get(name, {}).get("verdict")
+            if verdict and name not in ROUND_TRIP_PERCENTILES:
+                yield f"{about['title']}: {verdict_line(verdict)}"
+            if verdict and about["published"]:
+                yield _resolved(about, row["measures"][name])
     if report["no_verdict"]:
         yield f"no verdict: {report['no_verdict']}"
     for found in report["expectations"]:
@@ -221,11 +263,23 @@ def below_lines(report: Document) -> Iterator[str]:
     yield f"* {published['source']}; {rates} Mpps after steps {steps}"
 
 
+def _resolved(about: Document, found: Document) -> str:
+    """Whether the difference the series' author expected is one this campaign could see."""
+    detectable = found["median"] * found["verdict"]["smallest_detectable"]
+    word = "could" if detectable <= about["published"] else "could not"
+    return (
+        f"  the author of the series expected +{1000 * about['published']:.0f} ns, which {word} be "
+        f"seen: detectable from ±{1000 * detectable:,.0f} ns"
+    )
+
+
 def verdict_line(verdict: Document) -> str:
     """One verdict as a sentence with all that one needs to doubt it."""
     words = {
         "faster": "faster",
         "slower": "slower",
+        "higher": "higher",
+        "lower": "lower",
         "no difference": "no difference larger than "
         f"{100 * verdict['no_difference_larger_than']:.1f}%",
         "inconclusive": "inconclusive",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import campaign, config, tracing
+from harness import config, tracing, workload
 from harness.hosts import netns
 from harness.hosts.bed import RunningBed
 from tests.guest.conftest import Beds
@@ -39,7 +39,7 @@ def bed_config() -> config.Bed:
 @pytest.fixture
 def bed(beds: Beds, bed_config: config.Bed) -> Iterator[RunningBed]:
     with beds.up() as running:
-        campaign.apply_settings(bed_config, running)
+        workload.apply_settings(bed_config, running)
         yield running
 
 

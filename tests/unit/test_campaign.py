@@ -66,7 +66,7 @@ class Bed:
         return [] if name == "netperf_wait" else {}
 
     def begin(self, name: str, /, *, duration_s: float, **_: Any) -> Pending:
-        self.left = WINDOWS_TAKE
+        self.left = 0 if name == "trace" else WINDOWS_TAKE
         kind = "trace" if name == "trace" else "timed"
         made = synthetic.trial(self.host, kind, 0, 50_000, duration_s, int(self.step))
 
@@ -121,7 +121,7 @@ def setup(bed_kind: Any = "virtual", blocks: int = 2) -> campaign.Setup:
         bed=bed,  # type: ignore[arg-type]
         load=Load(),
         plan=plan.make_plan(["0", "2", "8"], profile, seed=1),
-        images={step: SimpleNamespace(step=step, release=f"r{step}") for step in "028"},  # type: ignore[misc]
+        images={step: (SimpleNamespace(step=step, release=f"r{step}"),) for step in "028"},  # type: ignore[misc]
         equipment=None,  # type: ignore[arg-type]
     )
 

@@ -19,7 +19,18 @@ PACKAGE = Path(harness.__file__).parent
 GROUND = ["errors", "process", "resources", "cache", "progress"]
 """What all but the islands may import; each may import those before it."""
 
-FLOW = ["config", "patches", "plan", "kernels", "images", "hosts", "tracing", "campaign"]
+FLOW = [
+    "config",
+    "patches",
+    "plan",
+    "kernels",
+    "images",
+    "hosts",
+    "ndr",
+    "workload",
+    "tracing",
+    "campaign",
+]
 """From hosts.yaml to a campaign; each may import those before it."""
 
 RESULTS = ["samples", "metrics", "stats", "analysis", "report"]
