@@ -242,8 +242,9 @@ def _measure_together(
                 _prepare(setup, boot)
         trials = list(setup.plan.profile.trials_of(boots[0].planned.block))
         timed = [trial for trial in trials if trial.kind != "trace"]
-        with progress.task(f"{len(timed)} trials of {len(boots)} boots"):
-            _under_load(setup, [boot for boot in boots if boot.up], timed, blamed)
+        if timed:
+            with progress.task(f"{len(timed)} trials of {len(boots)} boots"):
+                _under_load(setup, [boot for boot in boots if boot.up], timed, blamed)
         traced = [trial for trial in trials if trial.kind == "trace"]
         for boot in boots:
             if traced and boot.up:
