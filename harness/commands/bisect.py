@@ -35,7 +35,12 @@ from harness.report import document
 @click.option("--good", required=True, help="Step (or commit) before it moved.")
 @click.option("--bad", required=True, help="Step (or commit) after it moved.")
 @click.option("--by", default="2%", show_default=True, help="How far it moves at least.")
-@click.option("--steps", default="0-8", show_default=True, help="Steps to search among.")
+@click.option("--steps", help="Steps to search among; 0-8 if not given.")
+@click.option(
+    "--tree",
+    type=click.Path(path_type=Path),
+    help="Git tree whose commits to search, as they are, instead of the series.",
+)
 @click.option(
     "--profile",
     default="standard",
@@ -70,7 +75,8 @@ def bisect(
     good: str,
     bad: str,
     by: str,
-    steps: str,
+    steps: str | None,
+    tree: Path | None,
     profile: str,
     max_blocks: int,
     seed: int | None,
@@ -80,14 +86,16 @@ def bisect(
     resume: bool,
     form: str,
 ) -> None:
-    """Find the first step at which a metric differs from the good end's.
+    """Find the first step, or commit of a tree, at which a metric has moved.
 
     \b
     harness bisect --good 0 --bad 8                             a rate: an hour or so
     harness bisect --good 0 --bad 8 --metric ip_rcv_per_packet  counted: a few boots
+    harness bisect --tree TREE --good v6.12 --bad HEAD          any range of commits
     harness bisect --resume --out DIR …                         go on; the same options again
 
-    The metric is taken to be a staircase that leads one way from good to bad: each
+    With --tree the ends are commits, and those between are searched along first
+    parents. The metric is taken to be a staircase that leads one way from good to bad: each
     decision boots the step in the middle beside the good end and halves what is left.
     A rate is decided when the interval of its ratio to the good end's is wholly beyond
     --by or wholly within; until then blocks are added. Each decision errs at most one
@@ -99,11 +107,15 @@ def bisect(
     hosts = config.load(config.locate(hosts_path))
     bed = config.bed(hosts, bed_name)
     bootable_dut(bed)
+    if tree and steps:
+        raise ConfigurationError("--tree and --steps exclude each other")
+    commits = kernels.commits_between(tree, good, bad) if tree else []
+    titles = {commit.name: commit.subject for commit in commits}
     question = bisection.Question(
         metric=metric,
         by=_share(by),
-        kind="step",
-        points=_between(good, bad, plan.parse_steps(steps)),
+        kind="commit" if tree else "step",
+        points=tuple(titles) if tree else _between(good, bad, plan.parse_steps(steps or "0-8")),
         max_blocks=max_blocks,
         profile=profile,
         bed=bed.name,
@@ -121,10 +133,12 @@ def bisect(
         progress.say(f"results: {directory}, seed {journal.seed}")
 
         def build(points: Sequence[str]) -> dict[str, kernels.Image]:
+            if tree:
+                return kernels.build_commits(tree, points, progress=progress)
             return kernels.images(hosts.kernel, points, progress=progress)
 
         bench = _Bench(bed, hosts.load, journal, directory, build, progress)
-        journal = bisection.run(journal, directory, bench.measure, say=progress.say)
+        journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
     shown = bisection.result(journal)
     if form == "json":
         click.echo(json.dumps(shown, indent=1))

@@ -14,13 +14,14 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness import cache, process
 from harness.errors import InfrastructureError, KernelError
-from harness.kernels.source import Source, Tree
+from harness.kernels.source import Source, Tree, Worktree, from_git
 from harness.patches import Series
 from harness.progress import Progress
 
@@ -71,8 +72,7 @@ def build_steps(
             message holds the first error of the compiler and names the log.
         InfrastructureError: a build tool is missing or there is too little space.
     """
-    compiler = process.run(["gcc", "--version"], hint="apt-get install gcc").stdout.splitlines()[0]
-    config = cache.file_sha256(FRAGMENT)
+    compiler, config = _compiler(), cache.file_sha256(FRAGMENT)
     objects = cache.root() / "objects" / cache.digest(source.identity, config, compiler, _KCFLAGS)
     images: dict[str, Image] = {}
     for step in steps:
@@ -83,40 +83,105 @@ def build_steps(
         def make(
             making: Path, *, step: str = step, files: Sequence[Path] = patch_files, key: str = key
         ) -> None:
-            with cache.locked(objects, what="a kernel build"):
-                walk = _Walk(source, compiler, objects)
-                walk.make_image(making, step, files, key, progress)
+            with _sole_use(objects):
+                tree = Tree.of(source)
+                written = tree.move_to(files)
+                record = {
+                    "step": step,
+                    "patches": [path.name for path in files],
+                    "source": str(source),
+                    "compiler": compiler,
+                }
+                walk = _Walk(tree.directory, objects)
+                walk.make_image(making, f"step {step}", written, key, record, progress)
 
-        kept = cache.entry(cache.root() / "kernels" / key, make, what=f"the kernel of step {step}")
-        record = json.loads((kept / "image.json").read_text())
-        images[step] = Image(**{**record, "patches": tuple(record["patches"])}, directory=kept)
+        images[step] = _image(key, make, step=step, name=f"step {step}")
     return images
 
 
-class _Walk:
-    """One object directory and the tree it is built from."""
+def build_commits(
+    repository: Path, commits: Sequence[str], *, progress: Progress
+) -> dict[str, Image]:
+    """The images of ``commits`` as they are, without a series.
 
-    def __init__(self, source: Source, compiler: str, objects: Path) -> None:
-        free = shutil.disk_usage(objects.parent if objects.parent.exists() else Path.home()).free
+    One directory and its objects are walked from commit to commit; errors as above.
+    """
+    compiler, config = _compiler(), cache.file_sha256(FRAGMENT)
+    whose = f"the commits of {repository.resolve()}"
+    objects = cache.root() / "objects" / cache.digest(whose, config, compiler, _KCFLAGS)
+    images: dict[str, Image] = {}
+    for commit in commits:
+        source = from_git(repository, commit)
+        key = cache.digest(source.identity, [], config, compiler)
+
+        def make(
+            making: Path, *, commit: str = commit, source: Source = source, key: str = key
+        ) -> None:
+            with _sole_use(objects):
+                tree = Worktree(repository)
+                written = tree.move_to(commit)
+                (objects / ".config").unlink(missing_ok=True)  # commits may add options
+                record = {
+                    "step": commit,
+                    "patches": [],
+                    "source": str(source),
+                    "compiler": compiler,
+                }
+                walk = _Walk(tree.directory, objects)
+                walk.make_image(making, f"g{commit}", written, key, record, progress)
+
+        images[commit] = _image(key, make, step=commit, name=f"g{commit}")
+    return images
+
+
+def _compiler() -> str:
+    return process.run(["gcc", "--version"], hint="apt-get install gcc").stdout.splitlines()[0]
+
+
+def _image(key: str, make: Callable[[Path], None], *, step: str, name: str) -> Image:
+    """The kept image ``key``, made if it is not there yet, as that of ``step``."""
+    kept = cache.entry(cache.root() / "kernels" / key, make, what=f"the kernel of {name}")
+    record = json.loads((kept / "image.json").read_text())
+    named = {"step": step, "patches": tuple(record["patches"])}
+    return Image(**{**record, **named}, directory=kept)
+
+
+@contextmanager
+def _sole_use(objects: Path) -> Iterator[None]:
+    """Lock the object directory, make it, and see that there is space."""
+    with cache.locked(objects, what="a kernel build"):
+        objects.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(objects).free
         if free < _FREE_BYTES:
             raise InfrastructureError(
                 f"a kernel build needs {_FREE_BYTES >> 30} GiB in {cache.root()}, "
                 f"there are {free / 2**30:.1f}",
                 hint="free some space, or name another place in RECEIVE_BATCHING_CACHE",
             )
-        self.source, self.compiler, self.objects = source, compiler, objects
-        self.tree = Tree.of(source)
-        objects.mkdir(parents=True, exist_ok=True)
+        yield
+
+
+class _Walk:
+    """One object directory and the directory it is built from."""
+
+    def __init__(self, directory: Path, objects: Path) -> None:
+        self.directory, self.objects = directory, objects
         self._counted = objects.parent / "objects-of-a-whole-build"
 
     def make_image(
-        self, making: Path, step: str, patch_files: Sequence[Path], key: str, progress: Progress
+        self,
+        making: Path,
+        name: str,
+        written: Sequence[Path],
+        key: str,
+        record: Mapping[str, object],
+        progress: Progress,
     ) -> None:
-        """Bring the objects to ``step`` and fill ``making`` with the image and its record."""
-        written = self.tree.move_to(patch_files)
-        log = cache.root() / "logs" / f"build-step{step}-{key}.log"
+        """Build after ``written`` changed; fill ``making`` with the image and its ``record``."""
+        slug = name.replace(" ", "")
+        log = cache.root() / "logs" / f"build-{slug}-{key}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        make = ["make", f"O={self.objects}", f"LOCALVERSION=-step{step}-{key[:8]}"]
+        make = ["make", f"O={self.objects}", f"LOCALVERSION=-{slug}-{key[:8]}"]
         make += [f"KCFLAGS={_KCFLAGS}"]
         with log.open("w") as output:
             if not (self.objects / ".config").exists():
@@ -125,7 +190,7 @@ class _Walk:
                 )
             check_config((self.objects / ".config").read_text())
             whole = not (self.objects / "vmlinux").exists()
-            with progress.task(f"kernel of step {step}", total=self._objects_left(written)) as task:
+            with progress.task(f"kernel of {name}", total=self._objects_left(written)) as task:
                 self._make([*make, f"-j{_JOBS}", "bzImage"], output, log, task.advance)
             if whole:
                 self._counted.write_text(str(task.done))
@@ -134,16 +199,13 @@ class _Walk:
         shutil.copyfile(config, making / "config")
         shutil.copyfile(log, making / "build.log")
         self._pack_headers(making / "headers.squashfs")
-        record = {
-            "step": step,
+        stored = {
+            **record,
             "release": (self.objects / "include/config/kernel.release").read_text().strip(),
-            "patches": [path.name for path in patch_files],
-            "source": str(self.source),
-            "compiler": self.compiler,
             "config_sha256": cache.file_sha256(config),
             "image_sha256": cache.file_sha256(making / "bzImage"),
         }
-        (making / "image.json").write_text(json.dumps(record, indent=1))
+        (making / "image.json").write_text(json.dumps(stored, indent=1))
 
     def _make(self, command: list[str], output, log: Path, compiled) -> None:  # type: ignore[no-untyped-def]
         hidden = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
@@ -156,7 +218,7 @@ class _Walk:
         }
         with subprocess.Popen(
             command,
-            cwd=self.tree.directory,
+            cwd=self.directory,
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -191,7 +253,7 @@ class _Walk:
     def _pack_headers(self, packed: Path) -> None:
         """The headers and generated headers of the tree, as bcc wants them on a host."""
         staged = packed.with_name("headers")
-        for origin in (self.tree.directory, self.objects):
+        for origin in (self.directory, self.objects):
             for part in ("include", "arch/x86/include"):
                 shutil.copytree(
                     origin / part,

@@ -171,6 +171,9 @@ hosts:
         (("--good", "0", "--bad", "8", "--by", "0%"), "no share to move by"),
         (("--good", "0", "--bad", "8", "--resume"), "holds no bisection to go on with"),
         (("--good", "0"), "Missing option '--bad'"),
+        (("--good", "0", "--bad", "8", "--tree", "no"), "no kernel tree at no"),
+        (("--good", "0", "--bad", "8", "--tree", "."), "has no commit '0'"),
+        (("--good", "a", "--bad", "b", "--tree", ".", "--steps", "0-8"), "exclude each other"),
     ],
 )
 def test_a_bisection_that_cannot_be_is_refused_at_once(
