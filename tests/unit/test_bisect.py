@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import bisect
+from harness import bisect, campaign, kernels, plan, samples
 from harness.analysis import analyse
+from harness.commands import bisect as command
 from harness.errors import (
     ConfigurationError,
     HarnessError,
@@ -23,8 +27,9 @@ from harness.errors import (
 )
 from harness.report import document
 from harness.report.expect import ExpectationMissedError, ExpectationOpenError
-from harness.samples import ResultDirectory
-from tests.unit.synthetic import make_campaign
+from harness.samples import Boot, ResultDirectory, boot_directory, write_boot
+from tests.unit.synthetic import Host, make_campaign, trial
+from tests.unit.test_kernel_source import git
 
 pytestmark = pytest.mark.unit
 
@@ -274,3 +279,99 @@ def test_the_table_has_a_line_a_point(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines[-5:]] == ["0", "4", "6", "7", "8"]
     assert "good end" in lines[-5]
     assert all(word in lines[-1] for word in ("+2", " … ", "bad", "6", "patch 8"))
+
+
+@pytest.mark.parametrize("points", [("0", "8"), ("0",), ("a", "b", "c")])
+def test_fewer_blocks_of_a_seed_are_the_first_of_more(points: tuple[str, ...]) -> None:
+    few, more = (
+        plan.make_plan(points, plan.profile("standard", blocks=blocks), seed=11).order
+        for blocks in (6, 18)
+    )
+    assert more[:6] == few
+
+
+class Booting:
+    """Stands where guests are booted and kernels built: boots are written, not done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, effects: Mapping[str, float]) -> None:
+        self.effects = effects
+        self.booted: list[str] = []
+        for name in ("images", "build_commits"):
+            monkeypatch.setattr(kernels, name, lambda _, points, **__: dict.fromkeys(points, self))
+        monkeypatch.setattr(command.images, "made_meanwhile", contextlib.nullcontext)
+        monkeypatch.setattr(command, "equipment", lambda *_: self)
+        monkeypatch.setattr(campaign, "run", self.run)
+
+    accelerator = "tcg"
+
+    def provenance(self) -> dict[str, object]:
+        return {"release": "6.12.0"}
+
+    def run(self, setup, directory: Path, **_) -> None:
+        for planned in setup.plan.boots():
+            if (boot_directory(directory, planned) / "boot.json").exists():
+                continue
+            self.booted.append(planned.directory)
+            host, rng = Host(), random.Random(planned.directory)
+            pps = 1e5 * self.effects[planned.step] * math.exp(rng.gauss(0, 0.03))
+            number = int(planned.step) if planned.step.isdigit() else 0
+            made = [
+                trial(host, kind.kind, kind.index, pps, kind.duration_s, number)
+                for kind in setup.plan.profile.trials_of(planned.block)
+            ]
+            boot = {"block": planned.block, "position": planned.position, "step": planned.step,
+                    "outcome": "ok", "trials": made, "turns": f"block {planned.block}"}  # fmt: skip
+            write_boot(directory, Boot.model_validate(boot))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A git tree of five commits, and their names."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    git(tree, "init", "-q")
+    for n in range(5):
+        git(tree, "commit", "-q", "--allow-empty", "-m", f"commit {n}")
+    return tree, git(tree, "log", "--reverse", "--abbrev=12", "--format=%h").split()
+
+
+def commanded(*arguments: str) -> tuple[int | str, str]:
+    done = CliRunner().invoke(command.bisect, arguments)
+    if isinstance(done.exception, HarnessError):
+        return done.exception.exit_code, str(done.exception)
+    assert done.exception is None, done.output
+    return done.exit_code, done.stdout
+
+
+def test_the_command_adds_blocks_to_a_campaign_and_goes_on_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bed = Booting(monkeypatch, staircase(at=5, height=0.12) | {"4": 1.042})
+    asked = ("--good", "0", "--bad", "8", "--by", "5%", "--seed", "3", "--out", str(tmp_path))
+    code, told = commanded(*asked)
+    assert code == 0
+    assert "first step at which stack_rx_pps differs from that of step 0 by at least 5%" in told
+    assert "is step 5" in told
+    kept = samples.read_campaign(tmp_path / "step-4")
+    assert kept.blocks in (12, 18)
+    assert len(bed.booted) == len(list(tmp_path.rglob("boot.json")))
+    before = len(bed.booted)
+    assert commanded(*asked, "--resume") == (0, told)
+    assert len(bed.booted) == before
+    (tmp_path / "bisect.json").unlink()  # as if killed before the first decision was written
+    bisect.begin(tmp_path, question(by=0.05), seed=3, resume=False)
+    assert commanded(*asked, "--resume") == (0, told)
+    assert len(bed.booted) == before
+    assert samples.read_campaign(tmp_path / "step-4") == kept
+
+
+def test_the_command_searches_commits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repository: tuple[Path, list[str]]
+) -> None:
+    tree, names = repository
+    Booting(monkeypatch, {name: 1.2 if n >= 2 else 1.0 for n, name in enumerate(names)})
+    asked = ("--tree", str(tree), "--good", "HEAD~4", "--bad", "HEAD", "--format", "json")
+    code, told = commanded(*asked, "--by", "10%", "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert json.loads(told)["found"] == {"point": names[2], "title": "commit 2"}
+    assert (tmp_path / "out" / f"commit-{names[2]}" / "campaign.json").exists()
