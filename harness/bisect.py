@@ -144,14 +144,11 @@ def judge_interval(low: float, high: float, *, by: float, rising: bool | None) -
 
     ``rising`` is the way the metric moves, ``None`` if both count.
     """
-    beyond, within = [], []
-    if rising is not False:
-        beyond.append(low >= 1 + by)
-        within.append(high < 1 + by)
-    if rising is not True:
-        beyond.append(high <= 1 - by)
-        within.append(low > 1 - by)
-    return "bad" if any(beyond) else "good" if all(within) else "open"
+    up, down = rising is not False, rising is not True
+    if (up and low >= 1 + by) or (down and high <= 1 - by):
+        return "bad"
+    within = (not up or high < 1 + by) and (not down or low > 1 - by)
+    return "good" if within else "open"
 
 
 def judge_figure(value: float, *, good: float, bad: float, by: float) -> Outcome:
@@ -293,10 +290,12 @@ def result(journal: Journal) -> Document:
     ends = journal.of(question.bad)
     shown = journal.model_dump(mode="json", by_alias=True)
     shown |= {"outcome": "open", "between": [question.good, question.bad], "found": None}
+    shown["confidence"] = None if question.exact else question.confidence
     if ends is not None and ends.outcome == "good":
         shown["outcome"] = "no difference"
     elif ends is not None and ends.outcome == "bad":
-        good, bad = search(question.points, lambda point: _known(journal, point))
+        known = {made.point: made.outcome for made in journal.decisions}
+        good, bad = search(question.points, lambda point: known.get(point, "open"))
         shown["between"] = [question.points[good], question.points[bad]]
         if bad - good == 1:
             decision = journal.of(question.points[bad])
@@ -304,11 +303,6 @@ def result(journal: Journal) -> Document:
             shown["outcome"] = "found"
             shown["found"] = {"point": decision.point, "title": decision.title}
     return shown | {"sentence": _sentence(journal, shown)}
-
-
-def _known(journal: Journal, point: str) -> Outcome:
-    decision = journal.of(point)
-    return decision.outcome if decision else "open"
 
 
 def _sentence(journal: Journal, shown: Document) -> str:
@@ -359,7 +353,8 @@ def table(journal: Journal) -> str:
             rows.append(
                 [point, shown, decision.outcome, str(decision.blocks), decision.title or ""]
             )
-    what = question.metric + ("" if question.exact else f"\nagainst {question.good}")
+    how = f"\nagainst {question.good} ({question.confidence:.1%} interval)"
+    what = question.metric + ("" if question.exact else how)
     headers = [question.kind, what, "verdict", "blocks", "title"]
     return tabulate(rows, headers=headers, disable_numparse=True)
 

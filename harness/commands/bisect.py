@@ -139,10 +139,12 @@ def bisect(
 
         bench = _Bench(bed, hosts.load, journal, directory, build, progress)
         journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
-    shown = bisection.result(journal)
+    shown = bisection.result(journal) | {"virtual": bed.kind == "virtual"}
     if form == "json":
         click.echo(json.dumps(shown, indent=1))
     else:
+        if shown["virtual"]:
+            click.echo("virtual bed: not a hardware figure\n")
         click.echo(bisection.table(journal))
         if shown["found"]:
             click.echo(f"\n{shown['sentence']}")
