@@ -312,7 +312,7 @@ def _sentence(journal: Journal, shown: Document) -> str:
         title = f" ({found['title']})" if found["title"] else ""
         return (
             f"the first {kind} at which {question.metric} differs from {whose} by at least {by} "
-            f"is {kind} {found['point']}{title}"
+            f"is {kind} {found['point']}{title}; {kind} {shown['between'][0]} does not yet"
         )
     ends = journal.of(question.bad)
     if shown["outcome"] == "no difference" and ends:
