@@ -128,6 +128,7 @@ def test_a_repository_with_settings_of_its_own_is_only_read(tree: Path) -> None:
     worktree = Worktree(tree)
     worktree.move_to("main~2")
     assert (worktree.directory / "c.c").read_text() == "c\n"
+    assert (worktree.directory / "arch/x86/include/x.h").exists()
     assert worktree.move_to("main~3") == [worktree.directory / "c.c"]
     assert not (worktree.directory / "c.c").exists()
     assert state(tree) == before
