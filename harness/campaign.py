@@ -258,8 +258,9 @@ def _measure_together(
         trials: dict[str, list[plan.PlannedTrial]] = defaultdict(list)
         for trial in setup.plan.profile.trials_of(boots[0].planned.block):
             trials["timed" if trial.kind == "warmup" else trial.kind].append(trial)
-        with progress.task(f"{len(trials['timed'])} trials of {len(boots)} boots"):
-            _under_load(setup, boots, trials["timed"], blamed)
+        if trials["timed"]:
+            with progress.task(f"{len(trials['timed'])} trials of {len(boots)} boots"):
+                _under_load(setup, boots, trials["timed"], blamed)
         if trials["paced"]:
             with progress.task(f"{len(trials['paced'])} paced trials of {len(boots)} boots"):
                 _under_load(setup, boots, trials["paced"], blamed, setup.bed.paced_pps)

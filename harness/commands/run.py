@@ -12,7 +12,7 @@ import click
 from harness import campaign, config, images, kernels, plan, samples
 from harness.analysis import analyse
 from harness.errors import ConfigurationError
-from harness.hosts.bed import equipment
+from harness.hosts.bed import bootable_dut, equipment
 from harness.progress import Progress
 from harness.report import document, render
 from harness.report.expect import hold, parse, require
@@ -99,11 +99,7 @@ def run(
     """
     hosts = config.load(config.locate(hosts_file))
     bed = config.bed(hosts, bed_name)
-    if not isinstance(bed.dut, config.QemuHost):
-        raise ConfigurationError(
-            f"bed {bed.name} is of machines reached by ssh, which this version cannot boot yet",
-            hint="name a bed with a qemu dut and a netns generator by --bed",
-        )
+    dut = bootable_dut(bed)
     directory = (
         out or Path("results") / f"{datetime.now().astimezone():%Y-%m-%dT%H-%M-%S}"
     ).absolute()
@@ -132,7 +128,7 @@ def run(
                 progress=progress,
             )
             built = {step: made[plan.kernel_of(step)] for step in wanted}
-            made_with = equipment(bed.dut, built[wanted[0]][0], progress)
+            made_with = equipment(dut, built[wanted[0]][0], progress)
         setup = campaign.Setup(
             bed=bed, load=hosts.load, plan=drawn, images=built, equipment=made_with
         )

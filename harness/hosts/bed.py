@@ -43,6 +43,20 @@ class Equipment:
     accelerator: str
 
 
+def bootable_dut(bed: Bed) -> QemuHost:
+    """The dut of ``bed``.
+
+    Raises:
+        ConfigurationError: kernels cannot be booted there.
+    """
+    if not isinstance(bed.dut, QemuHost):
+        raise ConfigurationError(
+            f"bed {bed.name} is of machines reached by ssh, which this version cannot boot yet",
+            hint="name a bed with a qemu dut and a netns generator by --bed",
+        )
+    return bed.dut
+
+
 def equipment(host: QemuHost, image: Image, progress: Progress) -> Equipment:
     """What a virtual bed of ``host`` needs, made if it is not kept yet.
 

@@ -8,11 +8,19 @@ from pathlib import Path
 
 from harness import patches
 from harness.config import Kernel
-from harness.kernels.build import Image, build_steps
-from harness.kernels.source import Tree, from_git, resolve
+from harness.kernels.build import Image, build_commits, build_steps
+from harness.kernels.source import Commit, Tree, commits_between, files_between, from_git, resolve
 from harness.progress import Progress
 
-__all__ = ["Image", "images", "layouts"]
+__all__ = [
+    "Commit",
+    "Image",
+    "build_commits",
+    "commits_between",
+    "files_between",
+    "images",
+    "layouts",
+]
 
 
 def images(

@@ -16,13 +16,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness import cache, process
 from harness.errors import InfrastructureError, KernelError
-from harness.kernels.source import Source, Tree
+from harness.kernels.source import Source, Tree, Worktree, from_git
 from harness.patches import Series
 from harness.progress import Progress
 
@@ -94,77 +95,157 @@ def build_steps(
             message holds the first error of the compiler and names the log.
         InfrastructureError: a build tool is missing or there is too little space.
     """
-    compiler = process.run(["gcc", "--version"], hint="apt-get install gcc").stdout.splitlines()[0]
-    config = cache.file_sha256(FRAGMENT)
+    compiler, config = _compiler(), cache.file_sha256(FRAGMENT)
     objects = cache.root() / "objects" / cache.digest(source.identity, config, compiler, _KCFLAGS)
     touched = sorted({name for patch in series.patches for name in patch.files})
     images: dict[str, tuple[Image, ...]] = {}
     for step in steps:
-        patch_files = series.patches_for(step)
-        content = cache.digest(
-            source.identity, [cache.digest(_diff(path)) for path in patch_files], config, compiler
+        files = series.patches_for(step)
+        changes = [cache.digest(_diff(path)) for path in files]
+
+        def place(files: Sequence[Path] = files) -> tuple[Path, list[Path]]:
+            tree = Tree.of(source)
+            return tree.directory, tree.move_to(files)
+
+        variant = _Variant(
+            step=step,
+            name=f"step {step}",
+            content=cache.digest(source.identity, changes, config, compiler),
+            touched=touched,
+            record={
+                "patches": [path.name for path in files],
+                "source": str(source),
+                "compiler": compiler,
+            },
+            place=place,
         )
-
-        def made(layout: int, *, variant: _Variant) -> Image:
-            def make(making: Path) -> None:
-                with cache.locked(objects, what="a kernel build"):
-                    _Walk(source, compiler, objects).make_image(making, variant, layout, progress)
-
-            key = variant.key(layout)
-            kept = cache.entry(cache.root() / "kernels" / key, make, what=variant.title(layout))
-            record = json.loads((kept / "image.json").read_text())
-            return Image(**{**record, "patches": tuple(record["patches"])}, directory=kept)
-
-        variant = _Variant(step, patch_files, content, touched)
-        images[step] = tuple(made(layout, variant=variant) for layout in range(1, layouts + 1))
+        images[step] = _images(variant, objects, layouts, progress)
     return images
 
 
-@dataclass(frozen=True)
+def build_commits(
+    repository: Path,
+    commits: Sequence[str],
+    *,
+    touched: Sequence[str],
+    layouts: int,
+    progress: Progress,
+) -> dict[str, tuple[Image, ...]]:
+    """The images of ``commits`` as they are, without a series.
+
+    One directory and its objects are walked from commit to commit; ``touched`` names
+    the files in which commits of the range differ. Errors as above.
+    """
+    compiler, config = _compiler(), cache.file_sha256(FRAGMENT)
+    whose = f"the commits of {repository.resolve()}"
+    objects = cache.root() / "objects" / cache.digest(whose, config, compiler, _KCFLAGS)
+    images: dict[str, tuple[Image, ...]] = {}
+    for commit in commits:
+        source = from_git(repository, commit)
+
+        def place(commit: str = commit) -> tuple[Path, list[Path]]:
+            tree = Worktree(repository)
+            written = tree.move_to(commit)
+            (objects / ".config").unlink(missing_ok=True)  # commits may add options
+            return tree.directory, written
+
+        variant = _Variant(
+            step=commit,
+            name=f"g{commit}",
+            content=cache.digest(source.identity, [], config, compiler),
+            touched=touched,
+            record={"patches": [], "source": str(source), "compiler": compiler},
+            place=place,
+        )
+        images[commit] = _images(variant, objects, layouts, progress)
+    return images
+
+
+def _compiler() -> str:
+    return process.run(["gcc", "--version"], hint="apt-get install gcc").stdout.splitlines()[0]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Variant:
-    """A step by content."""
+    """A kernel by content, in any layout."""
 
     step: str
-    patch_files: Sequence[Path]
+    name: str
     content: str
     touched: Sequence[str]
-    """Files that some step of the series changes."""
+    """Files in which kernels that are compared with it may differ."""
+    record: dict[str, object]
+    place: Callable[[], tuple[Path, list[Path]]]
+    """Brings the source there: its directory, and the files that were written."""
 
     def key(self, layout: int) -> str:
         return cache.digest(self.content, layout, cache.file_sha256(_LAYOUT))
 
     def title(self, layout: int) -> str:
-        return f"kernel of step {self.step}" + (f", layout {layout}" if layout > 1 else "")
+        return f"kernel of {self.name}" + (f", layout {layout}" if layout > 1 else "")
 
 
-class _Walk:
-    """One object directory and the tree it is built from."""
+def _images(
+    variant: _Variant, objects: Path, layouts: int, progress: Progress
+) -> tuple[Image, ...]:
+    """The kept images of ``variant``, made if they are not there yet."""
 
-    def __init__(self, source: Source, compiler: str, objects: Path) -> None:
-        free = shutil.disk_usage(objects.parent if objects.parent.exists() else Path.home()).free
+    def image(layout: int) -> Image:
+        def make(making: Path) -> None:
+            with _sole_use(objects):
+                directory, written = variant.place()
+                walk = _Walk(directory, objects)
+                walk.make_image(making, variant, layout, written, progress)
+
+        where = cache.root() / "kernels" / variant.key(layout)
+        kept = cache.entry(where, make, what=f"the {variant.title(layout)}")
+        record = json.loads((kept / "image.json").read_text())
+        named = {"step": variant.step, "patches": tuple(record["patches"])}
+        return Image(**{**record, **named}, directory=kept)
+
+    return tuple(image(layout) for layout in range(1, layouts + 1))
+
+
+@contextmanager
+def _sole_use(objects: Path) -> Iterator[None]:
+    """Lock the object directory, make it, and see that there is space."""
+    with cache.locked(objects, what="a kernel build"):
+        objects.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(objects).free
         if free < _FREE_BYTES:
             raise InfrastructureError(
                 f"a kernel build needs {_FREE_BYTES >> 30} GiB in {cache.root()}, "
                 f"there are {free / 2**30:.1f}",
                 hint="free some space, or name another place in RECEIVE_BATCHING_CACHE",
             )
-        self.source, self.compiler, self.objects = source, compiler, objects
-        self.tree = Tree.of(source)
-        objects.mkdir(parents=True, exist_ok=True)
+        yield
+
+
+class _Walk:
+    """One object directory and the directory it is built from."""
+
+    def __init__(self, directory: Path, objects: Path) -> None:
+        self.directory, self.objects = directory, objects
         self._counted = objects.parent / "objects-of-a-whole-build"
 
-    def make_image(self, making: Path, variant: _Variant, layout: int, progress: Progress) -> None:
-        """Bring the objects to a variant and fill ``making`` with its image and its record."""
-        written = self.tree.move_to(variant.patch_files)
-        key = variant.key(layout)
-        log = cache.root() / "logs" / f"build-step{variant.step}-{key}.log"
+    def make_image(
+        self,
+        making: Path,
+        variant: _Variant,
+        layout: int,
+        written: Sequence[Path],
+        progress: Progress,
+    ) -> None:
+        """Build after ``written`` changed; fill ``making`` with the image and its record."""
+        key, slug = variant.key(layout), variant.name.replace(" ", "")
+        log = cache.root() / "logs" / f"build-{slug}-{key}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        tools = {"ld": _LD, "pahole": _PAHOLE}
-        for name, script in tools.items():
-            _write_script(self.objects.with_name(f"{name}.sh"), script)
-        make = ["make", f"O={self.objects}", f"LOCALVERSION=-step{variant.step}-{key[:8]}"]
+        make = ["make", f"O={self.objects}", f"LOCALVERSION=-{slug}-{key[:8]}"]
         make += [f"KCFLAGS={_KCFLAGS}"]
-        make += [f"{name.upper()}={self.objects.with_name(f'{name}.sh')}" for name in tools]
+        for tool, script in {"ld": _LD, "pahole": _PAHOLE}.items():
+            path = self.objects.with_name(f"{tool}.sh")
+            _write_script(path, script)
+            make.append(f"{tool.upper()}={path}")
         env = {
             "KERNEL_LAYOUT": str(layout),
             "KERNEL_TOUCHED": " ".join(variant.touched),
@@ -187,17 +268,15 @@ class _Walk:
         shutil.copyfile(config, making / "config")
         shutil.copyfile(log, making / "build.log")
         self._pack_headers(making / "headers.squashfs")
-        record = {
+        stored = {
             "step": variant.step,
             "layout": layout,
+            **variant.record,
             "release": (self.objects / "include/config/kernel.release").read_text().strip(),
-            "patches": [path.name for path in variant.patch_files],
-            "source": str(self.source),
-            "compiler": self.compiler,
             "config_sha256": cache.file_sha256(config),
             "image_sha256": cache.file_sha256(making / "bzImage"),
         }
-        (making / "image.json").write_text(json.dumps(record, indent=1))
+        (making / "image.json").write_text(json.dumps(stored, indent=1))
 
     def _make(  # type: ignore[no-untyped-def]
         self, command: list[str], more_env: dict[str, str], output, log: Path, compiled
@@ -212,7 +291,7 @@ class _Walk:
         }
         with subprocess.Popen(
             command,
-            cwd=self.tree.directory,
+            cwd=self.directory,
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -247,7 +326,7 @@ class _Walk:
     def _pack_headers(self, packed: Path) -> None:
         """The headers and generated headers of the tree, as bcc wants them on a host."""
         staged = packed.with_name("headers")
-        for origin in (self.tree.directory, self.objects):
+        for origin in (self.directory, self.objects):
             for part in ("include", "arch/x86/include"):
                 shutil.copytree(
                     origin / part,

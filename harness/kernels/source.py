@@ -5,7 +5,8 @@ Hides where the source comes from (a ``linux-source`` package, a tarball, a git
 tree) and how a tree changes step: the files the series touches are kept as they
 came, the patches are applied to copies of those, and only files whose content
 differs are written to the tree. So ``make`` rebuilds what a step changed and no
-more, and a move that was interrupted is put right by the next one.
+more, and a move that was interrupted is put right by the next one. The commits of
+a repository are walked the same way, in a directory and with an index of our own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from harness import cache, config, patches, process
 from harness.errors import ConfigurationError, InfrastructureError
+from harness.patches.git import git
 
 _TOUCHED = re.compile(r"^(?:---|\+\+\+) [ab]/(\S+)", re.MULTILINE)
 
@@ -84,6 +86,76 @@ def from_git(path: Path, ref: str = "HEAD") -> Source:
             hint="the tree has to be a git repository; name a commit, tag or branch of it",
         )
     return Source(kind="git", location=path, ref=ref, identity=tree.stdout.strip())
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit of a git tree: enough of its hash to name it, and its title."""
+
+    name: str
+    subject: str
+
+
+def commits_between(path: Path, good: str, bad: str) -> list[Commit]:
+    """The commits after ``good`` up to ``bad`` along first parents, ``good`` before them.
+
+    Raises:
+        ConfigurationError: there is no such tree or commit, or ``good`` is not an
+            ancestor of ``bad``.
+    """
+    first, last = (_commit(path, end) for end in (good, bad))
+    if first == last:
+        raise ConfigurationError(f"{good} and {bad} are the same commit of {path}")
+    if git(path, "merge-base", "--is-ancestor", first, last, check=False).returncode != 0:
+        raise ConfigurationError(
+            f"{good} is no ancestor of {bad} in {path}",
+            hint="good is what was before the metric moved, whichever way it moved",
+        )
+    form = ("log", "--reverse", "--first-parent", "--abbrev=12", "--format=%h %s")
+    listed = git(path, *form, "--max-count=1", first).stdout
+    listed += git(path, *form, f"{first}..{last}").stdout
+    return [Commit(*line.split(" ", 1)) for line in listed.split("\n") if line]
+
+
+def files_between(path: Path, good: str, bad: str) -> list[str]:
+    """The files in which two commits differ."""
+    differ = ("diff", "--name-only", "-z", "--end-of-options", good, bad)
+    return [name for name in git(path, *differ).stdout.split("\0") if name]
+
+
+def _commit(path: Path, ref: str) -> str:
+    if not path.is_dir():
+        raise ConfigurationError(f"no kernel tree at {path}")
+    found = git(path, "rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}", check=False)
+    if found.returncode != 0:
+        raise ConfigurationError(
+            f"{path} has no commit {ref!r}",
+            hint="the tree has to be a git repository; name a commit, tag or branch of it",
+        )
+    return found.stdout.strip()
+
+
+class Worktree:
+    """A directory that stands at one commit of a repository at a time; that is only read."""
+
+    def __init__(self, repository: Path) -> None:
+        self._repository = repository
+        self._home = cache.root() / "worktrees" / cache.digest(str(repository.resolve()))
+        self.directory = self._home / "linux"
+
+    def move_to(self, commit: str) -> list[Path]:
+        """Make the directory equal to ``commit``, writing what differs; returns those files."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        index = self._home / "index"
+        index.with_name("index.lock").unlink(missing_ok=True)  # of one that was killed
+        known = index.exists()
+        differ = ("diff-index", "--cached", "--name-only", "-z", commit)
+        changed = git(self._repository, *differ, index=index).stdout if known else ""
+        # Whatever the repository is configured to do with its own index and work tree.
+        own = ("-c", "core.splitIndex=false", "-c", "core.sparseCheckout=false")
+        here = f"--work-tree={self.directory}"
+        git(self._repository, *own, here, "read-tree", "--reset", "-u", commit, index=index)
+        return [self.directory / name for name in changed.split("\0") if name]
 
 
 class Tree:

@@ -187,6 +187,20 @@ def _figure(row: Document, metric: str) -> float | None:
     return figure
 
 
+def ratios(row: Document, other: Document, metric: str) -> list[float]:
+    """``row``'s metric over ``other``'s, one for each block in which both have it."""
+    own, against = ({boot["block"]: boot for boot in side["by_boot"]} for side in (row, other))
+    found = (
+        block_ratio(
+            _trials(own[block], metric),
+            _trials(against[block], metric),
+            took_turns=took_turns(own[block]["turns"], against[block]["turns"]),
+        )
+        for block in sorted(own.keys() & against.keys())
+    )
+    return [ratio for ratio in found if ratio is not None]
+
+
 def _check_figure(expectation: Expectation, figure: float | None) -> Finding:
     outcome: Literal["met", "missed", "open"] = "open"
     why = "there is no such figure for this step"
@@ -197,24 +211,15 @@ def _check_figure(expectation: Expectation, figure: float | None) -> Finding:
 
 
 def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Finding:
-    own, against = ({boot["block"]: boot for boot in side["by_boot"]} for side in (row, other))
-    found = (
-        block_ratio(
-            _trials(own[block], expectation.metric),
-            _trials(against[block], expectation.metric),
-            took_turns=took_turns(own[block]["turns"], against[block]["turns"]),
-        )
-        for block in sorted(own.keys() & against.keys())
-    )
-    ratios = [ratio for ratio in found if ratio is not None]
-    if len(ratios) < MIN_BLOCKS_FOR_VERDICT:
+    found = ratios(row, other, expectation.metric)
+    if len(found) < MIN_BLOCKS_FOR_VERDICT:
         return Finding(
             expectation.text,
             expectation.step,
             "open",
-            f"{len(ratios)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs",
+            f"{len(found)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs",
         )
-    logs = np.log(ratios)
+    logs = np.log(found)
     low, high, confidence = signed_rank_interval(logs)
     ends = float(np.exp(low)), float(np.exp(high))
     inside = [_COMPARE[expectation.sign](end, expectation.bound) for end in ends]
@@ -225,7 +230,7 @@ def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Fi
         expectation.text,
         expectation.step,
         outcome,
-        f"{confidence:.0%} interval {ends[0]:.3f}x to {ends[1]:.3f}x over {len(ratios)} blocks",
+        f"{confidence:.0%} interval {ends[0]:.3f}x to {ends[1]:.3f}x over {len(found)} blocks",
     )
 
 

@@ -157,3 +157,30 @@ hosts:
     assert done.returncode == errors.ConfigurationError.exit_code
     assert "cannot boot yet" in done.stderr
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--good", "0", "--bad", "8", "--metric", "joy"), "'joy' is not one of"),
+        (("--good", "8", "--bad", "8"), "does not come before the bad end"),
+        (("--good", "8", "--bad", "0"), "does not come before the bad end"),
+        (("--good", "0", "--bad", "9"), "step 9 is not among those to search"),
+        (("--good", "0", "--bad", "8", "--steps", "0,2"), "steps to search among: 0, 2"),
+        (("--good", "0", "--bad", "8", "--by", "0.02"), "write --by 2%"),
+        (("--good", "0", "--bad", "8", "--by", "0%"), "no share to move by"),
+        (("--good", "0", "--bad", "8", "--resume"), "holds no bisection to go on with"),
+        (("--good", "0"), "Missing option '--bad'"),
+        (("--good", "0", "--bad", "8", "--tree", "no"), "no kernel tree at no"),
+        (("--good", "0", "--bad", "8", "--tree", "."), "has no commit '0'"),
+        (("--good", "a", "--bad", "b", "--tree", ".", "--steps", "0-8"), "exclude each other"),
+    ],
+)
+def test_a_bisection_that_cannot_be_is_refused_at_once(
+    tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    out = tmp_path / "result"
+    refused = harness("bisect", *arguments, "--out", str(out))
+    assert refused.returncode == errors.ConfigurationError.exit_code
+    assert told in refused.stderr
+    assert not out.exists()

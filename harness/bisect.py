@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: MIT
+"""Where in a row of kernels a metric moved, found by halving and decided point by point.
+
+Hides how a decision is made and kept. A rate is decided from paired blocks: the
+exact signed-rank interval of its ratio to the good end's lies beyond the bound, or
+within, or more blocks are measured. A figure that probes count exactly is compared
+as it is. Decisions are written to ``bisect.json`` as they are made. What measures is
+passed in, so this module works on report documents alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tabulate import tabulate
+
+from harness.errors import ConfigurationError, InfrastructureError
+from harness.plan import MIN_BLOCKS_FOR_VERDICT
+from harness.report.expect import (
+    RATE_METRICS,
+    ExpectationMissedError,
+    ExpectationOpenError,
+    ratios,
+)
+from harness.report.text import percent
+from harness.samples import write_atomic
+from harness.stats import CONFIDENCE, hodges_lehmann, signed_rank_interval
+
+FIGURE_METRICS = ("ip_rcv_per_packet", "list_len_p50", "list_len_p90", "list_len_max")
+METRICS = (*RATE_METRICS, *FIGURE_METRICS)
+LOOK_BLOCKS = MIN_BLOCKS_FOR_VERDICT
+"""Blocks between two looks at a rate; a figure is looked at block by block."""
+JOURNAL = "bisect.json"
+
+Document = dict[str, Any]
+Outcome = Literal["good", "bad", "open"]
+Measure = Callable[[str, Sequence[str], int], Document]
+"""``measure(name, points, blocks)`` boots ``points`` so many blocks, in all, and reports.
+
+``name`` is the same for all looks of a decision: blocks measured before are kept.
+"""
+
+
+class _Kept(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Question(_Kept):
+    """What is searched: between ``points[0]``, the good end, and ``points[-1]``, the bad one."""
+
+    metric: str
+    by: float
+    kind: Literal["step", "commit"]
+    points: tuple[str, ...]
+    max_blocks: int
+    profile: str
+    bed: str
+
+    @property
+    def good(self) -> str:
+        """The end that everything is compared with."""
+        return self.points[0]
+
+    @property
+    def bad(self) -> str:
+        """The end at which the metric has moved."""
+        return self.points[-1]
+
+    @property
+    def exact(self) -> bool:
+        """Is the metric counted, and not a rate with noise?"""
+        return self.metric in FIGURE_METRICS
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many blocks in all a decision is tried."""
+        if self.exact:
+            return tuple(range(1, 1 + self.max_blocks // LOOK_BLOCKS))
+        return tuple(range(LOOK_BLOCKS, self.max_blocks + 1, LOOK_BLOCKS))
+
+    @property
+    def confidence(self) -> float:
+        """Of the interval at each look.
+
+        So high that a decision errs at most one time in twenty over all its looks:
+        it errs only where one given end of an interval is on the wrong side.
+        """
+        return max(CONFIDENCE, 1 - 2 * (1 - CONFIDENCE) / len(self.looks))
+
+
+class Decision(_Kept):
+    """What was found of one point."""
+
+    point: str
+    title: str | None = None
+    outcome: Outcome
+    value: float | None
+    """Its ratio to the good end, or of an exact metric the figure; ``None``: not measured."""
+    interval: tuple[float, float] | None = None
+    good_value: float | None = None
+    """The good end's figure, where it was measured beside."""
+    blocks: int
+
+
+class Journal(_Kept):
+    """``bisect.json``."""
+
+    schema_: Literal["receive-batching/bisect"] = Field(
+        default="receive-batching/bisect", alias="schema"
+    )
+    version: Literal[1] = 1
+    question: Question
+    seed: int
+    decisions: tuple[Decision, ...] = ()
+
+    def of(self, point: str) -> Decision | None:
+        """The decision about ``point``, if there is one yet."""
+        return next((made for made in self.decisions if made.point == point), None)
+
+
+def search(points: Sequence[str], decide: Callable[[str], Outcome]) -> tuple[int, int]:
+    """Indices of a good point and a bad one after it, of which the first and last are known.
+
+    They are neighbours unless a decision stayed open.
+    """
+    good, bad = 0, len(points) - 1
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        outcome = decide(points[middle])
+        if outcome == "open":
+            break
+        good, bad = (middle, bad) if outcome == "good" else (good, middle)
+    return good, bad
+
+
+def judge_interval(low: float, high: float, *, by: float, rising: bool | None) -> Outcome:
+    """Whether an interval of ratios is beyond the bound, within it, or across.
+
+    ``rising`` is the way the metric moves, ``None`` if both count.
+    """
+    up, down = rising is not False, rising is not True
+    if (up and low >= 1 + by) or (down and high <= 1 - by):
+        return "bad"
+    within = (not up or high < 1 + by) and (not down or low > 1 - by)
+    return "good" if within else "open"
+
+
+def judge_figure(value: float, *, good: float, bad: float, by: float) -> Outcome:
+    """Whether ``value`` has moved from ``good`` towards ``bad`` by ``by`` of the larger of them."""
+    moved = math.copysign(1, bad - good) * (value - good)
+    return "bad" if moved > 0 and moved >= by * max(abs(good), abs(bad)) else "good"
+
+
+def begin(directory: Path, question: Question, *, seed: int, resume: bool) -> Journal:
+    """The journal in ``directory``, a new one unless ``resume``.
+
+    Raises:
+        ConfigurationError: there is one already, or none, or one of another search.
+        InfrastructureError: it is damaged or cannot be written.
+    """
+    path = directory / JOURNAL
+    if not resume:
+        if path.exists():
+            raise ConfigurationError(
+                f"{directory} already holds a bisection",
+                hint="name another directory, or go on with it by --resume",
+            )
+        journal = Journal(question=question, seed=seed)
+        _write(directory, journal)
+        return journal
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{directory} holds no bisection to go on with", hint="name it by --out"
+        )
+    try:
+        journal = Journal.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InfrastructureError(
+            f"{path} is no journal of a bisection that this version reads"
+        ) from error
+    was, now = journal.question.model_dump(), question.model_dump()
+    if differs := [name for name in was if was[name] != now[name]]:
+        name = differs[0]
+        raise ConfigurationError(
+            f"the bisection cannot be gone on with: its {name} was {was[name]}, not {now[name]}",
+            hint="give the same options again, or another directory",
+        )
+    return journal
+
+
+def run(
+    journal: Journal,
+    directory: Path,
+    measure: Measure,
+    *,
+    say: Callable[[str], None],
+    titles: Mapping[str, str] | None = None,
+) -> Journal:
+    """Make every decision that is not in ``journal`` yet; the journal then holds all.
+
+    Raises:
+        HarnessError: whatever ended a measurement; decisions made before it are kept.
+    """
+    question = journal.question
+
+    def decide(point: str) -> Outcome:
+        nonlocal journal
+        decision = journal.of(point)
+        if decision is None:
+            say(f"{question.kind} {point} against {question.good}")
+            decision = _decide(point, journal, measure, titles or {})
+            journal = journal.model_copy(update={"decisions": (*journal.decisions, decision)})
+            _write(directory, journal)
+        say(f"{question.kind} {point} is {decision.outcome}: {_shown(decision)}")
+        return decision.outcome
+
+    if decide(question.bad) == "bad":
+        search(question.points, decide)
+    return journal
+
+
+def _decide(point: str, journal: Journal, measure: Measure, titles: Mapping[str, str]) -> Decision:
+    """Measure ``point`` until it is good or bad, or blocks run out."""
+    question, ends = journal.question, journal.of(journal.question.bad)
+    # A figure needs no pair: the good end's is known once the ends are compared.
+    points = (point,) if question.exact and ends else (question.good, point)
+    decision = Decision(point=point, outcome="open", value=None, blocks=0)
+    for blocks in question.looks:
+        report = measure(f"{question.kind}-{point}", points, blocks)
+        rows = {row["step"]: row for row in report["rows"]}
+        look = _look_at_figures if question.exact else _look_at_ratios
+        decision = decision.model_copy(
+            update={
+                "title": titles.get(point) or rows[point]["title"],
+                "blocks": blocks,
+                **look(rows, point, question, ends),
+            }
+        )
+        if decision.outcome != "open":
+            break
+    return decision
+
+
+def _look_at_ratios(
+    rows: Mapping[str, Document], point: str, question: Question, ends: Decision | None
+) -> Document:
+    found = ratios(rows[point], rows[question.good], question.metric)
+    if not found:
+        return {}
+    logs = np.log(found)
+    seen: Document = {"value": math.exp(hodges_lehmann(logs)), "blocks": len(found)}
+    with contextlib.suppress(ValueError):  # too few blocks for an interval
+        low, high, _ = signed_rank_interval(logs, question.confidence)
+        interval = math.exp(low), math.exp(high)
+        rising = ends.value > 1 if ends and ends.value else None
+        outcome = judge_interval(*interval, by=question.by, rising=rising)
+        seen |= {"interval": interval, "outcome": outcome}
+    return seen
+
+
+def _look_at_figures(
+    rows: Mapping[str, Document], point: str, question: Question, ends: Decision | None
+) -> Document:
+    value = figure(rows[point], question.metric)
+    good = ends.good_value if ends else figure(rows[question.good], question.metric)
+    bad = ends.value if ends else value
+    if value is None or good is None or bad is None:
+        return {}
+    outcome = judge_figure(value, good=good, bad=bad, by=question.by)
+    return {"value": value, "good_value": good, "outcome": outcome}
+
+
+def figure(row: Document, metric: str) -> float | None:
+    """An exact metric of a report's row; no lists are lists of length 0."""
+    if row["traced_stack_rx_pps"] is None:  # nothing was traced, or all of it is void
+        return None
+    found = row[metric]
+    return 0.0 if found is None and metric.startswith("list_len") else found
+
+
+def result(journal: Journal) -> Document:
+    """The journal with what follows from it: ``outcome``, ``between`` and ``found``."""
+    question = journal.question
+    ends = journal.of(question.bad)
+    shown = journal.model_dump(mode="json", by_alias=True)
+    shown |= {"outcome": "open", "between": [question.good, question.bad], "found": None}
+    shown["confidence"] = None if question.exact else question.confidence
+    if ends is not None and ends.outcome == "good":
+        shown["outcome"] = "no difference"
+    elif ends is not None and ends.outcome == "bad":
+        known = {made.point: made.outcome for made in journal.decisions}
+        good, bad = search(question.points, lambda point: known.get(point, "open"))
+        shown["between"] = [question.points[good], question.points[bad]]
+        if bad - good == 1:
+            decision = journal.of(question.points[bad])
+            assert decision is not None
+            shown["outcome"] = "found"
+            shown["found"] = {"point": decision.point, "title": decision.title}
+    return shown | {"sentence": _sentence(journal, shown)}
+
+
+def _sentence(journal: Journal, shown: Document) -> str:
+    question, kind = journal.question, journal.question.kind
+    whose, by = f"that of {kind} {question.good}", f"{100 * question.by:g}%"
+    if found := shown["found"]:
+        title = f" ({found['title']})" if found["title"] else ""
+        return (
+            f"the first {kind} at which {question.metric} differs from {whose} by at least {by} "
+            f"is {kind} {found['point']}{title}; {kind} {shown['between'][0]} does not yet"
+        )
+    ends = journal.of(question.bad)
+    if shown["outcome"] == "no difference" and ends:
+        return (
+            f"{question.metric} of {kind} {question.bad} does not differ from {whose} by {by}: "
+            f"{_shown(ends)}"
+        )
+    good, bad = shown["between"]
+    return f"inconclusive between {kind} {good} and {kind} {bad}"
+
+
+def require(shown: Document) -> None:
+    """Raise unless the search has found what it was for.
+
+    Raises:
+        ExpectationMissedError: the ends do not differ.
+        ExpectationOpenError: a decision stayed open.
+    """
+    if shown["outcome"] == "no difference":
+        raise ExpectationMissedError(shown["sentence"])
+    if shown["outcome"] == "open":
+        hint = "search again with more --max-blocks"
+        if shown["decisions"][0]["outcome"] == "bad" and shown["decisions"][0]["interval"]:
+            ends = percent(shown["decisions"][0]["value"])
+            hint += f"; the ends differ by {ends}, and --by half of that is decided soonest"
+        raise ExpectationOpenError(shown["sentence"], hint=hint)
+
+
+def table(journal: Journal) -> str:
+    """Every point that was decided, in the order of the points."""
+    question = journal.question
+    ends = journal.of(question.bad)
+    good = f"{ends.good_value:.6g}" if ends and ends.good_value is not None else "—"
+    rows = [[question.good, good, "good end", "", ""]]
+    for point in question.points:
+        if decision := journal.of(point):
+            shown = f"{decision.value:.6g}" if decision.good_value is not None else _shown(decision)
+            rows.append(
+                [point, shown, decision.outcome, str(decision.blocks), decision.title or ""]
+            )
+    how = f"\nagainst {question.good} ({question.confidence:.1%} interval)"
+    what = question.metric + ("" if question.exact else how)
+    headers = [question.kind, what, "verdict", "blocks", "title"]
+    return tabulate(rows, headers=headers, disable_numparse=True)
+
+
+def _shown(decision: Decision) -> str:
+    if decision.value is None:
+        return "not measured"
+    if decision.good_value is not None:
+        return f"{decision.value:.6g} where the good end has {decision.good_value:.6g}"
+    if decision.interval is None:
+        return percent(decision.value)
+    low, high = decision.interval
+    return f"{percent(decision.value)} ({percent(low)} … {percent(high)})"
+
+
+def _write(directory: Path, journal: Journal) -> None:
+    write_atomic(directory / JOURNAL, journal.model_dump_json(by_alias=True, indent=1).encode())

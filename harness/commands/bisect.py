@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: MIT
+"""``harness bisect``: the step or commit at which a metric moves."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness import bisect as bisection
+from harness import campaign, config, images, kernels, plan, samples
+from harness.analysis import analyse
+from harness.commands import hosts_option
+from harness.errors import ConfigurationError
+from harness.hosts.bed import Equipment, bootable_dut, equipment
+from harness.progress import Progress
+from harness.report import document
+
+
+@click.command()
+@click.option(
+    "--metric",
+    default="stack_rx_pps",
+    show_default=True,
+    type=click.Choice(bisection.METRICS),
+    help="What moves.",
+)
+@click.option("--good", required=True, help="Step (or commit) before it moved.")
+@click.option("--bad", required=True, help="Step (or commit) after it moved.")
+@click.option("--by", default="2%", show_default=True, help="How far it moves at least.")
+@click.option("--steps", help="Steps to search among; 0-8 if not given.")
+@click.option(
+    "--tree",
+    type=click.Path(path_type=Path),
+    help="Git tree whose commits to search, as they are, instead of the series.",
+)
+@click.option(
+    "--profile",
+    default="standard",
+    show_default=True,
+    type=click.Choice(plan.PROFILE_NAMES),
+    help="How long to measure in a boot.",
+)
+@click.option(
+    "--max-blocks",
+    default=18,
+    show_default=True,
+    type=click.IntRange(min=bisection.LOOK_BLOCKS),
+    help=f"Most blocks to decide a point; tried after every {bisection.LOOK_BLOCKS}.",
+)
+@click.option("--seed", type=int, help="Seed of the order of boots; drawn and stored if not given.")
+@click.option("--bed", "bed_name", help="Bed of hosts.yaml; its default_bed if not given.")
+@hosts_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Result directory; results/bisect-DATE if not."
+)
+@click.option("--resume", is_flag=True, help="Go on with the bisection in --out.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("table", "json")),
+    default="table",
+    show_default=True,
+    help="How to show it.",
+)
+def bisect(
+    metric: str,
+    good: str,
+    bad: str,
+    by: str,
+    steps: str | None,
+    tree: Path | None,
+    profile: str,
+    max_blocks: int,
+    seed: int | None,
+    bed_name: str | None,
+    hosts_path: Path | None,
+    out: Path | None,
+    resume: bool,
+    form: str,
+) -> None:
+    """Find the first step, or commit of a tree, at which a metric has moved.
+
+    \b
+    harness bisect --good 0 --bad 8                             a rate: an hour or so
+    harness bisect --good 0 --bad 8 --metric ip_rcv_per_packet  counted: a few boots
+    harness bisect --tree TREE --good v6.12 --bad HEAD          any range of commits
+    harness bisect --resume --out DIR …                         go on; the same options again
+
+    With --tree the ends are commits, and those between are searched along first
+    parents. The metric is taken to be a staircase that leads one way from good to bad: each
+    decision boots the step in the middle beside the good end and halves what is left.
+    A rate is decided when the interval of its ratio to the good end's is wholly beyond
+    --by or wholly within; until then blocks are added. Each decision errs at most one
+    time in twenty. What probes count exactly (ip_rcv_per_packet and list lengths) is
+    compared as it is, after one boot.
+
+    The exit code is 6 if the ends do not differ, and 7 if the measurement cannot tell.
+    """
+    hosts = config.load(config.locate(hosts_path))
+    bed = config.bed(hosts, bed_name)
+    bootable_dut(bed)
+    if tree and steps:
+        raise ConfigurationError("--tree and --steps exclude each other")
+    commits = kernels.commits_between(tree, good, bad) if tree else []
+    titles = {commit.name: commit.subject for commit in commits}
+    question = bisection.Question(
+        metric=metric,
+        by=_share(by),
+        kind="commit" if tree else "step",
+        points=tuple(titles) if tree else _between(good, bad, plan.parse_steps(steps or "0-8")),
+        max_blocks=max_blocks,
+        profile=profile,
+        bed=bed.name,
+    )
+    directory = (
+        out or Path("results") / f"bisect-{datetime.now().astimezone():%Y-%m-%dT%H-%M-%S}"
+    ).absolute()
+    journal = bisection.begin(
+        directory,
+        question,
+        seed=secrets.randbits(31) if seed is None else seed,
+        resume=resume,
+    )
+    with Progress() as progress:
+        progress.say(f"results: {directory}, seed {journal.seed}")
+
+        def build(points: Sequence[str], layouts: int) -> dict[str, tuple[kernels.Image, ...]]:
+            if tree:
+                touched = kernels.files_between(tree, good, bad)
+                return kernels.build_commits(
+                    tree, points, touched=touched, layouts=layouts, progress=progress
+                )
+            return kernels.layouts(hosts.kernel, points, layouts, progress=progress)
+
+        bench = _Bench(bed, hosts.load, journal, directory, build, progress)
+        journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
+    shown = bisection.result(journal) | {"virtual": bed.kind == "virtual"}
+    if form == "json":
+        click.echo(json.dumps(shown, indent=1))
+    else:
+        if shown["virtual"]:
+            click.echo("virtual bed: not a hardware figure\n")
+        click.echo(bisection.table(journal))
+        if shown["found"]:
+            click.echo(f"\n{shown['sentence']}")
+    bisection.require(shown)
+
+
+def _share(by: str) -> float:
+    """``2%`` as 0.02."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", by)
+    if match is None or not float(match[1]):
+        raise ConfigurationError(f"{by!r} is no share to move by", hint="write --by 2%")
+    return float(match[1]) / 100
+
+
+def _between(good: str, bad: str, steps: Sequence[str]) -> tuple[str, ...]:
+    """The steps from ``good`` to ``bad``, both included."""
+    for end in (good, bad):
+        if end not in steps:
+            raise ConfigurationError(
+                f"step {end} is not among those to search",
+                hint=f"steps to search among: {', '.join(steps)}",
+            )
+    first, last = steps.index(good), steps.index(bad)
+    if first >= last:
+        raise ConfigurationError(
+            f"the good end, step {good}, does not come before the bad end, step {bad}",
+            hint="good is what was before the metric moved, whichever way it moved",
+        )
+    return tuple(steps[first : last + 1])
+
+
+@dataclass
+class _Bench:
+    """Measures points as campaigns; kernels and equipment are made when first needed."""
+
+    bed: config.Bed
+    load: config.Load
+    journal: bisection.Journal
+    directory: Path
+    build: Callable[[Sequence[str], int], dict[str, tuple[kernels.Image, ...]]]
+    progress: Progress
+    equipment: Equipment | None = None
+
+    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
+        """The report of the campaign ``name``, in which ``points`` have ``blocks`` blocks."""
+        profile = self._profile(blocks)
+        with images.made_meanwhile():
+            built = self.build(points, min(profile.layouts, blocks))
+            self.equipment = self.equipment or equipment(
+                bootable_dut(self.bed), built[points[0]][0], self.progress
+            )
+        setup = campaign.Setup(
+            bed=self.bed,
+            load=self.load,
+            plan=plan.make_plan(points, profile, seed=self.journal.seed),
+            images=built,
+            equipment=self.equipment,
+        )
+        where = self.directory / name
+        record = campaign.record(setup, profile=setup.plan.profile.name)
+        if (where / "campaign.json").exists():
+            # Fewer blocks of one seed are the first of more.
+            kept = samples.read_campaign(where)
+            campaign.require_same(kept.model_copy(update={"order": record.order}), record)
+            record = record.model_copy(update={"id": kept.id, "created": kept.created})
+        samples.write_campaign(where, record)
+        campaign.run(setup, where, progress=self.progress)
+        return document(analyse(samples.ResultDirectory.open(where)))
+
+    def _profile(self, blocks: int) -> plan.Profile:
+        """Timed trials alone for a rate, traced ones alone for what probes count."""
+        question = self.journal.question
+        chosen = plan.profile(question.profile, bed_kind=self.bed.kind, blocks=blocks)
+        if question.exact:
+            return replace(chosen, warmups=0, trials=0, trace_blocks=blocks, slice_s=0.0, layouts=1)
+        return replace(chosen, trace_blocks=0)

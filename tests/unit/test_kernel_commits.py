@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""Kernels of the commits of a git tree: a tree of three files with the targets of a kernel's."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.errors import ConfigurationError
+from harness.kernels import Commit, build, build_commits, commits_between
+from harness.kernels.source import Worktree
+from harness.progress import Progress
+from tests.unit.test_kernel_source import git
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("make", "gcc", "mksquashfs"))),
+        reason="needs make, gcc and squashfs-tools",
+    ),
+]
+
+MAKEFILE = """\
+VERSION = 6
+PATCHLEVEL = 12
+allnoconfig:
+	cp $(KCONFIG_ALLCONFIG) $(O)/.config
+bzImage: $(addprefix $(O)/,$(addsuffix .o,$(basename $(wildcard *.c))))
+	mkdir -p $(O)/arch/x86/boot $(O)/arch/x86/include $(O)/include/config
+	cat $^ > $(O)/vmlinux
+	cp $(O)/vmlinux $(O)/arch/x86/boot/bzImage
+	echo 6.12.0$(LOCALVERSION) > $(O)/include/config/kernel.release
+$(O)/%.o: %.c
+	@echo "  CC      $*.o"
+	cp $< $@
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECEIVE_BATCHING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "_FREE_BYTES", 0)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A commit each that adds all, changes b, adds c, merges a side branch, takes c away."""
+    tree = tmp_path / "tree"
+    (tree / "arch/x86/include").mkdir(parents=True)
+    (tree / "include").mkdir()
+    for name in ("arch/x86/include/x.h", "include/y.h", "a.c", "b.c"):
+        (tree / name).write_text(f"{name}\n")
+    (tree / "Makefile").write_text(MAKEFILE)
+    git(tree, "init", "-q", "-b", "main")
+    commit(tree, "base")
+    (tree / "b.c").write_text("changed\n")
+    commit(tree, "net: change b")
+    (tree / "c.c").write_text("c\n")
+    commit(tree, "add c")
+    git(tree, "checkout", "-q", "-b", "side", "HEAD~2")
+    (tree / "side").write_text("side\n")
+    commit(tree, "aside")
+    git(tree, "checkout", "-q", "main")
+    git(tree, "merge", "-q", "--no-edit", "side")
+    (tree / "c.c").unlink()
+    commit(tree, "remove c")
+    return tree
+
+
+def commit(tree: Path, subject: str) -> None:
+    git(tree, "add", "--all")
+    git(tree, "commit", "-q", "-m", subject)
+
+
+def images(tree: Path, *names: str) -> dict[str, build.Image]:
+    with Progress(bars=False) as progress:
+        made = build_commits(tree, names, touched=[], layouts=1, progress=progress)
+    return {name: images[0] for name, images in made.items()}
+
+
+def compiled(image: build.Image) -> list[str]:
+    log = (image.directory / "build.log").read_text()
+    return sorted(line.split()[1] for line in log.splitlines() if line.startswith("  CC "))
+
+
+def state(tree: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+
+
+def test_a_range_goes_along_first_parents(tree: Path) -> None:
+    found = commits_between(tree, "main~4", "main")
+    assert [c.subject for c in found] == [
+        "base", "net: change b", "add c", "Merge branch 'side'", "remove c"
+    ]  # fmt: skip
+    assert all(len(c.name) == 12 for c in found)
+    assert found[0] == Commit(git(tree, "rev-parse", "--short=12", "main~4").strip(), "base")
+    assert [c.subject for c in commits_between(tree, "side", "main")][1:] == [
+        "net: change b", "add c", "Merge branch 'side'", "remove c"
+    ]  # fmt: skip
+
+
+def test_each_commit_is_built_from_what_the_last_one_left(tree: Path) -> None:
+    before = state(tree)
+    base, changed, added, _, removed = (c.name for c in commits_between(tree, "main~4", "main"))
+    made = images(tree, base, removed, added, changed)
+    texts = {name: image.kernel.read_text() for name, image in made.items()}
+    assert texts == {
+        base: "a.c\nb.c\n", changed: "a.c\nchanged\n", added: "a.c\nchanged\nc\n",
+        removed: "a.c\nchanged\n",
+    }  # fmt: skip
+    assert [compiled(made[name]) for name in (base, removed, added, changed)] == [
+        ["a.o", "b.o"], ["b.o"], ["c.o"], []
+    ]  # fmt: skip
+    assert all(f"-g{name}-" in image.release for name, image in made.items())
+    assert len({image.release for image in made.values()}) == 4
+    assert made[added].step == added
+    assert state(tree) == before
+    again = images(tree, added)
+    assert again[added] == made[added]
+
+
+def test_a_repository_with_settings_of_its_own_is_only_read(tree: Path) -> None:
+    git(tree, "sparse-checkout", "set", "include")
+    git(tree, "config", "core.splitIndex", "true")
+    before = state(tree)
+    worktree = Worktree(tree)
+    worktree.move_to("main~2")
+    assert (worktree.directory / "c.c").read_text() == "c\n"
+    assert (worktree.directory / "arch/x86/include/x.h").exists()
+    assert worktree.move_to("main~3") == [worktree.directory / "c.c"]
+    assert not (worktree.directory / "c.c").exists()
+    assert state(tree) == before
+
+
+def test_a_move_that_was_interrupted_is_put_right(tree: Path) -> None:
+    worktree = Worktree(tree)
+    worktree.move_to("main~4")
+    (worktree.directory / "b.c").write_text("half of\n")
+    (worktree.directory.parent / "index.lock").touch()
+    worktree.move_to("main~4")
+    assert (worktree.directory / "b.c").read_text() == "b.c\n"
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "told"),
+    [
+        ("main", "main", "are the same commit"),
+        ("main", "main~1", "main is no ancestor of main~1"),
+        ("side", "main~2", "side is no ancestor"),
+        ("v9", "main", "has no commit 'v9'"),
+        ("--all", "main", "has no commit '--all'"),
+    ],
+)
+def test_what_is_no_range(tree: Path, good: str, bad: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        commits_between(tree, good, bad)
+
+
+def test_what_is_no_repository(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no kernel tree"):
+        commits_between(tmp_path / "no", "a", "b")
+    with pytest.raises(ConfigurationError, match="has no commit"):
+        commits_between(tmp_path, "a", "b")
+
+
+def test_the_tree_s_own_error_is_told(tree: Path) -> None:
+    (tree / "Makefile").write_text(MAKEFILE + "\nbzImage: missing\n")
+    commit(tree, "break it")
+    with pytest.raises(build.KernelError, match="No rule to make target 'missing'"):
+        images(tree, git(tree, "rev-parse", "--short=12", "HEAD").strip())
+    assert subprocess.run(["git", "-C", str(tree), "diff", "--quiet"]).returncode == 0
