@@ -53,7 +53,7 @@ def test_a_rate_that_passes_by_chance_gives_way_to_one_that_holds() -> None:
     assert tried[-5:] == [(found, True)] * 5
 
 
-def _with_extras(boot: Json, block: int, _position: int, step: str) -> Json:
+def with_extras(boot: Json, block: int, _position: int, step: str) -> Json:
     """Step 8 costs a tenth less, waits 4 % longer in one cell and takes a fifth more."""
     better = step == "8"
     rng = random.Random(10 * block + better)
@@ -89,7 +89,7 @@ def _with_extras(boot: Json, block: int, _position: int, step: str) -> Json:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Json:
     root = make_campaign(
-        tmp_path_factory.mktemp("beside"), effects={"0": 1, "8": 1}, blocks=6, edit=_with_extras
+        tmp_path_factory.mktemp("beside"), effects={"0": 1, "8": 1}, blocks=6, edit=with_extras
     )
     return document(analyse(ResultDirectory.open(root)))
 
@@ -129,7 +129,7 @@ def test_the_reports_show_measures_and_what_could_be_resolved(report: Json) -> N
 
 def test_a_paced_trial_off_its_rate_is_void(tmp_path: Path) -> None:
     def edit(boot: Json, block: int, position: int, step: str) -> Json:
-        boot = _with_extras(boot, block, position, step)
+        boot = with_extras(boot, block, position, step)
         for found in boot["trials"]:
             if found["kind"] == "paced":
                 found["paced_pps"] = round(_PACED_PPS * 1.1)
