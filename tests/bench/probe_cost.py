@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: MIT
 """What a probe costs in packets/s: none, ours, and bpftrace's one-liner on the same function.
 
-All in one boot of a guest, under the load of a campaign, in turn; what is compared was
-measured right after each other. The one-liner does what the probe does: it takes the
-packets of one interface, walks the list and adds its length to a histogram. The last
-rows are all probes together, as in a trace trial and as in a session of `harness trace`.
+All in one boot of a guest, in turn; what is compared was measured right after each
+other. Load and sink are those of :mod:`tests.bench.nic_throughput`: frames from a packet
+ring, more than the guest can take, to a socket that nobody reads. A second is one of CPU
+time of the vCPU that receives, so that what else runs on this machine counts for less.
+
+The one-liner does what the probe does: it takes the packets of one interface, walks the
+list and adds its length to a histogram. The last rows are all probes together, as in a
+trace trial and as in a session of ``harness trace``.
 """
 
 from __future__ import annotations
@@ -21,10 +25,12 @@ from pathlib import Path
 
 from harness import campaign, config, kernels, plan, process
 from harness.errors import ConfigurationError, InfrastructureError
-from harness.hosts.bed import RunningBed, equipment, virtual_bed
+from harness.hosts import netns
+from harness.hosts.bed import RunningBed, equipment, machine_cpus, virtual_bed
 from harness.hosts.channel import agent_archive
 from harness.progress import Progress
 from tests.bench import command, ranged, show, spread
+from tests.bench.nic_throughput import Machine, Nic, Setup, blaster, sink
 
 TRACEPOINT = "netif_receive_skb"
 LISTS = (
@@ -45,13 +51,13 @@ SINGLE = (
     "rawtracepoint:{function} /((struct sk_buff *)arg0)->dev->ifindex == {ifindex}/ "
     "{{ @packets = count(); }}"
 )
-_SETTLE_S = 1.0
+_RAMP_S = 1.0
 _GUEST = Path(__file__).with_name("probe_guest.py")
 
 
 @dataclass(kw_only=True)
 class Probe:
-    """What is attached in its turns, and what was measured then, in packets/s."""
+    """What is attached in its turns, and what was measured then: packets/s of CPU time."""
 
     name: str
     requests: dict[str, list[str]]
@@ -114,15 +120,23 @@ def guest_side(bed: RunningBed) -> Iterator[Callable[[list[str]], str]]:
         process.end(running)
 
 
-def rate(bed: RunningBed, window_s: float) -> float:
-    """Packets/s that enter IP."""
-    time.sleep(_SETTLE_S)
-    window = bed.dut.call(
-        "window", interface=bed.dut_interface, duration_s=window_s, within_s=window_s + 60
-    )
-    start, end = window["start"], window["end"]
-    received = end["snmp"]["Ip"]["InReceives"] - start["snmp"]["Ip"]["InReceives"]
-    return float(received * 1e9 / (end["monotonic_ns"] - start["monotonic_ns"]))
+def cpu_s(thread_id: int) -> float:
+    """CPU time that a thread has had."""
+    return int(Path(f"/proc/{thread_id}/schedstat").read_text().split()[0]) / 1e9
+
+
+def rate(at: Machine, nic: Nic, setup: Setup, thread_id: int) -> float:
+    """Packets that enter IP in a second of the thread's CPU time."""
+    with blaster(at, nic, setup):
+        time.sleep(_RAMP_S)
+        start, start_s = (
+            at.dut.call("counters", interface=at.interfaces[nic.model]),
+            cpu_s(thread_id),
+        )
+        time.sleep(setup.window_s)
+        end, end_s = at.dut.call("counters", interface=at.interfaces[nic.model]), cpu_s(thread_id)
+    received: int = end["snmp"]["Ip"]["InReceives"] - start["snmp"]["Ip"]["InReceives"]
+    return received / (end_s - start_s)
 
 
 def main() -> None:
@@ -151,10 +165,22 @@ def main() -> None:
                 ["cat", f"/sys/class/net/{running.dut_interface}/ifindex"]
             )
             every = probes(int(shown.stdout))
-            with guest_side(running) as attach:
+            nic = Nic(model="ef10", number=0, sender=running.generator_interface)
+            at = Machine(
+                dut=running.dut,
+                namespace=netns.Namespace(agent=running.generator, mac=running.generator_mac),
+                interfaces={nic.model: running.dut_interface},
+                drivers={},
+            )
+            setup = Setup(
+                window_s=chosen.window_s,
+                irq_cpu=bed.placement.irq_cpu,
+                sender_cpu=machine_cpus(bed).netperf[0],
+            )
+            with guest_side(running) as attach, sink(running.guest):
                 attach([])
-                campaign.start_netserver(bed, running)
-                campaign.start_netperf(bed, hosts.load, running)
+                vcpu = running.guest.vcpu_threads[setup.irq_cpu]
+                rate(at, nic, setup, vcpu)
                 for number in range(chosen.rounds):
                     with progress.task(f"round {number + 1}/{chosen.rounds}"):
                         for probe in every:
@@ -162,7 +188,7 @@ def main() -> None:
                             turn = number % len(turns)
                             for name, request in turns[turn:] + turns[:turn]:
                                 attach(request)
-                                taken = rate(running, chosen.window_s)
+                                taken = rate(at, nic, setup, vcpu)
                                 probe.rates.setdefault(name, []).append(taken)
     rows = []
     for probe in every:
