@@ -18,8 +18,8 @@ from harness.hosts.channel import Agent
 
 TRUTH = "tracepoint_netif_receive_skb"
 _ATTACH_S = 240.0
-# Why a list is split, by the stage its parts go to: the one reason there is if they are
-# of one device, and what else than that stage there is for packets.
+# By the stage that gets the parts of a list: what they differ in, unless it is the device,
+# and who may take packets off before.
 _WHY = {
     "__netif_receive_skb_list_core": ("memory reserve", "other CPUs by RPS, timestamping"),
     "__netif_receive_skb_list_ptype": ("packet type", "taps, tc, a bridge or drop"),

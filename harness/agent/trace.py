@@ -323,9 +323,9 @@ class _Program:
         try:
             self._bpf.attach_raw_tracepoint(tp=tracepoint, fn_name=b"tracepoint_" + tracepoint)
         except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
-            stage.why = str(error)
+            stage.attach, stage.why = None, str(error)
         else:
-            stage.attach = "tracepoint"
+            stage.attach, stage.why = "tracepoint", None
             self._detachers.append(lambda: self._bpf.detach_raw_tracepoint(tp=tracepoint))
 
     def _attach_kprobe(self, stage: _Stage) -> None:

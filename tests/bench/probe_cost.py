@@ -146,7 +146,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--step", default="8", help="kernel: a step of the series (default: 8)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each (default: 5)")
+    parser.add_argument("--rounds", type=int, default=6, help="turns of each (default: 6)")
     parser.add_argument("--window-s", type=float, default=3.0, help="default: 3")
     parser.add_argument("--hosts", type=Path, help="hosts.yaml to use")
     parser.add_argument("--json", action="store_true")
