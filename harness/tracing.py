@@ -8,14 +8,25 @@ packets since the session began.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from harness.hosts.channel import Agent
 
 TRUTH = "tracepoint_netif_receive_skb"
 _ATTACH_S = 240.0
+# By the stage that gets the parts of a list: what they differ in, unless it is the device,
+# and who may take packets off before.
+_WHY = {
+    "__netif_receive_skb_list_core": ("memory reserve", "other CPUs by RPS, timestamping"),
+    "__netif_receive_skb_list_ptype": ("packet type", "taps, tc, a bridge or drop"),
+    "ip_list_rcv": ("packet type", "other packet types"),
+    "ip_sublist_rcv": ("device", "drop"),
+    "ip_sublist_rcv_finish": ("destination", "netfilter or drop"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +43,33 @@ class StageCounts:
     """Lists longer than the last of ``lengths``."""
     by_cpu: dict[str, int]
     """Packets, by CPU."""
+    by_queue: dict[str, int]
+    """The same by receive queue, that of a list's first packet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What became of the lists of one stage on their way to the next."""
+
+    at: str
+    to: str
+    lists: int
+    sublists: int
+    why: dict[str, int]
+    """How often a list was split, by what differed."""
+    taken: int
+    """Packets that did not go on to ``to``."""
+    taken_by: str
+    """Where such packets may go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """Packets dropped by one function of the kernel for one reason."""
+
+    function: str
+    reason: str
+    packets: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +84,9 @@ class Reading:
     per_skb: dict[str, int]
     """Packets handled one by one, by function."""
     stages: tuple[StageCounts, ...]
+    splits: tuple[Split, ...]
+    drops: tuple[Drop, ...] | None
+    """On the lists or after them, most packets first; None where the kernel gives no reasons."""
     missed: int
 
     def record(self) -> dict[str, Any]:
@@ -112,8 +153,30 @@ def _reading(first: dict[str, Any], last: dict[str, Any], now: dict[str, Any]) -
                 lengths=tuple(stage["lengths"]),
                 overflow=stage["overflow"],
                 by_cpu=stage["by_cpu"],
+                by_queue=stage["by_queue"],
             )
             for stage in now["stages"]
         ),
+        splits=tuple(
+            _split(stage, to["name"]) for stage, to in pairwise(now["stages"]) if to["name"] in _WHY
+        ),
+        drops=None
+        if now["drops"] is None
+        else tuple(sorted((Drop(**drop) for drop in now["drops"]), key=lambda drop: -drop.packets)),
         missed=now["missed"],
+    )
+
+
+def _split(stage: dict[str, Any], to: str) -> Split:
+    reason, taken_by = _WHY[to]
+    why = Counter({reason: stage["splits"][0]})
+    why["device"] += stage["splits"][1]
+    return Split(
+        at=stage["name"],
+        to=to,
+        lists=stage["calls"] - stage["lengths"][0],
+        sublists=stage["sublists"],
+        why={reason: count for reason, count in why.items() if count},
+        taken=stage["packets"] - stage["passed"],
+        taken_by=taken_by,
     )

@@ -32,6 +32,12 @@ _ASKED_FOR = (
     "arch/x86/include/asm/page.h",
 )
 _READ_FIRST = "include/linux/kconfig.h"
+_READ = {
+    "SKB_DEV": ("sk_buff", "dev"),
+    "DEV_IFINDEX": ("net_device", "ifindex"),
+    "SKB_QUEUE": ("sk_buff", "queue_mapping"),
+    "SKB_IIF": ("sk_buff", "skb_iif"),
+}
 _TREE_VARIABLE = "BCC_KERNEL_SOURCE"
 _HINT = (
     "without BTF bcc needs the kernel's prepared headers at /lib/modules/RELEASE/build, "
@@ -81,11 +87,9 @@ def compiled(source: str, flags: list[str], *, program_dir: str | None = None) -
 def _offsets() -> list[str]:
     """Where the kernel keeps what the program reads; empty without BTF."""
     with contextlib.suppress(OSError, ValueError):
-        offsets = Btf(VMLINUX.read_bytes()).member_offsets(
-            ("sk_buff", "dev"), ("net_device", "ifindex")
-        )
+        offsets = Btf(VMLINUX.read_bytes()).member_offsets(*_READ.values())
         if offsets is not None:
-            return [f"-DSKB_DEV={offsets[0]}", f"-DDEV_IFINDEX={offsets[1]}"]
+            return [f"-D{name}={at}" for name, at in zip(_READ, offsets, strict=True)]
     return []
 
 

@@ -26,8 +26,9 @@ from .inventory import existing
 
 _SOURCE = "receive_lists.bpf.c"
 _TRACEFS = Path("/sys/kernel/tracing")
-_STAGE = re.compile(r"^STAGE\((count_\w+), (\d+), (\w+)\)$", re.MULTILINE)
+_STAGE = re.compile(r"^(SESSION_)?STAGE\((count_\w+), (\d+), (\w+)\)$", re.MULTILINE)
 _TRACEPOINT = "netif_receive_skb"
+_DROP = "kfree_skb"
 _SAMPLE_S = 0.2
 
 
@@ -152,21 +153,22 @@ class Tracer:
     def watch(self, *, interface: str, program_dir: str | None = None) -> dict[str, Any]:
         """Count from now on what arrives on ``interface``, until :meth:`detach`."""
         index = socket.if_nametoindex(existing(interface))
-        program = self._compiled(program_dir)
+        program = self._compiled(program_dir, session=True)
         program.attach()
         program.count(0)
         program.clear()
         self._lost = program.lost()
         program.count(index)
-        return {"stages": [stage.shown() for stage in program.stages]}
+        return {"stages": [stage.shown() for stage in (*program.stages, program.dropped)]}
 
     def read(self) -> dict[str, Any]:
-        """All that was counted since :meth:`watch`; counting goes on."""
+        """All that was counted since :meth:`watch`, splits and drops too; counting goes on."""
         if self._program is None or not self._program.attached:
             raise AgentError("nothing is watched", kind="configuration")
         return {
             "monotonic_ns": time.monotonic_ns(),
             **self._program.counts(),
+            "drops": self._program.drops(),
             "missed": self._program.lost() - self._lost,
         }
 
@@ -176,34 +178,39 @@ class Tracer:
             self._program.detach()
             self._program = None
 
-    def _compiled(self, program_dir: str | None) -> _Program:
+    def _compiled(self, program_dir: str | None, *, session: bool = False) -> _Program:
         source = probe_source(_SOURCE, program_dir)
-        if self._program is None or self._program.source != source:
+        kept = self._program
+        if kept is None or (kept.source, kept.session) != (source, session):
             self.close()
-            self._program = _Program(source, program_dir)
-        return self._program
+            self._program = kept = _Program(source, program_dir, session=session)
+        return kept
 
 
 class _Program:
     """The compiled program and what of it is attached."""
 
-    def __init__(self, source: str, program_dir: str | None) -> None:
+    def __init__(self, source: str, program_dir: str | None, *, session: bool) -> None:
         if os.geteuid() != 0:
             raise AgentError("tracing needs root on this host", kind="configuration")
         self.source = source
+        self.session = session
         self.attached = False
         self.truth = _Stage(_TRACEPOINT, "count_skb", 1, function=f"net:{_TRACEPOINT}")
         probed = _probeable()
         self.stages = [
             _located(_Stage(name, handler, int(index)), probed)
-            for handler, index, name in _STAGE.findall(source)
+            for only_session, handler, index, name in _STAGE.findall(source)
+            if session or not only_session
         ]
+        self.dropped = _Stage(f"skb:{_DROP}", "count_drop", 0)
+        self._flags = ["-DSESSION"] if session else []
         self._program_dir = program_dir
         self._detachers: list[Callable[[], None]] = []
         self._group = f"receive_lists_{os.getpid()}"
         _sweep()
         self._with_kprobes = False
-        self._bpf = compiled(source, [], program_dir=program_dir)
+        self._bpf = compiled(source, self._flags, program_dir=program_dir)
 
     def attach(self) -> None:
         """Everything that can be; what cannot says why in its stage."""
@@ -217,15 +224,13 @@ class _Program:
             for stage in self._present():
                 if not self._attach_fentry(stage):
                     self._attach_kprobe(stage)
-        try:
-            self._bpf.attach_raw_tracepoint(
-                tp=_TRACEPOINT.encode(), fn_name=f"tracepoint_{_TRACEPOINT}".encode()
-            )
-        except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
-            self.truth.why = str(error)
-        else:
-            self.truth.attach = "tracepoint"
-            self._detachers.append(lambda: self._bpf.detach_raw_tracepoint(tp=_TRACEPOINT.encode()))
+        self._attach_tracepoint(self.truth, _TRACEPOINT)
+        if self.session:
+            self._reasons = _drop_reasons()
+            if self._reasons:
+                self._attach_tracepoint(self.dropped, _DROP)
+            else:
+                self.dropped.why = "this kernel gives no reasons"
 
     def detach(self) -> None:
         """Idempotent; the compiled program is kept."""
@@ -238,10 +243,12 @@ class _Program:
 
     def clear(self) -> None:
         """All counts to 0."""
-        for name in (b"list_stages", b"skb_stages"):
+        for name in (b"list_stages", b"skb_stages", *([b"nestings"] * self.session)):
             table = self._bpf[name]
             for key in range(len(table)):
                 table.clearitem(key)
+        if self.session:
+            self._bpf[b"drops"].clear()
 
     def counts(self) -> dict[str, Any]:
         """The counts of all CPUs together, as a trace reports them."""
@@ -265,6 +272,19 @@ class _Program:
                 f"tracepoint_{_TRACEPOINT}": sum(self._bpf[b"skb_stages"][self.truth.index]),
             },
         }
+
+    def drops(self) -> list[dict[str, Any]] | None:
+        """Packets dropped, by the function that did it and its reason; None if not counted."""
+        if self.dropped.attach is None:
+            return None
+        return [
+            {
+                "function": self._bpf.ksym(drop.location).decode(),
+                "reason": self._reasons.get(drop.reason, str(drop.reason)),
+                "packets": sum(per_cpu),
+            }
+            for drop, per_cpu in self._bpf[b"drops"].items()
+        ]
 
     def lost(self) -> int:
         """Events the kernel did not run the program for, since it was attached or loaded."""
@@ -298,6 +318,16 @@ class _Program:
         stage.attach, stage.why = "fentry", None
         return True
 
+    def _attach_tracepoint(self, stage: _Stage, name: str) -> None:
+        tracepoint = name.encode()
+        try:
+            self._bpf.attach_raw_tracepoint(tp=tracepoint, fn_name=b"tracepoint_" + tracepoint)
+        except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
+            stage.attach, stage.why = None, str(error)
+        else:
+            stage.attach, stage.why = "tracepoint", None
+            self._detachers.append(lambda: self._bpf.detach_raw_tracepoint(tp=tracepoint))
+
     def _attach_kprobe(self, stage: _Stage) -> None:
         """By way of tracefs: the only place where a kernel of any age counts missed kprobes."""
         events = _TRACEFS / "kprobe_events"
@@ -330,13 +360,14 @@ class _Program:
             return
         self._with_kprobes = True
         self._detach_all()
-        self._bpf = compiled(self.source, ["-DKPROBES"], program_dir=self._program_dir)
+        flags = [*self._flags, "-DKPROBES"]
+        self._bpf = compiled(self.source, flags, program_dir=self._program_dir)
         lists = next(stage.name for stage in self.stages if stage.handler == "count_list")
         try:
             self._bpf.load_func(f"kprobed_{lists}".encode(), bcc().BPF.KPROBE)
         except Exception:  # noqa: BLE001 - bcc raises nothing narrower
             # A verifier that takes no loops, before Linux 5.3.
-            flags = ["-DKPROBES", "-DUNROLLED"]
+            flags.append("-DUNROLLED")
             self._bpf = compiled(self.source, flags, program_dir=self._program_dir)
 
     def _detach_all(self) -> None:
@@ -363,6 +394,14 @@ def _probeable() -> list[str]:
     )
 
 
+def _drop_reasons() -> dict[int, str]:
+    """Names of the reasons that skb:kfree_skb has, by number; none before Linux 5.17."""
+    with contextlib.suppress(OSError):
+        shape = (_TRACEFS / "events" / "skb" / _DROP / "format").read_text()
+        return {int(n): name for n, name in re.findall(r'\{ (\d+), "(\w+)" \}', shape)}
+    return {}
+
+
 def _located(stage: _Stage, probeable: list[str]) -> _Stage:
     # The list head is the first argument and never a constant: it stays the first in a clone.
     clone = re.compile(re.escape(stage.name) + r"(\.(constprop|isra)\.\d+)*")
@@ -377,7 +416,17 @@ def _added(per_cpu: Any) -> dict[str, Any]:
     """struct stage_counts of every CPU as one."""
     lengths = [sum(column) for column in zip(*(cpu.lengths for cpu in per_cpu), strict=True)]
     called = [cpu for cpu in per_cpu if cpu.calls]
-    return {
+    session = {}
+    if hasattr(per_cpu[0], "queues"):
+        queues = [sum(column) for column in zip(*(cpu.queues for cpu in per_cpu), strict=True)]
+        session = {
+            "by_queue": {str(n): packets for n, packets in enumerate(queues[:-1]) if packets}
+            | ({"other": queues[-1]} if queues[-1] else {}),
+            "sublists": sum(cpu.sublists for cpu in per_cpu),
+            "passed": sum(cpu.passed for cpu in per_cpu),
+            "splits": [sum(cpu.splits[i] for cpu in per_cpu) for i in (0, 1)],
+        }
+    return session | {
         "calls": sum(cpu.calls for cpu in called),
         "packets": sum(cpu.packets for cpu in called),
         "by_cpu": {str(n): cpu.packets for n, cpu in enumerate(per_cpu) if cpu.calls},

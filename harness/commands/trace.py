@@ -20,11 +20,13 @@ from harness.hosts.ssh import SshTarget
 from harness.progress import Progress
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 _WIDTH = 120
 _BARS = 22
 _BLOCKS = " ▁▂▃▄▅▆▇█"
+_DROPS = 6
 
 
 @click.command()
@@ -56,6 +58,8 @@ def trace(
     hosts_file: Path | None,
 ) -> None:
     """Show how long the lists of packets are on HOST, stage by stage, as they come.
+
+    Below that, where and why they are split, and who took packets off them.
 
     \b
     harness trace                        the default bed's guest, step 8, under load
@@ -147,12 +151,23 @@ def _screen(name: str, probes: list[tracing.Probe]) -> Iterator[Callable[[tracin
         how = f"by {probe.attach}" if probe.attach else f"not probed: {probe.why}"
         console.print(f"{probe.name}: {how}", markup=False, highlight=False)
     with Live(console=console, auto_refresh=False) as live:
-        yield lambda reading: live.update(_table(name, reading), refresh=console.is_terminal)
+        yield lambda reading: live.update(_tables(name, reading), refresh=console.is_terminal)
     if not console.is_terminal:
         console.print()
 
 
-def _table(name: str, reading: tracing.Reading) -> Table:
+def _tables(name: str, reading: tracing.Reading) -> Group:
+    from rich.console import Group
+
+    shown = [_stages(name, reading)]
+    if reading.splits:
+        shown.append(_splits(reading.splits))
+    if reading.drops:
+        shown.append(_drops(reading.drops))
+    return Group(*shown)
+
+
+def _stages(name: str, reading: tracing.Reading) -> Table:
     from rich.table import Table
 
     shown = Table(
@@ -167,6 +182,7 @@ def _table(name: str, reading: tracing.Reading) -> Table:
         shown.add_column(column, justify="right", no_wrap=True, min_width=width)
     shown.add_column("lengths 1 … 64, >64", no_wrap=True, min_width=_BARS)
     shown.add_column("CPU", no_wrap=True)
+    shown.add_column("queue", no_wrap=True)
     for stage in reading.stages:
         lists = sum(stage.lengths[1:]) + stage.overflow
         shown.add_row(
@@ -176,17 +192,51 @@ def _table(name: str, reading: tracing.Reading) -> Table:
             f"{stage.packets / lists:.1f}" if lists else "—",
             _histogram([*stage.lengths[1:], stage.overflow]),
             _shares(stage.by_cpu),
+            _shares(stage.by_queue),
         )
     for function, packets in reading.per_skb.items():
-        shown.add_row(function, "", f"{packets:,}", "", "one by one", "")
+        shown.add_row(function, "", f"{packets:,}", "", "one by one", "", "")
     return shown
 
 
-def _shares(by_cpu: dict[str, int]) -> str:
-    if len(by_cpu) < 2:
-        return "".join(by_cpu)
-    total = sum(by_cpu.values()) or 1
-    return ", ".join(f"{cpu}: {packets / total:.0%}" for cpu, packets in by_cpu.items())
+def _splits(splits: tuple[tracing.Split, ...]) -> Table:
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("\nsplit in", no_wrap=True)
+    for column, width in (("lists", 9), ("into", 11)):
+        shown.add_column(f"\n{column}", justify="right", no_wrap=True, min_width=width)
+    shown.add_column("\nwhy (times)", min_width=_BARS)
+    shown.add_column("\ntaken off", justify="right", no_wrap=True)
+    shown.add_column("\nby")
+    for split in splits:
+        shown.add_row(
+            split.at,
+            f"{split.lists:,}",
+            f"{split.sublists:,}",
+            ", ".join(f"{reason} ({times:,})" for reason, times in split.why.items()) or "—",
+            f"{split.taken:,}",
+            split.taken_by if split.taken else "",
+        )
+    return shown
+
+
+def _drops(drops: tuple[tracing.Drop, ...]) -> Table:
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    for column in ("dropped in", "packets", "reason"):
+        shown.add_column(f"\n{column}", justify="right" if column == "packets" else "left")
+    for drop in drops[:_DROPS]:
+        shown.add_row(drop.function, f"{drop.packets:,}", drop.reason)
+    return shown
+
+
+def _shares(packets_by: dict[str, int]) -> str:
+    if len(packets_by) < 2:
+        return "".join(packets_by)
+    total = sum(packets_by.values()) or 1
+    return ", ".join(f"{key}: {packets / total:.0%}" for key, packets in packets_by.items())
 
 
 def _histogram(counts: list[int], width: int = _BARS) -> str:

@@ -31,11 +31,12 @@ _PACKET_VERSION, _PACKET_TX_RING, _PACKET_QDISC_BYPASS = 10, 13, 20
 _LEAST_FRAME = 60
 
 
-def frame(source: tuple[str, str], target: tuple[str, str], source_port: int) -> bytes:
+def frame(
+    source: tuple[str, str], target: tuple[str, str], source_port: int, data: bytes = b"\0"
+) -> bytes:
     """The frame of one datagram; ``source`` and ``target`` are MAC and IPv4 addresses."""
     (from_mac, from_ip), (to_mac, to_ip) = source, target
     addresses = IPv4Address(from_ip).packed + IPv4Address(to_ip).packed
-    data = b"\0"
     length = 8 + len(data)
     udp = struct.pack("!HHH", source_port, PORT, length)
     udp += struct.pack("!H", _checksum(addresses + struct.pack("!HH", 17, length) + udp + data))

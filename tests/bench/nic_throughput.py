@@ -190,17 +190,26 @@ def machine(
                 peer={"address": nic.address(2), "mac": nic.mac},
                 within_s=60,
             )
-        sink = subprocess.Popen(
-            guest.ssh.argv(["python3", "-c", _SINK, str(PORT)]),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        up.callback(process.end, sink)
-        if not (sink.stdout and sink.stdout.readline()):
-            raise InfrastructureError("the guest has no socket for the load")
+        up.enter_context(sink(guest))
         yield Machine(dut=dut, namespace=namespace, interfaces=interfaces, drivers=drivers)
+
+
+@contextmanager
+def sink(guest: qemu.Guest) -> Iterator[None]:
+    """A socket in ``guest`` that takes the load."""
+    taking = subprocess.Popen(
+        guest.ssh.argv(["python3", "-c", _SINK, str(PORT)]),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        if not (taking.stdout and taking.stdout.readline()):
+            raise InfrastructureError("the guest has no socket for the load")
+        yield
+    finally:
+        process.end(taking)
 
 
 def open_tap(namespace: netns.Namespace, nic: Nic) -> int:

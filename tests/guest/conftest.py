@@ -68,9 +68,14 @@ class Beds:
         return virtual_bed(bed, self.built[step], self.equipment, self.directory)
 
 
-@pytest.fixture
-def beds(built: dict[str, kernels.Image], tmp_path: Path) -> Beds:
+def equipped(built: dict[str, kernels.Image], directory: Path) -> Beds:
+    """Beds that keep what they say in ``directory``."""
     dut = config.bed(config.load(config.locate(None))).dut
     assert isinstance(dut, config.QemuHost)
     with Progress() as progress:
-        return Beds(built, equipment(dut, built["0"], progress), tmp_path)
+        return Beds(built, equipment(dut, built["0"], progress), directory)
+
+
+@pytest.fixture
+def beds(built: dict[str, kernels.Image], tmp_path: Path) -> Beds:
+    return equipped(built, tmp_path)

@@ -124,7 +124,7 @@ def trial(host: Host, kind: str, index: int, pps: float, window_s: float, step: 
             "start": start,
             "end": end,
             "placement": {
-                "irq": {"30": {"0": 4000}},
+                "irq": {"30": {"0": 40}},
                 "processes": [{"pid": 99, "name": "netserver", "cpus": {"0": 20},
                                "affinity": [0]}],
             },

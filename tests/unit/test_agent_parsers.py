@@ -200,11 +200,32 @@ def test_every_stage_of_the_probe_has_a_place_of_its_own() -> None:
     source = compiler.probe_source("receive_lists.bpf.c", None)
     found = trace._STAGE.findall(source)
     for handler in ("count_list", "count_skb"):
-        numbers = [int(number) for name, number, _ in found if name == handler]
+        numbers = [int(number) for _, name, number, _ in found if name == handler]
         assert numbers == list(range(len(numbers)))
         assert numbers
-    assert f"#define LIST_STAGES {sum(name == 'count_list' for name, _, _ in found)}\n" in source
-    assert len({function for _, _, function in found}) == len(found)
+    assert f"#define LIST_STAGES {sum(name == 'count_list' for _, name, _, _ in found)}\n" in source
+    assert len({function for *_, function in found}) == len(found)
+    for told_orig_dev in ("__netif_receive_skb_list_ptype", "ip_list_rcv"):
+        [number] = [number for *_, number, function in found if function == told_orig_dev]
+        assert f"(index) == {number}" in source
+
+
+def test_drop_reasons_are_those_the_kernel_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "_TRACEFS", tmp_path)
+    assert trace._drop_reasons() == {}
+    event = tmp_path / "events" / "skb" / "kfree_skb"
+    event.mkdir(parents=True)
+    event.joinpath("format").write_text(
+        'print fmt: "skbaddr=%p protocol=%u location=%p", REC->skbaddr, REC->protocol\n'
+    )
+    assert trace._drop_reasons() == {}
+    event.joinpath("format").write_text(
+        'print fmt: "location=%pS reason: %s", REC->location, __print_symbolic(REC->reason, '
+        '{ 2, "NOT_SPECIFIED" }, { 12, "NETFILTER_DROP" })\n'
+    )
+    assert trace._drop_reasons() == {2: "NOT_SPECIFIED", 12: "NETFILTER_DROP"}
 
 
 def test_clones_the_compiler_made_are_probed_under_their_own_name() -> None:
