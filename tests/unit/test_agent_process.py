@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 
 import harness.agent
+from harness import images
 from harness.agent import journal
 from harness.agent.faults import AgentError
+from harness.progress import Progress
 
 pytestmark = pytest.mark.unit
 
@@ -335,12 +337,20 @@ def test_a_port_already_taken(agent: Callable[..., Agent], stand_in: Path) -> No
     assert error["hint"]
 
 
+@pytest.fixture(scope="module")
+def netperf_prefix() -> list[str]:
+    """What goes before the real netperf, which the generator of a virtual bed runs."""
+    with Progress(bars=False) as progress:
+        return images.tools(progress).netperf_prefix()
+
+
 @in_namespace
-@pytest.mark.skipif(shutil.which("netperf") is None, reason="needs netperf")
-def test_ten_netperf_streams(agent: Callable[..., Agent]) -> None:
+@pytest.mark.guest
+def test_ten_netperf_streams(agent: Callable[..., Agent], netperf_prefix: list[str]) -> None:
     one = agent()
-    one.call("netserver_start", address="10.9.9.1", port=4711, cpu=0)
-    load = {"target": "10.9.9.1", "port": 4711, "streams": 10, "cpus": [0]}
+    prefix = {"command_prefix": netperf_prefix}
+    one.call("netserver_start", address="10.9.9.1", port=4711, cpu=0, **prefix)
+    load = {"target": "10.9.9.1", "port": 4711, "streams": 10, "cpus": [0], **prefix}
     started = one.call("netperf_start", **load, message_bytes=1, duration_s=600, nice=5)
     assert len(started["pids"]) == 10
     window = one.call("window", interface="gen", duration_s=0.5, netserver=True)
@@ -376,10 +386,25 @@ def test_ten_netperf_streams(agent: Callable[..., Agent]) -> None:
 
 
 @in_namespace
-@pytest.mark.skipif(shutil.which("netperf") is None, reason="needs netperf")
-def test_netperf_without_a_netserver(agent: Callable[..., Agent]) -> None:
+@pytest.mark.guest
+def test_round_trips(agent: Callable[..., Agent], netperf_prefix: list[str]) -> None:
+    one = agent()
+    prefix = {"command_prefix": netperf_prefix}
+    one.call("netserver_start", address="10.9.9.1", port=4711, **prefix)
+    found = one.call("netperf_rr", target="10.9.9.1", port=4711, duration_s=1, cpu=0, **prefix)
+    assert 0 < found["min_us"] <= found["p50_us"] <= found["p90_us"] <= found["p99_us"]
+    assert found["transactions_per_s"] * found["mean_us"] == pytest.approx(1e6, rel=0.1)
+    assert one.end()[0] == 0
+
+
+@in_namespace
+@pytest.mark.guest
+def test_netperf_without_a_netserver(
+    agent: Callable[..., Agent], netperf_prefix: list[str]
+) -> None:
     one = agent()
     load = {"target": "10.9.9.1", "port": 4711, "cpus": [], "duration_s": 1}
+    load |= {"command_prefix": netperf_prefix}
     error = one.ask("netperf_start", **load)["error"]
     assert "is a netserver listening on 10.9.9.1 port 4711" in error["hint"]
 
