@@ -3,7 +3,7 @@
 # make check   set up what is missing, then every test
 # ARGS='…'     options for harness run, or for pytest under check
 .DEFAULT_GOAL := help
-.PHONY: help run check setup system lint clean
+.PHONY: help run check system lint clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,24 +22,24 @@ PACKAGES := $(PYTHON_BUILD) $(KERNEL_BUILD) $(KERNEL_SOURCE) $(GUEST_IMAGE) $(GU
 help:
 	@sed -n 's/^# make /make /p' Makefile
 
-run: setup
+run: system $(VENV)/installed
 	$(BIN)/harness run $(ARGS)
 
 check: PACKAGES += $(BROWSER)
-check: setup
+check: system $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -m '' $(ARGS)
 
-lint: setup
+lint: system $(VENV)/installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy
 
-setup: system $(VENV)/installed
-
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: EXTRAS :=
+$(VENV)/installed-dev: EXTRAS := [dev]
+$(VENV)/installed $(VENV)/installed-dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS)'
 	@touch $@
 
 system:
