@@ -24,9 +24,8 @@ from harness.plan import (
     profile,
 )
 
-# What surrounds the measured windows, to tell an evening from a coffee break.
-_BOOT_S = {"virtual": 40, "hardware": 240}
-_AROUND_TRIAL_S = 6
+# What surrounds the measured windows of a boot, to tell an evening from a coffee break.
+_BOOT_S = {"virtual": 28, "hardware": 240}
 
 
 @click.command()
@@ -69,8 +68,7 @@ def plan(
 def _lines(plan: Plan, bed: config.Bed) -> Iterator[str]:
     timing = plan.profile
     boots = sum(len(row) for row in plan.order)
-    trials = sum(len(list(timing.trials_of(boot.block))) for boot in plan.boots())
-    about_s = plan.measured_s() + boots * _BOOT_S[bed.kind] + trials * _AROUND_TRIAL_S
+    about_s = plan.measured_s() + boots * _BOOT_S[bed.kind]
     yield f"bed {bed.name} ({bed.kind}) · profile {timing.name} · seed {plan.seed}"
     yield (
         f"{timing.blocks} blocks × {len(plan.steps)} steps = {boots} boots, "
@@ -87,6 +85,11 @@ def _lines(plan: Plan, bed: config.Bed) -> Iterator[str]:
         "latency": "round trips with moderation and busy polling on and off",
         "ndr": "the highest rate without loss",
     }
+    if timing.layouts > 1:
+        yield (
+            f"each kernel is linked in {min(timing.layouts, timing.blocks)} layouts, which blocks "
+            "take in turn: where functions lie must not pass for what a patch does"
+        )
     if timing.extras:
         yield f"in each boot also: {', '.join(also[extra] for extra in timing.extras)}"
     if timing.slice_s:
