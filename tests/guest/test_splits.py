@@ -10,6 +10,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,7 @@ def traced(
     wire = netns.Namespace(agent=bed.generator, mac=bed.generator_mac)
     frames = itertools.islice(itertools.cycle(kinds), count)
     tracing.begin(bed.dut, bed.dut_interface)
+    before = bed.nic.counters()["rx_delivered"]
     if frozen:
         bed.guest.freeze()
     try:
@@ -97,6 +99,10 @@ def traced(
             text=True,
             check=True,
         )
+        deadline = time.monotonic() + 10
+        while frozen and bed.nic.counters()["rx_delivered"] < before + count:
+            assert time.monotonic() < deadline, "the NIC has not got all frames"
+            time.sleep(0.05)
     finally:
         if frozen:
             bed.guest.thaw()
