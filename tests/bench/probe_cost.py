@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import campaign, config, kernels, plan, process
+from harness import config, kernels, plan, process, workload
 from harness.errors import ConfigurationError, InfrastructureError
 from harness.hosts import netns
 from harness.hosts.bed import RunningBed, equipment, machine_cpus, virtual_bed
@@ -160,7 +160,7 @@ def main() -> None:
         image = kernels.images(hosts.kernel, [step], progress=progress)[step]
         made_with = equipment(bed.dut, image, progress)
         with virtual_bed(bed, image, made_with, Path(kept)) as running:
-            campaign.apply_settings(bed, running)
+            workload.apply_settings(bed, running)
             shown = running.guest.ssh.run(
                 ["cat", f"/sys/class/net/{running.dut_interface}/ifindex"]
             )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import campaign, config, kernels, process, tracing
+from harness import config, kernels, process, tracing, workload
 from harness.hosts import netns
 from harness.hosts.bed import RunningBed
 from harness.hosts.channel import agent_archive
@@ -66,7 +66,7 @@ def bed(
 ) -> Iterator[RunningBed]:
     named = config.bed(config.load(config.locate(None)))
     with equipped(built, tmp_path_factory.mktemp("bed")).up() as running:
-        campaign.apply_settings(named, running)
+        workload.apply_settings(named, running)
         yield running
 
 
