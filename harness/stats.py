@@ -28,6 +28,9 @@ CONFIDENCE = 0.95
 MARGIN = 0.02
 """Differences up to this share are called none when the interval says so."""
 
+_VALUES_AT_ONCE = 1_000_000
+"""Of a simulation, so that many blocks take time and not memory."""
+
 Floats = NDArray[np.float64]
 Outcome = Literal["faster", "slower", "no difference", "inconclusive"]
 
@@ -93,7 +96,7 @@ def block_ratio(
 def judge(comparisons: Sequence[Paired], *, margin: float = MARGIN) -> list[Verdict | None]:
     """A verdict for each comparison, ``None`` where there are too few blocks.
 
-    More is better: the metric is a rate. Holm's correction is taken over all
+    The words are those for a rate, of which more is better. Holm's correction is taken over all
     comparisons that have a verdict.
     """
     logs = [np.log(np.asarray(paired.ratios, dtype=float)) for paired in comparisons]
@@ -259,5 +262,8 @@ def _detectable_sd(count: int, power: float = 0.8) -> float:
     first, second = np.triu_indices(count)
     # A shift moves every pairwise mean alike, so the lower end of each interval
     # passes 0 exactly when the shift exceeds its negative.
-    lower = np.partition((noise[:, first] + noise[:, second]) / 2, cut, axis=1)[:, cut]
-    return float(np.quantile(-lower, power))
+    parts = np.array_split(noise, -(-noise.shape[0] * first.size // _VALUES_AT_ONCE))
+    lower = [
+        np.partition((part[:, first] + part[:, second]) / 2, cut, axis=1)[:, cut] for part in parts
+    ]
+    return float(np.quantile(-np.concatenate(lower), power))
