@@ -125,12 +125,13 @@ def _secrets(value: Any, path: KeyPath = ()) -> Iterator[_Problem]:
         return
     for key, inner in value.items():
         named_by_user = path in {("beds",), ("hosts",)} and isinstance(inner, dict)
-        if _SECRET.search(key) and not named_by_user:
+        told_elsewhere = isinstance(inner, dict) and set(inner) <= {"env", "file", "keyring"}
+        if _SECRET.search(key) and not named_by_user and not told_elsewhere:
             yield _Problem(
                 (*path, key),
                 "looks like a secret; expected none in this file",
-                "keep keys and passwords in your ssh agent or ~/.ssh/config, and take the "
-                "one in the file for known to others",
+                "keep ssh's keys in your ssh agent, name a BMC's password as password: "
+                "{env: VARIABLE}, and take the one in the file for known to others",
             )
         yield from _secrets(inner, (*path, key))
 
@@ -169,7 +170,7 @@ def _text(detail: Any, loc: KeyPath) -> str:
         return f"unknown key; expected {_one_of(_fields(loc))}"
     if kind.startswith("union_tag"):
         return f"no known kind; expected kind: {context.get('expected_tags', 'qemu, netns or ssh')}"
-    if kind == "source_kind":
+    if kind == "by_key":
         return str(detail["msg"])
     if isinstance(detail["input"], dict | list):
         value = "a mapping" if isinstance(detail["input"], dict) else "a list"
@@ -225,7 +226,7 @@ def _models_in(annotated: Any) -> list[type[BaseModel]]:
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
     kind = model.model_fields.get("kind")
-    return get_args(kind.annotation) if kind else (f"a {next(iter(model.model_fields))} source",)
+    return get_args(kind.annotation) if kind else (f"with {next(iter(model.model_fields))}",)
 
 
 def _fields(loc: KeyPath) -> list[str]:

@@ -7,7 +7,8 @@ as that which was expected. Names that end up in commands have strict patterns.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface
+import re
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +40,7 @@ def _from_the_file(path: Path, info: ValidationInfo) -> Path:
 
 
 Cpu = Annotated[int, Field(ge=0, le=4095)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Cpus = Annotated[tuple[Cpu, ...], Field(min_length=1, max_length=64)]
 FilePath = Annotated[Path, AfterValidator(_from_the_file)]
 Name = Annotated[
@@ -63,6 +65,18 @@ Mac = Annotated[
         "a unicast MAC address such as 02:00:00:00:00:02, in lower case",
     ),
 ]
+Url = Annotated[
+    str,
+    _pattern(r"^https?://[A-Za-z0-9.:\[\]_-]{1,255}(/[A-Za-z0-9._~/-]*)?$", "an https:// address"),
+]
+Variable = Annotated[
+    str, _pattern(r"^[A-Za-z_][A-Za-z0-9_]{0,63}$", "the name of an environment variable")
+]
+KeyringEntry = Annotated[
+    str, _pattern(r"^[A-Za-z0-9._@-]{1,64}/[A-Za-z0-9._@-]{1,64}$", "SERVICE/USER of a keyring")
+]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+Command = Annotated[tuple[Word, ...], Field(min_length=1, max_length=64)]
 Suite = Annotated[str, _pattern(r"^[a-z][a-z0-9-]{0,31}$", "a Debian suite such as trixie")]
 Governor = Annotated[
     str, _pattern(r"^[a-z][a-z_]{0,15}$", "a cpufreq governor such as performance, or null")
@@ -103,20 +117,50 @@ class GitSource(Model):
     ref: GitRef = Field(default="HEAD", description="commit, tag or branch of that repository")
 
 
-def _source_kind(value: Any) -> str | None:
-    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
-    return next((f"a {key} source" for key in ("package", "tarball", "git") if key in keys), None)
+def _by_key(expected: str) -> Discriminator:
+    """Tells models apart by their first key; ``expected`` shows each as ``key: VALUE``."""
+    names = re.findall(r"(\w+): ", expected)
+
+    def tag(value: Any) -> str | None:
+        keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
+        return next((f"with {name}" for name in names if name in keys), None)
+
+    return Discriminator(
+        tag, custom_error_type="by_key", custom_error_message=f"expected one of {expected}"
+    )
 
 
 Source = Annotated[
-    Annotated[PackageSource, Tag("a package source")]
-    | Annotated[TarballSource, Tag("a tarball source")]
-    | Annotated[GitSource, Tag("a git source")],
-    Discriminator(
-        _source_kind,
-        custom_error_type="source_kind",
-        custom_error_message="expected one of package: NAME, tarball: FILE, git: DIRECTORY",
-    ),
+    Annotated[PackageSource, Tag("with package")]
+    | Annotated[TarballSource, Tag("with tarball")]
+    | Annotated[GitSource, Tag("with git")],
+    _by_key("package: NAME, tarball: FILE, git: DIRECTORY"),
+]
+
+
+class EnvironmentSecret(Model):
+    """A secret in a variable of the harness's environment."""
+
+    env: Variable = Field(description="environment variable that holds it")
+
+
+class FileSecret(Model):
+    """A secret in a file that no other user can read."""
+
+    file: FilePath = Field(description="file whose first line it is")
+
+
+class KeyringSecret(Model):
+    """A secret in the user's keyring."""
+
+    keyring: KeyringEntry = Field(description="SERVICE/USER in the user's keyring")
+
+
+Secret = Annotated[
+    Annotated[EnvironmentSecret, Tag("with env")]
+    | Annotated[FileSecret, Tag("with file")]
+    | Annotated[KeyringSecret, Tag("with keyring")],
+    _by_key("env: VARIABLE, file: FILE, keyring: SERVICE/USER"),
 ]
 
 
@@ -232,6 +276,105 @@ class QemuHost(_Host):
     suite: Suite = Field(default="trixie", description="Debian suite of the guest's image")
 
 
+class Redfish(Model):
+    """A BMC that speaks Redfish."""
+
+    url: Url = Field(description="its address, such as https://bmc.lab.example")
+    user: User = Field(description="its user")
+    password: Secret = Field(description="where the password is; never the password itself")
+    system: Name | None = Field(default=None, description="the system there; null: its only one")
+    ca: FilePath | None = Field(
+        default=None, description="certificate that vouches for it; null: those of this machine"
+    )
+
+
+class Ipmi(Model):
+    """A BMC that speaks IPMI 2.0 over the network."""
+
+    hostname: Hostname = Field(description="its name or address")
+    port: Port = Field(default=623, description="its UDP port")
+    user: User = Field(description="its user")
+    password: Secret = Field(description="where the password is; never the password itself")
+    cipher_suite: Annotated[int, Field(ge=3, le=17)] | None = Field(
+        default=None, description="cipher suite; null leaves it to ipmitool"
+    )
+
+
+class RedfishPower(Model):
+    """Power by Redfish."""
+
+    redfish: Redfish = Field(description="the BMC")
+
+
+class IpmiPower(Model):
+    """Power by IPMI."""
+
+    ipmi: Ipmi = Field(description="the BMC")
+
+
+class CommandPower(Model):
+    """Power by a command of yours."""
+
+    command: Command = Field(
+        description="program and arguments; on, off, cycle or status is put after them, "
+        "and status prints on or off"
+    )
+
+
+Power = Annotated[
+    Annotated[RedfishPower, Tag("with redfish")]
+    | Annotated[IpmiPower, Tag("with ipmi")]
+    | Annotated[CommandPower, Tag("with command")],
+    _by_key("redfish: {…}, ipmi: {…}, command: [PROGRAM, …]"),
+]
+
+
+class SolConsole(Model):
+    """The serial console by IPMI's serial over LAN."""
+
+    sol: Ipmi = Field(description="the BMC")
+
+
+class CommandConsole(Model):
+    """The console as a command of yours prints it."""
+
+    command: Command = Field(description="program and arguments; prints the console until ended")
+
+
+class Netconsole(Model):
+    """Where kernels under test send their messages."""
+
+    address: IPv4Address = Field(description="address of this machine, as the host sees it")
+    port: Port = Field(default=6666, description="UDP port on this machine")
+    interface: Interface = Field(description="interface of the host; never that of the test")
+
+
+class NetconsoleConsole(Model):
+    """What the kernel sends by netconsole."""
+
+    netconsole: Netconsole = Field(description="where it is sent")
+
+
+Console = Annotated[
+    Annotated[SolConsole, Tag("with sol")]
+    | Annotated[CommandConsole, Tag("with command")]
+    | Annotated[NetconsoleConsole, Tag("with netconsole")],
+    _by_key("sol: {…}, command: [PROGRAM, …], netconsole: {…}"),
+]
+
+
+class Boot(Model):
+    """How kernels under test are booted."""
+
+    method: Literal["auto", "kexec", "one-shot"] = Field(
+        default="auto",
+        description="auto takes kexec where it can, else the boot loader's one-shot entry",
+    )
+    timeout_s: Annotated[int, Field(ge=30, le=3600)] = Field(
+        default=300, description="seconds within which a kernel has to be up"
+    )
+
+
 class NetnsHost(_Host):
     """A network namespace on this machine."""
 
@@ -246,13 +389,18 @@ class SshHost(_Host):
         description="host name, address, or a Host of your OpenSSH configuration"
     )
     user: User | None = Field(default=None, description="user; null leaves it to OpenSSH")
-    port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        default=None, description="port; null leaves it to OpenSSH"
-    )
+    port: Port | None = Field(default=None, description="port; null leaves it to OpenSSH")
     known_hosts: FilePath | None = Field(
         default=None, description="file of host keys; null leaves it to OpenSSH"
     )
     interface: Interface = Field(description="interface that carries the test traffic")
+    power: Power | None = Field(
+        default=None, description="how it is power-cycled; without it a dead kernel stays dead"
+    )
+    console: Console | None = Field(
+        default=None, description="its console; without it a dead kernel says nothing"
+    )
+    boot: Boot = Field(default=Boot(), description="how kernels are booted, on a dut")
 
 
 Host = Annotated[QemuHost | NetnsHost | SshHost, Field(discriminator="kind")]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -81,7 +82,8 @@ def test_interrupted_while_images_are_made_nothing_goes_on(
         deadline = time.monotonic() + 30
         names: set[str] = set()
         while "mmdebstrap" not in names and time.monotonic() < deadline:
-            names = {child.name() for child in psutil.Process().children(recursive=True)}
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended while it was looked at
+                names = {child.name() for child in psutil.Process().children(recursive=True)}
         assert "mmdebstrap" in names
         raise KeyboardInterrupt
     assert [path for path in (tmp_path / "guests").iterdir() if path.suffix != ".lock"] == []
