@@ -8,7 +8,6 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,13 @@ import click
 from harness import bisect as bisection
 from harness import campaign, config, images, kernels, plan, samples
 from harness.analysis import analyse
-from harness.commands import hosts_option
+from harness.commands import (
+    bed_option,
+    hosts_option,
+    out_option,
+    profile_option,
+    seed_option,
+)
 from harness.errors import ConfigurationError
 from harness.hosts.bed import Equipment, bootable_dut, equipment
 from harness.progress import Progress
@@ -41,13 +46,7 @@ from harness.report import document
     type=click.Path(path_type=Path),
     help="Git tree whose commits to search, as they are, instead of the series.",
 )
-@click.option(
-    "--profile",
-    default="standard",
-    show_default=True,
-    type=click.Choice(plan.PROFILE_NAMES),
-    help="How long to measure in a boot.",
-)
+@profile_option("standard")
 @click.option(
     "--max-blocks",
     default=18,
@@ -55,12 +54,10 @@ from harness.report import document
     type=click.IntRange(min=bisection.LOOK_BLOCKS),
     help=f"Most blocks to decide a point; tried after every {bisection.LOOK_BLOCKS}.",
 )
-@click.option("--seed", type=int, help="Seed of the order of boots; drawn and stored if not given.")
-@click.option("--bed", "bed_name", help="Bed of hosts.yaml; its default_bed if not given.")
+@seed_option
+@bed_option
 @hosts_option
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Result directory; results/bisect-DATE if not."
-)
+@out_option("bisect-")
 @click.option("--resume", is_flag=True, help="Go on with the bisection in --out.")
 @click.option(
     "--format",
@@ -77,12 +74,12 @@ def bisect(
     by: str,
     steps: str | None,
     tree: Path | None,
-    profile: str,
+    profile_name: str,
     max_blocks: int,
     seed: int | None,
     bed_name: str | None,
     hosts_path: Path | None,
-    out: Path | None,
+    directory: Path,
     resume: bool,
     form: str,
 ) -> None:
@@ -117,12 +114,9 @@ def bisect(
         kind="commit" if tree else "step",
         points=tuple(titles) if tree else _between(good, bad, plan.parse_steps(steps or "0-8")),
         max_blocks=max_blocks,
-        profile=profile,
+        profile=profile_name,
         bed=bed.name,
     )
-    directory = (
-        out or Path("results") / f"bisect-{datetime.now().astimezone():%Y-%m-%dT%H-%M-%S}"
-    ).absolute()
     journal = bisection.begin(
         directory,
         question,

@@ -4,13 +4,23 @@
 from __future__ import annotations
 
 import secrets
-from datetime import datetime
 from pathlib import Path
 
 import click
 
 from harness import campaign, config, images, kernels, plan, samples
 from harness.analysis import analyse
+from harness.commands import (
+    also_option,
+    bed_option,
+    blocks_option,
+    hosts_option,
+    out_option,
+    profile_option,
+    seed_option,
+    steps_option,
+    tree_option,
+)
 from harness.errors import ConfigurationError
 from harness.hosts.bed import bootable_dut, equipment
 from harness.progress import Progress
@@ -19,42 +29,15 @@ from harness.report.expect import hold, parse, require
 
 
 @click.command()
-@click.option("--steps", default="0,2,8", show_default=True, help="Steps to measure: 0,2,8 or 0-8.")
-@click.option(
-    "--profile",
-    default="quick",
-    show_default=True,
-    type=click.Choice(plan.PROFILE_NAMES),
-    help="How long to measure.",
-)
-@click.option(
-    "--blocks",
-    type=int,
-    help="Blocks to run instead of the profile's; a block boots each step once.",
-)
-@click.option(
-    "--also",
-    type=click.Choice(plan.EXTRAS),
-    multiple=True,
-    help="Measure also CPU time per packet at a paced load, latency, or the highest rate "
-    "without loss; may be given again.",
-)
-@click.option("--seed", type=int, help="Seed of the order of boots; drawn and stored if not given.")
-@click.option("--bed", "bed_name", help="Bed of hosts.yaml; its default_bed if not given.")
-@click.option(
-    "--hosts",
-    "hosts_file",
-    type=click.Path(path_type=Path),
-    help="hosts.yaml to use; the one here, else the one that ships.",
-)
-@click.option(
-    "--tree",
-    type=click.Path(path_type=Path),
-    help="Git tree to build instead of the source in hosts.yaml.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Result directory; results/DATE if not given."
-)
+@steps_option
+@profile_option("quick")
+@blocks_option
+@also_option
+@seed_option
+@bed_option
+@hosts_option
+@tree_option
+@out_option()
 @click.option(
     "--expect",
     multiple=True,
@@ -70,14 +53,14 @@ from harness.report.expect import hold, parse, require
 )
 def run(
     steps: str,
-    profile: str,
+    profile_name: str,
     blocks: int | None,
     also: tuple[plan.Extra, ...],
     seed: int | None,
     bed_name: str | None,
-    hosts_file: Path | None,
+    hosts_path: Path | None,
     tree: Path | None,
-    out: Path | None,
+    directory: Path,
     aa: bool,
     resume: bool,
     expect: tuple[str, ...],
@@ -97,17 +80,14 @@ def run(
 
     Results stay in a directory that `harness report` reads again at any time.
     """
-    hosts = config.load(config.locate(hosts_file))
+    hosts = config.load(config.locate(hosts_path))
     bed = config.bed(hosts, bed_name)
     dut = bootable_dut(bed)
-    directory = (
-        out or Path("results") / f"{datetime.now().astimezone():%Y-%m-%dT%H-%M-%S}"
-    ).absolute()
     kept = _kept(directory, resume=resume)
     chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     wanted = tuple(kept.steps) if kept else chosen_steps
     chosen = plan.profile(
-        kept.profile if kept else profile,
+        kept.profile if kept else profile_name,
         bed_kind=bed.kind,
         blocks=kept.blocks if kept else blocks,
         extras=kept.trial.get("extras", ()) if kept else also,
