@@ -181,6 +181,17 @@ _PROFILES: Mapping[tuple[str, str], Profile] = MappingProxyType(
             slice_s=0.3,
             layouts=6,
         ),
+        ("quick", "hardware"): Profile(
+            name="quick",
+            blocks=2,
+            warmups=1,
+            warmup_s=2.0,
+            trials=3,
+            window_s=5.0,
+            trace_blocks=1,
+            trace_s=3.0,
+            layouts=2,
+        ),
         ("standard", "hardware"): Profile(
             name="standard",
             blocks=10,

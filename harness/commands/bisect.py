@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
@@ -24,7 +25,8 @@ from harness.commands import (
     seed_option,
 )
 from harness.errors import ConfigurationError
-from harness.hosts.bed import Equipment, bootable_dut, equipment
+from harness.hosts.bed import Boots
+from harness.hosts.boots import opened
 from harness.progress import Progress
 from harness.report import document
 
@@ -103,7 +105,6 @@ def bisect(
     """
     hosts = config.load(config.locate(hosts_path))
     bed = config.bed(hosts, bed_name)
-    bootable_dut(bed)
     if tree and steps:
         raise ConfigurationError("--tree and --steps exclude each other")
     commits = kernels.commits_between(tree, good, bad) if tree else []
@@ -123,7 +124,7 @@ def bisect(
         seed=secrets.randbits(31) if seed is None else seed,
         resume=resume,
     )
-    with Progress() as progress:
+    with Progress() as progress, contextlib.ExitStack() as up:
         progress.say(f"results: {directory}, seed {journal.seed}")
 
         def build(points: Sequence[str], layouts: int) -> dict[str, tuple[kernels.Image, ...]]:
@@ -134,7 +135,7 @@ def bisect(
                 )
             return kernels.layouts(hosts.kernel, points, layouts, progress=progress)
 
-        bench = _Bench(bed, hosts.load, journal, directory, build, progress)
+        bench = _Bench(bed, hosts.load, journal, directory, build, progress, up)
         journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
     shown = bisection.result(journal) | {"virtual": bed.kind == "virtual"}
     if form == "json":
@@ -175,7 +176,7 @@ def _between(good: str, bad: str, steps: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass
 class _Bench:
-    """Measures points as campaigns; kernels and equipment are made when first needed."""
+    """Measures points as campaigns; kernels are made and the bed is had when first needed."""
 
     bed: config.Bed
     load: config.Load
@@ -183,22 +184,29 @@ class _Bench:
     directory: Path
     build: Callable[[Sequence[str], int], dict[str, tuple[kernels.Image, ...]]]
     progress: Progress
-    equipment: Equipment | None = None
+    up: contextlib.ExitStack
+    boots: Boots | None = None
 
     def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
         """The report of the campaign ``name``, in which ``points`` have ``blocks`` blocks."""
         profile = self._profile(blocks)
         with images.made_meanwhile():
             built = self.build(points, min(profile.layouts, blocks))
-            self.equipment = self.equipment or equipment(
-                bootable_dut(self.bed), built[points[0]][0], self.progress
+            self.boots = self.boots or self.up.enter_context(
+                opened(
+                    self.bed,
+                    built[points[0]][0],
+                    campaign=self.journal.id,
+                    directory=self.directory,
+                    progress=self.progress,
+                )
             )
         setup = campaign.Setup(
             bed=self.bed,
             load=self.load,
             plan=plan.make_plan(points, profile, seed=self.journal.seed),
             images=built,
-            equipment=self.equipment,
+            boots=self.boots,
         )
         where = self.directory / name
         record = campaign.record(setup, profile=setup.plan.profile.name)

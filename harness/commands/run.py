@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from harness.commands import (
     tree_option,
 )
 from harness.errors import ConfigurationError
-from harness.hosts.bed import bootable_dut, equipment
+from harness.hosts import boots
 from harness.progress import Progress
 from harness.report import document, render
 from harness.report.expect import hold, parse, require
@@ -51,6 +52,9 @@ from harness.report.expect import hold, parse, require
 @click.option(
     "--resume", is_flag=True, help="Go on with the campaign in --out: boots that are finished stay."
 )
+@click.option(
+    "--retry-failed", is_flag=True, help="With --resume: boot steps again whose kernel died."
+)
 def run(
     steps: str,
     profile_name: str,
@@ -63,6 +67,7 @@ def run(
     directory: Path,
     aa: bool,
     resume: bool,
+    retry_failed: bool,
     expect: tuple[str, ...],
 ) -> None:
     """Build the kernels, boot each in random order, load them, count, and print the table.
@@ -82,7 +87,6 @@ def run(
     """
     hosts = config.load(config.locate(hosts_path))
     bed = config.bed(hosts, bed_name)
-    dut = bootable_dut(bed)
     kept = _kept(directory, resume=resume)
     chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     wanted = tuple(kept.steps) if kept else chosen_steps
@@ -98,7 +102,7 @@ def run(
         seed=kept.seed if kept else seed if seed is not None else secrets.randbits(31),
     )
     expected = [parse(text, wanted) for text in expect]
-    with Progress() as progress:
+    with Progress() as progress, contextlib.ExitStack() as up:
         with images.made_meanwhile():
             made = kernels.layouts(
                 hosts.kernel,
@@ -108,18 +112,26 @@ def run(
                 progress=progress,
             )
             built = {step: made[plan.kernel_of(step)] for step in wanted}
-            made_with = equipment(dut, built[wanted[0]][0], progress)
-        setup = campaign.Setup(
-            bed=bed, load=hosts.load, plan=drawn, images=built, equipment=made_with
-        )
-        record = campaign.record(setup, profile=chosen.name)
+            campaign_id = kept.id if kept else secrets.token_hex(8)
+            booted = up.enter_context(
+                boots.opened(
+                    bed,
+                    built[wanted[0]][0],
+                    campaign=campaign_id,
+                    directory=directory,
+                    progress=progress,
+                )
+            )
+        setup = campaign.Setup(bed=bed, load=hosts.load, plan=drawn, images=built, boots=booted)
+        record = campaign.record(setup, profile=chosen.name, id_=campaign_id)
         if kept is None:
             samples.write_campaign(directory, record)
         else:
             campaign.require_same(kept, record)
-        progress.say(f"results: {directory}, seed {drawn.seed}, {made_with.accelerator.upper()}")
+        by = f", {booted.accelerator.upper()}" if booted.accelerator else ""
+        progress.say(f"results: {directory}, seed {drawn.seed}{by}")
         try:
-            campaign.run(setup, directory, progress=progress)
+            campaign.run(setup, directory, progress=progress, retry_failed=retry_failed)
         finally:
             report = document(analyse(samples.ResultDirectory.open(directory)))
             findings = hold(report, expected)

@@ -15,9 +15,9 @@ import click
 from harness import config, kernels, plan, tracing, workload
 from harness.commands import hosts_option
 from harness.errors import ConfigurationError
-from harness.hosts.bed import equipment, virtual_bed
 from harness.hosts.channel import Agent
 from harness.hosts.ssh import SshTarget
+from harness.hosts.virtual import equipment, virtual_bed
 from harness.progress import Progress
 
 if TYPE_CHECKING:
@@ -124,9 +124,7 @@ def _virtual(
 @contextlib.contextmanager
 def _machine(name: str, host: config.SshHost) -> Iterator[Agent]:
     """The agent on a machine; its end detaches whatever it attached."""
-    target = SshTarget(
-        hostname=host.hostname, user=host.user, port=host.port, known_hosts=host.known_hosts
-    )
+    target = SshTarget.of(host)
     with tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
         agent = target.start_agent(host=name, log=Path(scratch) / "agent.log")
         try:

@@ -7,12 +7,15 @@ except on guests of the harness, which bring their own key and known_hosts.
 
 from __future__ import annotations
 
+import io
 import subprocess
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import process
+from harness.config import SshHost
 from harness.errors import HostLostError, InfrastructureError
 from harness.hosts.channel import Agent, agent_archive
 
@@ -32,6 +35,13 @@ class SshTarget:
     own_configuration: bool = True
     silence_s: int = 45
     """A host that answers nothing for so long is lost."""
+
+    @classmethod
+    def of(cls, host: SshHost) -> SshTarget:
+        """The machine ``host``, as the user's own OpenSSH configuration reaches it."""
+        return cls(
+            hostname=host.hostname, user=host.user, port=host.port, known_hosts=host.known_hosts
+        )
 
     def argv(self, command: Sequence[str]) -> list[str]:
         """The local command that runs ``command`` there, quoted once for its shell."""
@@ -83,6 +93,27 @@ class SshTarget:
             )
         return done
 
+    def send(self, directory: Path, to: str, *, timeout_s: float = 900.0) -> None:
+        """Copy the files of ``directory`` into ``to`` beneath the home there.
+
+        Raises:
+            HostLostError: as :meth:`run`.
+            InfrastructureError: they cannot be kept there.
+        """
+        script = 'umask 077 && rm -rf "$1" && mkdir -p "$1" && tar -x -C "$1"'
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for path in sorted(directory.iterdir()):
+                archive.add(path, arcname=path.name, filter=_nobody)
+        sent = self.run(
+            ["sh", "-c", script, "sh", to], stdin=packed.getvalue(), timeout_s=timeout_s
+        )
+        if sent.returncode != 0:
+            said = sent.stderr.decode(errors="replace").strip()
+            raise InfrastructureError(
+                f"{self.hostname}: cannot keep files in ~/{to}: {said}", hint="free space there"
+            )
+
     def start_agent(
         self, *, host: str, log: Path, watch: Callable[[], None] = lambda: None
     ) -> Agent:
@@ -99,3 +130,10 @@ class SshTarget:
         return Agent(
             self.argv(["sudo", "-n", "/usr/bin/python3", path]), host=host, log=log, watch=watch
         )
+
+
+def _nobody(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without the owner it has here."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member

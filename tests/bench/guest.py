@@ -10,7 +10,7 @@ from typing import Any
 
 from harness import config, kernels, plan
 from harness.errors import ConfigurationError
-from harness.hosts.bed import Equipment, equipment, machine_cpus
+from harness.hosts.virtual import Equipment, equipment, machine_cpus
 from harness.progress import Progress
 
 

@@ -41,8 +41,8 @@ from typing import Any
 from harness import config, kernels, process
 from harness.errors import InfrastructureError
 from harness.hosts import netns, qemu
-from harness.hosts.bed import Equipment, NicModel, machine_cpus
 from harness.hosts.channel import Agent
+from harness.hosts.virtual import Equipment, NicModel, machine_cpus
 from harness.progress import Progress
 from tests.bench import command, ranged, show, spread
 from tests.bench.blaster import PORT

@@ -25,8 +25,9 @@ from pathlib import Path
 from harness import process, workload
 from harness.errors import InfrastructureError
 from harness.hosts import netns
-from harness.hosts.bed import RunningBed, virtual_bed
+from harness.hosts.bed import RunningBed
 from harness.hosts.channel import agent_archive
+from harness.hosts.virtual import virtual_bed
 from harness.progress import Progress
 from tests.bench import command, ranged, show, spread
 from tests.bench.guest import Setup, options, ready

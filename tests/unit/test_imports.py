@@ -29,6 +29,8 @@ FLOW = [
     "ndr",
     "workload",
     "tracing",
+    "journal",
+    "trials",
     "campaign",
 ]
 """From hosts.yaml to a campaign; each may import those before it."""
@@ -41,7 +43,8 @@ ISLANDS = {"nic": {"numpy"}, "agent": {"bcc", "psutil", "pyroute2"}}
 
 ALSO = {
     # What the lines above do not give, with the reason.
-    "campaign": {*RESULTS},  # it writes the result directory
+    "trials": {*RESULTS},  # they are written to the result directory
+    "campaign": {*RESULTS},  # it writes the rest of it
     "hosts": {"nic"},  # a guest's NIC is the model
     **{module: {"plan"} for module in RESULTS},  # the directory holds its plan
 }
