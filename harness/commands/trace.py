@@ -123,9 +123,7 @@ def _virtual(
 @contextlib.contextmanager
 def _machine(name: str, host: config.SshHost) -> Iterator[Agent]:
     """The agent on a machine; its end detaches whatever it attached."""
-    target = SshTarget(
-        hostname=host.hostname, user=host.user, port=host.port, known_hosts=host.known_hosts
-    )
+    target = SshTarget.of(host)
     with tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
         agent = target.start_agent(host=name, log=Path(scratch) / "agent.log")
         try:
