@@ -40,6 +40,10 @@ class HostLostError(InfrastructureError):
     """A host stopped answering; what it was doing is unknown."""
 
 
+class LeaseLostError(InfrastructureError):
+    """The hosts may be somebody else's by now: nothing more may be done to them."""
+
+
 class KernelError(HarnessError):
     """A kernel was not patched, built or booted, or it died."""
 

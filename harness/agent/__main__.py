@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from .counters import Counters
 from .faults import AgentError, ControllerGone
 from .inventory import inventory, read_text, see_own_interfaces
+from .lease import Lease
 from .netperf import Load
 from .settings import Settings
 from .trace import Tracer
@@ -88,9 +89,15 @@ class Agent:
         self._settings = Settings()
         self._load = Load()
         self._tracer = Tracer()
+        lease = Lease()
         self._counters: dict[str, Counters] = {}
         self.calls: dict[str, Callable[..., Any]] = {
             "inventory": inventory,
+            "lease_take": lease.take,
+            "lease_refresh": lease.refresh,
+            "lease_free": lease.free,
+            "lease_break": lease.broken,
+            "lease_state": lease.state,
             "settings_apply": self._settings_apply,
             "settings_read": self._settings.read,
             "settings_restore": self._settings.restore,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness hosts``: the hosts file as it is understood, and its schema."""
+"""``harness hosts``: the hosts file as it is understood, its schema, and who has a machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import click
 
 from harness import config
 from harness.commands import hosts_option
+from harness.commands.lease import lease, release
 
 
 @click.group()
 def hosts() -> None:
-    """Show hosts.yaml as it is understood, or its schema."""
+    """Show hosts.yaml as it is understood, and who has its machines."""
 
 
 @hosts.command()
@@ -42,3 +43,7 @@ def show(bed: str | None, hosts_path: Path | None) -> None:
             indent=2,
         )
     )
+
+
+hosts.add_command(lease)
+hosts.add_command(release)

@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +61,16 @@ def agent_archive() -> tuple[str, bytes]:
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
     content = packed.getvalue()
     return f"receive-batching-agent-{hashlib.sha256(content).hexdigest()[:16]}.pyz", content
+
+
+def outcome(host: str, answer: Mapping[str, Any]) -> Any:
+    """The result in an ``answer`` of the agent on ``host``; a refusal is raised as its class."""
+    if refused := answer.get("error"):
+        if not isinstance(refused, dict):
+            raise HostLostError(f"{host}: not an answer: {str(answer)[:200]!r}")
+        kind = _KINDS.get(str(refused.get("kind")), InfrastructureError)
+        raise kind(f"{host}: {refused.get('message')}", hint=refused.get("hint"))
+    return answer.get("result")
 
 
 class Pending:
@@ -157,10 +167,7 @@ class Agent:
             answer = self._answer(name, deadline - time.monotonic())
         if answer.get("id") != self._number:
             raise HostLostError(f"{self.host}: the agent answered out of turn to {name}")
-        if refused := answer.get("error"):
-            kind = _KINDS.get(refused.get("kind"), InfrastructureError)
-            raise kind(f"{self.host}: {refused.get('message')}", hint=refused.get("hint"))
-        return answer.get("result")
+        return outcome(self.host, answer)
 
     def close(self, *, timeout_s: float = 30.0) -> None:
         """Let the agent put everything back and end; one that does not is killed."""

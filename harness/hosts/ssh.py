@@ -7,20 +7,24 @@ except on guests of the harness, which bring their own key and known_hosts.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import subprocess
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from harness import process
 from harness.config import SshHost
 from harness.errors import HostLostError, InfrastructureError
-from harness.hosts.channel import Agent, agent_archive
+from harness.hosts.channel import Agent, agent_archive, outcome
 
 _AGENT_HOME = ".cache/receive-batching"
 _OWN_STATUS = 255
+_ANSWER_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +41,8 @@ class SshTarget:
     """A host that answers nothing for so long is lost."""
 
     @classmethod
-    def of(cls, host: SshHost) -> SshTarget:
-        """The machine ``host``, as the user's own OpenSSH configuration reaches it."""
+    def of(cls, host: SshHost) -> Self:
+        """The machine that hosts.yaml calls a host of kind ssh."""
         return cls(
             hostname=host.hostname, user=host.user, port=host.port, known_hosts=host.known_hosts
         )
@@ -118,6 +122,31 @@ class SshTarget:
         self, *, host: str, log: Path, watch: Callable[[], None] = lambda: None
     ) -> Agent:
         """Send the agent, if the host has not got this one yet, and start it as root by sudo."""
+        return Agent(self.argv(self._agent(host)), host=host, log=log, watch=watch)
+
+    def ask(
+        self, call: str, arguments: Mapping[str, object], *, host: str, within_s: float = 30.0
+    ) -> Any:
+        """The answer of an agent started for this one ``call``.
+
+        Raises:
+            HostLostError: there was none; an agent's refusal is of the class it names.
+        """
+        request = json.dumps({"id": 1, "call": call, "args": arguments}).encode() + b"\n"
+        done = self.run(self._agent(host), stdin=request, timeout_s=within_s)
+        for line in done.stdout[:_ANSWER_LIMIT].splitlines():
+            with contextlib.suppress(ValueError):
+                answer = json.loads(line)
+                if isinstance(answer, dict) and answer.get("id") == 1:
+                    return outcome(host, answer)
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-5:]
+        raise HostLostError(
+            f"{host}: no answer to {call}" + "".join(f"\n  | {line}" for line in said),
+            hint=f"try: {process.quoted(self.argv(['sudo', '-n', '-l']))}",
+        )
+
+    def _agent(self, host: str) -> list[str]:
+        """The command that runs the agent there, which it has now if it had not."""
         name, content = agent_archive()
         path = f"{_AGENT_HOME}/{name}"
         if self.run(["test", "-s", path]).returncode != 0:
@@ -127,9 +156,7 @@ class SshTarget:
                 raise InfrastructureError(
                     f"{host}: cannot keep the agent in ~/{_AGENT_HOME}: {sent.stderr.decode()}"
                 )
-        return Agent(
-            self.argv(["sudo", "-n", "/usr/bin/python3", path]), host=host, log=log, watch=watch
-        )
+        return ["sudo", "-n", "/usr/bin/python3", path]
 
 
 def _nobody(member: tarfile.TarInfo) -> tarfile.TarInfo:
