@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from .counters import Counters
 from .faults import AgentError, ControllerGone
 from .inventory import inventory, read_text, see_own_interfaces
+from .kernel_config import kernel_config
 from .netperf import Load
 from .settings import Settings
 from .trace import Tracer
@@ -91,6 +92,7 @@ class Agent:
         self._counters: dict[str, Counters] = {}
         self.calls: dict[str, Callable[..., Any]] = {
             "inventory": inventory,
+            "kernel_config": kernel_config,
             "settings_apply": self._settings_apply,
             "settings_read": self._settings.read,
             "settings_restore": self._settings.restore,
