@@ -28,6 +28,7 @@ from .counters import Counters
 from .faults import AgentError, ControllerGone
 from .inventory import inventory, read_text, see_own_interfaces
 from .lease import Lease
+from .kernel_config import kernel_config
 from .netperf import Load
 from .settings import Settings
 from .trace import Tracer
@@ -98,6 +99,7 @@ class Agent:
             "lease_free": lease.free,
             "lease_break": lease.broken,
             "lease_state": lease.state,
+            "kernel_config": kernel_config,
             "settings_apply": self._settings_apply,
             "settings_read": self._settings.read,
             "settings_restore": self._settings.restore,

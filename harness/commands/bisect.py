@@ -131,7 +131,12 @@ def bisect(
             if tree:
                 touched = kernels.files_between(tree, good, bad)
                 return kernels.build_commits(
-                    tree, points, touched=touched, layouts=layouts, progress=progress
+                    hosts.kernel,
+                    tree,
+                    points,
+                    touched=touched,
+                    layouts=layouts,
+                    progress=progress,
                 )
             return kernels.layouts(hosts.kernel, points, layouts, progress=progress)
 
