@@ -27,8 +27,8 @@ from typing import Any, NoReturn
 from .counters import Counters
 from .faults import AgentError, ControllerGone
 from .inventory import inventory, read_text, see_own_interfaces
-from .lease import Lease
 from .kernel_config import kernel_config
+from .lease import Lease
 from .netperf import Load
 from .settings import Settings
 from .trace import Tracer

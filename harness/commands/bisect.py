@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from harness import bisect as bisection
-from harness import campaign, config, images, kernels, plan, samples
+from harness import campaign, config, kernels, plan, samples
 from harness.analysis import analyse
 from harness.commands import (
     bed_option,
@@ -26,7 +26,7 @@ from harness.commands import (
 )
 from harness.errors import ConfigurationError
 from harness.hosts.bed import Boots
-from harness.hosts.boots import opened
+from harness.hosts.boots import kernel_config, made_meanwhile, opened
 from harness.progress import Progress
 from harness.report import document
 
@@ -127,6 +127,8 @@ def bisect(
     with Progress() as progress, contextlib.ExitStack() as up:
         progress.say(f"results: {directory}, seed {journal.seed}")
 
+        host = kernel_config(hosts.kernel, bed)
+
         def build(points: Sequence[str], layouts: int) -> dict[str, tuple[kernels.Image, ...]]:
             if tree:
                 touched = kernels.files_between(tree, good, bad)
@@ -136,9 +138,10 @@ def bisect(
                     points,
                     touched=touched,
                     layouts=layouts,
+                    host=host,
                     progress=progress,
                 )
-            return kernels.layouts(hosts.kernel, points, layouts, progress=progress)
+            return kernels.layouts(hosts.kernel, points, layouts, host=host, progress=progress)
 
         bench = _Bench(bed, hosts.load, journal, directory, build, progress, up)
         journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
@@ -195,7 +198,7 @@ class _Bench:
     def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
         """The report of the campaign ``name``, in which ``points`` have ``blocks`` blocks."""
         profile = self._profile(blocks)
-        with images.made_meanwhile():
+        with made_meanwhile(self.bed):
             built = self.build(points, min(profile.layouts, blocks))
             self.boots = self.boots or self.up.enter_context(
                 opened(

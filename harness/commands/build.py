@@ -8,12 +8,14 @@ from pathlib import Path
 import click
 
 from harness import config, kernels, plan
-from harness.commands import hosts_option, steps_option, tree_option
+from harness.commands import bed_option, hosts_option, steps_option, tree_option
+from harness.hosts import boots
 from harness.progress import Progress
 
 
 @click.command()
 @steps_option
+@bed_option
 @hosts_option
 @tree_option
 @click.option(
@@ -24,7 +26,9 @@ from harness.progress import Progress
     help="Layouts of each; the profile standard takes "
     f"{plan.profile('standard').layouts} on a virtual bed.",
 )
-def build(steps: str, hosts_path: Path | None, tree: Path | None, layouts: int) -> None:
+def build(
+    steps: str, bed_name: str | None, hosts_path: Path | None, tree: Path | None, layouts: int
+) -> None:
     """Build the kernels after STEPS of the series and keep them.
 
     A kernel is built once for each content of source, patches, configuration and
@@ -34,7 +38,12 @@ def build(steps: str, hosts_path: Path | None, tree: Path | None, layouts: int) 
     hosts = config.load(config.locate(hosts_path))
     with Progress() as progress:
         made = kernels.layouts(
-            hosts.kernel, plan.parse_steps(steps), layouts, tree=tree, progress=progress
+            hosts.kernel,
+            plan.parse_steps(steps),
+            layouts,
+            tree=tree,
+            host=boots.kernel_config(hosts.kernel, config.bed(hosts, bed_name)),
+            progress=progress,
         )
     for step, images in made.items():
         for image in images:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from harness import campaign, config, images, kernels, plan, samples
+from harness import campaign, config, kernels, plan, samples
 from harness.analysis import analyse
 from harness.commands import (
     also_option,
@@ -103,12 +103,13 @@ def run(
     )
     expected = [parse(text, wanted) for text in expect]
     with Progress() as progress, contextlib.ExitStack() as up:
-        with images.made_meanwhile():
+        with boots.made_meanwhile(bed):
             made = kernels.layouts(
                 hosts.kernel,
                 list(dict.fromkeys(plan.kernel_of(step) for step in wanted)),
                 min(chosen.layouts, chosen.blocks),
                 tree=tree,
+                host=boots.kernel_config(hosts.kernel, bed),
                 progress=progress,
             )
             built = {step: made[plan.kernel_of(step)] for step in wanted}

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from harness.config import Bed, QemuHost
+from harness import images
+from harness.config import Bed, Kernel, QemuHost
 from harness.hosts import machines, virtual
 from harness.hosts.bed import Boots
-from harness.kernels import Image
+from harness.kernels import HostConfig, Image, of_host
 from harness.progress import Progress
 
 
@@ -33,3 +34,20 @@ def opened(
             bed, campaign=campaign, directory=directory, progress=progress
         ) as boots:
             yield boots
+
+
+def made_meanwhile(bed: Bed) -> AbstractContextManager[None]:
+    """Make what ``bed`` needs beside kernels, if it is not kept yet, while these are built."""
+    return images.made_meanwhile() if bed.kind == "virtual" else nullcontext()
+
+
+def kernel_config(kernel: Kernel, bed: Bed) -> HostConfig | None:
+    """What the kernels for ``bed`` are configured after, if it is the dut's own kernel.
+
+    Raises:
+        InfrastructureError: the dut cannot be asked.
+    """
+    if not of_host(kernel, virtual=isinstance(bed.dut, QemuHost)):
+        return None
+    assert not isinstance(bed.dut, QemuHost)
+    return machines.host_config(bed.dut_name, bed.dut)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import Bed, SshHost
-from harness.errors import HarnessError, HostLostError, LeaseLostError
+from harness.errors import HarnessError, HostLostError, InfrastructureError, LeaseLostError
 from harness.hosts.bed import Boots, RunningBed
 from harness.hosts.channel import Agent
 from harness.hosts.lease import Leases, calls_to
 from harness.hosts.machine import Machine
-from harness.kernels import Image
+from harness.hosts.ssh import SshTarget
+from harness.kernels import HostConfig, Image
 from harness.progress import Progress
 
 
@@ -130,6 +132,27 @@ def opened(
         boots = MachineBoots(bed, dut, generator, leases)
         up.callback(boots.close)
         yield boots
+
+
+def host_config(name: str, host: SshHost) -> HostConfig:
+    """The configuration of the kernel that ``name`` runs, or ran when it was last asked.
+
+    Raises:
+        InfrastructureError: it runs a kernel under test and was never asked before.
+    """
+    with tempfile.TemporaryDirectory(prefix="rb-") as scratch:
+        agent = SshTarget.of(host).start_agent(host=name, log=Path(scratch) / "agent.log")
+        with contextlib.closing(agent):
+            ours = {one["release"] for one in agent.call("kernel_list")}
+            if agent.ready["release"] not in ours:
+                said = agent.call("kernel_config")
+                return HostConfig(said["config"], tuple(said["modules"])).settled(name)
+    if kept := HostConfig.kept(name):
+        return kept
+    raise InfrastructureError(
+        f"{name} runs {agent.ready['release']}, a kernel under test, not its own",
+        hint=f"harness restore {name}",
+    )
 
 
 def _mac(agent: Agent, interface: str) -> str:

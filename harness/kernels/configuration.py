@@ -59,24 +59,34 @@ class HostConfig:
     config: str
     modules: tuple[str, ...]
 
+    @classmethod
+    def kept(cls, name: str) -> HostConfig | None:
+        """What :meth:`settled` gave for the host ``name`` last."""
+        try:
+            said = json.loads(_kept(name).read_text())
+            return cls(config=str(said["config"]), modules=tuple(said["modules"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
     def settled(self, name: str) -> HostConfig:
         """The same with all modules that the host ``name`` had loaded before under this config.
 
         What happens to be loaded when a host is asked must not make another kernel of it.
         """
-        kept = cache.root() / "hosts" / f"{name}.json"
+        kept = _kept(name)
         kept.parent.mkdir(parents=True, exist_ok=True)
         with cache.locked(kept, what=f"the configuration of {name}"):
-            try:
-                before = HostConfig(**json.loads(kept.read_text()))
-            except (OSError, ValueError, TypeError):
-                before = self
+            before = HostConfig.kept(name) or self
             seen = set(before.modules) if before.config == self.config else set()
             whole = replace(self, modules=tuple(sorted(seen | set(self.modules))))
             new = kept.with_name(f".{kept.name}.new")
             new.write_text(json.dumps({"config": whole.config, "modules": whole.modules}))
             new.replace(kept)
         return whole
+
+
+def _kept(name: str) -> Path:
+    return cache.root() / "hosts" / f"{name}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +154,7 @@ def chosen(kernel: Kernel, host: HostConfig | None = None) -> Configuration:
         )
     for name in host.modules[:_MAX_MODULES]:
         if not _MODULE.fullmatch(name):
-            raise ConfigurationError(f"the host names a module {ascii(name[:80])}")
+            raise ConfigurationError(f"the host names a module {name[:80]!a}")
     if len(host.modules) > _MAX_MODULES:
         raise ConfigurationError(f"the host names {len(host.modules)} modules")
     return _over(host.config, tuple(sorted(set(host.modules))), "the host's configuration")
@@ -183,7 +193,7 @@ def clean(text: str, whose: str) -> str:
                 continue
             if not _SET.fullmatch(line):
                 raise ConfigurationError(
-                    f"line {number} of {whose} is no plain option: {ascii(line[:80])}",
+                    f"line {number} of {whose} is no plain option: {line[:80]!a}",
                     hint="expected y, m, n, a number, or a string without quotes, $ and the like",
                 )
             kept.append(line)
