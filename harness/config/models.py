@@ -69,6 +69,10 @@ Url = Annotated[
     str,
     _pattern(r"^https?://[A-Za-z0-9.:\[\]_-]{1,255}(/[A-Za-z0-9._~/-]*)?$", "an https:// address"),
 ]
+SystemId = Annotated[
+    str,
+    _pattern(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", "a system such as 1 or System.Embedded.1"),
+]
 Variable = Annotated[
     str, _pattern(r"^[A-Za-z_][A-Za-z0-9_]{0,63}$", "the name of an environment variable")
 ]
@@ -316,7 +320,9 @@ class Redfish(Model):
     url: Url = Field(description="its address, such as https://bmc.lab.example")
     user: User = Field(description="its user")
     password: Secret = Field(description="where the password is; never the password itself")
-    system: Name | None = Field(default=None, description="the system there; null: its only one")
+    system: SystemId | None = Field(
+        default=None, description="the system there; null: its only one"
+    )
     ca: FilePath | None = Field(
         default=None, description="certificate that vouches for it; null: those of this machine"
     )

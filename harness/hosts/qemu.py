@@ -131,7 +131,7 @@ class Guest:
         if self._monitor is not None:
             with contextlib.suppress(Exception):  # it is as gone as what it speaks to
                 self._monitor.close()
-        process.end(self.process)  # type: ignore[arg-type]
+        process.end(self.process)
 
 
 def start(
