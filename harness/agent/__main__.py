@@ -24,9 +24,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .boot import Boot
 from .counters import Counters
 from .faults import AgentError, ControllerGone
 from .inventory import inventory, read_text, see_own_interfaces
+from .kernels import Kernels
 from .netperf import Load
 from .settings import Settings
 from .trace import Tracer
@@ -89,6 +91,8 @@ class Agent:
         self._load = Load()
         self._tracer = Tracer()
         self._counters: dict[str, Counters] = {}
+        boot = Boot()
+        kernels = Kernels()
         self.calls: dict[str, Callable[..., Any]] = {
             "inventory": inventory,
             "settings_apply": self._settings_apply,
@@ -114,6 +118,14 @@ class Agent:
             "trace_watch": self._tracer.watch,
             "trace_read": self._tracer.read,
             "dmesg": _dmesg,
+            "kernel_install": kernels.install,
+            "kernel_list": kernels.installed,
+            "kernel_remove": kernels.remove,
+            "boot_can": boot.can,
+            "boot_prepare": boot.prepare,
+            "boot_go": boot.go,
+            "boot_cancel": boot.cancel,
+            "boot_state": boot.state,
         }
 
     def close(self) -> None:
