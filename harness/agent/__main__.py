@@ -24,10 +24,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .boot import Boot
 from .counters import Counters
 from .faults import AgentError, ControllerGone
 from .inventory import inventory, read_text, see_own_interfaces
 from .kernel_config import kernel_config
+from .kernels import Kernels
 from .lease import Lease
 from .netperf import Load
 from .settings import Settings
@@ -92,6 +94,8 @@ class Agent:
         self._tracer = Tracer()
         lease = Lease()
         self._counters: dict[str, Counters] = {}
+        boot = Boot()
+        kernels = Kernels()
         self.calls: dict[str, Callable[..., Any]] = {
             "inventory": inventory,
             "lease_take": lease.take,
@@ -123,6 +127,14 @@ class Agent:
             "trace_watch": self._tracer.watch,
             "trace_read": self._tracer.read,
             "dmesg": _dmesg,
+            "kernel_install": kernels.install,
+            "kernel_list": kernels.installed,
+            "kernel_remove": kernels.remove,
+            "boot_can": boot.can,
+            "boot_prepare": boot.prepare,
+            "boot_go": boot.go,
+            "boot_cancel": boot.cancel,
+            "boot_state": boot.state,
         }
 
     def close(self) -> None:
