@@ -157,7 +157,7 @@ class Machine:
                 return
             self._progress.say(f"{self.name}: back to {self.known_good}")
             self._mark()
-            agent.call("boot_go", method="default")
+            agent.call("boot_go", method="known-good")
         self._came_up(str(self.known_good), before).close()
 
     def meet(self) -> None:
@@ -180,7 +180,7 @@ class Machine:
             return self._fell_back(self.release, agent.ready["release"])
 
     def _mark(self) -> None:
-        self._since = self._console.size() if self._console else 0
+        self._since = self._console.position if self._console else 0
 
     def _method(self, agent: Agent) -> str:
         can = agent.call("boot_can", within_s=60)
@@ -248,7 +248,7 @@ class Machine:
     def _did_not_come_back(self, release: str | None, lost: HostLostError) -> KernelError:
         """Take it back by a power cycle; the error says how ``release`` ended."""
         death = kernel_death(self.said())
-        silent = self._console is not None and self._console.silent_s() > _SILENT_S
+        silent = self._console is not None and self._console.silence_s > _SILENT_S
         how = death or ("it hangs: its console is silent" if silent else "it does not answer")
         self.cycle(lost)
         self._answering(lambda _: True).close()
