@@ -30,6 +30,7 @@ FLOW = [
     "workload",
     "tracing",
     "campaign",
+    "selftest",
 ]
 """From hosts.yaml to a campaign; each may import those before it."""
 
