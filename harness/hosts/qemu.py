@@ -152,7 +152,7 @@ def start(
     ``directory`` takes the console and QEMU's log, ``runtime`` (a short path)
     the sockets. ``extra_arguments`` go to QEMU and may name ``pass_fds``.
     """
-    port = _free_port()
+    port = free_port()
     known_hosts = runtime / "known_hosts"
     known_hosts.write_text(f"[127.0.0.1]:{port} {disk.host_key}\n")
     boot = [
@@ -262,7 +262,8 @@ def _thread_group(thread_id: int) -> int:
     return int(re.search(r"^Tgid:\s+(\d+)", status, re.MULTILINE)[1])  # type: ignore[index]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

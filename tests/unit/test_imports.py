@@ -33,6 +33,7 @@ FLOW = [
     "journal",
     "trials",
     "campaign",
+    "selftest",
 ]
 """From hosts.yaml to a campaign; each may import those before it."""
 
