@@ -17,9 +17,9 @@ from typing import Any
 
 from harness.config import SshHost
 from harness.errors import (
-    ConfigurationError,
     HarnessError,
     HostLostError,
+    HostRefusedError,
     InfrastructureError,
     KernelError,
 )
@@ -33,6 +33,8 @@ from harness.progress import Progress
 _UPLOADS = ".cache/receive-batching/kernels"
 _ASK_AGAIN_S = 2.0
 _SILENT_S = 120.0
+_REFUSALS = 5
+"""A system that is coming up may refuse a login so often, and let it in then."""
 _CMDLINE = ["panic=10", "oops=panic", "softlockup_panic=1"]
 """A kernel that dies gives way to the known-good one by itself."""
 
@@ -66,6 +68,8 @@ class Machine:
             yield
             return
         with console.start(self.config.console, self.name, self._console_log) as self._console:
+            self._console.check()
+            self._mark()
             yield
 
     def said(self) -> str:
@@ -81,20 +85,17 @@ class Machine:
                 f"{self.name}: the kernel died: {death}", hint=f"console: {self._console_log}"
             )
 
-    def agent(self) -> Agent:
-        """An agent on whatever it runs now.
-
-        Raises:
-            HostLostError: it does not answer.
-        """
-        return self.ssh.start_agent(host=self.name, log=self._log, watch=self.check)
-
     def reached(self) -> Agent:
         """An agent on it; a host that does not answer is waited for, then power-cycled.
 
         Raises:
-            InfrastructureError: it does not come back.
+            InfrastructureError: it does not come back, or answers and lets nobody in.
         """
+        try:
+            self.ssh.run(["true"])
+            return self.ssh.start_agent(host=self.name, log=self._log, watch=self.check)
+        except HostLostError:
+            pass
         try:
             return self._answering(lambda _: True)
         except HostLostError as error:
@@ -227,12 +228,15 @@ class Machine:
         """
         deadline = time.monotonic() + self.config.boot.timeout_s
         last: HarnessError | None = None
+        refusals = 0
         while time.monotonic() < deadline:
             try:
                 agent = self.ssh.start_agent(host=self.name, log=self._log)
-            except ConfigurationError:
-                raise
-            except HarnessError as error:
+            except HostRefusedError as error:
+                last, refusals = error, refusals + 1
+                if refusals == _REFUSALS:
+                    raise
+            except HarnessError as error:  # also a system that is not yet ready
                 last = error
             else:
                 if as_wanted(agent.ready):

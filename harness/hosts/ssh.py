@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from harness import process
 from harness.config import SshHost
-from harness.errors import HostLostError, InfrastructureError
+from harness.errors import HostLostError, HostRefusedError, InfrastructureError
 from harness.hosts.channel import Agent, agent_archive, outcome
 
 _AGENT_HOME = ".cache/receive-batching"
@@ -74,6 +74,7 @@ class SshTarget:
 
         Raises:
             HostLostError: ssh itself failed (its status 255) or did not end in time.
+            HostRefusedError: its key is another than the known one, or ours is refused.
         """
         try:
             done = subprocess.run(
@@ -90,12 +91,22 @@ class SshTarget:
                 "ssh is not installed", hint="apt-get install openssh-client"
             ) from error
         if done.returncode == _OWN_STATUS:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise HostLostError(
-                f"{self.hostname}: ssh failed" + (f": {said[-1]}" if said else ""),
-                hint=f"try: {process.quoted(self.argv(['true']))}",
-            )
+            raise self._failed(process.harmless(done.stderr.decode(errors="replace")))
         return done
+
+    def _failed(self, said: str) -> InfrastructureError:
+        """The error for an ssh that ended by itself after saying that."""
+        last = "".join(f": {line}" for line in said.strip().splitlines()[-1:])
+        message = f"{self.hostname}: ssh failed{last}"
+        if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said or "Host key verif" in said:
+            return HostRefusedError(
+                f"{self.hostname}: its host key is not the one that is known",
+                hint="ask whoever looks after it; if it is right: harness hosts enroll",
+            )
+        hint = f"try: {process.quoted(self.argv(['true']))}"
+        if "Permission denied" in said or "Too many authentication failures" in said:
+            return HostRefusedError(message, hint=hint)
+        return HostLostError(message, hint=hint)
 
     def send(self, directory: Path, to: str, *, timeout_s: float = 900.0) -> None:
         """Copy the files of ``directory`` into ``to`` beneath the home there.

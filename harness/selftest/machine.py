@@ -173,7 +173,7 @@ class Machine:
 
     def _off(self) -> None:
         if self._qemu is not None:
-            process.end(self._qemu, grace_s=0.0)  # type: ignore[arg-type]
+            process.end(self._qemu, grace_s=0.0)
             self._qemu = None
         if self._nic is not None:
             # It ends when QEMU is gone, and with it the lock on the disk.
