@@ -30,7 +30,7 @@ COMMANDS = {
     "trace": ("trace", "Watch list lengths on a live host."),
     "compare": ("compare", "Hold two result directories against each other."),
     "bisect": ("bisect", "Find the step or commit where a metric moves."),
-    "hosts": ("hosts", "Show hosts.yaml as it is understood, or its schema."),
+    "hosts": ("hosts", "Show hosts.yaml; switch and watch its machines."),
     "patches": ("patches", "List, check and apply the kernel series."),
     "completion": ("completion", "Print the tab completion for a shell."),
 }

@@ -33,7 +33,7 @@ from typing import Any, Self
 
 USER = "admin"
 PASSWORD = """se"same's $(id):x"""  # noqa: S105
-IPMI_PASSWORD = "sesame $(id)"  # noqa: S105
+IPMI_PASSWORD = "sesame;$(id)"  # noqa: S105
 IPMI_NEEDS = ("ipmi_sim", "ipmitool")
 _UUID = "4c4c4544-0036-3510-8054-b7c04f573232"
 
@@ -282,15 +282,16 @@ user 2 true "{self.user}" "{self.password}" admin 10
 
     def start(self) -> None:
         """Start it, or start it again after :meth:`stop`."""
-        self._process = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", "--",
-             "ipmi_sim", "-n", "-c", "lan.conf", "-f", "bmc.emu", "-s", "."],
-            cwd=self._directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        with (self._directory / "said").open("ab") as said:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig=KILL", "--",
+                 "ipmi_sim", "-n", "-c", "lan.conf", "-f", "bmc.emu", "-s", "."],
+                cwd=self._directory, stdin=subprocess.DEVNULL, stdout=said,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         until = time.monotonic() + 10
         while not _udp_port_taken(self.port):
-            assert self._process.poll() is None, "ipmi_sim ended"
+            assert self._process.poll() is None, (self._directory / "said").read_text()
             assert time.monotonic() < until, "ipmi_sim does not listen"
             time.sleep(0.02)
 

@@ -195,7 +195,7 @@ class _Ipmi(Power):
             said = _without(self._env["IPMI_PASSWORD"], _last(done.stderr or done.stdout))
             hint = None
             if "Unable to establish" in said:
-                hint = "it is out of reach, or user or password are wrong; IPMI does not tell which"
+                hint = IPMI_REFUSED_HINT
             raise self._refused(f"refused “{act}”: {said}", hint=hint)
         return done.stdout
 
@@ -228,6 +228,9 @@ class _Command(Power):
 
 
 IPMITOOL_HINT = "apt-get install ipmitool"
+IPMI_REFUSED_HINT = (
+    "it is out of reach, or user or password are wrong, or the cipher suite; IPMI tells not which"
+)
 
 
 def ipmi_command(bmc: config.Ipmi) -> list[str]:
