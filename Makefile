@@ -19,6 +19,8 @@ PYTHON_BUILD := git python3-venv
 BROWSER := $(shell . /etc/os-release && test "$$ID" = debian && echo chromium)
 # BMCs for the tests, and what speaks to them.
 BMC := ipmitool openipmi
+# Its tools edit a boot loader's files in the tests.
+LOADER := grub-common
 PACKAGES := $(PYTHON_BUILD) $(KERNEL_BUILD) $(KERNEL_SOURCE) $(GUEST_IMAGE) $(GUEST_RUN)
 
 help:
@@ -27,7 +29,7 @@ help:
 run: system $(VENV)/installed
 	$(BIN)/harness run $(ARGS)
 
-check: PACKAGES += $(BROWSER) $(BMC)
+check: PACKAGES += $(BROWSER) $(BMC) $(LOADER)
 check: system $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,6 +58,7 @@ system:
 	echo "  to run guests and reach them: $(GUEST_RUN)"; \
 	echo "  to look at the HTML report (make check): $(BROWSER)"; \
 	echo "  to switch the power of machines by IPMI (make check): $(BMC)"; \
+	echo "  to edit a boot loader's files (make check): $(LOADER)"; \
 	if [ "$$(id -u)" = 0 ]; then sudo=; elif command -v sudo >/dev/null; then sudo=sudo; else \
 	    echo "Ask your administrator to run: apt-get install --no-install-recommends" $$missing; exit 3; fi; \
 	$$sudo apt-get update -qq; \

@@ -23,6 +23,7 @@ from harness.config.models import (
     Bed,
     BedEntry,
     BedSettings,
+    Host,
     HostsFile,
     NetnsHost,
     QemuHost,
@@ -109,6 +110,16 @@ def bed(hosts: HostsFile, name: str | None = None) -> Bed:
         generator_name=entry.generator,
         generator=generator,
     )
+
+
+def host(hosts: HostsFile, name: str) -> Host:
+    """The host ``name``."""
+    if name not in hosts.hosts:
+        raise ConfigurationError(
+            f"no host is called {shortened(name)}; expected {_one_of(hosts.hosts)}",
+            hint=_did_you_mean(name, hosts.hosts),
+        )
+    return hosts.hosts[name]
 
 
 def json_schema() -> dict[str, Any]:

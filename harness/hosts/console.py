@@ -96,10 +96,12 @@ class _Log:
         """A line of the harness's own."""
         self.add(f"\n-- harness: {process.harmless(text)}\n".encode(), said=False)
 
-    def tail(self, since: int) -> bytes:
+    def tail(self, since: int, until: int | None) -> bytes:
         with self._lock:
-            wanted = min(self.seen - since, TEXT_BYTES)
-            return bytes(self._tail[-wanted:]) if wanted > 0 else b""
+            until = self.seen if until is None else min(until, self.seen)
+            forgotten = self.seen - len(self._tail)
+            begin = max(since, until - TEXT_BYTES, forgotten)
+            return bytes(self._tail[begin - forgotten : max(begin, until) - forgotten])
 
     def close(self) -> None:
         with self._lock:
@@ -142,13 +144,13 @@ class Console:
         if self._trouble is not None:
             raise InfrastructureError(f"{self.host}: no console: {self._trouble}", hint=self._hint)
 
-    def text(self, since: int = 0) -> str:
-        """The last of what it said since :meth:`position` was ``since``, fit for people.
+    def text(self, since: int = 0, *, until: int | None = None) -> str:
+        """The last of what it said while :attr:`position` went from ``since`` to ``until``.
 
         At most :data:`TEXT_BYTES`; escape sequences are gone, other control
         characters are spelt out.
         """
-        return process.harmless(self._log.tail(since).decode(errors="replace"))
+        return process.harmless(self._log.tail(since, until).decode(errors="replace"))
 
     @property
     def position(self) -> int:

@@ -7,17 +7,24 @@ except on guests of the harness, which bring their own key and known_hosts.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import subprocess
-from collections.abc import Callable, Sequence
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from harness import process
-from harness.errors import HostLostError, InfrastructureError
-from harness.hosts.channel import Agent, agent_archive
+from harness.config import SshHost
+from harness.errors import HostLostError, HostRefusedError, InfrastructureError
+from harness.hosts.channel import Agent, agent_archive, outcome
 
 _AGENT_HOME = ".cache/receive-batching"
 _OWN_STATUS = 255
+_ANSWER_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,13 @@ class SshTarget:
     own_configuration: bool = True
     silence_s: int = 45
     """A host that answers nothing for so long is lost."""
+
+    @classmethod
+    def of(cls, host: SshHost) -> Self:
+        """The machine that hosts.yaml calls a host of kind ssh."""
+        return cls(
+            hostname=host.hostname, user=host.user, port=host.port, known_hosts=host.known_hosts
+        )
 
     def argv(self, command: Sequence[str]) -> list[str]:
         """The local command that runs ``command`` there, quoted once for its shell."""
@@ -60,6 +74,7 @@ class SshTarget:
 
         Raises:
             HostLostError: ssh itself failed (its status 255) or did not end in time.
+            HostRefusedError: its key is another than the known one, or ours is refused.
         """
         try:
             done = subprocess.run(
@@ -76,17 +91,73 @@ class SshTarget:
                 "ssh is not installed", hint="apt-get install openssh-client"
             ) from error
         if done.returncode == _OWN_STATUS:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise HostLostError(
-                f"{self.hostname}: ssh failed" + (f": {said[-1]}" if said else ""),
-                hint=f"try: {process.quoted(self.argv(['true']))}",
-            )
+            raise self._failed(process.harmless(done.stderr.decode(errors="replace")))
         return done
+
+    def _failed(self, said: str) -> InfrastructureError:
+        """The error for an ssh that ended by itself after saying that."""
+        last = "".join(f": {line}" for line in said.strip().splitlines()[-1:])
+        message = f"{self.hostname}: ssh failed{last}"
+        if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said or "Host key verif" in said:
+            return HostRefusedError(
+                f"{self.hostname}: its host key is not the one that is known",
+                hint="ask whoever looks after it; if it is right: harness hosts enroll",
+            )
+        hint = f"try: {process.quoted(self.argv(['true']))}"
+        if "Permission denied" in said or "Too many authentication failures" in said:
+            return HostRefusedError(message, hint=hint)
+        return HostLostError(message, hint=hint)
+
+    def send(self, directory: Path, to: str, *, timeout_s: float = 900.0) -> None:
+        """Copy the files of ``directory`` into ``to`` beneath the home there.
+
+        Raises:
+            HostLostError: as :meth:`run`.
+            InfrastructureError: they cannot be kept there.
+        """
+        script = 'umask 077 && rm -rf "$1" && mkdir -p "$1" && tar -x -C "$1"'
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for path in sorted(directory.iterdir()):
+                archive.add(path, arcname=path.name, filter=_nobody)
+        sent = self.run(
+            ["sh", "-c", script, "sh", to], stdin=packed.getvalue(), timeout_s=timeout_s
+        )
+        if sent.returncode != 0:
+            said = sent.stderr.decode(errors="replace").strip()
+            raise InfrastructureError(
+                f"{self.hostname}: cannot keep files in ~/{to}: {said}", hint="free space there"
+            )
 
     def start_agent(
         self, *, host: str, log: Path, watch: Callable[[], None] = lambda: None
     ) -> Agent:
         """Send the agent, if the host has not got this one yet, and start it as root by sudo."""
+        return Agent(self.argv(self._agent(host)), host=host, log=log, watch=watch)
+
+    def ask(
+        self, call: str, arguments: Mapping[str, object], *, host: str, within_s: float = 30.0
+    ) -> Any:
+        """The answer of an agent started for this one ``call``.
+
+        Raises:
+            HostLostError: there was none; an agent's refusal is of the class it names.
+        """
+        request = json.dumps({"id": 1, "call": call, "args": arguments}).encode() + b"\n"
+        done = self.run(self._agent(host), stdin=request, timeout_s=within_s)
+        for line in done.stdout[:_ANSWER_LIMIT].splitlines():
+            with contextlib.suppress(ValueError):
+                answer = json.loads(line)
+                if isinstance(answer, dict) and answer.get("id") == 1:
+                    return outcome(host, answer)
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-5:]
+        raise HostLostError(
+            f"{host}: no answer to {call}" + "".join(f"\n  | {line}" for line in said),
+            hint=f"try: {process.quoted(self.argv(['sudo', '-n', '-l']))}",
+        )
+
+    def _agent(self, host: str) -> list[str]:
+        """The command that runs the agent there, which it has now if it had not."""
         name, content = agent_archive()
         path = f"{_AGENT_HOME}/{name}"
         if self.run(["test", "-s", path]).returncode != 0:
@@ -96,6 +167,11 @@ class SshTarget:
                 raise InfrastructureError(
                     f"{host}: cannot keep the agent in ~/{_AGENT_HOME}: {sent.stderr.decode()}"
                 )
-        return Agent(
-            self.argv(["sudo", "-n", "/usr/bin/python3", path]), host=host, log=log, watch=watch
-        )
+        return ["sudo", "-n", "/usr/bin/python3", path]
+
+
+def _nobody(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without the owner it has here."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member

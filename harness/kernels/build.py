@@ -4,7 +4,7 @@
 Hides the object directory that is walked from step to step so that each further
 step is incremental and each further layout only linked, the check that the
 configuration became what was asked for, and what is kept of a build: image,
-configuration, log, and the prepared headers that bcc needs on the host.
+configuration, log, and what belongs into /lib/modules/RELEASE.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness import cache, process
+from harness import cache
 from harness.errors import InfrastructureError, KernelError
+from harness.kernels import packing
+from harness.kernels.configuration import Configuration
 from harness.kernels.source import Source, Tree, Worktree, from_git
+from harness.kernels.toolchain import Toolchain
 from harness.patches import Series
 from harness.progress import Progress
 
-FRAGMENT = Path(__file__).with_name("benchmark.config")
 _LAYOUT = Path(__file__).with_name("layout.py")
 _LD = f"""#!/bin/sh
 case " $* " in
@@ -38,7 +40,7 @@ exec ld "$@"
 """
 _PAHOLE = """#!/bin/sh
 # The types of a kernel are the same in every layout: they are looked for once.
-case "$*" in *--version*) exec pahole "$@" ;; esac
+case "$*" in *--version* | *--btf_base*) exec pahole "$@" ;; esac
 for file; do :; done
 if [ -e "$KERNEL_BTF" ]; then
 	exec objcopy --add-section .BTF="$KERNEL_BTF" "$file"
@@ -48,8 +50,8 @@ pahole "$@" && objcopy -O binary --only-section=.BTF --set-section-flags .BTF=al
 """
 _KCFLAGS = "-fno-var-tracking-assignments"
 """Spares gcc a part of the debug information that nothing reads: code and BTF stay the same."""
-_JOBS = (os.cpu_count() or 1) + 1
 _FREE_BYTES = 6 << 30
+_MODULAR = re.compile(r"^CONFIG_\w+=m$", re.MULTILINE)
 _COMPILED = re.compile(r"^\s+(?:CC|AS|LDS)(?: \[M\])?\s+\S+\.(?:o|lds)$")
 _COMPILE_ERROR = re.compile(r"(?:\berror:|Error \d+$|undefined reference|No rule to make)")
 
@@ -75,7 +77,7 @@ class Image:
 
     @property
     def headers(self) -> Path:
-        """A squashfs of /lib/modules/RELEASE with ``build/`` in it, for bcc."""
+        """A squashfs of /lib/modules/RELEASE: modules, and ``build/`` for bcc."""
         return self.directory / "headers.squashfs"
 
     def provenance(self) -> dict[str, object]:
@@ -84,7 +86,14 @@ class Image:
 
 
 def build_steps(
-    source: Source, series: Series, steps: Sequence[str], *, layouts: int, progress: Progress
+    source: Source,
+    series: Series,
+    steps: Sequence[str],
+    *,
+    configuration: Configuration,
+    toolchain: Toolchain,
+    layouts: int,
+    progress: Progress,
 ) -> dict[str, tuple[Image, ...]]:
     """The images of ``steps``, in that order, each in ``layouts`` layouts.
 
@@ -95,7 +104,7 @@ def build_steps(
             message holds the first error of the compiler and names the log.
         InfrastructureError: a build tool is missing or there is too little space.
     """
-    compiler, config = _compiler(), cache.file_sha256(FRAGMENT)
+    compiler, config = toolchain.compiler, configuration.identity
     objects = cache.root() / "objects" / cache.digest(source.identity, config, compiler, _KCFLAGS)
     touched = sorted({name for patch in series.patches for name in patch.files})
     images: dict[str, tuple[Image, ...]] = {}
@@ -119,7 +128,7 @@ def build_steps(
             },
             place=place,
         )
-        images[step] = _images(variant, objects, layouts, progress)
+        images[step] = _images(variant, objects, configuration, toolchain, layouts, progress)
     return images
 
 
@@ -128,6 +137,8 @@ def build_commits(
     commits: Sequence[str],
     *,
     touched: Sequence[str],
+    configuration: Configuration,
+    toolchain: Toolchain,
     layouts: int,
     progress: Progress,
 ) -> dict[str, tuple[Image, ...]]:
@@ -136,7 +147,7 @@ def build_commits(
     One directory and its objects are walked from commit to commit; ``touched`` names
     the files in which commits of the range differ. Errors as above.
     """
-    compiler, config = _compiler(), cache.file_sha256(FRAGMENT)
+    compiler, config = toolchain.compiler, configuration.identity
     whose = f"the commits of {repository.resolve()}"
     objects = cache.root() / "objects" / cache.digest(whose, config, compiler, _KCFLAGS)
     images: dict[str, tuple[Image, ...]] = {}
@@ -157,12 +168,8 @@ def build_commits(
             record={"patches": [], "source": str(source), "compiler": compiler},
             place=place,
         )
-        images[commit] = _images(variant, objects, layouts, progress)
+        images[commit] = _images(variant, objects, configuration, toolchain, layouts, progress)
     return images
-
-
-def _compiler() -> str:
-    return process.run(["gcc", "--version"], hint="apt-get install gcc").stdout.splitlines()[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,15 +193,21 @@ class _Variant:
 
 
 def _images(
-    variant: _Variant, objects: Path, layouts: int, progress: Progress
+    variant: _Variant,
+    objects: Path,
+    configuration: Configuration,
+    toolchain: Toolchain,
+    layouts: int,
+    progress: Progress,
 ) -> tuple[Image, ...]:
     """The kept images of ``variant``, made if they are not there yet."""
 
     def image(layout: int) -> Image:
         def make(making: Path) -> None:
+            toolchain.prove()
             with _sole_use(objects):
                 directory, written = variant.place()
-                walk = _Walk(directory, objects)
+                walk = _Walk(directory, objects, configuration, toolchain)
                 walk.make_image(making, variant, layout, written, progress)
 
         where = cache.root() / "kernels" / variant.key(layout)
@@ -224,9 +237,12 @@ def _sole_use(objects: Path) -> Iterator[None]:
 class _Walk:
     """One object directory and the directory it is built from."""
 
-    def __init__(self, directory: Path, objects: Path) -> None:
+    def __init__(
+        self, directory: Path, objects: Path, configuration: Configuration, toolchain: Toolchain
+    ) -> None:
         self.directory, self.objects = directory, objects
-        self._counted = objects.parent / "objects-of-a-whole-build"
+        self.configuration, self.toolchain = configuration, toolchain
+        self._counted = objects.with_name(f"objects-of-{configuration.identity[:16]}")
 
     def make_image(
         self,
@@ -240,50 +256,85 @@ class _Walk:
         key, slug = variant.key(layout), variant.name.replace(" ", "")
         log = cache.root() / "logs" / f"build-{slug}-{key}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        make = ["make", f"O={self.objects}", f"LOCALVERSION=-{slug}-{key[:8]}"]
-        make += [f"KCFLAGS={_KCFLAGS}"]
+        options = [f"LOCALVERSION=-{slug}-{key[:8]}", f"KCFLAGS={_KCFLAGS}"]
         for tool, script in {"ld": _LD, "pahole": _PAHOLE}.items():
             path = self.objects.with_name(f"{tool}.sh")
             _write_script(path, script)
-            make.append(f"{tool.upper()}={path}")
-        env = {
+            options.append(f"{tool.upper()}={path}")
+        env = self.toolchain.environment | {
             "KERNEL_LAYOUT": str(layout),
             "KERNEL_TOUCHED": " ".join(variant.touched),
             "KERNEL_BTF": str(self.objects / f"btf-{variant.content}"),
         }
+        config = self.objects / ".config"
         with log.open("w") as output:
-            if not (self.objects / ".config").exists():
-                asked = f"KCONFIG_ALLCONFIG={FRAGMENT}"
-                self._make([*make, asked, "allnoconfig"], env, output, log, None)
-            check_config((self.objects / ".config").read_text())
+
+            def make(
+                objects: Path,
+                more: Sequence[str],
+                more_env: Mapping[str, str],
+                compiled: Callable[[], None] | None = None,
+            ) -> None:
+                command = ["make", f"O={objects}", *options, *self.toolchain.arguments, *more]
+                self._make(command, {**env, **more_env}, output, log, compiled)
+
+            if not config.exists():
+                self.configuration.write(self.objects, make)
+            text = config.read_text()
+            self.configuration.check(text)
+            modular = bool(_MODULAR.search(text))
             vmlinux = self.objects / "vmlinux"
             whole = not vmlinux.exists()
             vmlinux.unlink(missing_ok=True)  # or make would not link it anew
+            goals = [f"-j{self.toolchain.jobs}", "bzImage", *(["modules"] if modular else [])]
             with progress.task(variant.title(layout), total=self._objects_left(written)) as task:
-                self._make([*make, f"-j{_JOBS}", "bzImage"], env, output, log, task.advance)
+                make(self.objects, goals, {}, task.advance)
             if whole:
                 self._counted.write_text(str(task.done))
-        config = self.objects / ".config"
+            release = (self.objects / "include/config/kernel.release").read_text().strip()
+            staged = making / "staged"
+            modules = staged / "lib/modules" / release
+            modules.mkdir(parents=True)
+            if modular:
+                stripped = [f"INSTALL_MOD_PATH={staged}", "INSTALL_MOD_STRIP=1"]
+                make(self.objects, [*stripped, "modules_install"], {})
+        self._pack(modules, making / "headers.squashfs", modular=modular)
+        shutil.rmtree(staged)
         shutil.copyfile(self.objects / "arch/x86/boot/bzImage", making / "bzImage")
         shutil.copyfile(config, making / "config")
         shutil.copyfile(log, making / "build.log")
-        self._pack_headers(making / "headers.squashfs")
         stored = {
             "step": variant.step,
             "layout": layout,
             **variant.record,
-            "release": (self.objects / "include/config/kernel.release").read_text().strip(),
+            "release": release,
             "config_sha256": cache.file_sha256(config),
             "image_sha256": cache.file_sha256(making / "bzImage"),
         }
         (making / "image.json").write_text(json.dumps(stored, indent=1))
 
+    def _pack(self, modules: Path, packed: Path, *, modular: bool) -> None:
+        """``modules``, which becomes /lib/modules/RELEASE, with headers in it."""
+        if modular and not (modules / "modules.dep").exists():
+            # The kernel's own modules_install only warns.
+            raise InfrastructureError("depmod is not installed", hint="apt-get install kmod")
+        for link in ("build", "source"):
+            (modules / link).unlink(missing_ok=True)
+        packing.add_headers([self.directory, self.objects], modules)
+        packing.squash(modules, packed)
+
     def _make(  # type: ignore[no-untyped-def]
-        self, command: list[str], more_env: dict[str, str], output, log: Path, compiled
+        self,
+        command: list[str],
+        more_env: Mapping[str, str],
+        output,
+        log: Path,
+        compiled: Callable[[], None] | None,
     ) -> None:
         hidden = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
         env = {name: value for name, value in os.environ.items() if name not in hidden}
-        env |= more_env | {
+        env |= more_env
+        env |= {
             "LC_ALL": "C",
             "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
             "KBUILD_BUILD_USER": "harness",
@@ -320,36 +371,15 @@ class _Walk:
         commands = list(self.objects.rglob(".*.o.cmd"))
         if not commands:
             return int(self._counted.read_text()) if self._counted.exists() else None
-        names = [str(path).encode() for path in written]
-        return sum(any(name in command.read_bytes() for name in names) for command in commands)
-
-    def _pack_headers(self, packed: Path) -> None:
-        """The headers and generated headers of the tree, as bcc wants them on a host."""
-        staged = packed.with_name("headers")
-        for origin in (self.directory, self.objects):
-            for part in ("include", "arch/x86/include"):
-                shutil.copytree(
-                    origin / part,
-                    staged / "build" / part,
-                    dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns("config", "*.cmd", "dt-bindings"),
-                )
-        process.run(
-            [
-                "mksquashfs",
-                str(staged),
-                str(packed),
-                "-comp",
-                "zstd",
-                "-Xcompression-level",
-                "3",
-                "-all-root",
-                "-quiet",
-                "-no-progress",
-            ],
-            hint="apt-get install squashfs-tools",
+        # ccache may have made the paths relative; up to the tree's own name they differ then.
+        top = self.directory.parent
+        names = [b"/" + str(path.relative_to(top)).encode() for path in written]
+        return sum(
+            # Each module holds the release, which is another one now.
+            command.name.endswith(".mod.o.cmd")
+            or any(name in command.read_bytes() for name in names)
+            for command in commands
         )
-        shutil.rmtree(staged)
 
 
 def _write_script(path: Path, text: str) -> None:
@@ -363,18 +393,6 @@ def _diff(patch: Path) -> str:
     text = patch.read_text(errors="replace")
     changes = text[text.index("\ndiff --git ") :]
     return changes.rpartition("\n-- \n")[0] or changes
-
-
-def check_config(config: str) -> None:
-    """Raise a :class:`KernelError` if ``config`` lacks an option of the fragment."""
-    have = set(config.splitlines())
-    asked = [line for line in FRAGMENT.read_text().splitlines() if line.startswith("CONFIG_")]
-    lost = [line for line in asked if line not in have]
-    if lost:
-        raise KernelError(
-            f"the kernel's configuration does not take {', '.join(lost)}",
-            hint="the source lacks them, or what they depend on; is it one of the known bases?",
-        )
 
 
 def _build_error(log: Path, status: int) -> KernelError:

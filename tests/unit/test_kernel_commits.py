@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.config import Kernel
 from harness.errors import ConfigurationError
 from harness.kernels import Commit, build, build_commits, commits_between
 from harness.kernels.source import Worktree
@@ -77,7 +78,7 @@ def commit(tree: Path, subject: str) -> None:
 
 def images(tree: Path, *names: str) -> dict[str, build.Image]:
     with Progress(bars=False) as progress:
-        made = build_commits(tree, names, touched=[], layouts=1, progress=progress)
+        made = build_commits(Kernel(), tree, names, touched=[], layouts=1, progress=progress)
     return {name: images[0] for name, images in made.items()}
 
 
