@@ -58,11 +58,13 @@ class RedfishBmc:
 
     ``certificate`` and ``key`` make it HTTPS. :attr:`refuses` is a status with
     which all but the root is answered; :attr:`hangs` takes requests and never
-    answers; :attr:`says` is sent, chunk by chunk, in place of any answer.
+    answers, :attr:`hangs_at` only those to addresses that end so; :attr:`says`
+    is sent, chunk by chunk, in place of any answer.
     """
 
     user = USER
     password = PASSWORD
+    system = _UUID
 
     def __init__(
         self,
@@ -75,9 +77,12 @@ class RedfishBmc:
         self.machine = machine
         self.refuses: int | None = None
         self.hangs = False
+        self.hangs_at: str | None = None
         self.says: Iterable[bytes] | None = None
         self.asked: list[str] = []
         """Method and path of each request."""
+        self.resets: list[str] = []
+        """The ResetType of each act."""
         self.allows: list[str] | None = None
         """The values of ResetType; None: the emulator's own."""
         self.tokens = set[str]()
@@ -120,7 +125,7 @@ class RedfishBmc:
 
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.asked.append(f"{method} {path}")
-        if self.hangs:
+        if self.hangs or (self.hangs_at and path.endswith(self.hangs_at)):
             self._free.wait()
         if self.says is not None:
             start("200 OK", [("Content-Type", "application/json")])
@@ -189,6 +194,7 @@ def _emulator() -> Any:
             }  # fmt: skip
             if state not in words:
                 raise error.BadRequest(f"no {state}")
+            _CURRENT.bmc.resets.append(state)
             _act(_CURRENT.bmc.machine, words[state])
 
         def get_boot_device(self, identity: str) -> str:
