@@ -33,7 +33,7 @@ from typing import Any, Self
 
 USER = "admin"
 PASSWORD = """se"same's $(id):x"""  # noqa: S105
-IPMI_PASSWORD = "sesame $(id)"  # noqa: S105
+IPMI_PASSWORD = "sesame;$(id)"  # noqa: S105
 IPMI_NEEDS = ("ipmi_sim", "ipmitool")
 _UUID = "4c4c4544-0036-3510-8054-b7c04f573232"
 
@@ -58,11 +58,13 @@ class RedfishBmc:
 
     ``certificate`` and ``key`` make it HTTPS. :attr:`refuses` is a status with
     which all but the root is answered; :attr:`hangs` takes requests and never
-    answers; :attr:`says` is sent, chunk by chunk, in place of any answer.
+    answers, :attr:`hangs_at` only those to addresses that end so; :attr:`says`
+    is sent, chunk by chunk, in place of any answer.
     """
 
     user = USER
     password = PASSWORD
+    system = _UUID
 
     def __init__(
         self,
@@ -75,9 +77,12 @@ class RedfishBmc:
         self.machine = machine
         self.refuses: int | None = None
         self.hangs = False
+        self.hangs_at: str | None = None
         self.says: Iterable[bytes] | None = None
         self.asked: list[str] = []
         """Method and path of each request."""
+        self.resets: list[str] = []
+        """The ResetType of each act."""
         self.allows: list[str] | None = None
         """The values of ResetType; None: the emulator's own."""
         self.tokens = set[str]()
@@ -120,7 +125,7 @@ class RedfishBmc:
 
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.asked.append(f"{method} {path}")
-        if self.hangs:
+        if self.hangs or (self.hangs_at and path.endswith(self.hangs_at)):
             self._free.wait()
         if self.says is not None:
             start("200 OK", [("Content-Type", "application/json")])
@@ -189,6 +194,7 @@ def _emulator() -> Any:
             }  # fmt: skip
             if state not in words:
                 raise error.BadRequest(f"no {state}")
+            _CURRENT.bmc.resets.append(state)
             _act(_CURRENT.bmc.machine, words[state])
 
         def get_boot_device(self, identity: str) -> str:
@@ -282,15 +288,16 @@ user 2 true "{self.user}" "{self.password}" admin 10
 
     def start(self) -> None:
         """Start it, or start it again after :meth:`stop`."""
-        self._process = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", "--",
-             "ipmi_sim", "-n", "-c", "lan.conf", "-f", "bmc.emu", "-s", "."],
-            cwd=self._directory, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        with (self._directory / "said").open("ab") as said:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig=KILL", "--",
+                 "ipmi_sim", "-n", "-c", "lan.conf", "-f", "bmc.emu", "-s", "."],
+                cwd=self._directory, stdin=subprocess.DEVNULL, stdout=said,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         until = time.monotonic() + 10
         while not _udp_port_taken(self.port):
-            assert self._process.poll() is None, "ipmi_sim ended"
+            assert self._process.poll() is None, (self._directory / "said").read_text()
             assert time.monotonic() < until, "ipmi_sim does not listen"
             time.sleep(0.02)
 

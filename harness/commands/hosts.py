@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness hosts``: the hosts file as it is understood, its schema, and who has a machine."""
+"""``harness hosts``: the hosts file as it is understood, and its machines by hand."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import click
 from harness import config
 from harness.commands import hosts_option
 from harness.commands.lease import lease, release
+from harness.commands.power import console, power
 
 
 @click.group()
 def hosts() -> None:
-    """Show hosts.yaml as it is understood, and who has its machines."""
+    """Show hosts.yaml as it is understood; see who has its machines, switch and watch them."""
 
 
 @hosts.command()
@@ -45,5 +46,7 @@ def show(bed: str | None, hosts_path: Path | None) -> None:
     )
 
 
+hosts.add_command(power)
+hosts.add_command(console)
 hosts.add_command(lease)
 hosts.add_command(release)

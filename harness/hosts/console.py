@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pty
 import socket
 import subprocess
 import threading
 import time
+import tty
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -94,10 +96,12 @@ class _Log:
         """A line of the harness's own."""
         self.add(f"\n-- harness: {process.harmless(text)}\n".encode(), said=False)
 
-    def tail(self, since: int) -> bytes:
+    def tail(self, since: int, until: int | None) -> bytes:
         with self._lock:
-            wanted = min(self.seen - since, TEXT_BYTES)
-            return bytes(self._tail[-wanted:]) if wanted > 0 else b""
+            until = self.seen if until is None else min(until, self.seen)
+            forgotten = self.seen - len(self._tail)
+            begin = max(since, until - TEXT_BYTES, forgotten)
+            return bytes(self._tail[begin - forgotten : max(begin, until) - forgotten])
 
     def close(self) -> None:
         with self._lock:
@@ -140,13 +144,13 @@ class Console:
         if self._trouble is not None:
             raise InfrastructureError(f"{self.host}: no console: {self._trouble}", hint=self._hint)
 
-    def text(self, since: int = 0) -> str:
-        """The last of what it said since :meth:`position` was ``since``, fit for people.
+    def text(self, since: int = 0, *, until: int | None = None) -> str:
+        """The last of what it said while :attr:`position` went from ``since`` to ``until``.
 
         At most :data:`TEXT_BYTES`; escape sequences are gone, other control
         characters are spelt out.
         """
-        return process.harmless(self._log.tail(since).decode(errors="replace"))
+        return process.harmless(self._log.tail(since, until).decode(errors="replace"))
 
     @property
     def position(self) -> int:
@@ -199,6 +203,7 @@ class _Program(Console):
     """The console as a program prints it; started again, ever later, when it ends."""
 
     _hint_missing = "hosts.yaml names it as the command of this console"
+    _hint_refused = "run it by hand"
 
     def __init__(
         self, command: list[str], host: str, log: _Log, env: dict[str, str] | None = None
@@ -220,10 +225,16 @@ class _Program(Console):
         """Whether what ``said`` this and runs for so long is a console."""
         return lived_s >= _LIVES_S
 
+    def _pair(self) -> tuple[int, int]:
+        """Where its output comes out, and where it goes in."""
+        return os.pipe()
+
     def _spawn(self) -> None:
         with self._lock:
+            self._running = None
             if self._ending.is_set():
                 return
+            self._output, theirs = self._pair()
             try:
                 self._running = subprocess.Popen(
                     self._command,
@@ -231,15 +242,18 @@ class _Program(Console):
                     # A pipe that stays open: some end with their input, and all shall end
                     # when the harness is killed.
                     stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
+                    stdout=theirs,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
             except OSError as error:
+                os.close(self._output)
                 raise InfrastructureError(
                     f"{self.host}: {self._command[0]}: {error.strerror}, and so no console",
                     hint=self._hint_missing,
                 ) from error
+            finally:
+                os.close(theirs)
 
     def _work(self) -> None:
         failures = 0
@@ -260,13 +274,13 @@ class _Program(Console):
     def _follow(self) -> bool:
         """Keep what the program says until it ends; whether it ever was a console."""
         running = self._running
-        assert running is not None
-        assert running.stdout is not None
+        if running is None:
+            return False
         up, said, began = False, b"", time.monotonic()
         alive = threading.Timer(_LIVES_S, self._lives, [running])
         alive.daemon = True
         alive.start()
-        while chunk := os.read(running.stdout.fileno(), _CHUNK):
+        while chunk := _read(self._output):
             self._log.add(chunk)
             if not up:
                 said = (said + chunk)[-_CHUNK:]
@@ -274,6 +288,7 @@ class _Program(Console):
                 if up:
                     self._had()
         alive.cancel()
+        os.close(self._output)
         process.end(running)
         if not up:
             ended_well = running.returncode == 0 and said != b""
@@ -282,7 +297,10 @@ class _Program(Console):
             self._had()
         elif not self._was_had:
             shown = process.harmless(said.decode(errors="replace")).strip()
-            self._not_had(f"{process.quoted(self._command)}: {shown[-500:] or self._ended()}")
+            self._not_had(
+                f"{process.quoted(self._command)}: {shown[-500:] or self._ended()}",
+                hint=self._hint_refused,
+            )
         return up
 
     def _lives(self, running: subprocess.Popen[bytes]) -> None:
@@ -294,8 +312,7 @@ class _Program(Console):
         super()._had()
 
     def _ended(self) -> str:
-        assert self._running is not None
-        return f"status {self._running.returncode}"
+        return f"status {self._running.returncode}" if self._running else "not started"
 
     def _stop(self) -> None:
         with self._lock:
@@ -313,6 +330,7 @@ class _Program(Console):
 
 class _Sol(_Program):
     _hint_missing = power.IPMITOOL_HINT
+    _hint_refused = power.IPMI_REFUSED_HINT
 
     def __init__(self, bmc: config.Ipmi, host: str, log: _Log) -> None:
         self._ipmitool = power.ipmi_command(bmc)
@@ -333,6 +351,21 @@ class _Sol(_Program):
 
     def _is_up(self, said: bytes, lived_s: float) -> bool:  # noqa: ARG002
         return _SOL_IS_UP in said
+
+    def _pair(self) -> tuple[int, int]:
+        # Into a pipe, ipmitool holds back its first line until the machine speaks.
+        ours, theirs = pty.openpty()
+        tty.setraw(theirs)
+        return ours, theirs
+
+
+def _read(output: int) -> bytes:
+    try:
+        return os.read(output, _CHUNK)
+    except OSError as error:
+        if error.errno == errno.EIO:  # how a pty ends
+            return b""
+        raise
 
 
 class _Netconsole(Console):

@@ -21,6 +21,7 @@ from harness.hosts import secrets
 
 _WITHIN_S = 30.0
 _POLL_S = 0.5
+_LEAST_S = 1.0
 _TAIL_BYTES = 16 << 10
 _LAST_LINES = 3
 
@@ -81,7 +82,7 @@ class Power(abc.ABC):
 
     def _await(self, act: str, deadline: float) -> None:
         while self._status(deadline) is (act == "off"):
-            if time.monotonic() + _POLL_S > deadline:
+            if self._left(deadline) < _POLL_S + _LEAST_S:
                 raise self._refused(
                     f"took “{act}”, but the host is still {'on' if act == 'off' else 'off'} "
                     f"after {self._within_s:.0f} s"
@@ -92,7 +93,7 @@ class Power(abc.ABC):
         return time.monotonic() + self._within_s
 
     def _left(self, deadline: float) -> float:
-        return max(0.5, deadline - time.monotonic())
+        return max(_LEAST_S, deadline - time.monotonic())
 
     def _status(self, deadline: float) -> bool:
         return self._ask(self._left(deadline))
@@ -134,7 +135,7 @@ class Power(abc.ABC):
             )
         except InfrastructureError as error:
             if isinstance(error.__cause__, subprocess.TimeoutExpired):
-                raise self._refused(f"did not answer in {within_s:.0f} s") from error
+                raise self._refused(f"did not answer in {self._within_s:.0f} s") from error
             raise InfrastructureError(f"{self.host}: {error.message}", hint=error.hint) from error
 
 
@@ -195,7 +196,7 @@ class _Ipmi(Power):
             said = _without(self._env["IPMI_PASSWORD"], _last(done.stderr or done.stdout))
             hint = None
             if "Unable to establish" in said:
-                hint = "it is out of reach, or user or password are wrong; IPMI does not tell which"
+                hint = IPMI_REFUSED_HINT
             raise self._refused(f"refused “{act}”: {said}", hint=hint)
         return done.stdout
 
@@ -228,6 +229,9 @@ class _Command(Power):
 
 
 IPMITOOL_HINT = "apt-get install ipmitool"
+IPMI_REFUSED_HINT = (
+    "it is out of reach, or user or password are wrong, or the cipher suite; IPMI tells not which"
+)
 
 
 def ipmi_command(bmc: config.Ipmi) -> list[str]:

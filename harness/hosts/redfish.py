@@ -22,7 +22,7 @@ import sushy
 import sushy.auth
 import sushy.exceptions as refusals
 
-_MEMORY = 1 << 30
+_MEMORY = 512 << 20
 _CONNECT_S = 10
 _UNAUTHORISED = (401, 403)
 
