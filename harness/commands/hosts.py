@@ -11,11 +11,12 @@ import click
 from harness import config
 from harness.commands import hosts_option
 from harness.commands.lease import lease, release
+from harness.commands.machines import clean, enroll, sudoers
 
 
 @click.group()
 def hosts() -> None:
-    """Show hosts.yaml as it is understood, and who has its machines."""
+    """Show hosts.yaml, and let its machines be reached, leased and cleaned."""
 
 
 @hosts.command()
@@ -45,5 +46,5 @@ def show(bed: str | None, hosts_path: Path | None) -> None:
     )
 
 
-hosts.add_command(lease)
-hosts.add_command(release)
+for command in (sudoers, enroll, lease, release, clean):
+    hosts.add_command(command)
