@@ -85,12 +85,17 @@ def test_the_shipped_file_describes_the_virtual_bed() -> None:
 
 def test_the_commented_bed_of_the_shipped_file_is_valid(written) -> None:
     shown = re.sub(
-        r"^(  )# (  .*|rack:|[rt]x:)$",
+        r"^(  )# (  .*|rack:|lab:|(?:lab_)?[rt]x:)$",
         r"\1\2",
         shipped("hosts.yaml").read_text(),
         flags=re.MULTILINE,
     )
-    bed = config.bed(config.load(written(shown)), "rack")
+    hosts = config.load(written(shown))
+    shared = config.bed(hosts, "lab")
+    assert shared.labgrid is not None
+    assert (shared.kind, shared.labgrid.place) == ("hardware", "rack1")
+    assert isinstance(shared.dut, config.LabgridHost)
+    bed = config.bed(hosts, "rack")
     assert bed.kind == "hardware"
     assert bed.irqbalance == "off"
     assert bed.coalesce is not None
@@ -104,6 +109,49 @@ def test_a_real_bed_is_resolved(written) -> None:
     assert bed.dut.known_hosts == path.parent / "keys/known_hosts"
     assert (bed.netserver_cpu, bed.irqbalance, bed.placement.netperf_cpus) == (5, None, (0, 1))
     assert bed.generator.address.ip != bed.dut.address.ip
+
+
+LAB = RACK.replace("    dut: rx\n", "    dut: rx\n    labgrid: {place: rack1}\n").replace(
+    "{kind: ssh, hostname: rx.lab.example,", "{kind: labgrid, resource: rx,"
+)
+
+
+def test_a_bed_of_a_labgrid_place(written) -> None:
+    bed = config.bed(config.load(written(LAB)))
+    assert bed.labgrid == config.Labgrid(place="rack1")
+    assert isinstance(bed.dut, config.LabgridHost)
+    assert isinstance(bed.generator, config.SshHost)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "    labgrid: {place: rack1}\n",
+            "",
+            "beds.rack.dut: rx is of kind labgrid; expected a pl",
+        ),
+        ("    labgrid: {place: rack1}\n", "", "hint: say labgrid: {place: NAME} in the bed"),
+        ("place: rack1", "place: +rack1", "'+rack1' is not usable; expected a name of letters, d"),
+        ("place: rack1", "pace: rack1", "beds.rack.labgrid.place: missing; expected the place th"),
+        (
+            "place: rack1",
+            "place: rack1, coordinator: a b",
+            "coordinator: 'a b' is not usable; expected HOST or HOST:PORT of a labgrid coordinator",
+        ),
+        ("resource: rx", "resource: 'rx;reboot'", "hosts.rx.resource: 'rx;reboot' is not usable; "),
+        ("resource: rx,", "", "hosts.rx.resource: missing; expected name of its NetworkService"),
+    ],
+)
+def test_mistakes_of_a_labgrid_bed(written, old, new, told) -> None:
+    assert old in LAB
+    assert told in str(refusal(written(LAB.replace(old, new, 1))))
+
+
+def test_a_guest_is_in_no_labgrid_place(written) -> None:
+    text = VIRTUAL.replace("    cpus: auto", "    labgrid: {place: rack1}")
+    told = refusal(written(text)).message
+    assert "beds.virtual.labgrid: its hosts are on this machine; expected none" in told
 
 
 def test_kernel_sources(written) -> None:
