@@ -13,7 +13,7 @@ from harness.kernels.build import build_commits as _build_commits
 from harness.kernels.configuration import HostConfig, chosen
 from harness.kernels.packing import packed
 from harness.kernels.source import Commit, Tree, commits_between, files_between, from_git, resolve
-from harness.kernels.toolchain import toolchain
+from harness.kernels.toolchain import toolchain_of
 from harness.progress import Progress
 
 __all__ = [
@@ -87,7 +87,7 @@ def layouts(
         series,
         steps,
         configuration=configuration,
-        toolchain=toolchain(kernel),
+        toolchain=toolchain_of(kernel),
         layouts=count,
         progress=progress,
     )
@@ -112,7 +112,7 @@ def build_commits(
         commits,
         touched=touched,
         configuration=chosen(kernel, host),
-        toolchain=toolchain(kernel),
+        toolchain=toolchain_of(kernel),
         layouts=layouts,
         progress=progress,
     )

@@ -144,7 +144,7 @@ def chosen(kernel: Kernel, host: HostConfig | None = None) -> Configuration:
         )
     for name in host.modules[:_MAX_MODULES]:
         if not _MODULE.fullmatch(name):
-            raise ConfigurationError(f"the host names a module {ascii(name[:80])}")
+            raise ConfigurationError(f"the host names a module {name[:80]!a}")
     if len(host.modules) > _MAX_MODULES:
         raise ConfigurationError(f"the host names {len(host.modules)} modules")
     return _over(host.config, tuple(sorted(set(host.modules))), "the host's configuration")
@@ -183,7 +183,7 @@ def clean(text: str, whose: str) -> str:
                 continue
             if not _SET.fullmatch(line):
                 raise ConfigurationError(
-                    f"line {number} of {whose} is no plain option: {ascii(line[:80])}",
+                    f"line {number} of {whose} is no plain option: {line[:80]!a}",
                     hint="expected y, m, n, a number, or a string without quotes, $ and the like",
                 )
             kept.append(line)

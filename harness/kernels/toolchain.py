@@ -9,6 +9,7 @@ in the user's own ccache configuration, which it reads as ever.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ class Toolchain:
             process.run([self.cache, "--version"], hint=f"apt-get install {self.cache}")
         if not self.peers:
             return
+        # ccache asks for its path, and a peer may have others of that name.
+        gcc = (self.cache and shutil.which("gcc")) or "gcc"
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / "proof.c"
             source.write_text(_PROOF)
@@ -73,7 +76,7 @@ class Toolchain:
             for peer in self.peers:
                 alone = {"DISTCC_HOSTS": peer, "DISTCC_FALLBACK": "0", "DISTCC_BACKOFF_PERIOD": "0"}
                 try:
-                    theirs = _compiled_by(["distcc", "gcc"], source, alone)
+                    theirs = _compiled_by(["distcc", gcc], source, alone)
                 except InfrastructureError as error:
                     raise InfrastructureError(
                         f"distcc's host {peer} does not compile: {error.message}",
@@ -81,12 +84,12 @@ class Toolchain:
                     ) from error
                 if theirs != ours:
                     raise ConfigurationError(
-                        f"distcc's host {peer} has {theirs}, this machine {ours}",
+                        f"distcc's host {peer} has {theirs or 'another gcc'}, this machine {ours}",
                         hint="install the same gcc there, or take it out of kernel.distcc.hosts",
                     )
 
 
-def toolchain(kernel: Kernel) -> Toolchain:
+def toolchain_of(kernel: Kernel) -> Toolchain:
     """The toolchain that ``kernel`` asks for; only gcc is looked at yet."""
     said = process.run(["gcc", "--version"], hint="apt-get install gcc").stdout
     distcc = kernel.distcc
@@ -109,11 +112,9 @@ def _compiled_by(compiler: list[str], source: Path, environment: Mapping[str, st
 
 
 def _distcc(command: list[str], environment: Mapping[str, str]) -> str:
-    # Where the user's own distcc sends must not count here.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("DISTCC_")}
     return process.run(
         command,
-        env={**env, **environment, "LC_ALL": "C"},
+        env={**os.environ, **environment, "LC_ALL": "C"},
         timeout_s=_PROOF_S,
         hint="apt-get install distcc",
     ).stdout
