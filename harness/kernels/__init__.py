@@ -94,10 +94,10 @@ def layouts(
 
 
 def build_commits(
-    kernel: Kernel,
     repository: Path,
     commits: Sequence[str],
     *,
+    kernel: Kernel,
     touched: Sequence[str],
     layouts: int,
     progress: Progress,
@@ -105,7 +105,8 @@ def build_commits(
 ) -> dict[str, tuple[Image, ...]]:
     """The kernels of ``commits`` of ``repository`` as they are, without a series.
 
-    ``touched`` names the files in which commits of the range differ. Errors as above.
+    ``kernel`` says how they are built, not from what; ``touched`` names the files in
+    which commits of the range differ. Errors as above.
     """
     return _build_commits(
         repository,

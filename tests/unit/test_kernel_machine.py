@@ -22,7 +22,7 @@ from harness.agent import kernel_config
 from harness.agent.faults import AgentError
 from harness.config import Distcc, Kernel
 from harness.errors import ConfigurationError, InfrastructureError, KernelError
-from harness.kernels import HostConfig, build, configuration
+from harness.kernels import HostConfig, build, configuration, walk
 from harness.kernels.configuration import MACHINE, chosen, clean, merged, options
 from harness.kernels.toolchain import Toolchain, toolchain_of
 from harness.progress import Progress
@@ -116,7 +116,7 @@ def built(tree: Path, kernel: Kernel, host: HostConfig | None = HOST) -> build.I
     commit = git(tree, "rev-parse", "--short=12", "HEAD").strip()
     with Progress(bars=False) as progress:
         return kernels.build_commits(
-            kernel, tree, [commit], touched=[], layouts=1, progress=progress, host=host
+            tree, [commit], kernel=kernel, touched=[], layouts=1, progress=progress, host=host
         )[commit][0]
 
 
@@ -287,12 +287,12 @@ def test_what_is_left_to_compile_is_counted(tree: Path, own_cache: Path) -> None
     git(tree, "commit", "-qam", "change b")
     (objects,) = (path for path in (own_cache / "objects").iterdir() if path.is_dir())
     (top,) = own_cache.glob("worktrees/*/linux")
-    walk = build._Walk(top, objects, chosen(Kernel(), HOST), Toolchain("gcc"))
+    there = walk.Walk(top, objects, chosen(Kernel(), HOST), Toolchain("gcc"))
     modules = 2
-    assert walk._objects_left([top / "b.c"]) == 1 + modules
-    assert walk._objects_left([]) == modules
+    assert there._objects_left([top / "b.c"]) == 1 + modules
+    assert there._objects_left([]) == modules
     log = (built(tree, Kernel()).directory / "build.log").read_text()
-    assert sum(bool(build._COMPILED.match(line)) for line in log.splitlines()) == 1 + modules
+    assert sum(bool(walk._COMPILED.match(line)) for line in log.splitlines()) == 1 + modules
 
 
 def test_types_of_modules_are_pahole_s_own_matter(tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_types_of_modules_are_pahole_s_own_matter(tmp_path: Path) -> None:
     (tmp_path / "pahole").write_text('#!/bin/sh\necho "pahole $*"\n')
     (tmp_path / "objcopy").write_text("#!/bin/sh\necho objcopy\n")
     (tmp_path / "kept").touch()
-    (tmp_path / "wrapper").write_text(build._PAHOLE)
+    (tmp_path / "wrapper").write_text(walk._PAHOLE)
     for name in ("pahole", "objcopy", "wrapper"):
         (tmp_path / name).chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "KERNEL_BTF": str(tmp_path / "kept")}
