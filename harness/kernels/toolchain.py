@@ -43,10 +43,15 @@ class Toolchain:
     @property
     def environment(self) -> dict[str, str]:
         """What its processes are told."""
-        if not self.peers:
-            return {}
-        prefix = {"CCACHE_PREFIX": "distcc"} if self.cache else {}
-        return {"DISTCC_HOSTS": " ".join(self.peers), **prefix}
+        told = {}
+        if self.cache:
+            # Each configuration has a directory of its own, and only debug information names it.
+            told["CCACHE_NOHASHDIR"] = "1"
+        if self.peers:
+            told["DISTCC_HOSTS"] = " ".join(self.peers)
+        if self.cache and self.peers:
+            told["CCACHE_PREFIX"] = "distcc"
+        return told
 
     @property
     def jobs(self) -> int:

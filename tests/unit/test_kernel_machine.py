@@ -62,7 +62,7 @@ modules_install:
 	ln -s $(O) $(INSTALLED)/build
 $(O)/%.o: %.c
 	@echo "  CC      $*.o"
-	$(CC) -g -Wp,-MMD,$(O)/.$*.o.d -c -o $@ $<
+	cd $(O) && $(CC) -g -Wp,-MMD,.$*.o.d -c -o $*.o $(CURDIR)/$<
 	echo "$(CURDIR)/$<" > $(O)/.$*.o.cmd
 FORCE:
 """
@@ -357,6 +357,8 @@ def test_ccache_keeps_what_was_compiled(tree: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "cache")
     assert built(tree, kernel) == first == plain
     assert hits(tmp_path) == (2, 2)
+    assert built(tree, kernel, HostConfig(CONFIG, ("ext4", "loop"))).release != first.release
+    assert hits(tmp_path) == (4, 2)
 
 
 @contextmanager
