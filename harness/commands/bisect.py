@@ -133,9 +133,9 @@ def bisect(
             if tree:
                 touched = kernels.files_between(tree, good, bad)
                 return kernels.build_commits(
-                    hosts.kernel,
                     tree,
                     points,
+                    kernel=hosts.kernel,
                     touched=touched,
                     layouts=layouts,
                     host=host,
