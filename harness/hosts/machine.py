@@ -132,8 +132,7 @@ class Machine:
             agent.call("boot_prepare", release=image.release, method=method, within_s=120)
             before = str(agent.ready["boot_id"])
             note("leaving", boot_id=before, release=image.release)
-            self._mark()
-            agent.call("boot_go", method=method)
+            self._leave(agent, method)
         self.ssh.forget()
         up = self._came_up(image.release, before)
         self.boot_id, self.release = up.ready["boot_id"], up.ready["release"]
@@ -158,8 +157,7 @@ class Machine:
             if self.known_good in (None, agent.ready["release"]):
                 return
             self._progress.say(f"{self.name}: back to {self.known_good}")
-            self._mark()
-            agent.call("boot_go", method="known-good")
+            self._leave(agent, "known-good")
         self.ssh.forget()
         self._came_up(str(self.known_good), before).close()
 
@@ -181,6 +179,12 @@ class Machine:
             if agent.ready["boot_id"] == self.boot_id:
                 return None
             return self._fell_back(self.release, agent.ready["release"])
+
+    def _leave(self, agent: Agent, method: str) -> None:
+        """Tell it to boot; its line is of no use any more."""
+        self._mark()
+        agent.call("boot_go", method=method)
+        self.ssh.forget()
 
     def _mark(self) -> None:
         self._since = self._console.position if self._console else 0
