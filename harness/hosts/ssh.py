@@ -228,10 +228,12 @@ class SshTarget:
         """The command that runs the agent there, which it has now if it had not."""
         # Root's own copy is what an administrator allowed; the user's needs sudo for all.
         installed = f"{AGENT_INSTALLED}/{agent_archive()[0]}"
-        look = 'echo "uid $(id -u)"; test -x "$1" && echo "has $1"; true'
-        lines = self.run(["sh", "-c", look, "sh", installed]).stdout.decode(errors="replace")
-        as_root = [] if "uid 0" in lines.splitlines() else ["sudo", "-n"]
-        if f"has {installed}" in lines.splitlines():
+        look = (
+            'test "$(id -u)" = 0 && ! command -v sudo >&2 && echo root; test -x "$1" && echo here'
+        )
+        said = self.run(["sh", "-c", look, "sh", installed]).stdout.decode(errors="replace")
+        as_root = [] if "root" in said.splitlines() else ["sudo", "-n"]
+        if "here" in said.splitlines():
             return [*as_root, installed]
         return [*as_root, "/usr/bin/python3", self.send_agent(host=host)]
 
