@@ -99,7 +99,10 @@ class SshTarget:
         self, *, host: str, log: Path, watch: Callable[[], None] = lambda: None
     ) -> Agent:
         """Send the agent, if the host has not got this one yet, and start it as root by sudo."""
-        return Agent(self.argv(self._agent(host)), host=host, log=log, watch=watch)
+        command = _agent_command()
+        if self.run(["test", "-s", command[-1]]).returncode != 0:
+            self._send_agent(host)
+        return Agent(self.argv(command), host=host, log=log, watch=watch)
 
     def ask(
         self, call: str, arguments: Mapping[str, object], *, host: str, within_s: float = 30.0
@@ -110,7 +113,12 @@ class SshTarget:
             HostLostError: there was none; an agent's refusal is of the class it names.
         """
         request = json.dumps({"id": 1, "call": call, "args": arguments}).encode() + b"\n"
-        done = self.run(self._agent(host), stdin=request, timeout_s=within_s)
+        # It is there nearly always, and a login to look costs more than a start that fails.
+        command = _agent_command()
+        done = self.run(command, stdin=request, timeout_s=within_s)
+        if not done.stdout and self.run(["test", "-s", command[-1]]).returncode != 0:
+            self._send_agent(host)
+            done = self.run(command, stdin=request, timeout_s=within_s)
         for line in done.stdout[:_ANSWER_LIMIT].splitlines():
             with contextlib.suppress(ValueError):
                 answer = json.loads(line)
@@ -122,15 +130,17 @@ class SshTarget:
             hint=f"try: {process.quoted(self.argv(['sudo', '-n', '-l']))}",
         )
 
-    def _agent(self, host: str) -> list[str]:
-        """The command that runs the agent there, which it has now if it had not."""
+    def _send_agent(self, host: str) -> None:
         name, content = agent_archive()
         path = f"{_AGENT_HOME}/{name}"
-        if self.run(["test", "-s", path]).returncode != 0:
-            script = 'umask 077 && mkdir -p "$1" && cat > "$2.part" && mv "$2.part" "$2"'
-            sent = self.run(["sh", "-c", script, "sh", _AGENT_HOME, path], stdin=content)
-            if sent.returncode != 0:
-                raise InfrastructureError(
-                    f"{host}: cannot keep the agent in ~/{_AGENT_HOME}: {sent.stderr.decode()}"
-                )
-        return ["sudo", "-n", "/usr/bin/python3", path]
+        script = 'umask 077 && mkdir -p "$1" && cat > "$2.part" && mv "$2.part" "$2"'
+        sent = self.run(["sh", "-c", script, "sh", _AGENT_HOME, path], stdin=content)
+        if sent.returncode != 0:
+            raise InfrastructureError(
+                f"{host}: cannot keep the agent in ~/{_AGENT_HOME}: {sent.stderr.decode()}"
+            )
+
+
+def _agent_command() -> list[str]:
+    """What runs the agent as root, on a host that has got it; its file comes last."""
+    return ["sudo", "-n", "/usr/bin/python3", f"{_AGENT_HOME}/{agent_archive()[0]}"]
