@@ -30,7 +30,10 @@ COMMANDS = {
     "trace": ("trace", "Watch list lengths on a live host."),
     "compare": ("compare", "Hold two result directories against each other."),
     "bisect": ("bisect", "Find the step or commit where a metric moves."),
-    "hosts": ("hosts", "Show hosts.yaml as it is understood, and who has its machines."),
+    "hosts": ("hosts", "Show hosts.yaml; enroll, lease, switch, watch and clean its machines."),
+    "doctor": ("doctor", "Check everything a run needs of a machine."),
+    "restore": ("restore", "Put every setting of a machine back."),
+    "selftest": ("selftest", "Prove what works with machines, on guests that stand for them."),
     "patches": ("patches", "List, check and apply the kernel series."),
     "completion": ("completion", "Print the tab completion for a shell."),
 }

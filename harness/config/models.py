@@ -69,6 +69,10 @@ Url = Annotated[
     str,
     _pattern(r"^https?://[A-Za-z0-9.:\[\]_-]{1,255}(/[A-Za-z0-9._~/-]*)?$", "an https:// address"),
 ]
+SystemId = Annotated[
+    str,
+    _pattern(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", "a system such as 1 or System.Embedded.1"),
+]
 Coordinator = Annotated[
     str,
     _pattern(
@@ -97,6 +101,14 @@ Package = Annotated[
 ]
 GitRef = Annotated[
     str, _pattern(r"^[A-Za-z0-9][A-Za-z0-9._/~^-]{0,199}$", "a commit, tag or branch")
+]
+DistccHost = Annotated[
+    str,
+    _pattern(
+        r"^(([A-Za-z_][A-Za-z0-9_.-]{0,31})?@)?[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?"
+        r"(:[0-9]{1,5})?(/[0-9]{1,4})?(,lzo)?$",
+        "a host as distcc names it, such as builder.lab.example:3632/16,lzo",
+    ),
 ]
 SeriesName = Annotated[
     str, _pattern(r"^(auto|linux-[0-9]+\.[0-9]+)$", "auto or a series such as linux-6.12")
@@ -175,8 +187,19 @@ Secret = Annotated[
 ]
 
 
+class Distcc(Model):
+    """Machines that compile for this one; they have its gcc."""
+
+    hosts: Annotated[tuple[DistccHost, ...], Field(min_length=1, max_length=64)] = Field(
+        description="the machines, as in DISTCC_HOSTS"
+    )
+    jobs: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="compilers at once; null: what distcc gives the hosts, and ours"
+    )
+
+
 class Kernel(Model):
-    """Which kernel is patched and built."""
+    """Which kernel is patched and built, and how."""
 
     source: Source = Field(
         default=PackageSource(package="linux-source-6.12"),
@@ -184,6 +207,21 @@ class Kernel(Model):
     )
     series: SeriesName = Field(
         default="auto", description="patch series; auto goes by the tree's version"
+    )
+    config: Annotated[
+        Literal["auto", "benchmark", "host"] | FilePath, Field(union_mode="left_to_right")
+    ] = Field(
+        default="auto",
+        description="configuration: benchmark, a small kernel for virtual beds; host, the dut's "
+        "own with the modules it has loaded; auto, benchmark for a qemu dut and host for an ssh "
+        "dut; or a .config file. What the experiment needs is put over host and file",
+    )
+    compiler_cache: Literal["ccache"] | None = Field(
+        default=None,
+        description="ccache keeps objects as your ccache configuration says; null: gcc alone",
+    )
+    distcc: Distcc | None = Field(
+        default=None, description="machines that compile too; null: this one alone"
     )
 
 
@@ -308,7 +346,9 @@ class Redfish(Model):
     url: Url = Field(description="its address, such as https://bmc.lab.example")
     user: User = Field(description="its user")
     password: Secret = Field(description="where the password is; never the password itself")
-    system: Name | None = Field(default=None, description="the system there; null: its only one")
+    system: SystemId | None = Field(
+        default=None, description="the system there; null: its only one"
+    )
     ca: FilePath | None = Field(
         default=None, description="certificate that vouches for it; null: those of this machine"
     )

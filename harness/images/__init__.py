@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,23 +98,9 @@ def guest_image(progress: Progress) -> GuestImage:
 
     def make(making: Path) -> None:
         with progress.task("guest image"):
-            for name, comment in (("client_key", "harness"), ("host_key", "guest")):
-                process.run(
-                    [
-                        "ssh-keygen",
-                        "-q",
-                        "-t",
-                        "ed25519",
-                        "-N",
-                        "",
-                        "-C",
-                        comment,
-                        "-f",
-                        str(making / name),
-                    ],
-                    hint="apt-get install openssh-client",
-                )
-            _mmdebstrap(
+            make_key(making / "client_key", "harness")
+            make_key(making / "host_key", "guest")
+            debootstrap(
                 making / "guest.ext2",
                 _GUEST_PACKAGES,
                 _GUEST_SETUP,
@@ -161,7 +147,7 @@ def tools(progress: Progress) -> Tools:
     def make(making: Path) -> None:
         with progress.task("tools root (QEMU, netperf)"):
             archive = making / "root.tar"
-            _mmdebstrap(archive, ("netperf",), _TOOLS_SETUP, {"SUITE": SUITE})
+            debootstrap(archive, ("netperf",), _TOOLS_SETUP, {"SUITE": SUITE})
             (making / "root").mkdir()
             process.run(
                 ["tar", "--extract", "--no-same-owner", "--exclude=./dev/*", f"--file={archive}",
@@ -185,11 +171,36 @@ def _has_vfio_user(qemu: list[str]) -> bool:
     return '"vfio-user-pci"' in devices.stdout
 
 
-def _mmdebstrap(target: Path, packages: tuple[str, ...], setup: Path, env: dict[str, str]) -> None:
+def make_key(path: Path, comment: str) -> None:
+    """A new ed25519 key pair without a passphrase: ``path`` and ``path``.pub."""
+    process.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)],
+        hint="apt-get install openssh-client",
+    )
+
+
+def debootstrap(
+    target: Path,
+    packages: tuple[str, ...],
+    setup: Path,
+    env: dict[str, str],
+    *,
+    copied_out: Sequence[tuple[str, Path]] = (),
+) -> None:
+    """Make a Debian system of ``packages`` in ``target``, a tar or ext2 file by its suffix.
+
+    The script ``setup`` runs on its root with ``env``; of the whole, each first of
+    ``copied_out`` is copied into the directory that is its second.
+
+    Raises:
+        InfrastructureError: mmdebstrap is missing or failed.
+    """
     command = [
         "mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}",
         *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in _UNREAD),
-        f"--customize-hook={setup}", SUITE, str(target), *_mirror(),
+        f"--customize-hook={setup}",
+        *(f"--customize-hook=copy-out {path} {to}" for path, to in copied_out),
+        SUITE, str(target), *_mirror(),
     ]  # fmt: skip
     process.run(
         command, env={**os.environ, **env, "TMPDIR": str(target.parent)}, hint=_UNSHARE_HINT

@@ -296,12 +296,14 @@ class Booting:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, effects: Mapping[str, float]) -> None:
         self.effects = effects
         self.booted: list[str] = []
-        for name in ("layouts", "build_commits"):
-            monkeypatch.setattr(
-                kernels, name, lambda _, points, *__, **___: dict.fromkeys(points, (self,))
-            )
-        monkeypatch.setattr(command.images, "made_meanwhile", contextlib.nullcontext)
-        monkeypatch.setattr(command, "equipment", lambda *_: self)
+        monkeypatch.setattr(
+            kernels, "layouts", lambda _, points, *__, **___: dict.fromkeys(points, (self,))
+        )
+        monkeypatch.setattr(
+            kernels, "build_commits", lambda _, __, points, **___: dict.fromkeys(points, (self,))
+        )
+        monkeypatch.setattr(command, "made_meanwhile", contextlib.nullcontext)
+        monkeypatch.setattr(command, "opened", lambda *_, **__: contextlib.nullcontext(self))
         monkeypatch.setattr(campaign, "run", self.run)
 
     accelerator = "tcg"

@@ -164,6 +164,29 @@ def test_kernel_sources(written) -> None:
         assert config.load(written(text)).kernel.source == expected
 
 
+def test_how_kernels_are_built(written) -> None:
+    plain = config.load(written(VIRTUAL)).kernel
+    assert (plain.config, plain.compiler_cache, plain.distcc) == ("auto", None, None)
+    for value, expected in {"host": "host", "benchmark": "benchmark", "rx.config": None}.items():
+        path = written(VIRTUAL.replace("  source:", f"  config: {value}\n  source:"))
+        kernel = config.load(path).kernel
+        assert kernel.config == (expected or path.parent / "rx.config")
+    distcc = "{hosts: ['a.lab:3632/8,lzo', me@b], jobs: 9}"
+    more = f"  compiler_cache: ccache\n  distcc: {distcc}\n"
+    kernel = config.load(written(VIRTUAL.replace("  source:", f"{more}  source:"))).kernel
+    assert kernel.compiler_cache == "ccache"
+    assert kernel.distcc == config.Distcc(hosts=("a.lab:3632/8,lzo", "me@b"), jobs=9)
+
+
+@pytest.mark.parametrize(
+    "host", ["--randomize", "+zeroconf", "a b", "a/x", "h:/usr/bin/distccd", "a;id", "$(id)", ""]
+)
+def test_what_is_no_host_of_distcc(written, host: str) -> None:
+    more = f"  distcc: {{hosts: ['{host}']}}\n  source:"
+    with pytest.raises(ConfigurationError, match=r"distcc.hosts.0: .* as distcc names it"):
+        config.load(written(VIRTUAL.replace("  source:", more)))
+
+
 def test_models_are_frozen(written) -> None:
     hosts = config.load(written(VIRTUAL))
     with pytest.raises(ValueError, match="frozen"):
@@ -186,6 +209,9 @@ MISTAKES = [
     ),
     (4, "{package:", "{pakage:", "kernel.source: expected one of package: NAME, tarball: FILE"),
     (4, "{package:", "{git: /x, packag:", "kernel.source.packag: unknown key; expected git, ref"),
+    (4, "source:", "compiler_cache: sccache #", "'sccache' is not usable; expected 'ccache'"),
+    (4, "source:", "distcc: {hosts: []} #", "kernel.distcc.hosts: "),
+    (4, "source:", "config: [x] #", "kernel.config: a list is not usable; expected 'auto', "),
     (15, "vcpus: 2", "vcpus: '2'", "hosts.guest.vcpus: '2' is not usable; expected a whole number"),
     (15, "vcpus: 2", "vcpus: true", "True is not usable; expected a whole number"),
     (15, "vcpus: 2", "vcpus: 99", "99 is not usable; expected less than or equal to 64"),

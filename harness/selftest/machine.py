@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+"""One guest as a machine: a power button, a disk that stays, a console that is kept.
+
+Its NIC is a model that has power as long as the machine has. What the machine
+does of itself, rebooting and powering off, is as on any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness import process
+from harness.errors import HostLostError, InfrastructureError
+from harness.hosts import qemu
+from harness.hosts.netns import Namespace
+from harness.hosts.ssh import SshTarget
+from harness.hosts.virtual import NicModel
+from harness.images import Tools
+
+INTERFACE = "enp0s4np0"
+"""What systemd's udev names the port of the NIC, by its place on the bus."""
+_NIC_SLOT = 4
+_UP_S = 300.0
+_NIC_END_S = 10.0
+
+
+@dataclass(kw_only=True)
+class Machine:
+    """A machine, off at first.
+
+    ``directory`` keeps ``disk.raw``, ``console.log`` (appended to over all power
+    cycles) and logs; ``runtime``, a short path, takes sockets.
+    """
+
+    name: str
+    directory: Path
+    runtime: Path
+    tools: Tools
+    accelerator: str
+    vcpus: int
+    memory_mib: int
+    mac: str
+    namespace: Namespace
+    wire: str
+    ssh: SshTarget
+    starter: ThreadPoolExecutor
+    """Its one thread starts all processes: the kernel ends them with the thread."""
+    _qemu: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _nic: NicModel | None = field(default=None, init=False)
+
+    @property
+    def disk(self) -> Path:
+        """Raw, and the machine's own."""
+        return self.directory / "disk.raw"
+
+    @property
+    def console_log(self) -> Path:
+        """All that its serial port ever said."""
+        return self.directory / "console.log"
+
+    def is_on(self) -> bool:
+        """Has it power?"""
+        return self.starter.submit(self._is_on).result()
+
+    def power_on(self) -> None:
+        """Give it power, if it has none; it is not up yet."""
+        self.starter.submit(self._on).result()
+
+    def power_off(self) -> None:
+        """Take its power away, at once."""
+        self.starter.submit(self._off).result()
+
+    def cycle(self) -> None:
+        """Off and on."""
+        self.power_off()
+        self.power_on()
+
+    def freeze(self) -> None:
+        """Stop it as a machine that hangs: no answer, no console, no clock."""
+        self._ask("stop")
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._ask("cont")
+
+    def cut(self, *, off: bool) -> None:
+        """Pull the cable of the management network, or plug it in again."""
+        self._ask("set_link", name="management", up=not off)
+
+    def wait_for_ssh(self, *, within_s: float = _UP_S) -> float:
+        """Return when the machine's user can log in: after how many seconds.
+
+        Raises:
+            HostLostError: that was not so in time; the message shows the console's end.
+        """
+        began = time.monotonic()
+        while time.monotonic() < began + within_s:
+            if self._answers():
+                with contextlib.suppress(InfrastructureError):  # it may refuse at first
+                    if self.ssh.run(["true"], timeout_s=60).returncode == 0:
+                        return time.monotonic() - began
+            time.sleep(0.3)
+        console = self.console_log.read_text(errors="replace")
+        tail = "".join(f"\n  | {line}" for line in console.splitlines()[-8:])
+        raise HostLostError(f"{self.name} did not come up in {within_s:.0f} s{tail}")
+
+    def run(self, *command: str, timeout_s: float = 60.0) -> str:
+        """What ``command`` prints there; it has to end well."""
+        done = self.ssh.run(command, timeout_s=timeout_s)
+        if done.returncode != 0:
+            raise process.failed(command, done.returncode, done.stderr.decode(errors="replace"))
+        return done.stdout.decode(errors="replace")
+
+    def boot_id(self) -> str:
+        """What the kernel that runs there calls this boot."""
+        return self.run("cat", "/proc/sys/kernel/random/boot_id").strip()
+
+    def wait_for_boot(self, before: str, *, within_s: float = _UP_S) -> str:
+        """Return the release that runs once a boot other than ``before`` is up."""
+        deadline = time.monotonic() + within_s
+        while True:
+            self.wait_for_ssh(within_s=deadline - time.monotonic())
+            with contextlib.suppress(HostLostError):
+                if self.boot_id() != before:
+                    return self.run("uname", "-r").strip()
+            time.sleep(0.5)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.ssh.port or 0), timeout=5) as line:
+                return line.recv(4) == b"SSH-"
+        except OSError:
+            return False
+
+    def _is_on(self) -> bool:
+        return self._qemu is not None and self._qemu.poll() is None
+
+    def _on(self) -> None:
+        if self._is_on():
+            return
+        self._off()  # what a machine that powered itself off has left
+        nic_socket = self.runtime / f"{self.name}-nic"
+        nic = NicModel(
+            self.namespace.command(
+                [sys.executable, "-m", "harness.nic", "--socket", str(nic_socket),
+                 "--control", str(self.runtime / f"{self.name}-nic-control"),
+                 "--interface", self.wire, "--mac", self.mac,
+                 "--log", str(self.directory / "nic.log")]
+            ),
+            control=self.runtime / f"{self.name}-nic-control",
+            log=self.directory / "nic.log",
+        )  # fmt: skip
+        self._nic = nic
+        command = self.tools.qemu(
+            self._arguments(nic_socket), shared=[self.directory, self.runtime]
+        )
+        with (self.directory / "qemu.log").open("a") as log:
+            self._qemu = subprocess.Popen(
+                ["setpriv", "--pdeathsig=KILL", "--", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _off(self) -> None:
+        if self._qemu is not None:
+            process.end(self._qemu, grace_s=0.0)
+            self._qemu = None
+        if self._nic is not None:
+            # It ends when QEMU is gone, and with it the lock on the disk.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._nic.process.wait(_NIC_END_S)
+            self._nic.stop()
+            self._nic = None
+
+    def _arguments(self, nic_socket: Path) -> list[str]:
+        nic = {
+            "driver": "vfio-user-pci",
+            "socket": {"type": "unix", "path": str(nic_socket)},
+            "addr": f"{_NIC_SLOT:#x}",
+        }
+        return [
+            "-nodefaults", "-no-user-config", "-display", "none",
+            "-machine", "q35,memory-backend=ram", *qemu.machine(self.accelerator),
+            "-smp", str(self.vcpus), "-m", f"{self.memory_mib}M",
+            "-object", f"memory-backend-memfd,id=ram,size={self.memory_mib}M,share=on",
+            "-drive", f"file={self.disk},format=raw,if=none,id=root,discard=unmap",
+            "-device", "virtio-blk-pci,drive=root,bootindex=0,addr=0x2",
+            "-netdev",
+            f"user,id=management,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:{self.ssh.port}-:22",
+            "-device", "virtio-net-pci,netdev=management,romfile=,addr=0x3",
+            "-device", json.dumps(nic),
+            "-device", "virtio-rng-pci,addr=0x5",
+            "-chardev", f"file,id=console,path={self.console_log},append=on",
+            "-serial", "chardev:console",
+            "-qmp", f"unix:{self._monitor},server=on,wait=off",
+        ]  # fmt: skip
+
+    @property
+    def _monitor(self) -> Path:
+        return self.runtime / f"{self.name}-qmp"
+
+    def _ask(self, command: str, **arguments: object) -> None:
+        from qemu.qmp.legacy import QEMUMonitorProtocol
+
+        monitor = QEMUMonitorProtocol(str(self._monitor))
+        monitor.settimeout(20.0)
+        monitor.connect(negotiate=True)
+        try:
+            monitor.cmd(command, **arguments)
+        finally:
+            monitor.close()
