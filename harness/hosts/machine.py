@@ -210,8 +210,7 @@ class Machine:
 
     def _install(self, agent: Agent, image: Image) -> None:
         with self._progress.task(f"{self.name}: installing {image.release}"):
-            directory = f"{UPLOADS}/{image.release}"
-            self.ssh.send(packed(image), directory)
+            directory = self.ssh.send(packed(image), f"{UPLOADS}/{image.release}")
             agent.call(
                 "kernel_install",
                 release=image.release,
