@@ -158,9 +158,10 @@ class Boot:
 
     def _kexec_load(self, release: str, words: list[str]) -> None:
         at = self._places.kernels / release
+        initramfs = at / "initrd.img"
         arguments = [
             "--load",
-            f"--initrd={at / 'initrd.img'}",
+            *([f"--initrd={initramfs}"] if initramfs.is_file() else []),
             f"--command-line={cmdline.for_kernel(words)}",
             str(at / "vmlinuz"),
         ]

@@ -58,6 +58,12 @@ def composed(known: Sequence[str], added: Sequence[str], release: str) -> list[s
     return whole
 
 
+def mounted_by_kernel(parameters: Sequence[str], partition: str) -> list[str]:
+    """The same for a kernel without initramfs, which knows partitions by their PARTUUID alone."""
+    kept = [word for word in parameters if word.partition("=")[0] not in ("root", "rootwait")]
+    return [f"root=PARTUUID={partition}", "rootwait", *kept]
+
+
 def for_kernel(parameters: Sequence[str]) -> str:
     """One line the kernel takes apart again."""
     return " ".join(f'"{word}"' if re.search(r"\s", word) else word for word in parameters)

@@ -121,12 +121,13 @@ class Grub:
         if relative is None:
             raise AgentError("grub-mkrelpath is not installed on this host")
         at = programs.run([relative, str(directory)], timeout_s=10).strip()
+        initramfs = (directory / "initrd.img").is_file()
         return (
             f"menuentry 'receive-batching {release}' --unrestricted --id '{_PREFIX}{release}' {{\n"
             f"\tsearch --no-floppy --fs-uuid --set=root {uuid}\n"
             f"\tlinux '{at}/vmlinuz' {cmdline.for_grub(words)}\n"
-            f"\tinitrd '{at}/initrd.img'\n"
-            "}\n"
+            + f"\tinitrd '{at}/initrd.img'\n" * initramfs
+            + "}\n"
         )
 
     def _grubenv(self) -> Path:

@@ -68,6 +68,9 @@ class Kernels:
                 )
             known_good = self._known_good(record)
             words = cmdline.composed(known_good["cmdline"], cmdline_add, release)
+            initramfs = upload.takes_initramfs()
+            if not initramfs:
+                words = cmdline.mounted_by_kernel(words, self._root_partition())
             digest = upload.digest()
             there = record.data["kernels"].get(release)
             if there and there["complete"] and there["digest"] == digest:
@@ -87,7 +90,7 @@ class Kernels:
             record.data["kernels"][release] = entry
             record.save()
             try:
-                self._put(upload, release)
+                self._put(upload, release, initramfs=initramfs)
                 entry["complete"] = True
                 record.save()
                 self._entries(record)
@@ -178,7 +181,7 @@ class Kernels:
                     hint=_HINT_SPACE,
                 )
 
-    def _put(self, upload: Upload, release: str) -> None:
+    def _put(self, upload: Upload, release: str, *, initramfs: bool) -> None:
         kernel, modules = self._places.kernels / release, self._places.modules / release
         self._places.modules.mkdir(parents=True, exist_ok=True)
         modules.mkdir(mode=0o755)
@@ -190,10 +193,25 @@ class Kernels:
         upload.copy("bzImage", kernel / "vmlinuz")
         # mkinitramfs looks there for the compressions this kernel knows.
         upload.copy("config", self._places.boot / f"config-{release}")
-        self._initramfs(release, kernel)
-        for path in (kernel / "initrd.img", kernel, kernel.parent, modules, modules.parent):
+        if initramfs:
+            self._initramfs(release, kernel)
+            synced(kernel / "initrd.img")
+        for path in (kernel, kernel.parent, modules, modules.parent):
             synced(path)
         os.sync()
+
+    def _root_partition(self) -> str:
+        said = programs.run(
+            ["findmnt", "--noheadings", "--output", "PARTUUID", "--target", "/"], timeout_s=10
+        ).strip()
+        if not re.fullmatch(r"[0-9A-Za-z-]{4,64}", said):
+            raise AgentError(
+                "this kernel takes no initramfs, and the root file system is on no partition "
+                "that a kernel finds by itself",
+                kind="configuration",
+                hint="build kernels after this host's own: kernel: {config: host}",
+            )
+        return said
 
     def _initramfs(self, release: str, kernel: Path) -> None:
         """By the distribution's own maker; what it needs meanwhile goes away with it."""

@@ -82,8 +82,9 @@ class SystemdBoot:
                 f"title receive-batching {release}\n"
                 f"version {release}\n"
                 f"linux /receive-batching/{release}/vmlinuz\n"
-                f"initrd /receive-batching/{release}/initrd.img\n"
-                f"options {cmdline.for_kernel(words)}\n",
+                + f"initrd /receive-batching/{release}/initrd.img\n"
+                * (self._places.kernels / release / "initrd.img").is_file()
+                + f"options {cmdline.for_kernel(words)}\n",
                 mode=0o644,
             )
         if directory.is_dir():
@@ -102,7 +103,8 @@ class SystemdBoot:
 
     def _copy(self, release: str, to: Path) -> None:
         source = self._places.kernels / release
-        need = sum((source / name).stat().st_size for name in ("vmlinuz", "initrd.img"))
+        names = [name for name in ("vmlinuz", "initrd.img") if (source / name).is_file()]
+        need = sum((source / name).stat().st_size for name in names)
         free = shutil.disk_usage(self._partition()).free
         if free < need + (4 << 20):
             raise AgentError(
@@ -110,7 +112,7 @@ class SystemdBoot:
                 hint="free some space on the boot partition",
             )
         to.mkdir(parents=True, exist_ok=True)
-        for name in ("vmlinuz", "initrd.img"):
+        for name in names:
             shutil.copyfile(source / name, to / name)
             synced(to / name)
 

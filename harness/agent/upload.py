@@ -22,6 +22,7 @@ from .faults import AgentError
 
 NAMES = ("bzImage", "config", "modules.tar")
 _MEMBERS = 100_000
+_CONFIG = 2 << 20
 
 
 @contextlib.contextmanager
@@ -75,6 +76,11 @@ class Upload:
         """The bzImage, at its start."""
         self._files["bzImage"].seek(0)
         return self._files["bzImage"]
+
+    def takes_initramfs(self) -> bool:
+        """Can the kernel unpack one? One with all it needs built in may be without."""
+        self._files["config"].seek(0)
+        return b"\nCONFIG_BLK_DEV_INITRD=y\n" in b"\n" + self._files["config"].read(_CONFIG)
 
     def size(self, name: str) -> int:
         """In bytes."""

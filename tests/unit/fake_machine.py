@@ -38,7 +38,8 @@ CMDLINE = (
 RELEASE = "6.12.117-rb8"
 # What the real ones do with the file system around a test is not the test's.
 PROGRAMS = {
-    "findmnt": 'echo \'{"filesystems": [{"uuid": "0a-b1", "source": "/dev/vda1", '
+    "findmnt": 'case "$*" in *PARTUUID*) echo "${PARTUUID-0b-01}"; exit;; esac; '
+    'echo \'{"filesystems": [{"uuid": "0a-b1", "source": "/dev/vda1", '
     '"fstype": "\'"${FSTYPE:-ext4}"\'"}]}\'',
     "grub-mkrelpath": 'echo "${1#"$ROOT"}"',
     "depmod": "true",
@@ -114,7 +115,7 @@ def uploaded(directory: Path, release: str = RELEASE, *, modules: bytes | None =
     directory.mkdir(mode=0o700, exist_ok=True)
     content = {
         "bzImage": bzimage(release),
-        "config": b"CONFIG_RD_GZIP=y\n",
+        "config": b"CONFIG_BLK_DEV_INITRD=y\nCONFIG_RD_GZIP=y\n",
         "modules.tar": modules_tar(release=release) if modules is None else modules,
     }
     for name, data in content.items():

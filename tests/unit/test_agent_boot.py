@@ -92,6 +92,23 @@ def test_installed_booted_once_and_gone(host: Machine, upload: str) -> None:
     assert tree(host.root) == before
 
 
+def test_a_kernel_that_takes_no_initramfs_finds_its_root_by_itself(
+    host: Machine, upload: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (Path(upload) / "config").write_text("# CONFIG_BLK_DEV_INITRD is not set\n")
+    kernels, boot = Kernels(host, sudo_uid=UID), Boot(host)
+    monkeypatch.setenv("PARTUUID", "")
+    with pytest.raises(AgentError, match="takes no initramfs"):
+        kernels.install(release=RELEASE, directory=upload, cmdline_add=ADD)
+    monkeypatch.setenv("PARTUUID", "0b-01")
+    kernels.install(release=RELEASE, directory=upload, cmdline_add=ADD)
+    entry = (host.boot / "grub/custom.cfg").read_text()
+    assert f"{RELEASE}/vmlinuz' root=PARTUUID=0b-01 rootwait ro quiet" in entry
+    assert "initrd" not in entry
+    boot.prepare(release=RELEASE, method="kexec")
+    assert "--initrd" not in (host.root / "kexec.log").read_text()
+
+
 def test_kexec_by_file_and_by_the_older_call(
     host: Machine, upload: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
