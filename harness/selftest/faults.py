@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: MIT
+"""What goes wrong with machines, done to the rack, and what the harness makes of it.
+
+Each fault strikes a campaign that is under way. Afterwards the exit code has to be that
+of its class, and the machines have to be as they were: leases free, settings back, the
+known-good kernel running, nothing of the harness at work there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError, InfrastructureError
+from harness.selftest.machine import INTERFACE, Machine
+from harness.selftest.rack import Rack
+
+_RUN_S = 1200.0
+_BACK_S = 600.0
+_POLL_S = 0.3
+_BOOT_S = 150
+"""Within so long a machine of the rack boots, on a machine with other things to do."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault: when and how it strikes, and what has to come of it."""
+
+    name: str
+    strike: Callable[[Scene], None]
+    exit_code: int
+    says: str
+    """A pattern of what the harness tells."""
+    after: str | None = "up"
+    """The event in the journal after which it strikes; ``None``: before the campaign."""
+    options: tuple[str, ...] = ()
+    method: str = "kexec"
+    mend: Callable[[Scene], None] = lambda _: None
+    """What an operator has to do before the machines can be as they were."""
+    resumes: bool = False
+    """Whether the campaign is finished by ``--resume`` after it."""
+    fast: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a fault."""
+
+    fault: str
+    exit_code: int
+    said: str
+    wrong: tuple[str, ...]
+    took_s: float
+
+
+@dataclass
+class Scene:
+    """The rack, and a campaign on it."""
+
+    rack: Rack
+    directory: Path
+    environment: dict[str, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    known_good: str = ""
+    number: int = 0
+    process: subprocess.Popen[str] | None = None
+    began_s: float = 0.0
+
+    @property
+    def out(self) -> Path:
+        """The result directory of the campaign."""
+        return self.directory / f"result-{self.number}"
+
+    def hosts(self, method: str) -> Path:
+        """A hosts file in which kernels are booted by ``method``."""
+        boot = {"boot": {"method": method, "timeout_s": _BOOT_S}}
+        return self.rack.hosts_yaml(
+            self.directory / f"hosts-{method}.yaml",
+            dut=boot,
+            generator=boot,
+            top={"kernel": {"config": "benchmark"}},
+        )
+
+    def root(self, *command: str) -> None:
+        """Run ``command`` as root on the dut; it may take the machine along."""
+        with contextlib.suppress(HarnessError):
+            self.rack.dut.run("sudo", "-n", *command, timeout_s=20)
+
+    def harness(self, *words: str) -> subprocess.Popen[str]:
+        """``harness WORDS``, under way."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness", *words],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def events(self) -> list[dict[str, Any]]:
+        """The campaign's journal so far."""
+        with contextlib.suppress(FileNotFoundError):
+            lines = (self.out / "journal.jsonl").read_text().splitlines()
+            return [json.loads(line) for line in lines]
+        return []
+
+
+def run(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
+    """Strike with each of ``faults`` in turn.
+
+    Raises:
+        InfrastructureError: the rack itself does not come back.
+    """
+    scene.known_good = scene.rack.dut.run("uname", "-r").strip()
+    scene.settings = _settings(scene)
+    for scene.number, fault in enumerate(faults, start=1):
+        began = time.monotonic()
+        status, said = _struck(scene, fault)
+        wrong = []
+        if status != fault.exit_code:
+            wrong.append(f"exit code {status}, not {fault.exit_code}")
+        if not re.search(fault.says, said):
+            wrong.append(f"does not say {fault.says!r}")
+        fault.mend(scene)
+        if fault.resumes:
+            status, more = _end(
+                scene.harness("run", "--hosts", str(scene.hosts(fault.method)), "--resume",
+                              "--out", str(scene.out))
+            )  # fmt: skip
+            said += more
+            if status != 0:
+                wrong.append(f"--resume ended with {status}")
+        wrong += _not_as_before(scene)
+        last = [line for line in said.splitlines() if line.startswith("error:")]
+        yield Outcome(
+            fault.name,
+            status,
+            last[-1] if last else "",
+            tuple(wrong),
+            time.monotonic() - began,
+        )
+        (scene.out.with_suffix(".log")).write_text(said)
+
+
+def _struck(scene: Scene, fault: Fault) -> tuple[int, str]:
+    if fault.after is None:
+        fault.strike(scene)
+    scene.process = scene.harness(
+        "run", "--hosts", str(scene.hosts(fault.method)), "--profile", "smoke",
+        "--steps", "8", "--out", str(scene.out), *fault.options,
+    )  # fmt: skip
+    scene.began_s = time.monotonic()
+    if fault.after is not None:
+        deadline = scene.began_s + _RUN_S
+        while scene.process.poll() is None and time.monotonic() < deadline:
+            if any(noted["event"] == fault.after for noted in scene.events()):
+                fault.strike(scene)
+                break
+            time.sleep(_POLL_S)
+    return _end(scene.process)
+
+
+def _end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    try:
+        said, _ = process.communicate(timeout=_RUN_S)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=_BACK_S)
+        said += "\nharness selftest: it did not end by itself\n"
+    return process.returncode, said
+
+
+def _not_as_before(scene: Scene) -> list[str]:
+    wrong = []
+    for machine in scene.rack.machines:
+        machine.wait_for_ssh(within_s=_BACK_S)
+        state = _ask(machine, "lease_state")
+        if state.get("owner"):
+            wrong.append(f"{machine.name} is held by {state['owner']}")
+        at_work = machine.run("sh", "-c", "pgrep -l 'netserver|netperf|perf' || true").strip()
+        if at_work:
+            wrong.append(f"{machine.name} runs {at_work}")
+    running = scene.rack.dut.run("uname", "-r").strip()
+    if running != scene.known_good:
+        wrong.append(f"dut runs {running}")
+    boot = _ask(scene.rack.dut, "boot_state")
+    if boot["one_shot_pending"] or not boot["default_untouched"]:
+        wrong.append(f"dut would boot otherwise: {boot}")
+    now = _settings(scene)
+    for name, before in scene.settings.items():
+        wrong += [
+            f"{name}: {key} is {now[name].get(key)!r}, was {value!r}"
+            for key, value in before.items()
+            if now[name].get(key) != value
+        ]
+    if (scene.out / "campaign.json").exists():
+        shown = scene.harness("report", str(scene.out))
+        status, said = _end(shown)
+        if status != 0:
+            wrong.append(f"the report cannot be read: {said}")
+    return wrong
+
+
+_COMPARED = ("addresses", "up", "coalesce", "irq_affinity", "rps", "rx_queues", "neighbours")
+
+
+def _settings(scene: Scene) -> dict[str, Any]:
+    return {
+        machine.name: {
+            name: value
+            for name, value in _ask(machine, "settings_read", interface=INTERFACE).items()
+            if name in _COMPARED
+        }
+        for machine in scene.rack.machines
+    }
+
+
+def _ask(machine: Machine, call: str, **arguments: Any) -> dict[str, Any]:
+    deadline = time.monotonic() + _BACK_S
+    while True:
+        try:
+            return dict(machine.ssh.ask(call, arguments, host=machine.name, within_s=60))
+        except InfrastructureError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2)
+
+
+def _sysrq(key: str) -> Callable[[Scene], None]:
+    def strike(scene: Scene) -> None:
+        scene.root("sh", "-c", f"echo {key} > /proc/sysrq-trigger")
+
+    return strike
+
+
+def _cut(seconds: float | None) -> Callable[[Scene], None]:
+    def strike(scene: Scene) -> None:
+        scene.rack.dut.cut(off=True)
+        if seconds is not None:
+            time.sleep(seconds)
+            scene.rack.dut.cut(off=False)
+
+    return strike
+
+
+def _killed(after_s: float) -> Callable[[Scene], None]:
+    def strike(scene: Scene) -> None:
+        assert scene.process is not None
+        time.sleep(max(0.0, scene.began_s + after_s - time.monotonic()))
+        scene.process.kill()
+
+    return strike
+
+
+def _plug_in(scene: Scene) -> None:
+    scene.rack.dut.cut(off=False)
+    scene.rack.dut.cycle()
+    time.sleep(1)
+
+
+def _no_root(scene: Scene) -> None:
+    """The kernel's own parameters name a root that is not there."""
+    scene.root(
+        "sed", "-i", "s/root=PARTUUID=[0-9a-f-]*/root=PARTUUID=gone/g",
+        "/var/lib/receive-batching/kernels.json",
+    )  # fmt: skip
+
+
+def _break_lease(scene: Scene) -> None:
+    words = ("hosts", "release", "dut", "--break", "--hosts", str(scene.hosts("kexec")))
+    _end(scene.harness(*words))
+
+
+def _full(scene: Scene) -> None:
+    scene.root("sh", "-c", "rm -rf /boot/receive-batching; fallocate -l $(df --output=avail -B1 / | tail -n 1) /full; true")
+
+
+FAULTS = (
+    Fault("none, by kexec", lambda _: None, 0, "smoke", fast=True),
+    Fault("none, by one-shot entry", lambda _: None, 0, "smoke", method="one-shot", fast=True),
+    Fault("panic", _sysrq("c"), 4, "kernel died: Kernel panic", fast=True),
+    Fault("silent reset", lambda scene: scene.rack.dut.cycle(), 4, "is gone and .* runs"),
+    Fault("reset by the kernel itself", _sysrq("b"), 4, "is gone and .* runs"),
+    Fault("hang", lambda scene: scene.rack.dut.freeze(), 4, "after a power cycle"),
+    Fault("kernel that mounts no root", _no_root, 4, "is gone", after=None),
+    Fault("ssh lost for 30 s", _cut(30), 0, "smoke"),
+    Fault("ssh lost for ever", _cut(None), 3, "did not come up", mend=_plug_in),
+    Fault("generator loses power", lambda scene: scene.rack.generator.cycle(), 0, "lost"),
+    Fault(
+        "netserver killed", lambda scene: scene.root("pkill", "-KILL", "netserver"), 0, "no-load|netserver|void"
+    ),
+    Fault("lease broken", _break_lease, 3, "lease of dut was lost"),
+    Fault("clock set back a day", lambda scene: scene.root("date", "-s", "-1 day"), 0, "smoke"),
+    Fault("clock set ahead a day", lambda scene: scene.root("date", "-s", "+1 day"), 0, "smoke"),
+    Fault("harness killed while the kernel is up", _killed(0), -9, "", resumes=True, fast=True),
+    Fault("harness killed as the dut leaves", _killed(0), -9, "", after="leaving", resumes=True),
+    Fault("harness interrupted", lambda scene: scene.process and scene.process.send_signal(signal.SIGINT), 130, "interrupted"),
+)
+"""In the order in which they strike."""
