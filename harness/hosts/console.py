@@ -34,6 +34,7 @@ _BACK_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _LIVES_S = 2.0
 _FAREWELL_S = 1.0
 _SOL_WITHIN_S = 30.0
+_HINT_TAKEN = "someone else holds this console: end their session"
 _SOL_IS_UP = b"SOL Session operational"
 
 
@@ -204,6 +205,8 @@ class _Program(Console):
 
     _hint_missing = "hosts.yaml names it as the command of this console"
     _hint_refused = "run it by hand"
+    _tries = 1
+    """How many attempts have to fail before there is no console."""
 
     def __init__(
         self, command: list[str], host: str, log: _Log, env: dict[str, str] | None = None
@@ -214,6 +217,7 @@ class _Program(Console):
         self._running: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._was_had = False
+        self._failures = 0
         self._prepare()
         self._spawn()
         self._begin(self._work)
@@ -256,13 +260,11 @@ class _Program(Console):
                 os.close(theirs)
 
     def _work(self) -> None:
-        failures = 0
         while not self._ending.is_set():
-            came_up = self._follow()
+            self._failures = 0 if self._follow() else self._failures + 1
             if self._ending.is_set():
                 return
-            failures = 0 if came_up else failures + 1
-            pause_s = _BACK_OFF_S[min(failures, len(_BACK_OFF_S) - 1)]
+            pause_s = _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S) - 1)]
             self._log.note(f"the console ended ({self._ended()}); again in {pause_s:.0f} s")
             try:
                 if not self._ending.wait(pause_s):
@@ -295,11 +297,11 @@ class _Program(Console):
             up = ended_well or self._is_up(said, time.monotonic() - began)
         if up:
             self._had()
-        elif not self._was_had:
+        elif not self._was_had and self._failures + 1 >= self._tries:
             shown = process.harmless(said.decode(errors="replace")).strip()
             self._not_had(
                 f"{process.quoted(self._command)}: {shown[-500:] or self._ended()}",
-                hint=self._hint_refused,
+                hint=self._hint_refused if "already active" not in shown else _HINT_TAKEN,
             )
         return up
 
@@ -331,6 +333,7 @@ class _Program(Console):
 class _Sol(_Program):
     _hint_missing = power.IPMITOOL_HINT
     _hint_refused = power.IPMI_REFUSED_HINT
+    _tries = 2  # some BMCs take a moment to forget the session before
 
     def __init__(self, bmc: config.Ipmi, host: str, log: _Log) -> None:
         self._ipmitool = power.ipmi_command(bmc)
