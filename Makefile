@@ -18,7 +18,7 @@ PYTHON_BUILD := git python3-venv
 # Looks at the HTML report in the tests; elsewhere than in Debian it is no package of this kind.
 BROWSER := $(shell . /etc/os-release && test "$$ID" = debian && echo chromium)
 # BMCs for the tests, and what speaks to them.
-BMC := ipmitool openipmi
+BMC := ipmitool openipmi openssl
 # Its tools edit a boot loader's files in the tests.
 LOADER := grub-common
 PACKAGES := $(PYTHON_BUILD) $(KERNEL_BUILD) $(KERNEL_SOURCE) $(GUEST_IMAGE) $(GUEST_RUN)
@@ -57,7 +57,7 @@ system:
 	echo "  to make guest images: $(GUEST_IMAGE)"; \
 	echo "  to run guests and reach them: $(GUEST_RUN)"; \
 	echo "  to look at the HTML report (make check): $(BROWSER)"; \
-	echo "  to switch the power of machines by IPMI (make check): $(BMC)"; \
+	echo "  to switch the power of machines that are simulated (make check): $(BMC)"; \
 	echo "  to edit a boot loader's files (make check): $(LOADER)"; \
 	if [ "$$(id -u)" = 0 ]; then sudo=; elif command -v sudo >/dev/null; then sudo=sudo; else \
 	    echo "Ask your administrator to run: apt-get install --no-install-recommends" $$missing; exit 3; fi; \
