@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from .boot import Boot
 from .counters import Counters
+from .doctor import Doctor
 from .faults import AgentError, ControllerGone
 from .inventory import inventory, read_text, see_own_interfaces
 from .kernel_config import kernel_config
@@ -135,6 +136,8 @@ class Agent:
             "boot_go": boot.go,
             "boot_cancel": boot.cancel,
             "boot_state": boot.state,
+            "doctor": Doctor(boot).examine,
+            "settings_recover": self._settings.recover,
         }
 
     def close(self) -> None:

@@ -26,7 +26,8 @@ from harness.commands import (
 )
 from harness.errors import ConfigurationError
 from harness.hosts.bed import Boots
-from harness.hosts.boots import kernel_config, made_meanwhile, opened
+from harness.hosts.boots import acquired, kernel_config, made_meanwhile, opened
+from harness.hosts.labgrid import Place
 from harness.progress import Progress
 from harness.report import document
 
@@ -127,15 +128,16 @@ def bisect(
     with Progress() as progress, contextlib.ExitStack() as up:
         progress.say(f"results: {directory}, seed {journal.seed}")
 
-        host = kernel_config(hosts.kernel, bed)
+        place = up.enter_context(acquired(bed))
+        host = kernel_config(hosts.kernel, place.bed)
 
         def build(points: Sequence[str], layouts: int) -> dict[str, tuple[kernels.Image, ...]]:
             if tree:
                 touched = kernels.files_between(tree, good, bad)
                 return kernels.build_commits(
-                    hosts.kernel,
                     tree,
                     points,
+                    kernel=hosts.kernel,
                     touched=touched,
                     layouts=layouts,
                     host=host,
@@ -143,7 +145,7 @@ def bisect(
                 )
             return kernels.layouts(hosts.kernel, points, layouts, host=host, progress=progress)
 
-        bench = _Bench(bed, hosts.load, journal, directory, build, progress, up)
+        bench = _Bench(place, hosts.load, journal, directory, build, progress, up)
         journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
     shown = bisection.result(journal) | {"virtual": bed.kind == "virtual"}
     if form == "json":
@@ -186,7 +188,7 @@ def _between(good: str, bad: str, steps: Sequence[str]) -> tuple[str, ...]:
 class _Bench:
     """Measures points as campaigns; kernels are made and the bed is had when first needed."""
 
-    bed: config.Bed
+    place: Place
     load: config.Load
     journal: bisection.Journal
     directory: Path
@@ -198,11 +200,11 @@ class _Bench:
     def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
         """The report of the campaign ``name``, in which ``points`` have ``blocks`` blocks."""
         profile = self._profile(blocks)
-        with made_meanwhile(self.bed):
+        with made_meanwhile(self.place.bed):
             built = self.build(points, min(profile.layouts, blocks))
             self.boots = self.boots or self.up.enter_context(
                 opened(
-                    self.bed,
+                    self.place,
                     built[points[0]][0],
                     campaign=self.journal.id,
                     directory=self.directory,
@@ -210,7 +212,7 @@ class _Bench:
                 )
             )
         setup = campaign.Setup(
-            bed=self.bed,
+            bed=self.place.bed,
             load=self.load,
             plan=plan.make_plan(points, profile, seed=self.journal.seed),
             images=built,
@@ -230,7 +232,7 @@ class _Bench:
     def _profile(self, blocks: int) -> plan.Profile:
         """Timed trials alone for a rate, traced ones alone for what probes count."""
         question = self.journal.question
-        chosen = plan.profile(question.profile, bed_kind=self.bed.kind, blocks=blocks)
+        chosen = plan.profile(question.profile, bed_kind=self.place.bed.kind, blocks=blocks)
         if question.exact:
             return replace(chosen, warmups=0, trials=0, trace_blocks=blocks, slice_s=0.0, layouts=1)
         return replace(chosen, trace_blocks=0)

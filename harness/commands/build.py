@@ -36,13 +36,13 @@ def build(
     is only listed.
     """
     hosts = config.load(config.locate(hosts_path))
-    with Progress() as progress:
+    with Progress() as progress, boots.acquired(config.bed(hosts, bed_name)) as place:
         made = kernels.layouts(
             hosts.kernel,
             plan.parse_steps(steps),
             layouts,
             tree=tree,
-            host=boots.kernel_config(hosts.kernel, config.bed(hosts, bed_name)),
+            host=boots.kernel_config(hosts.kernel, place.bed),
             progress=progress,
         )
     for step, images in made.items():

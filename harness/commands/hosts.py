@@ -11,12 +11,13 @@ import click
 from harness import config
 from harness.commands import hosts_option
 from harness.commands.lease import lease, release
+from harness.commands.machines import clean, enroll, sudoers
 from harness.commands.power import console, power
 
 
 @click.group()
 def hosts() -> None:
-    """Show hosts.yaml as it is understood; see who has its machines, switch and watch them."""
+    """Show hosts.yaml; let its machines be reached, leased, switched, watched and cleaned."""
 
 
 @hosts.command()
@@ -46,7 +47,5 @@ def show(bed: str | None, hosts_path: Path | None) -> None:
     )
 
 
-hosts.add_command(power)
-hosts.add_command(console)
-hosts.add_command(lease)
-hosts.add_command(release)
+for command in (sudoers, enroll, lease, release, power, console, clean):
+    hosts.add_command(command)

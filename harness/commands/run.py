@@ -103,6 +103,8 @@ def run(
     )
     expected = [parse(text, wanted) for text in expect]
     with Progress() as progress, contextlib.ExitStack() as up:
+        place = up.enter_context(boots.acquired(bed))
+        bed = place.bed
         with boots.made_meanwhile(bed):
             made = kernels.layouts(
                 hosts.kernel,
@@ -116,7 +118,7 @@ def run(
             campaign_id = kept.id if kept else secrets.token_hex(8)
             booted = up.enter_context(
                 boots.opened(
-                    bed,
+                    place,
                     built[wanted[0]][0],
                     campaign=campaign_id,
                     directory=directory,

@@ -73,6 +73,17 @@ SystemId = Annotated[
     str,
     _pattern(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", "a system such as 1 or System.Embedded.1"),
 ]
+Coordinator = Annotated[
+    str,
+    _pattern(
+        r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:]{2,39}\])(:[0-9]{1,5})?$",
+        "HOST or HOST:PORT of a labgrid coordinator",
+    ),
+]
+LabgridName = Annotated[
+    str,
+    _pattern(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$", "a name of letters, digits, dots, - and _"),
+]
 Variable = Annotated[
     str, _pattern(r"^[A-Za-z_][A-Za-z0-9_]{0,63}$", "the name of an environment variable")
 ]
@@ -279,11 +290,26 @@ class BedSettings(Model):
     )
 
 
+class Labgrid(Model):
+    """A place of a labgrid coordinator that is acquired for as long as a bed is used."""
+
+    place: LabgridName = Field(description="the place that holds both hosts")
+    coordinator: Coordinator | None = Field(
+        default=None,
+        description="HOST or HOST:PORT of the coordinator; null leaves it to LG_COORDINATOR",
+    )
+
+
 class BedEntry(BedSettings):
     """Two hosts that are measured together."""
 
-    dut: Name = Field(description="host that receives: of kind qemu or ssh")
-    generator: Name = Field(description="host that sends: of kind netns (to a qemu dut) or ssh")
+    dut: Name = Field(description="host that receives: of kind qemu, ssh or labgrid")
+    generator: Name = Field(
+        description="host that sends: of kind netns (to a qemu dut), ssh or labgrid"
+    )
+    labgrid: Labgrid | None = Field(
+        default=None, description="place of a lab shared by labgrid; null: the hosts' own leases"
+    )
 
 
 class Nic(Model):
@@ -443,7 +469,28 @@ class SshHost(_Host):
     boot: Boot = Field(default=Boot(), description="how kernels are booted, on a dut")
 
 
-Host = Annotated[QemuHost | NetnsHost | SshHost, Field(discriminator="kind")]
+class LabgridHost(_Host):
+    """A machine whose address, power and console are resources of its bed's labgrid place."""
+
+    kind: Literal["labgrid"]
+    resource: LabgridName = Field(
+        description="name of its NetworkService in the place: address, user and port"
+    )
+    power_resource: LabgridName | None = Field(
+        default=None, description="name of its power port in the place; null: as resource, if any"
+    )
+    console_resource: LabgridName | None = Field(
+        default=None,
+        description="name of its NetworkSerialPort in the place; null: as resource, if any",
+    )
+    known_hosts: FilePath | None = Field(
+        default=None, description="file of host keys; null leaves it to OpenSSH"
+    )
+    interface: Interface = Field(description="interface that carries the test traffic")
+    boot: Boot = Field(default=Boot(), description="how kernels are booted, on a dut")
+
+
+Host = Annotated[QemuHost | NetnsHost | SshHost | LabgridHost, Field(discriminator="kind")]
 
 
 class HostsFile(Model):
@@ -462,9 +509,10 @@ class Bed(BedSettings):
 
     name: str
     dut_name: str
-    dut: QemuHost | SshHost
+    dut: QemuHost | SshHost | LabgridHost
     generator_name: str
-    generator: NetnsHost | SshHost
+    generator: NetnsHost | SshHost | LabgridHost
+    labgrid: Labgrid | None = None
 
     @property
     def kind(self) -> Literal["virtual", "hardware"]:

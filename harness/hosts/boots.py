@@ -8,30 +8,34 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from harness import images
-from harness.config import Bed, Kernel, QemuHost
+from harness.config import Bed, Kernel, QemuHost, SshHost
 from harness.hosts import machines, virtual
 from harness.hosts.bed import Boots
+from harness.hosts.labgrid import Place, acquired
 from harness.kernels import HostConfig, Image, of_host
 from harness.progress import Progress
+
+__all__ = ["acquired", "kernel_config", "made_meanwhile", "opened"]
 
 
 @contextmanager
 def opened(
-    bed: Bed, image: Image, *, campaign: str, directory: Path, progress: Progress
+    place: Place, image: Image, *, campaign: str, directory: Path, progress: Progress
 ) -> Iterator[Boots]:
-    """Boots on ``bed`` for the campaign of that id, until the context ends.
+    """Boots on the bed of ``place`` for the campaign of that id, until the context ends.
 
     ``image`` is any of its kernels; ``directory`` takes what is kept beside the boots.
 
     Raises:
         InfrastructureError: what the bed needs cannot be had.
     """
+    bed = place.bed
     if isinstance(bed.dut, QemuHost):
         made_with = virtual.equipment(bed.dut, image, progress)
         yield virtual.VirtualBoots(bed=bed, equipment=made_with)
     else:
         with machines.opened(
-            bed, campaign=campaign, directory=directory, progress=progress
+            place, campaign=campaign, directory=directory, progress=progress
         ) as boots:
             yield boots
 
@@ -49,5 +53,5 @@ def kernel_config(kernel: Kernel, bed: Bed) -> HostConfig | None:
     """
     if not of_host(kernel, virtual=isinstance(bed.dut, QemuHost)):
         return None
-    assert not isinstance(bed.dut, QemuHost)
+    assert isinstance(bed.dut, SshHost)
     return machines.host_config(bed.dut_name, bed.dut)

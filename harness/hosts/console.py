@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import pty
+import select
 import socket
 import subprocess
 import threading
@@ -31,7 +32,9 @@ LOG_BYTES = 64 << 20
 TEXT_BYTES = 1 << 20
 _CHUNK = 1 << 16
 _BACK_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
-_LIVES_S = 2.0
+_POLL_MS = 200
+_LIVES_S = 1.0
+_SILENT_S = 4.0
 _FAREWELL_S = 1.0
 _SOL_WITHIN_S = 30.0
 _HINT_TAKEN = "someone else holds this console: end their session"
@@ -225,9 +228,9 @@ class _Program(Console):
     def _prepare(self) -> None:
         """What comes before each start."""
 
-    def _is_up(self, said: bytes, lived_s: float) -> bool:  # noqa: ARG002
-        """Whether what ``said`` this and runs for so long is a console."""
-        return lived_s >= _LIVES_S
+    def _is_up(self, said: bytes, lived_s: float) -> bool:
+        """Whether what ``said`` this, and has been running for so long since, is a console."""
+        return lived_s >= (_LIVES_S if said else _SILENT_S)
 
     def _pair(self) -> tuple[int, int]:
         """Where its output comes out, and where it goes in."""
@@ -279,22 +282,26 @@ class _Program(Console):
         if running is None:
             return False
         up, said, began = False, b"", time.monotonic()
-        alive = threading.Timer(_LIVES_S, self._lives, [running])
-        alive.daemon = True
-        alive.start()
-        while chunk := _read(self._output):
-            self._log.add(chunk)
+        ready = select.poll()
+        ready.register(self._output, select.POLLIN)
+        while True:
+            if ready.poll(None if up else _POLL_MS):
+                chunk = _read(self._output)
+                if not chunk:
+                    break
+                self._log.add(chunk)
+                if not said:
+                    began = time.monotonic()
+                said = said if up else (said + chunk)[-_CHUNK:]
             if not up:
-                said = (said + chunk)[-_CHUNK:]
                 up = self._is_up(said, time.monotonic() - began)
                 if up:
                     self._had()
-        alive.cancel()
         os.close(self._output)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(_FAREWELL_S)
         process.end(running)
-        if not up:
-            ended_well = running.returncode == 0 and said != b""
-            up = ended_well or self._is_up(said, time.monotonic() - began)
+        up = up or (running.returncode == 0 and said != b"")
         if up:
             self._had()
         elif not self._was_had and self._failures + 1 >= self._tries:
@@ -304,10 +311,6 @@ class _Program(Console):
                 hint=self._hint_refused if "already active" not in shown else _HINT_TAKEN,
             )
         return up
-
-    def _lives(self, running: subprocess.Popen[bytes]) -> None:
-        if running.poll() is None and self._is_up(b"", _LIVES_S):
-            self._had()
 
     def _had(self) -> None:
         self._was_had = True

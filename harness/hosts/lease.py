@@ -5,9 +5,9 @@ Each host keeps its own lease (:mod:`harness.agent.lease`). Refreshing goes over
 command of its own, the agent started for one call: the campaign's line to the agent
 takes one call at a time and is gone during a boot, and an agent that refreshed by itself
 would hold the host for a controller that died behind a line nobody closed. It costs the
-host a login and a start of Python, so it is done between acts
-(:meth:`Leases.still_mine`, from two fifths of the time on) and by the thread only during
-acts that last longer (from half on).
+host a login and a start of Python, though. So between acts, from two fifths of the time
+on, :meth:`Leases.still_mine` refreshes by the agents that are up; the thread and ssh are
+for acts that last longer, from half of the time on.
 
 A refresh that is refused loses the lease at once; one that does not get through is tried
 again, and the lease is lost when its time is over by this machine's clock, which is
@@ -149,14 +149,17 @@ class Leases:
         if self._lost is not None:
             raise self._lost
 
-    def still_mine(self) -> None:
+    def still_mine(self, agents: Mapping[str, Call] | None = None) -> None:
         """To be called before each act: refreshes what is due.
+
+        ``agents`` have no call under way (``{host: agent.call}``); a host without one is
+        asked by ssh.
 
         Raises:
             LeaseLostError: from here on nothing may be done to the hosts.
         """
         self.check()
-        self._refresh_due(_BETWEEN_ACTS)
+        self._refresh_due(_BETWEEN_ACTS, agents or {})
         self.check()
 
     @contextlib.contextmanager
@@ -190,22 +193,22 @@ class Leases:
                 self.check()
             if self._lost is not None:
                 return
-            self._refresh_due(_DURING_ACTS)
+            self._refresh_due(_DURING_ACTS, {})
 
-    def _refresh_due(self, share: float) -> None:
+    def _refresh_due(self, share: float, agents: Mapping[str, Call]) -> None:
         with self._refreshing:
             for host, held in self._held.items():
                 now_s = _now_s()
                 due = now_s - held.refreshed_s >= share * self._ttl_s
                 failed_just_now = held.trouble and now_s - held.tried_s < self._ttl_s / 40
                 if due and not held.away and not failed_just_now and self._lost is None:
-                    self._refresh(host, self._ttl_s)
+                    self._refresh(host, self._ttl_s, agents.get(host))
 
-    def _refresh(self, host: str, ttl_s: float) -> None:
+    def _refresh(self, host: str, ttl_s: float, call: Call | None = None) -> None:
         held = self._held[host]
         began_s = held.tried_s = _now_s()
         try:
-            answer = self._calls[host]("lease_refresh", holder=self.holder, ttl_s=ttl_s)
+            answer = (call or self._calls[host])("lease_refresh", holder=self.holder, ttl_s=ttl_s)
             found = State.of(host, answer)
         except HarnessError as error:
             held.trouble = error.message

@@ -26,11 +26,10 @@ from harness.errors import (
 from harness.hosts import console, power
 from harness.hosts.bed import kernel_death
 from harness.hosts.channel import Agent
-from harness.hosts.ssh import SshTarget
+from harness.hosts.ssh import UPLOADS, SshTarget
 from harness.kernels import Image, packed
 from harness.progress import Progress
 
-_UPLOADS = ".cache/receive-batching/kernels"
 _ASK_AGAIN_S = 2.0
 _SILENT_S = 120.0
 _REFUSALS = 5
@@ -116,6 +115,7 @@ class Machine:
             ) from why
         self._progress.say(f"{self.name}: power cycle")
         self._power.cycle()
+        self.ssh.forget()
 
     def boot(self, image: Image, note: Callable[..., None]) -> Agent:
         """An agent on ``image``, which is installed if it is not and booted once.
@@ -132,8 +132,8 @@ class Machine:
             agent.call("boot_prepare", release=image.release, method=method, within_s=120)
             before = str(agent.ready["boot_id"])
             note("leaving", boot_id=before, release=image.release)
-            self._mark()
-            agent.call("boot_go", method=method)
+            self._leave(agent, method)
+        self.ssh.forget()
         up = self._came_up(image.release, before)
         self.boot_id, self.release = up.ready["boot_id"], up.ready["release"]
         note("up", boot_id=self.boot_id)
@@ -157,8 +157,8 @@ class Machine:
             if self.known_good in (None, agent.ready["release"]):
                 return
             self._progress.say(f"{self.name}: back to {self.known_good}")
-            self._mark()
-            agent.call("boot_go", method="known-good")
+            self._leave(agent, "known-good")
+        self.ssh.forget()
         self._came_up(str(self.known_good), before).close()
 
     def meet(self) -> None:
@@ -180,6 +180,12 @@ class Machine:
                 return None
             return self._fell_back(self.release, agent.ready["release"])
 
+    def _leave(self, agent: Agent, method: str) -> None:
+        """Tell it to boot; its line is of no use any more."""
+        self._mark()
+        agent.call("boot_go", method=method)
+        self.ssh.forget()
+
     def _mark(self) -> None:
         self._since = self._console.position if self._console else 0
 
@@ -199,7 +205,7 @@ class Machine:
 
     def _install(self, agent: Agent, image: Image) -> None:
         with self._progress.task(f"{self.name}: installing {image.release}"):
-            directory = f"{_UPLOADS}/{image.release}"
+            directory = f"{UPLOADS}/{image.release}"
             self.ssh.send(packed(image), directory)
             agent.call(
                 "kernel_install",

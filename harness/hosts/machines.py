@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config import Bed, SshHost
+from harness.config import SshHost
 from harness.errors import HarnessError, HostLostError, InfrastructureError, LeaseLostError
 from harness.hosts.bed import Boots, RunningBed
 from harness.hosts.channel import Agent
+from harness.hosts.labgrid import Place
 from harness.hosts.lease import Leases, calls_to
 from harness.hosts.machine import Machine
 from harness.hosts.ssh import SshTarget
@@ -36,9 +37,9 @@ class MachineBed(RunningBed):
 class MachineBoots(Boots):
     """Boots the dut of two machines, one kernel after the other."""
 
-    def __init__(self, bed: Bed, dut: Machine, generator: Machine, leases: Leases) -> None:
-        self._bed, self._dut, self._generator = bed, dut, generator
-        self._leases = leases
+    def __init__(self, place: Place, dut: Machine, generator: Machine, leases: Leases) -> None:
+        self._bed, self._dut, self._generator = place.bed, dut, generator
+        self._place, self._leases = place, leases
         self._sending: Agent | None = None
 
     @contextmanager
@@ -49,12 +50,12 @@ class MachineBoots(Boots):
         assert isinstance(self._bed.dut, SshHost)
         assert isinstance(self._bed.generator, SshHost)
         directory.mkdir(parents=True, exist_ok=True)
-        self._leases.still_mine()
+        self._still_mine()
         sending = self._sending = self._sending or self._generator.reached()
         with self._leases.rebooting(self._dut.name, within_s=self._dut.longest_boot_s):
             dut = self._dut.boot(image, note)
         try:
-            self._leases.still_mine()
+            self._still_mine()
             here, there = self._bed.dut.interface, self._bed.generator.interface
             cpus = self._bed.placement.netperf_cpus
             yield MachineBed(
@@ -78,7 +79,7 @@ class MachineBoots(Boots):
         """Return once both machines answer again, if the dut's kernel did not die."""
         if isinstance(error, LeaseLostError):
             raise error
-        self._leases.still_mine()
+        self._still_mine()
         if self._sending is not None:
             _end(self._sending)
             self._sending = None
@@ -101,6 +102,11 @@ class MachineBoots(Boots):
             return None
         return f"{release} was up when the harness was ended, and the host has booted since"
 
+    def _still_mine(self) -> None:
+        """Raise a :class:`LeaseLostError` if the machines may be somebody else's."""
+        self._place.still_mine()
+        self._leases.still_mine()
+
     def close(self) -> None:
         """Leave both machines as they were met."""
         if self._sending is not None:
@@ -111,15 +117,16 @@ class MachineBoots(Boots):
 
 @contextmanager
 def opened(
-    bed: Bed, *, campaign: str, directory: Path, progress: Progress
+    place: Place, *, campaign: str, directory: Path, progress: Progress
 ) -> Iterator[MachineBoots]:
-    """Lease both machines of ``bed`` for ``campaign`` and watch the dut's console.
+    """Lease both machines of the bed at ``place`` for ``campaign`` and watch the dut's console.
 
     ``directory`` takes consoles and logs. Whoever goes on with a campaign gets its leases.
 
     Raises:
         InfrastructureError: a machine cannot be had, or somebody else has it.
     """
+    bed = place.bed
     assert isinstance(bed.dut, SshHost)
     assert isinstance(bed.generator, SshHost)
     dut = Machine(bed.dut_name, bed.dut, directory, progress)
@@ -129,7 +136,7 @@ def opened(
         leases = up.enter_context(Leases(calls, campaign=campaign, holder=campaign))
         up.enter_context(dut.watched())
         dut.meet()
-        boots = MachineBoots(bed, dut, generator, leases)
+        boots = MachineBoots(place, dut, generator, leases)
         up.callback(boots.close)
         yield boots
 

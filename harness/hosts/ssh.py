@@ -20,9 +20,15 @@ from typing import Any, Self
 from harness import process
 from harness.config import SshHost
 from harness.errors import HostLostError, HostRefusedError, InfrastructureError
+from harness.hosts import control, hostkeys
 from harness.hosts.channel import Agent, agent_archive, outcome
 
-_AGENT_HOME = ".cache/receive-batching"
+AGENT_HOME = ".cache/receive-batching"
+"""Where the user's own copies of the agent are, in his home there."""
+UPLOADS = f"{AGENT_HOME}/uploads"
+"""Where files for root to install are sent, in the user's home there."""
+AGENT_INSTALLED = "/usr/local/lib/receive-batching"
+"""Where root's copy is, if an administrator put it there."""
 _OWN_STATUS = 255
 _ANSWER_LIMIT = 1 << 20
 
@@ -39,12 +45,18 @@ class SshTarget:
     own_configuration: bool = True
     silence_s: int = 45
     """A host that answers nothing for so long is lost."""
+    shared: bool = False
+    """Whether all commands of this process share one connection."""
 
     @classmethod
     def of(cls, host: SshHost) -> Self:
         """The machine that hosts.yaml calls a host of kind ssh."""
         return cls(
-            hostname=host.hostname, user=host.user, port=host.port, known_hosts=host.known_hosts
+            hostname=host.hostname,
+            user=host.user,
+            port=host.port,
+            known_hosts=hostkeys.pinned(host),
+            shared=True,
         )
 
     def argv(self, command: Sequence[str]) -> list[str]:
@@ -52,8 +64,13 @@ class SshTarget:
         options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "RequestTTY=no"]
         options += ["ConnectTimeout=10", "ServerAliveCountMax=3"]
         options += [f"ServerAliveInterval={max(1, self.silence_s // 3)}"]
+        # A host under test is given nothing of the user's, whatever his configuration says.
+        options += ["ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes"]
+        options += ["RemoteCommand=none", "UpdateHostKeys=no"]
+        options += control.options() if self.shared else ["ControlPath=none"]
         if self.known_hosts:
-            options += [f"UserKnownHostsFile={self.known_hosts}", "GlobalKnownHostsFile=none"]
+            path = str(self.known_hosts).replace("%", "%%")
+            options += [f'UserKnownHostsFile="{path}"', "GlobalKnownHostsFile=none"]
         if self.key:
             options += [f"IdentityFile={self.key}", "IdentitiesOnly=yes"]
         return [
@@ -85,6 +102,7 @@ class SshTarget:
                 start_new_session=True,
             )
         except subprocess.TimeoutExpired as error:
+            self.forget()
             raise HostLostError(f"{self.hostname}: ssh did not end in {timeout_s:.0f} s") from error
         except FileNotFoundError as error:
             raise InfrastructureError(
@@ -94,6 +112,23 @@ class SshTarget:
             raise self._failed(process.harmless(done.stderr.decode(errors="replace")))
         return done
 
+    def forget(self) -> None:
+        """Use the shared connection for nothing new; what goes over it already goes on.
+
+        For a host that reboots: its old connection only falls silent.
+        """
+        if not self.shared:
+            return
+        command = self.argv(["true"])
+        at = command.index("--")
+        with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+            subprocess.run(
+                [*command[:at], "-O", "stop", *command[at : at + 2]],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=10,
+            )
+
     def _failed(self, said: str) -> InfrastructureError:
         """The error for an ssh that ended by itself after saying that."""
         last = "".join(f": {line}" for line in said.strip().splitlines()[-1:])
@@ -101,7 +136,8 @@ class SshTarget:
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said or "Host key verif" in said:
             return HostRefusedError(
                 f"{self.hostname}: its host key is not the one that is known",
-                hint="ask whoever looks after it; if it is right: harness hosts enroll",
+                hint="was it installed anew? Ask whoever looks after it; `harness hosts enroll "
+                "--replace` pins its new key, once you have compared the fingerprints",
             )
         hint = f"try: {process.quoted(self.argv(['true']))}"
         if "Permission denied" in said or "Too many authentication failures" in said:
@@ -132,8 +168,18 @@ class SshTarget:
     def start_agent(
         self, *, host: str, log: Path, watch: Callable[[], None] = lambda: None
     ) -> Agent:
-        """Send the agent, if the host has not got this one yet, and start it as root by sudo."""
-        return Agent(self.argv(self._agent(host)), host=host, log=log, watch=watch)
+        """Send the agent, if the host has not got this one yet, and start it as root by sudo.
+
+        Raises:
+            HostLostError: it did not start.
+            HostRefusedError: sudo does not allow it.
+        """
+        try:
+            return Agent(self.argv(self._agent(host)), host=host, log=log, watch=watch)
+        except HostLostError as error:
+            if error.message.rpartition("\n")[2].lstrip(" |").startswith("sudo:"):
+                raise _not_allowed(host, error.message.rpartition("\n")[2].lstrip(" |")) from error
+            raise
 
     def ask(
         self, call: str, arguments: Mapping[str, object], *, host: str, within_s: float = 30.0
@@ -150,24 +196,53 @@ class SshTarget:
                 answer = json.loads(line)
                 if isinstance(answer, dict) and answer.get("id") == 1:
                     return outcome(host, answer)
-        said = done.stderr.decode(errors="replace").strip().splitlines()[-5:]
+        said = process.harmless(done.stderr.decode(errors="replace")).strip().splitlines()[-5:]
+        if said and said[-1].startswith("sudo:"):
+            raise _not_allowed(host, said[-1])
         raise HostLostError(
             f"{host}: no answer to {call}" + "".join(f"\n  | {line}" for line in said),
             hint=f"try: {process.quoted(self.argv(['sudo', '-n', '-l']))}",
         )
 
+    def send_agent(self, *, host: str) -> str:
+        """The path, beneath the home there, of a copy of the agent, sent if there is none yet.
+
+        Raises:
+            HostLostError: as :meth:`run`.
+            InfrastructureError: it cannot be kept there.
+        """
+        name, content = agent_archive()
+        path = f"{AGENT_HOME}/{name}"
+        script = 'umask 077 && mkdir -p "$1" && cat > "$2.part" && mv "$2.part" "$2"'
+        if self.run(["test", "-s", path]).returncode != 0:
+            sent = self.run(["sh", "-c", script, "sh", AGENT_HOME, path], stdin=content)
+            if sent.returncode != 0:
+                said = process.harmless(sent.stderr.decode(errors="replace")).strip()
+                raise InfrastructureError(
+                    f"{host}: cannot keep the agent in ~/{AGENT_HOME}: {said}",
+                    hint="free space there",
+                )
+        return path
+
     def _agent(self, host: str) -> list[str]:
         """The command that runs the agent there, which it has now if it had not."""
-        name, content = agent_archive()
-        path = f"{_AGENT_HOME}/{name}"
-        if self.run(["test", "-s", path]).returncode != 0:
-            script = 'umask 077 && mkdir -p "$1" && cat > "$2.part" && mv "$2.part" "$2"'
-            sent = self.run(["sh", "-c", script, "sh", _AGENT_HOME, path], stdin=content)
-            if sent.returncode != 0:
-                raise InfrastructureError(
-                    f"{host}: cannot keep the agent in ~/{_AGENT_HOME}: {sent.stderr.decode()}"
-                )
-        return ["sudo", "-n", "/usr/bin/python3", path]
+        # Root's own copy is what an administrator allowed; the user's needs sudo for all.
+        installed = f"{AGENT_INSTALLED}/{agent_archive()[0]}"
+        look = (
+            'test "$(id -u)" = 0 && ! command -v sudo >&2 && echo root; test -x "$1" && echo here'
+        )
+        said = self.run(["sh", "-c", look, "sh", installed]).stdout.decode(errors="replace")
+        as_root = [] if "root" in said.splitlines() else ["sudo", "-n"]
+        if "here" in said.splitlines():
+            return [*as_root, installed]
+        return [*as_root, "/usr/bin/python3", self.send_agent(host=host)]
+
+
+def _not_allowed(host: str, said: str) -> HostRefusedError:
+    return HostRefusedError(
+        f"{host}: the agent was not started: {process.harmless(said)}",
+        hint=f"`harness hosts sudoers {host}` prints what an administrator has to allow",
+    )
 
 
 def _nobody(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -13,7 +13,7 @@ from harness.kernels.build import build_commits as _build_commits
 from harness.kernels.configuration import HostConfig, chosen
 from harness.kernels.packing import packed
 from harness.kernels.source import Commit, Tree, commits_between, files_between, from_git, resolve
-from harness.kernels.toolchain import toolchain
+from harness.kernels.toolchain import toolchain_of
 from harness.progress import Progress
 
 __all__ = [
@@ -87,17 +87,17 @@ def layouts(
         series,
         steps,
         configuration=configuration,
-        toolchain=toolchain(kernel),
+        toolchain=toolchain_of(kernel),
         layouts=count,
         progress=progress,
     )
 
 
 def build_commits(
-    kernel: Kernel,
     repository: Path,
     commits: Sequence[str],
     *,
+    kernel: Kernel,
     touched: Sequence[str],
     layouts: int,
     progress: Progress,
@@ -105,14 +105,15 @@ def build_commits(
 ) -> dict[str, tuple[Image, ...]]:
     """The kernels of ``commits`` of ``repository`` as they are, without a series.
 
-    ``touched`` names the files in which commits of the range differ. Errors as above.
+    ``kernel`` says how they are built, not from what; ``touched`` names the files in
+    which commits of the range differ. Errors as above.
     """
     return _build_commits(
         repository,
         commits,
         touched=touched,
         configuration=chosen(kernel, host),
-        toolchain=toolchain(kernel),
+        toolchain=toolchain_of(kernel),
         layouts=layouts,
         progress=progress,
     )

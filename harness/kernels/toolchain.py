@@ -9,6 +9,7 @@ in the user's own ccache configuration, which it reads as ever.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,10 +43,15 @@ class Toolchain:
     @property
     def environment(self) -> dict[str, str]:
         """What its processes are told."""
-        if not self.peers:
-            return {}
-        prefix = {"CCACHE_PREFIX": "distcc"} if self.cache else {}
-        return {"DISTCC_HOSTS": " ".join(self.peers), **prefix}
+        told = {}
+        if self.cache:
+            # Each configuration has a directory of its own, and only debug information names it.
+            told["CCACHE_NOHASHDIR"] = "1"
+        if self.peers:
+            told["DISTCC_HOSTS"] = " ".join(self.peers)
+        if self.cache and self.peers:
+            told["CCACHE_PREFIX"] = "distcc"
+        return told
 
     @property
     def jobs(self) -> int:
@@ -66,6 +72,8 @@ class Toolchain:
             process.run([self.cache, "--version"], hint=f"apt-get install {self.cache}")
         if not self.peers:
             return
+        # ccache asks for its path, and a peer may have others of that name.
+        gcc = (self.cache and shutil.which("gcc")) or "gcc"
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / "proof.c"
             source.write_text(_PROOF)
@@ -73,7 +81,7 @@ class Toolchain:
             for peer in self.peers:
                 alone = {"DISTCC_HOSTS": peer, "DISTCC_FALLBACK": "0", "DISTCC_BACKOFF_PERIOD": "0"}
                 try:
-                    theirs = _compiled_by(["distcc", "gcc"], source, alone)
+                    theirs = _compiled_by(["distcc", gcc], source, alone)
                 except InfrastructureError as error:
                     raise InfrastructureError(
                         f"distcc's host {peer} does not compile: {error.message}",
@@ -81,12 +89,12 @@ class Toolchain:
                     ) from error
                 if theirs != ours:
                     raise ConfigurationError(
-                        f"distcc's host {peer} has {theirs}, this machine {ours}",
+                        f"distcc's host {peer} has {theirs or 'another gcc'}, this machine {ours}",
                         hint="install the same gcc there, or take it out of kernel.distcc.hosts",
                     )
 
 
-def toolchain(kernel: Kernel) -> Toolchain:
+def toolchain_of(kernel: Kernel) -> Toolchain:
     """The toolchain that ``kernel`` asks for; only gcc is looked at yet."""
     said = process.run(["gcc", "--version"], hint="apt-get install gcc").stdout
     distcc = kernel.distcc
@@ -109,11 +117,9 @@ def _compiled_by(compiler: list[str], source: Path, environment: Mapping[str, st
 
 
 def _distcc(command: list[str], environment: Mapping[str, str]) -> str:
-    # Where the user's own distcc sends must not count here.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("DISTCC_")}
     return process.run(
         command,
-        env={**env, **environment, "LC_ALL": "C"},
+        env={**os.environ, **environment, "LC_ALL": "C"},
         timeout_s=_PROOF_S,
         hint="apt-get install distcc",
     ).stdout

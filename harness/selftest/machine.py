@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import process
-from harness.errors import HostLostError
+from harness.errors import HostLostError, InfrastructureError
 from harness.hosts import qemu
 from harness.hosts.netns import Namespace
 from harness.hosts.ssh import SshTarget
@@ -104,7 +104,7 @@ class Machine:
         began = time.monotonic()
         while time.monotonic() < began + within_s:
             if self._answers():
-                with contextlib.suppress(HostLostError):
+                with contextlib.suppress(InfrastructureError):  # it may refuse at first
                     if self.ssh.run(["true"], timeout_s=60).returncode == 0:
                         return time.monotonic() - began
             time.sleep(0.3)

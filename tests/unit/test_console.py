@@ -122,7 +122,7 @@ def test_a_console_that_ends_is_started_again_and_that_is_noted(tmp_path: Path) 
     mark = tmp_path / "mark"
     again = f"print('again', flush=True); time.sleep(60) if os.path.exists({str(mark)!r}) else 0; "
     with console.start(
-        script(again + f"open({str(mark)!r}, 'w').close(); time.sleep(2.2)"), "dut",
+        script(again + f"open({str(mark)!r}, 'w').close(); time.sleep(1.5)"), "dut",
         tmp_path / "log",
     ) as kept:  # fmt: skip
         kept.check()
@@ -139,7 +139,16 @@ def test_a_console_that_cannot_be_had(tmp_path: Path) -> None:
         for _ in range(2):
             with pytest.raises(InfrastructureError, match=r"dut: no console.*no such port"):
                 kept.check()
-        assert "status 3" in (tmp_path / "log").read_text()
+        until(lambda: "status 3" in kept.text())
+
+
+def test_a_console_that_is_silent(tmp_path: Path) -> None:
+    with console.start(command("sleep", "60"), "dut", tmp_path / "log") as kept:
+        kept.check()
+        assert kept.text() == ""
+        began = time.monotonic()
+        kept.check()
+        assert time.monotonic() - began < 0.5
 
 
 def test_a_command_that_ignores_its_end(tmp_path: Path) -> None:

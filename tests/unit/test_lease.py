@@ -243,6 +243,15 @@ def test_they_are_refreshed_during_long_acts_and_between_short_ones(bed: Bed) ->
         assert len(bed.asked) - before <= 2
 
 
+def test_agents_that_are_up_are_asked_on_their_own_lines(bed: Bed) -> None:
+    other = Bed(bed.on["rx"]._path.parents[1], "rx", "tx")
+    with bed.leases(ttl_s=8) as held:
+        time.sleep(3.5)
+        held.still_mine({"rx": other.calls["rx"]})
+        assert other.asked == [("rx", "lease_refresh")]
+        assert bed.asked[2:] == [("tx", "lease_refresh")]
+
+
 @pytest.mark.parametrize("how", ["taken", "ended"])
 def test_a_refused_refresh_loses_the_bed(bed: Bed, how: str) -> None:
     with bed.leases(ttl_s=4) as held:
