@@ -61,7 +61,13 @@ class Doctor:
             try:
                 step()
             except Exception as error:  # noqa: BLE001 - the others tell something all the same
-                self._add(name, ok=False, detail=f"{type(error).__name__}: {error}", needed=False)
+                self._add(
+                    name,
+                    ok=False,
+                    detail=f"{type(error).__name__}: {error}",
+                    remedy="the check itself failed: look at this by hand",
+                    needed=False,
+                )
         return self._checks
 
     def _add(
@@ -180,7 +186,8 @@ class Doctor:
         if role == "dut":
             places |= {"/boot": _BOOT_MIB, "/lib/modules": _VAR_MIB}
         for path, mib in places.items():
-            status = os.statvfs(path)
+            there = next(at for at in (Path(path), *Path(path).parents) if at.exists())
+            status = os.statvfs(there)
             free = status.f_bavail * status.f_frsize >> 20
             self._add(
                 f"space in {path}",

@@ -90,6 +90,11 @@ class Machine:
         Raises:
             InfrastructureError: it does not come back, or answers and lets nobody in.
         """
+        agent = self._reached()
+        self._mark()  # what its console said so far is not of what comes now
+        return agent
+
+    def _reached(self) -> Agent:
         try:
             self.ssh.run(["true"])
             return self.ssh.start_agent(host=self.name, log=self._log, watch=self.check)
@@ -205,8 +210,7 @@ class Machine:
 
     def _install(self, agent: Agent, image: Image) -> None:
         with self._progress.task(f"{self.name}: installing {image.release}"):
-            directory = f"{UPLOADS}/{image.release}"
-            self.ssh.send(packed(image), directory)
+            directory = self.ssh.send(packed(image), f"{UPLOADS}/{image.release}")
             agent.call(
                 "kernel_install",
                 release=image.release,

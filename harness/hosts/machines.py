@@ -53,7 +53,7 @@ class MachineBoots(Boots):
         self._still_mine()
         sending = self._sending = self._sending or self._generator.reached()
         with self._leases.rebooting(self._dut.name, within_s=self._dut.longest_boot_s):
-            dut = self._dut.boot(image, note)
+            dut = self._dut.boot(image, note).watched_by(self._check)
         try:
             self._still_mine()
             here, there = self._bed.dut.interface, self._bed.generator.interface
@@ -106,6 +106,12 @@ class MachineBoots(Boots):
         """Raise a :class:`LeaseLostError` if the machines may be somebody else's."""
         self._place.still_mine()
         self._leases.still_mine()
+
+    def _check(self) -> None:
+        """What can be told without asking: is the kernel alive, are the machines ours?"""
+        self._dut.check()
+        self._place.check()
+        self._leases.check()
 
     def close(self) -> None:
         """Leave both machines as they were met."""

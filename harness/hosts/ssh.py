@@ -144,14 +144,14 @@ class SshTarget:
             return HostRefusedError(message, hint=hint)
         return HostLostError(message, hint=hint)
 
-    def send(self, directory: Path, to: str, *, timeout_s: float = 900.0) -> None:
-        """Copy the files of ``directory`` into ``to`` beneath the home there.
+    def send(self, directory: Path, to: str, *, timeout_s: float = 900.0) -> str:
+        """Copy the files of ``directory`` into ``to`` beneath the home there; its whole path.
 
         Raises:
             HostLostError: as :meth:`run`.
             InfrastructureError: they cannot be kept there.
         """
-        script = 'umask 077 && rm -rf "$1" && mkdir -p "$1" && tar -x -C "$1"'
+        script = 'umask 077 && rm -rf "$1" && mkdir -p "$1" && cd "$1" && tar -x && pwd'
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             for path in sorted(directory.iterdir()):
@@ -164,6 +164,7 @@ class SshTarget:
             raise InfrastructureError(
                 f"{self.hostname}: cannot keep files in ~/{to}: {said}", hint="free space there"
             )
+        return sent.stdout.decode(errors="replace").removesuffix("\n")
 
     def start_agent(
         self, *, host: str, log: Path, watch: Callable[[], None] = lambda: None

@@ -326,11 +326,12 @@ def test_who_goes_on_with_a_campaign_has_its_leases(bed: Bed) -> None:
 
 SSH = """#!/bin/sh
 for last; do :; done
-cd {home} && exec sh -c "$last"
+export last
+cd {home} && exec unshare -Urm sh -c 'mount --bind {var} /var/lib && exec sh -c "$last"'
 """
 SUDO = """#!/bin/sh
 shift 2  # -n /usr/bin/python3
-exec unshare -Urm sh -c 'mount --bind {var} /var/lib && exec "$@"' sh {python} "$@"
+exec {python} "$@"
 """
 HOSTS = """\
 version: 1
