@@ -18,7 +18,7 @@ PYTHON_BUILD := git python3-venv
 # Looks at the HTML report in the tests; elsewhere than in Debian it is no package of this kind.
 BROWSER := $(shell . /etc/os-release && test "$$ID" = debian && echo chromium)
 # In the tests: BMCs and what speaks to them, a boot loader's tools, compilers of a lab.
-PEERS := ipmitool openipmi grub-common ccache distcc
+PEERS := ipmitool openipmi openssl grub-common ccache distcc
 PACKAGES := $(PYTHON_BUILD) $(KERNEL_BUILD) $(KERNEL_SOURCE) $(GUEST_IMAGE) $(GUEST_RUN)
 
 help:

@@ -145,7 +145,8 @@ def end(process: subprocess.Popen[Any], *, grace_s: float = 3.0) -> None:
     # Those in a session of their own are no longer its children once it has gone.
     tree = []
     with contextlib.suppress(psutil.Error):
-        tree = psutil.Process(process.pid).children(recursive=True)
+        if process.returncode is None:
+            tree = psutil.Process(process.pid).children(recursive=True)
     for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

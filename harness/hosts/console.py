@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import pty
+import select
 import socket
 import subprocess
 import threading
@@ -31,9 +32,12 @@ LOG_BYTES = 64 << 20
 TEXT_BYTES = 1 << 20
 _CHUNK = 1 << 16
 _BACK_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
-_LIVES_S = 2.0
+_POLL_MS = 200
+_LIVES_S = 1.0
+_SILENT_S = 4.0
 _FAREWELL_S = 1.0
 _SOL_WITHIN_S = 30.0
+_HINT_TAKEN = "someone else holds this console: end their session"
 _SOL_IS_UP = b"SOL Session operational"
 
 
@@ -204,6 +208,8 @@ class _Program(Console):
 
     _hint_missing = "hosts.yaml names it as the command of this console"
     _hint_refused = "run it by hand"
+    _tries = 1
+    """How many attempts have to fail before there is no console."""
 
     def __init__(
         self, command: list[str], host: str, log: _Log, env: dict[str, str] | None = None
@@ -214,6 +220,7 @@ class _Program(Console):
         self._running: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._was_had = False
+        self._failures = 0
         self._prepare()
         self._spawn()
         self._begin(self._work)
@@ -221,9 +228,9 @@ class _Program(Console):
     def _prepare(self) -> None:
         """What comes before each start."""
 
-    def _is_up(self, said: bytes, lived_s: float) -> bool:  # noqa: ARG002
-        """Whether what ``said`` this and runs for so long is a console."""
-        return lived_s >= _LIVES_S
+    def _is_up(self, said: bytes, lived_s: float) -> bool:
+        """Whether what ``said`` this, and has been running for so long since, is a console."""
+        return lived_s >= (_LIVES_S if said else _SILENT_S)
 
     def _pair(self) -> tuple[int, int]:
         """Where its output comes out, and where it goes in."""
@@ -256,13 +263,11 @@ class _Program(Console):
                 os.close(theirs)
 
     def _work(self) -> None:
-        failures = 0
         while not self._ending.is_set():
-            came_up = self._follow()
+            self._failures = 0 if self._follow() else self._failures + 1
             if self._ending.is_set():
                 return
-            failures = 0 if came_up else failures + 1
-            pause_s = _BACK_OFF_S[min(failures, len(_BACK_OFF_S) - 1)]
+            pause_s = _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S) - 1)]
             self._log.note(f"the console ended ({self._ended()}); again in {pause_s:.0f} s")
             try:
                 if not self._ending.wait(pause_s):
@@ -277,35 +282,35 @@ class _Program(Console):
         if running is None:
             return False
         up, said, began = False, b"", time.monotonic()
-        alive = threading.Timer(_LIVES_S, self._lives, [running])
-        alive.daemon = True
-        alive.start()
-        while chunk := _read(self._output):
-            self._log.add(chunk)
+        ready = select.poll()
+        ready.register(self._output, select.POLLIN)
+        while True:
+            if ready.poll(None if up else _POLL_MS):
+                chunk = _read(self._output)
+                if not chunk:
+                    break
+                self._log.add(chunk)
+                if not said:
+                    began = time.monotonic()
+                said = said if up else (said + chunk)[-_CHUNK:]
             if not up:
-                said = (said + chunk)[-_CHUNK:]
                 up = self._is_up(said, time.monotonic() - began)
                 if up:
                     self._had()
-        alive.cancel()
         os.close(self._output)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(_FAREWELL_S)
         process.end(running)
-        if not up:
-            ended_well = running.returncode == 0 and said != b""
-            up = ended_well or self._is_up(said, time.monotonic() - began)
+        up = up or (running.returncode == 0 and said != b"")
         if up:
             self._had()
-        elif not self._was_had:
+        elif not self._was_had and self._failures + 1 >= self._tries:
             shown = process.harmless(said.decode(errors="replace")).strip()
             self._not_had(
                 f"{process.quoted(self._command)}: {shown[-500:] or self._ended()}",
-                hint=self._hint_refused,
+                hint=self._hint_refused if "already active" not in shown else _HINT_TAKEN,
             )
         return up
-
-    def _lives(self, running: subprocess.Popen[bytes]) -> None:
-        if running.poll() is None and self._is_up(b"", _LIVES_S):
-            self._had()
 
     def _had(self) -> None:
         self._was_had = True
@@ -331,6 +336,7 @@ class _Program(Console):
 class _Sol(_Program):
     _hint_missing = power.IPMITOOL_HINT
     _hint_refused = power.IPMI_REFUSED_HINT
+    _tries = 2  # some BMCs take a moment to forget the session before
 
     def __init__(self, bmc: config.Ipmi, host: str, log: _Log) -> None:
         self._ipmitool = power.ipmi_command(bmc)

@@ -54,57 +54,21 @@ class Power(abc.ABC):
         """Who is asked, in words."""
         self._within_s = within_s
 
+    @abc.abstractmethod
     def status(self) -> bool:
         """Whether the host is on."""
-        return self._status(self._deadline())
 
+    @abc.abstractmethod
     def on(self) -> None:
         """Switch it on, if it is off; it is on on return."""
-        self._switch("on", self._deadline())
 
+    @abc.abstractmethod
     def off(self) -> None:
         """Switch it off at once, if it is on; it is off on return."""
-        self._switch("off", self._deadline())
 
+    @abc.abstractmethod
     def cycle(self) -> None:
         """Take its power away and give it back, or only the latter if it is off."""
-        deadline = self._deadline()
-        if self._status(deadline):
-            self._tell("cycle", self._left(deadline))
-            self._await("cycle", deadline)
-        else:
-            self._switch("on", deadline)
-
-    def _switch(self, act: str, deadline: float) -> None:
-        if self._status(deadline) is not (act == "on"):
-            self._tell(act, self._left(deadline))
-            self._await(act, deadline)
-
-    def _await(self, act: str, deadline: float) -> None:
-        while self._status(deadline) is (act == "off"):
-            if self._left(deadline) < _POLL_S + _LEAST_S:
-                raise self._refused(
-                    f"took “{act}”, but the host is still {'on' if act == 'off' else 'off'} "
-                    f"after {self._within_s:.0f} s"
-                )
-            time.sleep(_POLL_S)
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self._within_s
-
-    def _left(self, deadline: float) -> float:
-        return max(_LEAST_S, deadline - time.monotonic())
-
-    def _status(self, deadline: float) -> bool:
-        return self._ask(self._left(deadline))
-
-    @abc.abstractmethod
-    def _ask(self, within_s: float) -> bool:
-        """Whether the host is on."""
-
-    @abc.abstractmethod
-    def _tell(self, act: str, within_s: float) -> None:
-        """Begin ``act``: on, off or cycle."""
 
     def _refused(self, what: str, *, hint: str | None = None) -> InfrastructureError:
         return InfrastructureError(
@@ -147,20 +111,26 @@ class _Redfish(Power):
         if bmc.ca is not None and not bmc.ca.is_file():
             raise ConfigurationError(f"{host}: {bmc.ca}, the certificate of its BMC, is no file")
 
-    def _ask(self, within_s: float) -> bool:
-        return self._act("status", within_s)
+    def status(self) -> bool:
+        return self._act("status")
 
-    def _tell(self, act: str, within_s: float) -> None:
-        self._act(act, within_s)
+    def on(self) -> None:
+        self._act("on")
 
-    def _act(self, act: str, within_s: float) -> bool:
+    def off(self) -> None:
+        self._act("off")
+
+    def cycle(self) -> None:
+        self._act("cycle")
+
+    def _act(self, act: str) -> bool:
         bmc = self._config
         asked = {
             "act": act, "url": bmc.url, "user": bmc.user, "password": self._password,
-            "system": bmc.system, "ca": str(bmc.ca) if bmc.ca else None, "within_s": within_s,
+            "system": bmc.system, "ca": str(bmc.ca) if bmc.ca else None, "within_s": self._within_s,
         }  # fmt: skip
         done = self._run(
-            [sys.executable, "-m", "harness.hosts.redfish"], within_s, stdin=json.dumps(asked)
+            [sys.executable, "-m", "harness.hosts.redfish"], self._within_s, stdin=json.dumps(asked)
         )
         try:
             answer = json.loads(done.stdout)
@@ -173,7 +143,56 @@ class _Redfish(Power):
         )
 
 
-class _Ipmi(Power):
+class _Polled(Power):
+    """Power by one who only takes orders: a change is asked for until it is seen."""
+
+    def status(self) -> bool:
+        return self._ask(self._within_s)
+
+    def on(self) -> None:
+        self._switch("on", self._deadline())
+
+    def off(self) -> None:
+        self._switch("off", self._deadline())
+
+    def cycle(self) -> None:
+        deadline = self._deadline()
+        if self._ask(self._left(deadline)):
+            self._tell("cycle", self._left(deadline))
+            self._await("cycle", deadline)
+        else:
+            self._switch("on", deadline)
+
+    def _switch(self, act: str, deadline: float) -> None:
+        if self._ask(self._left(deadline)) is not (act == "on"):
+            self._tell(act, self._left(deadline))
+            self._await(act, deadline)
+
+    def _await(self, act: str, deadline: float) -> None:
+        while self._ask(self._left(deadline)) is (act == "off"):
+            if self._left(deadline) < _POLL_S + _LEAST_S:
+                raise self._refused(
+                    f"took “{act}”, but the host is still {'on' if act == 'off' else 'off'} "
+                    f"after {self._within_s:.0f} s"
+                )
+            time.sleep(_POLL_S)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._within_s
+
+    def _left(self, deadline: float) -> float:
+        return max(_LEAST_S, deadline - time.monotonic())
+
+    @abc.abstractmethod
+    def _ask(self, within_s: float) -> bool:
+        """Whether the host is on."""
+
+    @abc.abstractmethod
+    def _tell(self, act: str, within_s: float) -> None:
+        """Begin ``act``: on, off or cycle."""
+
+
+class _Ipmi(_Polled):
     def __init__(self, bmc: config.Ipmi, host: str, within_s: float) -> None:
         super().__init__(host, f"the BMC {bmc.hostname}", within_s)
         self._config = bmc
@@ -201,7 +220,7 @@ class _Ipmi(Power):
         return done.stdout
 
 
-class _Command(Power):
+class _Command(_Polled):
     def __init__(self, command: tuple[str, ...], host: str, within_s: float) -> None:
         super().__init__(host, f"the power command {process.quoted(command)}", within_s)
         self._command = command

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """One act on a BMC by Redfish, as a program of its own that :mod:`harness.hosts.power` starts.
 
+One login serves for looking, acting and seeing it done: on many BMCs it takes seconds.
+
 As a process it can be ended whatever the BMC does: it never answers, or without
 end. Standard input has what to do as JSON, the password in it; standard output
 gets ``{"on": bool}`` or ``{"refused": text, "hint": text or null}``.
@@ -15,6 +17,7 @@ import resource
 import signal
 import ssl
 import sys
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +27,8 @@ import sushy.exceptions as refusals
 
 _MEMORY = 512 << 20
 _CONNECT_S = 10
+_POLL_S = 0.5
+_LAST_WORDS_S = 2.0
 _UNAUTHORISED = (401, 403)
 
 WAYS = {
@@ -76,7 +81,8 @@ class _RefusedError(Exception):
 
 
 def _act(asked: dict[str, Any]) -> bool:
-    """Whether the system was on before the act."""
+    """Do it; whether the system is on now."""
+    deadline = time.monotonic() + asked["within_s"] - _LAST_WORDS_S
     trusted = ssl.get_default_verify_paths()
     path = urlsplit(asked["url"]).path.strip("/")
     login = sushy.auth.SessionOrBasicAuth(asked["user"], asked["password"])
@@ -93,14 +99,31 @@ def _act(asked: dict[str, Any]) -> bool:
     )
     try:
         system = root.get_system(_path(root, asked["system"]))
-        if system.power_state is None:
-            raise _RefusedError("does not say whether the system is on")
-        if asked["act"] != "status":
-            _reset(system, asked["act"])
-        return system.power_state is not sushy.PowerState.OFF
+        on = _is_on(system)
+        act = "on" if asked["act"] == "cycle" and not on else asked["act"]
+        if act == "status" or (act != "cycle" and on is (act == "on")):
+            return on
+        _reset(system, act)
+        system.refresh(force=True)
+        while _is_on(system) is (act == "off"):
+            if time.monotonic() > deadline:
+                raise _RefusedError(
+                    f"took “{act}”, but the host is still {'on' if act == 'off' else 'off'} "
+                    f"after {asked['within_s']:.0f} s"
+                )
+            time.sleep(_POLL_S)
+            system.refresh(force=True)
+        return act != "off"
     finally:
         with contextlib.suppress(refusals.SushyError):
             login.close()
+
+
+def _is_on(system: Any) -> bool:
+    if system.power_state is None:
+        raise _RefusedError("does not say whether the system is on")
+    # All between on and off has power.
+    return system.power_state is not sushy.PowerState.OFF
 
 
 def _path(root: sushy.Sushy, wanted: str | None) -> str:

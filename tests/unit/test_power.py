@@ -241,7 +241,7 @@ def test_redfish_without_end(machine: Machine) -> None:
 
 def test_redfish_does_as_told_but_nothing_happens(machine: Machine) -> None:
     with RedfishBmc(lambda word: machine.acts.append(word) if word != "status" else False) as bmc:
-        said = refusal(redfish(bmc, within_s=8), "on")
+        said = refusal(redfish(bmc, within_s=5), "on")
     assert "took “on”, but the host is still off" in said.message
     assert machine.acts == ["on"]
 
@@ -419,6 +419,11 @@ def _sleeps(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return "77.7" in process.cmdline()
     return False
+
+
+def test_command_does_as_told_but_nothing_happens(tmp_path: Path) -> None:
+    said = refusal(command(tmp_path, "echo off", within_s=3), "on")
+    assert "took “on”, but the host is still off after 3 s" in said.message
 
 
 def test_command_may_leave_the_machine_in_the_background(tmp_path: Path) -> None:

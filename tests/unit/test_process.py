@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -62,3 +63,37 @@ def test_what_ssh_sends_is_read_back_as_the_same_arguments(words: list[str]) -> 
 def test_host_keys_are_always_checked() -> None:
     for target in (SshTarget(hostname="a"), SshTarget(hostname="b", known_hosts=Path("/k"))):
         assert "StrictHostKeyChecking=yes" in target.argv(["true"])
+
+
+def test_of_endless_output_only_the_end_is_kept() -> None:
+    script = "import sys; [print(n) for n in range(200_000)]; print('é' * 3, file=sys.stderr)"
+    done = process.run([sys.executable, "-c", script], tail_bytes=14)
+    assert done.stdout == "199998\n199999\n"
+    assert done.stderr == "ééé\n"
+    with pytest.raises(InfrastructureError, match="no end after 1 s"):
+        process.run(["yes"], tail_bytes=100, timeout_s=1)
+    assert process.run(["cat"], stdin="x" * 300_000, tail_bytes=9).stdout == "x" * 9
+    assert process.run(["true"], stdin="x" * 300_000, tail_bytes=9).stdout == ""
+
+
+def test_what_is_left_running_is_not_waited_for() -> None:
+    began = time.monotonic()
+    done = process.run(["sh", "-c", "echo on; sleep 7 &"], tail_bytes=100, timeout_s=30)
+    assert done.stdout == "on\n"
+    assert time.monotonic() - began < 5
+
+
+def test_the_tree_ends_in_whichever_session_it_is(tmp_path: Path) -> None:
+    script = f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60' & wait"
+    with pytest.raises(InfrastructureError, match="no end after 1 s"):
+        process.run(["sh", "-c", script], timeout_s=1)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        left = psutil.Process(int((tmp_path / "pid").read_text()))
+        psutil.wait_procs([left], timeout=2)
+        assert left.status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_error_steers_no_terminal() -> None:
+    with pytest.raises(InfrastructureError) as caught:
+        process.run(["sh", "-c", r"printf '\033[2Jno\007\n' >&2; exit 1"])
+    assert caught.value.message.endswith("| no\\x07")
