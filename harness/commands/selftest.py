@@ -14,6 +14,7 @@ import click
 
 from harness import process
 from harness.progress import Progress
+from harness.report.expect import ExpectationMissedError
 
 
 @click.group()
@@ -66,3 +67,51 @@ def rack(out: Path | None, sudoers: TextIO | None) -> None:
                 with contextlib.suppress(KeyboardInterrupt):  # SIGTERM is one too
                     while True:
                         signal.pause()
+
+
+@selftest.command()
+@click.argument("names", nargs=-1)
+@click.option("--fast", is_flag=True, help="Only those that every check of the harness tries.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory for the rack, logs and results; by default a new one, removed at the end.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("table", "markdown", "json")),
+    default="table",
+    show_default=True,
+)
+def faults(names: tuple[str, ...], fast: bool, out: Path | None, form: str) -> None:
+    """Strike campaigns on two guests that stand for machines, with all or the named faults.
+
+    Each is to end with the exit code of its class and leave the machines as they were:
+    leases free, settings back, the known-good kernel running. The exit code is 6 if one
+    does not. All of them take about an hour without KVM.
+    """
+    from harness.selftest import faults as suite
+    from harness.selftest import rack as racks
+
+    known = {fault.name: fault for fault in suite.FAULTS}
+    if unknown := [name for name in names if name not in known]:
+        raise click.UsageError(f"no fault is called {unknown[0]!r}; {', '.join(known)}")
+    chosen = [known[name] for name in names or known if known[name].fast or not fast]
+    found = []
+    with tempfile.TemporaryDirectory(prefix="rack-", dir="/var/tmp") as temporary:
+        where = out or Path(temporary)
+        with Progress() as progress, racks.Rack(where / "rack", progress=progress) as rack:
+            with progress.task("machines"):
+                rack.switch_on()
+            with rack.ssh_agent() as environment:
+                scene = suite.Scene(rack, where, environment)
+                for outcome in suite.run(scene, chosen):
+                    found.append(outcome)
+                    progress.say(
+                        f"{outcome.fault}: {'; '.join(outcome.wrong) or 'as it has to be'} "
+                        f"({outcome.took_s:.0f} s)"
+                    )
+    click.echo(suite.shown(found, form))
+    if wrong := [outcome.fault for outcome in found if outcome.wrong]:
+        raise ExpectationMissedError(f"not as it has to be: {', '.join(wrong)}")

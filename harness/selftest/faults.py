@@ -16,9 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tabulate import tabulate
 
 from harness.errors import HarnessError, InfrastructureError
 from harness.selftest.machine import INTERFACE, Machine
@@ -152,6 +154,22 @@ def run(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
         (scene.out.with_suffix(".log")).write_text(said)
 
 
+def shown(outcomes: Sequence[Outcome], form: str) -> str:
+    """``outcomes`` as ``table``, ``markdown`` or ``json``."""
+    if form == "json":
+        return json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
+    rows = [
+        {
+            "fault": outcome.fault,
+            "exit code": outcome.exit_code,
+            "what the harness says": outcome.said.removeprefix("error: ") or "—",
+            "machines": "; ".join(outcome.wrong) or "as they were",
+        }
+        for outcome in outcomes
+    ]
+    return tabulate(rows, headers="keys", tablefmt="github" if form == "markdown" else "simple")
+
+
 def _struck(scene: Scene, fault: Fault) -> tuple[int, str]:
     if fault.after is None:
         fault.strike(scene)
@@ -263,9 +281,12 @@ def _killed(after_s: float) -> Callable[[Scene], None]:
 
 
 def _plug_in(scene: Scene) -> None:
-    scene.rack.dut.cut(off=False)
+    """The cable is back, and the machine starts as it always does."""
+    with contextlib.suppress(HarnessError):
+        scene.rack.dut.cut(off=False)
     scene.rack.dut.cycle()
-    time.sleep(1)
+    scene.rack.dut.wait_for_ssh(within_s=_BACK_S)
+    _release(scene)
 
 
 def _no_root(scene: Scene) -> None:
@@ -281,29 +302,45 @@ def _break_lease(scene: Scene) -> None:
     _end(scene.harness(*words))
 
 
-def _full(scene: Scene) -> None:
-    scene.root("sh", "-c", "rm -rf /boot/receive-batching; fallocate -l $(df --output=avail -B1 / | tail -n 1) /full; true")
+def _replaced(scene: Scene) -> None:
+    """The harness has to forget its kernels, and there is no room for another."""
+    _clean(scene)
+    scene.root(
+        "sh", "-c", "fallocate -l $(($(df --output=avail -B1 / | tail -n 1) - 9999999)) /full"
+    )
+
+
+def _clean(scene: Scene) -> None:
+    scene.root("rm", "-f", "/full")
+    _end(scene.harness("hosts", "clean", "dut", "--hosts", str(scene.hosts("kexec"))))
+
+
+def _interrupted(scene: Scene) -> None:
+    assert scene.process is not None
+    scene.process.send_signal(signal.SIGINT)
+
+
+def _release(scene: Scene) -> None:
+    _end(scene.harness("hosts", "release", "dut", "--hosts", str(scene.hosts("kexec"))))
 
 
 FAULTS = (
-    Fault("none, by kexec", lambda _: None, 0, "smoke", fast=True),
-    Fault("none, by one-shot entry", lambda _: None, 0, "smoke", method="one-shot", fast=True),
+    Fault("none, by kexec", lambda _: None, 0, "results: ", fast=True),
+    Fault("none, by one-shot entry", lambda _: None, 0, "results: ", method="one-shot", fast=True),
     Fault("panic", _sysrq("c"), 4, "kernel died: Kernel panic", fast=True),
     Fault("silent reset", lambda scene: scene.rack.dut.cycle(), 4, "is gone and .* runs"),
-    Fault("reset by the kernel itself", _sysrq("b"), 4, "is gone and .* runs"),
     Fault("hang", lambda scene: scene.rack.dut.freeze(), 4, "after a power cycle"),
-    Fault("kernel that mounts no root", _no_root, 4, "is gone", after=None),
-    Fault("ssh lost for 30 s", _cut(30), 0, "smoke"),
+    Fault("kernel that mounts no root", _no_root, 4, "is gone", after=None, mend=_clean),
+    Fault("ssh lost for 30 s", _cut(30), 0, "results: "),
     Fault("ssh lost for ever", _cut(None), 3, "did not come up", mend=_plug_in),
-    Fault("generator loses power", lambda scene: scene.rack.generator.cycle(), 0, "lost"),
-    Fault(
-        "netserver killed", lambda scene: scene.root("pkill", "-KILL", "netserver"), 0, "no-load|netserver|void"
-    ),
-    Fault("lease broken", _break_lease, 3, "lease of dut was lost"),
-    Fault("clock set back a day", lambda scene: scene.root("date", "-s", "-1 day"), 0, "smoke"),
-    Fault("clock set ahead a day", lambda scene: scene.root("date", "-s", "+1 day"), 0, "smoke"),
-    Fault("harness killed while the kernel is up", _killed(0), -9, "", resumes=True, fast=True),
-    Fault("harness killed as the dut leaves", _killed(0), -9, "", after="leaving", resumes=True),
-    Fault("harness interrupted", lambda scene: scene.process and scene.process.send_signal(signal.SIGINT), 130, "interrupted"),
+    Fault("generator loses power", lambda scene: scene.rack.generator.cycle(), 0, "lost: "),
+    Fault("netserver killed", lambda scene: scene.root("pkill", "-KILL", "netserver"), 0, "void"),
+    Fault("lease broken", _break_lease, 3, "lease of dut was lost", mend=_plug_in),
+    Fault("clock set back a day", lambda scene: scene.root("date", "-s", "-1 day"), 0, "results"),
+    Fault("clock set ahead a day", lambda scene: scene.root("date", "-s", "+1 day"), 0, "results"),
+    Fault("disk full on the dut", _replaced, 3, "no room", after=None, mend=_clean),
+    Fault("harness killed, kernel up", _killed(0), -9, "", resumes=True, fast=True),
+    Fault("harness killed, dut leaving", _killed(0), -9, "", after="leaving", resumes=True),
+    Fault("harness interrupted", _interrupted, 130, "interrupted"),
 )
 """In the order in which they strike."""
