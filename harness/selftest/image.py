@@ -120,6 +120,7 @@ def _to_ext4(system: Path, root_uuid: str) -> None:
 
 def _check(file_system: str) -> None:
     """Replay its journal, and correct what is to be corrected."""
+    process.run(["/sbin/debugfs", "-w", "-R", "journal_run", file_system], hint=_E2FSPROGS)
     command = ["/sbin/e2fsck", "-f", "-p", file_system]
     done = process.run(command, check=False, hint=_E2FSPROGS)
     if done.returncode > 1:  # 1: corrected

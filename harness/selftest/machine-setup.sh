@@ -41,17 +41,34 @@ chroot "$root" systemctl mask --quiet \
     systemd-udev-settle.service systemd-firstboot.service systemd-hwdb-update.service \
     systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-pstore.service \
     systemd-journal-catalog-update.service systemd-update-done.service ldconfig.service \
-    systemd-sysusers.service proc-sys-fs-binfmt_misc.automount \
-    getty@tty1.service serial-getty@ttyS0.service netperf.service
+    systemd-sysusers.service systemd-sysext.socket proc-sys-fs-binfmt_misc.automount \
+    modprobe@drm.service modprobe@fuse.service modprobe@configfs.service \
+    sys-fs-fuse-connections.mount sys-kernel-config.mount \
+    getty-static.service getty@tty1.service serial-getty@ttyS0.service netperf.service
+install -d "$root/etc/systemd/system-generators" "$root/etc/udev/rules.d"
+ln -s /dev/null "$root/etc/systemd/system-generators/systemd-ssh-generator"
+# Of what the buses name, drivers for the devices that are used, and no more.
+cat > "$root/etc/udev/rules.d/80-drivers.rules" <<'END'
+ACTION!="remove", SUBSYSTEM=="pci|virtio", ENV{MODALIAS}=="?*", RUN{builtin}+="kmod load"
+END
 echo uninitialized > "$root/etc/machine-id"
 chroot "$root" systemd-machine-id-setup
 
-# Under a tenth of what MODULES=most reads and unpacks at every boot.
+# A tenth of what MODULES=most unpacks at every boot, and no udev to find the one disk.
 cat > "$root/etc/initramfs-tools/conf.d/machine" <<END
 MODULES=list
 RESUME=none
 END
 printf '%s\n' virtio_pci virtio_blk ext4 >> "$root/etc/initramfs-tools/modules"
+scripts=$root/etc/initramfs-tools/scripts
+install -d "$scripts/init-top" "$scripts/init-bottom"
+install -m 0755 /dev/stdin "$scripts/init-top/udev" <<'END'
+#!/bin/sh
+END
+install -m 0755 /dev/stdin "$scripts/init-bottom/udev" <<'END'
+#!/bin/sh
+test "$1" = prereqs || mount -n -o move /dev "${rootmnt:?}/dev"
+END
 chroot "$root" update-initramfs -u
 
 cat > "$root/etc/default/grub" <<'END'
@@ -71,6 +88,7 @@ mount -t tmpfs tmpfs /run
 grub-install /dev/vda && update-grub && rm /sbin/install-boot-loader && echo boot loader installed
 sync
 echo u > /proc/sysrq-trigger
+sleep 2
 echo o > /proc/sysrq-trigger
 sleep 60
 END

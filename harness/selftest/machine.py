@@ -190,7 +190,7 @@ class Machine:
         }
         return [
             "-nodefaults", "-no-user-config", "-display", "none",
-            "-machine", "q35,memory-backend=ram", *qemu.machine(self.accelerator),
+            "-machine", "q35,memory-backend=ram,sata=off,smbus=off", *_cpu(self.accelerator),
             "-smp", str(self.vcpus), "-m", f"{self.memory_mib}M",
             "-object", f"memory-backend-memfd,id=ram,size={self.memory_mib}M,share=on",
             "-drive", f"file={self.disk},format=raw,if=none,id=root,discard=unmap",
@@ -219,3 +219,11 @@ class Machine:
             monitor.cmd(command, **arguments)
         finally:
             monitor.close()
+
+
+def _cpu(accelerator: str) -> list[str]:
+    """As for any guest, without what most machines lack and kexec-tools trips over."""
+    return [
+        f"{word},la57=off,svm=off" if word in ("max", "host") else word
+        for word in qemu.machine(accelerator)
+    ]
