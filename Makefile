@@ -10,13 +10,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What each system package is for; nothing else is installed outside $(VENV).
-KERNEL_BUILD := gcc make flex bison bc libelf-dev libssl-dev dwarves xz-utils
+KERNEL_BUILD := gcc make flex bison bc libelf-dev libssl-dev dwarves xz-utils kmod
 KERNEL_SOURCE := linux-source-6.12
 GUEST_IMAGE := mmdebstrap uidmap genext2fs squashfs-tools debian-archive-keyring
 GUEST_RUN := bubblewrap openssh-client iproute2 procps util-linux
 PYTHON_BUILD := git python3-venv
 # Looks at the HTML report in the tests; elsewhere than in Debian it is no package of this kind.
 BROWSER := $(shell . /etc/os-release && test "$$ID" = debian && echo chromium)
+# In the tests: BMCs and what speaks to them, a boot loader's tools, compilers of a lab.
+PEERS := ipmitool openipmi grub-common ccache distcc
 PACKAGES := $(PYTHON_BUILD) $(KERNEL_BUILD) $(KERNEL_SOURCE) $(GUEST_IMAGE) $(GUEST_RUN)
 
 help:
@@ -25,7 +27,7 @@ help:
 run: system $(VENV)/installed
 	$(BIN)/harness run $(ARGS)
 
-check: PACKAGES += $(BROWSER)
+check: PACKAGES += $(BROWSER) $(PEERS)
 check: system $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,6 +55,7 @@ system:
 	echo "  to make guest images: $(GUEST_IMAGE)"; \
 	echo "  to run guests and reach them: $(GUEST_RUN)"; \
 	echo "  to look at the HTML report (make check): $(BROWSER)"; \
+	echo "  to test against them (make check): $(PEERS)"; \
 	if [ "$$(id -u)" = 0 ]; then sudo=; elif command -v sudo >/dev/null; then sudo=sudo; else \
 	    echo "Ask your administrator to run: apt-get install --no-install-recommends" $$missing; exit 3; fi; \
 	$$sudo apt-get update -qq; \

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -115,6 +116,7 @@ class Journal(_Kept):
         default="receive-batching/bisect", alias="schema"
     )
     version: Literal[1] = 1
+    id: str = Field(default_factory=lambda: secrets.token_hex(8))
     question: Question
     seed: int
     decisions: tuple[Decision, ...] = ()

@@ -8,65 +8,36 @@ stay and a later call with the same directory goes on after them.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import platform
 import secrets
 import shutil
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from harness import __version__, plan, samples, workload
-from harness.config import Bed, Load, QemuHost
-from harness.errors import (
-    ConfigurationError,
-    HarnessError,
-    InfrastructureError,
-    KernelError,
-    TrialVoidError,
-)
-from harness.hosts.bed import Equipment, RunningBed, virtual_bed
-from harness.hosts.channel import Pending
-from harness.hosts.qemu import kernel_death
-from harness.kernels.build import Image
+from harness import __version__, plan, samples
+from harness.config import QemuHost
+from harness.errors import ConfigurationError, HostLostError, InfrastructureError, KernelError
+from harness.journal import Journal
+from harness.kernels import Image
 from harness.progress import Progress
+from harness.trials import BootUnderWay, Setup, measure_together
 
-_SETTLE_S = 1.3  # the NIC's statistics reach the driver once a second
-_RAMP_S = 30
-_RAMP_SAMPLES = 8
-_RAMP_SAMPLE_S = 0.4
-_LAST_PACKETS_S = 0.3
-_STEADY = 0.25
-_LEAST_PPS = 1000
-_ATTACH_S = 240.0
+__all__ = ["Setup", "record", "require_same", "run"]
+
+_ATTEMPTS = 3
 _FREE_BYTES = 200 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """All that a campaign is made of, resolved."""
-
-    bed: Bed
-    load: Load
-    plan: plan.Plan
-    images: Mapping[str, Sequence[Image]]
-    """By step, its layouts; blocks take them in turn."""
-    equipment: Equipment
-
-
-def run(setup: Setup, directory: Path, *, progress: Progress) -> None:
+def run(setup: Setup, directory: Path, *, progress: Progress, retry_failed: bool = False) -> None:
     """Do every boot of the plan that ``directory`` does not hold yet.
 
-    A boot whose kernel dies is recorded and its step not booted again; the other
-    steps go on.
+    A boot whose kernel dies is recorded and its step not booted again, also not by a
+    later run unless ``retry_failed``; the other steps go on.
 
     Raises:
         KernelError: at the end, if a step failed.
@@ -75,29 +46,87 @@ def run(setup: Setup, directory: Path, *, progress: Progress) -> None:
     if shutil.disk_usage(directory).free < _FREE_BYTES:
         raise InfrastructureError(f"less than {_FREE_BYTES >> 20} MiB are free for {directory}")
     _require_memory(setup)
-    failed: dict[str, KernelError] = {}
+    journal = Journal(directory)
+    failed = _failed_before(setup, directory, journal, again=retry_failed)
+    for step, error in failed.items():
+        progress.say(f"step {step} is not booted again: {error.message}")
     number, total = 0, sum(1 for _ in setup.plan.boots())
     with progress.task("campaign", total=total) as task:
         for group in setup.plan.groups():
-            boots = []
+            titles = {}
             for planned in group:
                 number += 1
                 title = f"boot {number}/{total}: step {planned.step}, block {planned.block}"
-                where = samples.boot_directory(directory, planned)
-                if _finished(where):
+                if _finished(samples.boot_directory(directory, planned)):
                     progress.say(f"{title}: kept")
                 elif planned.step not in failed:
-                    boots.append(_Boot(planned, root=directory, title=title))
-            if len(boots) > 1:
-                turns = secrets.token_hex(4)
-                for boot in boots:
-                    boot.kept["turns"] = turns
-            if boots:
-                _measure_together(setup, boots, failed, progress=progress)
+                    titles[planned] = title
+            if titles:
+                _measure(setup, directory, journal, titles, failed, progress)
             task.advance(len(group))
     if failed:
         step, cause = next(iter(failed.items()))
         raise KernelError(f"step {step}: {cause.message}", hint=cause.hint) from cause
+
+
+def _measure(
+    setup: Setup,
+    directory: Path,
+    journal: Journal,
+    titles: Mapping[plan.PlannedBoot, str],
+    failed: dict[str, KernelError],
+    progress: Progress,
+) -> None:
+    """Boot and measure a group; what is lost with its host is done again, a few times."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        boots = [
+            BootUnderWay(planned, root=directory, title=title, journal=journal)
+            for planned, title in titles.items()
+        ]
+        if len(boots) > 1:
+            turns = secrets.token_hex(4)
+            for boot in boots:
+                boot.kept["turns"] = turns
+        try:
+            measure_together(setup, boots, failed, progress=progress)
+        except HostLostError as error:
+            if attempt == _ATTEMPTS:
+                raise
+            progress.say(f"{boots[0].title}: lost: {error.message}")
+            try:
+                setup.boots.lost(error)
+            except KernelError as death:
+                for boot in boots:
+                    boot.finish(death)
+                    failed[boot.planned.step] = death
+            else:
+                continue
+        return
+
+
+def _failed_before(
+    setup: Setup, directory: Path, journal: Journal, *, again: bool
+) -> dict[str, KernelError]:
+    """The steps whose kernel died in an earlier run of this campaign, as far as can be told.
+
+    A boot that a harness began and did not live to finish counts if it took its host along.
+    """
+    unfinished = journal.unfinished()
+    failed: dict[str, KernelError] = {}
+    for planned in setup.plan.boots():
+        where = samples.boot_directory(directory, planned)
+        notes = unfinished.get(planned.directory)
+        if notes and not again and (why := setup.boots.crashed(notes)):
+            boot = BootUnderWay(planned, root=directory, title=planned.directory, journal=journal)
+            boot.finish(KernelError(why))
+        if again or not (where / "boot.json").is_file():
+            continue
+        error = samples.read_boot(where / "boot.json").error
+        if error and error.kind == KernelError.__name__:
+            failed[planned.step] = KernelError(
+                error.message, hint="boot it again by --resume --retry-failed"
+            )
+    return failed
 
 
 def _require_memory(setup: Setup) -> None:
@@ -111,18 +140,18 @@ def _require_memory(setup: Setup) -> None:
         )
 
 
-def record(setup: Setup, *, profile: str) -> samples.Campaign:
+def record(setup: Setup, *, profile: str, id_: str | None = None) -> samples.Campaign:
     """``campaign.json`` for a campaign that is about to begin."""
     chosen = setup.plan.profile
     trial = asdict(chosen)
     return samples.Campaign(
-        id=secrets.token_hex(8),
+        id=id_ or secrets.token_hex(8),
         created=datetime.now(tz=UTC).isoformat(timespec="seconds"),
         profile=profile,
         seed=setup.plan.seed,
         bed=setup.bed.name,
         bed_kind=setup.bed.kind,
-        accelerator=setup.equipment.accelerator,
+        accelerator=setup.boots.accelerator,
         steps=list(setup.plan.steps),
         blocks=chosen.blocks,
         order=[list(block) for block in setup.plan.order],
@@ -153,12 +182,6 @@ def _provenance(layouts: Sequence[Image]) -> dict[str, Any]:
     return shared | {"layouts": [{name: one[name] for name in own} for one in told]}
 
 
-def _image(setup: Setup, boot: plan.PlannedBoot) -> Image:
-    """What ``boot`` runs: all boots of a block have the same layout."""
-    layouts = setup.images[boot.step]
-    return layouts[(boot.block - 1) % len(layouts)]
-
-
 def require_same(kept: samples.Campaign, wanted: samples.Campaign) -> None:
     """Refuse to go on with a campaign whose kernels, bed or load are others now.
 
@@ -172,371 +195,6 @@ def require_same(kept: samples.Campaign, wanted: samples.Campaign) -> None:
                 f"the campaign cannot be gone on with: its {name} was another",
                 hint="start a new one in another directory",
             )
-
-
-class _Boot:
-    """One boot under way: its bed while it is up, and what it has measured."""
-
-    def __init__(self, planned: plan.PlannedBoot, *, root: Path, title: str) -> None:
-        self.planned = planned
-        self.title = title
-        self.directory = samples.boot_directory(root, planned)
-        self.kept: dict[str, Any] = {
-            "block": planned.block,
-            "position": planned.position,
-            "step": planned.step,
-            "trials": [],
-            "times_s": {},
-        }
-        self._root = root
-        self._up = contextlib.ExitStack()
-        self._bed: RunningBed | None = None
-        self._started_s = time.monotonic()
-
-    @property
-    def bed(self) -> RunningBed:
-        assert self._bed is not None
-        return self._bed
-
-    @property
-    def up(self) -> bool:
-        """Is its bed there?"""
-        return self._bed is not None
-
-    def bring_up(self, setup: Setup) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
-        self._started_s = time.monotonic()
-        image = _image(setup, self.planned)
-        self._bed = self._up.enter_context(
-            virtual_bed(setup.bed, image, setup.equipment, self.directory)
-        )
-        self._took("up")
-
-    def finish(self, error: HarnessError | None = None) -> None:
-        """Take the bed down and write what there is; the boot is a good one without ``error``."""
-        self.kept["outcome"] = "failed" if error else "ok"
-        if error:
-            self.kept["error"] = {"class": type(error).__name__, "message": error.message}
-        self.close()
-        self._took("all")
-        samples.write_boot(self._root, samples.Boot.model_validate(self.kept))
-
-    def close(self) -> None:
-        self._bed = None
-        self._up.close()
-
-    def _took(self, what: str) -> None:
-        self.kept["times_s"][what] = time.monotonic() - self._started_s
-
-
-def _measure_together(
-    setup: Setup, boots: Sequence[_Boot], failed: dict[str, KernelError], *, progress: Progress
-) -> None:
-    """Have all of ``boots`` up at once, measure them side by side, and write each.
-
-    Boots whose kernels die are left out from there on and their steps are added to
-    ``failed``; whatever else ends a boot ends all.
-    """
-
-    @contextlib.contextmanager
-    def blamed(boot: _Boot) -> Iterator[None]:
-        try:
-            yield
-        except HarnessError as error:
-            boot.finish(error)
-            if not isinstance(error, KernelError):
-                raise
-            failed[boot.planned.step] = error
-            progress.say(f"{boot.title}: {error.message}")
-
-    with contextlib.ExitStack() as up:
-        for boot in boots:
-            up.callback(boot.close)
-            with blamed(boot), progress.task(boot.title):
-                boot.bring_up(setup)
-                _prepare(setup, boot)
-        trials: dict[str, list[plan.PlannedTrial]] = defaultdict(list)
-        for trial in setup.plan.profile.trials_of(boots[0].planned.block):
-            trials["timed" if trial.kind == "warmup" else trial.kind].append(trial)
-        if trials["timed"]:
-            with progress.task(f"{len(trials['timed'])} trials of {len(boots)} boots"):
-                _under_load(setup, boots, trials["timed"], blamed)
-        if trials["paced"]:
-            with progress.task(f"{len(trials['paced'])} paced trials of {len(boots)} boots"):
-                _under_load(setup, boots, trials["paced"], blamed, setup.bed.paced_pps)
-        for kind, (name, measure) in _ALONE.items():
-            for trial, boot in itertools.product(trials[kind], boots):
-                if boot.up:
-                    title = f"{boot.title}, {name}" + f" {trial.index + 1}" * (
-                        len(trials[kind]) > 1
-                    )
-                    with blamed(boot), _others_frozen(boot, boots), progress.task(title):
-                        measure(setup, boot, trial)
-        for boot in boots:
-            if boot.up:
-                with blamed(boot):
-                    _put_back(boot)
-                    boot.finish()
-
-
-@contextlib.contextmanager
-def _others_frozen(boot: _Boot, boots: Sequence[_Boot]) -> Iterator[None]:
-    others = [other for other in boots if other.up and other is not boot]
-    for other in others:
-        other.bed.freeze()
-    try:
-        yield
-    finally:
-        for other in others:
-            other.bed.thaw()
-
-
-def _traced(setup: Setup, boot: _Boot, trial: plan.PlannedTrial) -> None:
-    dut, interface = boot.bed.dut, boot.bed.dut_interface
-    dut.call("trace_attach", interface=interface, within_s=_ATTACH_S)
-    _under_load(setup, [boot], [trial], lambda _: contextlib.nullcontext())
-    dut.call("trace_detach", within_s=60)
-
-
-def _round_trips(setup: Setup, boot: _Boot, trial: plan.PlannedTrial) -> None:
-    cell = plan.CELLS[trial.index]
-    found: dict[str, Any] = {"kind": trial.kind, "index": trial.index, "cell": asdict(cell)}
-    try:
-        found["round_trips"] = workload.round_trips(
-            setup.bed,
-            boot.bed,
-            cell,
-            usual=boot.kept["settings"]["dut"]["after"],
-            duration_s=trial.duration_s,
-        )
-    except TrialVoidError as error:
-        found["void"] = [{"rule": "cell-missing", "detail": error.message}]
-    boot.kept["trials"].append(samples.Trial.model_validate(found))
-
-
-def _highest_rate(setup: Setup, boot: _Boot, trial: plan.PlannedTrial) -> None:
-    load = _Load(setup.bed.paced_pps)
-    _load_up(setup, boot.bed, load)
-    found: dict[str, Any] = {"kind": trial.kind, "index": trial.index, "void": load.void}
-    if not load.void:
-        found["ndr_pps"], found["search"] = workload.highest_rate(
-            setup.load, boot.bed, first_pps=setup.bed.paced_pps, trial_s=trial.duration_s
-        )
-    list(_load_down(setup, boot.bed, load, []))
-    boot.kept["trials"].append(samples.Trial.model_validate(found))
-
-
-_ALONE: Mapping[str, tuple[str, Callable[[Setup, _Boot, plan.PlannedTrial], None]]] = {
-    "trace": ("probes", _traced),
-    "latency": ("round trips", _round_trips),
-    "ndr": ("highest rate without loss", _highest_rate),
-}
-"""What a boot measures while the others of its block are frozen, by kind of trial."""
-
-
-def _prepare(setup: Setup, boot: _Boot) -> None:
-    """Prove what is running, set both hosts up, start netserver."""
-    image, bed, kept = _image(setup, boot.planned), boot.bed, boot.kept
-    kept["release"], kept["boot_id"] = bed.dut.ready["release"], bed.dut.ready["boot_id"]
-    if kept["release"] != image.release:
-        raise KernelError(f"the dut runs {kept['release']}, not {image.release}")
-    kept["settings"] = workload.apply_settings(setup.bed, bed)
-    kept["placement_host"] = bed.placed
-    kept["inventory"] = {
-        "dut": bed.dut.call("inventory", interface=bed.dut_interface, within_s=60),
-        "generator": bed.generator.call(
-            "inventory", interface=bed.generator_interface, within_s=60
-        ),
-    }
-    _same_netperf(kept["inventory"])
-    workload.start_netserver(setup.bed, bed)
-
-
-def _put_back(boot: _Boot) -> None:
-    """Restore both hosts' settings, and look whether the kernel complained."""
-    bed, kept = boot.bed, boot.kept
-    bed.dut.call("netserver_stop")
-    kept["settings"]["restored"] = {
-        role: agent.call("settings_restore", within_s=60)
-        for role, agent in workload.agents(bed).items()
-    }
-    kept["nic_model"] = bed.nic.counters()
-    if death := kernel_death(bed.guest.console()):
-        raise KernelError(
-            f"the guest's kernel complained: {death}",
-            hint=f"console: {boot.directory / 'console.log'}",
-        )
-
-
-def _same_netperf(inventory: dict[str, Any]) -> None:
-    """Refuse a pair of netperf and netserver of different versions, which can not talk."""
-    netserver = inventory["dut"]["versions"].get("netserver")
-    netperf = inventory["generator"]["versions"].get("netperf")
-    if not netserver:
-        raise InfrastructureError(
-            "netserver is missing on the dut", hint="install the package netperf there"
-        )
-    if netperf and netperf != netserver:
-        raise InfrastructureError(
-            f"netperf {netperf} on the generator cannot talk to netserver {netserver} on the dut",
-            hint="install the same version of netperf on both",
-        )
-
-
-def _under_load(
-    setup: Setup,
-    boots: Sequence[_Boot],
-    planned: Sequence[plan.PlannedTrial],
-    blamed: Callable[[_Boot], AbstractContextManager[None]],
-    paced_pps: int | None = None,
-) -> None:
-    """One load a boot over the trials of ``planned``: up, steady, windows, down, settled.
-
-    With several boots all but one are frozen at any moment, and they take turns:
-    what slows this machine down for a second slows all of them down.
-    The trials of a boot share what only the whole of a load can tell: netperf's own
-    counts and the balance of the counters before and after.
-    """
-    together = len(boots) > 1
-    loads = {boot: _Load(paced_pps) for boot in boots if boot.up}
-    for boot, load in loads.items():
-        with blamed(boot):
-            _load_up(setup, boot.bed, load)
-            if together:
-                boot.bed.freeze()
-    for trial in planned:
-        pending: dict[_Boot, Pending] = {}
-        for boot, load in loads.items():
-            if boot.up and not load.void:
-                with blamed(boot):
-                    pending[boot] = _open_window(boot.bed, trial, len(boots))
-        if together:
-            _take_turns(pending, setup.plan.profile.slice_s, blamed)
-        for boot, answer in pending.items():
-            if boot.up:
-                with blamed(boot):
-                    try:
-                        loads[boot].measured.append({_call_of(trial): answer.result()})
-                    except TrialVoidError as error:
-                        loads[boot].give_up(error)
-    for boot, load in loads.items():
-        if boot.up:
-            with blamed(boot):
-                if together:
-                    boot.bed.thaw()
-                boot.kept["trials"] += _load_down(setup, boot.bed, load, planned)
-
-
-class _Load:
-    """What one load on one boot has shown so far."""
-
-    def __init__(self, paced_pps: int | None = None) -> None:
-        self.paced_pps = paced_pps
-        self.before: dict[str, Any] = {}
-        self.ramp: dict[str, Any] | None = None
-        self.void: list[dict[str, str]] = []
-        self.measured: list[dict[str, Any]] = []
-
-    def give_up(self, error: TrialVoidError) -> None:
-        """There is nothing to measure; all its trials are void."""
-        self.void = [{"rule": "no-load", "detail": error.message}]
-
-
-def _load_up(setup: Setup, bed: RunningBed, load: _Load) -> None:
-    load.before = bed.dut.call("counters", interface=bed.dut_interface)
-    workload.start_netperf(setup.bed, setup.load, bed, paced_pps=load.paced_pps)
-    try:
-        load.ramp = _ramp_up(bed, setup.load.streams)
-    except TrialVoidError as error:
-        load.give_up(error)
-
-
-def _call_of(trial: plan.PlannedTrial) -> str:
-    return "trace" if trial.kind == "trace" else "window"
-
-
-def _open_window(bed: RunningBed, trial: plan.PlannedTrial, boots: int) -> Pending:
-    """Begin ``trial``, which lasts as much longer as ``boots`` share the machine."""
-    netserver = {} if trial.kind == "trace" else {"netserver": True}
-    return bed.dut.begin(
-        _call_of(trial),
-        interface=bed.dut_interface,
-        duration_s=trial.duration_s,
-        within_s=(trial.duration_s + 60) * boots,
-        **netserver,
-    )
-
-
-def _take_turns(
-    pending: Mapping[_Boot, Pending],
-    slice_s: float,
-    blamed: Callable[[_Boot], AbstractContextManager[None]],
-) -> None:
-    """Let each boot run for ``slice_s`` in turn, there and back, until all have answered."""
-    turn = list(pending)
-    waiting = bool(turn)
-    while waiting:
-        for boot in turn:
-            with blamed(boot):
-                boot.bed.thaw()
-                time.sleep(slice_s)
-                boot.bed.freeze()
-        turn = [boot for boot in reversed(turn) if boot.up]
-        waiting = False
-        for boot in turn:
-            with blamed(boot):
-                waiting |= not pending[boot].arrived()
-
-
-def _load_down(
-    setup: Setup, bed: RunningBed, load: _Load, planned: Sequence[plan.PlannedTrial]
-) -> Iterator[samples.Trial]:
-    if load.paced_pps:
-        workload.pace(bed, setup.load, None)
-    bed.generator.call("netperf_end")
-    time.sleep(_LAST_PACKETS_S)
-    bed.dut.call("netserver_end")
-    shared: dict[str, Any] = {
-        "void": load.void,
-        "ramp": load.ramp,
-        "paced_pps": load.paced_pps,
-    }
-    shared["netperf"] = bed.generator.call("netperf_wait", timeout_s=30, within_s=60)
-    time.sleep(_SETTLE_S)
-    after = bed.dut.call("counters", interface=bed.dut_interface)
-    shared["whole"] = {"before": load.before, "after": after}
-    for number, trial in enumerate(planned):
-        result = load.measured[number] if number < len(load.measured) else {}
-        head = {"kind": trial.kind, "index": trial.index}
-        yield samples.Trial.model_validate(head | shared | result)
-
-
-def _ramp_up(bed: RunningBed, streams: int) -> dict[str, Any]:
-    """Wait until all streams send and packets arrive at a steady rate.
-
-    Returns the rates seen, in packets/s, and whether the last two were alike.
-
-    Raises:
-        TrialVoidError: not all streams send, or no packets arrive.
-    """
-    deadline = time.monotonic() + _RAMP_S
-    rates: list[float] = []
-    sending = 0
-    last = bed.dut.call("counters", interface=bed.dut_interface)
-    while time.monotonic() < deadline:
-        time.sleep(_RAMP_SAMPLE_S)
-        sending = bed.generator.call("netperf_sending")["streams"]
-        now = bed.dut.call("counters", interface=bed.dut_interface)
-        packets = now["snmp"]["Ip"]["InReceives"] - last["snmp"]["Ip"]["InReceives"]
-        rates.append(packets / (now["monotonic_ns"] - last["monotonic_ns"]) * 1e9)
-        last = now
-        if sending == streams and len(rates) > 1 and rates[-1] >= _LEAST_PPS:
-            steady = abs(rates[-1] - rates[-2]) <= _STEADY * rates[-1]
-            if steady or len(rates) >= _RAMP_SAMPLES:
-                return {"rates_pps": rates, "steady": steady}
-    if sending < streams:
-        raise TrialVoidError(f"{sending} of {streams} streams send after {_RAMP_S} s")
-    raise TrialVoidError("no packets arrive though every stream has begun")
 
 
 def _finished(directory: Path) -> bool:

@@ -40,6 +40,14 @@ class HostLostError(InfrastructureError):
     """A host stopped answering; what it was doing is unknown."""
 
 
+class HostRefusedError(InfrastructureError):
+    """A host answers and lets nobody in, or is another than the one that was enrolled."""
+
+
+class LeaseLostError(InfrastructureError):
+    """The hosts may be somebody else's by now: nothing more may be done to them."""
+
+
 class KernelError(HarnessError):
     """A kernel was not patched, built or booted, or it died."""
 

@@ -155,8 +155,22 @@ class Plan:
         return sum(self.profile.boot_s(boot.block) for boot in self.boots())
 
 
+_SMOKE = Profile(
+    name="smoke",
+    blocks=1,
+    warmups=0,
+    warmup_s=0.0,
+    trials=1,
+    window_s=1.0,
+    trace_blocks=1,
+    trace_s=1.0,
+    slice_s=0.3,
+)
+"""Does everything work? Its figures are worth nothing."""
 _PROFILES: Mapping[tuple[str, str], Profile] = MappingProxyType(
     {
+        ("smoke", "virtual"): _SMOKE,
+        ("smoke", "hardware"): replace(_SMOKE, slice_s=0.0),
         ("quick", "virtual"): Profile(
             name="quick",
             blocks=2,
@@ -181,6 +195,17 @@ _PROFILES: Mapping[tuple[str, str], Profile] = MappingProxyType(
             slice_s=0.3,
             layouts=6,
         ),
+        ("quick", "hardware"): Profile(
+            name="quick",
+            blocks=2,
+            warmups=1,
+            warmup_s=2.0,
+            trials=3,
+            window_s=5.0,
+            trace_blocks=1,
+            trace_s=3.0,
+            layouts=2,
+        ),
         ("standard", "hardware"): Profile(
             name="standard",
             blocks=10,
@@ -194,7 +219,7 @@ _PROFILES: Mapping[tuple[str, str], Profile] = MappingProxyType(
         ),
     }
 )
-PROFILE_NAMES = ("quick", "standard")
+PROFILE_NAMES = ("smoke", "quick", "standard")
 
 
 def profile(

@@ -11,20 +11,45 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from harness.errors import InfrastructureError
 
 _TAIL_LINES = 15
+_CHUNK = 1 << 16
+# ECMA-48's control sequences; control strings, such as titles, only when they end soon.
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]{0,64}[ -/]{0,8}[@-~]"
+    r"|(?:\x1b[PX\]^_]|[\x90\x98\x9d-\x9f])[^\x00-\x1f\x7f-\x9f]{0,256}(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]{0,8}[0-~]"
+)
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+)
+_LAST_WORDS_S = 1.0
 
 
 def quoted(command: Sequence[str]) -> str:
     """``command`` as one line a shell would read back as the same arguments."""
     return shlex.join(command)
+
+
+def harmless(text: str) -> str:
+    """``text`` with all that could steer a terminal taken out or spelt out; lines stay.
+
+    Colours and other escape sequences go; another control character, or one
+    that turns the direction of writing, is shown as its code.
+    """
+    text = _ESCAPES.sub("", text).replace("\r\n", "\n")
+    return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def run(
@@ -34,10 +59,14 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
     timeout_s: float | None = None,
+    tail_bytes: int | None = None,
     check: bool = True,
     hint: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``command`` to its end and return what it wrote.
+
+    With ``tail_bytes`` only the end of what it writes is kept, however much that
+    is, and what it leaves running in the background is not waited for.
 
     Raises:
         InfrastructureError: it is missing, ran longer than ``timeout_s``, or
@@ -58,7 +87,10 @@ def run(
     except FileNotFoundError as error:
         raise InfrastructureError(f"{command[0]} is not installed", hint=hint) from error
     try:
-        out, err = started.communicate(stdin, timeout=timeout_s)
+        if tail_bytes is None:
+            out, err = started.communicate(stdin, timeout=timeout_s)
+        else:
+            out, err = _tails(started, stdin, timeout_s, tail_bytes)
     except subprocess.TimeoutExpired as error:
         end(started)
         raise InfrastructureError(
@@ -73,8 +105,47 @@ def run(
     return done
 
 
-def end(process: subprocess.Popen[str], *, grace_s: float = 3.0) -> None:
+def _tails(
+    started: subprocess.Popen[str], stdin: str | None, timeout_s: float | None, tail_bytes: int
+) -> tuple[str, str]:
+    """The last bytes of what ``started`` writes until it ends."""
+    tails = (bytearray(), bytearray())
+
+    def follow(stream: IO[str], tail: bytearray) -> None:
+        while chunk := os.read(stream.fileno(), _CHUNK):
+            tail += chunk
+            del tail[:-tail_bytes]
+
+    def feed() -> None:
+        with contextlib.suppress(BrokenPipeError), started.stdin or contextlib.nullcontext() as to:
+            if to is not None:
+                to.write(stdin or "")
+
+    assert started.stdout is not None
+    assert started.stderr is not None
+    threads = [
+        threading.Thread(target=follow, args=args, daemon=True)
+        for args in zip((started.stdout, started.stderr), tails, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    threading.Thread(target=feed, daemon=True).start()
+    started.wait(timeout_s)
+    until = time.monotonic() + _LAST_WORDS_S
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    out, err = (bytes(tail).decode(errors="replace") for tail in tails)
+    return out, err
+
+
+def end(process: subprocess.Popen[Any], *, grace_s: float = 3.0) -> None:
     """End ``process``, the leader of its own session, and all that it started."""
+    import psutil
+
+    # Those in a session of their own are no longer its children once it has gone.
+    tree = []
+    with contextlib.suppress(psutil.Error):
+        tree = psutil.Process(process.pid).children(recursive=True)
     for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -82,13 +153,16 @@ def end(process: subprocess.Popen[str], *, grace_s: float = 3.0) -> None:
             process.wait(timeout=patience_s)
         except subprocess.TimeoutExpired:
             continue
+    for left in tree:
+        with contextlib.suppress(psutil.Error):
+            left.kill()
 
 
 def failed(
     command: Sequence[str], status: int, output: str, *, hint: str | None = None
 ) -> InfrastructureError:
     """The error for a command that ended with ``status`` after writing ``output``."""
-    tail = "\n".join(f"  | {line}" for line in output.strip().splitlines()[-_TAIL_LINES:])
+    tail = "\n".join(f"  | {line}" for line in harmless(output).strip().splitlines()[-_TAIL_LINES:])
     return InfrastructureError(
         f"{quoted(command)} ended with status {status}" + (f"\n{tail}" if tail else ""), hint=hint
     )

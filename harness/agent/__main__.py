@@ -24,9 +24,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .boot import Boot
 from .counters import Counters
+from .doctor import Doctor
 from .faults import AgentError, ControllerGone
 from .inventory import inventory, read_text, see_own_interfaces
+from .kernel_config import kernel_config
+from .kernels import Kernels
+from .lease import Lease
 from .netperf import Load
 from .settings import Settings
 from .trace import Tracer
@@ -88,9 +93,18 @@ class Agent:
         self._settings = Settings()
         self._load = Load()
         self._tracer = Tracer()
+        lease = Lease()
         self._counters: dict[str, Counters] = {}
+        boot = Boot()
+        kernels = Kernels()
         self.calls: dict[str, Callable[..., Any]] = {
             "inventory": inventory,
+            "lease_take": lease.take,
+            "lease_refresh": lease.refresh,
+            "lease_free": lease.free,
+            "lease_break": lease.broken,
+            "lease_state": lease.state,
+            "kernel_config": kernel_config,
             "settings_apply": self._settings_apply,
             "settings_read": self._settings.read,
             "settings_restore": self._settings.restore,
@@ -114,6 +128,16 @@ class Agent:
             "trace_watch": self._tracer.watch,
             "trace_read": self._tracer.read,
             "dmesg": _dmesg,
+            "kernel_install": kernels.install,
+            "kernel_list": kernels.installed,
+            "kernel_remove": kernels.remove,
+            "boot_can": boot.can,
+            "boot_prepare": boot.prepare,
+            "boot_go": boot.go,
+            "boot_cancel": boot.cancel,
+            "boot_state": boot.state,
+            "doctor": Doctor(boot).examine,
+            "settings_recover": self._settings.recover,
         }
 
     def close(self) -> None:

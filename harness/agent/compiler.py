@@ -89,7 +89,7 @@ def _offsets() -> list[str]:
     with contextlib.suppress(OSError, ValueError):
         offsets = Btf(VMLINUX.read_bytes()).member_offsets(*_READ.values())
         if offsets is not None:
-            return [f"-D{name}={at}" for name, at in zip(_READ, offsets, strict=True)]
+            return [f"-D{name}={at}" for name, at in zip(_READ, offsets)]
     return []
 
 

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from .ethtool import Ethtool
 from .inventory import NET, existing, interface_irqs, parse_interrupts
@@ -150,7 +150,7 @@ class Counters:
             "netstat": parse_snmp(texts["netstat"]),
             "softnet": parse_softnet(texts["softnet"]),
             "nic": self._ethtool.statistics(raw.nic),
-            "link": dict(zip(_LINK64, _words64(raw.link), strict=False))
+            "link": dict(zip(_LINK64, _words64(raw.link)))
             | {"carrier_changes": int(texts["carrier"])},
             "interrupts": parse_interrupts(texts["interrupts"], self._irqs),
             "cpu": parse_cpu(texts["stat"]),
@@ -163,10 +163,10 @@ def parse_snmp(text: str) -> dict[str, dict[str, int]]:
     """/proc/net/snmp or netstat: pairs of lines, names above numbers."""
     groups: dict[str, dict[str, int]] = {}
     lines = text.splitlines()
-    for names, numbers in zip(lines[::2], lines[1::2], strict=False):
+    for names, numbers in zip(lines[::2], lines[1::2]):
         group, _, words = names.partition(":")
         values = map(int, numbers.partition(":")[2].split())
-        groups[group] = dict(zip(words.split(), values, strict=False))
+        groups[group] = dict(zip(words.split(), values))
     return groups
 
 
@@ -265,7 +265,7 @@ class _Files:
         self._open: dict[str, int] = {}
         self._stat: dict[int, int] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> _Files:
         with self._stack:
             self._snmp = self._opened("net/snmp")
             self._open = {name: self._opened(path) for name, path in self._names.items()}

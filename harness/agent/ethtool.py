@@ -75,7 +75,7 @@ class Ethtool:
     def statistics(self, values: bytes) -> dict[str, int]:
         """Counters by the names ``ethtool -S`` shows."""
         numbers = struct.unpack(f"{len(values) // 8}Q", values)
-        return dict(zip(self._names(), numbers, strict=False))
+        return dict(zip(self._names(), numbers))
 
     def channels(self) -> Channels | None:
         """Queues, where the driver lets them be counted."""

@@ -152,7 +152,7 @@ def parse_interrupts(text: str, wanted: set[int]) -> dict[str, dict[str, Any]]:
         tail = words[len(cpus) + 2 :]
         if tail and re.fullmatch(r"(?i)edge|level", tail[0]):
             tail = tail[1:]
-        counts = dict(zip(cpus, map(int, words[: len(cpus)]), strict=False))
+        counts = dict(zip(cpus, map(int, words[: len(cpus)])))
         rows[number] = {"name": " ".join(tail), "counts": counts}
     return rows
 

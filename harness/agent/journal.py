@@ -7,8 +7,10 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 import sys
+import time
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from .inventory import NET, in_first_namespace, read_text
 
 # /run is empty after a reboot, as are the settings.
 _JOURNALS = Path("/run/receive-batching")
+_END_S, _KILL_S = 20.0, 5.0
 
 
 class Journal:
@@ -85,3 +88,41 @@ class Journal:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def journalled() -> list[str]:
+    """The interfaces of this host with a journal, whether its agent lives or not."""
+    names = (path.name for path in _JOURNALS.glob("settings-*.jsonl"))
+    return sorted(name[len("settings-") : -len(".jsonl")] for name in names)
+
+
+def end_holder(interface: str) -> None:
+    """End the agent that holds the journal of ``interface``, if one does.
+
+    It puts everything back as it ends; one that does not end in time is killed, and
+    its journal is left to be read.
+    """
+    path = _JOURNALS / f"settings-{interface}.jsonl"
+    with contextlib.suppress(ProcessLookupError):
+        for number, patience_s in ((signal.SIGTERM, _END_S), (signal.SIGKILL, _KILL_S)):
+            if (pid := _holder(path)) is None:
+                return
+            os.kill(pid, number)
+            end_s = time.monotonic() + patience_s
+            while _holder(path) is not None and time.monotonic() < end_s:
+                time.sleep(0.1)
+
+
+def _holder(path: Path) -> int | None:
+    """Who has locked ``path``: `1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF`."""
+    try:
+        inode = str(path.stat().st_ino)
+        device = path.stat().st_dev
+    except OSError:
+        return None
+    at = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
+    for line in (read_text(Path("/proc/locks")) or "").splitlines():
+        words = line.split()
+        if len(words) > 5 and words[1] == "FLOCK" and words[5] == at and int(words[4]) > 0:
+            return int(words[4])
+    return None

@@ -22,7 +22,7 @@ from typing import Any
 from .ethtool import Ethtool
 from .faults import AgentError
 from .inventory import NET, existing, governors, interface_irqs, irqbalance_running, read_text
-from .journal import Journal
+from .journal import Journal, end_holder, journalled
 from .links import Links
 
 _CARRIER_S = 10.0
@@ -148,6 +148,35 @@ class Settings:
             journal.close(keep=bool(failed))
         self._journal.clear()
         self._before.clear()
+        return {"restored": restored, "failed": failed}
+
+    def recover(self, *, end_others: bool = False) -> dict[str, Any]:
+        """Put back what agents that are gone left changed, on every interface of this host.
+
+        ``end_others``: an agent that still holds a journal is ended, which puts it back.
+
+        Raises:
+            AgentError: another agent is at work, and is not to be ended.
+        """
+        restored: list[str] = []
+        failed: list[dict[str, str]] = []
+        for interface in journalled():
+            if end_others:
+                end_holder(interface)
+            try:
+                journal = Journal(interface)
+            except OSError as error:
+                failed.append({"setting": interface, "why": f"{error}: the interface is gone"})
+                continue
+            known = _known(interface)
+            kept = len(failed)
+            for name, old in reversed(journal.left):
+                why = _put_back(known[name], old) if name in known else "unknown setting"
+                if why is None:
+                    restored.append(f"{interface} {name}")
+                else:
+                    failed.append({"setting": f"{interface} {name}", "why": why})
+            journal.close(keep=len(failed) > kept)
         return {"restored": restored, "failed": failed}
 
     def _change(

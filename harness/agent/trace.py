@@ -414,11 +414,11 @@ def _located(stage: _Stage, probeable: list[str]) -> _Stage:
 
 def _added(per_cpu: Any) -> dict[str, Any]:
     """struct stage_counts of every CPU as one."""
-    lengths = [sum(column) for column in zip(*(cpu.lengths for cpu in per_cpu), strict=True)]
+    lengths = [sum(column) for column in zip(*(cpu.lengths for cpu in per_cpu))]
     called = [cpu for cpu in per_cpu if cpu.calls]
     session = {}
     if hasattr(per_cpu[0], "queues"):
-        queues = [sum(column) for column in zip(*(cpu.queues for cpu in per_cpu), strict=True)]
+        queues = [sum(column) for column in zip(*(cpu.queues for cpu in per_cpu))]
         session = {
             "by_queue": {str(n): packets for n, packets in enumerate(queues[:-1]) if packets}
             | ({"other": queues[-1]} if queues[-1] else {}),

@@ -3,23 +3,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from harness import bisect as bisection
-from harness import campaign, config, images, kernels, plan, samples
+from harness import campaign, config, kernels, plan, samples
 from harness.analysis import analyse
-from harness.commands import hosts_option
+from harness.commands import (
+    bed_option,
+    hosts_option,
+    out_option,
+    profile_option,
+    seed_option,
+)
 from harness.errors import ConfigurationError
-from harness.hosts.bed import Equipment, bootable_dut, equipment
+from harness.hosts.bed import Boots
+from harness.hosts.boots import acquired, kernel_config, made_meanwhile, opened
+from harness.hosts.labgrid import Place
 from harness.progress import Progress
 from harness.report import document
 
@@ -41,13 +49,7 @@ from harness.report import document
     type=click.Path(path_type=Path),
     help="Git tree whose commits to search, as they are, instead of the series.",
 )
-@click.option(
-    "--profile",
-    default="standard",
-    show_default=True,
-    type=click.Choice(plan.PROFILE_NAMES),
-    help="How long to measure in a boot.",
-)
+@profile_option("standard")
 @click.option(
     "--max-blocks",
     default=18,
@@ -55,12 +57,10 @@ from harness.report import document
     type=click.IntRange(min=bisection.LOOK_BLOCKS),
     help=f"Most blocks to decide a point; tried after every {bisection.LOOK_BLOCKS}.",
 )
-@click.option("--seed", type=int, help="Seed of the order of boots; drawn and stored if not given.")
-@click.option("--bed", "bed_name", help="Bed of hosts.yaml; its default_bed if not given.")
+@seed_option
+@bed_option
 @hosts_option
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Result directory; results/bisect-DATE if not."
-)
+@out_option("bisect-")
 @click.option("--resume", is_flag=True, help="Go on with the bisection in --out.")
 @click.option(
     "--format",
@@ -77,12 +77,12 @@ def bisect(
     by: str,
     steps: str | None,
     tree: Path | None,
-    profile: str,
+    profile_name: str,
     max_blocks: int,
     seed: int | None,
     bed_name: str | None,
     hosts_path: Path | None,
-    out: Path | None,
+    directory: Path,
     resume: bool,
     form: str,
 ) -> None:
@@ -106,7 +106,6 @@ def bisect(
     """
     hosts = config.load(config.locate(hosts_path))
     bed = config.bed(hosts, bed_name)
-    bootable_dut(bed)
     if tree and steps:
         raise ConfigurationError("--tree and --steps exclude each other")
     commits = kernels.commits_between(tree, good, bad) if tree else []
@@ -117,30 +116,36 @@ def bisect(
         kind="commit" if tree else "step",
         points=tuple(titles) if tree else _between(good, bad, plan.parse_steps(steps or "0-8")),
         max_blocks=max_blocks,
-        profile=profile,
+        profile=profile_name,
         bed=bed.name,
     )
-    directory = (
-        out or Path("results") / f"bisect-{datetime.now().astimezone():%Y-%m-%dT%H-%M-%S}"
-    ).absolute()
     journal = bisection.begin(
         directory,
         question,
         seed=secrets.randbits(31) if seed is None else seed,
         resume=resume,
     )
-    with Progress() as progress:
+    with Progress() as progress, contextlib.ExitStack() as up:
         progress.say(f"results: {directory}, seed {journal.seed}")
+
+        place = up.enter_context(acquired(bed))
+        host = kernel_config(hosts.kernel, place.bed)
 
         def build(points: Sequence[str], layouts: int) -> dict[str, tuple[kernels.Image, ...]]:
             if tree:
                 touched = kernels.files_between(tree, good, bad)
                 return kernels.build_commits(
-                    tree, points, touched=touched, layouts=layouts, progress=progress
+                    tree,
+                    points,
+                    kernel=hosts.kernel,
+                    touched=touched,
+                    layouts=layouts,
+                    host=host,
+                    progress=progress,
                 )
-            return kernels.layouts(hosts.kernel, points, layouts, progress=progress)
+            return kernels.layouts(hosts.kernel, points, layouts, host=host, progress=progress)
 
-        bench = _Bench(bed, hosts.load, journal, directory, build, progress)
+        bench = _Bench(place, hosts.load, journal, directory, build, progress, up)
         journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
     shown = bisection.result(journal) | {"virtual": bed.kind == "virtual"}
     if form == "json":
@@ -181,30 +186,37 @@ def _between(good: str, bad: str, steps: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass
 class _Bench:
-    """Measures points as campaigns; kernels and equipment are made when first needed."""
+    """Measures points as campaigns; kernels are made and the bed is had when first needed."""
 
-    bed: config.Bed
+    place: Place
     load: config.Load
     journal: bisection.Journal
     directory: Path
     build: Callable[[Sequence[str], int], dict[str, tuple[kernels.Image, ...]]]
     progress: Progress
-    equipment: Equipment | None = None
+    up: contextlib.ExitStack
+    boots: Boots | None = None
 
     def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
         """The report of the campaign ``name``, in which ``points`` have ``blocks`` blocks."""
         profile = self._profile(blocks)
-        with images.made_meanwhile():
+        with made_meanwhile(self.place.bed):
             built = self.build(points, min(profile.layouts, blocks))
-            self.equipment = self.equipment or equipment(
-                bootable_dut(self.bed), built[points[0]][0], self.progress
+            self.boots = self.boots or self.up.enter_context(
+                opened(
+                    self.place,
+                    built[points[0]][0],
+                    campaign=self.journal.id,
+                    directory=self.directory,
+                    progress=self.progress,
+                )
             )
         setup = campaign.Setup(
-            bed=self.bed,
+            bed=self.place.bed,
             load=self.load,
             plan=plan.make_plan(points, profile, seed=self.journal.seed),
             images=built,
-            equipment=self.equipment,
+            boots=self.boots,
         )
         where = self.directory / name
         record = campaign.record(setup, profile=setup.plan.profile.name)
@@ -220,7 +232,7 @@ class _Bench:
     def _profile(self, blocks: int) -> plan.Profile:
         """Timed trials alone for a rate, traced ones alone for what probes count."""
         question = self.journal.question
-        chosen = plan.profile(question.profile, bed_kind=self.bed.kind, blocks=blocks)
+        chosen = plan.profile(question.profile, bed_kind=self.place.bed.kind, blocks=blocks)
         if question.exact:
             return replace(chosen, warmups=0, trials=0, trace_blocks=blocks, slice_s=0.0, layouts=1)
         return replace(chosen, trace_blocks=0)

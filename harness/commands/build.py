@@ -8,17 +8,16 @@ from pathlib import Path
 import click
 
 from harness import config, kernels, plan
+from harness.commands import bed_option, hosts_option, steps_option, tree_option
+from harness.hosts import boots
 from harness.progress import Progress
 
 
 @click.command()
-@click.option("--steps", default="0,2,8", show_default=True, help="Steps to build: 0,2,8 or 0-8.")
-@click.option("--hosts", "hosts_file", type=click.Path(path_type=Path), help="hosts.yaml to use.")
-@click.option(
-    "--tree",
-    type=click.Path(path_type=Path),
-    help="Git tree to build instead of the source in hosts.yaml.",
-)
+@steps_option
+@bed_option
+@hosts_option
+@tree_option
 @click.option(
     "--layouts",
     type=click.IntRange(min=1),
@@ -27,17 +26,24 @@ from harness.progress import Progress
     help="Layouts of each; the profile standard takes "
     f"{plan.profile('standard').layouts} on a virtual bed.",
 )
-def build(steps: str, hosts_file: Path | None, tree: Path | None, layouts: int) -> None:
+def build(
+    steps: str, bed_name: str | None, hosts_path: Path | None, tree: Path | None, layouts: int
+) -> None:
     """Build the kernels after STEPS of the series and keep them.
 
     A kernel is built once for each content of source, patches, configuration and
     compiler, and linked once for each layout of its functions; what is kept already
     is only listed.
     """
-    hosts = config.load(config.locate(hosts_file))
-    with Progress() as progress:
+    hosts = config.load(config.locate(hosts_path))
+    with Progress() as progress, boots.acquired(config.bed(hosts, bed_name)) as place:
         made = kernels.layouts(
-            hosts.kernel, plan.parse_steps(steps), layouts, tree=tree, progress=progress
+            hosts.kernel,
+            plan.parse_steps(steps),
+            layouts,
+            tree=tree,
+            host=boots.kernel_config(hosts.kernel, place.bed),
+            progress=progress,
         )
     for step, images in made.items():
         for image in images:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness hosts``: the hosts file as it is understood, and its schema."""
+"""``harness hosts``: the hosts file as it is understood, and its machines by hand."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import click
 
 from harness import config
 from harness.commands import hosts_option
+from harness.commands.lease import lease, release
+from harness.commands.machines import clean, enroll, sudoers
+from harness.commands.power import console, power
 
 
 @click.group()
 def hosts() -> None:
-    """Show hosts.yaml as it is understood, or its schema."""
+    """Show hosts.yaml; let its machines be reached, leased, switched, watched and cleaned."""
 
 
 @hosts.command()
@@ -42,3 +45,7 @@ def show(bed: str | None, hosts_path: Path | None) -> None:
             indent=2,
         )
     )
+
+
+for command in (sudoers, enroll, lease, release, power, console, clean):
+    hosts.add_command(command)

@@ -11,11 +11,18 @@ import click
 from tabulate import tabulate
 
 from harness import config
+from harness.commands import (
+    also_option,
+    bed_option,
+    blocks_option,
+    hosts_option,
+    profile_option,
+    seed_option,
+    steps_option,
+)
 from harness.plan import (
     AA_STEPS,
-    EXTRAS,
     MIN_BLOCKS_FOR_VERDICT,
-    PROFILE_NAMES,
     VOID_RULES,
     Extra,
     Plan,
@@ -29,21 +36,14 @@ _BOOT_S = {"virtual": 28, "hardware": 240}
 
 
 @click.command()
-@click.option("--steps", default="0,2,8", show_default=True, help="Steps: 0,2,8 or 0-8.")
-@click.option(
-    "--profile",
-    "profile_name",
-    type=click.Choice(PROFILE_NAMES),
-    default="quick",
-    show_default=True,
-    help="How long to measure.",
-)
-@click.option("--blocks", type=click.IntRange(min=1), help="Boots of each step.")
-@click.option("--also", type=click.Choice(EXTRAS), multiple=True, help="As for `harness run`.")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the order; drawn when not given.")
+@steps_option
+@profile_option("quick")
+@blocks_option
+@also_option
+@seed_option
 @click.option("--aa", is_flag=True, help="Of step 0 against itself.")
-@click.option("--bed", "bed_name", help="Bed of hosts.yaml; its default when not given.")
-@click.option("--hosts", "hosts_file", type=click.Path(path_type=Path), help="The hosts file.")
+@bed_option
+@hosts_option
 def plan(
     steps: str,
     profile_name: str,
@@ -52,10 +52,10 @@ def plan(
     seed: int | None,
     aa: bool,
     bed_name: str | None,
-    hosts_file: Path | None,
+    hosts_path: Path | None,
 ) -> None:
     """Show order, duration, settings and void rules of a run; nothing is touched."""
-    bed = config.bed(config.load(config.locate(hosts_file)), bed_name)
+    bed = config.bed(config.load(config.locate(hosts_path)), bed_name)
     chosen = make_plan(
         AA_STEPS if aa else parse_steps(steps),
         profile(profile_name, bed_kind=bed.kind, blocks=blocks, extras=also),

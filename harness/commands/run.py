@@ -3,58 +3,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from datetime import datetime
 from pathlib import Path
 
 import click
 
-from harness import campaign, config, images, kernels, plan, samples
+from harness import campaign, config, kernels, plan, samples
 from harness.analysis import analyse
+from harness.commands import (
+    also_option,
+    bed_option,
+    blocks_option,
+    hosts_option,
+    out_option,
+    profile_option,
+    seed_option,
+    steps_option,
+    tree_option,
+)
 from harness.errors import ConfigurationError
-from harness.hosts.bed import bootable_dut, equipment
+from harness.hosts import boots
 from harness.progress import Progress
 from harness.report import document, render
 from harness.report.expect import hold, parse, require
 
 
 @click.command()
-@click.option("--steps", default="0,2,8", show_default=True, help="Steps to measure: 0,2,8 or 0-8.")
-@click.option(
-    "--profile",
-    default="quick",
-    show_default=True,
-    type=click.Choice(plan.PROFILE_NAMES),
-    help="How long to measure.",
-)
-@click.option(
-    "--blocks",
-    type=int,
-    help="Blocks to run instead of the profile's; a block boots each step once.",
-)
-@click.option(
-    "--also",
-    type=click.Choice(plan.EXTRAS),
-    multiple=True,
-    help="Measure also CPU time per packet at a paced load, latency, or the highest rate "
-    "without loss; may be given again.",
-)
-@click.option("--seed", type=int, help="Seed of the order of boots; drawn and stored if not given.")
-@click.option("--bed", "bed_name", help="Bed of hosts.yaml; its default_bed if not given.")
-@click.option(
-    "--hosts",
-    "hosts_file",
-    type=click.Path(path_type=Path),
-    help="hosts.yaml to use; the one here, else the one that ships.",
-)
-@click.option(
-    "--tree",
-    type=click.Path(path_type=Path),
-    help="Git tree to build instead of the source in hosts.yaml.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Result directory; results/DATE if not given."
-)
+@steps_option
+@profile_option("quick")
+@blocks_option
+@also_option
+@seed_option
+@bed_option
+@hosts_option
+@tree_option
+@out_option()
 @click.option(
     "--expect",
     multiple=True,
@@ -68,18 +52,22 @@ from harness.report.expect import hold, parse, require
 @click.option(
     "--resume", is_flag=True, help="Go on with the campaign in --out: boots that are finished stay."
 )
+@click.option(
+    "--retry-failed", is_flag=True, help="With --resume: boot steps again whose kernel died."
+)
 def run(
     steps: str,
-    profile: str,
+    profile_name: str,
     blocks: int | None,
     also: tuple[plan.Extra, ...],
     seed: int | None,
     bed_name: str | None,
-    hosts_file: Path | None,
+    hosts_path: Path | None,
     tree: Path | None,
-    out: Path | None,
+    directory: Path,
     aa: bool,
     resume: bool,
+    retry_failed: bool,
     expect: tuple[str, ...],
 ) -> None:
     """Build the kernels, boot each in random order, load them, count, and print the table.
@@ -97,17 +85,13 @@ def run(
 
     Results stay in a directory that `harness report` reads again at any time.
     """
-    hosts = config.load(config.locate(hosts_file))
+    hosts = config.load(config.locate(hosts_path))
     bed = config.bed(hosts, bed_name)
-    dut = bootable_dut(bed)
-    directory = (
-        out or Path("results") / f"{datetime.now().astimezone():%Y-%m-%dT%H-%M-%S}"
-    ).absolute()
     kept = _kept(directory, resume=resume)
     chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     wanted = tuple(kept.steps) if kept else chosen_steps
     chosen = plan.profile(
-        kept.profile if kept else profile,
+        kept.profile if kept else profile_name,
         bed_kind=bed.kind,
         blocks=kept.blocks if kept else blocks,
         extras=kept.trial.get("extras", ()) if kept else also,
@@ -118,28 +102,39 @@ def run(
         seed=kept.seed if kept else seed if seed is not None else secrets.randbits(31),
     )
     expected = [parse(text, wanted) for text in expect]
-    with Progress() as progress:
-        with images.made_meanwhile():
+    with Progress() as progress, contextlib.ExitStack() as up:
+        place = up.enter_context(boots.acquired(bed))
+        bed = place.bed
+        with boots.made_meanwhile(bed):
             made = kernels.layouts(
                 hosts.kernel,
                 list(dict.fromkeys(plan.kernel_of(step) for step in wanted)),
                 min(chosen.layouts, chosen.blocks),
                 tree=tree,
+                host=boots.kernel_config(hosts.kernel, bed),
                 progress=progress,
             )
             built = {step: made[plan.kernel_of(step)] for step in wanted}
-            made_with = equipment(dut, built[wanted[0]][0], progress)
-        setup = campaign.Setup(
-            bed=bed, load=hosts.load, plan=drawn, images=built, equipment=made_with
-        )
-        record = campaign.record(setup, profile=chosen.name)
+            campaign_id = kept.id if kept else secrets.token_hex(8)
+            booted = up.enter_context(
+                boots.opened(
+                    place,
+                    built[wanted[0]][0],
+                    campaign=campaign_id,
+                    directory=directory,
+                    progress=progress,
+                )
+            )
+        setup = campaign.Setup(bed=bed, load=hosts.load, plan=drawn, images=built, boots=booted)
+        record = campaign.record(setup, profile=chosen.name, id_=campaign_id)
         if kept is None:
             samples.write_campaign(directory, record)
         else:
             campaign.require_same(kept, record)
-        progress.say(f"results: {directory}, seed {drawn.seed}, {made_with.accelerator.upper()}")
+        by = f", {booted.accelerator.upper()}" if booted.accelerator else ""
+        progress.say(f"results: {directory}, seed {drawn.seed}{by}")
         try:
-            campaign.run(setup, directory, progress=progress)
+            campaign.run(setup, directory, progress=progress, retry_failed=retry_failed)
         finally:
             report = document(analyse(samples.ResultDirectory.open(directory)))
             findings = hold(report, expected)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import click
 
 from harness import config, kernels, plan, tracing, workload
+from harness.commands import hosts_option
 from harness.errors import ConfigurationError
-from harness.hosts.bed import equipment, virtual_bed
 from harness.hosts.channel import Agent
 from harness.hosts.ssh import SshTarget
+from harness.hosts.virtual import equipment, virtual_bed
 from harness.progress import Progress
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _DROPS = 6
     help="Seconds between two readings.",
 )
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON for each reading.")
-@click.option("--hosts", "hosts_file", type=click.Path(path_type=Path), help="The hosts file.")
+@hosts_option
 def trace(
     host: str | None,
     step: str,
@@ -55,7 +56,7 @@ def trace(
     duration_s: float | None,
     interval_s: float,
     as_json: bool,
-    hosts_file: Path | None,
+    hosts_path: Path | None,
 ) -> None:
     """Show how long the lists of packets are on HOST, stage by stage, as they come.
 
@@ -69,7 +70,7 @@ def trace(
     A virtual host is booted for the session and gone after it. On a machine of kind
     ssh nothing is changed: probes are attached, and detached when the session ends.
     """
-    hosts = config.load(config.locate(hosts_file))
+    hosts = config.load(config.locate(hosts_path))
     name = host or config.bed(hosts, None).dut_name
     if name not in hosts.hosts:
         raise ConfigurationError(
@@ -123,9 +124,7 @@ def _virtual(
 @contextlib.contextmanager
 def _machine(name: str, host: config.SshHost) -> Iterator[Agent]:
     """The agent on a machine; its end detaches whatever it attached."""
-    target = SshTarget(
-        hostname=host.hostname, user=host.user, port=host.port, known_hosts=host.known_hosts
-    )
+    target = SshTarget.of(host)
     with tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
         agent = target.start_agent(host=name, log=Path(scratch) / "agent.log")
         try:

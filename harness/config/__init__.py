@@ -5,7 +5,7 @@ Importing it imports pydantic; the command line does so only for commands that
 need a configuration.
 """
 
-from harness.config.load import bed, json_schema, load, locate
+from harness.config.load import bed, host, json_schema, load, locate
 from harness.config.models import (
     Bed,
     BedSettings,
@@ -14,6 +14,7 @@ from harness.config.models import (
     CommandConsole,
     CommandPower,
     Console,
+    Distcc,
     EnvironmentSecret,
     FileSecret,
     GitSource,
@@ -23,6 +24,8 @@ from harness.config.models import (
     IpmiPower,
     Kernel,
     KeyringSecret,
+    Labgrid,
+    LabgridHost,
     Load,
     MachineCpus,
     Netconsole,
@@ -49,6 +52,7 @@ __all__ = [
     "CommandConsole",
     "CommandPower",
     "Console",
+    "Distcc",
     "EnvironmentSecret",
     "FileSecret",
     "GitSource",
@@ -58,6 +62,8 @@ __all__ = [
     "IpmiPower",
     "Kernel",
     "KeyringSecret",
+    "Labgrid",
+    "LabgridHost",
     "Load",
     "MachineCpus",
     "Netconsole",
@@ -75,6 +81,7 @@ __all__ = [
     "SshHost",
     "TarballSource",
     "bed",
+    "host",
     "json_schema",
     "load",
     "locate",

@@ -23,7 +23,9 @@ from harness.config.models import (
     Bed,
     BedEntry,
     BedSettings,
+    Host,
     HostsFile,
+    LabgridHost,
     NetnsHost,
     QemuHost,
 )
@@ -37,7 +39,7 @@ _SECRET = re.compile(
 )
 # What may send to a dut of that kind: the wire of a guest's NIC ends on this
 # machine, and only there.
-_GENERATORS = {"qemu": ("netns",), "ssh": ("ssh",)}
+_GENERATORS = {"qemu": ("netns",), "ssh": ("ssh", "labgrid"), "labgrid": ("labgrid", "ssh")}
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,18 @@ def bed(hosts: HostsFile, name: str | None = None) -> Bed:
         dut=dut,
         generator_name=entry.generator,
         generator=generator,
+        labgrid=entry.labgrid,
     )
+
+
+def host(hosts: HostsFile, name: str) -> Host:
+    """The host ``name``."""
+    if name not in hosts.hosts:
+        raise ConfigurationError(
+            f"no host is called {shortened(name)}; expected {_one_of(hosts.hosts)}",
+            hint=_did_you_mean(name, hosts.hosts),
+        )
+    return hosts.hosts[name]
 
 
 def json_schema() -> dict[str, Any]:
@@ -255,7 +268,7 @@ def _unfit(hosts: HostsFile) -> Iterator[_Problem]:
 
 def _unfit_bed(hosts: HostsFile, path: KeyPath, entry: BedEntry) -> Iterator[_Problem]:
     dut, generator = hosts.hosts[entry.dut], hosts.hosts[entry.generator]
-    roles = {"dut": ("qemu", "ssh"), "generator": _GENERATORS.get(dut.kind, ())}
+    roles = {"dut": ("qemu", "ssh", "labgrid"), "generator": _GENERATORS.get(dut.kind, ())}
     for role, host in (("dut", dut), ("generator", generator)):
         if host.kind not in roles[role]:
             of = f" to a {dut.kind} dut" if role == "generator" else ""
@@ -274,7 +287,16 @@ def _unfit_bed(hosts: HostsFile, path: KeyPath, entry: BedEntry) -> Iterator[_Pr
             f"{generator.address} does not reach the dut's {dut.address}; "
             "expected two addresses of one network",
         )
+    for role, host in (("dut", dut), ("generator", generator)):
+        if isinstance(host, LabgridHost) and entry.labgrid is None:
+            yield _Problem(
+                (*path, role),
+                f"{getattr(entry, role)} is of kind labgrid; expected a place to find it in",
+                "say labgrid: {place: NAME} in the bed",
+            )
     if isinstance(dut, QemuHost):
+        if entry.labgrid:
+            yield _Problem((*path, "labgrid"), "its hosts are on this machine; expected none")
         yield from _unfit_guest(path, entry, dut)
     elif entry.cpus != "auto":
         yield _Problem((*path, "cpus"), "there is no guest; expected auto")

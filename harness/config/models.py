@@ -69,6 +69,21 @@ Url = Annotated[
     str,
     _pattern(r"^https?://[A-Za-z0-9.:\[\]_-]{1,255}(/[A-Za-z0-9._~/-]*)?$", "an https:// address"),
 ]
+SystemId = Annotated[
+    str,
+    _pattern(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", "a system such as 1 or System.Embedded.1"),
+]
+Coordinator = Annotated[
+    str,
+    _pattern(
+        r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:]{2,39}\])(:[0-9]{1,5})?$",
+        "HOST or HOST:PORT of a labgrid coordinator",
+    ),
+]
+LabgridName = Annotated[
+    str,
+    _pattern(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$", "a name of letters, digits, dots, - and _"),
+]
 Variable = Annotated[
     str, _pattern(r"^[A-Za-z_][A-Za-z0-9_]{0,63}$", "the name of an environment variable")
 ]
@@ -86,6 +101,14 @@ Package = Annotated[
 ]
 GitRef = Annotated[
     str, _pattern(r"^[A-Za-z0-9][A-Za-z0-9._/~^-]{0,199}$", "a commit, tag or branch")
+]
+DistccHost = Annotated[
+    str,
+    _pattern(
+        r"^(([A-Za-z_][A-Za-z0-9_.-]{0,31})?@)?[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?"
+        r"(:[0-9]{1,5})?(/[0-9]{1,4})?(,lzo)?$",
+        "a host as distcc names it, such as builder.lab.example:3632/16,lzo",
+    ),
 ]
 SeriesName = Annotated[
     str, _pattern(r"^(auto|linux-[0-9]+\.[0-9]+)$", "auto or a series such as linux-6.12")
@@ -164,8 +187,19 @@ Secret = Annotated[
 ]
 
 
+class Distcc(Model):
+    """Machines that compile for this one; they have its gcc."""
+
+    hosts: Annotated[tuple[DistccHost, ...], Field(min_length=1, max_length=64)] = Field(
+        description="the machines, as in DISTCC_HOSTS"
+    )
+    jobs: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="compilers at once; null: what distcc gives the hosts, and ours"
+    )
+
+
 class Kernel(Model):
-    """Which kernel is patched and built."""
+    """Which kernel is patched and built, and how."""
 
     source: Source = Field(
         default=PackageSource(package="linux-source-6.12"),
@@ -173,6 +207,21 @@ class Kernel(Model):
     )
     series: SeriesName = Field(
         default="auto", description="patch series; auto goes by the tree's version"
+    )
+    config: Annotated[
+        Literal["auto", "benchmark", "host"] | FilePath, Field(union_mode="left_to_right")
+    ] = Field(
+        default="auto",
+        description="configuration: benchmark, a small kernel for virtual beds; host, the dut's "
+        "own with the modules it has loaded; auto, benchmark for a qemu dut and host for an ssh "
+        "dut; or a .config file. What the experiment needs is put over host and file",
+    )
+    compiler_cache: Literal["ccache"] | None = Field(
+        default=None,
+        description="ccache keeps objects as your ccache configuration says; null: gcc alone",
+    )
+    distcc: Distcc | None = Field(
+        default=None, description="machines that compile too; null: this one alone"
     )
 
 
@@ -241,11 +290,26 @@ class BedSettings(Model):
     )
 
 
+class Labgrid(Model):
+    """A place of a labgrid coordinator that is acquired for as long as a bed is used."""
+
+    place: LabgridName = Field(description="the place that holds both hosts")
+    coordinator: Coordinator | None = Field(
+        default=None,
+        description="HOST or HOST:PORT of the coordinator; null leaves it to LG_COORDINATOR",
+    )
+
+
 class BedEntry(BedSettings):
     """Two hosts that are measured together."""
 
-    dut: Name = Field(description="host that receives: of kind qemu or ssh")
-    generator: Name = Field(description="host that sends: of kind netns (to a qemu dut) or ssh")
+    dut: Name = Field(description="host that receives: of kind qemu, ssh or labgrid")
+    generator: Name = Field(
+        description="host that sends: of kind netns (to a qemu dut), ssh or labgrid"
+    )
+    labgrid: Labgrid | None = Field(
+        default=None, description="place of a lab shared by labgrid; null: the hosts' own leases"
+    )
 
 
 class Nic(Model):
@@ -282,7 +346,9 @@ class Redfish(Model):
     url: Url = Field(description="its address, such as https://bmc.lab.example")
     user: User = Field(description="its user")
     password: Secret = Field(description="where the password is; never the password itself")
-    system: Name | None = Field(default=None, description="the system there; null: its only one")
+    system: SystemId | None = Field(
+        default=None, description="the system there; null: its only one"
+    )
     ca: FilePath | None = Field(
         default=None, description="certificate that vouches for it; null: those of this machine"
     )
@@ -403,7 +469,28 @@ class SshHost(_Host):
     boot: Boot = Field(default=Boot(), description="how kernels are booted, on a dut")
 
 
-Host = Annotated[QemuHost | NetnsHost | SshHost, Field(discriminator="kind")]
+class LabgridHost(_Host):
+    """A machine whose address, power and console are resources of its bed's labgrid place."""
+
+    kind: Literal["labgrid"]
+    resource: LabgridName = Field(
+        description="name of its NetworkService in the place: address, user and port"
+    )
+    power_resource: LabgridName | None = Field(
+        default=None, description="name of its power port in the place; null: as resource, if any"
+    )
+    console_resource: LabgridName | None = Field(
+        default=None,
+        description="name of its NetworkSerialPort in the place; null: as resource, if any",
+    )
+    known_hosts: FilePath | None = Field(
+        default=None, description="file of host keys; null leaves it to OpenSSH"
+    )
+    interface: Interface = Field(description="interface that carries the test traffic")
+    boot: Boot = Field(default=Boot(), description="how kernels are booted, on a dut")
+
+
+Host = Annotated[QemuHost | NetnsHost | SshHost | LabgridHost, Field(discriminator="kind")]
 
 
 class HostsFile(Model):
@@ -422,9 +509,10 @@ class Bed(BedSettings):
 
     name: str
     dut_name: str
-    dut: QemuHost | SshHost
+    dut: QemuHost | SshHost | LabgridHost
     generator_name: str
-    generator: NetnsHost | SshHost
+    generator: NetnsHost | SshHost | LabgridHost
+    labgrid: Labgrid | None = None
 
     @property
     def kind(self) -> Literal["virtual", "hardware"]:

@@ -1,73 +1,26 @@
 # SPDX-License-Identifier: MIT
-"""A bed that is up: two agents, the wire between them, and where all of it runs.
-
-Hides the order in which namespace, NIC model and guest come up and go down, and
-how they share this machine's CPUs so that none starves another.
-"""
+"""A bed that is up, and where beds come from, whatever they are made of."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import socket
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from harness import images, process
-from harness.config import Bed, MachineCpus, NetnsHost, QemuHost
-from harness.errors import ConfigurationError, InfrastructureError
-from harness.hosts import netns, qemu
+from harness.errors import HostLostError
 from harness.hosts.channel import Agent
-from harness.images import GuestImage, Tools
-from harness.kernels.build import Image
-from harness.progress import Progress
+from harness.kernels import Image
 
-_MODEL_START_S = 20.0
-_NETPERF_NICE = 2
-"""Two thirds of the weight of the vCPU and of the NIC model, wherever they share a CPU."""
+_DEATH = re.compile(r"(?:Kernel panic - not syncing|BUG: |Oops: |watchdog: BUG: soft lockup).*")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Equipment:
-    """What a virtual bed is made with; the same for every boot of a campaign."""
-
-    disk: GuestImage
-    tools: Tools
-    accelerator: str
-
-
-def bootable_dut(bed: Bed) -> QemuHost:
-    """The dut of ``bed``.
-
-    Raises:
-        ConfigurationError: kernels cannot be booted there.
-    """
-    if not isinstance(bed.dut, QemuHost):
-        raise ConfigurationError(
-            f"bed {bed.name} is of machines reached by ssh, which this version cannot boot yet",
-            hint="name a bed with a qemu dut and a netns generator by --bed",
-        )
-    return bed.dut
-
-
-def equipment(host: QemuHost, image: Image, progress: Progress) -> Equipment:
-    """What a virtual bed of ``host`` needs, made if it is not kept yet.
-
-    ``image`` is any kernel: the accelerator is proven by booting it.
-    """
-    tools = images.tools(progress)
-    return Equipment(
-        disk=images.guest_image(progress),
-        tools=tools,
-        accelerator=qemu.accelerator_that_works(host.accelerator, image=image, tools=tools),
-    )
+def kernel_death(console: str) -> str | None:
+    """The line of ``console`` in which a kernel says that it died, if there is one."""
+    found = _DEATH.search(console)
+    return found.group(0).strip() if found else None
 
 
 @dataclass(kw_only=True)
@@ -84,167 +37,59 @@ class RunningBed:
     netperf_cpus: list[int]
     netperf_nice: int
     placed: dict[str, Any]
-    nic: NicModel
-    guest: qemu.Guest
+    """Where what it is made of runs on this machine."""
 
     def freeze(self) -> None:
-        """Stop guest and load where they are, so that another bed has the machine."""
-        self.guest.freeze()
-        self.generator.call("netperf_pause")
+        """Stop dut and load where they are; only of beds that share a machine."""
+        raise NotImplementedError
 
     def thaw(self) -> None:
         """Let both go on."""
-        self.guest.thaw()
-        self.generator.call("netperf_resume")
+        raise NotImplementedError
+
+    def nic_counters(self) -> dict[str, Any] | None:
+        """What the NIC itself counted, where it is a model."""
+        return None
+
+    def console(self) -> str:
+        """What the dut has written to its console since it booted; empty without one."""
+        return ""
 
 
-class NicModel:
-    """The NIC model's process and its control socket."""
+class Boots(Protocol):
+    """Boots kernels on the dut of one bed."""
 
-    def __init__(self, command: Sequence[str], *, control: Path, log: Path) -> None:
-        self._control = control
-        self._stderr = log.with_name("nic-stderr.log")
-        with self._stderr.open("w") as stderr:
-            self.process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                start_new_session=True,
-            )
-        assert self.process.stdout is not None
-        ready = self.process.stdout.readline()
-        if not ready:
-            self.process.wait()
-            self.check()
+    @property
+    def accelerator(self) -> str | None:
+        """What runs the guests of a virtual bed."""
+        return None
 
-    def check(self) -> None:
-        """Raise an :class:`InfrastructureError` if the model has ended."""
-        if self.process.poll() is not None:
-            said = self._stderr.read_text(errors="replace")
-            raise process.failed(["python", "-m", "harness.nic"], self.process.returncode, said)
+    def boot(
+        self, image: Image, directory: Path, note: Callable[..., None]
+    ) -> AbstractContextManager[RunningBed]:
+        """The bed with its dut on ``image``, for as long as the context lasts.
 
-    def counters(self) -> dict[str, Any]:
-        """The model's own counters, by name."""
-        return self._ask({"call": "counters"})
+        ``directory`` keeps consoles and logs; ``note(event, **what)`` writes to the
+        campaign's journal before an act that outlives the harness.
 
-    def _ask(self, request: dict[str, object]) -> dict[str, Any]:
-        try:
-            with socket.socket(socket.AF_UNIX) as line:
-                line.settimeout(_MODEL_START_S)
-                line.connect(str(self._control))
-                line.sendall(json.dumps(request).encode() + b"\n")
-                answer = json.loads(line.makefile().readline())
-        except (OSError, ValueError) as error:
-            self.check()
-            raise InfrastructureError(f"the NIC model does not answer: {error}") from error
-        return dict(answer.get("counters", answer))
+        Raises:
+            KernelError: the kernel did not come up, or another did.
+            InfrastructureError: the hosts cannot be had.
+        """
+        ...
 
-    def stop(self) -> None:
-        """End it."""
-        process.end(self.process)
+    def lost(self, error: HostLostError) -> None:
+        """Return once a bed that was lost can be booted again.
 
+        Raises:
+            KernelError: its kernel had died.
+            HarnessError: ``error`` itself or what is worse: it cannot be booted again.
+        """
+        raise error
 
-@contextmanager
-def virtual_bed(
-    bed: Bed, image: Image, equipment: Equipment, directory: Path
-) -> Iterator[RunningBed]:
-    """Bring up ``bed`` with the dut on ``image``; on leaving nothing of it remains.
+    def crashed(self, notes: Mapping[str, Mapping[str, Any]]) -> str | None:  # noqa: ARG002
+        """What a boot did to its host that a harness began and did not live to finish.
 
-    ``directory`` keeps console, logs and what the model said.
-    """
-    assert isinstance(bed.dut, QemuHost)
-    assert isinstance(bed.generator, NetnsHost)
-    cpus = machine_cpus(bed)
-    directory.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as up:
-        runtime = Path(
-            up.enter_context(tempfile.TemporaryDirectory(prefix="rb-", ignore_cleanup_errors=True))
-        )
-        namespace = netns.start(log=directory / "generator-agent.log")
-        up.callback(namespace.agent.close)
-        _yield_to_others(namespace.agent.pid)
-        control = runtime / "nic-control"
-        model = NicModel(
-            namespace.command(
-                ["taskset", "-c", str(cpus.model), sys.executable, "-m", "harness.nic",
-                 "--socket", str(runtime / "nic"), "--control", str(control),
-                 "--interface", netns.WIRE, "--mac", bed.dut.nic.mac,
-                 "--log", str(directory / "nic.log")]
-            ),
-            control=control,
-            log=directory / "nic.log",
-        )  # fmt: skip
-        up.callback(model.stop)
-        guest = qemu.start(
-            bed.dut,
-            image=image,
-            disk=equipment.disk,
-            tools=equipment.tools,
-            accelerator=equipment.accelerator,
-            nic_socket=runtime / "nic",
-            directory=directory,
-            runtime=runtime,
-        )
-        up.callback(guest.stop)
-
-        def watch() -> None:
-            guest.check()
-            model.check()
-
-        guest.wait_for_ssh()
-        others = sorted({cpus.model, *cpus.netperf} - {cpus.vcpus[0]}) or [cpus.model]
-        guest.pin(cpus.vcpus, others)
-        dut = guest.ssh.start_agent(host=bed.dut_name, log=directory / "dut-agent.log", watch=watch)
-        up.callback(dut.kill)
-        yield RunningBed(
-            dut=dut,
-            generator=namespace.agent,
-            dut_interface=dut.call("inventory", mac=bed.dut.nic.mac, within_s=60)["interface"],
-            dut_mac=bed.dut.nic.mac,
-            generator_interface=netns.INTERFACE,
-            generator_mac=namespace.mac,
-            netperf_prefix=equipment.tools.netperf_prefix(),
-            netperf_cpus=list(cpus.netperf),
-            netperf_nice=_NETPERF_NICE,
-            placed={
-                "vcpu_threads": [cpus.vcpus[i % len(cpus.vcpus)] for i in range(bed.dut.vcpus)],
-                "qemu_other_threads": others,
-                "nic_model": [cpus.model],
-                "netperf": list(cpus.netperf),
-                "netperf_nice": _NETPERF_NICE,
-            },
-            nic=model,
-            guest=guest,
-        )
-
-
-def machine_cpus(bed: Bed) -> MachineCpus:
-    """Where vCPU threads, NIC model and netperf go on this machine.
-
-    The vCPU that receives gets a CPU for itself where there are three. With two, the
-    model and netperf share the second, and one stream of ten the first: it takes at
-    most two fifths of it. So the load is always more than the guest can take, or
-    the rate of a faster kernel would be the generator's.
-
-    Raises:
-        ConfigurationError: hosts.yaml names a CPU this process may not use.
-    """
-    mine = sorted(os.sched_getaffinity(0))
-    if not isinstance(bed.cpus, MachineCpus):
-        first, second, third = mine[0], mine[min(1, len(mine) - 1)], mine[min(2, len(mine) - 1)]
-        netperf = mine[3:] or [third] * 9 + [first] * (third != first and len(mine) == 2)
-        return MachineCpus(vcpus=(first, second), model=third, netperf=tuple(netperf))
-    if missing := {*bed.cpus.vcpus, bed.cpus.model, *bed.cpus.netperf} - set(mine):
-        raise ConfigurationError(
-            f"beds.{bed.name}.cpus names {sorted(missing)}, which this process may not use",
-            hint=f"it may use {mine}; or say cpus: auto",
-        )
-    return bed.cpus
-
-
-def _yield_to_others(pid: int) -> None:
-    """Let the session of ``pid`` run after others: nice values count only within a session."""
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(_NETPERF_NICE))
+        ``notes`` are what was noted of it, by event. ``None``: nothing, it may be repeated.
+        """
+        return None

@@ -17,9 +17,9 @@ import subprocess
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from harness import process, resources
 from harness.errors import (
@@ -36,6 +36,8 @@ _KINDS: dict[str, type[HarnessError]] = {
     "void": TrialVoidError,
 }
 _LINE_LIMIT = 32 << 20
+_LINES_WAITING = 4
+_LOG_LIMIT = 4 << 20
 _POLL_S = 0.5
 
 
@@ -57,8 +59,19 @@ def agent_archive() -> tuple[str, bytes]:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
-    content = packed.getvalue()
+    # Isolated: neither the environment nor the caller's directory says what is imported.
+    content = b"#!/usr/bin/python3 -I\n" + packed.getvalue()
     return f"receive-batching-agent-{hashlib.sha256(content).hexdigest()[:16]}.pyz", content
+
+
+def outcome(host: str, answer: Mapping[str, Any]) -> Any:
+    """The result in an ``answer`` of the agent on ``host``; a refusal is raised as its class."""
+    if refused := answer.get("error"):
+        if not isinstance(refused, dict):
+            raise HostLostError(f"{host}: not an answer: {str(answer)[:200]!r}")
+        kind = _KINDS.get(str(refused.get("kind")), InfrastructureError)
+        raise kind(f"{host}: {refused.get('message')}", hint=refused.get("hint"))
+    return answer.get("result")
 
 
 class Pending:
@@ -86,24 +99,25 @@ class Agent:
         """Start ``command`` and wait for its agent to be ready.
 
         ``watch`` is called while answers are awaited and raises if what the host
-        depends on has died. ``log`` takes what the command writes to stderr.
+        depends on has died. ``log`` takes what the command writes to stderr, up to 4 MiB.
         """
         self.host = host
         self._watch = watch
         self._log = log
-        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._lines: queue.Queue[str | None] = queue.Queue(_LINES_WAITING)
         self._number = 0
-        with log.open("a") as stderr:
-            self._process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        log.touch()
+        for reader in (self._read, self._keep_log):
+            threading.Thread(target=reader, daemon=True).start()
         try:
             self.ready: dict[str, Any] = self._answer("start", start_timeout_s)["ready"]
         except BaseException:
@@ -154,10 +168,7 @@ class Agent:
             answer = self._answer(name, deadline - time.monotonic())
         if answer.get("id") != self._number:
             raise HostLostError(f"{self.host}: the agent answered out of turn to {name}")
-        if refused := answer.get("error"):
-            kind = _KINDS.get(refused.get("kind"), InfrastructureError)
-            raise kind(f"{self.host}: {refused.get('message')}", hint=refused.get("hint"))
-        return answer.get("result")
+        return outcome(self.host, answer)
 
     def close(self, *, timeout_s: float = 30.0) -> None:
         """Let the agent put everything back and end; one that does not is killed."""
@@ -169,6 +180,11 @@ class Agent:
         except subprocess.TimeoutExpired:
             process.end(self._process)
 
+    def watched_by(self, watch: Callable[[], None]) -> Self:
+        """The same, with another ``watch``."""
+        self._watch = watch
+        return self
+
     def kill(self) -> None:
         """End the line at once; for a host that is thrown away."""
         process.end(self._process, grace_s=0.5)
@@ -178,6 +194,14 @@ class Agent:
         while line := self._process.stdout.readline(_LINE_LIMIT):
             self._lines.put(line)
         self._lines.put(None)
+
+    def _keep_log(self) -> None:
+        assert self._process.stderr is not None
+        left = _LOG_LIMIT
+        with self._log.open("a", buffering=1) as log:
+            while text := self._process.stderr.readline(65536):
+                log.write(text[:left])
+                left -= min(left, len(text))
 
     def _answer(self, name: str, timeout_s: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s
@@ -203,4 +227,5 @@ class Agent:
 
     def _lost(self, what: str) -> HostLostError:
         said = self._log.read_text(errors="replace").strip().splitlines()[-5:]
-        return HostLostError(f"{self.host}: {what}" + "".join(f"\n  | {line}" for line in said))
+        told = "".join(f"\n  | {line}" for line in said)
+        return HostLostError(f"{self.host}: {what}{told}")

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from harness import cache, process
 from harness.config import QemuHost
 from harness.errors import HostLostError, InfrastructureError, KernelError
+from harness.hosts.bed import kernel_death
 from harness.hosts.ssh import SshTarget
 from harness.images import GUEST_USER, GuestImage, Tools
 from harness.kernels.build import Image
@@ -34,7 +35,6 @@ _BOOT_TIMEOUT_S = 300.0
 _KVM_PROOF_S = 20.0
 _MONITOR_S = 20.0
 _FROZEN_S = 1800  # a guest may be frozen for long, and its QEMU is watched
-_PANIC = re.compile(r"(?:Kernel panic - not syncing|BUG: |Oops: |watchdog: BUG: soft lockup).*")
 
 
 @dataclass(kw_only=True)
@@ -131,13 +131,7 @@ class Guest:
         if self._monitor is not None:
             with contextlib.suppress(Exception):  # it is as gone as what it speaks to
                 self._monitor.close()
-        process.end(self.process)  # type: ignore[arg-type]
-
-
-def kernel_death(console: str) -> str | None:
-    """The line of ``console`` in which a kernel says that it died, if there is one."""
-    found = _PANIC.search(console)
-    return found.group(0).strip() if found else None
+        process.end(self.process)
 
 
 def start(

@@ -8,26 +8,49 @@ from pathlib import Path
 
 from harness import patches
 from harness.config import Kernel
-from harness.kernels.build import Image, build_commits, build_steps
+from harness.kernels.build import Image, build_steps
+from harness.kernels.build import build_commits as _build_commits
+from harness.kernels.configuration import HostConfig, chosen
+from harness.kernels.packing import packed
 from harness.kernels.source import Commit, Tree, commits_between, files_between, from_git, resolve
+from harness.kernels.toolchain import toolchain_of
 from harness.progress import Progress
 
 __all__ = [
     "Commit",
+    "HostConfig",
     "Image",
     "build_commits",
     "commits_between",
     "files_between",
     "images",
     "layouts",
+    "of_host",
+    "packed",
 ]
 
 
+def of_host(kernel: Kernel, *, virtual: bool) -> bool:
+    """Is the configuration of a ``virtual`` or real dut's kernels made from the dut's own?
+
+    Raises:
+        ConfigurationError: it is to be, and there is no machine to ask.
+    """
+    if kernel.config == "host" and virtual:
+        chosen(kernel)
+    return kernel.config == "host" or (kernel.config == "auto" and not virtual)
+
+
 def images(
-    kernel: Kernel, steps: Sequence[str], *, progress: Progress, tree: Path | None = None
+    kernel: Kernel,
+    steps: Sequence[str],
+    *,
+    progress: Progress,
+    tree: Path | None = None,
+    host: HostConfig | None = None,
 ) -> dict[str, Image]:
     """One kernel for each of ``steps``: the first layout of :func:`layouts`."""
-    made = layouts(kernel, steps, 1, progress=progress, tree=tree)
+    made = layouts(kernel, steps, 1, progress=progress, tree=tree, host=host)
     return {step: images[0] for step, images in made.items()}
 
 
@@ -38,22 +61,59 @@ def layouts(
     *,
     progress: Progress,
     tree: Path | None = None,
+    host: HostConfig | None = None,
 ) -> dict[str, tuple[Image, ...]]:
     """The kernels of ``steps`` of the series that fits the source, ``count`` for each step.
 
     Those of a step differ in where their functions lie and in nothing else; the first
     of one step has what its patches do not touch where the first of any other has it.
 
-    ``tree`` names a git tree to take instead of the source in hosts.yaml.
+    ``tree`` names a git tree to take instead of the source in hosts.yaml; ``host`` is
+    the dut's own configuration, where it is one that has its own (see :func:`of_host`).
 
     Raises:
-        ConfigurationError: there is no such source, or no series fits it.
+        ConfigurationError: there is no such source or configuration, or no series fits it.
         KernelError: a patch does not apply, or a kernel does not build.
     """
+    configuration = chosen(kernel, host)
     source = from_git(tree) if tree else resolve(kernel.source)
     if kernel.series == "auto":
         with progress.task(f"source {source}"):
             series = patches.series_for(Tree.of(source).directory)
     else:
         series = patches.series(kernel.series)
-    return build_steps(source, series, steps, layouts=count, progress=progress)
+    return build_steps(
+        source,
+        series,
+        steps,
+        configuration=configuration,
+        toolchain=toolchain_of(kernel),
+        layouts=count,
+        progress=progress,
+    )
+
+
+def build_commits(
+    repository: Path,
+    commits: Sequence[str],
+    *,
+    kernel: Kernel,
+    touched: Sequence[str],
+    layouts: int,
+    progress: Progress,
+    host: HostConfig | None = None,
+) -> dict[str, tuple[Image, ...]]:
+    """The kernels of ``commits`` of ``repository`` as they are, without a series.
+
+    ``kernel`` says how they are built, not from what; ``touched`` names the files in
+    which commits of the range differ. Errors as above.
+    """
+    return _build_commits(
+        repository,
+        commits,
+        touched=touched,
+        configuration=chosen(kernel, host),
+        toolchain=toolchain_of(kernel),
+        layouts=layouts,
+        progress=progress,
+    )

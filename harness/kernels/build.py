@@ -1,57 +1,30 @@
 # SPDX-License-Identifier: MIT
 """Kernel images, built once for each content and layout and kept.
 
-Hides the object directory that is walked from step to step so that each further
-step is incremental and each further layout only linked, the check that the
-configuration became what was asked for, and what is kept of a build: image,
-configuration, log, and the prepared headers that bcc needs on the host.
+Hides what a kernel is known by, which object directory is walked from step to step so
+that each further step is incremental, and what is kept of a build: image,
+configuration, log, and what belongs into /lib/modules/RELEASE.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shlex
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness import cache, process
-from harness.errors import InfrastructureError, KernelError
+from harness import cache
+from harness.errors import InfrastructureError
+from harness.kernels.configuration import Configuration
 from harness.kernels.source import Source, Tree, Worktree, from_git
+from harness.kernels.toolchain import Toolchain
+from harness.kernels.walk import KCFLAGS, Variant, Walk
 from harness.patches import Series
 from harness.progress import Progress
 
-FRAGMENT = Path(__file__).with_name("benchmark.config")
-_LAYOUT = Path(__file__).with_name("layout.py")
-_LD = f"""#!/bin/sh
-case " $* " in
-*" --script=./arch/x86/kernel/vmlinux.lds "*)
-	exec {shlex.quote(sys.executable)} -I {shlex.quote(str(_LAYOUT))} "$@" ;;
-esac
-exec ld "$@"
-"""
-_PAHOLE = """#!/bin/sh
-# The types of a kernel are the same in every layout: they are looked for once.
-case "$*" in *--version*) exec pahole "$@" ;; esac
-for file; do :; done
-if [ -e "$KERNEL_BTF" ]; then
-	exec objcopy --add-section .BTF="$KERNEL_BTF" "$file"
-fi
-pahole "$@" && objcopy -O binary --only-section=.BTF --set-section-flags .BTF=alloc "$file" \\
-	"$KERNEL_BTF.new" && mv "$KERNEL_BTF.new" "$KERNEL_BTF"
-"""
-_KCFLAGS = "-fno-var-tracking-assignments"
-"""Spares gcc a part of the debug information that nothing reads: code and BTF stay the same."""
-_JOBS = (os.cpu_count() or 1) + 1
 _FREE_BYTES = 6 << 30
-_COMPILED = re.compile(r"^\s+(?:CC|AS|LDS)(?: \[M\])?\s+\S+\.(?:o|lds)$")
-_COMPILE_ERROR = re.compile(r"(?:\berror:|Error \d+$|undefined reference|No rule to make)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +48,7 @@ class Image:
 
     @property
     def headers(self) -> Path:
-        """A squashfs of /lib/modules/RELEASE with ``build/`` in it, for bcc."""
+        """A squashfs of /lib/modules/RELEASE: modules, and ``build/`` for bcc."""
         return self.directory / "headers.squashfs"
 
     def provenance(self) -> dict[str, object]:
@@ -84,7 +57,14 @@ class Image:
 
 
 def build_steps(
-    source: Source, series: Series, steps: Sequence[str], *, layouts: int, progress: Progress
+    source: Source,
+    series: Series,
+    steps: Sequence[str],
+    *,
+    configuration: Configuration,
+    toolchain: Toolchain,
+    layouts: int,
+    progress: Progress,
 ) -> dict[str, tuple[Image, ...]]:
     """The images of ``steps``, in that order, each in ``layouts`` layouts.
 
@@ -95,8 +75,8 @@ def build_steps(
             message holds the first error of the compiler and names the log.
         InfrastructureError: a build tool is missing or there is too little space.
     """
-    compiler, config = _compiler(), cache.file_sha256(FRAGMENT)
-    objects = cache.root() / "objects" / cache.digest(source.identity, config, compiler, _KCFLAGS)
+    compiler, config = toolchain.compiler, configuration.identity
+    objects = cache.root() / "objects" / cache.digest(source.identity, config, compiler, KCFLAGS)
     touched = sorted({name for patch in series.patches for name in patch.files})
     images: dict[str, tuple[Image, ...]] = {}
     for step in steps:
@@ -107,7 +87,7 @@ def build_steps(
             tree = Tree.of(source)
             return tree.directory, tree.move_to(files)
 
-        variant = _Variant(
+        variant = Variant(
             step=step,
             name=f"step {step}",
             content=cache.digest(source.identity, changes, config, compiler),
@@ -119,7 +99,7 @@ def build_steps(
             },
             place=place,
         )
-        images[step] = _images(variant, objects, layouts, progress)
+        images[step] = _images(variant, objects, configuration, toolchain, layouts, progress)
     return images
 
 
@@ -128,6 +108,8 @@ def build_commits(
     commits: Sequence[str],
     *,
     touched: Sequence[str],
+    configuration: Configuration,
+    toolchain: Toolchain,
     layouts: int,
     progress: Progress,
 ) -> dict[str, tuple[Image, ...]]:
@@ -136,9 +118,9 @@ def build_commits(
     One directory and its objects are walked from commit to commit; ``touched`` names
     the files in which commits of the range differ. Errors as above.
     """
-    compiler, config = _compiler(), cache.file_sha256(FRAGMENT)
+    compiler, config = toolchain.compiler, configuration.identity
     whose = f"the commits of {repository.resolve()}"
-    objects = cache.root() / "objects" / cache.digest(whose, config, compiler, _KCFLAGS)
+    objects = cache.root() / "objects" / cache.digest(whose, config, compiler, KCFLAGS)
     images: dict[str, tuple[Image, ...]] = {}
     for commit in commits:
         source = from_git(repository, commit)
@@ -149,7 +131,7 @@ def build_commits(
             (objects / ".config").unlink(missing_ok=True)  # commits may add options
             return tree.directory, written
 
-        variant = _Variant(
+        variant = Variant(
             step=commit,
             name=f"g{commit}",
             content=cache.digest(source.identity, [], config, compiler),
@@ -157,44 +139,26 @@ def build_commits(
             record={"patches": [], "source": str(source), "compiler": compiler},
             place=place,
         )
-        images[commit] = _images(variant, objects, layouts, progress)
+        images[commit] = _images(variant, objects, configuration, toolchain, layouts, progress)
     return images
 
 
-def _compiler() -> str:
-    return process.run(["gcc", "--version"], hint="apt-get install gcc").stdout.splitlines()[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Variant:
-    """A kernel by content, in any layout."""
-
-    step: str
-    name: str
-    content: str
-    touched: Sequence[str]
-    """Files in which kernels that are compared with it may differ."""
-    record: dict[str, object]
-    place: Callable[[], tuple[Path, list[Path]]]
-    """Brings the source there: its directory, and the files that were written."""
-
-    def key(self, layout: int) -> str:
-        return cache.digest(self.content, layout, cache.file_sha256(_LAYOUT))
-
-    def title(self, layout: int) -> str:
-        return f"kernel of {self.name}" + (f", layout {layout}" if layout > 1 else "")
-
-
 def _images(
-    variant: _Variant, objects: Path, layouts: int, progress: Progress
+    variant: Variant,
+    objects: Path,
+    configuration: Configuration,
+    toolchain: Toolchain,
+    layouts: int,
+    progress: Progress,
 ) -> tuple[Image, ...]:
     """The kept images of ``variant``, made if they are not there yet."""
 
     def image(layout: int) -> Image:
         def make(making: Path) -> None:
+            toolchain.prove()
             with _sole_use(objects):
                 directory, written = variant.place()
-                walk = _Walk(directory, objects)
+                walk = Walk(directory, objects, configuration, toolchain)
                 walk.make_image(making, variant, layout, written, progress)
 
         where = cache.root() / "kernels" / variant.key(layout)
@@ -221,166 +185,8 @@ def _sole_use(objects: Path) -> Iterator[None]:
         yield
 
 
-class _Walk:
-    """One object directory and the directory it is built from."""
-
-    def __init__(self, directory: Path, objects: Path) -> None:
-        self.directory, self.objects = directory, objects
-        self._counted = objects.parent / "objects-of-a-whole-build"
-
-    def make_image(
-        self,
-        making: Path,
-        variant: _Variant,
-        layout: int,
-        written: Sequence[Path],
-        progress: Progress,
-    ) -> None:
-        """Build after ``written`` changed; fill ``making`` with the image and its record."""
-        key, slug = variant.key(layout), variant.name.replace(" ", "")
-        log = cache.root() / "logs" / f"build-{slug}-{key}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        make = ["make", f"O={self.objects}", f"LOCALVERSION=-{slug}-{key[:8]}"]
-        make += [f"KCFLAGS={_KCFLAGS}"]
-        for tool, script in {"ld": _LD, "pahole": _PAHOLE}.items():
-            path = self.objects.with_name(f"{tool}.sh")
-            _write_script(path, script)
-            make.append(f"{tool.upper()}={path}")
-        env = {
-            "KERNEL_LAYOUT": str(layout),
-            "KERNEL_TOUCHED": " ".join(variant.touched),
-            "KERNEL_BTF": str(self.objects / f"btf-{variant.content}"),
-        }
-        with log.open("w") as output:
-            if not (self.objects / ".config").exists():
-                asked = f"KCONFIG_ALLCONFIG={FRAGMENT}"
-                self._make([*make, asked, "allnoconfig"], env, output, log, None)
-            check_config((self.objects / ".config").read_text())
-            vmlinux = self.objects / "vmlinux"
-            whole = not vmlinux.exists()
-            vmlinux.unlink(missing_ok=True)  # or make would not link it anew
-            with progress.task(variant.title(layout), total=self._objects_left(written)) as task:
-                self._make([*make, f"-j{_JOBS}", "bzImage"], env, output, log, task.advance)
-            if whole:
-                self._counted.write_text(str(task.done))
-        config = self.objects / ".config"
-        shutil.copyfile(self.objects / "arch/x86/boot/bzImage", making / "bzImage")
-        shutil.copyfile(config, making / "config")
-        shutil.copyfile(log, making / "build.log")
-        self._pack_headers(making / "headers.squashfs")
-        stored = {
-            "step": variant.step,
-            "layout": layout,
-            **variant.record,
-            "release": (self.objects / "include/config/kernel.release").read_text().strip(),
-            "config_sha256": cache.file_sha256(config),
-            "image_sha256": cache.file_sha256(making / "bzImage"),
-        }
-        (making / "image.json").write_text(json.dumps(stored, indent=1))
-
-    def _make(  # type: ignore[no-untyped-def]
-        self, command: list[str], more_env: dict[str, str], output, log: Path, compiled
-    ) -> None:
-        hidden = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
-        env = {name: value for name, value in os.environ.items() if name not in hidden}
-        env |= more_env | {
-            "LC_ALL": "C",
-            "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
-            "KBUILD_BUILD_USER": "harness",
-            "KBUILD_BUILD_HOST": "harness",
-        }
-        with subprocess.Popen(
-            command,
-            cwd=self.directory,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        ) as make:
-            assert make.stdout is not None
-            try:
-                for line in make.stdout:
-                    output.write(line)
-                    if compiled and _COMPILED.match(line):
-                        compiled()
-            except BaseException:
-                make.terminate()
-                raise
-        if make.returncode != 0:
-            output.flush()
-            raise _build_error(log, make.returncode)
-
-    def _objects_left(self, written: Sequence[Path]) -> int | None:
-        """How many objects make has to compile after ``written`` changed, if that is known.
-
-        A first build knows it from the last one with this configuration, if there was one.
-        """
-        commands = list(self.objects.rglob(".*.o.cmd"))
-        if not commands:
-            return int(self._counted.read_text()) if self._counted.exists() else None
-        names = [str(path).encode() for path in written]
-        return sum(any(name in command.read_bytes() for name in names) for command in commands)
-
-    def _pack_headers(self, packed: Path) -> None:
-        """The headers and generated headers of the tree, as bcc wants them on a host."""
-        staged = packed.with_name("headers")
-        for origin in (self.directory, self.objects):
-            for part in ("include", "arch/x86/include"):
-                shutil.copytree(
-                    origin / part,
-                    staged / "build" / part,
-                    dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns("config", "*.cmd", "dt-bindings"),
-                )
-        process.run(
-            [
-                "mksquashfs",
-                str(staged),
-                str(packed),
-                "-comp",
-                "zstd",
-                "-Xcompression-level",
-                "3",
-                "-all-root",
-                "-quiet",
-                "-no-progress",
-            ],
-            hint="apt-get install squashfs-tools",
-        )
-        shutil.rmtree(staged)
-
-
-def _write_script(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
-        path.chmod(0o755)
-
-
 def _diff(patch: Path) -> str:
     """What ``patch`` changes, without its mail: a better changelog is no other kernel."""
     text = patch.read_text(errors="replace")
     changes = text[text.index("\ndiff --git ") :]
     return changes.rpartition("\n-- \n")[0] or changes
-
-
-def check_config(config: str) -> None:
-    """Raise a :class:`KernelError` if ``config`` lacks an option of the fragment."""
-    have = set(config.splitlines())
-    asked = [line for line in FRAGMENT.read_text().splitlines() if line.startswith("CONFIG_")]
-    lost = [line for line in asked if line not in have]
-    if lost:
-        raise KernelError(
-            f"the kernel's configuration does not take {', '.join(lost)}",
-            hint="the source lacks them, or what they depend on; is it one of the known bases?",
-        )
-
-
-def _build_error(log: Path, status: int) -> KernelError:
-    lines = log.read_text(errors="replace").splitlines()
-    first = next((i for i, line in enumerate(lines) if _COMPILE_ERROR.search(line)), len(lines) - 1)
-    shown = "\n".join(f"  | {line}" for line in lines[max(0, first - 1) : first + 4])
-    return KernelError(
-        f"the kernel does not build (make: {status})\n{shown}", hint=f"the whole log: {log}"
-    )

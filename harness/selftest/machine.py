@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import process
-from harness.errors import HostLostError
+from harness.errors import HostLostError, InfrastructureError
 from harness.hosts import qemu
-from harness.hosts.bed import NicModel
 from harness.hosts.netns import Namespace
 from harness.hosts.ssh import SshTarget
+from harness.hosts.virtual import NicModel
 from harness.images import Tools
 
 INTERFACE = "enp0s4np0"
@@ -104,7 +104,7 @@ class Machine:
         began = time.monotonic()
         while time.monotonic() < began + within_s:
             if self._answers():
-                with contextlib.suppress(HostLostError):
+                with contextlib.suppress(InfrastructureError):  # it may refuse at first
                     if self.ssh.run(["true"], timeout_s=60).returncode == 0:
                         return time.monotonic() - began
             time.sleep(0.3)
@@ -173,7 +173,7 @@ class Machine:
 
     def _off(self) -> None:
         if self._qemu is not None:
-            process.end(self._qemu, grace_s=0.0)  # type: ignore[arg-type]
+            process.end(self._qemu, grace_s=0.0)
             self._qemu = None
         if self._nic is not None:
             # It ends when QEMU is gone, and with it the lock on the disk.

@@ -128,7 +128,7 @@ class Rack:
                     "interface": INTERFACE,
                     "address": _ADDRESS[machine.name],
                     "power": {"command": self.power_command(machine)},
-                    "console": {"command": ["tail", "-c", "+1", "-F", str(machine.console_log)]},
+                    "console": {"command": ["tail", "-n", "0", "-F", str(machine.console_log)]},
                     **changes[machine.name],
                 }
             )

@@ -24,7 +24,6 @@ the sender was not the limit; a receive CPU that is never idle says the guest wa
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -39,14 +38,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import config, images, kernels, plan, process
-from harness.errors import ConfigurationError, InfrastructureError
+from harness import config, kernels, process
+from harness.errors import InfrastructureError
 from harness.hosts import netns, qemu
-from harness.hosts.bed import Equipment, NicModel, machine_cpus
 from harness.hosts.channel import Agent
+from harness.hosts.virtual import Equipment, NicModel, machine_cpus
 from harness.progress import Progress
 from tests.bench import command, ranged, show, spread
 from tests.bench.blaster import PORT
+from tests.bench.guest import Setup, options, ready
 
 _TUN = Path("/dev/net/tun")
 _OPEN_TAP = """
@@ -94,15 +94,6 @@ class Nic:
 
     def values(self, name: str) -> list[float]:
         return [window[name] for window in self.windows]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What is the same for every window."""
-
-    window_s: float
-    irq_cpu: int
-    sender_cpu: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,21 +294,7 @@ def blaster(at: Machine, nic: Nic, setup: Setup) -> Iterator[Callable[[], float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.nic_throughput",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--step", default="8", help="kernel: a step of the series (default: 8)")
-    parser.add_argument("--rounds", type=int, default=5, help="windows for each NIC (default: 5)")
-    parser.add_argument("--window-s", type=float, default=4.0, help="default: 4")
-    parser.add_argument("--hosts", type=Path, help="hosts.yaml to use")
-    parser.add_argument("--json", action="store_true")
-    chosen = parser.parse_args()
-    hosts = config.load(config.locate(chosen.hosts))
-    bed = config.bed(hosts, None)
-    if not isinstance(bed.dut, config.QemuHost):
-        raise ConfigurationError(f"bed {bed.name} is not a virtual one")
+    chosen = options("nic_throughput", __doc__, rounds=5, window_s=4)
     if not os.access(_TUN, os.R_OK | os.W_OK):
         raise InfrastructureError(
             f"{_TUN} is not to be opened by this user, and QEMU's NICs need a tap",
@@ -329,20 +306,9 @@ def main() -> None:
         Nic(model="e1000e", number=2, sender="tap-e1000e"),
     ]
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="rb-bench-") as kept:
-        steps = plan.parse_steps(chosen.step)
-        image = kernels.images(hosts.kernel, steps, progress=progress)[steps[0]]
-        tools = images.tools(progress)
-        equipment = Equipment(
-            disk=images.guest_image(progress),
-            tools=tools,
-            accelerator=qemu.accelerator_that_works(bed.dut.accelerator, image=image, tools=tools),
-        )
-        setup = Setup(
-            window_s=chosen.window_s,
-            irq_cpu=bed.placement.irq_cpu,
-            sender_cpu=machine_cpus(bed).netperf[0],
-        )
-        with machine(bed, image, equipment, nics, Path(kept)) as at:
+        made = ready(chosen, progress)
+        setup = made.setup
+        with machine(made.bed, made.image, made.equipment, nics, Path(kept)) as at:
             for nic in nics:
                 with progress.task(f"warm-up: {nic.model}"):
                     measure(at, nic, setup)
@@ -353,19 +319,9 @@ def main() -> None:
                         nic.windows.append(measure(at, nic, setup))
             drivers = at.drivers
     result, rows = compared(nics, drivers)
-    about = {
-        "bench": "nic_throughput",
-        "release": image.release,
-        "accelerator": equipment.accelerator,
-        "window_s": chosen.window_s,
-        "rounds": chosen.rounds,
-    }
-    show({**about, "nics": result}, rows, as_json=chosen.json)
+    show({**made.about(), "nics": result}, rows, as_json=chosen.json)
     if not chosen.json:
-        print(
-            f"{image.release}, {equipment.accelerator.upper()}, {chosen.rounds} windows of "
-            f"{chosen.window_s:g} s each, interleaved; not hardware figures"
-        )
+        print(made.footnote())
 
 
 def compared(

@@ -13,7 +13,6 @@ trace trial and as in a session of ``harness trace``.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import tempfile
@@ -23,14 +22,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import config, kernels, plan, process, workload
-from harness.errors import ConfigurationError, InfrastructureError
+from harness import process, workload
+from harness.errors import InfrastructureError
 from harness.hosts import netns
-from harness.hosts.bed import RunningBed, equipment, machine_cpus, virtual_bed
+from harness.hosts.bed import RunningBed
 from harness.hosts.channel import agent_archive
+from harness.hosts.virtual import virtual_bed
 from harness.progress import Progress
 from tests.bench import command, ranged, show, spread
-from tests.bench.nic_throughput import Machine, Nic, Setup, blaster, sink
+from tests.bench.guest import Setup, options, ready
+from tests.bench.nic_throughput import Machine, Nic, blaster, sink
 
 TRACEPOINT = "netif_receive_skb"
 LISTS = (
@@ -140,27 +141,12 @@ def rate(at: Machine, nic: Nic, setup: Setup, thread_id: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.bench.probe_cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--step", default="8", help="kernel: a step of the series (default: 8)")
-    parser.add_argument("--rounds", type=int, default=6, help="turns of each (default: 6)")
-    parser.add_argument("--window-s", type=float, default=3.0, help="default: 3")
-    parser.add_argument("--hosts", type=Path, help="hosts.yaml to use")
-    parser.add_argument("--json", action="store_true")
-    chosen = parser.parse_args()
-    hosts = config.load(config.locate(chosen.hosts))
-    bed = config.bed(hosts, None)
-    if not isinstance(bed.dut, config.QemuHost):
-        raise ConfigurationError(f"bed {bed.name} is not a virtual one")
+    chosen = options("probe_cost", __doc__, rounds=6, window_s=3)
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="rb-bench-") as kept:
-        [step] = plan.parse_steps(chosen.step)
-        image = kernels.images(hosts.kernel, [step], progress=progress)[step]
-        made_with = equipment(bed.dut, image, progress)
-        with virtual_bed(bed, image, made_with, Path(kept)) as running:
-            workload.apply_settings(bed, running)
+        made = ready(chosen, progress)
+        setup = made.setup
+        with virtual_bed(made.bed, made.image, made.equipment, Path(kept)) as running:
+            workload.apply_settings(made.bed, running)
             shown = running.guest.ssh.run(
                 ["cat", f"/sys/class/net/{running.dut_interface}/ifindex"]
             )
@@ -171,11 +157,6 @@ def main() -> None:
                 namespace=netns.Namespace(agent=running.generator, mac=running.generator_mac),
                 interfaces={nic.model: running.dut_interface},
                 drivers={},
-            )
-            setup = Setup(
-                window_s=chosen.window_s,
-                irq_cpu=bed.placement.irq_cpu,
-                sender_cpu=machine_cpus(bed).netperf[0],
             )
             with guest_side(running) as attach, sink(running.guest):
                 attach([])
@@ -208,19 +189,9 @@ def main() -> None:
         }
         for probe in every
     }
-    about = {
-        "bench": "probe_cost",
-        "release": image.release,
-        "accelerator": made_with.accelerator,
-        "window_s": chosen.window_s,
-        "rounds": chosen.rounds,
-    }
-    show({**about, "probes": measured}, rows, as_json=chosen.json)
+    show({**made.about(), "probes": measured}, rows, as_json=chosen.json)
     if not chosen.json:
-        print(
-            f"{image.release}, {made_with.accelerator.upper()}, {chosen.rounds} windows of "
-            f"{chosen.window_s:g} s each; not hardware figures"
-        )
+        print(made.footnote())
 
 
 if __name__ == "__main__":

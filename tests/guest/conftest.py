@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from harness import config, kernels
-from harness.hosts.bed import Equipment, RunningBed, equipment, virtual_bed
+from harness.hosts.bed import RunningBed
+from harness.hosts.virtual import Equipment, equipment, virtual_bed
 from harness.progress import Progress
 
 STEPS = ("0", "2", "8")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import cache, config, patches, process
-from harness.kernels.build import FRAGMENT
+from harness.kernels.configuration import FRAGMENT
 from harness.kernels.source import Tree, resolve
 
 pytestmark = pytest.mark.guest

@@ -16,6 +16,7 @@ from harness import campaign, plan, samples
 from harness.config import Load
 from harness.errors import HostLostError, KernelError
 from harness.hosts.channel import Pending
+from harness.journal import Journal
 from harness.progress import Progress
 from tests.unit import synthetic
 
@@ -32,6 +33,27 @@ class Machine:
         self.most_at_once = 0
         self.dies: dict[str, Exception] = {}
         self.up: list[str] = []
+        self.became: KernelError | None = None
+        self.losses: dict[str, int] = {}
+        self.takes_along: set[str] = set()
+
+    @contextmanager
+    def boot(self, image: Any, _directory: Path, note: Any) -> Iterator[Bed]:
+        note("leaving", release=image.release)
+        self.up.append(image.step)
+        try:
+            yield Bed(self, image.step)
+        finally:
+            self.running.discard(image.step)
+            self.up.remove(image.step)
+
+    def lost(self, error: HostLostError) -> None:
+        if self.became or not self.losses:
+            raise self.became or error
+
+    def crashed(self, notes: Any) -> str | None:
+        release = notes["leaving"]["release"]
+        return f"{release} took it along" if release in self.takes_along else None
 
 
 class Bed:
@@ -46,8 +68,8 @@ class Bed:
             call=self.call, begin=self.begin, ready={"release": f"r{step}", "boot_id": None}
         )
         self.generator = SimpleNamespace(call=self.call)
-        self.nic = SimpleNamespace(counters=dict)
-        self.guest = SimpleNamespace(console=str)
+        self.nic_counters = dict
+        self.console = str
         self.dut_interface = self.generator_interface = "eth1"
         self.dut_mac = self.generator_mac = "02:00:00:00:00:01"
         self.netperf_prefix: list[str] = []
@@ -66,6 +88,9 @@ class Bed:
         return [] if name == "netperf_wait" else {}
 
     def begin(self, name: str, /, *, duration_s: float, **_: Any) -> Pending:
+        if self.machine.losses.get(self.step):
+            self.machine.losses[self.step] -= 1
+            raise HostLostError("no answer")
         self.left = 0 if name == "trace" else WINDOWS_TAKE
         kind = "trace" if name == "trace" else "timed"
         made = synthetic.trial(self.host, kind, 0, 50_000, duration_s, int(self.step))
@@ -95,21 +120,11 @@ class Bed:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     shared = Machine()
 
-    @contextmanager
-    def bed(_bed: Any, image: Any, *_: Any) -> Iterator[Bed]:
-        shared.up.append(image.step)
-        try:
-            yield Bed(shared, image.step)
-        finally:
-            shared.running.discard(image.step)
-            shared.up.remove(image.step)
-
-    monkeypatch.setattr(campaign, "virtual_bed", bed)
     monkeypatch.setattr("time.sleep", lambda _: None)
     return shared
 
 
-def setup(bed_kind: Any = "virtual", blocks: int = 2) -> campaign.Setup:
+def setup(machine: Machine, bed_kind: Any = "virtual", blocks: int = 2) -> campaign.Setup:
     host = SimpleNamespace(address=IPv4Interface("198.18.0.2/24"))
     placement = SimpleNamespace(irq_cpu=0)
     bed = SimpleNamespace(
@@ -122,7 +137,7 @@ def setup(bed_kind: Any = "virtual", blocks: int = 2) -> campaign.Setup:
         load=Load(),
         plan=plan.make_plan(["0", "2", "8"], profile, seed=1),
         images={step: (SimpleNamespace(step=step, release=f"r{step}"),) for step in "028"},  # type: ignore[misc]
-        equipment=None,  # type: ignore[arg-type]
+        boots=machine,  # type: ignore[arg-type]
     )
 
 
@@ -137,7 +152,7 @@ def outcomes(root: Path) -> dict[str, list[str]]:
 def test_boots_of_a_block_take_equal_turns_and_one_at_a_time(
     machine: Machine, tmp_path: Path
 ) -> None:
-    campaign.run(setup(blocks=1), tmp_path, progress=Progress())
+    campaign.run(setup(machine, blocks=1), tmp_path, progress=Progress())
     assert machine.most_at_once == 1
     trials = 4
     turns = machine.turns[: trials * WINDOWS_TAKE * 3]
@@ -152,7 +167,7 @@ def test_boots_of_a_block_take_equal_turns_and_one_at_a_time(
 def test_a_kernel_that_dies_leaves_the_others_theirs(machine: Machine, tmp_path: Path) -> None:
     machine.dies["2"] = KernelError("it panicked")
     with pytest.raises(KernelError, match="step 2: it panicked"):
-        campaign.run(setup(), tmp_path, progress=Progress())
+        campaign.run(setup(machine), tmp_path, progress=Progress())
     assert outcomes(tmp_path) == {"0": ["ok"] * 2, "8": ["ok"] * 2, "2": ["failed"]}
     for path in tmp_path.glob("boots/*-s[08]/boot.json"):
         assert all(
@@ -164,24 +179,76 @@ def test_a_kernel_that_dies_leaves_the_others_theirs(machine: Machine, tmp_path:
 def test_a_host_that_is_lost_ends_the_campaign_and_keeps_its_blocks(
     machine: Machine, tmp_path: Path
 ) -> None:
-    campaign.run(setup(blocks=1), tmp_path, progress=Progress())
+    campaign.run(setup(machine, blocks=1), tmp_path, progress=Progress())
     machine.dies["8"] = HostLostError("gone")
     with pytest.raises(HostLostError, match="gone"):
-        campaign.run(setup(blocks=2), tmp_path, progress=Progress())
+        campaign.run(setup(machine, blocks=2), tmp_path, progress=Progress())
     assert outcomes(tmp_path) == {"0": ["ok"], "2": ["ok"], "8": ["ok", "failed"]}
     assert machine.up == []
     machine.dies.clear()
-    campaign.run(setup(blocks=2), tmp_path, progress=Progress())
+    campaign.run(setup(machine, blocks=2), tmp_path, progress=Progress())
     assert outcomes(tmp_path) == dict.fromkeys("028", ["ok"] * 2)
 
 
 def test_boots_say_with_whom_they_took_turns(machine: Machine, tmp_path: Path) -> None:
-    campaign.run(setup(), tmp_path, progress=Progress())
+    campaign.run(setup(machine), tmp_path, progress=Progress())
     [again] = tmp_path.glob("boots/b02-*-s8/boot.json")
     again.unlink()
-    campaign.run(setup(), tmp_path, progress=Progress())
+    campaign.run(setup(machine), tmp_path, progress=Progress())
     boots = [samples.read_boot(path) for path in tmp_path.glob("boots/*/boot.json")]
     turns = {(boot.block, boot.step): boot.turns for boot in boots}
     assert turns[1, "0"] == turns[1, "2"] == turns[1, "8"] != None  # noqa: E711
     assert turns[2, "0"] == turns[2, "2"] not in (None, turns[1, "0"])
     assert turns[2, "8"] is None  # it was measured again, alone
+
+
+def test_a_trial_is_lost_with_the_line_to_a_machine_and_the_campaign_is_not(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.losses = {"2": 2}
+    campaign.run(setup(machine, "hardware", blocks=1), tmp_path, progress=Progress())
+    assert outcomes(tmp_path) == {step: ["ok"] for step in "028"}
+    machine.losses = {"2": 99}
+    with pytest.raises(HostLostError):
+        campaign.run(setup(machine, "hardware", blocks=2), tmp_path, progress=Progress())
+
+
+def test_a_step_that_took_its_host_along_is_booted_again_only_when_asked(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.losses, machine.became = {"2": 1}, KernelError("r2 is gone")
+    hardware = setup(machine, "hardware")
+    for _ in range(2):
+        with pytest.raises(KernelError, match="step 2: r2 is gone"):
+            campaign.run(hardware, tmp_path, progress=Progress())
+        assert outcomes(tmp_path) == {"0": ["ok"] * 2, "8": ["ok"] * 2, "2": ["failed"]}
+    campaign.run(hardware, tmp_path, progress=Progress(), retry_failed=True)
+    assert outcomes(tmp_path) == dict.fromkeys("028", ["ok"] * 2)
+
+
+@pytest.mark.parametrize("guilty", [True, False])
+def test_what_a_killed_harness_left_is_looked_at_before_it_is_repeated(
+    machine: Machine, tmp_path: Path, guilty: bool
+) -> None:
+    hardware = setup(machine, "hardware", blocks=1)
+    first = next(hardware.plan.boots())
+    journal = Journal(tmp_path)
+    journal.note(first.directory, "begin")
+    journal.note(first.directory, "leaving", release=f"r{first.step}")
+    machine.takes_along = {f"r{first.step}"} if guilty else set()
+    if guilty:
+        with pytest.raises(KernelError, match="took it along"):
+            campaign.run(hardware, tmp_path, progress=Progress())
+        assert outcomes(tmp_path)[first.step] == ["failed"]
+    else:
+        campaign.run(hardware, tmp_path, progress=Progress())
+        assert outcomes(tmp_path) == {step: ["ok"] for step in "028"}
+    assert journal.unfinished() == {}
+
+
+def test_a_journal_cut_short_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.note("b01", "begin")
+    journal.note("b01", "up", boot_id="x")
+    journal.path.write_text(journal.path.read_text() + '{"boot": "b01", "ev')
+    assert journal.unfinished()["b01"]["up"]["boot_id"] == "x"

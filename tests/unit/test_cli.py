@@ -142,20 +142,20 @@ def test_patches_of_a_tree_of_no_known_base(tmp_path: Path) -> None:
     assert "exclude each other" in both.stderr
 
 
-def test_a_bed_of_machines_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+def test_machines_that_cannot_be_reached_are_told_before_anything_is_built(tmp_path: Path) -> None:
     hosts = tmp_path / "hosts.yaml"
     hosts.write_text("""\
 version: 1
 default_bed: rack
 beds: {rack: {dut: rx, generator: tx}}
 hosts:
-  rx: {kind: ssh, hostname: rx, interface: eth0, address: 198.18.1.2/24}
+  rx: {kind: ssh, hostname: rx.invalid, interface: eth0, address: 198.18.1.2/24}
   tx: {kind: ssh, hostname: tx, interface: eth0, address: 198.18.1.1/24}
 """)
     out = tmp_path / "result"
     done = harness("run", "--hosts", str(hosts), "--out", str(out))
-    assert done.returncode == errors.ConfigurationError.exit_code
-    assert "cannot boot yet" in done.stderr
+    assert done.returncode == errors.InfrastructureError.exit_code
+    assert "rx.invalid: ssh failed" in done.stderr
     assert not out.exists()
 
 

@@ -85,12 +85,17 @@ def test_the_shipped_file_describes_the_virtual_bed() -> None:
 
 def test_the_commented_bed_of_the_shipped_file_is_valid(written) -> None:
     shown = re.sub(
-        r"^(  )# (  .*|rack:|[rt]x:)$",
+        r"^(  )# (  .*|rack:|lab:|(?:lab_)?[rt]x:)$",
         r"\1\2",
         shipped("hosts.yaml").read_text(),
         flags=re.MULTILINE,
     )
-    bed = config.bed(config.load(written(shown)), "rack")
+    hosts = config.load(written(shown))
+    shared = config.bed(hosts, "lab")
+    assert shared.labgrid is not None
+    assert (shared.kind, shared.labgrid.place) == ("hardware", "rack1")
+    assert isinstance(shared.dut, config.LabgridHost)
+    bed = config.bed(hosts, "rack")
     assert bed.kind == "hardware"
     assert bed.irqbalance == "off"
     assert bed.coalesce is not None
@@ -106,6 +111,49 @@ def test_a_real_bed_is_resolved(written) -> None:
     assert bed.generator.address.ip != bed.dut.address.ip
 
 
+LAB = RACK.replace("    dut: rx\n", "    dut: rx\n    labgrid: {place: rack1}\n").replace(
+    "{kind: ssh, hostname: rx.lab.example,", "{kind: labgrid, resource: rx,"
+)
+
+
+def test_a_bed_of_a_labgrid_place(written) -> None:
+    bed = config.bed(config.load(written(LAB)))
+    assert bed.labgrid == config.Labgrid(place="rack1")
+    assert isinstance(bed.dut, config.LabgridHost)
+    assert isinstance(bed.generator, config.SshHost)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "    labgrid: {place: rack1}\n",
+            "",
+            "beds.rack.dut: rx is of kind labgrid; expected a pl",
+        ),
+        ("    labgrid: {place: rack1}\n", "", "hint: say labgrid: {place: NAME} in the bed"),
+        ("place: rack1", "place: +rack1", "'+rack1' is not usable; expected a name of letters, d"),
+        ("place: rack1", "pace: rack1", "beds.rack.labgrid.place: missing; expected the place th"),
+        (
+            "place: rack1",
+            "place: rack1, coordinator: a b",
+            "coordinator: 'a b' is not usable; expected HOST or HOST:PORT of a labgrid coordinator",
+        ),
+        ("resource: rx", "resource: 'rx;reboot'", "hosts.rx.resource: 'rx;reboot' is not usable; "),
+        ("resource: rx,", "", "hosts.rx.resource: missing; expected name of its NetworkService"),
+    ],
+)
+def test_mistakes_of_a_labgrid_bed(written, old, new, told) -> None:
+    assert old in LAB
+    assert told in str(refusal(written(LAB.replace(old, new, 1))))
+
+
+def test_a_guest_is_in_no_labgrid_place(written) -> None:
+    text = VIRTUAL.replace("    cpus: auto", "    labgrid: {place: rack1}")
+    told = refusal(written(text)).message
+    assert "beds.virtual.labgrid: its hosts are on this machine; expected none" in told
+
+
 def test_kernel_sources(written) -> None:
     for source, expected in {
         "{package: linux-source-6.1}": config.PackageSource(package="linux-source-6.1"),
@@ -114,6 +162,29 @@ def test_kernel_sources(written) -> None:
     }.items():
         text = VIRTUAL.replace("{package: linux-source-6.12}", source)
         assert config.load(written(text)).kernel.source == expected
+
+
+def test_how_kernels_are_built(written) -> None:
+    plain = config.load(written(VIRTUAL)).kernel
+    assert (plain.config, plain.compiler_cache, plain.distcc) == ("auto", None, None)
+    for value, expected in {"host": "host", "benchmark": "benchmark", "rx.config": None}.items():
+        path = written(VIRTUAL.replace("  source:", f"  config: {value}\n  source:"))
+        kernel = config.load(path).kernel
+        assert kernel.config == (expected or path.parent / "rx.config")
+    distcc = "{hosts: ['a.lab:3632/8,lzo', me@b], jobs: 9}"
+    more = f"  compiler_cache: ccache\n  distcc: {distcc}\n"
+    kernel = config.load(written(VIRTUAL.replace("  source:", f"{more}  source:"))).kernel
+    assert kernel.compiler_cache == "ccache"
+    assert kernel.distcc == config.Distcc(hosts=("a.lab:3632/8,lzo", "me@b"), jobs=9)
+
+
+@pytest.mark.parametrize(
+    "host", ["--randomize", "+zeroconf", "a b", "a/x", "h:/usr/bin/distccd", "a;id", "$(id)", ""]
+)
+def test_what_is_no_host_of_distcc(written, host: str) -> None:
+    more = f"  distcc: {{hosts: ['{host}']}}\n  source:"
+    with pytest.raises(ConfigurationError, match=r"distcc.hosts.0: .* as distcc names it"):
+        config.load(written(VIRTUAL.replace("  source:", more)))
 
 
 def test_models_are_frozen(written) -> None:
@@ -138,6 +209,9 @@ MISTAKES = [
     ),
     (4, "{package:", "{pakage:", "kernel.source: expected one of package: NAME, tarball: FILE"),
     (4, "{package:", "{git: /x, packag:", "kernel.source.packag: unknown key; expected git, ref"),
+    (4, "source:", "compiler_cache: sccache #", "'sccache' is not usable; expected 'ccache'"),
+    (4, "source:", "distcc: {hosts: []} #", "kernel.distcc.hosts: "),
+    (4, "source:", "config: [x] #", "kernel.config: a list is not usable; expected 'auto', "),
     (15, "vcpus: 2", "vcpus: '2'", "hosts.guest.vcpus: '2' is not usable; expected a whole number"),
     (15, "vcpus: 2", "vcpus: true", "True is not usable; expected a whole number"),
     (15, "vcpus: 2", "vcpus: 99", "99 is not usable; expected less than or equal to 64"),

@@ -13,7 +13,7 @@ import pytest
 
 from harness import config
 from harness.errors import ConfigurationError, HostLostError
-from harness.hosts import bed as beds
+from harness.hosts import virtual as beds
 from harness.hosts.channel import Agent, agent_archive
 from harness.hosts.qemu import kernel_death
 

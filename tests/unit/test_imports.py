@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ FLOW = [
     "ndr",
     "workload",
     "tracing",
+    "journal",
+    "trials",
     "campaign",
     "selftest",
 ]
@@ -42,7 +45,8 @@ ISLANDS = {"nic": {"numpy"}, "agent": {"bcc", "psutil", "pyroute2"}}
 
 ALSO = {
     # What the lines above do not give, with the reason.
-    "campaign": {*RESULTS},  # it writes the result directory
+    "trials": {*RESULTS},  # they are written to the result directory
+    "campaign": {*RESULTS},  # it writes the rest of it
     "hosts": {"nic"},  # a guest's NIC is the model
     **{module: {"plan"} for module in RESULTS},  # the directory holds its plan
 }
@@ -139,6 +143,13 @@ def test_modules_import_only_what_stands_before_them(path: Path) -> None:
 )
 def test_the_rule_bites(module: str, source: str, breach: str | None) -> None:
     assert breaches(module, source, ("harness", module)) == ([breach] if breach else [])
+
+
+def test_the_agent_runs_on_the_python_of_rhel_9() -> None:
+    vermin = Path(sys.executable).with_name("vermin")
+    command = [vermin, "--target=3.9-", "--no-tips", "--violations", PACKAGE / "agent"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_module_without_a_place_is_noticed() -> None:

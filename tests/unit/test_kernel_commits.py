@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import ConfigurationError
+from harness.config import Kernel
+from harness.errors import ConfigurationError, KernelError
 from harness.kernels import Commit, build, build_commits, commits_between
 from harness.kernels.source import Worktree
 from harness.progress import Progress
@@ -77,7 +78,7 @@ def commit(tree: Path, subject: str) -> None:
 
 def images(tree: Path, *names: str) -> dict[str, build.Image]:
     with Progress(bars=False) as progress:
-        made = build_commits(tree, names, touched=[], layouts=1, progress=progress)
+        made = build_commits(tree, names, kernel=Kernel(), touched=[], layouts=1, progress=progress)
     return {name: images[0] for name, images in made.items()}
 
 
@@ -169,6 +170,6 @@ def test_what_is_no_repository(tmp_path: Path) -> None:
 def test_the_tree_s_own_error_is_told(tree: Path) -> None:
     (tree / "Makefile").write_text(MAKEFILE + "\nbzImage: missing\n")
     commit(tree, "break it")
-    with pytest.raises(build.KernelError, match="No rule to make target 'missing'"):
+    with pytest.raises(KernelError, match="No rule to make target 'missing'"):
         images(tree, git(tree, "rev-parse", "--short=12", "HEAD").strip())
     assert subprocess.run(["git", "-C", str(tree), "diff", "--quiet"]).returncode == 0

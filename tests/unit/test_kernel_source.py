@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ConfigurationError, HarnessError
-from harness.kernels import build
+from harness.kernels import build, configuration
 from harness.kernels.source import Tree, from_git, from_tarball
 
 pytestmark = pytest.mark.unit
@@ -110,9 +110,9 @@ def test_sources_that_are_not_there(tmp_path: Path, series: tuple[Path, list[Pat
 
 
 def test_an_option_the_configuration_lost_is_named() -> None:
-    config = build.FRAGMENT.read_text().replace("CONFIG_JUMP_LABEL=y\n", "")
+    config = configuration.FRAGMENT.read_text().replace("CONFIG_JUMP_LABEL=y\n", "")
     with pytest.raises(HarnessError, match="CONFIG_JUMP_LABEL=y"):
-        build.check_config(config)
+        configuration.benchmark().check(config)
 
 
 def test_a_better_changelog_is_no_other_kernel(series: tuple[Path, list[Path]]) -> None:

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""Facts of a host the doctor judges: its distribution, routes, clock, switches, ways back."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+from pathlib import Path
+from typing import Any
+
+from . import programs
+from .faults import AgentError
+from .inventory import read_text
+
+_CPU = Path("/sys/devices/system/cpu")
+_TIMEX_BYTES = 512  # struct timex, 208 on x86-64, with room
+_TIME_ERROR = 5
+
+Check = dict[str, Any]
+"""``check``, ``ok``, ``detail``, ``remedy`` (None where ok), and ``needed``: no run without it."""
+
+Judged = tuple[bool, str, str]
+"""ok, detail, remedy."""
+
+
+def check(name: str, *, ok: bool, detail: object, remedy: str | None = None, needed: bool) -> Check:
+    """One line of the doctor's table."""
+    return {
+        "check": name,
+        "ok": ok,
+        "detail": str(detail),
+        "remedy": None if ok else remedy,
+        "needed": needed,
+    }
+
+
+def rhel() -> bool:
+    """Is this one of the Fedora family?"""
+    text = read_text(Path("/etc/os-release")) or ""
+    lines = [line for line in text.splitlines() if line.startswith(("ID=", "ID_LIKE="))]
+    return any(name in line for line in lines for name in ("rhel", "fedora", "centos"))
+
+
+def install(package: str) -> str:
+    """The command that installs ``package`` here."""
+    return f"{'dnf' if rhel() else 'apt-get'} install {package}"
+
+
+def number(path: Path) -> int | None:
+    """The number in a /sys file."""
+    text = read_text(path)
+    return int(text) if text and text.lstrip("-").isdigit() else None
+
+
+def default_routes(text: str | None = None) -> set[str]:
+    """Interfaces with a default route, from /proc/net/route."""
+    rows = (text if text is not None else read_text(Path("/proc/net/route")) or "").splitlines()
+    found = set()
+    for row in rows[1:]:
+        words = row.split()
+        if len(words) > 7 and words[1] == words[7] == "00000000":
+            found.add(words[0])
+    return found
+
+
+def ssh_interfaces() -> set[str]:
+    """Interfaces with the address at which the sshd above this process was reached."""
+    import psutil
+
+    at: set[str] = set()
+    for process in psutil.Process().parents():
+        if process.name().startswith("sshd"):
+            # Its name changed from connections to net_connections in psutil 6.
+            ask = getattr(process, "net_connections", None) or process.connections
+            at |= {row.laddr.ip for row in ask("inet") if row.status == psutil.CONN_ESTABLISHED}
+    at = {ip.partition("%")[0].replace("::ffff:", "") for ip in at}
+    return {
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        for address in addresses
+        if address.family in (socket.AF_INET, socket.AF_INET6)
+        and address.address.partition("%")[0] in at
+        and name != "lo"
+    }
+
+
+def governors_at_hand() -> bool:
+    """Can the performance governor be chosen?"""
+    path = _CPU / "cpu0/cpufreq/scaling_available_governors"
+    return "performance" in (read_text(path) or "").split()
+
+
+def switches() -> dict[str, Judged]:
+    """Turbo and SMT: they make rates wander, and are the lab's to decide."""
+    no_turbo, boost = _CPU / "intel_pstate/no_turbo", _CPU / "cpufreq/boost"
+    turbo = read_text(no_turbo) == "0" or read_text(boost) == "1"
+    smt = read_text(_CPU / "smt/active") == "1"
+    path = no_turbo if no_turbo.exists() else boost
+    return {
+        "turbo": (
+            not turbo,
+            "on" if turbo else "off, or not to be seen",
+            f"for steadier rates: echo {int(path == no_turbo)} > {path}",
+        ),
+        "SMT": (
+            not smt,
+            "on" if smt else "off",
+            f"for steadier rates: echo off > {_CPU}/smt/control",
+        ),
+    }
+
+
+def clock_synchronised() -> bool | None:
+    """By NTP or the like, as the kernel sees it; None where it does not say (adjtimex(2))."""
+    try:
+        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
+    except (OSError, AttributeError):
+        return None
+    return None if state < 0 else bool(state != _TIME_ERROR)
+
+
+def recovery() -> dict[str, Judged]:
+    """What brings a dead kernel back, or lets it speak."""
+    watchdogs = sorted(path.name for path in Path("/sys/class/watchdog").glob("watchdog*"))
+    consoles = [
+        line.split()[0] for line in (read_text(Path("/proc/consoles")) or "").splitlines() if line
+    ]
+    serial = [name for name in consoles if not name.startswith("tty") or name.startswith("ttyS")]
+    crash = read_text(Path("/sys/kernel/kexec_crash_loaded")) == "1"
+    pstore = _pstore()
+    return {
+        "watchdog": (
+            bool(watchdogs),
+            ", ".join(watchdogs) or "none",
+            _NO_WATCHDOG,
+        ),
+        "console": (
+            bool(serial),
+            ", ".join(consoles) or "none",
+            _NO_CONSOLE,
+        ),
+        "crash dump": (
+            not crash,
+            "a crash kernel is loaded" if crash else "none is loaded",
+            _CRASH,
+        ),
+        "pstore": (pstore, "keeps a panic's last words" if pstore else "none", _NO_PSTORE),
+    }
+
+
+_NO_WATCHDOG = (
+    "modprobe iTCO_wdt, sp5100_tco or ipmi_watchdog: without one, a kernel that hangs "
+    "needs a power cycle"
+)
+_NO_CONSOLE = (
+    "add console=ttyS0,115200n8 (or the BMC's port) to the kernel command line: "
+    "without one, a dead kernel says nothing"
+)
+_CRASH = "kernels under test panic into it and take minutes to come back: systemctl disable kdump"
+_NO_PSTORE = "efi-pstore, ERST or ramoops keep a panic's last words over the reset"
+
+
+def _pstore() -> bool:
+    try:
+        said = programs.run(["findmnt", "--noheadings", "/sys/fs/pstore"], timeout_s=10)
+    except AgentError:
+        return False
+    backend = read_text(Path("/sys/module/pstore/parameters/backend"))
+    return bool(said.strip()) and backend not in (None, "", "(null)")

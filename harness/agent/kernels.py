@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: MIT
+"""Kernels on a host, beside the distribution's: installed, listed and removed without a trace.
+
+The image lies in /boot/receive-batching/RELEASE and not in /boot itself: whatever
+writes the boot loader's menu anew (a kernel update of the distribution does) takes
+each /boot/vmlinuz-* for a kernel, and the newest for the default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import cmdline, programs
+from .faults import AgentError
+from .loaders import loader_of
+from .record import Places, Record, changing, synced
+from .upload import Upload, opened, version_of
+
+_RELEASE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}")
+_INITRAMFS_S = 300.0
+_DEPMOD_S = 120.0
+_SPARE = 16 << 20
+_HINT_SPACE = "free some space there; `harness hosts clean` removes older kernels of the harness"
+
+
+def a_release(release: object) -> str:
+    """``release`` itself, which becomes part of paths and boot entries.
+
+    Raises:
+        AgentError: it cannot.
+    """
+    if not isinstance(release, str) or not _RELEASE.fullmatch(release) or ".." in release:
+        raise AgentError(f"{release!r:.80} is not a kernel release", kind="configuration")
+    return release
+
+
+class Kernels:
+    """The calls; ``sudo_uid`` is whose files are taken."""
+
+    def __init__(self, places: Places | None = None, *, sudo_uid: int | None = None) -> None:
+        self._places = places or Places()
+        uid = os.environ.get("SUDO_UID", "") if sudo_uid is None else str(sudo_uid)
+        self._uid = int(uid) if uid.isdigit() else os.getuid()
+
+    def install(
+        self, *, release: str, directory: str, cmdline_add: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Install ``bzImage``, ``config`` and ``modules.tar`` of ``directory`` as ``release``.
+
+        The same content again only brings the boot entry up to date.
+
+        Raises:
+            AgentError: a file is not what it has to be, there is no room, or something
+                that is not ours would be replaced. Nothing of it stays.
+        """
+        a_release(release)
+        with changing(self._places) as record, opened(directory, self._uid) as upload:
+            if version_of(upload.image).split(" ")[0] != release:
+                raise AgentError(
+                    f"the bzImage is of {version_of(upload.image)[:80]!r}, not of {release}",
+                    kind="configuration",
+                )
+            known_good = self._known_good(record)
+            words = cmdline.composed(known_good["cmdline"], cmdline_add, release)
+            initramfs = upload.takes_initramfs()
+            if not initramfs:
+                words = cmdline.mounted_by_kernel(words, self._root_partition())
+            digest = upload.digest()
+            there = record.data["kernels"].get(release)
+            if there and there["complete"] and there["digest"] == digest:
+                there["cmdline"] = words
+                record.save()
+                self._entries(record)
+                return {"release": release, "kept": True, **there}
+            if release == self._places.release():
+                raise AgentError(f"{release} is running: it cannot be replaced")
+            if there:
+                self._take_away(record, [release])
+                record.data["known_good"] = known_good
+            self._refuse_to_replace(release)
+            size = upload.checked_members(release)
+            self._room(upload, size)
+            entry = {"cmdline": words, "digest": digest, "complete": False}
+            record.data["kernels"][release] = entry
+            record.save()
+            try:
+                self._put(upload, release, initramfs=initramfs)
+                entry["complete"] = True
+                record.save()
+                self._entries(record)
+            except BaseException:
+                self._take_away(record, [release])
+                raise
+            return {"release": release, "kept": False, **entry}
+
+    def installed(self) -> list[dict[str, Any]]:
+        """Every kernel of ours on this host, those half installed included."""
+        record = Record(self._places)
+        return [{"release": release, **entry} for release, entry in record.data["kernels"].items()]
+
+    def remove(self, *, releases: Sequence[str] | None = None) -> dict[str, Any]:
+        """Remove ``releases`` (None: all of ours) with their boot entries.
+
+        Raises:
+            AgentError: one of them is running.
+        """
+        with changing(self._places) as record:
+            ours = record.data["kernels"]
+            gone = [a_release(r) for r in (ours if releases is None else releases)]
+            running = self._places.release()
+            if running in gone and running in ours:
+                raise AgentError(
+                    f"{running} is running: it cannot be removed",
+                    hint="boot the known-good kernel first: `harness restore` or a power cycle",
+                )
+            gone = [release for release in gone if release in ours]
+            self._take_away(record, gone)
+            return {"removed": gone, "left": sorted(record.data["kernels"])}
+
+    def _known_good(self, record: Record) -> dict[str, Any]:
+        """The boot other kernels' command lines are made from, recorded when there is none."""
+        known: dict[str, Any] | None = record.data["known_good"]
+        if known is not None:
+            return known
+        line = self._places.text("proc/cmdline") or ""
+        if any(word.partition("=")[0] == cmdline.OURS for word in cmdline.words(line)):
+            raise AgentError(
+                "this host runs a kernel of the harness, and no record says which was before",
+                hint="boot its own kernel first",
+            )
+        loader = loader_of(self._places)
+        known = {
+            "release": self._places.release(),
+            "cmdline": cmdline.known_good(line),
+            "default": loader.default() if loader else None,
+        }
+        record.data["known_good"] = known
+        return known
+
+    def _refuse_to_replace(self, release: str) -> None:
+        for path in self._paths(release):
+            if os.path.lexists(path):
+                raise AgentError(
+                    f"{path} is there and not of this harness",
+                    kind="configuration",
+                    hint="it is left alone: give the kernel another name",
+                )
+
+    def _room(self, upload: Upload, modules_bytes: int) -> None:
+        """Raises AgentError where it would not fit; the initramfs is as large as others here."""
+        others = [
+            path.stat().st_size
+            for pattern in ("initrd.img-*", "initramfs-*.img")
+            for path in self._places.boot.glob(pattern)
+            if path.is_file() and "rescue" not in path.name
+        ]
+        initramfs = max(others, default=64 << 20)
+        # The state directory itself may have to be made yet.
+        var = self._places.state.parent.parent
+        need = {
+            self._places.boot: upload.size("bzImage") + upload.size("config") + initramfs * 5 // 4,
+            self._places.modules: modules_bytes + modules_bytes // 10,
+            var: modules_bytes + 2 * initramfs,
+        }
+        by_device: dict[int, tuple[list[str], int]] = {}
+        for path, size in need.items():
+            names, sum_ = by_device.get(path.stat().st_dev, ([], _SPARE))
+            by_device[path.stat().st_dev] = ([*names, str(path)], sum_ + size)
+        for names, size in by_device.values():
+            free = shutil.disk_usage(names[0]).free
+            if free < size:
+                raise AgentError(
+                    f"no room: {' and '.join(names)} need {size >> 20} MiB, "
+                    f"{free >> 20} MiB are free",
+                    hint=_HINT_SPACE,
+                )
+
+    def _put(self, upload: Upload, release: str, *, initramfs: bool) -> None:
+        kernel, modules = self._places.kernels / release, self._places.modules / release
+        self._places.modules.mkdir(parents=True, exist_ok=True)
+        modules.mkdir(mode=0o755)
+        upload.unpack(release, modules)
+        base = [] if self._places.root == Path("/") else ["--basedir", str(self._places.root)]
+        programs.run(["depmod", *base, release], timeout_s=_DEPMOD_S)
+        kernel.parent.mkdir(mode=0o755, exist_ok=True)
+        kernel.mkdir(mode=0o755)
+        upload.copy("bzImage", kernel / "vmlinuz")
+        # mkinitramfs looks there for the compressions this kernel knows.
+        upload.copy("config", self._places.boot / f"config-{release}")
+        if initramfs:
+            self._initramfs(release, kernel)
+            synced(kernel / "initrd.img")
+        for path in (kernel, kernel.parent, modules, modules.parent):
+            synced(path)
+        os.sync()
+
+    def _root_partition(self) -> str:
+        said = programs.run(
+            ["findmnt", "--noheadings", "--output", "PARTUUID", "--target", "/"], timeout_s=10
+        ).strip()
+        if not re.fullmatch(r"[0-9A-Za-z-]{4,64}", said):
+            raise AgentError(
+                "this kernel takes no initramfs, and the root file system is on no partition "
+                "that a kernel finds by itself",
+                kind="configuration",
+                hint="build kernels after this host's own: kernel: {config: host}",
+            )
+        return said
+
+    def _initramfs(self, release: str, kernel: Path) -> None:
+        """By the distribution's own maker; what it needs meanwhile goes away with it."""
+        scratch = self._places.state / "tmp"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True, mode=0o700)
+        to = str(kernel / "initrd.img")
+        if programs.found("mkinitramfs"):
+            command = ["mkinitramfs", "-o", to, release]
+        elif programs.found("dracut"):
+            command = ["dracut", "--force", "--tmpdir", str(scratch), to, release]
+        else:
+            raise AgentError(
+                "this host can make no initramfs",
+                hint="install initramfs-tools (Debian) or dracut (RHEL)",
+            )
+        try:
+            programs.run(command, timeout_s=_INITRAMFS_S, env={"TMPDIR": str(scratch)})
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if not (kernel / "initrd.img").is_file():
+            raise AgentError(f"{command[0]} made no initramfs for {release}")
+
+    def _entries(self, record: Record) -> None:
+        """Boot entries for what is complete, in a loader that can be trusted with them."""
+        loader = loader_of(self._places)
+        if loader is not None:
+            loader.entries(record.complete() if loader.why_not() is None else {})
+
+    def _take_away(self, record: Record, releases: Sequence[str]) -> None:
+        """The entries first, then what they name, then the record of it."""
+        for release in releases:
+            record.data["kernels"][release]["complete"] = False
+        if record.data["kernels"]:
+            record.save()
+        loader = loader_of(self._places)
+        if loader is not None and loader.pending() in releases:
+            loader.disarm()
+        self._entries(record)
+        armed = record.data["armed"]
+        if armed is not None and armed["release"] in releases:
+            record.data["armed"] = None
+        for release in releases:
+            for path in self._paths(release):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            del record.data["kernels"][release]
+        if not record.data["kernels"]:
+            with contextlib.suppress(OSError):
+                self._places.kernels.rmdir()
+            shutil.rmtree(self._places.state / "tmp", ignore_errors=True)
+        os.sync()
+        record.save()
+
+    def _paths(self, release: str) -> tuple[Path, Path, Path]:
+        """All that an installed kernel is."""
+        places = self._places
+        config = places.boot / f"config-{release}"
+        return places.kernels / release, config, places.modules / release

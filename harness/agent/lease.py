@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: MIT
+"""Who may use this host: one lease with an end, on disk so that it outlives a reboot.
+
+The holder reboots the host it holds. Within one boot time is counted on CLOCK_BOOTTIME,
+which no change of the date moves. Across a boot only the date is left, and it may have
+been set back; but at least this boot's age has passed, so no lease lasts longer than its
+time from the start of the boot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .faults import AgentError
+
+PATH = Path("/var/lib/receive-batching/lease.json")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_LONGEST_S = 4 * 3600.0
+_LINE = 200
+
+
+class Lease:
+    """The lease of this host; every call is one change under a lock, on disk when it returns."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or PATH
+
+    def take(
+        self, *, owner: str, holder: str, ttl_s: float, campaign: str | None = None
+    ) -> dict[str, Any]:
+        """Have the lease for ``ttl_s`` seconds. ``holder`` may take again what it has.
+
+        ``owner`` and ``campaign`` are what others are told.
+
+        Raises:
+            AgentError: somebody else has it; the message names who, and for how long.
+        """
+        ttl_s = _ttl(ttl_s)
+        if not holder:
+            raise AgentError("a lease needs a holder", kind="configuration")
+        with self._locked():
+            found = self._read()
+            if found and found["holder"] != holder and _left_s(found) > 0:
+                raise AgentError(
+                    f"held by {_named(found)} for {_left_s(found):.0f} s more",
+                    hint="wait until it is free; if nobody is at work there any more, "
+                    "`harness hosts release HOST --break` takes it away",
+                )
+            record = {
+                "holder": holder,
+                "owner": _line(owner),
+                "campaign": _line(campaign or ""),
+            }
+            return self._write(record, ttl_s)
+
+    def refresh(self, *, holder: str, ttl_s: float) -> dict[str, Any]:
+        """Have it for ``ttl_s`` seconds from now; ``held`` is False where it is not ``holder``'s.
+
+        A lease that ran out is had again, as long as nobody took it in between.
+        """
+        ttl_s = _ttl(ttl_s)
+        with self._locked():
+            found = self._read()
+            if found is None or found["holder"] != holder:
+                return {"held": False, **_shown(found)}
+            return {"held": True, **self._write(found, ttl_s)}
+
+    def free(self, *, holder: str) -> dict[str, Any]:
+        """End the lease of ``holder``; ``freed`` is False where there was none.
+
+        Raises:
+            AgentError: it is somebody else's.
+        """
+        with self._locked():
+            found = self._read()
+            if found and found["holder"] != holder and _left_s(found) > 0:
+                raise AgentError(
+                    f"the lease is not yours: held by {_named(found)}",
+                    hint="only --break ends a lease of others",
+                )
+            self._remove()
+            return {"freed": found is not None}
+
+    def broken(self) -> dict[str, Any]:
+        """End whatever lease there is, by an operator's decision; says what it was."""
+        with self._locked():
+            try:
+                found = self._read()
+            except AgentError:
+                found = None  # that it cannot be read may be why it is broken
+            self._remove()
+            return _shown(found)
+
+    def state(self) -> dict[str, Any]:
+        """``owner`` (None where the host is free), ``holder``, ``campaign``, ``left_s``."""
+        return _shown(self._read())
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            lock = self._path.with_suffix(".lock").open("a")
+        except OSError as error:
+            raise self._not_kept(error) from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            return _record(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AgentError(
+                f"the lease in {self._path} cannot be read: {error}",
+                hint="`harness hosts release HOST --break` removes it",
+            ) from error
+
+    def _write(self, record: dict[str, Any], ttl_s: float) -> dict[str, Any]:
+        record = {
+            **record,
+            "ttl_s": ttl_s,
+            "boot_id": _boot_id(),
+            "at_boot_s": time.clock_gettime(time.CLOCK_BOOTTIME),
+            "at_s": time.time(),
+        }
+        part = self._path.with_suffix(".part")
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                json.dump(record, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self._path)
+            self._sync_directory()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise self._not_kept(error) from error
+        return _shown(record)
+
+    def _remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+            self._sync_directory()
+
+    def _sync_directory(self) -> None:
+        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _not_kept(self, error: OSError) -> AgentError:
+        return AgentError(
+            f"no lease can be kept in {self._path.parent}: {error.strerror}",
+            hint="free some space there, or make it writable for root",
+        )
+
+
+def _record(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    return {
+        **{name: str(found[name]) for name in ("holder", "owner", "campaign", "boot_id")},
+        **{name: float(found[name]) for name in ("ttl_s", "at_boot_s", "at_s")},
+    }
+
+
+def _left_s(record: dict[str, Any]) -> float:
+    boot_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    if record["boot_id"] == _boot_id():
+        passed_s = boot_s - record["at_boot_s"]
+    else:
+        passed_s = max(time.time() - record["at_s"], boot_s)
+    left_s: float = min(record["ttl_s"], _LONGEST_S) - max(0.0, passed_s)
+    return max(0.0, left_s)
+
+
+def _shown(record: dict[str, Any] | None) -> dict[str, Any]:
+    left_s = _left_s(record) if record else 0.0
+    if record is None or left_s == 0.0:
+        return {"owner": None, "holder": None, "campaign": None, "left_s": 0.0}
+    return {
+        "owner": record["owner"],
+        "holder": record["holder"],
+        "campaign": record["campaign"] or None,
+        "left_s": left_s,
+    }
+
+
+def _named(record: dict[str, Any]) -> str:
+    of = f" (campaign {record['campaign']})" if record["campaign"] else ""
+    return f"{record['owner']}{of}"
+
+
+def _ttl(ttl_s: float) -> float:
+    if not 1 <= ttl_s <= _LONGEST_S:
+        raise AgentError(
+            f"a lease of {ttl_s} s; expected 1 to {_LONGEST_S:.0f}", kind="configuration"
+        )
+    return float(ttl_s)
+
+
+def _line(text: str) -> str:
+    """``text`` as it may be printed on another's terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_LINE]
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text(encoding="ascii").strip()

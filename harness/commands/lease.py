@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""``harness hosts lease`` and ``release``: who has a machine, and how it is freed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness import config
+from harness.commands import hosts_option
+from harness.errors import ConfigurationError, InfrastructureError
+from harness.hosts.lease import Call, State, calls_to, owner
+
+
+@click.command()
+@click.argument("host")
+@hosts_option
+def lease(host: str, hosts_path: Path | None) -> None:
+    """Show who has the machine HOST, and for how long."""
+    click.echo(State.of(host, _calls(host, hosts_path)("lease_state")))
+
+
+@click.command()
+@click.argument("host")
+@click.option("--break", "by_force", is_flag=True, help="Even if it is held by somebody else.")
+@hosts_option
+def release(host: str, by_force: bool, hosts_path: Path | None) -> None:
+    """End your own lease of the machine HOST. A campaign that has it stops."""
+    call = _calls(host, hosts_path)
+    was = State.of(host, call("lease_break" if by_force else "lease_state"))
+    if not by_force and was.owner not in (None, owner()):
+        raise InfrastructureError(
+            str(was),
+            hint=f"if nobody is at work there any more: harness hosts release {host} --break",
+        )
+    if not by_force and was.holder:
+        call("lease_free", holder=was.holder)
+    click.echo(f"{host}: free" + (f"; was held by {was.owner}" if was.owner else ""))
+
+
+def _calls(name: str, hosts_path: Path | None) -> Call:
+    found = config.host(config.load(config.locate(hosts_path)), name)
+    if not isinstance(found, config.SshHost):
+        raise ConfigurationError(
+            f"host {name} is of kind {found.kind}, which has no lease; expected one of kind ssh"
+        )
+    return calls_to(name, found)

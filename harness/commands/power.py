@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""``harness hosts power`` and ``harness hosts console``: one machine, by hand."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import click
+
+from harness import config
+from harness.commands import hosts_option
+from harness.errors import ConfigurationError
+
+_POLL_S = 0.2
+
+
+@click.command()
+@click.argument("host")
+@click.argument("act", type=click.Choice(["status", "on", "off", "cycle"]))
+@click.option("--yes", is_flag=True, help="Switch off or cycle without asking.")
+@hosts_option
+def power(host: str, act: str, yes: bool, hosts_path: Path | None) -> None:
+    """Ask for or switch the power of HOST."""
+    from harness.hosts import power
+
+    machine = _machine(hosts_path, host)
+    if machine.power is None:
+        raise ConfigurationError(
+            f"hosts.yaml does not say how {host} is switched", hint=f"give hosts.{host}.power"
+        )
+    switch = power.connect(machine.power, host)
+    if act in {"off", "cycle"} and not yes:
+        click.confirm(f"{act} {host} by {switch.bmc}, whatever it is doing?", abort=True)
+    if act != "status":
+        getattr(switch, act)()
+    click.echo("on" if switch.status() else "off")
+
+
+@click.command()
+@click.argument("host")
+@click.option(
+    "--log",
+    "log_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also append it to FILE, byte for byte.",
+)
+@hosts_option
+def console(host: str, log_path: Path | None, hosts_path: Path | None) -> None:
+    """Print what HOST says on its console, until Ctrl-C."""
+    from harness.hosts import console
+
+    machine = _machine(hosts_path, host)
+    if machine.console is None:
+        raise ConfigurationError(
+            f"hosts.yaml does not say where the console of {host} is",
+            hint=f"give hosts.{host}.console",
+        )
+    with console.start(machine.console, host, log_path or Path(os.devnull)) as shown:
+        seen = 0
+        while True:
+            now = shown.position
+            if now > seen:
+                click.echo(shown.text(seen, until=now), nl=False)
+                seen = now
+            else:
+                shown.check()
+            time.sleep(_POLL_S)
+
+
+def _machine(hosts_path: Path | None, name: str) -> config.SshHost:
+    loaded = config.load(config.locate(hosts_path))
+    machine = loaded.hosts.get(name)
+    if not isinstance(machine, config.SshHost):
+        known = [key for key, host in loaded.hosts.items() if isinstance(host, config.SshHost)]
+        raise ConfigurationError(
+            f"no machine (a host of kind ssh) is called {name!a}",
+            hint=f"there are: {', '.join(known)}" if known else "hosts.yaml has none",
+        )
+    return machine

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""``harness restore``: a machine as it was before, also after a harness that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+import click
+
+from harness import config
+from harness.commands import hosts_option
+from harness.commands.machines import machine
+from harness.errors import InfrastructureError
+from harness.hosts.ssh import SshTarget
+
+
+@click.command()
+@click.argument("name", metavar="HOST")
+@click.option("--end-others", is_flag=True, help="End an agent that is still at work there.")
+@hosts_option
+def restore(name: str, end_others: bool, hosts_path: Path | None) -> None:
+    """Put every setting of HOST back from its journal, and disarm boots that wait.
+
+    It stays in the kernel it runs; a kernel of the harness is left by a reboot or a
+    power cycle.
+    """
+    host = machine(config.load(config.locate(hosts_path)), name)
+    with tempfile.TemporaryDirectory(prefix="rb-restore-") as scratch:
+        agent = SshTarget.of(host).start_agent(host=name, log=Path(scratch) / "agent.log")
+        with contextlib.closing(agent):
+            done = agent.call("settings_recover", end_others=end_others, within_s=120)
+            was = agent.call("boot_cancel", within_s=120)["was"]
+            state = agent.call("boot_state")
+    restored = ", ".join(done["restored"]) or "nothing was changed"
+    click.echo(f"{name}: settings put back: {restored}")
+    click.echo(f"{name}: boot disarmed: {was['release'] if was else 'none was prepared'}")
+    if state["ours"]:
+        click.echo(f"{name}: runs {state['release']}; a reboot returns to {state['known_good']}")
+    if done["failed"]:
+        raise InfrastructureError(
+            f"{name}: not put back: "
+            + "; ".join(f"{row['setting']}: {row['why']}" for row in done["failed"]),
+            hint="a reboot of the host undoes all settings",
+        )
+    if not state["default_untouched"]:
+        raise InfrastructureError(
+            f"{name}: its default boot entry is another than before: {state['default']}, "
+            f"was {state['default_recorded']}",
+            hint="set it on the host: grub-set-default, or /etc/default/grub and update-grub",
+        )

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+"""Where the boots of a campaign happen, by what its bed is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+from harness import images
+from harness.config import Bed, Kernel, QemuHost, SshHost
+from harness.hosts import machines, virtual
+from harness.hosts.bed import Boots
+from harness.hosts.labgrid import Place, acquired
+from harness.kernels import HostConfig, Image, of_host
+from harness.progress import Progress
+
+__all__ = ["acquired", "kernel_config", "made_meanwhile", "opened"]
+
+
+@contextmanager
+def opened(
+    place: Place, image: Image, *, campaign: str, directory: Path, progress: Progress
+) -> Iterator[Boots]:
+    """Boots on the bed of ``place`` for the campaign of that id, until the context ends.
+
+    ``image`` is any of its kernels; ``directory`` takes what is kept beside the boots.
+
+    Raises:
+        InfrastructureError: what the bed needs cannot be had.
+    """
+    bed = place.bed
+    if isinstance(bed.dut, QemuHost):
+        made_with = virtual.equipment(bed.dut, image, progress)
+        yield virtual.VirtualBoots(bed=bed, equipment=made_with)
+    else:
+        with machines.opened(
+            place, campaign=campaign, directory=directory, progress=progress
+        ) as boots:
+            yield boots
+
+
+def made_meanwhile(bed: Bed) -> AbstractContextManager[None]:
+    """Make what ``bed`` needs beside kernels, if it is not kept yet, while these are built."""
+    return images.made_meanwhile() if bed.kind == "virtual" else nullcontext()
+
+
+def kernel_config(kernel: Kernel, bed: Bed) -> HostConfig | None:
+    """What the kernels for ``bed`` are configured after, if it is the dut's own kernel.
+
+    Raises:
+        InfrastructureError: the dut cannot be asked.
+    """
+    if not of_host(kernel, virtual=isinstance(bed.dut, QemuHost)):
+        return None
+    assert isinstance(bed.dut, SshHost)
+    return machines.host_config(bed.dut_name, bed.dut)

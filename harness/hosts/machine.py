@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: MIT
+"""A machine reached by ssh: a kernel installed beside its own, booted once, taken back.
+
+Hides what a boot of a machine takes: kexec or the boot loader's one-shot entry, waiting for a
+host that goes away and comes back, and telling apart what can come back instead. Any power
+cycle returns to the kernel the machine ran when it was first met.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.config import SshHost
+from harness.errors import (
+    HarnessError,
+    HostLostError,
+    HostRefusedError,
+    InfrastructureError,
+    KernelError,
+)
+from harness.hosts import console, power
+from harness.hosts.bed import kernel_death
+from harness.hosts.channel import Agent
+from harness.hosts.ssh import UPLOADS, SshTarget
+from harness.kernels import Image, packed
+from harness.progress import Progress
+
+_ASK_AGAIN_S = 2.0
+_SILENT_S = 120.0
+_REFUSALS = 5
+"""A system that is coming up may refuse a login so often, and let it in then."""
+_CMDLINE = ["panic=10", "oops=panic", "softlockup_panic=1"]
+"""A kernel that dies gives way to the known-good one by itself."""
+
+
+class Machine:
+    """One machine: reached, watched, booted, power-cycled."""
+
+    def __init__(self, name: str, config: SshHost, directory: Path, progress: Progress) -> None:
+        self.name, self.config = name, config
+        self.ssh = SshTarget.of(config)
+        self.known_good: str | None = None
+        self.boot_id: str | None = None
+        self.release: str | None = None
+        self._log = directory / f"{name}-agent.log"
+        self._console_log = directory / f"{name}-console.log"
+        self._progress = progress
+        self._power = power.connect(config.power, name) if config.power else None
+        self._console: console.Console | None = None
+        self._since = 0
+        directory.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def longest_boot_s(self) -> float:
+        """Within so long :meth:`boot` is over, power cycle and all."""
+        return 4.0 * self.config.boot.timeout_s
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Keep its console, where it has one."""
+        if self.config.console is None:
+            yield
+            return
+        with console.start(self.config.console, self.name, self._console_log) as self._console:
+            self._console.check()
+            self._mark()
+            yield
+
+    def said(self) -> str:
+        """What its console said since the last boot began."""
+        if self._console is None:
+            return ""
+        return self._console.text(since=self._since)
+
+    def check(self) -> None:
+        """Raise a :class:`KernelError` if its console says that its kernel died."""
+        if death := kernel_death(self.said()):
+            raise KernelError(
+                f"{self.name}: the kernel died: {death}", hint=f"console: {self._console_log}"
+            )
+
+    def reached(self) -> Agent:
+        """An agent on it; a host that does not answer is waited for, then power-cycled.
+
+        Raises:
+            InfrastructureError: it does not come back, or answers and lets nobody in.
+        """
+        agent = self._reached()
+        self._mark()  # what its console said so far is not of what comes now
+        return agent
+
+    def _reached(self) -> Agent:
+        try:
+            self.ssh.run(["true"])
+            return self.ssh.start_agent(host=self.name, log=self._log, watch=self.check)
+        except HostLostError:
+            pass
+        try:
+            return self._answering(lambda _: True)
+        except HostLostError as error:
+            self._progress.say(f"{self.name}: {error.message}")
+            self.cycle(error)
+            return self._answering(lambda _: True)
+
+    def cycle(self, why: HarnessError) -> None:
+        """Cut its power and give it back.
+
+        Raises:
+            HarnessError: ``why``, if there is no way to.
+        """
+        if self._power is None:
+            raise InfrastructureError(
+                f"{why.message}\n  and {self.name} has no power to cycle",
+                hint=f"bring {self.name} up by hand, and say hosts.{self.name}.power in hosts.yaml",
+            ) from why
+        self._progress.say(f"{self.name}: power cycle")
+        self._power.cycle()
+        self.ssh.forget()
+
+    def boot(self, image: Image, note: Callable[..., None]) -> Agent:
+        """An agent on ``image``, which is installed if it is not and booted once.
+
+        Raises:
+            KernelError: the kernel did not come up; the known-good one is up again.
+            InfrastructureError: the host cannot be had, or boots otherwise than asked.
+        """
+        agent = self.reached()
+        with contextlib.closing(agent):
+            method = self._method(agent)
+            if image.release not in {one["release"] for one in agent.call("kernel_list")}:
+                self._install(agent, image)
+            agent.call("boot_prepare", release=image.release, method=method, within_s=120)
+            before = str(agent.ready["boot_id"])
+            note("leaving", boot_id=before, release=image.release)
+            self._leave(agent, method)
+        self.ssh.forget()
+        up = self._came_up(image.release, before)
+        self.boot_id, self.release = up.ready["boot_id"], up.ready["release"]
+        note("up", boot_id=self.boot_id)
+        state = up.call("boot_state")
+        stays = "an entry is still armed" if state["one_shot_pending"] else None
+        if stays or not state["default_untouched"]:
+            up.close()
+            raise InfrastructureError(
+                f"{self.name}: {image.release} would be booted again: "
+                f"{stays or 'the default entry is another than before'}",
+                hint=f"harness restore {self.name}; then look at its boot loader",
+            )
+        return up
+
+    def back_to_known_good(self) -> None:
+        """Boot the kernel it was met with, if it runs another."""
+        agent = self.reached()
+        with contextlib.closing(agent):
+            agent.call("boot_cancel")
+            before = str(agent.ready["boot_id"])
+            if self.known_good in (None, agent.ready["release"]):
+                return
+            self._progress.say(f"{self.name}: back to {self.known_good}")
+            self._leave(agent, "known-good")
+        self.ssh.forget()
+        self._came_up(str(self.known_good), before).close()
+
+    def meet(self) -> None:
+        """Learn which kernel it is to run in the end."""
+        agent = self.reached()
+        with contextlib.closing(agent):
+            ours = {one["release"] for one in agent.call("kernel_list")}
+            running = agent.ready["release"]
+            self.known_good = agent.call("boot_state")["known_good"] if running in ours else running
+
+    def became(self) -> KernelError | None:
+        """What it went through since its last boot; ``None``: it runs as it did."""
+        try:
+            agent = self._answering(lambda _: True)
+        except HostLostError as error:
+            return self._did_not_come_back(self.release, error)
+        with contextlib.closing(agent):
+            if agent.ready["boot_id"] == self.boot_id:
+                return None
+            return self._fell_back(self.release, agent.ready["release"])
+
+    def _leave(self, agent: Agent, method: str) -> None:
+        """Tell it to boot; its line is of no use any more."""
+        self._mark()
+        agent.call("boot_go", method=method)
+        self.ssh.forget()
+
+    def _mark(self) -> None:
+        self._since = self._console.position if self._console else 0
+
+    def _method(self, agent: Agent) -> str:
+        can = agent.call("boot_can", within_s=60)
+        wanted = self.config.boot.method
+        if wanted in ("auto", "kexec") and can["kexec"]:
+            return "kexec"
+        if wanted in ("auto", "one-shot") and can["loader"]:
+            return "one-shot"
+        why = [f"kexec: {can['kexec_why']}"] * (wanted != "one-shot")
+        why += [f"one-shot: {can['loader_why']}"] * (wanted != "kexec")
+        raise InfrastructureError(
+            f"{self.name} cannot boot a kernel once: {'; '.join(why)}",
+            hint=f"harness doctor {self.name}",
+        )
+
+    def _install(self, agent: Agent, image: Image) -> None:
+        with self._progress.task(f"{self.name}: installing {image.release}"):
+            directory = self.ssh.send(packed(image), f"{UPLOADS}/{image.release}")
+            agent.call(
+                "kernel_install",
+                release=image.release,
+                directory=directory,
+                cmdline_add=_CMDLINE,
+                within_s=900,
+            )
+            self.ssh.run(["rm", "-rf", directory])
+
+    def _came_up(self, release: str, before: str) -> Agent:
+        try:
+            agent = self._answering(lambda ready: ready["boot_id"] != before)
+        except HostLostError as error:
+            raise self._did_not_come_back(release, error) from error
+        if agent.ready["release"] != release:
+            agent.close()
+            raise self._fell_back(release, agent.ready["release"])
+        return agent
+
+    def _answering(self, as_wanted: Callable[[Mapping[str, Any]], bool]) -> Agent:
+        """An agent on a host that is ``as_wanted``, within the time a boot may take.
+
+        Raises:
+            HostLostError: there is none by then.
+        """
+        deadline = time.monotonic() + self.config.boot.timeout_s
+        last: HarnessError | None = None
+        refusals = 0
+        while time.monotonic() < deadline:
+            try:
+                agent = self.ssh.start_agent(host=self.name, log=self._log)
+            except HostRefusedError as error:
+                last, refusals = error, refusals + 1
+                if refusals == _REFUSALS:
+                    raise
+            except HarnessError as error:  # also a system that is not yet ready
+                last = error
+            else:
+                if as_wanted(agent.ready):
+                    return agent.watched_by(self.check)
+                agent.close()
+                last = HostLostError(f"{self.name} has not left the kernel it ran")
+            time.sleep(_ASK_AGAIN_S)
+        raise HostLostError(
+            f"{self.name} did not come up in {self.config.boot.timeout_s} s"
+            + (f": {last.message}" if last else "")
+        )
+
+    def _did_not_come_back(self, release: str | None, lost: HostLostError) -> KernelError:
+        """Take it back by a power cycle; the error says how ``release`` ended."""
+        death = kernel_death(self.said())
+        silent = self._console is not None and self._console.silence_s > _SILENT_S
+        how = death or ("it hangs: its console is silent" if silent else "it does not answer")
+        self.cycle(lost)
+        self._answering(lambda _: True).close()
+        return KernelError(
+            f"{self.name}: {release} is gone: {how}; after a power cycle the host is back",
+            hint=f"console: {self._console_log}" if self._console else None,
+        )
+
+    def _fell_back(self, release: str | None, running: str) -> KernelError:
+        death = kernel_death(self.said())
+        if self._console is None:
+            how, hint = (
+                "it has no console",
+                f"say hosts.{self.name}.console to see the next one die",
+            )
+        else:
+            how, hint = "nothing on its console says why", f"console: {self._console_log}"
+        return KernelError(
+            f"{self.name}: {release} is gone and {running} runs: {death or how}", hint=hint
+        )

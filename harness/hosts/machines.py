@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""A bed of two machines: leased, watched, booted in turn, and left as it was found."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config import SshHost
+from harness.errors import HarnessError, HostLostError, InfrastructureError, LeaseLostError
+from harness.hosts.bed import Boots, RunningBed
+from harness.hosts.channel import Agent
+from harness.hosts.labgrid import Place
+from harness.hosts.lease import Leases, calls_to
+from harness.hosts.machine import Machine
+from harness.hosts.ssh import SshTarget
+from harness.kernels import HostConfig, Image
+from harness.progress import Progress
+
+
+@dataclass(kw_only=True)
+class MachineBed(RunningBed):
+    """Two machines, up and reached."""
+
+    machine: Machine
+
+    def console(self) -> str:
+        """What the dut wrote to its console since it was told to boot."""
+        return self.machine.said()
+
+
+class MachineBoots(Boots):
+    """Boots the dut of two machines, one kernel after the other."""
+
+    def __init__(self, place: Place, dut: Machine, generator: Machine, leases: Leases) -> None:
+        self._bed, self._dut, self._generator = place.bed, dut, generator
+        self._place, self._leases = place, leases
+        self._sending: Agent | None = None
+
+    @contextmanager
+    def boot(
+        self, image: Image, directory: Path, note: Callable[..., None]
+    ) -> Iterator[RunningBed]:
+        """The two machines with the dut on ``image``; it runs on when the context ends."""
+        assert isinstance(self._bed.dut, SshHost)
+        assert isinstance(self._bed.generator, SshHost)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._still_mine()
+        sending = self._sending = self._sending or self._generator.reached()
+        with self._leases.rebooting(self._dut.name, within_s=self._dut.longest_boot_s):
+            dut = self._dut.boot(image, note).watched_by(self._check)
+        try:
+            self._still_mine()
+            here, there = self._bed.dut.interface, self._bed.generator.interface
+            cpus = self._bed.placement.netperf_cpus
+            yield MachineBed(
+                dut=dut,
+                generator=sending,
+                dut_interface=here,
+                dut_mac=_mac(dut, here),
+                generator_interface=there,
+                generator_mac=_mac(sending, there),
+                netperf_prefix=[],
+                netperf_cpus=[] if cpus == "auto" else list(cpus),
+                netperf_nice=0,
+                placed={},
+                machine=self._dut,
+            )
+        finally:
+            _end(dut)
+            (directory / "console.log").write_text(self._dut.said())
+
+    def lost(self, error: HostLostError) -> None:
+        """Return once both machines answer again, if the dut's kernel did not die."""
+        if isinstance(error, LeaseLostError):
+            raise error
+        self._still_mine()
+        if self._sending is not None:
+            _end(self._sending)
+            self._sending = None
+        self._sending = self._generator.reached()
+        if death := self._dut.became():
+            raise death
+
+    def crashed(self, notes: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """Told from the boot the dut is in now: the same as then, or another."""
+        if "leaving" not in notes:
+            return None
+        release = notes["leaving"]["release"]
+        with contextlib.closing(self._dut.reached()) as agent:
+            now, running = agent.ready["boot_id"], agent.ready["release"]
+        if "up" in notes:
+            as_it_was = now == notes["up"]["boot_id"]
+        else:
+            as_it_was = running == release or now == notes["leaving"]["boot_id"]
+        if as_it_was:
+            return None
+        return f"{release} was up when the harness was ended, and the host has booted since"
+
+    def _still_mine(self) -> None:
+        """Raise a :class:`LeaseLostError` if the machines may be somebody else's."""
+        self._place.still_mine()
+        self._leases.still_mine()
+
+    def _check(self) -> None:
+        """What can be told without asking: is the kernel alive, are the machines ours?"""
+        self._dut.check()
+        self._place.check()
+        self._leases.check()
+
+    def close(self) -> None:
+        """Leave both machines as they were met."""
+        if self._sending is not None:
+            _end(self._sending)
+        with self._leases.rebooting(self._dut.name, within_s=self._dut.longest_boot_s):
+            self._dut.back_to_known_good()
+
+
+@contextmanager
+def opened(
+    place: Place, *, campaign: str, directory: Path, progress: Progress
+) -> Iterator[MachineBoots]:
+    """Lease both machines of the bed at ``place`` for ``campaign`` and watch the dut's console.
+
+    ``directory`` takes consoles and logs. Whoever goes on with a campaign gets its leases.
+
+    Raises:
+        InfrastructureError: a machine cannot be had, or somebody else has it.
+    """
+    bed = place.bed
+    assert isinstance(bed.dut, SshHost)
+    assert isinstance(bed.generator, SshHost)
+    dut = Machine(bed.dut_name, bed.dut, directory, progress)
+    generator = Machine(bed.generator_name, bed.generator, directory, progress)
+    with contextlib.ExitStack() as up:
+        calls = {one.name: calls_to(one.name, one.config) for one in (dut, generator)}
+        leases = up.enter_context(Leases(calls, campaign=campaign, holder=campaign))
+        up.enter_context(dut.watched())
+        dut.meet()
+        boots = MachineBoots(place, dut, generator, leases)
+        up.callback(boots.close)
+        yield boots
+
+
+def host_config(name: str, host: SshHost) -> HostConfig:
+    """The configuration of the kernel that ``name`` runs, or ran when it was last asked.
+
+    Raises:
+        InfrastructureError: it runs a kernel under test and was never asked before.
+    """
+    with tempfile.TemporaryDirectory(prefix="rb-") as scratch:
+        agent = SshTarget.of(host).start_agent(host=name, log=Path(scratch) / "agent.log")
+        with contextlib.closing(agent):
+            ours = {one["release"] for one in agent.call("kernel_list")}
+            if agent.ready["release"] not in ours:
+                said = agent.call("kernel_config")
+                return HostConfig(said["config"], tuple(said["modules"])).settled(name)
+    if kept := HostConfig.kept(name):
+        return kept
+    raise InfrastructureError(
+        f"{name} runs {agent.ready['release']}, a kernel under test, not its own",
+        hint=f"harness restore {name}",
+    )
+
+
+def _mac(agent: Agent, interface: str) -> str:
+    return str(agent.call("inventory", interface=interface, within_s=60)["mac"])
+
+
+def _end(agent: Agent) -> None:
+    """Let it put its settings back; a host that is gone has none."""
+    with contextlib.suppress(HarnessError, OSError):
+        agent.close()

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: MIT
+"""The power of a machine: by Redfish, by IPMI, or by a command of the user's.
+
+Hides what speaks to the BMC: a program each time, which is ended with all that
+it started when it takes too long, and of which only the last words are kept.
+Passwords reach it by its environment or its standard input, never as arguments.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+import os
+import subprocess
+import sys
+import time
+
+from harness import config, process
+from harness.errors import ConfigurationError, InfrastructureError
+from harness.hosts import secrets
+
+_WITHIN_S = 30.0
+_POLL_S = 0.5
+_LEAST_S = 1.0
+_TAIL_BYTES = 16 << 10
+_LAST_LINES = 3
+
+
+def connect(power: config.Power, host: str, *, within_s: float = _WITHIN_S) -> Power:
+    """What switches ``host`` on and off; no call of it takes longer than ``within_s``.
+
+    Nothing is asked of the BMC yet.
+
+    Raises:
+        ConfigurationError: the password is not where hosts.yaml says.
+    """
+    if isinstance(power, config.RedfishPower):
+        return _Redfish(power.redfish, host, within_s)
+    if isinstance(power, config.IpmiPower):
+        return _Ipmi(power.ipmi, host, within_s)
+    return _Command(power.command, host, within_s)
+
+
+class Power(abc.ABC):
+    """The power of one host.
+
+    Every method raises :class:`InfrastructureError`, naming host and BMC, when
+    it is refused or there is no answer in time.
+    """
+
+    def __init__(self, host: str, bmc: str, within_s: float) -> None:
+        self.host = host
+        self.bmc = bmc
+        """Who is asked, in words."""
+        self._within_s = within_s
+
+    def status(self) -> bool:
+        """Whether the host is on."""
+        return self._status(self._deadline())
+
+    def on(self) -> None:
+        """Switch it on, if it is off; it is on on return."""
+        self._switch("on", self._deadline())
+
+    def off(self) -> None:
+        """Switch it off at once, if it is on; it is off on return."""
+        self._switch("off", self._deadline())
+
+    def cycle(self) -> None:
+        """Take its power away and give it back, or only the latter if it is off."""
+        deadline = self._deadline()
+        if self._status(deadline):
+            self._tell("cycle", self._left(deadline))
+            self._await("cycle", deadline)
+        else:
+            self._switch("on", deadline)
+
+    def _switch(self, act: str, deadline: float) -> None:
+        if self._status(deadline) is not (act == "on"):
+            self._tell(act, self._left(deadline))
+            self._await(act, deadline)
+
+    def _await(self, act: str, deadline: float) -> None:
+        while self._status(deadline) is (act == "off"):
+            if self._left(deadline) < _POLL_S + _LEAST_S:
+                raise self._refused(
+                    f"took “{act}”, but the host is still {'on' if act == 'off' else 'off'} "
+                    f"after {self._within_s:.0f} s"
+                )
+            time.sleep(_POLL_S)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._within_s
+
+    def _left(self, deadline: float) -> float:
+        return max(_LEAST_S, deadline - time.monotonic())
+
+    def _status(self, deadline: float) -> bool:
+        return self._ask(self._left(deadline))
+
+    @abc.abstractmethod
+    def _ask(self, within_s: float) -> bool:
+        """Whether the host is on."""
+
+    @abc.abstractmethod
+    def _tell(self, act: str, within_s: float) -> None:
+        """Begin ``act``: on, off or cycle."""
+
+    def _refused(self, what: str, *, hint: str | None = None) -> InfrastructureError:
+        return InfrastructureError(
+            f"{self.host}: {self.bmc} {process.harmless(what)}",
+            hint=hint
+            or "look at the BMC itself; it may be out of reach, busy or in need of a reset",
+        )
+
+    def _run(
+        self,
+        command: list[str],
+        within_s: float,
+        *,
+        env: dict[str, str] | None = None,
+        stdin: str | None = None,
+        hint: str | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """``command``, run to its end, whatever its status."""
+        try:
+            return process.run(
+                command,
+                env=env,
+                stdin=stdin,
+                timeout_s=within_s,
+                tail_bytes=_TAIL_BYTES,
+                check=False,
+                hint=hint,
+            )
+        except InfrastructureError as error:
+            if isinstance(error.__cause__, subprocess.TimeoutExpired):
+                raise self._refused(f"did not answer in {self._within_s:.0f} s") from error
+            raise InfrastructureError(f"{self.host}: {error.message}", hint=error.hint) from error
+
+
+class _Redfish(Power):
+    def __init__(self, bmc: config.Redfish, host: str, within_s: float) -> None:
+        super().__init__(host, f"the BMC {bmc.url}", within_s)
+        self._config = bmc
+        self._password = secrets.read(bmc.password)
+        if bmc.ca is not None and not bmc.ca.is_file():
+            raise ConfigurationError(f"{host}: {bmc.ca}, the certificate of its BMC, is no file")
+
+    def _ask(self, within_s: float) -> bool:
+        return self._act("status", within_s)
+
+    def _tell(self, act: str, within_s: float) -> None:
+        self._act(act, within_s)
+
+    def _act(self, act: str, within_s: float) -> bool:
+        bmc = self._config
+        asked = {
+            "act": act, "url": bmc.url, "user": bmc.user, "password": self._password,
+            "system": bmc.system, "ca": str(bmc.ca) if bmc.ca else None, "within_s": within_s,
+        }  # fmt: skip
+        done = self._run(
+            [sys.executable, "-m", "harness.hosts.redfish"], within_s, stdin=json.dumps(asked)
+        )
+        try:
+            answer = json.loads(done.stdout)
+        except ValueError as error:
+            raise self._refused(f"broke our client: {_last(done.stderr)}") from error
+        if "on" in answer:
+            return bool(answer["on"])
+        raise self._refused(
+            _without(self._password, str(answer["refused"]))[:1000], hint=answer["hint"]
+        )
+
+
+class _Ipmi(Power):
+    def __init__(self, bmc: config.Ipmi, host: str, within_s: float) -> None:
+        super().__init__(host, f"the BMC {bmc.hostname}", within_s)
+        self._config = bmc
+        self._env = ipmi_environment(bmc)
+
+    def _ask(self, within_s: float) -> bool:
+        said = self._ipmitool("status", within_s).strip()
+        for state in ("on", "off"):
+            if said.endswith(f"is {state}"):
+                return state == "on"
+        raise self._refused(f"does not say whether the host is on: {said[:200]}")
+
+    def _tell(self, act: str, within_s: float) -> None:
+        self._ipmitool(act, within_s)
+
+    def _ipmitool(self, act: str, within_s: float) -> str:
+        command = [*ipmi_command(self._config), "chassis", "power", act]
+        done = self._run(command, within_s, env=self._env, hint=IPMITOOL_HINT)
+        if done.returncode != 0:
+            said = _without(self._env["IPMI_PASSWORD"], _last(done.stderr or done.stdout))
+            hint = None
+            if "Unable to establish" in said:
+                hint = IPMI_REFUSED_HINT
+            raise self._refused(f"refused “{act}”: {said}", hint=hint)
+        return done.stdout
+
+
+class _Command(Power):
+    def __init__(self, command: tuple[str, ...], host: str, within_s: float) -> None:
+        super().__init__(host, f"the power command {process.quoted(command)}", within_s)
+        self._command = command
+
+    def _ask(self, within_s: float) -> bool:
+        words = self._say("status", within_s).split()
+        if len(words) != 1 or words[0].lower() not in {"on", "off"}:
+            raise self._refused(
+                f"does not say on or off when asked for its status, but: {' '.join(words)[:200]}"
+            )
+        return words[0].lower() == "on"
+
+    def _tell(self, act: str, within_s: float) -> None:
+        self._say(act, within_s)
+
+    def _say(self, act: str, within_s: float) -> str:
+        done = self._run([*self._command, act], within_s)
+        if done.returncode != 0:
+            raise self._refused(
+                f"ended with status {done.returncode} when told “{act}”: "
+                f"{_last(done.stderr or done.stdout)}",
+                hint="run it by hand",
+            )
+        return done.stdout
+
+
+IPMITOOL_HINT = "apt-get install ipmitool"
+IPMI_REFUSED_HINT = (
+    "it is out of reach, or user or password are wrong, or the cipher suite; IPMI tells not which"
+)
+
+
+def ipmi_command(bmc: config.Ipmi) -> list[str]:
+    """``ipmitool`` with all but the password, which is in :func:`ipmi_environment`."""
+    suite = [] if bmc.cipher_suite is None else ["-C", str(bmc.cipher_suite)]
+    return [
+        "ipmitool", "-I", "lanplus", "-H", bmc.hostname, "-p", str(bmc.port), "-U", bmc.user,
+        "-E", *suite,
+    ]  # fmt: skip
+
+
+def ipmi_environment(bmc: config.Ipmi) -> dict[str, str]:
+    """The environment for :func:`ipmi_command`; raises what :func:`secrets.read` does."""
+    inherited = {name: text for name, text in os.environ.items() if name != "IPMITOOL_PASSWORD"}
+    return inherited | {"IPMI_PASSWORD": secrets.read(bmc.password)}
+
+
+def _last(said: str) -> str:
+    return "; ".join(said.strip().splitlines()[-_LAST_LINES:])[-1000:] or "it said nothing"
+
+
+def _without(password: str, text: str) -> str:
+    return text.replace(password, "••••")

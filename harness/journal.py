@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""What a campaign was about to do, on disk before it did it, for the harness that comes after."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InfrastructureError
+
+Notes = Mapping[str, Mapping[str, Any]]
+"""What was noted of one boot: by event, what was said with it last."""
+
+BEGIN, END = "begin", "end"
+
+
+class Journal:
+    """``journal.jsonl`` of a result directory: a line an event, each on disk when noted."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "journal.jsonl"
+
+    def note(self, boot: str, event: str, **what: Any) -> None:
+        """Once this returns the act may be done.
+
+        Raises:
+            InfrastructureError: it cannot be written.
+        """
+        line = {"at": time.time(), "boot": boot, "event": event, **what}
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InfrastructureError(
+                f"{self.path} cannot be written: {error.strerror}", hint="free some space there"
+            ) from error
+
+    def unfinished(self) -> dict[str, Notes]:
+        """Boots that were begun and have no end, by name."""
+        begun: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+        with contextlib.suppress(FileNotFoundError):
+            for line in self.path.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short
+                    noted = json.loads(line)
+                    if noted["event"] == BEGIN:
+                        begun.pop(noted["boot"], None)
+                    begun[noted["boot"]][noted["event"]] = noted
+        return {boot: events for boot, events in begun.items() if END not in events}

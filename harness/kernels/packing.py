@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""What a kernel has in /lib/modules/RELEASE, and the whole of a kernel for a machine.
+
+Hides the two forms it is kept in: a squashfs that a guest mounts, and the files that
+are copied to a machine.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import cache, process
+
+if TYPE_CHECKING:
+    from harness.kernels.build import Image
+
+_HINT = "apt-get install squashfs-tools"
+_FORM = 1
+_COMPRESSION = 6
+
+
+def add_headers(origins: list[Path], directory: Path) -> None:
+    """``directory/build``: the headers of ``origins``, as bcc wants them on a host."""
+    for origin in origins:
+        for part in ("include", "arch/x86/include"):
+            shutil.copytree(
+                origin / part,
+                directory / "build" / part,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns("config", "*.cmd", "dt-bindings"),
+            )
+
+
+def squash(directory: Path, packed: Path) -> None:
+    """``directory`` as the squashfs ``packed``, all of it owned by root."""
+    options = ["-comp", "zstd", "-Xcompression-level", "3", "-all-root", "-quiet", "-no-progress"]
+    process.run(["mksquashfs", str(directory), str(packed), *options], hint=_HINT)
+
+
+def packed(image: Image) -> Path:
+    """A directory with ``image`` for a machine: ``bzImage``, ``config`` and ``modules.tar``.
+
+    ``modules.tar`` is gzipped and holds ``lib/modules/RELEASE`` with modules and headers,
+    all of it owned by root; the same image gives the same bytes.
+    """
+
+    def make(making: Path) -> None:
+        shutil.copyfile(image.kernel, making / "bzImage")
+        shutil.copyfile(image.directory / "config", making / "config")
+        with tempfile.TemporaryDirectory(dir=making.parent) as scratch:
+            tree = Path(scratch) / "tree"
+            unsquash = ["unsquashfs", "-no-progress", "-no-xattrs", "-dest", str(tree)]
+            process.run([*unsquash, str(image.headers)], hint=_HINT)
+            _tar(tree, f"lib/modules/{image.release}", making / "modules.tar")
+
+    where = cache.root() / "packed" / cache.digest(_FORM, image.directory.name, image.image_sha256)
+    return cache.entry(where, make, what=f"kernel {image.release} packed for a machine")
+
+
+def _tar(tree: Path, name: str, made: Path) -> None:
+    with (
+        made.open("wb") as file,
+        gzip.GzipFile("", "wb", _COMPRESSION, file, mtime=0) as compressed,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.GNU_FORMAT) as tar,
+    ):
+        # Sorted on the way: tarfile adds the entries of a directory in the order of their names.
+        tar.add(tree, name, filter=_plain)
+
+
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    member.mtime = 0
+    member.mode = 0o755 if member.isdir() else 0o644
+    return member

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: MIT
+"""One object directory, walked from kernel to kernel by make.
+
+Hides how make is run, what stands in for its linker and for pahole so that a further
+layout is only linked, and what is taken out of the directory once a kernel is built.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import cache
+from harness.errors import InfrastructureError, KernelError
+from harness.kernels import packing
+from harness.kernels.configuration import Configuration
+from harness.kernels.toolchain import Toolchain
+from harness.progress import Progress
+
+_LAYOUT = Path(__file__).with_name("layout.py")
+_LD = f"""#!/bin/sh
+case " $* " in
+*" --script=./arch/x86/kernel/vmlinux.lds "*)
+	exec {shlex.quote(sys.executable)} -I {shlex.quote(str(_LAYOUT))} "$@" ;;
+esac
+exec ld "$@"
+"""
+_PAHOLE = """#!/bin/sh
+# The types of a kernel are the same in every layout: they are looked for once.
+case "$*" in *--version* | *--btf_base*) exec pahole "$@" ;; esac
+for file; do :; done
+if [ -e "$KERNEL_BTF" ]; then
+	exec objcopy --add-section .BTF="$KERNEL_BTF" "$file"
+fi
+pahole "$@" && objcopy -O binary --only-section=.BTF --set-section-flags .BTF=alloc "$file" \\
+	"$KERNEL_BTF.new" && mv "$KERNEL_BTF.new" "$KERNEL_BTF"
+"""
+KCFLAGS = "-fno-var-tracking-assignments"
+"""Spares gcc a part of the debug information that nothing reads: code and BTF stay the same."""
+_MODULAR = re.compile(r"^CONFIG_\w+=m$", re.MULTILINE)
+_COMPILED = re.compile(r"^\s+(?:CC|AS|LDS)(?: \[M\])?\s+\S+\.(?:o|lds)$")
+_COMPILE_ERROR = re.compile(r"(?:\berror:|Error \d+$|undefined reference|No rule to make)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A kernel by content, in any layout."""
+
+    step: str
+    name: str
+    content: str
+    touched: Sequence[str]
+    """Files in which kernels that are compared with it may differ."""
+    record: dict[str, object]
+    place: Callable[[], tuple[Path, list[Path]]]
+    """Brings the source there: its directory, and the files that were written."""
+
+    def key(self, layout: int) -> str:
+        """What its image in that layout is kept under."""
+        return cache.digest(self.content, layout, cache.file_sha256(_LAYOUT))
+
+    def title(self, layout: int) -> str:
+        """What a user is told is built."""
+        return f"kernel of {self.name}" + (f", layout {layout}" if layout > 1 else "")
+
+
+class Walk:
+    """One object directory and the directory it is built from."""
+
+    def __init__(
+        self, directory: Path, objects: Path, configuration: Configuration, toolchain: Toolchain
+    ) -> None:
+        self.directory, self.objects = directory, objects
+        self.configuration, self.toolchain = configuration, toolchain
+        self._counted = objects.with_name(f"objects-of-{configuration.identity[:16]}")
+
+    def make_image(
+        self,
+        making: Path,
+        variant: Variant,
+        layout: int,
+        written: Sequence[Path],
+        progress: Progress,
+    ) -> None:
+        """Build after ``written`` changed; fill ``making`` with the image and its record."""
+        key, slug = variant.key(layout), variant.name.replace(" ", "")
+        log = cache.root() / "logs" / f"build-{slug}-{key}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        options = [f"LOCALVERSION=-{slug}-{key[:8]}", f"KCFLAGS={KCFLAGS}"]
+        for tool, script in {"ld": _LD, "pahole": _PAHOLE}.items():
+            path = self.objects.with_name(f"{tool}.sh")
+            _write_script(path, script)
+            options.append(f"{tool.upper()}={path}")
+        env = self.toolchain.environment | {
+            "KERNEL_LAYOUT": str(layout),
+            "KERNEL_TOUCHED": " ".join(variant.touched),
+            "KERNEL_BTF": str(self.objects / f"btf-{variant.content}"),
+        }
+        config = self.objects / ".config"
+        with log.open("w") as output:
+
+            def make(
+                objects: Path,
+                more: Sequence[str],
+                more_env: Mapping[str, str],
+                compiled: Callable[[], None] | None = None,
+            ) -> None:
+                command = ["make", f"O={objects}", *options, *self.toolchain.arguments, *more]
+                self._make(command, {**env, **more_env}, output, log, compiled)
+
+            if not config.exists():
+                self.configuration.write(self.objects, make)
+            text = config.read_text()
+            self.configuration.check(text)
+            modular = bool(_MODULAR.search(text))
+            vmlinux = self.objects / "vmlinux"
+            whole = not vmlinux.exists()
+            vmlinux.unlink(missing_ok=True)  # or make would not link it anew
+            goals = [f"-j{self.toolchain.jobs}", "bzImage", *(["modules"] if modular else [])]
+            with progress.task(variant.title(layout), total=self._objects_left(written)) as task:
+                make(self.objects, goals, {}, task.advance)
+            if whole:
+                self._counted.write_text(str(task.done))
+            release = (self.objects / "include/config/kernel.release").read_text().strip()
+            staged = making / "staged"
+            modules = staged / "lib/modules" / release
+            modules.mkdir(parents=True)
+            if modular:
+                stripped = [f"INSTALL_MOD_PATH={staged}", "INSTALL_MOD_STRIP=1"]
+                make(self.objects, [*stripped, "modules_install"], {})
+        self._pack(modules, making / "headers.squashfs", modular=modular)
+        shutil.rmtree(staged)
+        shutil.copyfile(self.objects / "arch/x86/boot/bzImage", making / "bzImage")
+        shutil.copyfile(config, making / "config")
+        shutil.copyfile(log, making / "build.log")
+        stored = {
+            "step": variant.step,
+            "layout": layout,
+            **variant.record,
+            "release": release,
+            "config_sha256": cache.file_sha256(config),
+            "image_sha256": cache.file_sha256(making / "bzImage"),
+        }
+        (making / "image.json").write_text(json.dumps(stored, indent=1))
+
+    def _pack(self, modules: Path, packed: Path, *, modular: bool) -> None:
+        """``modules``, which becomes /lib/modules/RELEASE, with headers in it."""
+        if modular and not (modules / "modules.dep").exists():
+            # The kernel's own modules_install only warns.
+            raise InfrastructureError("depmod is not installed", hint="apt-get install kmod")
+        for link in ("build", "source"):
+            (modules / link).unlink(missing_ok=True)
+        packing.add_headers([self.directory, self.objects], modules)
+        packing.squash(modules, packed)
+
+    def _make(  # type: ignore[no-untyped-def]
+        self,
+        command: list[str],
+        more_env: Mapping[str, str],
+        output,
+        log: Path,
+        compiled: Callable[[], None] | None,
+    ) -> None:
+        hidden = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
+        env = {name: value for name, value in os.environ.items() if name not in hidden}
+        env |= more_env
+        env |= {
+            "LC_ALL": "C",
+            "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
+            "KBUILD_BUILD_USER": "harness",
+            "KBUILD_BUILD_HOST": "harness",
+        }
+        with subprocess.Popen(
+            command,
+            cwd=self.directory,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as make:
+            assert make.stdout is not None
+            try:
+                for line in make.stdout:
+                    output.write(line)
+                    if compiled and _COMPILED.match(line):
+                        compiled()
+            except BaseException:
+                make.terminate()
+                raise
+        if make.returncode != 0:
+            output.flush()
+            raise _build_error(log, make.returncode)
+
+    def _objects_left(self, written: Sequence[Path]) -> int | None:
+        """How many objects make has to compile after ``written`` changed, if that is known.
+
+        A first build knows it from the last one with this configuration, if there was one.
+        """
+        commands = list(self.objects.rglob(".*.o.cmd"))
+        if not commands:
+            return int(self._counted.read_text()) if self._counted.exists() else None
+        # ccache may have made the paths relative; up to the tree's own name they differ then.
+        top = self.directory.parent
+        names = [b"/" + str(path.relative_to(top)).encode() for path in written]
+        return sum(
+            # Each module holds the release, which is another one now.
+            command.name.endswith(".mod.o.cmd")
+            or any(name in command.read_bytes() for name in names)
+            for command in commands
+        )
+
+
+def _write_script(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+        path.chmod(0o755)
+
+
+def _build_error(log: Path, status: int) -> KernelError:
+    lines = log.read_text(errors="replace").splitlines()
+    first = next((i for i, line in enumerate(lines) if _COMPILE_ERROR.search(line)), len(lines) - 1)
+    shown = "\n".join(f"  | {line}" for line in lines[max(0, first - 1) : first + 4])
+    return KernelError(
+        f"the kernel does not build (make: {status})\n{shown}", hint=f"the whole log: {log}"
+    )

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: MIT
+"""A kernel on a machine with a disk and GRUB: installed, booted once each way, gone again.
+
+The commands are those an operator gives, from two files of his to a clean machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import config
+from harness.hosts.channel import Agent
+from harness.hosts.ssh import UPLOADS, SshTarget
+from harness.selftest.image import MACHINE_USER
+from harness.selftest.machine import INTERFACE, Machine
+from harness.selftest.rack import Rack
+
+pytestmark = pytest.mark.guest
+
+ADDED = ["panic=10", "oops=panic"]
+# What every system rewrites by itself as it runs.
+OTHERS = (
+    "/var/log/", "/var/lib/systemd/", "/var/cache/", "/var/lib/private", "/var/lib/dbus",
+    "/var/tmp/", "/var/lib/apt/", "/etc/resolv.conf",  # noqa: S108
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What he has: a hosts file, an ssh agent, and a machine that is up."""
+
+    hosts: Path
+    environment: dict[str, str]
+    machine: Machine
+
+    def harness(self, *words: str, status: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "harness", *words, "--hosts", str(self.hosts)],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    @contextlib.contextmanager
+    def agent(self, log: Path) -> Iterator[Agent]:
+        started = self.machine.ssh.start_agent(host="dut", log=log)
+        with contextlib.closing(started):
+            yield started
+
+    def files(self) -> set[str]:
+        """Everything on the disk that could be left over, by path, size and owner."""
+        where = ["/boot", "/usr/lib/modules", "/etc", "/var", "/home", "/usr/local"]
+        shown = self.machine.run(
+            "sudo", "-n", "find", *where, "-xdev", "-printf", r"%p %y %u %m %s\n"
+        )
+        # A directory's size says which names it once had.
+        lines = {
+            " ".join(words[:-1] if words[1] == "d" else words)
+            for words in map(str.split, shown.splitlines())
+        }
+        return {line for line in lines if not line.startswith(OTHERS)}
+
+
+@pytest.fixture(scope="module")
+def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    home = tmp_path_factory.mktemp("operator")
+    with Rack(home / "rack") as rack:
+        rack.dut.power_on()
+        rack.dut.wait_for_ssh()
+        # He knows no host keys yet.
+        without = {"known_hosts": None}
+        hosts = rack.hosts_yaml(home / "hosts.yaml", dut=without, generator=without)
+        with rack.ssh_agent() as environment:
+            environment |= {"XDG_CONFIG_HOME": str(home / "config")}
+            yield Operator(hosts, environment, rack.dut)
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Another kernel of the distribution, as the harness packs those it builds."""
+    at = tmp_path_factory.mktemp("kernel")
+    found = subprocess.run(
+        ["apt-cache", "depends", "--important", "linux-image-cloud-amd64"],
+        capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+    names = [line.split()[-1] for line in found.splitlines() if "Depends: linux-image" in line]
+    if (
+        not names
+        or subprocess.run(["apt-get", "download", "-q", names[0]], cwd=at, check=False).returncode
+    ):
+        pytest.skip("needs a package linux-image-cloud-amd64 that can be downloaded")
+    subprocess.run(["dpkg-deb", "-x", next(at.glob("*.deb")), at / "root"], check=True)
+    release = names[0].removeprefix("linux-image-")
+    upload = at / "upload"
+    upload.mkdir()
+    (at / f"root/boot/vmlinuz-{release}").rename(upload / "bzImage")
+    (at / f"root/boot/config-{release}").rename(upload / "config")
+    with tarfile.open(upload / "modules.tar", "w") as tar:
+        modules = next(path for path in (at / "root").glob(f"**/modules/{release}"))
+        tar.add(modules, arcname=f"lib/modules/{release}")
+    return release, upload
+
+
+def test_a_machine_is_enrolled_and_examined(operator: Operator) -> None:
+    refused = operator.harness("doctor", "dut", status=3)
+    assert "harness hosts enroll dut" in refused
+    shown = operator.harness("hosts", "enroll", "dut", "--yes")
+    fingerprint = shown.split("SHA256:")[1].split()[0]
+    public = "/etc/ssh/ssh_host_ed25519_key.pub"
+    assert fingerprint in operator.machine.run("ssh-keygen", "-lf", public)
+    assert "pinned before, and the same" in operator.harness("hosts", "enroll", "dut")
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "doctor", "dut", "--format", "json",
+         "--hosts", str(operator.hosts)],
+        env=operator.environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    rows = {row["check"]: row for row in json.loads(done.stdout)["dut"]}
+    lacking = [row for row in rows.values() if row["needed"] and not row["ok"]]
+    assert (done.returncode, lacking) == (0, []), done.stderr
+    assert all(row["remedy"] for row in rows.values() if not row["ok"])
+    assert rows["NIC"]["detail"].startswith("1924:")
+    assert rows["boot loader"]["detail"] == "grub"
+    assert rows["power"]["detail"] == "is on"
+
+
+def test_another_host_key_is_refused(operator: Operator) -> None:
+    [pinned] = (Path(operator.environment["XDG_CONFIG_HOME"]) / "receive-batching").rglob("*_*")
+    kept = pinned.read_text()
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", pinned.with_name("other")], check=True
+    )
+    other = pinned.with_name("other.pub").read_text().split()[1]
+    pinned.write_text(" ".join([*kept.split()[:2], other]) + "\n")
+    try:
+        told = operator.harness("restore", "dut", status=3)
+        assert "host key is not the one that is known" in told
+        assert "another key was pinned" in operator.harness("hosts", "enroll", "dut", status=3)
+        operator.harness("hosts", "enroll", "dut", "--replace", "--yes")
+        assert pinned.read_text() == kept
+    finally:
+        pinned.write_text(kept)
+
+
+def test_one_connection_is_shared_until_it_is_forgotten(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SSH_AUTH_SOCK", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, operator.environment[name])
+    host = config.host(config.load(operator.hosts), "dut")
+    assert isinstance(host, config.SshHost)
+    ssh = SshTarget.of(host)
+
+    def port() -> bytes:
+        return ssh.run(["sh", "-c", "echo $SSH_CONNECTION"]).stdout.split()[1]
+
+    first = port()
+    assert port() == first
+    with subprocess.Popen(
+        ssh.argv(["cat"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as running:
+        time.sleep(5)
+        ssh.forget()
+        assert port() != first
+        assert running.communicate(b"goes on", timeout=60)[0] == b"goes on"
+
+
+def _boot(operator: Operator, log: Path, release: str, method: str) -> dict[str, Any]:
+    before = operator.machine.boot_id()
+    with operator.agent(log) as agent:
+        agent.call("boot_prepare", release=release, method=method, within_s=120)
+        armed = agent.call("boot_state")
+        assert armed["default_untouched"] is True
+        assert armed["one_shot_pending"] == (release if method == "one-shot" else None)
+        agent.call("boot_go", method=method)
+    assert operator.machine.wait_for_boot(before) == release
+    with operator.agent(log) as agent:
+        state = agent.call("boot_state")
+    assert (state["ours"], state["missed"], state["one_shot_pending"]) == (True, None, None)
+    assert state["default_untouched"] is True
+    assert set(ADDED) <= set(operator.machine.run("cat", "/proc/cmdline").split())
+    return state
+
+
+def test_installed_booted_both_ways_and_gone(
+    operator: Operator, kernel: tuple[str, Path], tmp_path: Path
+) -> None:
+    machine, (release, upload), log = operator.machine, kernel, tmp_path / "log"
+    known_good = machine.run("uname", "-r").strip()
+    line = machine.run("cat", "/proc/cmdline")
+    before = operator.files()
+    grub_cfg = machine.run("sudo", "-n", "cat", "/boot/grub/grub.cfg")
+
+    machine.ssh.send(upload, f"{UPLOADS}/{release}")
+    with operator.agent(log) as agent:
+        can = agent.call("boot_can")
+        assert (can["kexec"], can["loader"]) == (True, "grub"), can
+        directory = f"/home/{MACHINE_USER}/{UPLOADS}/{release}"
+        agent.call(
+            "kernel_install",
+            release=release, directory=directory, cmdline_add=ADDED, within_s=900,
+        )  # fmt: skip
+    # Whoever writes the menu anew does not take ours for one of the distribution's.
+    machine.run("sudo", "-n", "update-grub", timeout_s=300)
+    assert machine.run("sudo", "-n", "cat", "/boot/grub/grub.cfg") == grub_cfg
+
+    _boot(operator, log, release, "one-shot")
+    told = operator.harness("restore", "dut")
+    assert f"runs {release}; a reboot returns to {known_good}" in told
+    assert "is running" in operator.harness("hosts", "clean", "dut", status=3)
+    first = machine.boot_id()
+    with operator.agent(log) as agent:
+        agent.call("boot_go", method="known-good")
+    assert machine.wait_for_boot(first) == known_good
+    assert machine.run("cat", "/proc/cmdline") == line
+
+    _boot(operator, log, release, "kexec")
+    machine.cycle()
+    machine.wait_for_ssh()
+    assert machine.run("uname", "-r").strip() == known_good
+
+    with operator.agent(log) as agent:
+        agent.call("boot_prepare", release=release, method="one-shot", within_s=120)
+    assert f"boot disarmed: {release}" in operator.harness("restore", "dut")
+    assert f"removed: {release}" in operator.harness("hosts", "clean", "dut")
+    assert operator.files() == before
+
+
+def test_what_a_killed_harness_left_is_put_back(operator: Operator, tmp_path: Path) -> None:
+    machine = operator.machine
+    up = ["cat", f"/sys/class/net/{INTERFACE}/flags"]
+    flags = machine.run(*up)
+    with operator.agent(tmp_path / "log") as agent:
+        agent.call("settings_apply", interface=INTERFACE, address="198.18.1.2/24", within_s=60)
+        assert machine.run(*up) != flags
+        busy = operator.harness("restore", "dut", status=3)
+        assert "another agent is at work" in busy
+        # Its controller is gone, and nobody has told it.
+        machine.run("sudo", "-n", "kill", "-STOP", str(agent.pid))
+        told = operator.harness("restore", "dut", "--end-others")
+    assert f"{INTERFACE} addresses" in told
+    assert machine.run(*up) == flags
+
+
+def test_sudo_for_the_agent_alone(operator: Operator, tmp_path: Path) -> None:
+    """With what the harness prints, the user may start the agent as root, and nothing else.
+
+    The last test: the user has no other rights on the machine afterwards.
+    """
+    machine = operator.machine
+    rights, away = f"/etc/sudoers.d/{MACHINE_USER}", "/root/rights"
+    for_a_while = f"mv {rights} {away}; (sleep 45; mv {away} {rights}) >/dev/null 2>&1 &"
+    machine.run("sudo", "-n", "sh", "-c", for_a_while)
+    told = operator.harness("doctor", "dut", status=3)
+    assert "the agent was not started: sudo: a password is required" in told
+    assert "`harness hosts sudoers dut` prints" in told
+    machine.run("sh", "-c", "until sudo -n true 2>/dev/null; do sleep 1; done", timeout_s=120)
+
+    script = operator.harness("hosts", "sudoers", "dut", "--script").encode()
+    done = machine.ssh.run(["sudo", "-n", "sh", "-s"], stdin=script)
+    assert done.returncode == 0, done.stderr
+    machine.run("sudo", "-n", "mv", rights, away)
+    for command in (["true"], ["/usr/bin/python3", "-c", "1"], ["sh"]):
+        assert machine.ssh.run(["sudo", "-n", *command]).returncode == 1
+    with operator.agent(tmp_path / "log") as agent:
+        assert agent.call("inventory")["cpus"] == 2
+    assert machine.ssh.run(["test", "-w", "/usr/local/lib/receive-batching"]).returncode == 1
+    told = operator.harness("hosts", "clean", "dut")
+    assert "stays, root put it there: /etc/sudoers.d/receive-batching" in told
