@@ -120,8 +120,8 @@ def test_a_machine_is_enrolled_and_examined(operator: Operator) -> None:
     assert "harness hosts enroll dut" in refused
     shown = operator.harness("hosts", "enroll", "dut", "--yes")
     fingerprint = shown.split("SHA256:")[1].split()[0]
-    public = "/etc/ssh/ssh_host_ed25519_key.pub"
-    assert fingerprint in operator.machine.run("ssh-keygen", "-lf", public)
+    key = "/etc/ssh/ssh_host_ed25519_key"
+    assert fingerprint in operator.machine.run("sudo", "-n", "ssh-keygen", "-lf", key)
     assert "pinned before, and the same" in operator.harness("hosts", "enroll", "dut")
     done = subprocess.run(
         [sys.executable, "-m", "harness", "doctor", "dut", "--format", "json",
@@ -138,12 +138,13 @@ def test_a_machine_is_enrolled_and_examined(operator: Operator) -> None:
 
 
 def test_another_host_key_is_refused(operator: Operator) -> None:
-    [pinned] = (Path(operator.environment["XDG_CONFIG_HOME"]) / "receive-batching").rglob("*_*")
+    home = Path(operator.environment["XDG_CONFIG_HOME"])
+    [pinned] = home.glob("receive-batching/known_hosts/*")
     kept = pinned.read_text()
     subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", pinned.with_name("other")], check=True
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / "other"], check=True
     )
-    other = pinned.with_name("other.pub").read_text().split()[1]
+    other = (home / "other.pub").read_text().split()[1]
     pinned.write_text(" ".join([*kept.split()[:2], other]) + "\n")
     try:
         told = operator.harness("restore", "dut", status=3)
@@ -201,6 +202,7 @@ def test_installed_booted_both_ways_and_gone(
     machine, (release, upload), log = operator.machine, kernel, tmp_path / "log"
     known_good = machine.run("uname", "-r").strip()
     line = machine.run("cat", "/proc/cmdline")
+    machine.run("sudo", "-n", "update-grub", timeout_s=300)
     before = operator.files()
     grub_cfg = machine.run("sudo", "-n", "cat", "/boot/grub/grub.cfg")
 

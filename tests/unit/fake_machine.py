@@ -43,6 +43,15 @@ PROGRAMS = {
     '"fstype": "\'"${FSTYPE:-ext4}"\'"}]}\'',
     "grub-mkrelpath": 'echo "${1#"$ROOT"}"',
     "depmod": "true",
+    # Whoever runs the tests keeps his machine up, whatever goes wrong in them.
+    "reboot": 'echo rebooted > "$ROOT/left"',
+    "systemctl": "exit 1",
+    "bootctl": 'echo "$@" >> "$ROOT/bootctl.log"; case "$1" in '
+    '--print-*) echo "$ROOT/boot";; '
+    'set-oneshot) var="$ROOT/sys/firmware/efi/efivars/'
+    'LoaderEntryOneShot-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"; rm -f "$var"; '
+    'test -z "$2" || { printf "\\7\\0\\0\\0"; printf "%s" "$2" | sed "s/./&\\x00/g"; '
+    'printf "\\0\\0"; } > "$var";; esac',
     "mkinitramfs": 'test -e "$ROOT/boot/config-$3" && echo cpio > "$2"; touch "$TMPDIR/left"',
     "kexec": 'echo "$@" >> "$ROOT/kexec.log"; '
     'case "$*" in *--kexec-file-syscall*) test -z "$NO_FILE_LOAD";; esac || exit 1; '
@@ -87,6 +96,18 @@ def machine(root: Path) -> Machine:
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)
     return Machine(root)
+
+
+def systemd_boot(host: Machine, default: str | None) -> None:
+    """Have it started by systemd-boot, with ``default`` in loader.conf."""
+    guid = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+    variables = host.root / "sys/firmware/efi/efivars"
+    variables.mkdir(parents=True)
+    said = "systemd-boot 252.1\0".encode("utf-16-le")
+    (variables / f"LoaderInfo-{guid}").write_bytes(b"\6\0\0\0" + said)
+    (host.boot / "loader/entries").mkdir(parents=True)
+    text = f"timeout 3\ndefault {default}\n" if default else "timeout 3\n"
+    (host.boot / "loader/loader.conf").write_text(text)
 
 
 def bzimage(release: str) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.agent import cmdline
+from harness.agent import cmdline, programs
 from harness.agent.boot import Boot
 from harness.agent.faults import AgentError
 from harness.agent.kernels import Kernels
@@ -23,6 +23,7 @@ from tests.unit.fake_machine import (
     machine,
     modules_tar,
     path_with,
+    systemd_boot,
     tree,
     uploaded,
 )
@@ -43,6 +44,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     root = tmp_path / "root"
     monkeypatch.setenv("PATH", path_with(root))
     monkeypatch.setenv("ROOT", str(root))
+    monkeypatch.setattr(programs, "_SYSTEM", "")
     return machine(root)
 
 
@@ -135,9 +137,6 @@ def test_kexec_by_file_and_by_the_older_call(
 
 
 def test_leaving(host: Machine, upload: str) -> None:
-    leave = host.root / "programs/reboot"
-    leave.write_text('#!/bin/sh\necho rebooted > "$ROOT/left"\n')
-    leave.chmod(0o755)
     Kernels(host, sudo_uid=UID).install(release=RELEASE, directory=upload)
     boot = Boot(host)
     boot.prepare(release=RELEASE, method="one-shot")
@@ -161,8 +160,6 @@ def test_kexec_tools_are_kept_from_making_it_a_kexec(host: Machine, upload: str)
     (host.root / "etc/default/kexec").write_text("LOAD_KEXEC=true\n")
     (host.root / "etc/init.d").mkdir()
     (host.root / "etc/init.d/kexec-load").write_text("NOKEXECFILE=/no-kexec-reboot\n")
-    (host.root / "programs/reboot").write_text("#!/bin/sh\n")
-    (host.root / "programs/reboot").chmod(0o755)
     Boot(host).go(method="known-good")
     assert (host.root / "no-kexec-reboot").exists()
 
@@ -235,6 +232,50 @@ def test_a_grub_that_cannot_boot_once(
     with pytest.raises(AgentError, match="one-shot cannot be used"):
         Boot(host).prepare(release=RELEASE, method="one-shot")
     Boot(host).prepare(release=RELEASE, method="kexec")
+    kernels.remove()
+    assert tree(host.root) == before
+
+
+def test_systemd_boot(host: Machine, upload: str) -> None:
+    systemd_boot(host, "debian-*")
+    before = tree(host.root)
+    kernels, boot = Kernels(host, sudo_uid=UID), Boot(host)
+    assert boot.can()["loader"] == "systemd-boot"
+    kernels.install(release=RELEASE, directory=upload, cmdline_add=ADD)
+    entry = (host.boot / f"loader/entries/receive-batching-{RELEASE}.conf").read_text()
+    assert f"linux /receive-batching/{RELEASE}/vmlinuz\n" in entry
+    assert 'options root=UUID=abc ro quiet "dyndbg=file a.c +p" panic=10' in entry
+    boot.prepare(release=RELEASE, method="one-shot")
+    state = boot.state()
+    assert (state["one_shot_pending"], state["default_untouched"]) == (RELEASE, True)
+    boot.cancel()
+    assert boot.state()["one_shot_pending"] is None
+    assert "set-default" not in (host.root / "bootctl.log").read_text()
+    kernels.remove()
+    assert tree(host.root) == before
+
+
+def test_a_systemd_boot_without_a_default_is_not_trusted(host: Machine, upload: str) -> None:
+    systemd_boot(host, None)
+    assert "no default entry is set" in Boot(host).can()["loader_why"]
+    Kernels(host, sudo_uid=UID).install(release=RELEASE, directory=upload)
+    assert not list((host.boot / "loader/entries").iterdir())
+
+
+def test_rhel(host: Machine, upload: str) -> None:
+    (host.boot / "grub").rename(host.boot / "grub2")
+    for debian, its in (("grub-mkrelpath", "grub2-mkrelpath"), ("mkinitramfs", "dracut")):
+        (host.root / "programs" / debian).rename(host.root / "programs" / its)
+    (host.root / "programs/dracut").write_text(
+        '#!/bin/sh\ntest "$1 $2" = "--force --tmpdir" && test -d "$3" && echo "$5" > "$4"\n'
+    )
+    before = tree(host.root)
+    kernels = Kernels(host, sudo_uid=UID)
+    kernels.install(release=RELEASE, directory=upload)
+    at = host.boot / "receive-batching" / RELEASE
+    assert (at / "initrd.img").read_text() == f"{RELEASE}\n"
+    assert RELEASE in (host.boot / "grub2/custom.cfg").read_text()
+    Boot(host).prepare(release=RELEASE, method="one-shot")
     kernels.remove()
     assert tree(host.root) == before
 
