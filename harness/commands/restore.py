@@ -19,12 +19,13 @@ from harness.hosts.ssh import SshTarget
 @click.command()
 @click.argument("name", metavar="HOST")
 @click.option("--end-others", is_flag=True, help="End an agent that is still at work there.")
+@click.option("--reboot", is_flag=True, help="Boot its own kernel again, if it runs one of ours.")
 @hosts_option
-def restore(name: str, end_others: bool, hosts_path: Path | None) -> None:
+def restore(name: str, end_others: bool, reboot: bool, hosts_path: Path | None) -> None:
     """Put every setting of HOST back from its journal, and disarm boots that wait.
 
-    It stays in the kernel it runs; a kernel of the harness is left by a reboot or a
-    power cycle.
+    It stays in the kernel it runs, unless --reboot; any reboot or power cycle returns to
+    its own.
     """
     host = machine(config.load(config.locate(hosts_path)), name)
     with tempfile.TemporaryDirectory(prefix="rb-restore-") as scratch:
@@ -33,11 +34,14 @@ def restore(name: str, end_others: bool, hosts_path: Path | None) -> None:
             done = agent.call("settings_recover", end_others=end_others, within_s=120)
             was = agent.call("boot_cancel", within_s=120)["was"]
             state = agent.call("boot_state")
+            if reboot and state["ours"]:
+                agent.call("boot_go", method="known-good")
     restored = ", ".join(done["restored"]) or "nothing was changed"
     click.echo(f"{name}: settings put back: {restored}")
     click.echo(f"{name}: boot disarmed: {was['release'] if was else 'none was prepared'}")
     if state["ours"]:
-        click.echo(f"{name}: runs {state['release']}; a reboot returns to {state['known_good']}")
+        how = "reboots" if reboot else f"runs {state['release']}; a reboot returns"
+        click.echo(f"{name}: {how} to {state['known_good']}")
     if done["failed"]:
         raise InfrastructureError(
             f"{name}: not put back: "
