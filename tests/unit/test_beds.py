@@ -295,7 +295,7 @@ def test_the_plan_says_which_block_is_where(hosts: Path) -> None:
     rows = [line.split() for line in two.output.splitlines() if line.strip()[:1].isdigit()]
     assert [row[1] for row in rows if len(row) == 5] == ["a", "b"] * 5
     assert "about 150 min" in one.output
-    assert "about 75 min" in two.output
+    assert "about 76 min" in two.output
     assert "set on rx2 (dut)" in two.output
     refused = CliRunner().invoke(cli, [*words, "--beds", "a,,b"])
     assert "a name is empty" in refused.output
