@@ -192,13 +192,14 @@ def head_lines(report: Document) -> list[str]:
 
 def cells(report: Document) -> list[list[str]]:
     """The table's cells under :data:`HEADERS`, as text."""
+    differ = {verdict["step"] for verdict in report["verdicts"] if verdict["beds_differ"]}
     return [
         [
             row["step"],
             _lengths(row),
             _rate(row["stack_rx_pps"]),
             _rate(row["delivered_pps"]),
-            _change(report, row),
+            "beds differ" if row["step"] in differ else _change(report, row),
             _hardware(report, row),
             _NONE if row["ip_rcv_per_packet"] is None else f"{row['ip_rcv_per_packet']:.3f}",
             _drops(row["drops"]),
@@ -345,7 +346,9 @@ def verdict_line(verdict: Document) -> str:
         "inconclusive": "inconclusive",
     }
     word = words[verdict["verdict"]] + ": beds differ" * verdict["beds_differ"]
-    agree = "" if verdict["p_beds"] is None else f"; beds differ: p {verdict['p_beds']:.3g}"
+    agree = (
+        "" if verdict["p_beds"] is None else f"; the same on all beds: p {verdict['p_beds']:.3g}"
+    )
     low, high = verdict["interval"]
     return (
         f"step {verdict['step']} against step {verdict['baseline']}: {word} "

@@ -23,6 +23,8 @@ from harness import campaign, config, plan, samples
 from harness.analysis import analyse
 from harness.cli import cli
 from harness.errors import ConfigurationError, HostLostError, KernelError
+from harness.hosts import boots
+from harness.kernels import HostConfig, Image
 from harness.progress import Progress
 from harness.trials import image_of
 from tests.unit.test_campaign import Bed, Machine, outcomes, setup
@@ -85,9 +87,14 @@ class Rack(Machine):
 
     before: Callable[[str], object] = staticmethod(lambda _: None)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts: list[str] = []
+
     @contextmanager
     def boot(self, image: Any, directory: Path, note: Any) -> Iterator[Bed]:
         self.before(image.step)
+        self.starts.append(image.step)
         with super().boot(image, directory, note) as bed:
             yield bed
 
@@ -102,9 +109,9 @@ def rig(names: tuple[str, ...], blocks: int) -> tuple[campaign.Setup, list[Rack]
     racks = [Rack() for _ in names]
     one = setup(racks[0], "hardware", blocks)
     beds = [SimpleNamespace(**vars(one.bed) | {"name": name}) for name in names]
-    (bed, boots), *others = zip(beds, racks, strict=True)
+    (bed, rack), *others = zip(beds, racks, strict=True)
     drawn = plan.make_plan(one.plan.steps, one.plan.profile, seed=1, beds=names)
-    return replace(one, bed=bed, boots=boots, others=others, plan=drawn), racks  # type: ignore[arg-type]
+    return replace(one, bed=bed, boots=rack, others=others, plan=drawn), racks  # type: ignore[arg-type]
 
 
 def record(made: campaign.Setup) -> samples.Campaign:
@@ -240,6 +247,99 @@ def test_other_beds_are_no_resumption(machine: Machine) -> None:
     kept = record(rig(("a", "b"), blocks=4)[0])
     with pytest.raises(ConfigurationError, match="its block_beds was another"):
         campaign.require_same(kept, kept.model_copy(update={"block_beds": ["a", "b", "b", "a"]}))
+
+
+@pytest.fixture
+def lab(machine: Machine, hosts: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `harness run` did to beds and kernels that are stand-ins."""
+    seen: dict[str, Any] = {"up": [], "layouts": None}
+
+    @contextmanager
+    def acquired(bed: config.Bed) -> Iterator[Any]:
+        seen["up"].append(f"place {bed.name}")
+        yield SimpleNamespace(bed=bed)
+
+    @contextmanager
+    def opened(place: Any, *_: Any, **__: Any) -> Iterator[Rack]:
+        seen["up"].append(f"hosts {place.bed.name}")
+        seen[place.bed.name] = rack = Rack()
+        rack.accelerator = None  # type: ignore[attr-defined]
+        yield rack
+        seen["up"].append(f"free {place.bed.name}")
+
+    def built(_: Any, steps: list[str], layouts: int, **__: Any) -> dict[str, Any]:
+        seen["layouts"] = layouts
+        where = Path("nowhere")
+        return {
+            step: tuple(
+                Image(
+                    step=step,
+                    layout=layout,
+                    release=f"r{step}",
+                    patches=(),
+                    source="linux",
+                    compiler="gcc",
+                    config_sha256="",
+                    image_sha256="",
+                    directory=where,
+                )
+                for layout in range(layouts)
+            )
+            for step in steps
+        }
+
+    monkeypatch.setattr("harness.commands.run.boots.acquired", acquired)
+    monkeypatch.setattr("harness.commands.run.boots.opened", opened)
+    monkeypatch.setattr("harness.commands.run.boots.kernel_config", lambda *_: None)
+    monkeypatch.setattr("harness.commands.run.kernels.layouts", built)
+    return seen
+
+
+def test_a_run_on_two_beds_and_its_resumption(
+    lab: dict[str, Any], hosts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["run", "--hosts", str(hosts), "--out", str(out), "--blocks", "4"]
+    done = CliRunner().invoke(cli, [*words, "--beds", "b,a"])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("beds b, a") == 1
+    assert lab["up"] == ["place a", "place b", "hosts a", "hosts b", "free b", "free a"]
+    assert lab["layouts"] == 2
+    kept = samples.read_campaign(out)
+    assert (kept.bed, kept.block_beds) == ("b+a", ["b", "a", "b", "a"])
+    assert beds_of(out) == {"a": 6, "b": 6}
+    for path in out.glob("boots/b02-*/boot.json"):
+        path.unlink()
+    again = CliRunner().invoke(cli, [*words, "--resume", "--beds", "a,b"])
+    assert "its bed was another" in str(again.exception)
+    again = CliRunner().invoke(cli, [*words, "--resume", "--beds", "b,a"])
+    assert again.exit_code == 0, again.output
+    assert len(lab["a"].starts) == 3
+    assert lab["b"].starts == []
+    assert beds_of(out) == {"a": 6, "b": 6}
+
+
+def test_a_run_on_one_bed_names_none(lab: dict[str, Any], hosts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = CliRunner().invoke(cli, ["run", "--hosts", str(hosts), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    kept = samples.read_campaign(out)
+    assert (kept.bed, kept.block_beds) == ("a", [])
+    assert kept.order == [list(row) for row in plan.balanced_blocks("028", 2, seed=kept.seed)]
+    assert beds_of(out) == {None: 6}
+
+
+def test_kernels_after_the_duts_own_have_to_be_alike(
+    hosts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = config.load(hosts)
+    beds = config.beds(loaded, None, ["a", "b"])
+    said = {"rx1": HostConfig("CONFIG_A=y", ()), "rx2": HostConfig("CONFIG_A=y", ())}
+    monkeypatch.setattr("harness.hosts.machines.host_config", lambda name, _: said[name])
+    assert boots.kernel_config(loaded.kernel, *beds) == said["rx1"]
+    said["rx2"] = HostConfig("CONFIG_A=m", ())
+    with pytest.raises(ConfigurationError, match="rx1 and rx2 are not configured alike"):
+        boots.kernel_config(loaded.kernel, *beds)
 
 
 HOSTS = """

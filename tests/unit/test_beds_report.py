@@ -63,6 +63,9 @@ def test_beds_that_do_not_agree_give_none_for_all(tmp_path: Path) -> None:
     assert own == ["faster", "slower"]
     text = render(found, "table")
     assert "step 8 against step 0: inconclusive: beds differ (" in text
+    assert [line.split()[4:6] for line in text.splitlines() if line.startswith("8 ")] == [
+        ["beds", "differ"]
+    ]
     assert "bed b: step 8 against step 0: slower (" in text
     assert hold(found, [parse("step8 stack_rx_pps < 2x step0", ["0", "8"])])[0].outcome == "open"
 
