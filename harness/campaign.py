@@ -13,6 +13,7 @@ import itertools
 import platform
 import secrets
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -41,6 +42,8 @@ __all__ = ["Setup", "record", "require_same", "run"]
 
 _ATTEMPTS = 3
 _FREE_BYTES = 200 << 20
+_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
+_LOOK_EVERY_S = 0.5
 
 
 def run(setup: Setup, directory: Path, *, progress: Progress, retry_failed: bool = False) -> None:
@@ -89,28 +92,38 @@ def _run_beds(beds: Sequence[Setup], run_bed: Callable[[Setup], None], progress:
         KeyboardInterrupt: it has ended all.
     """
     working: set[int] = set()
+    interruptions: list[int] = []
 
     def run_one(bed: Setup) -> None:
         working.add(threading.get_ident())
         try:
-            run_bed(bed)
+            if not interruptions:
+                run_bed(bed)
         except Exception as error:
             progress.of(bed.bed.name).say(f"ended, the other beds go on: {error}")
             raise
         finally:
             working.discard(threading.get_ident())
 
-    with ThreadPoolExecutor(len(beds)) as pool:
-        try:
+    def interrupt(number: int, _frame: object) -> None:
+        # A signal reaches the main thread alone, which only waits; the others unwind.
+        interruptions.append(number)
+        for ident in tuple(working):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt)
+            )
+
+    before = {number: signal.signal(number, interrupt) for number in _INTERRUPTIONS}
+    try:
+        with ThreadPoolExecutor(len(beds)) as pool:
             under_way = [pool.submit(run_one, bed) for bed in beds]
-            wait(under_way)
-        except BaseException:
-            # A signal reaches the main thread alone. The others unwind as it does.
-            for ident in tuple(working):
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt)
-                )
-            raise
+            while wait(under_way, _LOOK_EVERY_S).not_done:
+                pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if interruptions:
+        raise KeyboardInterrupt
     if ended := [error for one in under_way if (error := one.exception())]:
         raise min(ended, key=lambda e: e.exit_code if isinstance(e, HarnessError) else 0)
 

@@ -217,6 +217,7 @@ def test_an_interruption_ends_every_bed(machine: Machine, tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         campaign.run(made, tmp_path, progress=Progress())
     assert threading.active_count() == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert [rack.up for rack in racks] == [[], []]
     assert outcomes(tmp_path) == {}
     for rack in racks:
