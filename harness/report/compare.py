@@ -77,8 +77,15 @@ def _reasons(one: Document, other: Document) -> Iterator[str]:
         was = [(side["settings"].get(role) or {}).get("after") or {} for side in (one, other)]
         for name in _SAME_SETTINGS:
             yield from _differs(f"{role}: {name}", *(settings.get(name) for settings in was))
+        yield from _offloads_differ(role, *((settings.get("offloads") or {}) for settings in was))
     if not _common(one, other):
         yield "no step but the baseline is in both"
+
+
+def _offloads_differ(role: str, one: Document, other: Document) -> Iterator[str]:
+    # Kernels know more and more of them.
+    for name in sorted(one.keys() & other.keys()):
+        yield from _differs(f"{role}: {name}", one[name]["on"], other[name]["on"])
 
 
 def _differs(name: str, one: Any, other: Any) -> Iterator[str]:
