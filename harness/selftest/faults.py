@@ -326,7 +326,7 @@ def _release(scene: Scene) -> None:
 
 FAULTS = (
     Fault("none, by kexec", lambda _: None, 0, "results: ", fast=True),
-    Fault("none, by one-shot entry", lambda _: None, 0, "results: ", method="one-shot", fast=True),
+    Fault("none, by one-shot entry", lambda _: None, 0, "results: ", method="one-shot"),
     Fault("panic", _sysrq("c"), 4, "kernel died: Kernel panic", fast=True),
     Fault("silent reset", lambda scene: scene.rack.dut.cycle(), 4, "is gone and .* runs"),
     Fault("hang", lambda scene: scene.rack.dut.freeze(), 4, "after a power cycle"),
