@@ -131,16 +131,18 @@ class Machine:
         """
         agent = self.reached()
         with contextlib.closing(agent):
+            before = self.boot_id = str(agent.ready["boot_id"])
             method = self._method(agent)
-            if image.release not in {one["release"] for one in agent.call("kernel_list")}:
+            whole = {one["release"] for one in agent.call("kernel_list") if one["complete"]}
+            if image.release not in whole:
                 self._install(agent, image)
             agent.call("boot_prepare", release=image.release, method=method, within_s=120)
-            before = str(agent.ready["boot_id"])
             note("leaving", boot_id=before, release=image.release)
+            self.boot_id, self.release = None, image.release
             self._leave(agent, method)
         self.ssh.forget()
         up = self._came_up(image.release, before)
-        self.boot_id, self.release = up.ready["boot_id"], up.ready["release"]
+        self.boot_id = up.ready["boot_id"]
         note("up", boot_id=self.boot_id)
         state = up.call("boot_state")
         stays = "an entry is still armed" if state["one_shot_pending"] else None

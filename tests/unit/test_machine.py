@@ -67,7 +67,9 @@ class Host:
             self.installed.add(arguments["release"])
         answers: dict[str, Any] = {
             "boot_can": self.can,
-            "kernel_list": [{"release": release} for release in self.installed],
+            "kernel_list": [
+                {"release": release, "complete": True} for release in sorted(self.installed)
+            ],
             "boot_state": {
                 "known_good": OWN,
                 "one_shot_pending": self.pending,
@@ -200,6 +202,16 @@ def test_what_was_lost_is_told_apart(host: Host, made: Callable[..., Machine]) -
     assert machine.became() is None
     host.boot, host.release = host.boot + 1, OWN
     assert "is gone and" in str(machine.became())
+
+
+def test_a_line_lost_before_the_host_was_told_to_boot_is_no_kernel_s_fault(
+    host: Host, made: Callable[..., Machine]
+) -> None:
+    machine = made()
+    host.can = {"kexec": False, "kexec_why": "", "loader": None, "loader_why": ""}
+    with pytest.raises(InfrastructureError):
+        boot(machine)
+    assert machine.became() is None
 
 
 def test_whose_kernel_it_is_met_with(host: Host, made: Callable[..., Machine]) -> None:
