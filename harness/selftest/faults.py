@@ -84,11 +84,10 @@ class Scene:
 
     def hosts(self, method: str) -> Path:
         """A hosts file in which kernels are booted by ``method``."""
-        boot = {"boot": {"method": method, "timeout_s": _BOOT_S}}
         return self.rack.hosts_yaml(
             self.directory / f"hosts-{method}.yaml",
-            dut=boot,
-            generator=boot,
+            dut={"boot": {"method": method, "timeout_s": _BOOT_S}},
+            generator={"boot": {"timeout_s": _BOOT_S}},
             top={"kernel": {"config": "benchmark"}},
         )
 
