@@ -289,11 +289,9 @@ def _plug_in(scene: Scene) -> None:
 
 
 def _no_root(scene: Scene) -> None:
-    """The kernel's own parameters name a root that is not there."""
-    scene.root(
-        "sed", "-i", "s/root=PARTUUID=[0-9a-f-]*/root=PARTUUID=gone/g",
-        "/var/lib/receive-batching/kernels.json",
-    )  # fmt: skip
+    """What is kept of the kernel's parameters names a root that is not there."""
+    kept = "/var/lib/receive-batching/kernels.json"
+    scene.root("sed", "-i", 's#"root=[^"]*"#"root=/dev/gone"#g', kept)
 
 
 def _break_lease(scene: Scene) -> None:
