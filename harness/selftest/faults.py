@@ -336,7 +336,7 @@ FAULTS = (
     Fault("clock set back a day", lambda scene: scene.root("date", "-s", "-1 day"), 0, "results"),
     Fault("clock set ahead a day", lambda scene: scene.root("date", "-s", "+1 day"), 0, "results"),
     Fault("disk full on the dut", _replaced, 3, "no room", after=None, mend=_clean),
-    Fault("harness killed, kernel up", _killed(0), -9, "", resumes=True, fast=True),
+    Fault("harness killed, kernel up", _killed(0), -9, "", resumes=True),
     Fault("harness killed, dut leaving", _killed(0), -9, "", after="leaving", resumes=True),
     Fault("harness interrupted", _interrupted, 130, "interrupted"),
 )

@@ -18,4 +18,4 @@ def test_the_fast_part_of_the_fault_suite(tmp_path: Path, built: object) -> None
     found = json.loads(done.stdout)
     assert [one["fault"] for one in found if one["wrong"]] == [], done.stdout
     assert done.returncode == 0
-    assert len(found) > 2
+    assert len(found) > 1
