@@ -57,6 +57,7 @@ class BootFigures:
     """One boot: the median of each rate over its valid timed trials."""
 
     boot: PlannedBoot
+    bed: str | None
     release: str | None
     turns: str | None
     rates: dict[str, float]
@@ -100,6 +101,17 @@ class Beside:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnBed:
+    """One step on one of several beds."""
+
+    bed: str
+    boots: int
+    rates: dict[str, float | None]
+    change: Paired | None
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One step over all its boots."""
 
@@ -108,7 +120,9 @@ class Row:
     release: str | None
     boots: tuple[BootFigures, ...]
     rates: dict[str, float | None]
-    """Median over boots of each of :data:`RATES`."""
+    """Median over boots of each of :data:`RATES`; of several beds there is none."""
+    beds: tuple[OnBed, ...]
+    """The same by bed, where there are several."""
     change: Paired | None
     """The primary rate against the baseline's of the same block."""
     change_blocks: tuple[int, ...]
@@ -152,9 +166,12 @@ class Analysis:
     boots_done: int
     boots_planned: int
     settings: dict[str, Any]
-    """Of the hosts, as the first boot recorded them: before, after, restored."""
+    """Of the hosts, as the first boot recorded them: before, after, restored.
+
+    Of several beds this is by bed, and so is :attr:`inventory`.
+    """
     settings_varied: tuple[str, ...]
-    """Settings that were not the same in every boot, by dotted name."""
+    """Settings that were not the same in every boot of a bed, by dotted name."""
     inventory: dict[str, Any]
 
     @property
@@ -197,6 +214,10 @@ class _Gathered:
     void_trials: int = 0
     absent: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
+    def on(self, bed: str) -> list[BootFigures]:
+        """The boots of one bed."""
+        return [boot for boot in self.boots if boot.bed == bed]
+
 
 def analyse(result: ResultDirectory) -> Analysis:
     """Read every boot of ``result`` and compare the steps.
@@ -208,12 +229,14 @@ def analyse(result: ResultDirectory) -> Analysis:
     tolerances = recorded_tolerances(campaign)
     gathered: dict[str, _Gathered] = {step: _Gathered() for step in campaign.steps}
     void: list[VoidTrial] = []
-    done: list[Boot] = []
+    done = 0
+    first: dict[str | None, Boot] = {}
     varied: set[str] = set()
     for boot in result.boots():
         if boot.outcome == "ok":
-            done.append(boot.model_copy(update={"trials": []}))
-            varied |= _differences(done[0].settings, boot.settings)
+            done += 1
+            one = first.setdefault(boot.bed, boot.model_copy(update={"trials": []}))
+            varied |= _differences(one.settings, boot.settings)
             _gather(boot, campaign, tolerances, gathered[boot.step], void)
     complete = not result.problems
     measured = [
@@ -225,6 +248,15 @@ def analyse(result: ResultDirectory) -> Analysis:
         metric: _compared(metric, campaign.steps, gathered, judged=complete)
         for metric in (PRIMARY, *measured)
     }
+    on_beds = {
+        bed: _compared(
+            PRIMARY,
+            campaign.steps,
+            {step: _Gathered(boots=found.on(bed)) for step, found in gathered.items()},
+            judged=complete,
+        )
+        for bed in campaign.beds
+    }
     rows = tuple(
         _row(
             step,
@@ -232,6 +264,7 @@ def analyse(result: ResultDirectory) -> Analysis:
             gathered[step],
             compared[PRIMARY][step],
             {name: compared[name][step] for name in measured},
+            {bed: found[step] for bed, found in on_beds.items()},
         )
         for step in campaign.steps
     )
@@ -241,11 +274,11 @@ def analyse(result: ResultDirectory) -> Analysis:
         absent=_absent(gathered.values()),
         void=tuple(void),
         problems=tuple(result.problems),
-        boots_done=len(done),
+        boots_done=done,
         boots_planned=sum(len(row) for row in campaign.order),
-        settings=done[0].settings if done else {},
+        settings=_by_bed({bed: boot.settings for bed, boot in first.items()}),
         settings_varied=tuple(sorted(varied)),
-        inventory=done[0].inventory if done else {},
+        inventory=_by_bed({bed: boot.inventory for bed, boot in first.items()}),
     )
 
 
@@ -293,6 +326,7 @@ def _gather(
     into.boots.append(
         BootFigures(
             boot=planned,
+            bed=boot.bed,
             release=boot.release,
             turns=boot.turns,
             rates={name: value for name, value in rates.items() if value is not None},
@@ -406,7 +440,10 @@ def _change(
         for block in sorted(own.keys() & base.keys())
     }
     ratios = {block: ratio for block, ratio in found.items() if ratio is not None}
-    return (Paired(ratios=tuple(ratios.values())), tuple(ratios)) if ratios else (None, ())
+    if not ratios:
+        return None, ()
+    beds = tuple(bed for block in ratios if (bed := own[block].bed))
+    return Paired(ratios=tuple(ratios.values()), beds=beds), tuple(ratios)
 
 
 def _row(
@@ -415,15 +452,27 @@ def _row(
     found: _Gathered,
     compared: _Compared,
     measures: dict[str, _Compared],
+    on_beds: dict[str, _Compared],
 ) -> Row:
     usable = [boot for boot in found.boots if boot.rates.get(PRIMARY) is not None]
+    beds = {bed: [boot for boot in usable if boot.bed == bed] for bed in on_beds}
     seen = found.per_skb.get("tracepoint_netif_receive_skb", 0)
     return Row(
         step=step,
         title=_title(campaign, step),
         release=next((boot.release for boot in found.boots), None),
         boots=tuple(usable),
-        rates={name: _median(boot.rates.get(name) for boot in usable) for name in RATES},
+        rates=dict.fromkeys(RATES) if beds else _rates_over(usable),
+        beds=tuple(
+            OnBed(
+                bed=bed,
+                boots=len(boots),
+                rates=_rates_over(boots),
+                change=on_beds[bed][0],
+                verdict=on_beds[bed][2],
+            )
+            for bed, boots in beds.items()
+        ),
         change=compared[0],
         change_blocks=compared[1],
         verdict=compared[2],
@@ -444,6 +493,17 @@ def _row(
             if (median := _median(_median(b.of(name).values()) for b in found.boots)) is not None
         },
     )
+
+
+def _rates_over(boots: Sequence[BootFigures]) -> dict[str, float | None]:
+    return {name: _median(boot.rates.get(name) for boot in boots) for name in RATES}
+
+
+def _by_bed(found: dict[str | None, dict[str, Any]]) -> dict[str, Any]:
+    """What is known of each bed; of the only one, without its name."""
+    if found.keys() <= {None}:
+        return found.get(None, {})
+    return {bed: about for bed, about in found.items() if bed}
 
 
 def _drop_packets(boots: Sequence[BootFigures]) -> dict[str, int]:

@@ -8,10 +8,14 @@ stay and a later call with the same directory goes on after them.
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import platform
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +25,16 @@ import psutil
 
 from harness import __version__, plan, samples
 from harness.config import QemuHost
-from harness.errors import ConfigurationError, HostLostError, InfrastructureError, KernelError
+from harness.errors import (
+    ConfigurationError,
+    HarnessError,
+    HostLostError,
+    InfrastructureError,
+    KernelError,
+)
 from harness.journal import Journal
 from harness.kernels import Image
-from harness.progress import Progress
+from harness.progress import Progress, Task
 from harness.trials import BootUnderWay, Setup, measure_together
 
 __all__ = ["Setup", "record", "require_same", "run"]
@@ -34,10 +44,11 @@ _FREE_BYTES = 200 << 20
 
 
 def run(setup: Setup, directory: Path, *, progress: Progress, retry_failed: bool = False) -> None:
-    """Do every boot of the plan that ``directory`` does not hold yet.
+    """Do every boot of the plan that ``directory`` does not hold yet, on all beds at once.
 
-    A boot whose kernel dies is recorded and its step not booted again, also not by a
-    later run unless ``retry_failed``; the other steps go on.
+    A boot whose kernel dies is recorded and its step not booted again on any bed, also not
+    by a later run unless ``retry_failed``; the other steps go on. So do the other beds
+    when one is lost.
 
     Raises:
         KernelError: at the end, if a step failed.
@@ -47,26 +58,87 @@ def run(setup: Setup, directory: Path, *, progress: Progress, retry_failed: bool
         raise InfrastructureError(f"less than {_FREE_BYTES >> 20} MiB are free for {directory}")
     _require_memory(setup)
     journal = Journal(directory)
-    failed = _failed_before(setup, directory, journal, again=retry_failed)
+    alone = setup.by_bed()
+    failed: dict[str, KernelError] = {}
+    for one in alone:
+        failed |= _failed_before(one, directory, journal, again=retry_failed)
     for step, error in failed.items():
         progress.say(f"step {step} is not booted again: {error.message}")
-    number, total = 0, sum(1 for _ in setup.plan.boots())
+    total = sum(1 for _ in setup.plan.boots())
     with progress.task("campaign", total=total) as task:
-        for group in setup.plan.groups():
-            titles = {}
-            for planned in group:
-                number += 1
-                title = f"boot {number}/{total}: step {planned.step}, block {planned.block}"
-                if _finished(samples.boot_directory(directory, planned)):
-                    progress.say(f"{title}: kept")
-                elif planned.step not in failed:
-                    titles[planned] = title
-            if titles:
-                _measure(setup, directory, journal, titles, failed, progress)
-            task.advance(len(group))
+        if len(alone) == 1:
+            _run_bed(setup, directory, journal, failed, progress, task)
+        else:
+            _run_beds(
+                alone,
+                lambda one: _run_bed(
+                    one, directory, journal, failed, progress.of(one.bed.name), task
+                ),
+                progress,
+            )
     if failed:
         step, cause = next(iter(failed.items()))
         raise KernelError(f"step {step}: {cause.message}", hint=cause.hint) from cause
+
+
+def _run_beds(beds: Sequence[Setup], run_bed: Callable[[Setup], None], progress: Progress) -> None:
+    """Each bed in a thread of its own, until all have ended.
+
+    Raises:
+        HarnessError: the worst that ended one.
+        KeyboardInterrupt: it has ended all.
+    """
+    working: set[int] = set()
+
+    def run_one(bed: Setup) -> None:
+        working.add(threading.get_ident())
+        try:
+            run_bed(bed)
+        except Exception as error:
+            progress.of(bed.bed.name).say(f"ended, the other beds go on: {error}")
+            raise
+        finally:
+            working.discard(threading.get_ident())
+
+    with ThreadPoolExecutor(len(beds)) as pool:
+        try:
+            under_way = [pool.submit(run_one, bed) for bed in beds]
+            wait(under_way)
+        except BaseException:
+            # A signal reaches the main thread alone. The others unwind as it does.
+            for ident in tuple(working):
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt)
+                )
+            raise
+    if ended := [error for one in under_way if (error := one.exception())]:
+        raise min(ended, key=lambda e: e.exit_code if isinstance(e, HarnessError) else 0)
+
+
+def _run_bed(
+    setup: Setup,
+    directory: Path,
+    journal: Journal,
+    failed: dict[str, KernelError],
+    progress: Progress,
+    task: Task,
+) -> None:
+    """Every boot of one bed; the other beds may add to ``failed`` meanwhile."""
+    numbers = {planned: number for number, planned in enumerate(setup.plan.boots(), start=1)}
+    for group in setup.plan.groups(setup.bed.name):
+        titles = {}
+        for planned in group:
+            title = (
+                f"boot {numbers[planned]}/{len(numbers)}: "
+                f"step {planned.step}, block {planned.block}"
+            )
+            if _finished(samples.boot_directory(directory, planned)):
+                progress.say(f"{title}: kept")
+            elif planned.step not in failed:
+                titles[planned] = title
+        if titles:
+            _measure(setup, directory, journal, titles, failed, progress)
+        task.advance(len(group))
 
 
 def _measure(
@@ -80,8 +152,7 @@ def _measure(
     """Boot and measure a group; what is lost with its host is done again, a few times."""
     for attempt in range(1, _ATTEMPTS + 1):
         boots = [
-            BootUnderWay(planned, root=directory, title=title, journal=journal)
-            for planned, title in titles.items()
+            _boot(setup, planned, directory, journal, title) for planned, title in titles.items()
         ]
         if len(boots) > 1:
             turns = secrets.token_hex(4)
@@ -104,6 +175,13 @@ def _measure(
         return
 
 
+def _boot(
+    setup: Setup, planned: plan.PlannedBoot, directory: Path, journal: Journal, title: str
+) -> BootUnderWay:
+    bed = setup.plan.bed_of(planned.block)
+    return BootUnderWay(planned, root=directory, title=title, journal=journal, bed=bed)
+
+
 def _failed_before(
     setup: Setup, directory: Path, journal: Journal, *, again: bool
 ) -> dict[str, KernelError]:
@@ -113,11 +191,11 @@ def _failed_before(
     """
     unfinished = journal.unfinished()
     failed: dict[str, KernelError] = {}
-    for planned in setup.plan.boots():
+    for planned in itertools.chain.from_iterable(setup.plan.groups(setup.bed.name)):
         where = samples.boot_directory(directory, planned)
         notes = unfinished.get(planned.directory)
         if notes and not again and (why := setup.boots.crashed(notes)):
-            boot = BootUnderWay(planned, root=directory, title=planned.directory, journal=journal)
+            boot = _boot(setup, planned, directory, journal, planned.directory)
             boot.finish(KernelError(why))
         if again or not (where / "boot.json").is_file():
             continue
@@ -149,12 +227,13 @@ def record(setup: Setup, *, profile: str, id_: str | None = None) -> samples.Cam
         created=datetime.now(tz=UTC).isoformat(timespec="seconds"),
         profile=profile,
         seed=setup.plan.seed,
-        bed=setup.bed.name,
+        bed="+".join(one.bed.name for one in setup.by_bed()),
         bed_kind=setup.bed.kind,
         accelerator=setup.boots.accelerator,
         steps=list(setup.plan.steps),
         blocks=chosen.blocks,
         order=[list(block) for block in setup.plan.order],
+        block_beds=list(setup.plan.block_beds),
         trial=trial,
         load=setup.load.model_dump(mode="json"),
         placement={
@@ -189,7 +268,7 @@ def require_same(kept: samples.Campaign, wanted: samples.Campaign) -> None:
         ConfigurationError: it names what differs.
     """
     was, now = kept.model_dump(mode="json"), wanted.model_dump(mode="json")
-    for name in ("bed", "accelerator", "load", "placement", "variants", "order"):
+    for name in ("bed", "accelerator", "load", "placement", "variants", "order", "block_beds"):
         if was[name] != now[name]:
             raise ConfigurationError(
                 f"the campaign cannot be gone on with: its {name} was another",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "journal.jsonl"
+        self._noting = threading.Lock()
 
     def note(self, boot: str, event: str, **what: Any) -> None:
         """Once this returns the act may be done.
@@ -34,7 +36,7 @@ class Journal:
         """
         line = {"at": time.time(), "boot": boot, "event": event, **what}
         try:
-            with self.path.open("a") as file:
+            with self._noting, self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

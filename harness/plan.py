@@ -8,6 +8,8 @@ Blocks and positions count from 1.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,7 +77,7 @@ class Profile:
     trials: int
     window_s: float
     trace_blocks: int
-    """The first so many blocks end each boot with a trial under the probes."""
+    """The first so many blocks of a bed end each boot with a trial under the probes."""
     trace_s: float
     slice_s: float = 0.0
     """Boots of a block are up together and take turns of so many seconds; 0: one at a time."""
@@ -83,13 +85,13 @@ class Profile:
     """Each kernel is linked in so many layouts, which blocks take in turn."""
     extras: tuple[Extra, ...] = ()
 
-    def trials_of(self, block: int) -> Iterator[PlannedTrial]:
-        """The trials of a boot in ``block``; each kind has a load of its own."""
+    def trials_of(self, ordinal: int) -> Iterator[PlannedTrial]:
+        """The trials of a boot in that block of its bed; each kind has a load of its own."""
         for index in range(self.warmups):
             yield PlannedTrial("warmup", index, self.warmup_s)
         for index in range(self.trials):
             yield PlannedTrial("timed", index, self.window_s)
-        if block <= self.trace_blocks:
+        if ordinal <= self.trace_blocks:
             yield PlannedTrial("trace", 0, self.trace_s)
         if "cpu" in self.extras:
             for index in range(self.trials):
@@ -100,9 +102,9 @@ class Profile:
         if "ndr" in self.extras:
             yield PlannedTrial("ndr", 0, self.trace_s)
 
-    def boot_s(self, block: int) -> float:
-        """Seconds of measured windows in a boot of ``block``, without boot and ramp-up."""
-        return sum(trial.duration_s for trial in self.trials_of(block))
+    def boot_s(self, ordinal: int) -> float:
+        """Seconds of measured windows in a boot of that block, without boot and ramp-up."""
+        return sum(trial.duration_s for trial in self.trials_of(ordinal))
 
 
 @dataclass(frozen=True)
@@ -136,14 +138,32 @@ class Plan:
     steps: tuple[str, ...]
     seed: int
     order: tuple[tuple[str, ...], ...]
+    block_beds: tuple[str, ...] = ()
+    """Where each block is measured, the whole of it; empty where there is one bed."""
+
+    def bed_of(self, block: int) -> str | None:
+        """Where ``block`` is measured, if there are several beds."""
+        return self.block_beds[block - 1] if self.block_beds else None
+
+    def ordinal(self, block: int) -> int:
+        """The number of ``block`` among those of its bed."""
+        bed = self.bed_of(block)
+        return self.block_beds[:block].count(bed) if bed else block
+
+    @property
+    def blocks_of_a_bed(self) -> int:
+        """Of the bed that has most."""
+        return max(self.ordinal(block) for block in range(1, len(self.order) + 1))
 
     def boots(self) -> Iterator[PlannedBoot]:
         """Every boot in the order in which it is to be done."""
         return boots_of(self.order)
 
-    def groups(self) -> Iterator[tuple[PlannedBoot, ...]]:
-        """The same boots; those of a group are up together."""
+    def groups(self, bed: str | None = None) -> Iterator[tuple[PlannedBoot, ...]]:
+        """The same boots, of ``bed`` alone if given; those of a group are up together."""
         for block in range(1, len(self.order) + 1):
+            if bed and self.bed_of(block) not in (None, bed):
+                continue
             boots = tuple(boot for boot in self.boots() if boot.block == block)
             if self.profile.slice_s:
                 yield boots
@@ -151,8 +171,14 @@ class Plan:
                 yield from ((boot,) for boot in boots)
 
     def measured_s(self) -> float:
-        """Seconds spent in measured windows over the campaign."""
-        return sum(self.profile.boot_s(boot.block) for boot in self.boots())
+        """Seconds spent in measured windows over the campaign, on the bed that takes longest."""
+        return max(
+            sum(
+                self.profile.boot_s(self.ordinal(boot.block))
+                for boot in itertools.chain.from_iterable(self.groups(bed))
+            )
+            for bed in self.block_beds or (None,)
+        )
 
 
 _SMOKE = Profile(
@@ -250,14 +276,40 @@ def profile(
     return replace(found, blocks=blocks)
 
 
-def make_plan(steps: Sequence[str], profile: Profile, *, seed: int) -> Plan:
-    """Draw the order of boots from ``seed``; the same arguments give the same plan."""
+def make_plan(
+    steps: Sequence[str], profile: Profile, *, seed: int, beds: Sequence[str] = ()
+) -> Plan:
+    """Draw the order of boots from ``seed``; the same arguments give the same plan.
+
+    Several ``beds`` get blocks in turn, in an order that is balanced on each of them.
+
+    Raises:
+        ConfigurationError: there are more beds than blocks.
+    """
+    if len(beds) < 2:
+        order = balanced_blocks(steps, profile.blocks, seed=seed)
+        return Plan(profile=profile, steps=tuple(steps), seed=seed, order=order)
+    if profile.blocks < len(beds):
+        raise ConfigurationError(
+            f"{len(beds)} beds cannot share {profile.blocks} blocks",
+            hint=f"name fewer beds, or --blocks {len(beds)} or more",
+        )
+    dealt = tuple(itertools.islice(itertools.cycle(beds), profile.blocks))
+    rows = {
+        bed: iter(balanced_blocks(steps, dealt.count(bed), seed=_seed_of(bed, seed)))
+        for bed in beds
+    }
     return Plan(
         profile=profile,
         steps=tuple(steps),
         seed=seed,
-        order=balanced_blocks(steps, profile.blocks, seed=seed),
+        order=tuple(next(rows[bed]) for bed in dealt),
+        block_beds=dealt,
     )
+
+
+def _seed_of(bed: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {bed}".encode()).digest()[:8])
 
 
 def kernel_of(step: str) -> str:

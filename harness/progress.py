@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _LINE_EVERY_S = 30.0
+_counting = threading.Lock()
 
 
 class Task:
@@ -27,7 +30,8 @@ class Task:
 
     def advance(self, steps: int = 1) -> None:
         """Count ``steps`` more as done."""
-        self.done += steps
+        with _counting:
+            self.done += steps
         if self._bars is not None and self.id is not None:
             self._bars.advance(self.id, steps)
         elif time.monotonic() - self._said >= _LINE_EVERY_S:
@@ -42,6 +46,13 @@ class Progress:
     def __init__(self, *, bars: bool | None = None) -> None:
         self._want_bars = sys.stderr.isatty() if bars is None else bars
         self._bars: RichProgress | None = None
+        self._of = ""
+
+    def of(self, name: str) -> Progress:
+        """The same, with ``name`` in front of all that is said; for one of several threads."""
+        named = copy.copy(self)
+        named._of = f"{self._of}{name}: "
+        return named
 
     def __enter__(self) -> Self:
         if self._want_bars:
@@ -66,6 +77,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line that stays."""
+        text = self._of + text
         if self._bars is not None:
             self._bars.console.print(text, markup=False, highlight=False)
         else:
@@ -76,8 +88,8 @@ class Progress:
         """Show ``title`` as under way; a line with its duration stays when it ends well."""
         started = time.monotonic()
         if self._bars is None:
-            _line(f"{title} …")
-        task = Task(title, total, self._bars)
+            _line(f"{self._of}{title} …")
+        task = Task(self._of + title, total, self._bars)
         try:
             yield task
             self.say(f"{title}: {time.monotonic() - started:.0f} s")
@@ -87,4 +99,4 @@ class Progress:
 
 
 def _line(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # in one piece

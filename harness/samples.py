@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import ConfigurationError, InfrastructureError
 from harness.plan import Cell, PlannedBoot, TrialKind, boots_of
@@ -226,6 +226,8 @@ class Boot(_Raw):
     step: str
     release: str | None = None
     boot_id: str | None = None
+    bed: str | None = None
+    """Where it was booted, if the campaign has several beds."""
     turns: str | None = None
     """Boots of the same name here took turns; ``None``: this one had the machine alone."""
     outcome: Literal["ok", "failed"]
@@ -255,6 +257,8 @@ class Campaign(_Raw):
     steps: list[str]
     blocks: int
     order: list[list[str]]
+    block_beds: list[str] = Field(default_factory=list)
+    """The bed of each block, if there are several."""
     trial: dict[str, Any] = Field(default_factory=dict)
     load: dict[str, Any] = Field(default_factory=dict)
     placement: dict[str, Any] = Field(default_factory=dict)
@@ -262,6 +266,17 @@ class Campaign(_Raw):
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _each_block_has_a_bed(self) -> Self:
+        if self.block_beds and len(self.block_beds) != len(self.order):
+            raise ValueError("block_beds names no bed for each block")
+        return self
+
+    @property
+    def beds(self) -> list[str]:
+        """Of a campaign on several beds: all of them."""
+        return list(dict.fromkeys(self.block_beds))
 
     def planned(self) -> Iterator[PlannedBoot]:
         """Every boot of the stored order."""
@@ -412,6 +427,7 @@ class ResultDirectory:
                 the plan than its directory says.
         """
         self.problems.clear()
+        beds = self.campaign.block_beds
         for planned in self.campaign.planned():
             path = boot_directory(self.root, planned) / "boot.json"
             if not path.is_file():
@@ -428,6 +444,11 @@ class ResultDirectory:
                     f"step {boot.step}, not of {planned.directory}",
                     hint="the directory was put together from several campaigns",
                 )
+            if beds and boot.bed != beds[boot.block - 1]:
+                self.problems.append(
+                    f"{planned.directory}: on bed {boot.bed}, not {beds[boot.block - 1]}"
+                )
+                continue
             if boot.outcome != "ok":
                 why = f"{boot.error.kind}: {boot.error.message}" if boot.error else "failed"
                 self.problems.append(f"{planned.directory}: {why}")

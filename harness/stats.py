@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -31,6 +31,8 @@ MARGIN = 0.02
 _VALUES_AT_ONCE = 1_000_000
 """Of a simulation, so that many blocks take time and not memory."""
 
+_PERMUTATIONS = 20_000
+
 Floats = NDArray[np.float64]
 Outcome = Literal["faster", "slower", "no difference", "inconclusive"]
 
@@ -40,6 +42,8 @@ class Paired:
     """One variant's metric against the baseline's, a ratio for each block."""
 
     ratios: tuple[float, ...]
+    beds: tuple[str, ...] = ()
+    """Where each ratio was measured; empty where there is one bed."""
 
     @property
     def median(self) -> float:
@@ -71,6 +75,13 @@ class Verdict:
     """No difference larger than this share is compatible with the interval."""
     detectable: float
     """The smallest relative difference found four times in five with this spread."""
+    p_beds: float | None = None
+    """That all beds share one effect, corrected likewise; ``None``: too few blocks to tell."""
+
+    @property
+    def beds_differ(self) -> bool:
+        """The effect depends on the bed, so there is no one effect to judge."""
+        return self.p_beds is not None and self.p_beds < 1 - CONFIDENCE
 
 
 def took_turns(own: str | None, base: str | None) -> bool:
@@ -97,23 +108,43 @@ def judge(comparisons: Sequence[Paired], *, margin: float = MARGIN) -> list[Verd
     """A verdict for each comparison, ``None`` where there are too few blocks.
 
     The words are those for a rate, of which more is better. Holm's correction is taken over all
-    comparisons that have a verdict.
+    comparisons that have a verdict, and likewise over the tests whether beds differ:
+    where they do, the verdict is inconclusive.
     """
     logs = [np.log(np.asarray(paired.ratios, dtype=float)) for paired in comparisons]
     enough = [values.size >= MIN_BLOCKS_FOR_VERDICT for values in logs]
     p_values = [
         signed_rank_p(values) for values, judged in zip(logs, enough, strict=True) if judged
     ]
-    corrected = iter(zip(p_values, holm(p_values), strict=True))
+    beds = _beds_holm(
+        [
+            (values, paired.beds)
+            for values, paired, judged in zip(logs, comparisons, enough, strict=True)
+            if judged
+        ]
+    )
+    corrected = iter(zip(p_values, holm(p_values), beds, strict=True))
     return [
         _verdict(values, *next(corrected), margin=margin) if judged else None
         for values, judged in zip(logs, enough, strict=True)
     ]
 
 
-def _verdict(values: Floats, p_value: float, p_holm: float, *, margin: float) -> Verdict:
+def _beds_holm(judged: Sequence[tuple[Floats, Sequence[str]]]) -> list[float | None]:
+    """For each comparison the corrected p-value of "beds do not differ", if it could be small."""
+    if not all(len(set(beds)) > 1 for _, beds in judged):
+        return [None] * len(judged)
+    p_values = holm([beds_p(values, beds) for values, beds in judged])
+    least = [beds_p(np.arange(len(beds), dtype=float), sorted(beds)) for _, beds in judged]
+    could_tell = len(judged) * max(least, default=1.0) < 1 - CONFIDENCE
+    return [p_value if could_tell else None for p_value in p_values]
+
+
+def _verdict(
+    values: Floats, p_value: float, p_holm: float, p_beds: float | None, *, margin: float
+) -> Verdict:
     low, high, confidence = signed_rank_interval(values)
-    return Verdict(
+    found = Verdict(
         outcome=outcome_of(low, high, margin=margin),
         ratio=math.exp(hodges_lehmann(values)),
         interval=(math.exp(low), math.exp(high)),
@@ -123,7 +154,9 @@ def _verdict(values: Floats, p_value: float, p_holm: float, *, margin: float) ->
         p_holm=p_holm,
         bound=_bound(low, high),
         detectable=math.expm1(_detectable_sd(values.size) * float(np.std(values, ddof=1))),
+        p_beds=p_beds,
     )
+    return replace(found, outcome="inconclusive") if found.beds_differ else found
 
 
 def outcome_of(low: float, high: float, *, margin: float = MARGIN) -> Outcome:
@@ -167,6 +200,27 @@ def signed_rank_p(values: Floats) -> float:
     # The rank sum of the positive values is the number of positive pairwise means.
     statistic = min(int(np.sum(means >= 0)), int(np.sum(means <= 0)))
     return float(min(1.0, 2 * tail[min(statistic, tail.size - 1)]))
+
+
+def beds_p(values: Floats, beds: Sequence[str]) -> float:
+    """p-value of "``values`` do not depend on their beds", by permuting these.
+
+    The statistic is Kruskal and Wallis'; blocks are exchangeable between beds that
+    share one effect, so it holds for any distribution.
+    """
+    names = sorted(set(beds))
+    of_bed = np.array([[bed == name for name in names] for bed in beds], dtype=float)
+    ordered = np.sort(values)
+    low, high = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
+    ranks = (low + high).astype(float)
+
+    def between(ranked: Floats) -> Floats:
+        return np.asarray(((ranked @ of_bed) ** 2 / of_bed.sum(axis=0)).sum(axis=-1))
+
+    drawn = np.tile(ranks, (_PERMUTATIONS, 1))
+    drawn = np.random.default_rng(20180702).permuted(drawn, axis=1)
+    as_far = between(drawn) >= between(ranks) * (1 - 1e-12)
+    return float((1 + as_far.sum()) / (1 + _PERMUTATIONS))
 
 
 def rank_sum_interval(

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +48,32 @@ class Setup:
     images: Mapping[str, Sequence[Image]]
     """By step, its layouts; blocks take them in turn."""
     boots: Boots
+    others: Sequence[tuple[Bed, Boots]] = ()
+    """The beds beside :attr:`bed` and where they are booted, if there are several."""
+
+    def by_bed(self) -> list[Setup]:
+        """The same for each bed alone."""
+        beds = [(self.bed, self.boots), *self.others]
+        return [replace(self, bed=bed, boots=boots, others=()) for bed, boots in beds]
 
 
 def image_of(setup: Setup, boot: plan.PlannedBoot) -> Image:
     """What ``boot`` runs: all boots of a block have the same layout."""
     layouts = setup.images[boot.step]
-    return layouts[(boot.block - 1) % len(layouts)]
+    return layouts[(setup.plan.ordinal(boot.block) - 1) % len(layouts)]
 
 
 class BootUnderWay:
     """One boot under way: its bed while it is up, and what it has measured."""
 
     def __init__(
-        self, planned: plan.PlannedBoot, *, root: Path, title: str, journal: Journal
+        self,
+        planned: plan.PlannedBoot,
+        *,
+        root: Path,
+        title: str,
+        journal: Journal,
+        bed: str | None = None,
     ) -> None:
         self.planned = planned
         self._note = functools.partial(journal.note, planned.directory)
@@ -70,6 +83,7 @@ class BootUnderWay:
             "block": planned.block,
             "position": planned.position,
             "step": planned.step,
+            "bed": bed,
             "trials": [],
             "times_s": {},
         }
@@ -145,7 +159,8 @@ def measure_together(
                 boot.bring_up(setup)
                 _prepare(setup, boot)
         trials: dict[str, list[plan.PlannedTrial]] = defaultdict(list)
-        for trial in setup.plan.profile.trials_of(boots[0].planned.block):
+        ordinal = setup.plan.ordinal(boots[0].planned.block)
+        for trial in setup.plan.profile.trials_of(ordinal):
             trials["timed" if trial.kind == "warmup" else trial.kind].append(trial)
         if trials["timed"]:
             with progress.task(f"{len(trials['timed'])} trials of {len(boots)} boots"):

@@ -25,6 +25,22 @@ hosts_option = click.option(
 bed_option = click.option(
     "--bed", "bed_name", help="Bed of hosts.yaml; its default_bed when not given."
 )
+
+
+def _names(_context: click.Context, _option: click.Parameter, given: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in given.split(",")) if given is not None else ()
+    if not all(names):
+        raise click.BadParameter("a name is empty")
+    return names
+
+
+beds_option = click.option(
+    "--beds",
+    "bed_names",
+    metavar="A,B,…",
+    callback=_names,
+    help="Several beds of machines, over which blocks are spread, all at work at once.",
+)
 steps_option = click.option(
     "--steps", default="0,2,8", show_default=True, help="Steps of the series: 0,2,8 or 0-8."
 )

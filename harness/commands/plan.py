@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -14,6 +14,7 @@ from harness import config
 from harness.commands import (
     also_option,
     bed_option,
+    beds_option,
     blocks_option,
     hosts_option,
     profile_option,
@@ -48,6 +49,7 @@ _STEERED = {
 @seed_option
 @click.option("--aa", is_flag=True, help="Of step 0 against itself.")
 @bed_option
+@beds_option
 @hosts_option
 def plan(
     steps: str,
@@ -57,24 +59,27 @@ def plan(
     seed: int | None,
     aa: bool,
     bed_name: str | None,
+    bed_names: tuple[str, ...],
     hosts_path: Path | None,
 ) -> None:
     """Show order, duration, settings and void rules of a run; nothing is touched."""
-    bed = config.bed(config.load(config.locate(hosts_path)), bed_name)
+    beds = config.beds(config.load(config.locate(hosts_path)), bed_name, bed_names)
     chosen = make_plan(
         AA_STEPS if aa else parse_steps(steps),
-        profile(profile_name, bed_kind=bed.kind, blocks=blocks, extras=also),
+        profile(profile_name, bed_kind=beds[0].kind, blocks=blocks, extras=also),
         seed=secrets.randbits(31) if seed is None else seed,
+        beds=[bed.name for bed in beds],
     )
-    for line in _lines(chosen, bed):
+    for line in _lines(chosen, beds):
         click.echo(line)
 
 
-def _lines(plan: Plan, bed: config.Bed) -> Iterator[str]:
-    timing = plan.profile
+def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
+    timing, bed = plan.profile, beds[0]
     boots = sum(len(row) for row in plan.order)
-    about_s = plan.measured_s() + boots * _BOOT_S[bed.kind]
-    yield f"bed {bed.name} ({bed.kind}) · profile {timing.name} · seed {plan.seed}"
+    about_s = plan.measured_s() + plan.blocks_of_a_bed * len(plan.steps) * _BOOT_S[bed.kind]
+    named = f"beds {', '.join(one.name for one in beds)}" if len(beds) > 1 else f"bed {bed.name}"
+    yield f"{named} ({bed.kind}) · profile {timing.name} · seed {plan.seed}"
     yield (
         f"{timing.blocks} blocks × {len(plan.steps)} steps = {boots} boots, "
         f"{_minutes(plan.measured_s())} of measured windows, about {_minutes(about_s)} in all "
@@ -82,7 +87,8 @@ def _lines(plan: Plan, bed: config.Bed) -> Iterator[str]:
     )
     yield (
         f"in a boot: {timing.warmups} warm-up of {timing.warmup_s:g} s, then {timing.trials} "
-        f"trials of {timing.window_s:g} s; in the first {timing.trace_blocks} blocks also "
+        f"trials of {timing.window_s:g} s; in the first {timing.trace_blocks} blocks "
+        f"{'of each bed ' * (len(beds) > 1)}also "
         f"{timing.trace_s:g} s under the probes"
     )
     also = {
@@ -91,8 +97,9 @@ def _lines(plan: Plan, bed: config.Bed) -> Iterator[str]:
         "ndr": "the highest rate without loss",
     }
     if timing.layouts > 1:
+        layouts = min(timing.layouts, plan.blocks_of_a_bed)
         yield (
-            f"each kernel is linked in {min(timing.layouts, timing.blocks)} layouts, which blocks "
+            f"each kernel is linked in {layouts} layouts, which blocks "
             "take in turn: where functions lie must not pass for what a patch does"
         )
     if timing.extras:
@@ -105,11 +112,17 @@ def _lines(plan: Plan, bed: config.Bed) -> Iterator[str]:
     if timing.blocks < MIN_BLOCKS_FOR_VERDICT:
         yield f"no verdict: {timing.blocks} of the {MIN_BLOCKS_FOR_VERDICT} blocks one needs"
     yield ""
-    rows = [[number, *row] for number, row in enumerate(plan.order, start=1)]
-    yield tabulate(rows, headers=["block", *(f"boot {n + 1}" for n in range(len(plan.steps)))])
+    where = [[bed] for bed in plan.block_beds] or [[] for _ in plan.order]
+    rows = [
+        [number, *at, *row]
+        for number, (at, row) in enumerate(zip(where, plan.order, strict=True), 1)
+    ]
+    places = ["block", *(["bed"] * (len(beds) > 1))]
+    yield tabulate(rows, headers=[*places, *(f"boot {n + 1}" for n in range(len(plan.steps)))])
     yield ""
-    yield from _changes(bed)
-    yield ""
+    for one in beds:
+        yield from _changes(one)
+        yield ""
     yield "a trial is void unless:"
     for name, rule in VOID_RULES.items():
         allowed = ", ".join(f"{value:g} {unit}" for unit, value in rule.tolerances.items())

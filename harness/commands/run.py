@@ -14,6 +14,7 @@ from harness.analysis import analyse
 from harness.commands import (
     also_option,
     bed_option,
+    beds_option,
     blocks_option,
     hosts_option,
     out_option,
@@ -36,6 +37,7 @@ from harness.report.expect import hold, parse, require
 @also_option
 @seed_option
 @bed_option
+@beds_option
 @hosts_option
 @tree_option
 @out_option()
@@ -62,6 +64,7 @@ def run(
     also: tuple[plan.Extra, ...],
     seed: int | None,
     bed_name: str | None,
+    bed_names: tuple[str, ...],
     hosts_path: Path | None,
     tree: Path | None,
     directory: Path,
@@ -79,6 +82,7 @@ def run(
     harness run --aa --profile standard  what this bed finds where there is nothing
     harness run --also cpu --also latency --also ndr
     harness run --resume --out DIR       go on after an interruption
+    harness run --beds rack1,rack2       each block on one of several beds of machines
 
     With --expect the exit code is 6 if something expected was missed, and 7 if
     the measurement cannot tell.
@@ -86,13 +90,13 @@ def run(
     Results stay in a directory that `harness report` reads again at any time.
     """
     hosts = config.load(config.locate(hosts_path))
-    bed = config.bed(hosts, bed_name)
+    beds = config.beds(hosts, bed_name, bed_names)
     kept = _kept(directory, resume=resume)
     chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     wanted = tuple(kept.steps) if kept else chosen_steps
     chosen = plan.profile(
         kept.profile if kept else profile_name,
-        bed_kind=bed.kind,
+        bed_kind=beds[0].kind,
         blocks=kept.blocks if kept else blocks,
         extras=kept.trial.get("extras", ()) if kept else also,
     )
@@ -100,32 +104,40 @@ def run(
         wanted,
         chosen,
         seed=kept.seed if kept else seed if seed is not None else secrets.randbits(31),
+        beds=[bed.name for bed in beds],
     )
     expected = [parse(text, wanted) for text in expect]
     with Progress() as progress, contextlib.ExitStack() as up:
-        place = up.enter_context(boots.acquired(bed))
-        bed = place.bed
-        with boots.made_meanwhile(bed):
+        # By name: of two campaigns that begin at once, one gets all.
+        by_name = sorted(beds, key=lambda bed: bed.name)
+        places = {bed.name: up.enter_context(boots.acquired(bed)) for bed in by_name}
+        with boots.made_meanwhile(beds[0]):
             made = kernels.layouts(
                 hosts.kernel,
                 list(dict.fromkeys(plan.kernel_of(step) for step in wanted)),
-                min(chosen.layouts, chosen.blocks),
+                min(chosen.layouts, drawn.blocks_of_a_bed),
                 tree=tree,
-                host=boots.kernel_config(hosts.kernel, bed),
+                host=boots.kernel_config(hosts.kernel, *(places[bed.name].bed for bed in beds)),
                 progress=progress,
             )
             built = {step: made[plan.kernel_of(step)] for step in wanted}
             campaign_id = kept.id if kept else secrets.token_hex(8)
-            booted = up.enter_context(
-                boots.opened(
-                    place,
-                    built[wanted[0]][0],
-                    campaign=campaign_id,
-                    directory=directory,
-                    progress=progress,
+            opened = {
+                name: up.enter_context(
+                    boots.opened(
+                        place,
+                        built[wanted[0]][0],
+                        campaign=campaign_id,
+                        directory=directory,
+                        progress=progress,
+                    )
                 )
-            )
-        setup = campaign.Setup(bed=bed, load=hosts.load, plan=drawn, images=built, boots=booted)
+                for name, place in places.items()
+            }
+        (bed, booted), *others = [(places[bed.name].bed, opened[bed.name]) for bed in beds]
+        setup = campaign.Setup(
+            bed=bed, load=hosts.load, plan=drawn, images=built, boots=booted, others=others
+        )
         record = campaign.record(setup, profile=chosen.name, id_=campaign_id)
         if kept is None:
             samples.write_campaign(directory, record)

@@ -5,7 +5,7 @@ Importing it imports pydantic; the command line does so only for commands that
 need a configuration.
 """
 
-from harness.config.load import bed, host, json_schema, load, locate
+from harness.config.load import bed, beds, host, json_schema, load, locate
 from harness.config.models import (
     Bed,
     BedSettings,
@@ -83,6 +83,7 @@ __all__ = [
     "SshHost",
     "TarballSource",
     "bed",
+    "beds",
     "host",
     "json_schema",
     "load",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +28,7 @@ from harness.config.models import (
     LabgridHost,
     NetnsHost,
     QemuHost,
+    SshHost,
 )
 from harness.errors import ConfigurationError
 from harness.resources import shipped
@@ -112,6 +113,42 @@ def bed(hosts: HostsFile, name: str | None = None) -> Bed:
         generator=generator,
         labgrid=entry.labgrid,
     )
+
+
+def beds(hosts: HostsFile, name: str | None, names: Sequence[str]) -> tuple[Bed, ...]:
+    """The beds ``names``, which are to be used at once, or without any the bed ``name``.
+
+    Raises:
+        ConfigurationError: they share something, or are not set up alike.
+    """
+    if name and names:
+        raise ConfigurationError("--bed and --beds exclude each other")
+    found = tuple(bed(hosts, one) for one in names or (name,))
+    if len(found) < 2:
+        return found
+    used: dict[object, str] = {}
+    for one in found:
+        if one.kind == "virtual":
+            raise ConfigurationError(
+                f"bed {one.name} is virtual; several beds at once have to be of machines",
+                hint="virtual ones would share the CPUs of this machine",
+            )
+        for called, side in ((one.dut_name, one.dut), (one.generator_name, one.generator)):
+            where = (side.hostname, side.port) if isinstance(side, SshHost) else called
+            if other := used.get(where):
+                raise ConfigurationError(
+                    f"bed {one.name} is named twice"
+                    if other == one.name
+                    else f"beds {other} and {one.name} share host {called}"
+                )
+            used[where] = one.name
+        for field in BedSettings.model_fields:
+            if getattr(one, field) != getattr(found[0], field):
+                raise ConfigurationError(
+                    f"beds {found[0].name} and {one.name} have another {field}",
+                    hint="what is set on beds that are used at once has to be the same",
+                )
+    return found
 
 
 def host(hosts: HostsFile, name: str) -> Host:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness import images
 from harness.config import Bed, Kernel, QemuHost, SshHost
+from harness.errors import ConfigurationError
 from harness.hosts import machines, virtual
 from harness.hosts.bed import Boots
 from harness.hosts.labgrid import Place, acquired
@@ -45,13 +46,23 @@ def made_meanwhile(bed: Bed) -> AbstractContextManager[None]:
     return images.made_meanwhile() if bed.kind == "virtual" else nullcontext()
 
 
-def kernel_config(kernel: Kernel, bed: Bed) -> HostConfig | None:
-    """What the kernels for ``bed`` are configured after, if it is the dut's own kernel.
+def kernel_config(kernel: Kernel, *beds: Bed) -> HostConfig | None:
+    """What the kernels for all of ``beds`` are configured after, if it is the duts' own kernel.
 
     Raises:
-        InfrastructureError: the dut cannot be asked.
+        InfrastructureError: a dut cannot be asked.
+        ConfigurationError: their kernels are not configured alike.
     """
-    if not of_host(kernel, virtual=isinstance(bed.dut, QemuHost)):
-        return None
-    assert isinstance(bed.dut, SshHost)
-    return machines.host_config(bed.dut_name, bed.dut)
+    found: HostConfig | None = None
+    for bed in beds:
+        if not of_host(kernel, virtual=isinstance(bed.dut, QemuHost)):
+            return None
+        assert isinstance(bed.dut, SshHost)
+        own = machines.host_config(bed.dut_name, bed.dut)
+        if found not in (None, own):
+            raise ConfigurationError(
+                f"the kernels of {beds[0].dut_name} and {bed.dut_name} are not configured alike",
+                hint="say kernel.config: benchmark in hosts.yaml, or the name of a file",
+            )
+        found = own
+    return found

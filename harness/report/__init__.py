@@ -14,7 +14,7 @@ from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
-from harness.analysis import PRIMARY, Analysis, Beside, ListLengths, Row
+from harness.analysis import PRIMARY, Analysis, Beside, ListLengths, OnBed, Row
 from harness.errors import ConfigurationError
 from harness.measures import MEASURES
 from harness.plan import BASELINE
@@ -49,12 +49,14 @@ def document(analysis: Analysis) -> Document:
             "profile": campaign.profile,
             "seed": campaign.seed,
             "bed": campaign.bed,
+            "beds": campaign.beds,
             "bed_kind": campaign.bed_kind,
             "accelerator": campaign.accelerator,
             "kernel": _kernel(analysis),
             "steps": list(campaign.steps),
             "blocks": campaign.blocks,
             "order": campaign.order,
+            "block_beds": campaign.block_beds,
             "trial": campaign.trial,
             "load": campaign.load,
             "placement": campaign.placement,
@@ -139,6 +141,7 @@ def _row(row: Row) -> Document:
             if change
             else {}
         ),
+        "beds": [_on_bed(row.step, found) for found in row.beds],
         "published_ratio": published / PUBLISHED_PPS[BASELINE] if published else None,
         "list_len_p50": lists.p50 if lists else None,
         "list_len_p90": lists.p90 if lists else None,
@@ -157,6 +160,7 @@ def _row(row: Row) -> Document:
             {
                 "block": boot.boot.block,
                 "position": boot.boot.position,
+                "bed": boot.bed,
                 "turns": boot.turns,
                 **boot.rates,
                 "trials": [rates[PRIMARY] for rates in boot.trials.values() if PRIMARY in rates],
@@ -165,6 +169,17 @@ def _row(row: Row) -> Document:
             }
             for boot in row.boots
         ],
+    }
+
+
+def _on_bed(step: str, found: OnBed) -> Document:
+    return {
+        "bed": found.bed,
+        "boots": found.boots,
+        **found.rates,
+        "ratio_to_step0": found.change.median if found.change else None,
+        "ratio_range": list(found.change.range) if found.change else None,
+        "verdict": _verdict(step, PRIMARY, found.verdict) if found.verdict else None,
     }
 
 
@@ -210,6 +225,8 @@ def _verdict(step: str, metric: str, verdict: Verdict) -> Document:
         "p_holm": verdict.p_holm,
         "no_difference_larger_than": verdict.bound,
         "smallest_detectable": verdict.detectable,
+        "p_beds": verdict.p_beds,
+        "beds_differ": verdict.beds_differ,
     }
 
 

@@ -27,7 +27,7 @@ VERSION = 1
 _NONE = "—"
 
 # What has to be the same for two campaigns to have measured the same thing.
-_SAME_PLAN = ("bed_kind", "accelerator", "load", "placement")
+_SAME_PLAN = ("beds", "bed_kind", "accelerator", "load", "placement")
 _SAME_HOST = ("cpus", "driver", "pci_id", "firmware", "mtu", "speed_mbps", "governors")
 _SAME_SETTINGS = ("rx_queues", "coalesce", "rps", "rings", "gro", "sysctl", "governor")
 
@@ -65,16 +65,18 @@ def _reasons(one: Document, other: Document) -> Iterator[str]:
             )
     for name in _SAME_PLAN:
         yield from _differs(name, one["campaign"][name], other["campaign"][name])
+    beds = one["campaign"]["beds"] or [""]
     for name in ("cpu_model", "host_cpus"):
         yield from _differs(
             f"this machine's {name}" if one["virtual"] else name,
             *(side["campaign"]["provenance"].get(name) for side in (one, other)),
         )
-    for role in ("dut", "generator"):
-        hosts = [side["inventory"].get(role, {}) for side in (one, other)]
+    for role in [f"{bed} {role}".strip() for bed in beds for role in ("dut", "generator")]:
+        hosts = [_of_role(side, "inventory").get(role, {}) for side in (one, other)]
         for name in _SAME_HOST:
             yield from _differs(f"{role}: {name}", *(host.get(name) for host in hosts))
-        was = [(side["settings"].get(role) or {}).get("after") or {} for side in (one, other)]
+        roles = [_of_role(side, "settings").get(role) or {} for side in (one, other)]
+        was = [settings.get("after") or {} for settings in roles]
         for name in _SAME_SETTINGS:
             yield from _differs(f"{role}: {name}", *(settings.get(name) for settings in was))
         yield from _offloads_differ(role, *((settings.get("offloads") or {}) for settings in was))
@@ -86,6 +88,15 @@ def _offloads_differ(role: str, one: Document, other: Document) -> Iterator[str]
     # Kernels know more and more of them.
     for name in sorted(one.keys() & other.keys()):
         yield from _differs(f"{role}: {name}", one[name]["on"], other[name]["on"])
+
+
+def _of_role(side: Document, name: str) -> Document:
+    """What ``side`` has under ``name``, by role; of several beds by bed and role."""
+    if not side["campaign"]["beds"]:
+        return dict(side[name])
+    return {
+        f"{bed} {role}": found for bed, roles in side[name].items() for role, found in roles.items()
+    }
 
 
 def _differs(name: str, one: Any, other: Any) -> Iterator[str]:
@@ -107,7 +118,7 @@ def _steps(one: Document, other: Document) -> Iterator[Document]:
         yield _step(
             step, "ratio_to_step0", *(list(s[step]["ratio_by_block"].values()) for s in rows)
         )
-    if not one["virtual"]:
+    if not one["virtual"] and not one["campaign"]["beds"]:  # rates of unlike machines
         for step in (one["baseline"], *_common(one, other)):
             if all(step in side for side in rows):
                 rates = [[boot[PRIMARY] for boot in side[step]["by_boot"]] for side in rows]

@@ -189,7 +189,7 @@ def google_benchmark(report: Document) -> str:
                     **_times(boot),
                 }
             )
-        if boots:
+        if row["stack_rx_pps"]:
             benchmarks.append(
                 {
                     "name": f"{name}_median",

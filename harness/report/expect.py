@@ -26,7 +26,7 @@ import numpy as np
 from harness.errors import ConfigurationError, HarnessError
 from harness.measures import MEASURES
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
-from harness.stats import block_ratio, signed_rank_interval, took_turns
+from harness.stats import CONFIDENCE, beds_p, block_ratio, signed_rank_interval, took_turns
 
 Document = dict[str, Any]
 
@@ -157,12 +157,14 @@ def no_difference_in_aa(report: Document) -> list[Finding]:
         return [Finding(expected, AA_STEPS[1], "open", report["no_verdict"])]
     [verdict] = report["verdicts"]
     low, high = verdict["interval"]
+    found = verdict["verdict"] in ("faster", "slower") or verdict["beds_differ"]
     return [
         Finding(
             expected,
             AA_STEPS[1],
-            "missed" if verdict["verdict"] in ("faster", "slower") else "met",
-            f"{verdict['confidence']:.0%} interval {low:.3f}x to {high:.3f}x",
+            "missed" if found else "met",
+            f"{verdict['confidence']:.0%} interval {low:.3f}x to {high:.3f}x"
+            + ", but beds differ" * verdict["beds_differ"],
         )
     ]
 
@@ -189,16 +191,20 @@ def _figure(row: Document, metric: str) -> float | None:
 
 def ratios(row: Document, other: Document, metric: str) -> list[float]:
     """``row``'s metric over ``other``'s, one for each block in which both have it."""
+    return list(_by_block(row, other, metric).values())
+
+
+def _by_block(row: Document, other: Document, metric: str) -> dict[int, float]:
     own, against = ({boot["block"]: boot for boot in side["by_boot"]} for side in (row, other))
-    found = (
-        block_ratio(
+    found = {
+        block: block_ratio(
             _trials(own[block], metric),
             _trials(against[block], metric),
             took_turns=took_turns(own[block]["turns"], against[block]["turns"]),
         )
         for block in sorted(own.keys() & against.keys())
-    )
-    return [ratio for ratio in found if ratio is not None]
+    }
+    return {block: ratio for block, ratio in found.items() if ratio is not None}
 
 
 def _check_figure(expectation: Expectation, figure: float | None) -> Finding:
@@ -211,7 +217,8 @@ def _check_figure(expectation: Expectation, figure: float | None) -> Finding:
 
 
 def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Finding:
-    found = ratios(row, other, expectation.metric)
+    by_block = _by_block(row, other, expectation.metric)
+    found = list(by_block.values())
     if len(found) < MIN_BLOCKS_FOR_VERDICT:
         return Finding(
             expectation.text,
@@ -223,14 +230,18 @@ def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Fi
     low, high, confidence = signed_rank_interval(logs)
     ends = float(np.exp(low)), float(np.exp(high))
     inside = [_COMPARE[expectation.sign](end, expectation.bound) for end in ends]
+    beds = {boot["block"]: boot.get("bed") for boot in row["by_boot"]}
+    where = [beds[block] for block in by_block]
+    differ = len(set(where)) > 1 and beds_p(logs, where) < 1 - CONFIDENCE
     outcome: Literal["met", "missed", "open"] = (
-        "met" if all(inside) else "open" if any(inside) else "missed"
+        "open" if differ else "met" if all(inside) else "open" if any(inside) else "missed"
     )
     return Finding(
         expectation.text,
         expectation.step,
         outcome,
-        f"{confidence:.0%} interval {ends[0]:.3f}x to {ends[1]:.3f}x over {len(found)} blocks",
+        f"{confidence:.0%} interval {ends[0]:.3f}x to {ends[1]:.3f}x over {len(found)} blocks"
+        + ", but beds differ" * differ,
     )
 
 

@@ -7,6 +7,7 @@ all text of a result is escaped.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,9 @@ import jinja2
 
 from harness.report.plots import plots
 from harness.report.text import (
+    BED_HEADERS,
     HEADERS,
+    bed_cells,
     below_lines,
     cells,
     head_lines,
@@ -42,6 +45,8 @@ def page(report: Document) -> str:
         facts=head_lines(report)[0],
         headers=[header.replace("\n", " ") for header in HEADERS],
         rows=list(zip(report["rows"], cells(report), strict=True)),
+        bed_headers=[header.replace("\n", " ") for header in BED_HEADERS],
+        bed_rows=bed_cells(report),
         verdicts=verdicts,
         measures=[
             (
@@ -60,8 +65,10 @@ def page(report: Document) -> str:
                 "Plan",
                 list(_flat({name: campaign[name] for name in ("trial", "load", "placement")}))
                 + [
-                    (f"block {number}", " ".join(order))
-                    for number, order in enumerate(campaign["order"], start=1)
+                    (f"block {number}" + (f", bed {bed}" if bed else ""), " ".join(order))
+                    for number, (order, bed) in enumerate(
+                        itertools.zip_longest(campaign["order"], campaign["block_beds"]), start=1
+                    )
                 ],
             ),
             ("Provenance", list(_flat(campaign["provenance"]))),

@@ -32,6 +32,7 @@ _WIDTH_IN = 5.4
 _INK, _SOFT, _ACCENT = "#1c2733", "#8a97a5", "#0b6e99"
 # Okabe and Ito's colours, told apart by nearly everybody.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#555555")
+_MARKERS = "os^vD*"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "receive-batching",
@@ -70,7 +71,7 @@ def plots(report: Document) -> list[Plot]:
 
 
 def _drawn(report: Document) -> Iterator[Plot]:
-    rows = [row for row in report["rows"] if row["stack_rx_pps"] is not None]
+    rows = [row for row in report["rows"] if row["boots"]]
     compared = [row for row in rows if row["ratio_to_step0"] is not None]
     if any(row["step"] != report["baseline"] for row in compared):
         figure, [axes] = _figure([2.6])
@@ -86,11 +87,13 @@ def _drawn(report: Document) -> Iterator[Plot]:
     if rows:
         figure, [axes] = _figure([2.5], legend_rows=-(-len(rows) // 5))
         _rates(axes, rows)
+        beds = " A line joins the boots of a bed, each with a mark of its own."
         yield _plot(
             figure,
             "rates",
             "Rate of every boot",
-            "Stack packets/s: the median of each boot (line) and every valid trial (dots).",
+            "Stack packets/s: the median of each boot (line) and every valid trial (dots)."
+            + beds * bool(report["campaign"]["beds"]),
         )
     stages = list(dict.fromkeys(stage["name"] for row in rows for stage in row["stages"]))
     if stages:
@@ -238,17 +241,20 @@ def _changes(axes: Axes, report: Document, rows: list[Document]) -> None:
 def _rates(axes: Axes, rows: list[Document]) -> None:
     styles = itertools.cycle(itertools.product(("-", "--"), _COLOURS))
     for row, (line, colour) in zip(rows, styles, strict=False):
-        blocks = [boot["block"] for boot in row["by_boot"]]
-        axes.plot(
-            blocks,
-            [boot["stack_rx_pps"] / 1e3 for boot in row["by_boot"]],
-            line,
-            marker="o",
-            markersize=3,
-            linewidth=1.2,
-            color=colour,
-            label=f"step {row['step']}",
-        )
+        # A line joins boots of one bed.
+        beds = list(dict.fromkeys(boot["bed"] for boot in row["by_boot"]))
+        for bed in beds:
+            boots = [boot for boot in row["by_boot"] if boot["bed"] == bed]
+            axes.plot(
+                [boot["block"] for boot in boots],
+                [boot["stack_rx_pps"] / 1e3 for boot in boots],
+                line,
+                marker=_MARKERS[beds.index(bed) % len(_MARKERS)],
+                markersize=3,
+                linewidth=1.2,
+                color=colour,
+                label=f"step {row['step']}" if bed == beds[0] else None,
+            )
         trials = [(boot["block"], pps / 1e3) for boot in row["by_boot"] for pps in boot["trials"]]
         axes.plot(
             *zip(*trials, strict=True), ".", markersize=3, alpha=0.35, color=colour, linewidth=0

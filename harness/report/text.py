@@ -33,6 +33,7 @@ HEADERS = (
     "drops, share of\nframes at the NIC",
     "boots",
 )
+BED_HEADERS = ("bed", "step", *HEADERS[2:5], "boots")
 _ALIGN = ("left", "right", "right", "right", "left", "right", "right", "left", "right")
 PLACES: Mapping[str, str] = MappingProxyType(
     {
@@ -58,9 +59,8 @@ def table(report: Document) -> str:
     drawn = tabulate(
         cells(report), headers=HEADERS, tablefmt="simple", disable_numparse=True, colalign=_ALIGN
     )
-    return "\n".join(
-        [*head_lines(report), "", drawn, "", *_beside(report, "simple"), *below_lines(report)]
-    )
+    more = [*_by_bed(report, "simple"), *_beside(report, "simple")]
+    return "\n".join([*head_lines(report), "", drawn, "", *more, *below_lines(report)])
 
 
 def markdown(report: Document) -> str:
@@ -74,7 +74,23 @@ def markdown(report: Document) -> str:
         for index, line in enumerate(head_lines(report))
     ]
     below = [f"- {_escaped(line.strip())}" for line in below_lines(report)]
-    return "\n".join([*head, "", drawn, "", *_beside(report, "github"), *below])
+    more = [*_by_bed(report, "github"), *_beside(report, "github")]
+    return "\n".join([*head, "", drawn, "", *more, *below])
+
+
+def _by_bed(report: Document, tablefmt: str) -> list[str]:
+    """The table of :func:`bed_cells`, where there are several beds."""
+    if not report["campaign"]["beds"]:
+        return []
+    headers = BED_HEADERS if tablefmt == "simple" else [h.replace("\n", " ") for h in BED_HEADERS]
+    drawn = tabulate(
+        bed_cells(report),
+        headers=headers,
+        tablefmt=tablefmt,
+        disable_numparse=True,
+        colalign=("left", "left", "right", "right", "left", "right"),
+    )
+    return [drawn, ""]
 
 
 def _beside(report: Document, tablefmt: str) -> list[str]:
@@ -88,7 +104,7 @@ def _beside(report: Document, tablefmt: str) -> list[str]:
     steps = [f"step {row['step']}" for row in report["rows"]]
     drawn = tabulate(
         rows,
-        headers=["beside the rate", *steps],
+        headers=["beside the rate" + ", all beds" * bool(report["campaign"]["beds"]), *steps],
         tablefmt=tablefmt,
         disable_numparse=True,
         colalign=("left", *("right" for _ in steps)),
@@ -108,7 +124,7 @@ def measure_cell(row: Document, name: str) -> str:
 
 def csv_rows(report: Document) -> str:
     """For programs: a line a step, plain numbers, empty where there is no value."""
-    flat = [_flat(report, row) for row in report["rows"]]
+    flat = list(_flat_rows(report))
     names = list(dict.fromkeys(name for row in flat for name in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
@@ -117,8 +133,26 @@ def csv_rows(report: Document) -> str:
     return out.getvalue()
 
 
+def _flat_rows(report: Document) -> Iterator[Document]:
+    """A row a step; of several beds also one for each step on each."""
+    for row in report["rows"]:
+        flat = _flat(report, row)
+        yield {"bed": "all", **flat} if row["beds"] else flat
+        for found in row["beds"]:
+            verdict = found["verdict"] or {}
+            own = {name: found[name] for name in found if name in flat}
+            ends = (("range", found["ratio_range"]), ("interval", verdict.get("interval")))
+            for name, pair in ends:
+                low, high = pair or (None, None)
+                own |= {f"ratio_{name}_low": low, f"ratio_{name}_high": high}
+            own |= {"step": row["step"], "verdict": verdict.get("verdict")}
+            yield (
+                own | {name: flat[name] for name in ("complete", "virtual")} | {"bed": found["bed"]}
+            )
+
+
 def _flat(report: Document, row: Document) -> Document:
-    nested = ("drops", "drop_packets", "stages", "by_boot", "ratio_by_block", "measures")
+    nested = ("drops", "drop_packets", "stages", "by_boot", "ratio_by_block", "measures", "beds")
     flat = {name: value for name, value in row.items() if name not in nested}
     for name in ("ratio_range", "ratio_interval"):
         low, high = flat.pop(name) or (None, None)
@@ -137,7 +171,7 @@ def head_lines(report: Document) -> list[str]:
     campaign = report["campaign"]
     layouts = max((len(v.get("layouts", [])) for v in campaign["variants"].values()), default=1)
     facts = [
-        f"bed {campaign['bed']}",
+        f"beds {', '.join(campaign['beds'])}" if campaign["beds"] else f"bed {campaign['bed']}",
         campaign["accelerator"].upper() if campaign["accelerator"] else None,
         f"kernel {campaign['kernel']}" if campaign["kernel"] else None,
         f"profile {campaign['profile']}",
@@ -158,19 +192,37 @@ def head_lines(report: Document) -> list[str]:
 
 def cells(report: Document) -> list[list[str]]:
     """The table's cells under :data:`HEADERS`, as text."""
+    differ = {verdict["step"] for verdict in report["verdicts"] if verdict["beds_differ"]}
     return [
         [
             row["step"],
             _lengths(row),
             _rate(row["stack_rx_pps"]),
             _rate(row["delivered_pps"]),
-            _change(report, row),
+            "beds differ" if row["step"] in differ else _change(report, row),
             _hardware(report, row),
             _NONE if row["ip_rcv_per_packet"] is None else f"{row['ip_rcv_per_packet']:.3f}",
             _drops(row["drops"]),
             str(row["boots"]),
         ]
         for row in report["rows"]
+    ]
+
+
+def bed_cells(report: Document) -> list[list[str]]:
+    """By bed what the table has none of or only for all, under :data:`BED_HEADERS`, as text."""
+    return [
+        [
+            bed,
+            row["step"],
+            _rate(found["stack_rx_pps"]),
+            _rate(found["delivered_pps"]),
+            _change(report, found | {"step": row["step"]}),
+            str(found["boots"]),
+        ]
+        for index, bed in enumerate(report["campaign"]["beds"])
+        for row in report["rows"]
+        for found in [row["beds"][index]]
     ]
 
 
@@ -255,6 +307,15 @@ def below_lines(report: Document) -> Iterator[str]:
                 yield f"{about['title']}: {verdict_line(verdict)}"
             if verdict and about["published"]:
                 yield _resolved(about, row["measures"][name])
+    for row in report["rows"]:
+        for found in row["beds"]:
+            if found["verdict"]:
+                yield f"bed {found['bed']}: {verdict_line(found['verdict'])}"
+    if report["campaign"]["beds"] and any(v["p_beds"] is None for v in report["verdicts"]):
+        yield (
+            "the verdicts take it that a step does the same on every bed: "
+            "there are too few blocks to tell"
+        )
     if report["no_verdict"]:
         yield f"no verdict: {report['no_verdict']}"
     for found in report["expectations"]:
@@ -310,13 +371,17 @@ def verdict_line(verdict: Document) -> str:
         f"{100 * verdict['no_difference_larger_than']:.1f}%",
         "inconclusive": "inconclusive",
     }
+    word = words[verdict["verdict"]] + ": beds differ" * verdict["beds_differ"]
+    agree = (
+        "" if verdict["p_beds"] is None else f"; the same on all beds: p {verdict['p_beds']:.3g}"
+    )
     low, high = verdict["interval"]
     return (
-        f"step {verdict['step']} against step {verdict['baseline']}: {words[verdict['verdict']]} "
+        f"step {verdict['step']} against step {verdict['baseline']}: {word} "
         f"({percent(verdict['ratio'])}, {verdict['confidence']:.0%} interval "
         f"{percent(low)} … {percent(high)} over {verdict['blocks']} blocks; Wilcoxon "
         f"p {verdict['p_value']:.3g}, Holm {verdict['p_holm']:.3g}; detectable from "
-        f"±{100 * verdict['smallest_detectable']:.1f}%)"
+        f"±{100 * verdict['smallest_detectable']:.1f}%{agree})"
     )
 
 

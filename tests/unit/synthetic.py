@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,20 +167,23 @@ def make_campaign(
     edit: Callable[[Json, int, int, str], Json | None] = lambda boot, *_: boot,
     steps: Sequence[str] | None = None,
     slice_s: float = 0.0,
+    beds: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Path:
     """Write a campaign in which step S runs at ``effects[S]`` times step 0's rate.
 
     ``noise`` is drawn once a boot, on the logarithm of its rate. ``edit`` may
     change a boot's data or return ``None``, as if it had never been finished.
+    ``beds`` get blocks in turn; each says how fast its steps are beside ``effects``.
     """
     rng = random.Random(seed)
     steps = list(steps or effects)
     order = balanced_blocks(steps, blocks, seed=seed)
+    block_beds = list(itertools.islice(itertools.cycle(beds), blocks)) if beds else []
     write_campaign(
         root,
         Campaign.model_validate({
             "id": "synthetic", "created": "2026-01-02T03:04:05Z", "profile": "standard",
-            "seed": seed, "bed": "virtual", "bed_kind": "virtual", "accelerator": "tcg",
+            "seed": seed, **_bed_facts(block_beds),
             "steps": steps, "blocks": blocks, "order": [list(row) for row in order],
             "trial": {"warmups": 1, "trials": trials, "warmup_s": 1.0, "window_s": window_s,
                       "trace_s": 2.0, "trace_blocks": trace_blocks, "slice_s": slice_s},
@@ -194,7 +198,9 @@ def make_campaign(
     for planned in boots_of(order):
         host = Host()
         drift = 1 + 0.2 * rng.random() if planned.position == 0 else 1.0
-        pps = base_pps * effects[planned.step] * drift * 2.718281828 ** noise(rng)
+        bed = block_beds[planned.block - 1] if block_beds else None
+        own = (beds or {}).get(bed or "", {}).get(planned.step, 1.0)
+        pps = base_pps * effects[planned.step] * own * drift * 2.718281828 ** noise(rng)
         step = _number(planned.step)
         made = [trial(host, "warmup", 0, pps / 2, 1.0, step)]
         made += [
@@ -207,7 +213,7 @@ def make_campaign(
             {
                 "block": planned.block, "position": planned.position, "step": planned.step,
                 "release": f"6.12.0-rb-s{planned.step}", "outcome": "ok", "error": None,
-                "turns": f"block {planned.block}" if slice_s else None,
+                "bed": bed, "turns": f"block {planned.block}" if slice_s else None,
                 "trials": made,
             },
             planned.block, planned.position, planned.step,
@@ -215,6 +221,13 @@ def make_campaign(
         if boot is not None:
             write_boot(root, Boot.model_validate(boot))
     return root
+
+
+def _bed_facts(block_beds: list[str]) -> Json:
+    if not block_beds:
+        return {"bed": "virtual", "bed_kind": "virtual", "accelerator": "tcg"}
+    named = "+".join(dict.fromkeys(block_beds))
+    return {"bed": named, "bed_kind": "hardware", "block_beds": block_beds}
 
 
 def _number(step: str) -> int:

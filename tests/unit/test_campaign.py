@@ -52,7 +52,7 @@ class Machine:
             raise self.became or error
 
     def crashed(self, notes: Any) -> str | None:
-        release = notes["leaving"]["release"]
+        release = notes.get("leaving", {}).get("release")
         return f"{release} took it along" if release in self.takes_along else None
 
 
@@ -128,7 +128,7 @@ def setup(machine: Machine, bed_kind: Any = "virtual", blocks: int = 2) -> campa
     host = SimpleNamespace(address=IPv4Interface("198.18.0.2/24"))
     placement = SimpleNamespace(irq_cpu=0)
     bed = SimpleNamespace(
-        dut=host, generator=host, placement=placement, netserver_cpu=0, rx_queues=1,
+        name="bed", dut=host, generator=host, placement=placement, netserver_cpu=0, rx_queues=1,
         steering="auto", rx_ring=None, offloads=None, coalesce=None, irqbalance=None,
         governor=None,
     )  # fmt: skip

@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: MIT
+"""A campaign on several beds: how it is dealt, and what a bed that ends leaves of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import campaign, config, plan, samples
+from harness.analysis import analyse
+from harness.cli import cli
+from harness.errors import ConfigurationError, HostLostError, KernelError
+from harness.hosts import boots
+from harness.kernels import HostConfig, Image
+from harness.progress import Progress
+from harness.trials import image_of
+from tests.unit.test_campaign import Bed, Machine, outcomes, setup
+
+pytestmark = pytest.mark.unit
+
+NAMES = ("a", "b", "c")
+
+
+@given(blocks=st.integers(3, 24), count=st.integers(2, 3), seed=st.integers(0, 2**32))
+def test_each_bed_has_a_balanced_share_of_the_blocks(blocks: int, count: int, seed: int) -> None:
+    steps = ("0", "2", "8")
+    drawn = plan.make_plan(
+        steps, plan.profile("standard", blocks=blocks), seed=seed, beds=NAMES[:count]
+    )
+    assert [row for row in drawn.order if sorted(row) != sorted(steps)] == []
+    for bed in NAMES[:count]:
+        mine = [block for block in range(1, blocks + 1) if drawn.bed_of(block) == bed]
+        assert len(mine) in (blocks // count, blocks // count + 1)
+        assert [drawn.ordinal(block) for block in mine] == list(range(1, len(mine) + 1))
+        for position in range(len(steps)):
+            shares = Counter(drawn.order[block - 1][position] for block in mine)
+            assert max(shares.values()) - min(shares[step] for step in steps) <= 1
+        assert {boot.block for group in drawn.groups(bed) for boot in group} == set(mine)
+
+
+def test_one_bed_is_dealt_as_ever() -> None:
+    profile = plan.profile("standard", bed_kind="hardware")
+    assert plan.make_plan("08", profile, seed=3, beds=["a"]) == plan.make_plan(
+        "08", profile, seed=3
+    )
+
+
+def test_layouts_and_probes_are_shared_by_all_beds(machine: Machine) -> None:
+    made = rig(("a", "b"), blocks=8)[0]
+    made = replace(made, images=dict.fromkeys("028", ("one", "other")))  # type: ignore[misc]
+    seen = Counter(
+        (made.plan.bed_of(boot.block), image_of(made, boot)) for boot in made.plan.boots()
+    )
+    assert set(seen.values()) == {6}
+    assert len(seen) == 4
+    traced = {
+        made.plan.bed_of(block)
+        for block in range(1, 9)
+        for trial in made.plan.profile.trials_of(made.plan.ordinal(block))
+        if trial.kind == "trace"
+    }
+    assert traced == {"a", "b"}
+    assert made.plan.blocks_of_a_bed == 4
+    assert made.plan.measured_s() < replace(made.plan, block_beds=()).measured_s() / 1.8
+
+
+def test_fewer_blocks_than_beds_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="3 beds cannot share 2 blocks"):
+        plan.make_plan("08", plan.profile("quick"), seed=1, beds=NAMES)
+
+
+class Rack(Machine):
+    """A machine that can be told what to do before it boots."""
+
+    before: Callable[[str], object] = staticmethod(lambda _: None)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts: list[str] = []
+
+    @contextmanager
+    def boot(self, image: Any, directory: Path, note: Any) -> Iterator[Bed]:
+        self.before(image.step)
+        self.starts.append(image.step)
+        with super().boot(image, directory, note) as bed:
+            yield bed
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+
+
+def rig(names: tuple[str, ...], blocks: int) -> tuple[campaign.Setup, list[Rack]]:
+    """A campaign on hardware beds of those names, and their machines."""
+    racks = [Rack() for _ in names]
+    one = setup(racks[0], "hardware", blocks)
+    beds = [SimpleNamespace(**vars(one.bed) | {"name": name}) for name in names]
+    (bed, rack), *others = zip(beds, racks, strict=True)
+    drawn = plan.make_plan(one.plan.steps, one.plan.profile, seed=1, beds=names)
+    return replace(one, bed=bed, boots=rack, others=others, plan=drawn), racks  # type: ignore[arg-type]
+
+
+def record(made: campaign.Setup) -> samples.Campaign:
+    images = dict.fromkeys(made.images, ())
+    return samples.Campaign(
+        id="x", created="2026", profile="quick", seed=1, bed="a+b", bed_kind="hardware",
+        steps=list(images), blocks=len(made.plan.order), block_beds=list(made.plan.block_beds),
+        order=[list(row) for row in made.plan.order],
+    )  # fmt: skip
+
+
+def beds_of(root: Path) -> Counter[str | None]:
+    boots = [samples.read_boot(path) for path in root.glob("boots/*/boot.json")]
+    return Counter(boot.bed for boot in boots if boot.outcome == "ok")
+
+
+def test_all_beds_are_at_work_at_once(machine: Machine, tmp_path: Path) -> None:
+    made, racks = rig(NAMES, blocks=6)
+    together = threading.Barrier(3, timeout=60)
+    first = threading.local()
+
+    def meet(_: str) -> None:
+        if not getattr(first, "met", False):
+            first.met = True
+            together.wait()
+
+    for rack in racks:
+        rack.before = meet
+    campaign.run(made, tmp_path, progress=Progress())
+    assert beds_of(tmp_path) == dict.fromkeys(NAMES, 6)
+    for path in tmp_path.glob("boots/*/boot.json"):
+        boot = samples.read_boot(path)
+        assert boot.bed == made.plan.bed_of(boot.block)
+
+
+def test_a_bed_that_is_lost_ends_alone(
+    machine: Machine, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made, (_, lost) = rig(("a", "b"), blocks=4)
+    lost.losses = {"8": 99}
+    with pytest.raises(HostLostError, match="no answer"):
+        campaign.run(made, tmp_path, progress=Progress())
+    assert beds_of(tmp_path)["a"] == 6
+    assert beds_of(tmp_path)["b"] < 3
+    assert "b: ended, the other beds go on: no answer" in capfd.readouterr().err
+    samples.write_campaign(tmp_path, record(made))
+    found = analyse(samples.ResultDirectory.open(tmp_path))
+    assert "incomplete" in (found.no_verdict or "")
+    lost.losses = {}
+    campaign.run(made, tmp_path, progress=Progress())
+    assert beds_of(tmp_path) == {"a": 6, "b": 6}
+    assert analyse(samples.ResultDirectory.open(tmp_path)).complete
+
+
+def test_the_worst_that_ended_a_bed_is_told(machine: Machine, tmp_path: Path) -> None:
+    made, (one, other) = rig(("a", "b"), blocks=2)
+    one.losses = {"2": 99}
+
+    def refuse(_: str) -> None:
+        raise ConfigurationError("it cannot be")
+
+    other.before = refuse
+    with pytest.raises(ConfigurationError, match="it cannot be"):
+        campaign.run(made, tmp_path, progress=Progress())
+
+
+def test_a_step_that_died_on_one_bed_is_booted_on_no_other(
+    machine: Machine, tmp_path: Path
+) -> None:
+    made, (one, other) = rig(("a", "b"), blocks=6)
+    one.losses, one.became = {"2": 1}, KernelError("r2 is gone")
+    known, booted = threading.Event(), list[str]()
+
+    def tell(_: str) -> None:
+        if not one.losses["2"]:  # this boot comes after the one that died
+            known.set()
+
+    def wait(step: str) -> None:
+        booted.append(step)
+        assert known.wait(60)
+
+    one.before, other.before = tell, wait
+    with pytest.raises(KernelError, match="step 2: r2 is gone"):
+        campaign.run(made, tmp_path, progress=Progress())
+    assert booted[1:].count("2") == 0
+    assert len(booted[1:]) == 5 + (booted[0] == "2")
+    assert outcomes(tmp_path)["8"] == ["ok"] * 6
+
+
+def test_an_interruption_ends_every_bed(machine: Machine, tmp_path: Path) -> None:
+    made, racks = rig(("a", "b"), blocks=4)
+    at_work = threading.Barrier(2, timeout=60)
+
+    def never_ends(_: str) -> None:
+        if at_work.wait() == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        while True:
+            threading.Event().wait(0.01)
+
+    for rack in racks:
+        rack.before = never_ends
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        campaign.run(made, tmp_path, progress=Progress())
+    assert threading.active_count() == before
+    assert [rack.up for rack in racks] == [[], []]
+    assert outcomes(tmp_path) == {}
+    for rack in racks:
+        rack.before = lambda _: None
+    campaign.run(made, tmp_path, progress=Progress())
+    assert beds_of(tmp_path) == {"a": 6, "b": 6}
+
+
+def test_what_a_killed_harness_left_is_asked_of_its_own_bed(
+    machine: Machine, tmp_path: Path
+) -> None:
+    made, (one, other) = rig(("a", "b"), blocks=2)
+    [last] = [boot for boot in made.plan.boots() if (boot.block, boot.position) == (2, 3)]
+    journal = campaign.Journal(tmp_path)
+    journal.note(last.directory, "begin")
+    journal.note(last.directory, "leaving", release=f"r{last.step}")
+    one.takes_along = {f"r{last.step}"}
+    campaign.run(made, tmp_path, progress=Progress())
+    assert journal.unfinished() == {}
+    journal.note(last.directory, "begin")
+    journal.note(last.directory, "leaving", release=f"r{last.step}")
+    other.takes_along = {f"r{last.step}"}
+    with pytest.raises(KernelError, match="took it along"):
+        campaign.run(made, tmp_path, progress=Progress())
+
+
+def test_other_beds_are_no_resumption(machine: Machine) -> None:
+    kept = record(rig(("a", "b"), blocks=4)[0])
+    with pytest.raises(ConfigurationError, match="its block_beds was another"):
+        campaign.require_same(kept, kept.model_copy(update={"block_beds": ["a", "b", "b", "a"]}))
+
+
+@pytest.fixture
+def lab(machine: Machine, hosts: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `harness run` did to beds and kernels that are stand-ins."""
+    seen: dict[str, Any] = {"up": [], "layouts": None}
+
+    @contextmanager
+    def acquired(bed: config.Bed) -> Iterator[Any]:
+        seen["up"].append(f"place {bed.name}")
+        yield SimpleNamespace(bed=bed)
+
+    @contextmanager
+    def opened(place: Any, *_: Any, **__: Any) -> Iterator[Rack]:
+        seen["up"].append(f"hosts {place.bed.name}")
+        seen[place.bed.name] = rack = Rack()
+        rack.accelerator = None  # type: ignore[attr-defined]
+        yield rack
+        seen["up"].append(f"free {place.bed.name}")
+
+    def built(_: Any, steps: list[str], layouts: int, **__: Any) -> dict[str, Any]:
+        seen["layouts"] = layouts
+        where = Path("nowhere")
+        return {
+            step: tuple(
+                Image(
+                    step=step,
+                    layout=layout,
+                    release=f"r{step}",
+                    patches=(),
+                    source="linux",
+                    compiler="gcc",
+                    config_sha256="",
+                    image_sha256="",
+                    directory=where,
+                )
+                for layout in range(layouts)
+            )
+            for step in steps
+        }
+
+    monkeypatch.setattr("harness.commands.run.boots.acquired", acquired)
+    monkeypatch.setattr("harness.commands.run.boots.opened", opened)
+    monkeypatch.setattr("harness.commands.run.boots.kernel_config", lambda *_: None)
+    monkeypatch.setattr("harness.commands.run.kernels.layouts", built)
+    return seen
+
+
+def test_a_run_on_two_beds_and_its_resumption(
+    lab: dict[str, Any], hosts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["run", "--hosts", str(hosts), "--out", str(out), "--blocks", "4"]
+    done = CliRunner().invoke(cli, [*words, "--beds", "b,a"])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("beds b, a") == 1
+    assert lab["up"] == ["place a", "place b", "hosts a", "hosts b", "free b", "free a"]
+    assert lab["layouts"] == 2
+    kept = samples.read_campaign(out)
+    assert (kept.bed, kept.block_beds) == ("b+a", ["b", "a", "b", "a"])
+    assert beds_of(out) == {"a": 6, "b": 6}
+    for path in out.glob("boots/b02-*/boot.json"):
+        path.unlink()
+    again = CliRunner().invoke(cli, [*words, "--resume", "--beds", "a,b"])
+    assert "its bed was another" in str(again.exception)
+    again = CliRunner().invoke(cli, [*words, "--resume", "--beds", "b,a"])
+    assert again.exit_code == 0, again.output
+    assert len(lab["a"].starts) == 3
+    assert lab["b"].starts == []
+    assert beds_of(out) == {"a": 6, "b": 6}
+
+
+def test_a_run_on_one_bed_names_none(lab: dict[str, Any], hosts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = CliRunner().invoke(cli, ["run", "--hosts", str(hosts), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    kept = samples.read_campaign(out)
+    assert (kept.bed, kept.block_beds) == ("a", [])
+    assert kept.order == [list(row) for row in plan.balanced_blocks("028", 2, seed=kept.seed)]
+    assert beds_of(out) == {None: 6}
+
+
+def test_kernels_after_the_duts_own_have_to_be_alike(
+    hosts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = config.load(hosts)
+    beds = config.beds(loaded, None, ["a", "b"])
+    said = {"rx1": HostConfig("CONFIG_A=y", ()), "rx2": HostConfig("CONFIG_A=y", ())}
+    monkeypatch.setattr("harness.hosts.machines.host_config", lambda name, _: said[name])
+    assert boots.kernel_config(loaded.kernel, *beds) == said["rx1"]
+    said["rx2"] = HostConfig("CONFIG_A=m", ())
+    with pytest.raises(ConfigurationError, match="rx1 and rx2 are not configured alike"):
+        boots.kernel_config(loaded.kernel, *beds)
+
+
+HOSTS = """
+version: 1
+default_bed: a
+beds:
+  a: {dut: rx1, generator: tx1}
+  b: {dut: rx2, generator: tx2}
+  crossed: {dut: tx2, generator: rx2}
+  alias: {dut: rx3, generator: tx3}
+  paced: {dut: rx4, generator: tx4, paced_pps: 50000}
+  guest: {dut: vm, generator: ns}
+hosts:
+  vm: {kind: qemu, address: 198.18.0.2/24}
+  ns: {kind: netns, address: 198.18.0.1/24}
+""" + "".join(
+    f"  {role}{n}: {{kind: ssh, hostname: {role}{min(n, 2) if role == 'rx' else n}"
+    f"{'four' * (n == 4)}.lab, interface: eth1, address: 198.18.{n}.{at}/24}}\n"
+    for n in range(1, 5)
+    for at, role in ((1, "tx"), (2, "rx"))
+)
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Path:
+    path = tmp_path / "hosts.yaml"
+    path.write_text(HOSTS)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("a a", "bed a is named twice"),
+        ("b crossed", "beds b and crossed share host tx2"),
+        ("b alias", "beds b and alias share host rx3"),
+        ("a guest", "bed guest is virtual"),
+        ("a paced", "beds a and paced have another paced_pps"),
+        ("a c", "no bed is called"),
+    ],
+)
+def test_beds_that_cannot_be_used_at_once(hosts: Path, names: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        config.beds(config.load(hosts), None, names.split())
+
+
+def test_the_plan_says_which_block_is_where(hosts: Path) -> None:
+    words = ["plan", "--profile", "standard", "--seed", "1", "--hosts", str(hosts)]
+    one, two = (CliRunner().invoke(cli, [*words, *more]) for more in ([], ["--beds", "a, b"]))
+    assert one.exit_code == two.exit_code == 0, two.output
+    assert "bed a (hardware)" in one.output
+    assert "beds a, b (hardware)" in two.output
+    rows = [line.split() for line in two.output.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[1] for row in rows if len(row) == 5] == ["a", "b"] * 5
+    assert "about 150 min" in one.output
+    assert "about 76 min" in two.output
+    assert "set on rx2 (dut)" in two.output
+    refused = CliRunner().invoke(cli, [*words, "--beds", "a,,b"])
+    assert "a name is empty" in refused.output
+    refused = CliRunner().invoke(cli, [*words, "--beds", "a,b", "--bed", "a"])
+    assert isinstance(refused.exception, ConfigurationError)
