@@ -125,7 +125,8 @@ IMAGE: Any = SimpleNamespace(release=OURS)
 
 def boot(machine: Machine) -> tuple[Any, list[str]]:
     notes: list[str] = []
-    return machine.boot(IMAGE, lambda event, **_: notes.append(event)), notes
+    up = machine.boot(machine.reached(), IMAGE, lambda event, **_: notes.append(event))
+    return up, notes
 
 
 def test_installed_once_booted_and_taken_back(host: Host, made: Callable[..., Machine]) -> None:
@@ -135,7 +136,10 @@ def test_installed_once_booted_and_taken_back(host: Host, made: Callable[..., Ma
     assert (agent.ready["release"], notes) == (OURS, ["leaving", "up"])
     boot(machine)
     assert host.calls.count("kernel_install") == 1
-    machine.back_to_known_good()
+    agent = machine.reached()
+    assert not machine.runs_its_own(agent)
+    machine.back_to_known_good(agent)
+    assert machine.runs_its_own(machine.reached())
     assert host.release == OWN
     assert host.cycles == 0
 
