@@ -32,7 +32,8 @@ check: system $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m '' $(ARGS)
+	$(BIN)/pytest --numprocesses 4 -m 'not guest' $(ARGS)
+	$(BIN)/pytest -m guest $(ARGS)
 
 lint: system $(VENV)/installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy

@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from harness.measures import MEASURES, beside, pmu_absent, pmu_per_packet
 from harness.metrics import (
-    MEASURES,
     Tolerances,
     TrialMetrics,
-    beside,
     measure,
     recorded_tolerances,
     traced_stack_pps,
@@ -159,6 +158,8 @@ class Analysis:
 
     campaign: Campaign
     rows: tuple[Row, ...]
+    absent: dict[str, tuple[str, ...]]
+    """Why measures that were asked for were not taken, in all trials or in some."""
     void: tuple[VoidTrial, ...]
     problems: tuple[str, ...]
     """Why the campaign is incomplete; empty when it is complete."""
@@ -211,6 +212,7 @@ class _Gathered:
     missed: int = 0
     traced_pps: list[float] = field(default_factory=list)
     void_trials: int = 0
+    absent: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def on(self, bed: str) -> list[BootFigures]:
         """The boots of one bed."""
@@ -269,6 +271,7 @@ def analyse(result: ResultDirectory) -> Analysis:
     return Analysis(
         campaign=campaign,
         rows=rows,
+        absent=_absent(gathered.values()),
         void=tuple(void),
         problems=tuple(result.problems),
         boots_done=done,
@@ -302,6 +305,11 @@ def _gather(
                 measures[name][trial.index] = value
         elif trial.kind == "timed":
             valid[trial.index] = metrics
+            if trial.window is not None:
+                for name, value in pmu_per_packet(trial.window, metrics.stack_rx_pps).items():
+                    measures[name][trial.index] = value
+                for name, why in pmu_absent(trial.window).items():
+                    into.absent[name].add(why)
         elif metrics.paced_cpu_ns_per_packet is not None:
             measures["paced_cpu_ns_per_packet"][trial.index] = metrics.paced_cpu_ns_per_packet
         elif trial.trace is not None:
@@ -328,6 +336,14 @@ def _gather(
             measures=dict(measures),
         )
     )
+
+
+def _absent(gathered: Iterable[_Gathered]) -> dict[str, tuple[str, ...]]:
+    reasons: dict[str, set[str]] = defaultdict(set)
+    for found in gathered:
+        for name, why in found.absent.items():
+            reasons[name] |= why
+    return {name: tuple(sorted(reasons[name])) for name in MEASURES if name in reasons}
 
 
 def _rates(metrics: TrialMetrics) -> dict[str, float]:

@@ -252,7 +252,7 @@ def record(setup: Setup, *, profile: str, id_: str | None = None) -> samples.Cam
         placement={
             "irq_cpu": setup.bed.placement.irq_cpu,
             "netserver_cpu": setup.bed.netserver_cpu,
-            "rx_queues": setup.bed.rx_queues,
+            "rx_queues": setup.bed.rx_queues if setup.bed.steering else None,
         },
         variants={step: _provenance(layouts) for step, layouts in setup.images.items()},
         provenance={

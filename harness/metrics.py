@@ -14,9 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from types import MappingProxyType
 
-from harness.plan import CELLS, VOID_RULES, Cell
+from harness.plan import VOID_RULES
 from harness.samples import Campaign, Counters, CpuTime, Snapshot, Trial, Void, Whole, Window
 
 Tolerances = Mapping[str, Mapping[str, float]]
@@ -44,42 +43,21 @@ _DRIVER_DROPS = (
     "rx_xdp_bad_drops",
     "rx_mport_bad",
 )
-_SFC_IN_LINK_DROPPED = ("port_rx_nodesc_drops", "rx_nodesc_trunc", "rx_noskb_drops")
+# The driver keeps these in 32 bits (efx_get_uint_stat, atomic_read).
+_DRIVER_WRAP = 1 << 32
+# What the driver puts into rx_dropped itself (efx_ef10_update_stats_common); the port's
+# drops only on a firmware without virtual adapters, whose own counters it takes otherwise.
+_SFC_IN_LINK_DROPPED = ("rx_nodesc_trunc", "rx_noskb_drops")
+# Frames the port counted and keeps for itself: flow control.
+_PORT_KEPT = ("port_rx_pause", "port_rx_control")
+# Drops of a function that does not control its port and sees no port_ counters, such as a VF.
+_ADAPTER_RING_DROPS = ("rx_overflow",)
+_ADAPTER_OTHER_DROPS = ("rx_bad",)
 _IP_DROPS = ("InHdrErrors", "InAddrErrors", "InUnknownProtos", "InDiscards")
 _IP_EXT_DROPS = ("InNoRoutes", "InTruncatedPkts")
 # No UDP buffer is charged less than this for a frame (sk_buff and data).
 _MIN_TRUESIZE_BYTES = 512
 
-
-@dataclass(frozen=True)
-class Measure:
-    """What a campaign can measure beside the rates, by :data:`MEASURES`' names."""
-
-    title: str
-    unit: str
-    published: float | None = None
-    """The difference the series' author expected, in ``unit``."""
-
-
-_ROUND_TRIP = ("mean", "p50", "p90", "p99")
-_EXPECTED_US = {Cell(moderation=False, busy_poll=True): 0.16, Cell(True, False): 0.06}
-MEASURES: Mapping[str, Measure] = MappingProxyType(
-    {
-        "paced_cpu_ns_per_packet": Measure("CPU time a packet at a paced load", "ns"),
-        "ndr_pps": Measure("highest rate without loss", "packets/s"),
-    }
-    | {
-        f"rr_{which}_us_{cell.name}": Measure(
-            f"round trip, {cell}: {which}",
-            "µs",
-            _EXPECTED_US.get(cell) if which == "mean" else None,
-        )
-        for cell in CELLS
-        for which in _ROUND_TRIP
-    }
-)
-
-ROUND_TRIP_PERCENTILES = tuple(name for name in MEASURES if name.startswith("rr_p"))
 
 DROP_PLACES = (
     "nic_ring",
@@ -144,6 +122,7 @@ def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMe
         if trial.window is not None:
             rates["interrupts_per_packet"] = _interrupts_per_packet(trial.window)
             void += _moved(window, irq_cpu, netserver_cpu, tolerances)
+            void += _spread(window, campaign, tolerances)
         void += _window_rules(window, irq_cpu, tolerances)
     drops: dict[str, int] = {}
     offered = None
@@ -160,18 +139,6 @@ def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMe
     void += _stream_rules(trial, window)
     void += _trace_rules(trial, tolerances)
     return TrialMetrics(offered_packets=offered, drops=drops, void=tuple(_once(void)), **rates)
-
-
-def beside(trial: Trial) -> dict[str, float]:
-    """What a trial of latency or of the highest rate found, by names of :data:`MEASURES`."""
-    found: dict[str, float] = {}
-    if trial.ndr_pps is not None:
-        found["ndr_pps"] = trial.ndr_pps
-    if trial.cell is not None and trial.round_trips is not None:
-        for which in _ROUND_TRIP:
-            value = getattr(trial.round_trips, f"{which}_us")
-            found[f"rr_{which}_us_{trial.cell.name}"] = value
-    return found
 
 
 def traced_stack_pps(trial: Trial) -> float | None:
@@ -253,12 +220,30 @@ class _Delta:
         return "port_rx_packets" in self.after.nic
 
     @property
+    def has_adapter(self) -> bool:
+        """Does the function's virtual adapter count, as it does on full-feature firmware?"""
+        return "rx_unicast" in self.after.nic and "rx_overflow" in self.after.nic
+
+    def nic_ring_drops(self) -> int:
+        if self.is_sfc:
+            return self.nic(*_PORT_RING_DROPS)
+        return self.nic(*_ADAPTER_RING_DROPS) if self.has_adapter else self.link("rx_missed_errors")
+
+    def nic_other_drops(self) -> int:
+        if self.is_sfc:
+            return self.nic(*_PORT_OTHER_DROPS)
+        return self.nic(*_ADAPTER_OTHER_DROPS) if self.has_adapter else 0
+
+    def driver_drops(self, names: Iterable[str] = _DRIVER_DROPS) -> int:
+        return sum(self.nic(name) % _DRIVER_WRAP for name in names)
+
+    @property
     def offered(self) -> int | None:
         """Frames at the port; without such a counter, those taken or missed."""
         if self.is_sfc:
             return self.nic("port_rx_packets")
         taken = self.nic_delivered
-        return None if taken is None else taken + self.link("rx_missed_errors")
+        return None if taken is None else taken + self.nic_ring_drops()
 
     @cached_property
     def nic_delivered(self) -> int | None:
@@ -317,12 +302,14 @@ def _grown(before: Counters, after: Counters, names: Iterable[str]) -> int:
 
 def _drops(delta: _Delta) -> dict[str, int]:
     sfc = delta.is_sfc
-    nic_in_link = delta.nic(*_SFC_IN_LINK_DROPPED) if sfc else 0
+    nic_in_link = delta.driver_drops(_SFC_IN_LINK_DROPPED) if sfc else 0
+    if sfc and not delta.has_adapter:
+        nic_in_link += delta.nic(*_PORT_RING_DROPS)
     backlog = delta.softnet_dropped
     return {
-        "nic_ring": delta.nic(*_PORT_RING_DROPS) if sfc else delta.link("rx_missed_errors"),
-        "nic_other": delta.nic(*_PORT_OTHER_DROPS) if sfc else 0,
-        "driver": delta.nic(*_DRIVER_DROPS) if sfc else 0,
+        "nic_ring": delta.nic_ring_drops(),
+        "nic_other": delta.nic_other_drops(),
+        "driver": delta.driver_drops() if sfc or delta.has_adapter else 0,
         "softnet": backlog,
         # rx_dropped gathers the driver's own, the backlog's and the core's drops.
         "core": max(0, delta.link("rx_dropped") - nic_in_link - backlog)
@@ -363,7 +350,7 @@ def _conservation(
             "nic-conservation",
             delta.nic("port_rx_packets") - drops["nic_ring"],
             taken,
-            more=drops["nic_other"],
+            more=drops["nic_other"] + delta.nic(*_PORT_KEPT),
         )
     if taken is not None and ip_in is not None:
         between = sum(drops[name] for name in ("driver", "softnet", "core", "other_host"))
@@ -420,6 +407,24 @@ def _moved(
                 detail=f"netserver planned on CPU {netserver_cpu}, also seen on "
                 + ", ".join(f"CPU {cpu}: {n}" for cpu, n in sorted(seen.items())),
             )
+
+
+def _spread(window: Window, campaign: Campaign, tolerances: Tolerances) -> Iterator[Void]:
+    planned = campaign.placement.get("rx_queues")
+    declared = "queues-spread" in (campaign.provenance.get("void_rules") or {})
+    if not declared or not isinstance(planned, int):
+        return
+    delta = _Delta(window.start, window.end)
+    taken = {name: delta.nic(name) for name in _queue_counters(tuple(window.end.nic))}
+    busiest = sorted(taken.values(), reverse=True)
+    allowed = tolerances["queues-spread"]
+    slack = max(allowed["packets"], allowed["share"] * sum(busiest))
+    if sum(busiest[planned:]) > slack:
+        yield Void(
+            rule="queues-spread",
+            detail=f"planned {planned}, packets in "
+            + ", ".join(f"{name.partition('.')[0]}: {n}" for name, n in taken.items() if n),
+        )
 
 
 def _window_rules(window: Window, irq_cpu: int | None, tolerances: Tolerances) -> Iterator[Void]:

@@ -441,6 +441,9 @@ VOID_RULES: Mapping[str, VoidRule] = MappingProxyType(
         "irq-moved": VoidRule(
             "the NIC's interrupts arrive on the planned CPU", {"share": 0.01, "interrupts": 2}
         ),
+        "queues-spread": VoidRule(
+            "packets arrive in no more receive queues than planned", {"share": 0.01, "packets": 64}
+        ),
         "process-moved": VoidRule("netserver runs on the planned CPU alone", {"samples": 0}),
         "stream-failed": VoidRule("every netperf stream ends with status 0"),
         "stream-short": VoidRule("every netperf stream lasts through the window"),

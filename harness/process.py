@@ -90,7 +90,11 @@ def run(
         if tail_bytes is None:
             out, err = started.communicate(stdin, timeout=timeout_s)
         else:
-            out, err = _tails(started, stdin, timeout_s, tail_bytes)
+            given = None if stdin is None else stdin.encode()
+            out, err = (
+                tail.decode(errors="replace")
+                for tail in tails(started, given, timeout_s=timeout_s, tail_bytes=tail_bytes)
+            )
     except subprocess.TimeoutExpired as error:
         end(started)
         raise InfrastructureError(
@@ -105,13 +109,21 @@ def run(
     return done
 
 
-def _tails(
-    started: subprocess.Popen[str], stdin: str | None, timeout_s: float | None, tail_bytes: int
-) -> tuple[str, str]:
-    """The last bytes of what ``started`` writes until it ends."""
-    tails = (bytearray(), bytearray())
+def tails(
+    started: subprocess.Popen[Any],
+    stdin: bytes | None,
+    *,
+    timeout_s: float | None,
+    tail_bytes: int,
+) -> tuple[bytes, bytes]:
+    """The last bytes of what ``started`` writes to stdout and stderr until it ends.
 
-    def follow(stream: IO[str], tail: bytearray) -> None:
+    Raises:
+        subprocess.TimeoutExpired: it has not ended in time, and goes on.
+    """
+    kept = (bytearray(), bytearray())
+
+    def follow(stream: IO[Any], tail: bytearray) -> None:
         while chunk := os.read(stream.fileno(), _CHUNK):
             tail += chunk
             del tail[:-tail_bytes]
@@ -119,13 +131,13 @@ def _tails(
     def feed() -> None:
         with contextlib.suppress(BrokenPipeError), started.stdin or contextlib.nullcontext() as to:
             if to is not None:
-                to.write(stdin or "")
+                getattr(to, "buffer", to).write(stdin or b"")
 
     assert started.stdout is not None
     assert started.stderr is not None
     threads = [
         threading.Thread(target=follow, args=args, daemon=True)
-        for args in zip((started.stdout, started.stderr), tails, strict=True)
+        for args in zip((started.stdout, started.stderr), kept, strict=True)
     ]
     for thread in threads:
         thread.start()
@@ -134,8 +146,7 @@ def _tails(
     until = time.monotonic() + _LAST_WORDS_S
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
-    out, err = (bytes(tail).decode(errors="replace") for tail in tails)
-    return out, err
+    return bytes(kept[0]), bytes(kept[1])
 
 
 def end(process: subprocess.Popen[Any], *, grace_s: float = 3.0) -> None:

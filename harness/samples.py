@@ -94,12 +94,31 @@ class Placement(_Raw):
     processes: list[ProcessPlacement] = Field(default_factory=list)
 
 
+class PmuCount(_Raw):
+    """One event of a CPU's own counters, over the seconds in which it was on."""
+
+    count: float
+    on_s: float
+    running: float = 1.0
+    """Share of that time in which it had a counter; ``count`` is scaled for the rest."""
+
+
+class Pmu(_Raw):
+    """What one CPU's own counters counted over a window, and why not where they did not."""
+
+    cpu: int
+    counts: dict[str, PmuCount] = Field(default_factory=dict)
+    absent: dict[str, str] = Field(default_factory=dict)
+
+
 class Window(_Raw):
     """A timed window: counters at both ends and what was sampled between."""
 
     start: Snapshot
     end: Snapshot
     placement: Placement = Field(default_factory=Placement)
+    pmu: Pmu | None = None
+    """``None``: not asked for."""
 
 
 class Stage(_Raw):

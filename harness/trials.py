@@ -313,7 +313,7 @@ def _under_load(
         for boot, load in loads.items():
             if boot.up and not load.void:
                 with blamed(boot):
-                    pending[boot] = _open_window(boot.bed, trial, len(boots))
+                    pending[boot] = _open_window(setup, boot.bed, trial, len(boots))
         if together:
             _take_turns(pending, setup.plan.profile.slice_s, blamed)
         for boot, answer in pending.items():
@@ -359,15 +359,15 @@ def _call_of(trial: plan.PlannedTrial) -> str:
     return "trace" if trial.kind == "trace" else "window"
 
 
-def _open_window(bed: RunningBed, trial: plan.PlannedTrial, boots: int) -> Pending:
+def _open_window(setup: Setup, bed: RunningBed, trial: plan.PlannedTrial, boots: int) -> Pending:
     """Begin ``trial``, which lasts as much longer as ``boots`` share the machine."""
-    netserver = {} if trial.kind == "trace" else {"netserver": True}
+    timed = {"netserver": True, "pmu_cpu": setup.bed.placement.irq_cpu}
     return bed.dut.begin(
         _call_of(trial),
         interface=bed.dut_interface,
         duration_s=trial.duration_s,
         within_s=(trial.duration_s + 60) * boots,
-        **netserver,
+        **({} if trial.kind == "trace" else timed),
     )
 
 

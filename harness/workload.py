@@ -174,7 +174,12 @@ def _settings(bed_config: Bed, bed: RunningBed) -> dict[str, dict[str, Any]]:
             "interface": bed.dut_interface,
             "address": str(dut_address),
             "peer": {"address": str(generator_address.ip), "mac": bed.generator_mac},
-            "rx_queues": bed_config.rx_queues,
+            "rx_queues": bed_config.rx_queues if bed_config.steering else None,
+            "steering": bed_config.steering,
+            "rx_ring": bed_config.rx_ring,
+            "offloads": bed_config.offloads.model_dump(exclude_none=True)
+            if bed_config.offloads
+            else None,
             "irq_cpu": bed_config.placement.irq_cpu,
             "coalesce": bed_config.coalesce.model_dump() if bed_config.coalesce else None,
             "rps": False,

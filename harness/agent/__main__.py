@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -33,6 +34,7 @@ from .kernel_config import kernel_config
 from .kernels import Kernels
 from .lease import Lease
 from .netperf import Load
+from .pmu import Pmu
 from .settings import Settings
 from .trace import Tracer
 
@@ -94,6 +96,7 @@ class Agent:
         self._load = Load()
         self._tracer = Tracer()
         lease = Lease()
+        self._pmu = Pmu()
         self._counters: dict[str, Counters] = {}
         boot = Boot()
         kernels = Kernels()
@@ -172,12 +175,21 @@ class Agent:
         duration_s: float,
         sample_s: float = 0.2,
         netserver: bool = False,
+        pmu_cpu: int | None = None,
     ) -> Any:
         if netserver and not self._load.serving():
             raise AgentError("netserver serves no stream as the window opens", kind="void")
-        return self._of(interface).window(
-            duration_s=duration_s, sample_s=sample_s, sleep=self._sleep
+        window = partial(
+            self._of(interface).window,
+            duration_s=duration_s,
+            sample_s=sample_s,
+            sleep=self._sleep,
         )
+        if pmu_cpu is None:
+            return window()
+        with self._pmu.over(pmu_cpu) as watch:
+            found = window(opened=watch.open, closed=watch.close)
+            return found | {"pmu": watch.read()}
 
     def _trace(self, *, interface: str, duration_s: float, program_dir: str | None = None) -> Any:
         return self._tracer.trace(

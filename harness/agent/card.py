@@ -5,19 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from . import health
 from .health import Check, check
 from .inventory import NET, inventory
-
-# drivers/net/ethernet/sfc/efx.c, efx_pci_table
-_EF10 = {
-    "1924:0903": "SFC9120 (SFN7x22)",
-    "1924:0923": "SFC9140 (SFN7x42)",
-    "1924:0a03": "SFC9220 (SFN8xxx)",
-    "1924:0b03": "SFC9250 (X2)",
-}
-_EF10_VF = ("1924:1903", "1924:1923", "1924:1a03", "1924:1b03")
+from .nic import EF10
 
 
 def checks(name: str, role: str, irq_cpu: int | None) -> Iterator[Check]:
@@ -37,7 +30,7 @@ def checks(name: str, role: str, irq_cpu: int | None) -> Iterator[Check]:
     speed = f"{found['speed_mbps']} Mbit/s" if found["speed_mbps"] else "speed unknown"
     yield check("interface", ok=True, detail=f"{name}, {found['mac']}, port {port}", needed=True)
     is_sfc = found["driver"] == "sfc"
-    known = _EF10.get(found["pci_id"] or "")
+    known = EF10.get(found["pci_id"] or "")
     if role == "dut":
         yield check(
             "driver",
@@ -46,18 +39,19 @@ def checks(name: str, role: str, irq_cpu: int | None) -> Iterator[Check]:
             remedy="lists are made by the sfc driver: name an interface of a Solarflare NIC",
             needed=True,
         )
-        other = "a virtual function" if found["pci_id"] in _EF10_VF else "no EF10"
+        what = f"{known.chip} ({known.adapters}), {known.kind}" if known else "no EF10"
+        adapters = dict.fromkeys(one.adapters for one in EF10.values())
         yield check(
             "NIC",
-            ok=known is not None,
-            detail=f"{found['pci_id']} {known or other}",
-            remedy="use a physical function of an EF10: " + ", ".join(_EF10.values()),
+            ok=known is not None and known.kind == "PF",
+            detail=f"{found['pci_id']} {what}",
+            remedy="use a physical function of an EF10: " + ", ".join(adapters),
             needed=True,
         )
         yield check(
             "firmware",
             ok=bool(found["firmware"]),
-            detail=found["firmware"] or "the driver does not say",
+            detail=_firmware(found) or "the driver does not say",
             remedy="sfupdate of the vendor's utilities shows and writes it",
             needed=False,
         )
@@ -77,6 +71,11 @@ def checks(name: str, role: str, irq_cpu: int | None) -> Iterator[Check]:
         remedy=f"the cable, the other end, and: ip link set {name} up",
         needed=False,
     )
+
+
+def _firmware(found: dict[str, Any]) -> str:
+    variant = (found["nic"]["firmware"] or {}).get("variant")
+    return f"{found['firmware']} ({variant})" if variant else found["firmware"] or ""
 
 
 def _numa(node: int | None, irq_cpu: int | None) -> Check:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .ethtool import Ethtool
-from .inventory import NET, existing, interface_irqs, parse_interrupts
+from .inventory import NET, existing, interface_irqs, parse_interrupts, read_text
 
 _PROC = Path("/proc")
 _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -69,7 +69,8 @@ class Counters:
         self._softirqd = [
             int(path.parent.name)
             for path in _PROC.glob("[0-9]*/comm")
-            if path.read_text().startswith("ksoftirqd/")
+            # A process may end between being listed and being read.
+            if (read_text(path) or "").startswith("ksoftirqd/")
         ]
 
     def snapshot(self) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""An interface's driver, counters, queues and moderation, through the SIOCETHTOOL ioctl.
+"""An interface's driver, counters, queues, rings, moderation and offloads.
 
-The ioctl has had the same layout (include/uapi/linux/ethtool.h) since long before
-the oldest kernel measured, answers in microseconds and needs no module that a
-distribution might lack; ethtool netlink cannot read driver statistics at all.
+Rings go through pyroute2's ethtool netlink where library and kernel have it. All
+else is the SIOCETHTOOL ioctl: ethtool netlink cannot read driver statistics or
+receive rules at all, and pyroute2 has no netlink call for queues, moderation or
+the indirection table. The ioctl has had the same layout
+(include/uapi/linux/ethtool.h) since long before the oldest kernel measured.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from . import netlink
+from .ntuple import Ntuple
+
 _SIOCETHTOOL = 0x8946
 _GDRVINFO, _GCOALESCE, _SCOALESCE = 0x03, 0x0E, 0x0F
-_GRINGPARAM, _GSTRINGS, _GSTATS, _GGRO = 0x10, 0x1B, 0x1D, 0x2B
+_GRINGPARAM, _SRINGPARAM, _GSTRINGS, _GSTATS, _GGRO = 0x10, 0x11, 0x1B, 0x1D, 0x2B
 _GRXFHINDIR, _SRXFHINDIR, _GCHANNELS, _SCHANNELS = 0x38, 0x39, 0x3C, 0x3D
 _SET_OF_STATS = 1
 _NAME_BYTES = 32
@@ -121,11 +126,32 @@ class Ethtool:
 
     def rings(self) -> dict[str, int] | None:
         """Descriptors in the rings: ``rx``, ``tx`` and their maxima."""
+        found = netlink.rings(self._name.decode())
+        if found is not None:
+            return found
         answer = self._read(struct.pack("I32x", _GRINGPARAM))
         if answer is None:
             return None
         _, max_rx, _, _, max_tx, rx, _, _, tx = struct.unpack("9I", answer)
         return {"rx": rx, "tx": tx, "max_rx": max_rx, "max_tx": max_tx}
+
+    def set_rx_ring(self, entries: int) -> None:
+        """Raises OSError where the driver refuses."""
+        if netlink.set_rx_ring(self._name.decode(), entries):
+            return
+        words = list(struct.unpack("9I", self._call(struct.pack("I32x", _GRINGPARAM))))
+        words[0], words[5] = _SRINGPARAM, entries
+        self._call(struct.pack("9I", *words))
+
+    def ntuple(self) -> Ntuple:
+        """Its receive rules."""
+        return Ntuple(self._call)
+
+    def through(self) -> dict[str, str]:
+        """Which way settings are read and written: ``netlink``, ``ioctl``."""
+        rings = netlink.rings(self._name.decode())
+        ioctl = dict.fromkeys(("rx_queues", "ntuple", "coalesce", "offloads"), "ioctl")
+        return {"rings": "ioctl" if rings is None else "netlink", **ioctl}
 
     def gro(self) -> bool | None:
         """Is generic receive offload on?"""

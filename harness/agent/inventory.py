@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import nic
 from .ethtool import Ethtool
 from .faults import AgentError
 
@@ -103,6 +104,7 @@ def inventory(
     existing(interface)
     at = NET / interface
     driver = Ethtool(interface).driver()
+    pci_id, irqs = _pci_id(at), interface_irqs(interface)
     speed = read_text(at / "speed")
     numa_node = read_text(at / "device" / "numa_node")
     return answer | {
@@ -111,13 +113,20 @@ def inventory(
         "driver": driver.name if driver else None,
         "bus": driver.bus if driver else None,
         "firmware": driver.firmware if driver else None,
-        "pci_id": _pci_id(at),
+        "pci_id": pci_id,
         "mtu": int(read_text(at / "mtu") or 0),
         "speed_mbps": int(speed) if speed and int(speed) > 0 else None,
         "numa_node": int(numa_node) if numa_node else None,
         "link": read_text(at / "carrier") == "1",
-        "irqs": [{"irq": irq, "name": name} for irq, name in interface_irqs(interface).items()],
+        "irqs": [{"irq": irq, "name": name} for irq, name in irqs.items()],
         "rx_queues": len(list((at / "queues").glob("rx-*"))),
+        "nic": nic.describe(
+            at,
+            driver=driver.name if driver else None,
+            pci_id=pci_id,
+            firmware=driver.firmware if driver else None,
+            irqs=irqs,
+        ),
     }
 
 

@@ -1,29 +1,33 @@
 # SPDX-License-Identifier: MIT
 """The state of a host that decides what receive costs: read, changed, proven, put back.
 
-Each setting is a way to read it and a way to write what was read. A change is
-journalled before it is made and read back after it; everything is put back in
-reverse order when the agent ends, and by the next agent if this one was killed.
+A change is journalled before it is made and read back after it; everything is put
+back in reverse order when the agent ends, and by the next agent if this one was killed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
 
+from . import offloads, queues
 from .ethtool import Ethtool
 from .faults import AgentError
 from .inventory import NET, existing, governors, interface_irqs, irqbalance_running, read_text
 from .journal import Journal, end_holder, journalled
 from .links import Links
+from .offloads import FEATURES, with_offload
+from .queues import with_queues, with_rule
+from .setting import Setting, write_text
 
 _CARRIER_S = 10.0
 _PROC_SYS = Path("/proc/sys")
@@ -52,21 +56,11 @@ _SWITCHES = {
 }
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """``write`` takes any value ``read`` gives; ``holds`` compares what is with what is wanted."""
-
-    name: str
-    read: Callable[[], Any]
-    write: Callable[[Any], None]
-    holds: Callable[[Any, Any], bool] = lambda is_now, wanted: bool(is_now == wanted)
-
-
 class Settings:
     """Every change this agent made, and the way back."""
 
     def __init__(self) -> None:
-        self._changes: list[tuple[str, _Setting, Any]] = []
+        self._changes: list[tuple[str, Setting, Any]] = []
         self._before: dict[str, dict[str, Any]] = {}
         self._journal: dict[str, Journal] = {}
 
@@ -81,6 +75,9 @@ class Settings:
         address: str | None = None,
         peer: dict[str, str] | None = None,
         rx_queues: int | None = None,
+        steering: str | None = "auto",
+        rx_ring: int | None = None,
+        offloads: dict[str, bool] | None = None,
         irq_cpu: int | None = None,
         coalesce: dict[str, Any] | None = None,
         rps: bool | None = None,
@@ -92,23 +89,40 @@ class Settings:
     ) -> dict[str, Any]:
         """Bring the host to what is asked for; None leaves a setting alone. Idempotent.
 
+        ``steering`` brings packets into ``rx_queues`` queues: ``rss`` by the table alone,
+        ``ntuple`` by a rule alone, ``auto`` by a rule only where nothing else can.
+        ``offloads`` go by the names of :data:`~.offloads.FEATURES`. What the driver does
+        not support is ``skipped``.
+
         Raises:
             AgentError: a setting was refused or did not take, or another agent works on
                 this interface. Everything changed so far has been put back.
         """
         if rps:
             raise AgentError("RPS can only be switched off", kind="configuration")
+        if unknown := (offloads or {}).keys() - FEATURES.keys():
+            raise AgentError(f"no offload {', '.join(sorted(unknown))}", kind="configuration")
         known = _known(existing(interface))
         recovered = self._recovered(interface, known)
         before = self._before.setdefault(interface, _readings(interface, known))
         skipped: list[dict[str, str]] = []
         at = None if address is None else str(IPv4Interface(address))
+        ruled = steering == "ntuple"
         # In the order in which one needs the other; what reads as None is not on this host.
         steps: list[tuple[str, bool, Callable[[Any], Any]]] = [
             ("irqbalance", irqbalance is False, lambda _: "inactive"),
             ("governor", governor is not None, lambda now: dict.fromkeys(now, governor)),
             ("ipv6_off", at is not None, lambda _: 1),
-            ("rx_queues", rx_queues is not None, lambda now: _with_queues(now, rx_queues or 1)),
+            ("rings", rx_ring is not None, lambda now: now | {"rx": rx_ring}),
+            *(
+                (f"offloads.{name}", True, partial(with_offload, name=name, on=on))
+                for name, on in (offloads or {}).items()
+            ),
+            (
+                "rx_queues",
+                rx_queues is not None and steering in ("auto", "rss"),
+                lambda now: with_queues(now, rx_queues or 1, channels=steering == "auto"),
+            ),
             ("addresses", at is not None, lambda now: sorted({*now, at})),
             ("up", True, lambda _: True),
             ("neighbours", peer is not None, lambda now: now | _neighbour(peer)),
@@ -120,9 +134,16 @@ class Settings:
         ]
         try:
             for name, asked, wanted_from in steps:
-                why = self._change(interface, known[name], wanted_from) if asked else None
+                setting = known[name.partition(".")[0]]
+                why = self._change(interface, setting, wanted_from) if asked else None
                 if why is not None:
                     skipped.append({"setting": name, "why": why})
+                    ruled |= name == "rx_queues" and steering == "auto" and rx_queues == 1
+            if ruled:
+                to = None if at is None else str(IPv4Interface(at).ip)
+                why = self._change(interface, known["ntuple"], partial(with_rule, destination=to))
+                if why is not None:
+                    skipped.append({"setting": "ntuple", "why": why})
         except Exception:
             self.restore()
             raise
@@ -180,7 +201,7 @@ class Settings:
         return {"restored": restored, "failed": failed}
 
     def _change(
-        self, interface: str, setting: _Setting, wanted_from: Callable[[Any], Any]
+        self, interface: str, setting: Setting, wanted_from: Callable[[Any], Any]
     ) -> str | None:
         """Why it does not apply to this host, or None once it holds."""
         now = setting.read()
@@ -196,6 +217,8 @@ class Settings:
         try:
             setting.write(wanted)
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in _UNSUPPORTED:
+                return f"the driver does not support it: {error}"
             raise AgentError(
                 f"{interface}: {setting.name} was refused: {error}", hint=hint
             ) from error
@@ -206,7 +229,7 @@ class Settings:
             )
         return None
 
-    def _recovered(self, interface: str, known: dict[str, _Setting]) -> list[str]:
+    def _recovered(self, interface: str, known: dict[str, Setting]) -> list[str]:
         """Open the journal, and put back what an agent that was killed left in it."""
         if interface in self._journal:
             return []
@@ -220,10 +243,14 @@ class Settings:
         return recovered
 
 
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 _ABSENT = {
     "governor": "the host has no cpufreq",
     "ipv6_off": "the kernel has no IPv6",
     "rx_queues": "the queue count is fixed and there is no indirection table",
+    "ntuple": "the driver has no receive rules",
+    "rings": "the driver's rings have one size",
+    "offloads": "the driver cannot change it, or the kernel does not know it",
     "coalesce": "the driver has no interrupt moderation",
     "irq_affinity": "the interface has no interrupt of its own",
     "rps": "the kernel has no RPS",
@@ -231,6 +258,7 @@ _ABSENT = {
 }
 _HINTS = {
     "irqbalance": "stop irqbalance on the host, or ask for `irqbalance: null`",
+    "rings": "`ethtool -g` shows the largest size; many NICs take powers of two alone",
     "governor": "see /sys/devices/system/cpu/cpu0/cpufreq/scaling_available_governors",
     "irq_affinity": "an interrupt managed by its driver cannot be moved: choose another CPU",
     "addresses": "is the address used elsewhere on this host?",
@@ -239,53 +267,47 @@ _HINTS = {
 }
 
 
-def _known(interface: str) -> dict[str, _Setting]:
+def _known(interface: str) -> dict[str, Setting]:
     """Every setting that can be changed, by name."""
     ethtool = Ethtool(interface)
     links = Links(interface)
     conf = _PROC_SYS / "net/ipv6/conf" / interface / "disable_ipv6"
-    queues = NET / interface / "queues"
     settings = [
-        _Setting("irqbalance", _irqbalance, _set_irqbalance),
-        _Setting("governor", governors, _set_governors),
-        _Setting(
+        Setting("irqbalance", _irqbalance, _set_irqbalance),
+        Setting("governor", governors, _set_governors),
+        Setting(
             "ipv6_off",
             lambda: _number(read_text(conf)),
-            lambda value: _write(conf, str(value)),
+            lambda value: write_text(conf, str(value)),
         ),
-        _Setting(
-            "rx_queues",
-            lambda: _queues(interface, ethtool),
-            lambda value: _set_queues(ethtool, value),
-            lambda is_now, wanted: bool(is_now["in_use"] == wanted["in_use"]),
-        ),
-        _Setting("addresses", links.addresses, links.set_addresses),
-        _Setting("up", links.up, links.set_up),
-        _Setting("neighbours", links.neighbours, links.set_neighbours),
-        _Setting(
+        Setting("addresses", links.addresses, links.set_addresses),
+        Setting("up", links.up, links.set_up),
+        Setting("neighbours", links.neighbours, links.set_neighbours),
+        Setting(
             "coalesce",
             ethtool.coalesce,
             lambda value: ethtool.set_coalesce(**value),
             _coalesce_holds,
         ),
-        _Setting(
+        Setting(
             "irq_affinity",
             lambda: {str(irq): _affinity(irq, "smp") for irq in interface_irqs(interface)},
             _set_affinity,
             _affinity_holds,
         ),
-        _Setting("rps", lambda: _rps(queues), lambda value: _set_rps(queues, value), _rps_holds),
-        _Setting(
+        Setting(
             "busy_read_us",
             lambda: _number(read_text(_BUSY_READ)),
-            lambda value: _write(_BUSY_READ, str(value)),
+            lambda value: write_text(_BUSY_READ, str(value)),
         ),
-        _Setting("pacing_bytes_per_s", links.pacing, links.set_pacing),
+        Setting("pacing_bytes_per_s", links.pacing, links.set_pacing),
+        *offloads.settings(interface, ethtool),
+        *queues.settings(interface, ethtool),
     ]
     return {setting.name: setting for setting in settings}
 
 
-def _readings(interface: str, known: dict[str, _Setting]) -> dict[str, Any]:
+def _readings(interface: str, known: dict[str, Setting]) -> dict[str, Any]:
     at = NET / interface
     ethtool = Ethtool(interface)
     return {
@@ -298,7 +320,7 @@ def _readings(interface: str, known: dict[str, _Setting]) -> dict[str, Any]:
             path.parent.name: read_text(path)
             for path in sorted((at / "queues").glob("tx-*/xps_cpus"))
         },
-        "rings": ethtool.rings(),
+        "through": ethtool.through(),
         "gro": ethtool.gro(),
         "mtu": _number(read_text(at / "mtu")),
         "napi_defer_hard_irqs": _number(read_text(at / "napi_defer_hard_irqs")),
@@ -316,7 +338,7 @@ def _readings(interface: str, known: dict[str, _Setting]) -> dict[str, Any]:
     }
 
 
-def _put_back(setting: _Setting, old: Any) -> str | None:
+def _put_back(setting: Setting, old: Any) -> str | None:
     """Why ``setting`` is not as it was, or None."""
     try:
         setting.write(old)
@@ -324,47 +346,6 @@ def _put_back(setting: _Setting, old: Any) -> str | None:
     except (OSError, AgentError) as error:
         return str(error)
     return None if setting.holds(now, old) else f"wanted {old}, is {now}"
-
-
-def _queues(interface: str, ethtool: Ethtool) -> dict[str, Any]:
-    channels, table = ethtool.channels(), ethtool.indirection()
-    count = len(list((NET / interface / "queues").glob("rx-*")))
-    return {
-        "in_use": len(set(table)) if table else count,
-        "queues": count,
-        "channels": {"rx": channels.rx, "combined": channels.combined} if channels else None,
-        "indirection": table,
-    }
-
-
-def _with_queues(now: dict[str, Any], count: int) -> dict[str, Any] | None:
-    if now["in_use"] == count:
-        return now
-    channels = now["channels"]
-    if channels is None and now["indirection"] is None:
-        return None
-    if channels is not None:
-        channels = channels | {"combined" if channels["combined"] else "rx": count}
-    return now | {"in_use": count, "channels": channels}
-
-
-def _set_queues(ethtool: Ethtool, value: dict[str, Any]) -> None:
-    """Fewer channels where the driver can, else fewer of them in the indirection table."""
-    now = ethtool.channels()
-    channels = value["channels"]
-    if now and channels and channels != {"rx": now.rx, "combined": now.combined}:
-        try:
-            ethtool.set_channels(**channels)
-        except OSError:
-            if ethtool.indirection() is None:
-                raise
-    table = ethtool.indirection()
-    if table is not None:
-        wanted = value["indirection"] or []
-        if len(wanted) != len(table) or len(set(wanted)) != value["in_use"]:
-            wanted = [bucket % value["in_use"] for bucket in range(len(table))]
-        if wanted != table:
-            ethtool.set_indirection(wanted)
 
 
 def _coalesce_holds(is_now: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
@@ -389,7 +370,7 @@ def _set_affinity(value: dict[str, str | None]) -> None:
     for irq, cpus in value.items():
         path = Path("/proc/irq", irq, "smp_affinity_list")
         if cpus is not None and path.exists():
-            _write(path, cpus)
+            write_text(path, cpus)
 
 
 def _affinity_holds(is_now: dict[str, str | None], wanted: dict[str, str | None]) -> bool:
@@ -405,24 +386,6 @@ def _cpus(text: str | None) -> set[int]:
     return found
 
 
-def _rps(queues: Path) -> dict[str, str]:
-    masks = {path.parent.name: read_text(path) for path in sorted(queues.glob("rx-*/rps_cpus"))}
-    return {queue: mask or "0" for queue, mask in masks.items()}
-
-
-def _set_rps(queues: Path, value: dict[str, str]) -> None:
-    for queue, mask in value.items():
-        if (queues / queue).exists():
-            _write(queues / queue / "rps_cpus", mask)
-
-
-def _rps_holds(is_now: dict[str, str], wanted: dict[str, str]) -> bool:
-    def cpus(mask: str) -> int:
-        return int(mask.replace(",", ""), 16)
-
-    return all(cpus(is_now[queue]) == cpus(m) for queue, m in wanted.items() if queue in is_now)
-
-
 def _irqbalance() -> str:
     return "active" if irqbalance_running() else "inactive"
 
@@ -436,7 +399,7 @@ def _set_irqbalance(value: str) -> None:
 
 def _set_governors(value: dict[str, str]) -> None:
     for cpu, governor in value.items():
-        _write(_CPU / f"cpu{cpu}" / "cpufreq" / "scaling_governor", governor)
+        write_text(_CPU / f"cpu{cpu}" / "cpufreq" / "scaling_governor", governor)
 
 
 def _carrier(interface: str, sleep: Callable[[float], None]) -> bool:
@@ -457,7 +420,3 @@ def _stay_off(irq_cpu: int) -> None:
 
 def _number(text: str | None) -> int | None:
     return None if text is None else int(text)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text + "\n", encoding="ascii")

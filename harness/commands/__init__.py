@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from harness import plan
+from harness.plan import EXTRAS, PROFILE_NAMES
 
 hosts_option = click.option(
     "--hosts",
@@ -56,7 +56,7 @@ blocks_option = click.option(
 )
 also_option = click.option(
     "--also",
-    type=click.Choice(plan.EXTRAS),
+    type=click.Choice(EXTRAS),
     multiple=True,
     help="Measure also CPU time per packet at a paced load, latency, or the highest rate "
     "without loss; may be given again.",
@@ -75,7 +75,7 @@ def profile_option(default: str) -> Callable[[Any], Any]:
         "profile_name",
         default=default,
         show_default=True,
-        type=click.Choice(plan.PROFILE_NAMES),
+        type=click.Choice(PROFILE_NAMES),
         help="How long to measure.",
     )
 

@@ -34,6 +34,11 @@ from harness.plan import (
 
 # What surrounds the measured windows of a boot, to tell an evening from a coffee break.
 _BOOT_S = {"virtual": 28, "hardware": 240}
+_STEERED = {
+    "auto": "their number, else the indirection table, else a rule for UDP",
+    "rss": "the indirection table",
+    "ntuple": "a rule for UDP",
+}
 
 
 @click.command()
@@ -129,7 +134,9 @@ def _changes(bed: config.Bed) -> Iterator[str]:
     yield f"set on {bed.dut_name} (dut) during a run, and put back after it:"
     wanted = {
         "address": bed.dut.address,
-        "receive queues in use": bed.rx_queues,
+        "receive queues in use": bed.steering and f"{bed.rx_queues} (by {_STEERED[bed.steering]})",
+        "descriptors in a receive ring": bed.rx_ring,
+        "offloads": _switched(bed.offloads),
         "CPU of the interrupt": bed.placement.irq_cpu,
         "CPU of netserver": bed.netserver_cpu,
         "receive packet steering": "off",
@@ -142,6 +149,11 @@ def _changes(bed: config.Bed) -> Iterator[str]:
         yield f"  {name}: {'left as it is' if value is None else value}"
     yield f"set on {bed.generator_name} (generator):"
     yield f"  address: {bed.generator.address}"
+
+
+def _switched(offloads: config.Offloads | None) -> str | None:
+    wanted = offloads.model_dump(exclude_none=True) if offloads else {}
+    return ", ".join(f"{name} {'on' if on else 'off'}" for name, on in wanted.items()) or None
 
 
 def _minutes(seconds: float) -> str:

@@ -331,6 +331,10 @@ def _unfit_bed(hosts: HostsFile, path: KeyPath, entry: BedEntry) -> Iterator[_Pr
                 f"{getattr(entry, role)} is of kind labgrid; expected a place to find it in",
                 "say labgrid: {place: NAME} in the bed",
             )
+    if entry.steering == "ntuple" and entry.rx_queues != 1:
+        yield _Problem(
+            (*path, "steering"), "a rule leads to one queue; expected rx_queues: 1 beside it"
+        )
     if isinstance(dut, QemuHost):
         if entry.labgrid:
             yield _Problem((*path, "labgrid"), "its hosts are on this machine; expected none")

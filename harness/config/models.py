@@ -255,6 +255,20 @@ class Coalesce(Model):
     rx_usecs: Annotated[int, Field(ge=0, le=65535)] = Field(description="hold-off in µs")
 
 
+class Offloads(Model):
+    """Offloads of the dut's interface; null leaves one as it is."""
+
+    gro: bool | None = Field(default=None, description="generic receive offload")
+    gro_hw: bool | None = Field(default=None, description="the same, by the NIC")
+    gro_list: bool | None = Field(default=None, description="GRO into lists of whole packets")
+    lro: bool | None = Field(default=None, description="large receive offload")
+    rx_checksum: bool | None = Field(default=None, description="checksums checked by the NIC")
+    rx_hash: bool | None = Field(default=None, description="hashes computed by the NIC")
+    udp_gro_forwarding: bool | None = Field(
+        default=None, description="GRO of UDP that no socket asked for"
+    )
+
+
 class MachineCpus(Model):
     """On which CPUs of this machine a virtual bed runs."""
 
@@ -269,6 +283,19 @@ class BedSettings(Model):
     placement: Placement = Field(default=Placement(), description="CPUs of interrupt and processes")
     rx_queues: Annotated[int, Field(ge=1, le=64)] = Field(
         default=1, description="receive queues in use on the dut"
+    )
+    steering: Literal["auto", "rss", "ntuple"] | None = Field(
+        default="auto",
+        description="how packets come into those queues: rss by the indirection table, ntuple by "
+        "a rule for UDP, auto by fewer queues, else the table, else a rule; null leaves all three "
+        "as they are",
+    )
+    rx_ring: Annotated[int, Field(ge=64, le=65536)] | None = Field(
+        default=None,
+        description="descriptors in each receive ring of the dut; null leaves them as they are",
+    )
+    offloads: Offloads | None = Field(
+        default=None, description="offloads on the dut; null leaves all as they are"
     )
     coalesce: Coalesce | None = Field(
         default=None, description="interrupt moderation on the dut; null leaves it as it is"

@@ -122,25 +122,26 @@ class Machine:
         self._power.cycle()
         self.ssh.forget()
 
-    def boot(self, image: Image, note: Callable[..., None]) -> Agent:
-        """An agent on ``image``, which is installed if it is not and booted once.
+    def boot(self, agent: Agent, image: Image, note: Callable[..., None]) -> Agent:
+        """An agent on ``image``, which ``agent`` installs if it is not there and boots once.
 
         Raises:
             KernelError: the kernel did not come up; the known-good one is up again.
             InfrastructureError: the host cannot be had, or boots otherwise than asked.
         """
-        agent = self.reached()
         with contextlib.closing(agent):
+            before = self.boot_id = str(agent.ready["boot_id"])
             method = self._method(agent)
-            if image.release not in {one["release"] for one in agent.call("kernel_list")}:
+            whole = {one["release"] for one in agent.call("kernel_list") if one["complete"]}
+            if image.release not in whole:
                 self._install(agent, image)
             agent.call("boot_prepare", release=image.release, method=method, within_s=120)
-            before = str(agent.ready["boot_id"])
             note("leaving", boot_id=before, release=image.release)
+            self.boot_id, self.release = None, image.release
             self._leave(agent, method)
         self.ssh.forget()
         up = self._came_up(image.release, before)
-        self.boot_id, self.release = up.ready["boot_id"], up.ready["release"]
+        self.boot_id = up.ready["boot_id"]
         note("up", boot_id=self.boot_id)
         state = up.call("boot_state")
         stays = "an entry is still armed" if state["one_shot_pending"] else None
@@ -153,14 +154,15 @@ class Machine:
             )
         return up
 
-    def back_to_known_good(self) -> None:
-        """Boot the kernel it was met with, if it runs another."""
-        agent = self.reached()
+    def runs_its_own(self, agent: Agent) -> bool:
+        """Is it in the kernel it was met with? Nothing else waits to be booted from here on."""
+        agent.call("boot_cancel", within_s=120)
+        return self.known_good in (None, agent.ready["release"])
+
+    def back_to_known_good(self, agent: Agent) -> None:
+        """Boot the kernel it was met with."""
         with contextlib.closing(agent):
-            agent.call("boot_cancel")
             before = str(agent.ready["boot_id"])
-            if self.known_good in (None, agent.ready["release"]):
-                return
             self._progress.say(f"{self.name}: back to {self.known_good}")
             self._leave(agent, "known-good")
         self.ssh.forget()

@@ -52,8 +52,9 @@ class MachineBoots(Boots):
         directory.mkdir(parents=True, exist_ok=True)
         self._still_mine()
         sending = self._sending = self._sending or self._generator.reached()
+        agent = self._dut.reached()
         with self._leases.rebooting(self._dut.name, within_s=self._dut.longest_boot_s):
-            dut = self._dut.boot(image, note).watched_by(self._check)
+            dut = self._dut.boot(agent, image, note).watched_by(self._check)
         try:
             self._still_mine()
             here, there = self._bed.dut.interface, self._bed.generator.interface
@@ -117,8 +118,13 @@ class MachineBoots(Boots):
         """Leave both machines as they were met."""
         if self._sending is not None:
             _end(self._sending)
+        self._still_mine()
+        agent = self._dut.reached()
+        if self._dut.runs_its_own(agent):
+            _end(agent)
+            return
         with self._leases.rebooting(self._dut.name, within_s=self._dut.longest_boot_s):
-            self._dut.back_to_known_good()
+            self._dut.back_to_known_good(agent)
 
 
 @contextmanager
@@ -143,8 +149,14 @@ def opened(
         up.enter_context(dut.watched())
         dut.meet()
         boots = MachineBoots(place, dut, generator, leases)
-        up.callback(boots.close)
-        yield boots
+        try:
+            yield boots
+        except BaseException:
+            # What ended the campaign is told, and this beside it.
+            with _told(progress):
+                boots.close()
+            raise
+        boots.close()
 
 
 def host_config(name: str, host: SshHost) -> HostConfig:
@@ -170,6 +182,14 @@ def host_config(name: str, host: SshHost) -> HostConfig:
 
 def _mac(agent: Agent, interface: str) -> str:
     return str(agent.call("inventory", interface=interface, within_s=60)["mac"])
+
+
+@contextmanager
+def _told(progress: Progress) -> Iterator[None]:
+    try:
+        yield
+    except HarnessError as error:
+        progress.say(f"not left as it was met: {error}")
 
 
 def _end(agent: Agent) -> None:

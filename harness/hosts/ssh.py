@@ -31,6 +31,8 @@ AGENT_INSTALLED = "/usr/local/lib/receive-batching"
 """Where root's copy is, if an administrator put it there."""
 _OWN_STATUS = 255
 _ANSWER_LIMIT = 1 << 20
+_SAID_LIMIT = 8 << 20
+"""Of what a command writes, as much of its end is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,30 +89,37 @@ class SshTarget:
     def run(
         self, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 30.0
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run ``command`` there to its end, whatever status it ends with.
+        """Run ``command`` there to its end, whatever status it ends with; 8 MiB of output are kept.
 
         Raises:
             HostLostError: ssh itself failed (its status 255) or did not end in time.
             HostRefusedError: its key is another than the known one, or ours is refused.
         """
+        argv = self.argv(command)
         try:
-            done = subprocess.run(
-                self.argv(command),
-                input=stdin,
-                capture_output=True,
-                timeout=timeout_s,
+            started = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 start_new_session=True,
             )
-        except subprocess.TimeoutExpired as error:
-            self.forget()
-            raise HostLostError(f"{self.hostname}: ssh did not end in {timeout_s:.0f} s") from error
         except FileNotFoundError as error:
             raise InfrastructureError(
                 "ssh is not installed", hint="apt-get install openssh-client"
             ) from error
-        if done.returncode == _OWN_STATUS:
-            raise self._failed(process.harmless(done.stderr.decode(errors="replace")))
-        return done
+        try:
+            out, err = process.tails(started, stdin, timeout_s=timeout_s, tail_bytes=_SAID_LIMIT)
+        except subprocess.TimeoutExpired as error:
+            process.end(started)
+            self.forget()
+            raise HostLostError(f"{self.hostname}: ssh did not end in {timeout_s:.0f} s") from error
+        except BaseException:
+            process.end(started)
+            raise
+        if started.returncode == _OWN_STATUS:
+            raise self._failed(process.harmless(err.decode(errors="replace")))
+        return subprocess.CompletedProcess(argv, started.returncode, out, err)
 
     def forget(self) -> None:
         """Use the shared connection for nothing new; what goes over it already goes on.

@@ -105,7 +105,7 @@ class Walk:
             "KERNEL_BTF": str(self.objects / f"btf-{variant.content}"),
         }
         config = self.objects / ".config"
-        with log.open("w") as output:
+        with log.open("w", buffering=1) as output:
 
             def make(
                 objects: Path,

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.analysis import PRIMARY, Analysis, Beside, ListLengths, OnBed, Row
 from harness.errors import ConfigurationError
-from harness.metrics import MEASURES
+from harness.measures import MEASURES
 from harness.plan import BASELINE
 from harness.report import exchange, text
 from harness.stats import CONFIDENCE, Verdict
@@ -74,6 +74,10 @@ def document(analysis: Analysis) -> Document:
             name: asdict(about)
             for name, about in MEASURES.items()
             if any(name in row.measures for row in analysis.rows)
+        },
+        "absent": {
+            name: {"title": MEASURES[name].title, "reasons": list(reasons)}
+            for name, reasons in analysis.absent.items()
         },
         "baseline": BASELINE,
         "rows": [_row(row) for row in analysis.rows],

@@ -79,8 +79,15 @@ def _reasons(one: Document, other: Document) -> Iterator[str]:
         was = [settings.get("after") or {} for settings in roles]
         for name in _SAME_SETTINGS:
             yield from _differs(f"{role}: {name}", *(settings.get(name) for settings in was))
+        yield from _offloads_differ(role, *((settings.get("offloads") or {}) for settings in was))
     if not _common(one, other):
         yield "no step but the baseline is in both"
+
+
+def _offloads_differ(role: str, one: Document, other: Document) -> Iterator[str]:
+    # Kernels know more and more of them.
+    for name in sorted(one.keys() & other.keys()):
+        yield from _differs(f"{role}: {name}", one[name]["on"], other[name]["on"])
 
 
 def _of_role(side: Document, name: str) -> Document:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.errors import ConfigurationError, HarnessError
-from harness.metrics import MEASURES
+from harness.measures import MEASURES
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
 from harness.stats import CONFIDENCE, beds_p, block_ratio, signed_rank_interval, took_turns
 

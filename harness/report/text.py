@@ -17,7 +17,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from harness.metrics import ROUND_TRIP_PERCENTILES
+from harness.measures import ROUND_TRIP_PERCENTILES
 from harness.report.expect import Finding
 
 Document = dict[str, Any]
@@ -270,6 +270,8 @@ def below_lines(report: Document) -> Iterator[str]:
     """What one has to know beside the table; nothing that was left out goes unsaid."""
     for problem in report["problems"]:
         yield f"not measured: {problem}"
+    yield from _of_the_nic(report)
+    yield from _absent(report)
     for void in report["void"]:
         reasons = "; ".join(f"{reason['rule']}: {reason['detail']}" for reason in void["reasons"])
         yield (
@@ -322,6 +324,30 @@ def below_lines(report: Document) -> Iterator[str]:
     rates = " / ".join(f"{pps / 1e6:.2f}" for pps in published["stack_rx_pps"].values())
     steps = ", ".join(published["stack_rx_pps"])
     yield f"* {published['source']}; {rates} Mpps after steps {steps}"
+
+
+_NIC_SETTINGS = ("rings", "offloads", "rx_queues", "ntuple", "coalesce")
+
+
+def _of_the_nic(report: Document) -> Iterator[str]:
+    """What is unlike the NIC of the series, and what the NIC could not be set to."""
+    nic = (report["inventory"].get("dut") or {}).get("nic") or {}
+    yield from (f"the dut's NIC: {warning}" for warning in nic.get("warnings", ()))
+    for row in (report["settings"].get("dut") or {}).get("skipped", ()):
+        if row["setting"].partition(".")[0] in _NIC_SETTINGS:
+            yield f"not set on the dut: {row['setting']}: {row['why']}"
+
+
+def _absent(report: Document) -> Iterator[str]:
+    """What could not be measured, a line for each reason."""
+    titles: dict[str, list[str]] = {}
+    for about in report["absent"].values():
+        for reason in about["reasons"]:
+            titles.setdefault(reason, []).append(about["title"])
+    measured = [about["title"] for about in report["measures"].values()]
+    for reason, absent in titles.items():
+        where = " in some trials" if any(title in measured for title in absent) else ""
+        yield f"absent{where}: {', '.join(absent)}: {reason}"
 
 
 def _resolved(about: Document, found: Document) -> str:

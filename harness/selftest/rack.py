@@ -16,6 +16,7 @@ import socketserver
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ _DUT, _GENERATOR = "dut", "generator"
 _VCPUS = 2
 _MEMORY_MIB = {_DUT: 1024, _GENERATOR: 768}
 _MAC = {_DUT: "02:00:00:00:01:02", _GENERATOR: "02:00:00:00:01:01"}
-_ADDRESS = {_DUT: "198.18.1.2/24", _GENERATOR: "198.18.1.1/24"}
+ADDRESSES = {_DUT: "198.18.1.2/24", _GENERATOR: "198.18.1.1/24"}
 _WIRE = {_DUT: netns.WIRE, _GENERATOR: netns.INTERFACE}
 
 
@@ -126,7 +127,7 @@ class Rack:
                     "user": MACHINE_USER,
                     "known_hosts": str(self.known_hosts),
                     "interface": INTERFACE,
-                    "address": _ADDRESS[machine.name],
+                    "address": ADDRESSES[machine.name],
                     "power": {"command": self.power_command(machine)},
                     "console": {"command": ["tail", "-n", "0", "-F", str(machine.console_log)]},
                     **changes[machine.name],
@@ -210,6 +211,7 @@ class Rack:
             starter=starter,
         )
         files = {
+            "/etc/machine-id": (f"{uuid.uuid4().hex}\n", 0o444),
             "/etc/hostname": (f"{name}\n", 0o644),
             "/etc/hosts": (f"127.0.0.1 localhost {name}\n", 0o644),
             "/etc/ssh/ssh_host_ed25519_key": ((directory / "host_key").read_text(), 0o600),

@@ -28,6 +28,7 @@ from harness.selftest.rack import Rack
 
 pytestmark = pytest.mark.guest
 
+LONG_S = 900  # a machine with other emulators beside it takes minutes to boot
 ADDED = ["panic=10", "oops=panic"]
 # What every system rewrites by itself as it runs.
 OTHERS = (
@@ -80,7 +81,7 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     home = tmp_path_factory.mktemp("operator")
     with Rack(home / "rack") as rack:
         rack.dut.power_on()
-        rack.dut.wait_for_ssh()
+        rack.dut.wait_for_ssh(within_s=LONG_S)
         # He knows no host keys yet.
         without = {"known_hosts": None}
         hosts = rack.hosts_yaml(home / "hosts.yaml", dut=without, generator=without)
@@ -187,7 +188,7 @@ def _boot(operator: Operator, log: Path, release: str, method: str) -> dict[str,
         assert armed["default_untouched"] is True
         assert armed["one_shot_pending"] == (release if method == "one-shot" else None)
         agent.call("boot_go", method=method)
-    assert operator.machine.wait_for_boot(before) == release
+    assert operator.machine.wait_for_boot(before, within_s=LONG_S) == release
     with operator.agent(log) as agent:
         state = agent.call("boot_state")
     assert (state["ours"], state["missed"], state["one_shot_pending"]) == (True, None, None)
@@ -226,12 +227,12 @@ def test_installed_booted_both_ways_and_gone(
     first = machine.boot_id()
     with operator.agent(log) as agent:
         agent.call("boot_go", method="known-good")
-    assert machine.wait_for_boot(first) == known_good
+    assert machine.wait_for_boot(first, within_s=LONG_S) == known_good
     assert machine.run("cat", "/proc/cmdline") == line
 
     _boot(operator, log, release, "kexec")
     machine.cycle()
-    machine.wait_for_ssh()
+    machine.wait_for_ssh(within_s=LONG_S)
     assert machine.run("uname", "-r").strip() == known_good
 
     with operator.agent(log) as agent:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness import ndr
 from harness.analysis import analyse
-from harness.metrics import MEASURES
+from harness.measures import MEASURES
 from harness.plan import CELLS, EXTRAS, profile
 from harness.report import document, render
 from harness.report.expect import check, parse
@@ -82,8 +82,30 @@ def with_extras(boot: Json, block: int, _position: int, step: str) -> Json:
             }
         )
     ndr_pps = 50_000 * (1.2 if better else 1.0) * rng.uniform(0.99, 1.01)
+    for timed in boot["trials"]:
+        if timed["kind"] == "timed":
+            timed["window"]["pmu"] = _pmu(timed["window"], better)
     boot["trials"].append({"kind": "ndr", "index": 0, "ndr_pps": ndr_pps, "search": []})
     return boot
+
+
+def _pmu(window: Json, better: bool) -> Json:
+    """2000 cycles a packet, a quarter less after step 8; one event shares its counter."""
+    packets = (
+        window["end"]["snmp"]["Ip"]["InReceives"] - window["start"]["snmp"]["Ip"]["InReceives"]
+    )
+    window_s = (window["end"]["monotonic_ns"] - window["start"]["monotonic_ns"]) / 1e9
+    cycles = 2000 * packets * (0.75 if better else 1.0)
+    return {
+        "cpu": 0,
+        "counts": {
+            "cycles": {"count": cycles, "on_s": window_s, "running": 1.0},
+            # Switched on late: what counts is its rate.
+            "instructions": {"count": 0.99 * cycles, "on_s": 0.99 * window_s, "running": 1.0},
+            "L1-icache-load-misses": {"count": cycles / 100, "on_s": window_s, "running": 0.5},
+        },
+        "absent": {},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +120,14 @@ def test_every_measure_is_compared_and_judged(report: Json) -> None:
     assert list(report["measures"]) == list(MEASURES)
     measures = report["rows"][1]["measures"]
     assert measures["paced_cpu_ns_per_packet"]["median"] == pytest.approx(8100, rel=0.02)
+    assert measures["cycles_per_packet"]["median"] == pytest.approx(1500, rel=1e-6)
+    assert measures["instructions_per_packet"]["median"] == pytest.approx(1500, rel=1e-6)
+    assert measures["l1i_misses_per_packet"]["median"] == pytest.approx(15, rel=1e-6)
+    assert report["absent"] == {}
     outcomes = {name: found["verdict"]["verdict"] for name, found in measures.items()}
     assert outcomes["paced_cpu_ns_per_packet"] == "lower"
     assert outcomes["ndr_pps"] == "higher"
+    assert outcomes["cycles_per_packet"] == "lower"
     assert outcomes[f"rr_mean_us_{CELLS[1].name}"] == "higher"
     assert outcomes[f"rr_mean_us_{CELLS[2].name}"] == "no difference"
 
@@ -111,6 +138,8 @@ def test_every_measure_is_compared_and_judged(report: Json) -> None:
         ("step8 ndr_pps > 1.1x step0", "met"),
         ("step8 paced_cpu_ns_per_packet > step0", "missed"),
         ("step8 ndr_pps > 55000", "met"),
+        ("step8 cycles_per_packet < 0.8x step0", "met"),
+        ("step8 l1i_misses_per_packet > 16", "missed"),
     ],
 )
 def test_measures_can_be_expected(report: Json, text: str, outcome: str) -> None:
@@ -121,10 +150,55 @@ def test_the_reports_show_measures_and_what_could_be_resolved(report: Json) -> N
     table = render(report, "table")
     assert "highest rate without loss, packets/s" in table
     assert "the author of the series expected +160 ns, which could not be seen" in table
+    assert "instructions a packet, instructions" in table
+    assert "absent" not in table
+    assert "l1i_misses_per_packet" in render(report, "csv").splitlines()[0]
     page = render(report, "html")
     assert 'id="latency"' in page
     assert str(CELLS[3]) in page
     assert "rr_p99_us_moderation_busy_poll" in render(report, "csv").splitlines()[0]
+
+
+def test_what_the_cpu_did_not_count_is_said_once_and_is_not_0(tmp_path: Path) -> None:
+    why = "not supported by the CPU's PMU"
+
+    def edit(boot: Json, block: int, position: int, step: str) -> Json:
+        boot = with_extras(boot, block, position, step)
+        for found in boot["trials"]:
+            if found["kind"] == "timed":
+                counts = found["window"]["pmu"]["counts"]
+                del counts["cycles"], counts["instructions"]
+                found["window"]["pmu"]["absent"] = {"cycles": why, "instructions": why}
+        return boot
+
+    root = make_campaign(tmp_path, effects={"0": 1, "8": 1}, blocks=2, edit=edit)
+    report = document(analyse(ResultDirectory.open(root)))
+    assert "cycles_per_packet" not in report["measures"]
+    assert "l1i_misses_per_packet" in report["measures"]
+    assert report["absent"]["cycles_per_packet"]["reasons"] == [why]
+    table = render(report, "table")
+    assert table.count(why) == 1
+    assert f"absent: cycles a packet, instructions a packet: {why}" in table
+    assert why in render(report, "markdown")
+    assert "cycles_per_packet" not in render(report, "csv").splitlines()[0]
+
+
+def test_what_the_nic_is_not_and_was_not_set_to_is_said(tmp_path: Path) -> None:
+    skipped = [
+        {"setting": "offloads.lro", "why": "the driver cannot change it"},
+        {"setting": "governor", "why": "the host has no cpufreq"},
+    ]
+
+    def edit(boot: Json, *_: Any) -> Json:
+        boot["settings"] = {"dut": {"after": {}, "skipped": skipped}}
+        boot["inventory"] = {"dut": {"nic": {"warnings": ["no EF10 function of sfc"]}}}
+        return boot
+
+    root = make_campaign(tmp_path, effects={"0": 1, "8": 1}, blocks=1, edit=edit)
+    table = render(document(analyse(ResultDirectory.open(root))), "table")
+    assert "the dut's NIC: no EF10 function of sfc" in table
+    assert "not set on the dut: offloads.lro: the driver cannot change it" in table
+    assert "governor" not in table
 
 
 def test_a_paced_trial_off_its_rate_is_void(tmp_path: Path) -> None:

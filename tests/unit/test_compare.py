@@ -55,6 +55,18 @@ def test_what_differs_is_named_and_nothing_compared(tmp_path: Path) -> None:
     ]
 
 
+def test_offloads_that_both_knew_have_to_be_alike(tmp_path: Path) -> None:
+    one, other = report(tmp_path / "1"), report(tmp_path / "2")
+    gro = {"rx-gro": {"on": True, "fixed": False}}
+    newer = {"rx-new": {"on": True, "fixed": False}}
+    one["settings"] = {"dut": {"after": {"offloads": gro}}}
+    other["settings"] = {"dut": {"after": {"offloads": gro | newer}}}
+    assert compare(one, other)["steps"]
+    other["settings"] = {"dut": {"after": {"offloads": {"rx-gro": {"on": False, "fixed": False}}}}}
+    with pytest.raises(ConfigurationError, match="dut: rx-gro: True and False"):
+        compare(one, other)
+
+
 def _lose(boot: Any, block: int, _position: int, step: str) -> Any:
     return None if (block, step) == (3, "8") else boot
 

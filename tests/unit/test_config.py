@@ -154,6 +154,15 @@ def test_a_guest_is_in_no_labgrid_place(written) -> None:
     assert "beds.virtual.labgrid: its hosts are on this machine; expected none" in told
 
 
+def test_what_the_nic_of_a_bed_is_set_to(written) -> None:
+    asked = "rx_ring: 512\n    steering: null\n    offloads: {gro: false}"
+    bed = config.bed(config.load(written(VIRTUAL.replace("cpus: auto", asked))))
+    assert (bed.rx_ring, bed.steering) == (512, None)
+    assert bed.offloads == config.Offloads(gro=False)
+    bed = config.bed(config.load(written(VIRTUAL)))
+    assert (bed.rx_ring, bed.steering, bed.offloads) == (None, "auto", None)
+
+
 def test_kernel_sources(written) -> None:
     for source, expected in {
         "{package: linux-source-6.1}": config.PackageSource(package="linux-source-6.1"),
@@ -263,6 +272,10 @@ MISTAKES = [
         "coalesce: {rx_usecs: 1}",
         "coalesce.adaptive_rx: missing; expected whether",
     ),
+    (11, "cpus: auto", "steering: rfs", "'rfs' is not usable; expected 'auto', 'rss' or 'ntuple'"),
+    (12, "cpus: auto", "rx_queues: 2\n    steering: ntuple", "steering: a rule leads to one queue"),
+    (11, "cpus: auto", "rx_ring: 8", "8 is not usable; expected greater than or equal to 64"),
+    (11, "cpus: auto", "offloads: {tso: true}", "offloads.tso: unknown key; expected gro, "),
     (11, "cpus: auto", "coalesce: true", "coalesce: True is not usable; expected a mapping"),
     (13, "kind: qemu", "kind: ssh", "hosts.guest.hostname: missing; expected host name"),
 ]

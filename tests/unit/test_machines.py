@@ -218,7 +218,7 @@ class Value:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_now, self.stuck = 7, False
-        one = settings._Setting("mtu", lambda: self.is_now, self._write)
+        one = settings.Setting("mtu", lambda: self.is_now, self._write)
         monkeypatch.setattr(settings, "_known", lambda _: {"mtu": one})
 
     def _write(self, value: int) -> None:

@@ -233,3 +233,80 @@ def test_a_traced_trial_is_void_when_the_probes_missed_much(campaign: Campaign) 
     assert _measure(made, campaign).void == ()
     made["trace"]["missed"] = 10_000
     assert {void.rule for void in _measure(made, campaign).void} == {"trace-missed"}
+
+
+def _nic(made: Json, **grown: int) -> None:
+    """Counters that grew over the trial, 0 before it."""
+    for snapshot in (made["whole"]["before"], made["window"]["start"]):
+        snapshot["nic"] |= dict.fromkeys(grown, 0)
+    for snapshot in _end(made):
+        snapshot["nic"] |= grown
+
+
+def test_firmware_with_virtual_adapters_keeps_the_ports_drops_out_of_rx_dropped(
+    timed: Json, campaign: Campaign
+) -> None:
+    # efx_ef10_update_stats_common: without EVB rx_dropped holds the port's drops, with EVB not.
+    _nic(timed, rx_unicast=600_000, rx_multicast=0, rx_broadcast=0, rx_overflow=60_000, rx_bad=0)
+    before = timed["whole"]["before"]
+    for snapshot in _end(timed):
+        snapshot["link"]["rx_dropped"] = before["link"]["rx_dropped"] + 9000
+        snapshot["snmp"]["Ip"]["InReceives"] -= 9000
+        snapshot["snmp"]["Udp"]["InErrors"] -= 9000
+        snapshot["snmp"]["Udp"]["RcvbufErrors"] -= 9000
+    metrics = _measure(timed, campaign)
+    assert metrics.drops["core"] == 9000
+    assert metrics.void == ()
+
+
+def test_a_function_without_its_port_has_its_adapters_drops(
+    timed: Json, campaign: Campaign
+) -> None:
+    for snapshot in [timed["whole"]["before"], timed["window"]["start"], *_end(timed)]:
+        lost = snapshot["nic"]["port_rx_nodesc_drops"]
+        kept = {name: n for name, n in snapshot["nic"].items() if name.startswith("rx-")}
+        snapshot["nic"] = kept | {"rx_unicast": sum(kept.values()), "rx_overflow": lost}
+        snapshot["link"]["rx_dropped"] = 0
+    metrics = _measure(timed, campaign)
+    assert metrics.void == ()
+    assert metrics.offered_packets == pytest.approx(6 * 100_000 / 0.9, rel=1e-3)
+    assert metrics.drops["nic_ring"] == pytest.approx(metrics.offered_packets * 0.1, rel=1e-3)
+
+
+def test_a_drivers_counter_of_32_bits_may_wrap(timed: Json, campaign: Campaign) -> None:
+    for snapshot, count in (
+        (timed["whole"]["before"], 2**32 - 1000),
+        (timed["whole"]["after"], 4000),
+    ):
+        snapshot["nic"]["rx_noskb_drops"] = count
+    assert _measure(timed, campaign).drops["driver"] == 5000
+
+
+def test_frames_of_flow_control_are_the_ports_own(timed: Json, campaign: Campaign) -> None:
+    for snapshot in _end(timed):
+        snapshot["nic"]["port_rx_packets"] += 5000
+    assert "nic-conservation" in {void.rule for void in _measure(timed, campaign).void}
+    _nic(timed, port_rx_pause=5000)
+    assert _measure(timed, campaign).void == ()
+
+
+@pytest.mark.parametrize(
+    ("planned", "declared", "void"),
+    [(1, True, ["queues-spread"]), (2, True, []), (None, True, []), (1, False, [])],
+)
+def test_packets_in_more_queues_than_planned_void_a_trial(
+    timed: Json, campaign: Campaign, planned: int | None, declared: bool, void: list[str]
+) -> None:
+    for snapshot in _end(timed):
+        taken = snapshot["nic"]["rx-0.rx_packets"]
+        snapshot["nic"] |= {"rx-0.rx_packets": taken - 50_000, "rx-1.rx_packets": 50_000}
+    rules = dict(campaign.provenance["void_rules"])
+    if not declared:
+        del rules["queues-spread"]
+    asked = campaign.model_copy(
+        update={
+            "placement": campaign.placement | {"rx_queues": planned},
+            "provenance": {"void_rules": rules},
+        }
+    )
+    assert [one.rule for one in _measure(timed, asked).void] == void

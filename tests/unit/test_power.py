@@ -241,7 +241,7 @@ def test_redfish_without_end(machine: Machine) -> None:
 
 def test_redfish_does_as_told_but_nothing_happens(machine: Machine) -> None:
     with RedfishBmc(lambda word: machine.acts.append(word) if word != "status" else False) as bmc:
-        said = refusal(redfish(bmc, within_s=5), "on")
+        said = refusal(redfish(bmc, within_s=15), "on")
     assert "took “on”, but the host is still off" in said.message
     assert machine.acts == ["on"]
 

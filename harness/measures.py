@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""What can be measured beside the rates: titles, units, and figures that need no counters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from harness.plan import CELLS, Cell
+from harness.samples import Trial, Window
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a campaign can measure beside the rates, by :data:`MEASURES`' names."""
+
+    title: str
+    unit: str
+    published: float | None = None
+    """The difference the series' author expected, in ``unit``."""
+    better: Literal["lower", "higher"] = "lower"
+    source: str = ""
+    """Where it was read."""
+
+
+_PMU_SOURCE = "perf stat on the interrupt's CPU over the timed window, all that ran there"
+_PMU: Mapping[str, tuple[str, str, str]] = {
+    "cycles_per_packet": ("cycles a packet", "cycles", "cycles"),
+    "instructions_per_packet": ("instructions a packet", "instructions", "instructions"),
+    "l1i_misses_per_packet": ("L1-icache misses a packet", "misses", "L1-icache-load-misses"),
+}
+"""Title, unit and event of what the interrupt's CPU counted itself, per packet at IP."""
+_ROUND_TRIP = ("mean", "p50", "p90", "p99")
+_EXPECTED_US = {Cell(moderation=False, busy_poll=True): 0.16, Cell(True, False): 0.06}
+MEASURES: Mapping[str, Measure] = MappingProxyType(
+    {
+        "paced_cpu_ns_per_packet": Measure(
+            "CPU time a packet at a paced load",
+            "ns",
+            source="/proc/stat: time in which the interrupt's CPU was not idle",
+        ),
+        **{
+            name: Measure(title, unit, source=f"{_PMU_SOURCE}: {event}")
+            for name, (title, unit, event) in _PMU.items()
+        },
+        "ndr_pps": Measure(
+            "highest rate without loss",
+            "packets/s",
+            better="higher",
+            source="packets sent and packets read, from rest to rest",
+        ),
+    }
+    | {
+        f"rr_{which}_us_{cell.name}": Measure(
+            f"round trip, {cell}: {which}",
+            "µs",
+            _EXPECTED_US.get(cell) if which == "mean" else None,
+            source="netperf UDP_RR on the generator",
+        )
+        for cell in CELLS
+        for which in _ROUND_TRIP
+    }
+)
+
+ROUND_TRIP_PERCENTILES = tuple(name for name in MEASURES if name.startswith("rr_p"))
+
+
+def pmu_per_packet(window: Window, packets_per_s: float | None) -> dict[str, float]:
+    """What the CPU counted for each packet at IP, by names of :data:`MEASURES`; what is absent
+    is left out.
+    """
+    if window.pmu is None or not packets_per_s:
+        return {}
+    found = {name: window.pmu.counts.get(event) for name, (_, _, event) in _PMU.items()}
+    return {
+        name: one.count / one.on_s / packets_per_s
+        for name, one in found.items()
+        if one is not None and one.on_s > 0
+    }
+
+
+def pmu_absent(window: Window) -> dict[str, str]:
+    """Why measures of :func:`pmu_per_packet` are not there, where they were asked for."""
+    absent = window.pmu.absent if window.pmu else {}
+    return {name: absent[event] for name, (_, _, event) in _PMU.items() if event in absent}
+
+
+def beside(trial: Trial) -> dict[str, float]:
+    """What a trial of latency or of the highest rate found, by names of :data:`MEASURES`."""
+    found: dict[str, float] = {}
+    if trial.ndr_pps is not None:
+        found["ndr_pps"] = trial.ndr_pps
+    if trial.cell is not None and trial.round_trips is not None:
+        for which in _ROUND_TRIP:
+            value = getattr(trial.round_trips, f"{which}_us")
+            found[f"rr_{which}_us_{trial.cell.name}"] = value
+    return found

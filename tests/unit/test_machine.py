@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: MIT
+"""What becomes of a machine that is told to boot, told apart; guests do it in the guest tier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness import config
+from harness.errors import (
+    HarnessError,
+    HostLostError,
+    HostRefusedError,
+    InfrastructureError,
+    KernelError,
+)
+from harness.hosts import machine as machines
+from harness.hosts.machine import Machine
+from harness.progress import Progress
+
+pytestmark = pytest.mark.unit
+
+OWN, OURS = "6.12-own", "6.12-step8"
+
+
+class Host:
+    """A machine as ssh shows it: what runs, what boots next, when it answers."""
+
+    def __init__(self) -> None:
+        self.release, self.boot = OWN, 1
+        self.comes_up: str | None = OURS
+        self.installed: set[str] = set()
+        self.calls: list[str] = []
+        self.can = {"kexec": True, "kexec_why": None, "loader": "grub", "loader_why": None}
+        self.pending: str | None = None
+        self.untouched = True
+        self.refuses: HarnessError | None = None
+        self.says = ""
+        self.cycles = 0
+
+    def start_agent(self, **_: Any) -> Any:
+        if self.refuses:
+            raise self.refuses
+        ready = {"release": self.release, "boot_id": str(self.boot)}
+        agent = SimpleNamespace(ready=ready, call=self.call, close=lambda: None)
+        agent.watched_by = lambda _: agent
+        return agent
+
+    def run(self, _command: list[str]) -> None:
+        if self.refuses:
+            raise self.refuses
+
+    def call(self, name: str, /, **arguments: Any) -> Any:
+        self.calls.append(name)
+        if name == "boot_go":
+            self.boot += 1
+            coming = OWN if arguments["method"] == "known-good" else self.comes_up
+            if coming is None:
+                self.refuses = HostLostError("no answer")
+            else:
+                self.release = coming
+        if name == "kernel_install":
+            self.installed.add(arguments["release"])
+        answers: dict[str, Any] = {
+            "boot_can": self.can,
+            "kernel_list": [
+                {"release": release, "complete": True} for release in sorted(self.installed)
+            ],
+            "boot_state": {
+                "known_good": OWN,
+                "one_shot_pending": self.pending,
+                "default_untouched": self.untouched,
+            },
+        }
+        return answers.get(name, {})
+
+    def cycle(self) -> None:
+        self.cycles += 1
+        self.refuses, self.release, self.boot = None, OWN, self.boot + 1
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+@pytest.fixture
+def made(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
+    clock = [0.0]
+    monkeypatch.setattr(machines.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(machines.time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setattr(machines, "packed", lambda _: tmp_path)
+    monkeypatch.setattr(machines.power, "connect", lambda *_: host)
+
+    def make(*, power: bool = True, **boot: Any) -> Machine:
+        entry = config.SshHost.model_validate(
+            {
+                "kind": "ssh",
+                "hostname": "rx",
+                "interface": "eth1",
+                "address": "198.18.1.2/24",
+                "boot": boot,
+                "power": {"command": ("button",)} if power else None,
+            },
+            strict=False,
+        )
+        machine = Machine("rx", entry, tmp_path, Progress())
+        machine.ssh = SimpleNamespace(  # type: ignore[assignment]
+            start_agent=host.start_agent,
+            run=host.run,
+            send=lambda *_: "/home/bench/x",
+            forget=lambda: None,
+        )
+        return machine
+
+    return make
+
+
+IMAGE: Any = SimpleNamespace(release=OURS)
+
+
+def boot(machine: Machine) -> tuple[Any, list[str]]:
+    notes: list[str] = []
+    up = machine.boot(machine.reached(), IMAGE, lambda event, **_: notes.append(event))
+    return up, notes
+
+
+def test_installed_once_booted_and_taken_back(host: Host, made: Callable[..., Machine]) -> None:
+    machine = made()
+    machine.meet()
+    agent, notes = boot(machine)
+    assert (agent.ready["release"], notes) == (OURS, ["leaving", "up"])
+    boot(machine)
+    assert host.calls.count("kernel_install") == 1
+    agent = machine.reached()
+    assert not machine.runs_its_own(agent)
+    machine.back_to_known_good(agent)
+    assert machine.runs_its_own(machine.reached())
+    assert host.release == OWN
+    assert host.cycles == 0
+
+
+@pytest.mark.parametrize(("wanted", "loader", "why"), [
+    ("kexec", "grub", "kexec: locked down"),
+    ("auto", None, "kexec: locked down; one-shot: no loader"),
+])  # fmt: skip
+def test_no_way_to_boot_is_told(
+    host: Host, made: Callable[..., Machine], wanted: str, loader: str | None, why: str
+) -> None:
+    host.can = {
+        "kexec": False, "kexec_why": "locked down", "loader": loader, "loader_why": "no loader"
+    }  # fmt: skip
+    with pytest.raises(InfrastructureError, match=why):
+        boot(made(method=wanted))
+    assert "boot_go" not in host.calls
+
+
+def test_another_kernel_is_not_measured(host: Host, made: Callable[..., Machine]) -> None:
+    host.comes_up = OWN
+    with pytest.raises(KernelError, match=f"{OURS} is gone and {OWN} runs"):
+        boot(made())
+
+
+@pytest.mark.parametrize("fault", ["pending", "default"])
+def test_a_boot_that_would_repeat_itself_stops_everything(
+    host: Host, made: Callable[..., Machine], fault: str
+) -> None:
+    host.pending = OURS if fault == "pending" else None
+    host.untouched = fault != "default"
+    with pytest.raises(InfrastructureError, match="would be booted again"):
+        boot(made())
+
+
+def test_a_kernel_that_does_not_come_up_is_left_by_a_power_cycle(
+    host: Host, made: Callable[..., Machine]
+) -> None:
+    host.comes_up = None
+    with pytest.raises(KernelError, match="after a power cycle the host is back"):
+        boot(made(timeout_s=30))
+    assert (host.cycles, host.release) == (1, OWN)
+
+
+def test_without_power_it_is_told_what_to_do(host: Host, made: Callable[..., Machine]) -> None:
+    host.comes_up = None
+    with pytest.raises(InfrastructureError, match="no power to cycle") as caught:
+        boot(made(power=False, timeout_s=30))
+    assert "by hand" in (caught.value.hint or "")
+
+
+def test_a_host_that_refuses_is_neither_waited_for_nor_cycled(
+    host: Host, made: Callable[..., Machine]
+) -> None:
+    host.refuses = HostRefusedError("its host key is another")
+    with pytest.raises(HostRefusedError):
+        made().meet()
+    assert host.cycles == 0
+
+
+def test_what_was_lost_is_told_apart(host: Host, made: Callable[..., Machine]) -> None:
+    machine = made()
+    boot(machine)
+    assert machine.became() is None
+    host.boot, host.release = host.boot + 1, OWN
+    assert "is gone and" in str(machine.became())
+
+
+def test_a_line_lost_before_the_host_was_told_to_boot_is_no_kernel_s_fault(
+    host: Host, made: Callable[..., Machine]
+) -> None:
+    machine = made()
+    host.can = {"kexec": False, "kexec_why": "", "loader": None, "loader_why": ""}
+    with pytest.raises(InfrastructureError):
+        boot(machine)
+    assert machine.became() is None
+
+
+def test_whose_kernel_it_is_met_with(host: Host, made: Callable[..., Machine]) -> None:
+    host.release, host.installed = OURS, {OURS}
+    machine = made()
+    machine.meet()
+    assert machine.known_good == OWN
