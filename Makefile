@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # What each system package is for; nothing else is installed outside $(VENV).
 KERNEL_BUILD := gcc make flex bison bc libelf-dev libssl-dev dwarves xz-utils kmod
 KERNEL_SOURCE := linux-source-6.12
-GUEST_IMAGE := mmdebstrap uidmap genext2fs squashfs-tools debian-archive-keyring
+GUEST_IMAGE := mmdebstrap uidmap genext2fs squashfs-tools debian-archive-keyring fdisk e2fsprogs
 GUEST_RUN := bubblewrap openssh-client iproute2 procps util-linux
 PYTHON_BUILD := git python3-venv
 # Looks at the HTML report in the tests; elsewhere than in Debian it is no package of this kind.

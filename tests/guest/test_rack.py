@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""The rack itself: two guests that behave as machines do, joined by their NICs."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import config, process
+from harness.errors import HostLostError
+from harness.selftest.machine import INTERFACE, Machine
+from harness.selftest.rack import ADDRESSES, Rack
+
+pytestmark = pytest.mark.guest
+
+BANNER = "] Linux version "
+
+
+@pytest.fixture(scope="module")
+def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
+    with Rack(tmp_path_factory.mktemp("rack") / "rack") as up:
+        up.switch_on()
+        yield up
+
+
+def press(rack: Rack, machine: Machine, button: str) -> str:
+    """As whoever drives its BMC does it."""
+    return process.run([*rack.power_command(machine), button], timeout_s=60).stdout.strip()
+
+
+def cable_up(machine: Machine) -> None:
+    machine.run("sudo", "ip", "address", "replace", ADDRESSES[machine.name], "dev", INTERFACE)
+    machine.run("sudo", "ip", "link", "set", INTERFACE, "up")
+
+
+def ping(machine: Machine, other: Machine) -> str:
+    to = ADDRESSES[other.name].partition("/")[0]
+    return machine.run("sudo", "ping", "-c", "3", "-w", "20", "-I", INTERFACE, to)
+
+
+def test_the_nics_are_joined(rack: Rack) -> None:
+    for machine in rack.machines:
+        assert machine.run("/usr/sbin/ethtool", "-i", INTERFACE).startswith("driver: sfc\n")
+        cable_up(machine)
+    assert " 0% packet loss" in ping(rack.generator, rack.dut)
+    rack.dut.run("netserver")
+    to = ADDRESSES["dut"].partition("/")[0]
+    sent = rack.generator.run(
+        "netperf", "-H", to, "-t", "UDP_STREAM", "-l", "3", "-P", "0", "--", "-m", "1"
+    )
+    received = [line.split() for line in sent.splitlines() if line.strip()][1]
+    assert int(received[2]) > 1000
+
+
+def test_the_hosts_file_is_of_two_machines(rack: Rack, tmp_path: Path) -> None:
+    bed = config.bed(config.load(rack.hosts_yaml(tmp_path / "hosts.yaml", bed={"rx_queues": 2})))
+    assert (bed.kind, bed.rx_queues) == ("hardware", 2)
+    assert isinstance(bed.dut, config.SshHost)
+    assert bed.dut.power
+    assert bed.dut.console
+
+
+def test_the_disk_outlives_the_power(rack: Rack) -> None:
+    machine = rack.generator
+    before, banners = machine.boot_id(), machine.console_log.read_text().count(BANNER)
+    machine.run("sh", "-c", "echo kept > kept && sync")
+    assert press(rack, machine, "status") == "on"
+    assert press(rack, machine, "off") == "off"
+    with pytest.raises(HostLostError):
+        machine.ssh.run(["true"])
+    assert press(rack, machine, "on") == "on"
+    assert machine.wait_for_boot(before) == machine.run("uname", "-r").strip()
+    assert machine.run("cat", "kept") == "kept\n"
+    assert machine.console_log.read_text().count(BANNER) == banners + 1
+    cable_up(machine)
+    assert " 0% packet loss" in ping(machine, rack.dut)
+
+
+def test_a_machine_that_switches_itself_off_is_off(rack: Rack) -> None:
+    machine = rack.generator
+    before = machine.boot_id()
+    machine.ssh.run(["sudo", "systemctl", "poweroff"])
+    deadline = time.monotonic() + 120
+    while machine.is_on():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert press(rack, machine, "cycle") == "on"
+    machine.wait_for_boot(before)
+
+
+@pytest.mark.parametrize("trigger", ["b", "c"])
+def test_a_dead_kernel_comes_back(rack: Rack, trigger: str) -> None:
+    machine = rack.dut
+    machine.run("sudo", "sh", "-c", "echo 1 > /proc/sys/kernel/panic")
+    before, banners = machine.boot_id(), machine.console_log.read_text().count(BANNER)
+    command = ["sudo", "sh", "-c", f"echo {trigger} > /proc/sysrq-trigger"]
+    subprocess.run(machine.ssh.argv(command), timeout=90, check=False)
+    machine.wait_for_boot(before)
+    said = machine.console_log.read_text(errors="replace")
+    assert said.count(BANNER) == banners + 1
+    assert ("Kernel panic - not syncing: sysrq triggered crash" in said) == (trigger == "c")
+
+
+def test_a_machine_hangs_and_its_management_cable_is_pulled(rack: Rack) -> None:
+    machine = rack.generator
+    machine.freeze()
+    with pytest.raises(HostLostError):
+        machine.ssh.run(["true"], timeout_s=5)
+    assert machine.is_on()
+    machine.thaw()
+    machine.wait_for_ssh(within_s=60)
+    machine.cut(off=True)
+    with pytest.raises(HostLostError):
+        machine.ssh.run(["true"], timeout_s=5)
+    machine.cut(off=False)
+    machine.wait_for_ssh(within_s=60)
