@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,31 +76,6 @@ def test_the_disk_outlives_the_power(rack: Rack) -> None:
     assert machine.console_log.read_text().count(BANNER) == banners + 1
     cable_up(machine)
     assert " 0% packet loss" in ping(machine, rack.dut)
-
-
-def test_a_machine_that_switches_itself_off_is_off(rack: Rack) -> None:
-    machine = rack.generator
-    before = machine.boot_id()
-    machine.ssh.run(["sudo", "systemctl", "poweroff"])
-    deadline = time.monotonic() + 120
-    while machine.is_on():
-        assert time.monotonic() < deadline
-        time.sleep(1)
-    assert press(rack, machine, "cycle") == "on"
-    machine.wait_for_boot(before)
-
-
-@pytest.mark.parametrize("trigger", ["b", "c"])
-def test_a_dead_kernel_comes_back(rack: Rack, trigger: str) -> None:
-    machine = rack.dut
-    machine.run("sudo", "sh", "-c", "echo 1 > /proc/sys/kernel/panic")
-    before, banners = machine.boot_id(), machine.console_log.read_text().count(BANNER)
-    command = ["sudo", "sh", "-c", f"echo {trigger} > /proc/sysrq-trigger"]
-    subprocess.run(machine.ssh.argv(command), timeout=90, check=False)
-    machine.wait_for_boot(before)
-    said = machine.console_log.read_text(errors="replace")
-    assert said.count(BANNER) == banners + 1
-    assert ("Kernel panic - not syncing: sysrq triggered crash" in said) == (trigger == "c")
 
 
 def test_a_machine_hangs_and_its_management_cable_is_pulled(rack: Rack) -> None:
