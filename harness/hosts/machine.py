@@ -92,12 +92,12 @@ class Machine:
         """
         agent = self._reached()
         self._mark()  # what its console said so far is not of what comes now
-        return agent
+        return agent.watched_by(self.check)
 
     def _reached(self) -> Agent:
         try:
             self.ssh.run(["true"])
-            return self.ssh.start_agent(host=self.name, log=self._log, watch=self.check)
+            return self.ssh.start_agent(host=self.name, log=self._log)
         except HostLostError:
             pass
         try:
@@ -230,7 +230,7 @@ class Machine:
         if agent.ready["release"] != release:
             agent.close()
             raise self._fell_back(release, agent.ready["release"])
-        return agent
+        return agent.watched_by(self.check)
 
     def _answering(self, as_wanted: Callable[[Mapping[str, Any]], bool]) -> Agent:
         """An agent on a host that is ``as_wanted``, within the time a boot may take.
@@ -252,7 +252,7 @@ class Machine:
                 last = error
             else:
                 if as_wanted(agent.ready):
-                    return agent.watched_by(self.check)
+                    return agent
                 agent.close()
                 last = HostLostError(f"{self.name} has not left the kernel it ran")
             time.sleep(_ASK_AGAIN_S)

@@ -48,6 +48,8 @@ class Fault:
     method: str = "kexec"
     mend: Callable[[Scene], None] = lambda _: None
     """What an operator has to do before the machines can be as they were."""
+    unmet: bool = False
+    """Whether the machines cannot be left as they were met."""
     resumes: bool = False
     """Whether the campaign is finished by ``--resume`` after it."""
     fast: bool = False
@@ -130,6 +132,8 @@ def run(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
         wrong = []
         if status != fault.exit_code:
             wrong.append(f"exit code {status}, not {fault.exit_code}")
+        if "not left as it was met" in said and not fault.unmet:
+            wrong.append("it could not leave the machines as they were met")
         if not re.search(fault.says, said):
             wrong.append(f"does not say {fault.says!r}")
         fault.mend(scene)
@@ -329,10 +333,10 @@ FAULTS = (
     Fault("hang", lambda scene: scene.rack.dut.freeze(), 4, "after a power cycle"),
     Fault("kernel that mounts no root", _no_root, 4, "is gone", after=None, mend=_clean),
     Fault("ssh lost for 30 s", _cut(30), 0, "results: "),
-    Fault("ssh lost for ever", _cut(None), 3, "did not come up", mend=_plug_in),
+    Fault("ssh lost for ever", _cut(None), 3, "did not come up", mend=_plug_in, unmet=True),
     Fault("generator loses power", lambda scene: scene.rack.generator.cycle(), 0, "lost: "),
     Fault("netserver killed", lambda scene: scene.root("pkill", "-KILL", "netserver"), 0, "void"),
-    Fault("lease broken", _break_lease, 3, "lease of dut was lost", mend=_plug_in),
+    Fault("lease broken", _break_lease, 3, "lease of dut was lost", mend=_plug_in, unmet=True),
     Fault("clock set back a day", lambda scene: scene.root("date", "-s", "-1 day"), 0, "results"),
     Fault("clock set ahead a day", lambda scene: scene.root("date", "-s", "+1 day"), 0, "results"),
     Fault("disk full on the dut", _replaced, 3, "no room", after=None, mend=_clean),
