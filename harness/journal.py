@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,17 @@ class Journal:
     def unfinished(self) -> dict[str, Notes]:
         """Boots that were begun and have no end, by name."""
         begun: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+        for noted in self.noted():
+            if noted["event"] == BEGIN:
+                begun.pop(noted["boot"], None)
+            begun[noted["boot"]][noted["event"]] = noted
+        return {boot: events for boot, events in begun.items() if END not in events}
+
+    def noted(self) -> Iterator[dict[str, Any]]:
+        """Everything so far; a line that is cut short is left out."""
         with contextlib.suppress(FileNotFoundError):
             for line in self.path.read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short
+                with contextlib.suppress(ValueError):
                     noted = json.loads(line)
-                    if noted["event"] == BEGIN:
-                        begun.pop(noted["boot"], None)
-                    begun[noted["boot"]][noted["event"]] = noted
-        return {boot: events for boot, events in begun.items() if END not in events}
+                    if isinstance(noted, dict) and {"boot", "event"} <= noted.keys():
+                        yield noted

@@ -139,7 +139,6 @@ class Machine:
             note("leaving", boot_id=before, release=image.release)
             self.boot_id, self.release = None, image.release
             self._leave(agent, method)
-        self.ssh.forget()
         up = self._came_up(image.release, before)
         self.boot_id = up.ready["boot_id"]
         note("up", boot_id=self.boot_id)
@@ -165,7 +164,6 @@ class Machine:
             before = str(agent.ready["boot_id"])
             self._progress.say(f"{self.name}: back to {self.known_good}")
             self._leave(agent, "known-good")
-        self.ssh.forget()
         self._came_up(str(self.known_good), before).close()
 
     def meet(self) -> None:

@@ -23,12 +23,14 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.errors import HarnessError, InfrastructureError
+from harness.journal import Journal
 from harness.selftest.machine import INTERFACE, Machine
 from harness.selftest.rack import Rack
 
 _RUN_S = 1200.0
 _BACK_S = 600.0
 _POLL_S = 0.3
+_NOT_STRUCK = "harness selftest: it had ended before the fault struck"
 _BOOT_S = 150
 """Within so long a machine of the rack boots, on a machine with other things to do."""
 
@@ -44,7 +46,6 @@ class Fault:
     """A pattern of what the harness tells."""
     after: str | None = "up"
     """The event in the journal after which it strikes; ``None``: before the campaign."""
-    options: tuple[str, ...] = ()
     method: str = "kexec"
     mend: Callable[[Scene], None] = lambda _: None
     """What an operator has to do before the machines can be as they were."""
@@ -77,7 +78,6 @@ class Scene:
     known_good: str = ""
     number: int = 0
     process: subprocess.Popen[str] | None = None
-    began_s: float = 0.0
 
     @property
     def out(self) -> Path:
@@ -110,12 +110,9 @@ class Scene:
             start_new_session=True,
         )
 
-    def events(self) -> list[dict[str, Any]]:
-        """The campaign's journal so far."""
-        with contextlib.suppress(FileNotFoundError):
-            lines = (self.out / "journal.jsonl").read_text().splitlines()
-            return [json.loads(line) for line in lines]
-        return []
+    def has_come_to(self, event: str) -> bool:
+        """Is ``event`` in the campaign's journal?"""
+        return any(noted["event"] == event for noted in Journal(self.out).noted())
 
 
 def run(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
@@ -130,6 +127,8 @@ def run(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
         began = time.monotonic()
         status, said = _struck(scene, fault)
         wrong = []
+        if _NOT_STRUCK in said:
+            wrong.append(_NOT_STRUCK)
         if status != fault.exit_code:
             wrong.append(f"exit code {status}, not {fault.exit_code}")
         if "not left as it was met" in said and not fault.unmet:
@@ -138,13 +137,13 @@ def run(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
             wrong.append(f"does not say {fault.says!r}")
         fault.mend(scene)
         if fault.resumes:
-            status, more = _end(
+            resumed, more = _end(
                 scene.harness("run", "--hosts", str(scene.hosts(fault.method)), "--resume",
                               "--out", str(scene.out))
             )  # fmt: skip
             said += more
-            if status != 0:
-                wrong.append(f"--resume ended with {status}")
+            if resumed != 0:
+                wrong.append(f"--resume ended with {resumed}")
         wrong += _not_as_before(scene)
         last = [line for line in said.splitlines() if line.startswith("error:")]
         yield Outcome(
@@ -178,16 +177,18 @@ def _struck(scene: Scene, fault: Fault) -> tuple[int, str]:
         fault.strike(scene)
     scene.process = scene.harness(
         "run", "--hosts", str(scene.hosts(fault.method)), "--profile", "smoke",
-        "--steps", "8", "--out", str(scene.out), *fault.options,
+        "--steps", "8", "--out", str(scene.out),
     )  # fmt: skip
-    scene.began_s = time.monotonic()
     if fault.after is not None:
-        deadline = scene.began_s + _RUN_S
+        deadline = time.monotonic() + _RUN_S
         while scene.process.poll() is None and time.monotonic() < deadline:
-            if any(noted["event"] == fault.after for noted in scene.events()):
+            if scene.has_come_to(fault.after):
                 fault.strike(scene)
                 break
             time.sleep(_POLL_S)
+        else:
+            status, said = _end(scene.process)
+            return status, f"{said}\n{_NOT_STRUCK}\n"
     return _end(scene.process)
 
 
@@ -208,7 +209,9 @@ def _not_as_before(scene: Scene) -> list[str]:
         state = _ask(machine, "lease_state")
         if state.get("owner"):
             wrong.append(f"{machine.name} is held by {state['owner']}")
-        at_work = machine.run("sh", "-c", "pgrep -l 'netserver|netperf|perf' || true").strip()
+        at_work = machine.run(
+            "sh", "-c", "pgrep -af 'net[s]erver|net[p]erf|[r]eceive-batching-agent' || true"
+        ).strip()
         if at_work:
             wrong.append(f"{machine.name} runs {at_work}")
     running = scene.rack.dut.run("uname", "-r").strip()
@@ -232,18 +235,16 @@ def _not_as_before(scene: Scene) -> list[str]:
     return wrong
 
 
+_AT_WORK = "pgrep -af 'net[s]erver|net[p]erf|[r]eceive-batching-agent' || true"
 _COMPARED = ("addresses", "up", "coalesce", "irq_affinity", "rps", "rx_queues", "neighbours")
 
 
 def _settings(scene: Scene) -> dict[str, Any]:
-    return {
-        machine.name: {
-            name: value
-            for name, value in _ask(machine, "settings_read", interface=INTERFACE).items()
-            if name in _COMPARED
-        }
-        for machine in scene.rack.machines
-    }
+    found = {}
+    for machine in scene.rack.machines:
+        read = _ask(machine, "settings_read", interface=INTERFACE)
+        found[machine.name] = {name: read[name] for name in _COMPARED}
+    return found
 
 
 def _ask(machine: Machine, call: str, **arguments: Any) -> dict[str, Any]:
@@ -274,13 +275,21 @@ def _cut(seconds: float | None) -> Callable[[Scene], None]:
     return strike
 
 
-def _killed(after_s: float) -> Callable[[Scene], None]:
+def _killed(scene: Scene) -> None:
+    assert scene.process is not None
+    scene.process.kill()
+
+
+def _clock(days: int) -> Callable[[Scene], None]:
     def strike(scene: Scene) -> None:
-        assert scene.process is not None
-        time.sleep(max(0.0, scene.began_s + after_s - time.monotonic()))
-        scene.process.kill()
+        before = int(scene.rack.dut.run("date", "+%s"))
+        scene.rack.dut.run("sudo", "-n", "date", "-s", f"@{before + days * 86400}")
 
     return strike
+
+
+def _clock_right(scene: Scene) -> None:
+    scene.rack.dut.run("sudo", "-n", "date", "-s", f"@{time.time():.0f}")
 
 
 def _plug_in(scene: Scene) -> None:
@@ -337,11 +346,11 @@ FAULTS = (
     Fault("generator loses power", lambda scene: scene.rack.generator.cycle(), 0, "lost: "),
     Fault("netserver killed", lambda scene: scene.root("pkill", "-KILL", "netserver"), 0, "void"),
     Fault("lease broken", _break_lease, 3, "lease of dut was lost", mend=_plug_in, unmet=True),
-    Fault("clock set back a day", lambda scene: scene.root("date", "-s", "-1 day"), 0, "results"),
-    Fault("clock set ahead a day", lambda scene: scene.root("date", "-s", "+1 day"), 0, "results"),
+    Fault("clock set back a day", _clock(-1), 0, "results: ", mend=_clock_right),
+    Fault("clock set ahead a day", _clock(1), 0, "results: ", mend=_clock_right),
     Fault("disk full on the dut", _replaced, 3, "no room", after=None, mend=_clean),
-    Fault("harness killed, kernel up", _killed(0), -9, "", resumes=True),
-    Fault("harness killed, dut leaving", _killed(0), -9, "", after="leaving", resumes=True),
+    Fault("harness killed, kernel up", _killed, -9, "", resumes=True),
+    Fault("harness killed, dut leaving", _killed, -9, "", after="leaving", resumes=True),
     Fault("harness interrupted", _interrupted, 130, "interrupted"),
 )
 """In the order in which they strike."""
