@@ -15,8 +15,8 @@ KERNEL_SOURCE := linux-source-6.12
 GUEST_IMAGE := mmdebstrap uidmap genext2fs squashfs-tools debian-archive-keyring fdisk e2fsprogs
 GUEST_RUN := bubblewrap openssh-client iproute2 procps util-linux
 PYTHON_BUILD := git python3-venv
-# Looks at the HTML report in the tests; elsewhere than in Debian it is no package of this kind.
-BROWSER := $(shell . /etc/os-release && test "$$ID" = debian && echo chromium)
+# In the tests: looks at the HTML report, counts what a CPU does; so named in Debian alone.
+OF_DEBIAN := $(shell . /etc/os-release && test "$$ID" = debian && echo chromium linux-perf)
 # In the tests: BMCs and what speaks to them, a boot loader's tools, compilers of a lab.
 PEERS := ipmitool openipmi openssl grub-common ccache distcc
 PACKAGES := $(PYTHON_BUILD) $(KERNEL_BUILD) $(KERNEL_SOURCE) $(GUEST_IMAGE) $(GUEST_RUN)
@@ -27,7 +27,7 @@ help:
 run: system $(VENV)/installed
 	$(BIN)/harness run $(ARGS)
 
-check: PACKAGES += $(BROWSER) $(PEERS)
+check: PACKAGES += $(OF_DEBIAN) $(PEERS)
 check: system $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,8 +55,7 @@ system:
 	echo "  the kernel itself: $(KERNEL_SOURCE)"; \
 	echo "  to make guest images: $(GUEST_IMAGE)"; \
 	echo "  to run guests and reach them: $(GUEST_RUN)"; \
-	echo "  to look at the HTML report (make check): $(BROWSER)"; \
-	echo "  to test against them (make check): $(PEERS)"; \
+	echo "  to test with and against (make check): $(OF_DEBIAN) $(PEERS)"; \
 	if [ "$$(id -u)" = 0 ]; then sudo=; elif command -v sudo >/dev/null; then sudo=sudo; else \
 	    echo "Ask your administrator to run: apt-get install --no-install-recommends" $$missing; exit 3; fi; \
 	$$sudo apt-get update -qq; \

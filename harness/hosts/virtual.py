@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,12 +107,30 @@ class VirtualBoots(Boots):
 class NicModel:
     """The NIC model's process and its control socket."""
 
-    def __init__(self, command: Sequence[str], *, control: Path, log: Path) -> None:
+    def __init__(
+        self,
+        namespace: netns.Namespace,
+        *,
+        wire: str,
+        mac: str,
+        socket: Path,
+        control: Path,
+        log: Path,
+        cpu: int | None = None,
+    ) -> None:
+        """Start it in ``namespace`` on the interface ``wire``; QEMU finds it at ``socket``."""
+        command = namespace.command(
+            [
+                *([] if cpu is None else ["taskset", "-c", str(cpu)]),
+                sys.executable, "-m", "harness.nic", "--socket", str(socket),
+                "--control", str(control), "--interface", wire, "--mac", mac, "--log", str(log),
+            ]
+        )  # fmt: skip
         self._control = control
         self._stderr = log.with_name("nic-stderr.log")
         with self._stderr.open("w") as stderr:
             self.process = subprocess.Popen(
-                list(command),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -171,17 +189,15 @@ def virtual_bed(
         namespace = netns.start(log=directory / "generator-agent.log")
         up.callback(namespace.agent.close)
         _yield_to_others(namespace.agent.pid)
-        control = runtime / "nic-control"
         model = NicModel(
-            namespace.command(
-                ["taskset", "-c", str(cpus.model), sys.executable, "-m", "harness.nic",
-                 "--socket", str(runtime / "nic"), "--control", str(control),
-                 "--interface", netns.WIRE, "--mac", bed.dut.nic.mac,
-                 "--log", str(directory / "nic.log")]
-            ),
-            control=control,
+            namespace,
+            wire=netns.WIRE,
+            mac=bed.dut.nic.mac,
+            socket=runtime / "nic",
+            control=runtime / "nic-control",
             log=directory / "nic.log",
-        )  # fmt: skip
+            cpu=cpus.model,
+        )
         up.callback(model.stop)
         guest = qemu.start(
             bed.dut,

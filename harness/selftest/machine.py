@@ -11,7 +11,6 @@ import contextlib
 import json
 import socket
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -149,15 +148,13 @@ class Machine:
         self._off()  # what a machine that powered itself off has left
         nic_socket = self.runtime / f"{self.name}-nic"
         nic = NicModel(
-            self.namespace.command(
-                [sys.executable, "-m", "harness.nic", "--socket", str(nic_socket),
-                 "--control", str(self.runtime / f"{self.name}-nic-control"),
-                 "--interface", self.wire, "--mac", self.mac,
-                 "--log", str(self.directory / "nic.log")]
-            ),
+            self.namespace,
+            wire=self.wire,
+            mac=self.mac,
+            socket=nic_socket,
             control=self.runtime / f"{self.name}-nic-control",
             log=self.directory / "nic.log",
-        )  # fmt: skip
+        )
         self._nic = nic
         command = self.tools.qemu(
             self._arguments(nic_socket), shared=[self.directory, self.runtime]

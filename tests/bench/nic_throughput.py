@@ -119,14 +119,14 @@ def machine(
         namespace = netns.start(log=directory / "generator-agent.log")
         up.callback(namespace.agent.close)
         model = NicModel(
-            namespace.command(
-                ["taskset", "-c", str(cpus.model), sys.executable, "-m", "harness.nic",
-                 "--socket", str(runtime / "nic"), "--control", str(runtime / "control"),
-                 "--interface", netns.WIRE, "--mac", ef10.mac, "--log", str(directory / "nic.log")]
-            ),
+            namespace,
+            wire=netns.WIRE,
+            mac=ef10.mac,
+            socket=runtime / "nic",
             control=runtime / "control",
             log=directory / "nic.log",
-        )  # fmt: skip
+            cpu=cpus.model,
+        )
         up.callback(model.stop)
         arguments: list[str] = []
         taps: list[int] = []

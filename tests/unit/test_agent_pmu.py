@@ -184,4 +184,4 @@ def test_a_real_perf() -> None:
     assert set(found["counts"]) | set(found["absent"]) == set(pmu.EVENTS)
     for one in found["counts"].values():
         assert one["count"] > 0
-        assert one["on_s"] == pytest.approx(1.0, rel=0.11)
+        assert 0.5 < one["on_s"] < 2.0  # other processes may hold it up
