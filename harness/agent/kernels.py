@@ -84,8 +84,7 @@ class Kernels:
                 self._take_away(record, [release])
                 record.data["known_good"] = known_good
             self._refuse_to_replace(release)
-            size = upload.checked_members(release)
-            self._room(upload, size)
+            self._room(upload, upload.unpacked_bytes())
             entry = {"cmdline": words, "digest": digest, "complete": False}
             record.data["kernels"][release] = entry
             record.save()

@@ -23,6 +23,7 @@ from .faults import AgentError
 NAMES = ("bzImage", "config", "modules.tar")
 _MEMBERS = 100_000
 _CONFIG = 2 << 20
+_GZIP_LEAST = 18
 
 
 @contextlib.contextmanager
@@ -104,28 +105,44 @@ class Upload:
             os.fsync(file.fileno())
         to.chmod(0o644)
 
-    def checked_members(self, release: str) -> int:
-        """Bytes of the files in modules.tar.
+    def unpacked_bytes(self) -> int:
+        """As large as modules.tar is once it is unpacked; by what it says, and it is held to that.
 
         Raises:
-            AgentError: one of them would lie elsewhere than under lib/modules/``release``.
+            AgentError: it is not gzipped.
         """
-        return sum(member.size for member, _ in self._members(release))
+        file = self._files["modules.tar"]
+        file.seek(0)
+        if file.read(2) != b"\x1f\x8b" or self.size("modules.tar") < _GZIP_LEAST:
+            raise _no_modules("it is not gzipped")
+        file.seek(-4, os.SEEK_END)
+        (size,) = struct.unpack("<I", file.read(4))
+        return int(size)
 
     def unpack(self, release: str, to: Path) -> None:
-        """The files of modules.tar, those under lib/modules/``release``, into ``to``."""
-        # Again, and by the same walk: the user may have written to the file meanwhile.
+        """The files of modules.tar into ``to``; their paths are under lib/modules/``release``.
+
+        Raises:
+            AgentError: it is no such archive. What was unpacked so far is there.
+        """
+        left = self.unpacked_bytes()
+        made = {to}
         for member, inside in self._members(release):
             path = to / inside
+            directory = path if member.isdir() else path.parent
+            if directory not in made:
+                directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+                made.add(directory)
             if member.isdir():
-                path.mkdir(mode=0o755, parents=True, exist_ok=True)
                 continue
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            left -= member.size
+            if left < 0:
+                raise _no_modules("it holds more than it says")
             source = self._tar.extractfile(member)
             assert source is not None
-            with path.open("xb") as file:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            with os.fdopen(handle, "wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
-            path.chmod(0o644)
 
     def _members(self, release: str) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:
         """Directories and plain files only, so that no link can lead out."""
@@ -133,7 +150,7 @@ class Upload:
         top = PurePosixPath("lib/modules", release)
         count = 0
         try:
-            with tarfile.open(fileobj=self._files["modules.tar"], mode="r:*") as self._tar:
+            with tarfile.open(fileobj=self._files["modules.tar"], mode="r:gz") as self._tar:
                 for member in self._tar:
                     count += 1
                     path = PurePosixPath(member.name)

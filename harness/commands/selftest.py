@@ -89,12 +89,13 @@ def faults(names: tuple[str, ...], fast: bool, out: Path | None, form: str) -> N
 
     Each is to end with the exit code of its class and leave the machines as they were:
     leases free, settings back, the known-good kernel running. The exit code is 6 if one
-    does not. All of them take about an hour without KVM.
+    does not. All of them take about two hours without KVM.
     """
     from harness.selftest import faults as suite
     from harness.selftest import rack as racks
+    from harness.selftest import strikes
 
-    known = {fault.name: fault for fault in suite.FAULTS}
+    known = {fault.name: fault for fault in strikes.FAULTS}
     if unknown := [name for name in names if name not in known]:
         raise click.UsageError(f"no fault is called {unknown[0]!r}; {', '.join(known)}")
     chosen = [known[name] for name in names or known if known[name].fast or not fast]

@@ -32,6 +32,7 @@ from harness.progress import Progress
 
 _ASK_AGAIN_S = 2.0
 _SILENT_S = 120.0
+_BANNER = "Linux version "
 _REFUSALS = 5
 """A system that is coming up may refuse a login so often, and let it in then."""
 _CMDLINE = ["panic=10", "oops=panic", "softlockup_panic=1"]
@@ -226,9 +227,24 @@ class Machine:
         except HostLostError as error:
             raise self._did_not_come_back(release, error) from error
         if agent.ready["release"] != release:
-            agent.close()
+            with contextlib.closing(agent):
+                self._require_started(release, agent)
             raise self._fell_back(release, agent.ready["release"])
         return agent.watched_by(self.check)
+
+    def _require_started(self, release: str, agent: Agent) -> None:
+        """Raise an :class:`InfrastructureError` if ``release`` was not even tried."""
+        running, said = agent.ready["release"], self.said()
+        if agent.call("boot_state")["one_shot_pending"] == release:
+            why = "the boot loader did not take its one-shot entry"
+        elif _BANNER in said and f"{_BANNER}{release} " not in said:
+            why = "another kernel was started in its place, its console shows"
+        else:
+            return
+        raise InfrastructureError(
+            f"{self.name}: {release} was never booted, {running} runs: {why}",
+            hint=f"harness doctor {self.name} looks at its boot loader",
+        )
 
     def _answering(self, as_wanted: Callable[[Mapping[str, Any]], bool]) -> Agent:
         """An agent on a host that is ``as_wanted``, within the time a boot may take.

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""What goes wrong with machines, done to the rack, and what the harness makes of it.
+"""Faults, done to a campaign on the rack, and whether they were borne.
 
-Each fault strikes a campaign that is under way. Afterwards the exit code has to be that
-of its class, and the machines have to be as they were: leases free, settings back, the
-known-good kernel running, nothing of the harness at work there.
+Afterwards the exit code has to be that of its class, and the machines have to be as
+they were: leases free, settings back, the known-good kernel running, nothing of the
+harness at work there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from harness.selftest.machine import INTERFACE, Machine
 from harness.selftest.rack import Rack
 
 _RUN_S = 1200.0
-_BACK_S = 600.0
+BACK_S = 600.0
 _POLL_S = 0.3
-_NOT_STRUCK = "harness selftest: it had ended before the fault struck"
+_WHOLE_S = 150.0
+"""About so long a campaign of one boot takes."""
 _BOOT_S = 150
 """Within so long a machine of the rack boots, on a machine with other things to do."""
 
@@ -49,10 +51,16 @@ class Fault:
     method: str = "kexec"
     mend: Callable[[Scene], None] = lambda _: None
     """What an operator has to do before the machines can be as they were."""
+    dut: Mapping[str, Any] = field(default_factory=dict)
+    """What hosts.yaml says of the dut in this campaign."""
     unmet: bool = False
     """Whether the machines cannot be left as they were met."""
     resumes: bool = False
     """Whether the campaign is finished by ``--resume`` after it."""
+    kills: int = 0
+    """So often the harness is killed instead, each time at a random moment, and resumed."""
+    installed: bool = False
+    """Whether the kernel has to be on the dut before the campaign."""
     fast: bool = False
 
 
@@ -74,9 +82,11 @@ class Scene:
     rack: Rack
     directory: Path
     environment: dict[str, str]
+    dut: Mapping[str, Any] = field(default_factory=dict)
+    """What hosts.yaml says of the dut, faults apart."""
     settings: dict[str, Any] = field(default_factory=dict)
     known_good: str = ""
-    number: int = 0
+    number: str = "0"
     process: subprocess.Popen[str] | None = None
 
     @property
@@ -84,11 +94,12 @@ class Scene:
         """The result directory of the campaign."""
         return self.directory / f"result-{self.number}"
 
-    def hosts(self, method: str) -> Path:
-        """A hosts file in which kernels are booted by ``method``."""
+    def hosts(self, fault: Fault | None = None) -> Path:
+        """The hosts file of a campaign with ``fault``."""
+        boot = {"method": fault.method if fault else "kexec", "timeout_s": _BOOT_S}
         return self.rack.hosts_yaml(
-            self.directory / f"hosts-{method}.yaml",
-            dut={"boot": {"method": method, "timeout_s": _BOOT_S}},
+            self.directory / f"hosts-{self.number}.yaml",
+            dut={"boot": boot, **self.dut, **(fault.dut if fault else {})},
             generator={"boot": {"timeout_s": _BOOT_S}},
             top={"kernel": {"config": "benchmark"}},
         )
@@ -110,6 +121,17 @@ class Scene:
             start_new_session=True,
         )
 
+    def campaign(self, fault: Fault | None = None, *more: str) -> subprocess.Popen[str]:
+        """The campaign that ``fault`` strikes, under way: one boot of step 8."""
+        return self.harness(
+            "run", "--hosts", str(self.hosts(fault)), "--profile", "smoke", "--steps", "8",
+            "--out", str(self.out), *more,
+        )  # fmt: skip
+
+    def end(self, *words: str) -> tuple[int, str]:
+        """``harness WORDS``, to its end: exit code and what it said."""
+        return ended(self.harness(*words))
+
     def has_come_to(self, event: str) -> bool:
         """Is ``event`` in the campaign's journal?"""
         return any(noted["event"] == event for noted in Journal(self.out).noted())
@@ -123,12 +145,14 @@ def run(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
     """
     scene.known_good = scene.rack.dut.run("uname", "-r").strip()
     scene.settings = _settings(scene)
-    for scene.number, fault in enumerate(faults, start=1):
+    for number, fault in enumerate(faults, start=1):
+        scene.number = str(number)
         began = time.monotonic()
-        status, said = _struck(scene, fault)
-        wrong = []
-        if _NOT_STRUCK in said:
-            wrong.append(_NOT_STRUCK)
+        if fault.installed and not _ask(scene.rack.dut, "kernel_list"):
+            scene.number = f"{number}-before"
+            ended(scene.campaign())
+            scene.number = str(number)
+        status, said, wrong = _killed_often(scene, fault) if fault.kills else _struck(scene, fault)
         if status != fault.exit_code:
             wrong.append(f"exit code {status}, not {fault.exit_code}")
         if "not left as it was met" in said and not fault.unmet:
@@ -137,10 +161,7 @@ def run(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
             wrong.append(f"does not say {fault.says!r}")
         fault.mend(scene)
         if fault.resumes:
-            resumed, more = _end(
-                scene.harness("run", "--hosts", str(scene.hosts(fault.method)), "--resume",
-                              "--out", str(scene.out))
-            )  # fmt: skip
+            resumed, more = ended(scene.campaign(fault, "--resume"))
             said += more
             if resumed != 0:
                 wrong.append(f"--resume ended with {resumed}")
@@ -172,40 +193,60 @@ def shown(outcomes: Sequence[Outcome], form: str) -> str:
     return tabulate(rows, headers="keys", tablefmt="github" if form == "markdown" else "simple")
 
 
-def _struck(scene: Scene, fault: Fault) -> tuple[int, str]:
-    if fault.after is None:
-        fault.strike(scene)
-    scene.process = scene.harness(
-        "run", "--hosts", str(scene.hosts(fault.method)), "--profile", "smoke",
-        "--steps", "8", "--out", str(scene.out),
-    )  # fmt: skip
-    if fault.after is not None:
-        deadline = time.monotonic() + _RUN_S
-        while scene.process.poll() is None and time.monotonic() < deadline:
-            if scene.has_come_to(fault.after):
-                fault.strike(scene)
-                break
-            time.sleep(_POLL_S)
-        else:
-            status, said = _end(scene.process)
-            return status, f"{said}\n{_NOT_STRUCK}\n"
-    return _end(scene.process)
-
-
-def _end(process: subprocess.Popen[str]) -> tuple[int, str]:
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit code of ``process``, and what it said; one that does not end is interrupted."""
     try:
         said, _ = process.communicate(timeout=_RUN_S)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=_BACK_S)
+        said, _ = process.communicate(timeout=BACK_S)
         said += "\nharness selftest: it did not end by itself\n"
     return process.returncode, said
+
+
+def _struck(scene: Scene, fault: Fault) -> tuple[int, str, list[str]]:
+    if fault.after is None:
+        fault.strike(scene)
+    scene.process = scene.campaign(fault)
+    if fault.after is None:
+        return *ended(scene.process), []
+    deadline = time.monotonic() + _RUN_S
+    while scene.process.poll() is None and time.monotonic() < deadline:
+        if scene.has_come_to(fault.after):
+            fault.strike(scene)
+            return *ended(scene.process), []
+        time.sleep(_POLL_S)
+    return *ended(scene.process), ["it had ended before the fault struck"]
+
+
+def _killed_often(scene: Scene, fault: Fault) -> tuple[int, str, list[str]]:
+    """The last kill's exit code; a campaign that is finished before it is followed by another."""
+    moments = random.Random(fault.name)  # noqa: S311
+    wrong, told, number, more = [], [], scene.number, 0
+    kills = 0
+    while kills < fault.kills:
+        resume = ["--resume"] if (scene.out / "campaign.json").exists() else []
+        process = scene.campaign(fault, *resume)
+        try:
+            status, said = process.wait(moments.uniform(0, _WHOLE_S)), "ended\n"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status, kills = process.wait(), kills + 1
+        said, _ = process.communicate()
+        told.append(said)
+        if status not in (0, -signal.SIGKILL):
+            wrong.append(f"resumed after kill {kills}: exit code {status}")
+        wrong += _report_of(scene)
+        if status == 0:
+            more += 1
+            scene.number = f"{number}-{more}"
+    return status, "\n".join(told), wrong
 
 
 def _not_as_before(scene: Scene) -> list[str]:
     wrong = []
     for machine in scene.rack.machines:
-        machine.wait_for_ssh(within_s=_BACK_S)
+        machine.wait_for_ssh(within_s=BACK_S)
         state = _ask(machine, "lease_state")
         if state.get("owner"):
             wrong.append(f"{machine.name} is held by {state['owner']}")
@@ -227,15 +268,17 @@ def _not_as_before(scene: Scene) -> list[str]:
             for key, value in before.items()
             if now[name].get(key) != value
         ]
-    if (scene.out / "campaign.json").exists():
-        shown = scene.harness("report", str(scene.out))
-        status, said = _end(shown)
-        if status != 0:
-            wrong.append(f"the report cannot be read: {said}")
-    return wrong
+    return wrong + _report_of(scene)
 
 
-_AT_WORK = "pgrep -af 'net[s]erver|net[p]erf|[r]eceive-batching-agent' || true"
+def _report_of(scene: Scene) -> list[str]:
+    """What is wrong with the report of the campaign, as far as that has come."""
+    if not (scene.out / "campaign.json").exists():
+        return []
+    status, said = scene.end("report", str(scene.out))
+    return [] if status == 0 else [f"the report cannot be read: {said}"]
+
+
 _COMPARED = ("addresses", "up", "coalesce", "irq_affinity", "rps", "rx_queues", "neighbours")
 
 
@@ -248,7 +291,7 @@ def _settings(scene: Scene) -> dict[str, Any]:
 
 
 def _ask(machine: Machine, call: str, **arguments: Any) -> dict[str, Any]:
-    deadline = time.monotonic() + _BACK_S
+    deadline = time.monotonic() + BACK_S
     while True:
         try:
             return dict(machine.ssh.ask(call, arguments, host=machine.name, within_s=60))
@@ -256,101 +299,3 @@ def _ask(machine: Machine, call: str, **arguments: Any) -> dict[str, Any]:
             if time.monotonic() > deadline:
                 raise
             time.sleep(2)
-
-
-def _sysrq(key: str) -> Callable[[Scene], None]:
-    def strike(scene: Scene) -> None:
-        scene.root("sh", "-c", f"echo {key} > /proc/sysrq-trigger")
-
-    return strike
-
-
-def _cut(seconds: float | None) -> Callable[[Scene], None]:
-    def strike(scene: Scene) -> None:
-        scene.rack.dut.cut(off=True)
-        if seconds is not None:
-            time.sleep(seconds)
-            scene.rack.dut.cut(off=False)
-
-    return strike
-
-
-def _killed(scene: Scene) -> None:
-    assert scene.process is not None
-    scene.process.kill()
-
-
-def _clock(days: int) -> Callable[[Scene], None]:
-    def strike(scene: Scene) -> None:
-        before = int(scene.rack.dut.run("date", "+%s"))
-        scene.rack.dut.run("sudo", "-n", "date", "-s", f"@{before + days * 86400}")
-
-    return strike
-
-
-def _clock_right(scene: Scene) -> None:
-    scene.rack.dut.run("sudo", "-n", "date", "-s", f"@{time.time():.0f}")
-
-
-def _plug_in(scene: Scene) -> None:
-    """The cable is back, and the machine starts as it always does."""
-    with contextlib.suppress(HarnessError):
-        scene.rack.dut.cut(off=False)
-    scene.rack.dut.cycle()
-    scene.rack.dut.wait_for_ssh(within_s=_BACK_S)
-    _release(scene)
-
-
-def _no_root(scene: Scene) -> None:
-    """What is kept of the kernel's parameters names a root that is not there."""
-    kept = "/var/lib/receive-batching/kernels.json"
-    scene.root("sed", "-i", 's#"root=[^"]*"#"root=/dev/gone"#g', kept)
-
-
-def _break_lease(scene: Scene) -> None:
-    words = ("hosts", "release", "dut", "--break", "--hosts", str(scene.hosts("kexec")))
-    _end(scene.harness(*words))
-
-
-def _replaced(scene: Scene) -> None:
-    """The harness has to forget its kernels, and there is no room for another."""
-    _clean(scene)
-    scene.root(
-        "sh", "-c", "fallocate -l $(($(df --output=avail -B1 / | tail -n 1) - 9999999)) /full"
-    )
-
-
-def _clean(scene: Scene) -> None:
-    scene.root("rm", "-f", "/full")
-    _end(scene.harness("hosts", "clean", "dut", "--hosts", str(scene.hosts("kexec"))))
-
-
-def _interrupted(scene: Scene) -> None:
-    assert scene.process is not None
-    scene.process.send_signal(signal.SIGINT)
-
-
-def _release(scene: Scene) -> None:
-    _end(scene.harness("hosts", "release", "dut", "--hosts", str(scene.hosts("kexec"))))
-
-
-FAULTS = (
-    Fault("none, by kexec", lambda _: None, 0, "results: ", fast=True),
-    Fault("none, by one-shot entry", lambda _: None, 0, "results: ", method="one-shot"),
-    Fault("panic", _sysrq("c"), 4, "kernel died: Kernel panic", fast=True),
-    Fault("silent reset", lambda scene: scene.rack.dut.cycle(), 4, "is gone and .* runs"),
-    Fault("hang", lambda scene: scene.rack.dut.freeze(), 4, "after a power cycle"),
-    Fault("kernel that mounts no root", _no_root, 4, "is gone", after=None, mend=_clean),
-    Fault("ssh lost for 30 s", _cut(30), 0, "results: "),
-    Fault("ssh lost for ever", _cut(None), 3, "did not come up", mend=_plug_in, unmet=True),
-    Fault("generator loses power", lambda scene: scene.rack.generator.cycle(), 0, "lost: "),
-    Fault("netserver killed", lambda scene: scene.root("pkill", "-KILL", "netserver"), 0, "void"),
-    Fault("lease broken", _break_lease, 3, "lease of dut was lost", mend=_plug_in, unmet=True),
-    Fault("clock set back a day", _clock(-1), 0, "results: ", mend=_clock_right),
-    Fault("clock set ahead a day", _clock(1), 0, "results: ", mend=_clock_right),
-    Fault("disk full on the dut", _replaced, 3, "no room", after=None, mend=_clean),
-    Fault("harness killed, kernel up", _killed, -9, "", resumes=True),
-    Fault("harness killed, dut leaving", _killed, -9, "", after="leaving", resumes=True),
-    Fault("harness interrupted", _interrupted, 130, "interrupted"),
-)
-"""In the order in which they strike."""

@@ -23,6 +23,7 @@ from harness.hosts.netns import Namespace
 from harness.hosts.ssh import SshTarget
 from harness.hosts.virtual import NicModel
 from harness.images import Tools
+from harness.selftest import gdb
 
 INTERFACE = "enp0s4np0"
 """What systemd's udev names the port of the NIC, by its place on the bus."""
@@ -54,6 +55,7 @@ class Machine:
     """Its one thread starts all processes: the kernel ends them with the thread."""
     _qemu: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _nic: NicModel | None = field(default=None, init=False)
+    _unplugged: bool = field(default=False, init=False)
 
     @property
     def disk(self) -> Path:
@@ -90,8 +92,22 @@ class Machine:
         """Let it go on."""
         self._ask("cont")
 
+    def oops(self) -> None:
+        """Have its kernel jump to address 0."""
+        gdb.oops(self._debugger)
+
+    def lock_up(self) -> None:
+        """Have its first CPU run in a circle, in the kernel."""
+        gdb.lock_up(self._debugger)
+
+    def break_nic(self) -> None:
+        """Its NIC fails, until the machine is power-cycled."""
+        assert self._nic is not None
+        self._nic.process.kill()
+
     def cut(self, *, off: bool) -> None:
         """Pull the cable of the management network, or plug it in again."""
+        self._unplugged = off
         self._ask("set_link", name="management", up=not off)
 
     def wait_for_ssh(self, *, within_s: float = _UP_S) -> float:
@@ -167,6 +183,8 @@ class Machine:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        if self._unplugged:
+            self.cut(off=True)
 
     def _off(self) -> None:
         if self._qemu is not None:
@@ -200,15 +218,24 @@ class Machine:
             "-chardev", f"file,id=console,path={self.console_log},append=on",
             "-serial", "chardev:console",
             "-qmp", f"unix:{self._monitor},server=on,wait=off",
+            "-gdb", f"unix:{self._debugger},server=on,wait=off",
         ]  # fmt: skip
 
     @property
     def _monitor(self) -> Path:
         return self.runtime / f"{self.name}-qmp"
 
+    @property
+    def _debugger(self) -> Path:
+        return self.runtime / f"{self.name}-gdb"
+
     def _ask(self, command: str, **arguments: object) -> None:
         from qemu.qmp.legacy import QEMUMonitorProtocol
 
+        for _ in range(50):  # of a QEMU that was just started
+            if self._monitor.exists():
+                break
+            time.sleep(0.1)
         monitor = QEMUMonitorProtocol(str(self._monitor))
         monitor.settimeout(20.0)
         monitor.connect(negotiate=True)

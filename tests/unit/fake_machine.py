@@ -123,7 +123,7 @@ def bzimage(release: str) -> bytes:
 def modules_tar(*names: str, release: str = RELEASE) -> bytes:
     """An archive with one small file for each name under lib/modules/RELEASE."""
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for name in names or ("kernel/net/sfc.ko", "modules.order"):
             member = tarfile.TarInfo(f"lib/modules/{release}/{name}")
             member.size = 3

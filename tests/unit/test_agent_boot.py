@@ -305,7 +305,7 @@ def test_secure_boot(host: Machine) -> None:
 
 def _link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> bytes:
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         member = tarfile.TarInfo(name)
         member.type, member.linkname = kind, target
         tar.addfile(member)
@@ -322,7 +322,8 @@ def _link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> bytes:
         (_link(f"lib/modules/{RELEASE}/x", "", tarfile.CHRTYPE), "no plain file"),
         (_link("/etc/passwd", ""), "not under"),
         (b"\x1b[2J" * 999, "modules.tar"),
-        (modules_tar()[:700], "modules.tar"),
+        (modules_tar()[:-40], "modules.tar|no room"),
+        (modules_tar("large")[:-4] + bytes(4), "more than it says"),
     ],
 )
 def test_hostile_archives(host: Machine, tmp_path: Path, modules: bytes, why: str) -> None:

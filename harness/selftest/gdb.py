@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: MIT
+"""What a debugger does to a machine's first CPU, by QEMU's gdb stub."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.errors import InfrastructureError
+
+_PATIENCE_S = 20.0
+_TRIES = 500
+# Of x86-64: sixteen registers of 8 bytes, then rip, and eflags and cs of 4.
+_REGISTERS = struct.Struct("<128xQII")
+_RIP = 0x10
+_INTERRUPTS_ON = 1 << 9
+_SELF = b"\xeb\xfe"
+"""A jump to itself."""
+_PIECE, _PIECES = 0x400, 4096
+
+
+def oops(debugger: Path) -> None:
+    """Have the kernel jump to address 0."""
+    _jump(debugger, lambda _line, _rip: 0)
+
+
+def lock_up(debugger: Path) -> None:
+    """Have the kernel run in a circle, interrupts on."""
+    _jump(debugger, _endless)
+
+
+def _jump(debugger: Path, chosen: Callable[[socket.socket, int], int]) -> None:
+    """Have the CPU go on elsewhere once it is seen in the kernel with interrupts on.
+
+    Raises:
+        InfrastructureError: it was never seen there, or the stub does not answer as it should.
+    """
+    for _ in range(_TRIES):
+        # The stub stops the machine for as long as somebody is connected.
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(_PATIENCE_S)
+            line.connect(str(debugger))
+            rip, flags, cs = _REGISTERS.unpack_from(bytes.fromhex(_ask(line, "g")))
+            if found := cs & 3 == 0 and flags & _INTERRUPTS_ON:
+                address = struct.pack("<Q", chosen(line, rip)).hex()
+                if _ask(line, f"P{_RIP:x}={address}") != "OK":
+                    raise InfrastructureError(f"{debugger} does not set rip")
+            _ask(line, "D")
+        if found:
+            return
+        time.sleep(0.02)
+    raise InfrastructureError(f"the CPU behind {debugger} is never in its kernel")
+
+
+def _endless(line: socket.socket, rip: int) -> int:
+    """The address of a jump to itself in the kernel's text: by chance there are hundreds."""
+    start = rip & ~(_PIECE - 1)
+    for piece in range(start, start + _PIECES * _PIECE, _PIECE):
+        try:
+            code = bytes.fromhex(_ask(line, f"m{piece:x},{_PIECE:x}"))
+        except ValueError:  # E and a number: past the text
+            break
+        if (at := code.find(_SELF)) >= 0:
+            return piece + at
+    raise InfrastructureError(f"no jump to itself behind {start:#x}")
+
+
+def _ask(line: socket.socket, command: str) -> str:
+    line.sendall(f"+${command}#{sum(command.encode()) % 256:02x}".encode())
+    said = b""
+    while True:
+        chunk = line.recv(1 << 16)
+        if not chunk:
+            raise InfrastructureError("the gdb stub hung up")
+        said += chunk
+        start = said.find(b"$")
+        end = said.find(b"#", start + 1)
+        if start >= 0 and 0 < end <= len(said) - 3:
+            line.sendall(b"+")
+            answer = said[start + 1 : end].decode("ascii", "replace")
+            if not answer.startswith("T"):  # that it stopped: nobody asked
+                return answer
+            said = said[end + 3 :]
