@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -283,6 +284,10 @@ class Campaign(_Raw):
         return boots_of(self.order)
 
 
+SCHEMAS: Mapping[str, type[BaseModel]] = MappingProxyType({"campaign": Campaign, "boot": Boot})
+"""The files of a result directory."""
+
+
 def write_campaign(root: Path, campaign: Campaign) -> Path:
     """Write ``campaign.json`` into ``root``, making the directory if need be."""
     return _write(root / "campaign.json", campaign)
@@ -366,6 +371,11 @@ def read_boot(path: Path) -> Boot:
 class _Head(BaseModel):
     schema_: Any = Field(default=None, alias="schema")
     version: Any = None
+
+
+def schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of one of :data:`SCHEMAS`: ``campaign.json`` or ``boot.json``."""
+    return SCHEMAS[name].model_json_schema()
 
 
 def _read(path: Path, model: type[_Model], schema: str) -> _Model:

@@ -3,14 +3,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
+from harness import samples
 from harness.analysis import analyse
-from harness.report import FORMATS, document, render
+from harness.report import FORMATS, document, render, schema
 from harness.report.expect import hold, parse, require
 from harness.samples import ResultDirectory
+
+
+def _print_schema(context: click.Context, _: click.Parameter, name: str | None) -> None:
+    if name is None or context.resilient_parsing:
+        return
+    shown = schema() if name == "report" else samples.schema(name)
+    click.echo(json.dumps(shown, indent=1))
+    context.exit()
 
 
 @click.command()
@@ -27,6 +37,14 @@ from harness.samples import ResultDirectory
     "--expect",
     multiple=True,
     help="What has to hold, as for harness run; the exit codes are the same.",
+)
+@click.option(
+    "--schema",
+    type=click.Choice(("report", *samples.SCHEMAS)),
+    is_eager=True,
+    expose_value=False,
+    callback=_print_schema,
+    help="Print the JSON Schema of --format json, or of a file in DIRECTORY, and end.",
 )
 def report(directory: Path, form: str, expect: tuple[str, ...]) -> None:
     """Show the campaign in DIRECTORY, from its files alone.

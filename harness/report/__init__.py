@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -102,6 +103,12 @@ def document(analysis: Analysis) -> Document:
             "stack_rx_pps": dict(PUBLISHED_PPS),
         },
     }
+
+
+def schema() -> Document:
+    """The JSON Schema of :func:`document`."""
+    found: Document = json.loads(Path(__file__).with_name("schema.json").read_text())
+    return found
 
 
 def label(bed_kind: str, accelerator: str | None) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from harness import config, kernels
 from harness.hosts.bed import RunningBed
 from harness.hosts.virtual import Equipment, equipment, virtual_bed
 from harness.progress import Progress
+from harness.selftest.rack import Rack
 
 STEPS = ("0", "2", "8")
 
@@ -54,6 +56,13 @@ def built() -> dict[str, kernels.Image]:
     hosts = config.load(config.locate(None))
     with Progress() as progress:
         return kernels.images(hosts.kernel, STEPS, progress=progress)
+
+
+@pytest.fixture(scope="session")
+def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
+    """Two machines; a test may find them on or off, and leave them so."""
+    with Rack(tmp_path_factory.mktemp("rack") / "rack") as up:
+        yield up
 
 
 @dataclass(frozen=True)

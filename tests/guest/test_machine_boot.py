@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A kernel on a machine with a disk and GRUB: installed, booted once each way, gone again.
+"""A kernel on a machine with a disk and GRUB: installed, booted, struck by faults, gone again.
 
-The commands are those an operator gives, from two files of his to a clean machine.
+The commands are those an operator gives, from two files of his to a clean machine. In
+this order: a test finds the machine as the one before it left it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ import pytest
 from harness import config, kernels
 from harness.hosts.channel import Agent
 from harness.hosts.ssh import UPLOADS, SshTarget
+from harness.selftest import faults
+from harness.selftest.faults import Fault
 from harness.selftest.image import MACHINE_USER
 from harness.selftest.machine import INTERFACE, Machine
 from harness.selftest.rack import Rack
+from harness.selftest.strikes import FAULTS
 
 pytestmark = pytest.mark.guest
 
@@ -43,6 +47,9 @@ class Operator:
     hosts: Path
     environment: dict[str, str]
     machine: Machine
+    known_good: str
+    found: set[str]
+    """Its :meth:`files` when it was met."""
 
     def harness(self, *words: str, status: int = 0) -> str:
         done = subprocess.run(
@@ -61,32 +68,33 @@ class Operator:
         with contextlib.closing(started):
             yield started
 
-    def files(self) -> set[str]:
-        """Everything on the disk that could be left over, by path, size and owner."""
-        where = ["/boot", "/usr/lib/modules", "/etc", "/var", "/home", "/usr/local"]
-        shown = self.machine.run(
-            "sudo", "-n", "find", *where, "-xdev", "-printf", r"%p %y %u %m %s\n"
-        )
-        # A directory's size says which names it once had.
-        lines = {
-            " ".join(words[:-1] if words[1] == "d" else words)
-            for words in map(str.split, shown.splitlines())
-        }
-        return {line for line in lines if not line.startswith(OTHERS)}
+
+def files(machine: Machine) -> set[str]:
+    """Everything on the disk that could be left over, by path, size and owner."""
+    where = ["/boot", "/usr/lib/modules", "/etc", "/var", "/home", "/usr/local"]
+    shown = machine.run("sudo", "-n", "find", *where, "-xdev", "-printf", r"%p %y %u %m %s\n")
+    # A directory's size says which names it once had.
+    lines = {
+        " ".join(words[:-1] if words[1] == "d" else words)
+        for words in map(str.split, shown.splitlines())
+    }
+    return {line for line in lines if not line.startswith(OTHERS)}
 
 
 @pytest.fixture(scope="module")
-def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+def operator(rack: Rack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     home = tmp_path_factory.mktemp("operator")
-    with Rack(home / "rack") as rack:
-        rack.dut.power_on()
-        rack.dut.wait_for_ssh(within_s=LONG_S)
-        # He knows no host keys yet.
-        without = {"known_hosts": None}
-        hosts = rack.hosts_yaml(home / "hosts.yaml", dut=without, generator=without)
-        with rack.ssh_agent() as environment:
-            environment |= {"XDG_CONFIG_HOME": str(home / "config")}
-            yield Operator(hosts, environment, rack.dut)
+    rack.switch_on()
+    machine = rack.dut
+    # Whoever writes the menu anew does the same each time.
+    machine.run("sudo", "-n", "update-grub", timeout_s=300)
+    # He knows no host keys yet.
+    without = {"known_hosts": None}
+    hosts = rack.hosts_yaml(home / "hosts.yaml", dut=without, generator=without)
+    with rack.ssh_agent() as environment:
+        environment |= {"XDG_CONFIG_HOME": str(home / "config")}
+        known_good = machine.run("uname", "-r").strip()
+        yield Operator(hosts, environment, machine, known_good, files(machine))
 
 
 @pytest.fixture(scope="module")
@@ -176,14 +184,12 @@ def _boot(operator: Operator, log: Path, release: str, method: str) -> dict[str,
     return state
 
 
-def test_installed_booted_both_ways_and_gone(
+def test_booted_once_by_the_boot_loader(
     operator: Operator, kernel: tuple[str, Path], tmp_path: Path
 ) -> None:
     machine, (release, upload), log = operator.machine, kernel, tmp_path / "log"
-    known_good = machine.run("uname", "-r").strip()
+    known_good = operator.known_good
     line = machine.run("cat", "/proc/cmdline")
-    machine.run("sudo", "-n", "update-grub", timeout_s=300)
-    before = operator.files()
     grub_cfg = machine.run("sudo", "-n", "cat", "/boot/grub/grub.cfg")
 
     machine.ssh.send(upload, f"{UPLOADS}/{release}")
@@ -195,7 +201,7 @@ def test_installed_booted_both_ways_and_gone(
             "kernel_install",
             release=release, directory=directory, cmdline_add=ADDED, within_s=900,
         )  # fmt: skip
-    # Whoever writes the menu anew does not take ours for one of the distribution's.
+    # It does not take ours for one of the distribution's.
     machine.run("sudo", "-n", "update-grub", timeout_s=300)
     assert machine.run("sudo", "-n", "cat", "/boot/grub/grub.cfg") == grub_cfg
 
@@ -204,24 +210,31 @@ def test_installed_booted_both_ways_and_gone(
     assert f"runs {release}; a reboot returns to {known_good}" in told
     assert "is running" in operator.harness("hosts", "clean", "dut", status=3)
     first = machine.boot_id()
-    with operator.agent(log) as agent:
-        agent.call("boot_go", method="known-good")
+    operator.harness("restore", "dut", "--reboot")
     assert machine.wait_for_boot(first, within_s=LONG_S) == known_good
     assert machine.run("cat", "/proc/cmdline") == line
 
-    _boot(operator, log, release, "kexec")
-    machine.cycle()
-    machine.wait_for_ssh(within_s=LONG_S)
-    assert machine.run("uname", "-r").strip() == known_good
 
-    with operator.agent(log) as agent:
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.fast], ids=lambda f: f.name)
+def test_the_fast_part_of_the_fault_suite(
+    operator: Operator, rack: Rack, fault: Fault, tmp_path: Path
+) -> None:
+    # By kexec, and so a kernel that dies falls back to the machine's own.
+    [outcome] = faults.run(faults.Scene(rack, tmp_path, operator.environment), [fault])
+    assert outcome.wrong == (), outcome
+
+
+def test_nothing_is_left(operator: Operator, kernel: tuple[str, Path], tmp_path: Path) -> None:
+    release, _ = kernel
+    with operator.agent(tmp_path / "log") as agent:
         agent.call("boot_prepare", release=release, method="one-shot", within_s=120)
     assert f"boot disarmed: {release}" in operator.harness("restore", "dut")
     assert f"removed: {release}" in operator.harness("hosts", "clean", "dut")
-    after = operator.files()
-    assert after - before == set()
+    left = files(operator.machine)
+    assert left - operator.found == set()
     # The agents that tests before this one left there go as well.
-    assert {line for line in before - after if "/.cache/receive-batching" not in line} == set()
+    gone = {line for line in operator.found - left if "/.cache/receive-batching" not in line}
+    assert gone == set()
 
 
 def test_what_a_killed_harness_left_is_put_back(operator: Operator, tmp_path: Path) -> None:
@@ -241,23 +254,22 @@ def test_what_a_killed_harness_left_is_put_back(operator: Operator, tmp_path: Pa
 
 
 def test_sudo_for_the_agent_alone(operator: Operator, tmp_path: Path) -> None:
-    """With what the harness prints, the user may start the agent as root, and nothing else.
-
-    The last test: the user has no other rights on the machine afterwards.
-    """
+    """With what the harness prints, the user may start the agent as root, and nothing else."""
     machine = operator.machine
-    rights, away = f"/etc/sudoers.d/{MACHINE_USER}", "/root/rights"
-    for_a_while = f"mv {rights} {away}; (sleep 45; mv {away} {rights}) >/dev/null 2>&1 &"
-    machine.run("sudo", "-n", "sh", "-c", for_a_while)
+    rights, away, back = f"/etc/sudoers.d/{MACHINE_USER}", "/root/rights", "/tmp/give-back"  # noqa: S108
+    script = operator.harness("hosts", "sudoers", "dut", "--script").encode()
+    until_told = f"mv {rights} {away}; (until test -e {back}; do sleep 1; done; mv {away} {rights})"
+    machine.run("sudo", "-n", "sh", "-c", f"{until_told} >/dev/null 2>&1 &")
     told = operator.harness("doctor", "dut", status=3)
     assert "the agent was not started: sudo: a password is required" in told
     assert "`harness hosts sudoers dut` prints" in told
+    machine.run("touch", back)
     machine.run("sh", "-c", "until sudo -n true 2>/dev/null; do sleep 1; done", timeout_s=120)
 
-    script = operator.harness("hosts", "sudoers", "dut", "--script").encode()
     done = machine.ssh.run(["sudo", "-n", "sh", "-s"], stdin=script)
     assert done.returncode == 0, done.stderr
-    machine.run("sudo", "-n", "mv", rights, away)
+    machine.run("rm", back)
+    machine.run("sudo", "-n", "sh", "-c", f"{until_told} >/dev/null 2>&1 &")
     for command in (["true"], ["/usr/bin/python3", "-c", "1"], ["sh"]):
         assert machine.ssh.run(["sudo", "-n", *command]).returncode == 1
     with operator.agent(tmp_path / "log") as agent:
@@ -265,3 +277,4 @@ def test_sudo_for_the_agent_alone(operator: Operator, tmp_path: Path) -> None:
     assert machine.ssh.run(["test", "-w", "/usr/local/lib/receive-batching"]).returncode == 1
     told = operator.harness("hosts", "clean", "dut")
     assert "stays, root put it there: /etc/sudoers.d/receive-batching" in told
+    machine.run("touch", back)

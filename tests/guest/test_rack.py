@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +17,9 @@ pytestmark = pytest.mark.guest
 BANNER = "] Linux version "
 
 
-@pytest.fixture(scope="module")
-def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rack]:
-    with Rack(tmp_path_factory.mktemp("rack") / "rack") as up:
-        up.switch_on()
-        yield up
+@pytest.fixture(scope="module", autouse=True)
+def up(rack: Rack) -> None:
+    rack.switch_on()
 
 
 def press(rack: Rack, machine: Machine, button: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,9 @@ def test_every_prefix_compiles_without_a_new_warning(linked: Tree, tmp_path: Pat
         name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
     }
     make = ["make", "-C", str(linked.directory), f"O={tmp_path / 'objects'}", f"-j{os.cpu_count()}"]
+    if shutil.which("ccache"):  # it repeats the warnings, too
+        make.append("CC=ccache gcc")
+        env |= {"CCACHE_DIR": str(cache.root() / "ccache"), "CCACHE_NOHASHDIR": "1"}
 
     def compiled(*goals: str) -> set[str]:
         """The warnings of building ``goals``, without their line numbers."""

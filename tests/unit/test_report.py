@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from harness.analysis import Analysis, analyse, list_lengths
 from harness.commands.plan import plan as plan_command
@@ -281,6 +282,28 @@ def test_markdown_tables_have_as_many_cells_in_every_row(standard: Path) -> None
     lines = [line for line in render(_document(standard), "markdown").splitlines() if "|" in line]
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert len(lines) == 2 + 5
+
+
+@pytest.mark.parametrize("steps", [("0", "2", "8"), ("0",)])
+def test_the_report_is_as_its_schema_says(tmp_path: Path, steps: tuple[str, ...]) -> None:
+    make_campaign(tmp_path, effects={step: 1.0 + int(step) / 40 for step in steps}, blocks=6)
+    printed = CliRunner().invoke(report_command, ["--schema", "report"])
+    checked = Draft202012Validator(json.loads(printed.stdout))
+    for root in (tmp_path, FIXTURES / "result-v1"):
+        report = _document(root)
+        checked.validate(report)
+        assert set(checked.schema["required"]) == set(report)
+        assert set(checked.schema["$defs"]["row"]["required"]) <= set(report["rows"][0])
+
+
+@pytest.mark.parametrize("name", ["campaign", "boot"])
+def test_files_of_a_result_are_as_their_schema_says(name: str) -> None:
+    printed = CliRunner().invoke(report_command, ["--schema", name])
+    checked = Draft202012Validator(json.loads(printed.stdout))
+    found = [*(FIXTURES / "result-v1").rglob(f"{name}.json")]
+    assert found
+    for path in found:
+        checked.validate(json.loads(path.read_text()))
 
 
 def test_old_results_still_read() -> None:
