@@ -21,6 +21,8 @@ from harness.errors import ConfigurationError
 
 BASELINE = "0"
 SERIES_STEPS = tuple(str(step) for step in range(9))
+ALL_STEPS = ("0", "1", "2", "2m", "2v", *SERIES_STEPS[3:], "9")
+"""Those of the series, and optional ones that not every base has."""
 AA_STEPS = (BASELINE, f"{BASELINE}again")
 """The baseline against itself: what a campaign of these finds is the bed's noise."""
 MIN_BLOCKS_FOR_VERDICT = 6
@@ -320,7 +322,7 @@ def kernel_of(step: str) -> str:
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
 
 
-def parse_steps(spec: str, available: Sequence[str] = SERIES_STEPS) -> tuple[str, ...]:
+def parse_steps(spec: str, available: Sequence[str] = ALL_STEPS) -> tuple[str, ...]:
     """The steps a user named, in the order of ``available``, each once.
 
     ``0,2,8`` lists, ``0-8`` spans numbered steps, and both mix. A name that is

@@ -42,7 +42,10 @@ beds_option = click.option(
     help="Several beds of machines, over which blocks are spread, all at work at once.",
 )
 steps_option = click.option(
-    "--steps", default="0,2,8", show_default=True, help="Steps of the series: 0,2,8 or 0-8."
+    "--steps",
+    default="0,2,8",
+    show_default=True,
+    help="Steps of the series, and optional ones: 0,2,8 or 0-8 or 0,2,2m,8,9.",
 )
 tree_option = click.option(
     "--tree",

@@ -27,7 +27,9 @@ def list_() -> None:
     for series in kernel_patches.list_series():
         click.secho(series.base, bold=True)
         for patch in series.patches:
-            click.echo(f"  step {patch.step}  {patch.subject}")
+            click.echo(f"  step {patch.name}   {patch.subject}")
+        for patch in series.optional:
+            click.echo(f"  step {patch.name:2}  {patch.subject} (optional)")
 
 
 @patches.command()
@@ -44,7 +46,7 @@ def check(tree: Path, step: str | None, name: str) -> None:
     for outcome in report.outcomes:
         state = click.style(f"{outcome.state:9}", fg=_COLOURS[outcome.state])
         detail = f"\n             {outcome.detail}" if outcome.detail else ""
-        click.echo(f"  {state}  step {outcome.patch.step}  {outcome.patch.subject}{detail}")
+        click.echo(f"  {state}  step {outcome.patch.name}  {outcome.patch.subject}{detail}")
     report.require()
 
 

@@ -77,7 +77,10 @@ def build_steps(
     """
     compiler, config = toolchain.compiler, configuration.identity
     objects = cache.root() / "objects" / cache.digest(source.identity, config, compiler, KCFLAGS)
-    touched = sorted({name for patch in series.patches for name in patch.files})
+    touched = {name for patch in series.patches for name in patch.files}
+    chosen = [patch for patch in series.optional if patch.name in steps]
+    # Such as they touch beside the series has to lie at the same addresses in all steps, too.
+    beside = sorted({name for patch in chosen for name in patch.files} - touched)
     images: dict[str, tuple[Image, ...]] = {}
     for step in steps:
         files = series.patches_for(step)
@@ -90,8 +93,8 @@ def build_steps(
         variant = Variant(
             step=step,
             name=f"step {step}",
-            content=cache.digest(source.identity, changes, config, compiler),
-            touched=touched,
+            content=cache.digest(source.identity, changes, config, compiler, *beside),
+            touched=sorted(touched.union(beside)),
             record={
                 "patches": [path.name for path in files],
                 "source": str(source),

@@ -3,7 +3,8 @@
 
 Hides the layout: a directory for each base, a ``series`` file that names the
 patches in order, and file names whose number is the step: ``0000-prelude-*``
-makes step 0, ``0001-*`` step 1 of it, and so on.
+makes step 0, ``0001-*`` step 1 of it, and so on. A file ``optional`` names more,
+each a step of its own over the series: ``0002m-*`` makes step 2m of step 2.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from harness.errors import ConfigurationError, InfrastructureError
 from harness.resources import shipped
 
-_FILE_NAME = re.compile(r"(\d{4})-[\w.+-]+\.patch")
+_FILE_NAME = re.compile(r"(\d{4})([a-z]?)-[\w.+-]+\.patch")
 _PREFIX = re.compile(r"^\s*(\[[^\]]*\]\s*)+")
 _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL)\s*=\s*(\d+)\s*$", re.MULTILINE)
 _DIFF = re.compile(r"^diff --git a/(\S+) b/(\S+)$", re.MULTILINE)
@@ -33,10 +34,17 @@ class Patch:
 
     path: Path
     step: int
+    variant: str
+    """The letter after the number of an optional step; of the series, nothing."""
     subject: str
     author: str
     changelog: str
     files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The step it makes, such as ``2`` or ``2m``."""
+        return f"{self.step}{self.variant}"
 
     @classmethod
     def read(cls, path: Path) -> Patch:
@@ -54,6 +62,7 @@ class Patch:
         return cls(
             path=path,
             step=int(named[1]),
+            variant=named[2],
             subject=_PREFIX.sub("", str(mail["Subject"] or "")).strip(),
             author=str(mail["From"] or ""),
             changelog=changelog.strip(),
@@ -68,11 +77,18 @@ class Series:
     base: str
     directory: Path
     patches: tuple[Patch, ...]
+    optional: tuple[Patch, ...] = ()
+    """Each makes a step of its own, over the patches up to its number."""
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps there are, from ``"0"`` on."""
+        """The steps of the series, from ``"0"`` on."""
         return tuple(str(step) for step in sorted({0, *(patch.step for patch in self.patches)}))
+
+    @property
+    def optional_steps(self) -> tuple[str, ...]:
+        """The steps that :attr:`optional` makes."""
+        return tuple(patch.name for patch in self.optional)
 
     def upto(self, step: str | int) -> tuple[Patch, ...]:
         """The patches between the base and ``step``: the prelude and the first of the others.
@@ -80,11 +96,13 @@ class Series:
         Raises:
             ConfigurationError: there is no such step.
         """
-        if str(step) not in self.steps:
-            raise ConfigurationError(
-                f"series {self.base} has no step {step}; expected {', '.join(self.steps)}"
-            )
-        return tuple(patch for patch in self.patches if patch.step <= int(step))
+        name = str(step)
+        if name not in (*self.steps, *self.optional_steps):
+            known = ", ".join((*self.steps, *self.optional_steps))
+            raise ConfigurationError(f"series {self.base} has no step {step}; expected {known}")
+        number = int(name.rstrip("abcdefghijklmnopqrstuvwxyz"))
+        own = tuple(patch for patch in self.optional if patch.name == name)
+        return (*(patch for patch in self.patches if patch.step <= number), *own)
 
     def patches_for(self, step: str | int) -> tuple[Path, ...]:
         """The files of :meth:`upto`."""
@@ -92,7 +110,7 @@ class Series:
 
     def title(self, step: str | int) -> str:
         """What ``step`` is, in one line."""
-        own = [patch.subject for patch in self.upto(step) if patch.step == int(step)]
+        own = [patch.subject for patch in self.upto(step) if patch.name == str(step)]
         return own[-1] if own else "the base as it is"
 
 
@@ -163,13 +181,19 @@ def base_of(tree: Path) -> tuple[str, str]:
 
 
 def _read(directory: Path) -> Series:
-    lines = (directory / "series").read_text(encoding="utf-8").splitlines()
-    names = [name for line in lines if (name := line.partition("#")[0].strip())]
     return Series(
         base=directory.name,
         directory=directory,
-        patches=tuple(Patch.read(directory / name) for name in names),
+        patches=_named_in(directory / "series"),
+        optional=_named_in(directory / "optional"),
     )
+
+
+def _named_in(file: Path) -> tuple[Patch, ...]:
+    """The patches that ``file`` names, a line each; none where there is no such file."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    names = [name for line in lines if (name := line.partition("#")[0].strip())]
+    return tuple(Patch.read(file.with_name(name)) for name in names)
 
 
 def _number(base: str) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ def test_every_prefix_compiles_without_a_new_warning(linked: Tree, tmp_path: Pat
     series = patches.series_for(linked.directory)
     fragment = tmp_path / "fragment"
     fragment.write_text(FRAGMENT.read_text() + MORE_OPTIONS)
-    touched = {name for patch in series.patches for name in patch.files}
+    touched = {name for patch in (*series.patches, *series.optional) for name in patch.files}
     objects = sorted(name.removesuffix(".c") + ".o" for name in touched if name.endswith(".c"))
     linked.move_to([])
     env = {
@@ -71,6 +71,6 @@ def test_every_prefix_compiles_without_a_new_warning(linked: Tree, tmp_path: Pat
 
     compiled(f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig")
     known = compiled("W=1", *objects)
-    for step in series.steps:
+    for step in (*series.steps, *series.optional_steps):
         linked.move_to(series.patches_for(step))
         assert compiled("W=1", *objects) - known == set(), f"step {step}"

@@ -400,6 +400,17 @@ def test_files_are_as_before_when_a_patch_fails(plain, series) -> None:
 SHIPPED = patches.list_series()
 
 
+def test_optional_steps() -> None:
+    [series] = [series for series in SHIPPED if series.base == "linux-6.12"]
+    assert series.optional_steps == ("2m", "2v", "9")
+    upto = {step: [patch.name for patch in series.upto(step)] for step in ("2", "2m", "8", "9")}
+    assert upto["2m"] == [*upto["2"], "2m"]
+    assert upto["9"] == [*upto["8"], "9"]
+    assert "interrupts are moderated" in series.title("2m")
+    with pytest.raises(ConfigurationError, match=r"has no step 3m; expected 0, .*2m, 2v, 9"):
+        series.upto("3m")
+
+
 def test_a_series_ships() -> None:
     assert "linux-6.12" in [series.base for series in SHIPPED]
 
@@ -412,11 +423,11 @@ def test_the_form_of_a_series_that_ships(series: patches.Series) -> None:
     assert [patch.step for patch in series.patches] == sorted(
         patch.step for patch in series.patches
     )
-    listed = {patch.path.name for patch in series.patches}
+    listed = {patch.path.name for patch in (*series.patches, *series.optional)}
     assert listed == {
         path.name for path in series.directory.glob("0*.patch") if "cover" not in path.name
     }
-    for patch in series.patches:
+    for patch in (*series.patches, *series.optional):
         assert re.search(r"^Signed-off-by: .+ <.+@.+>$", patch.changelog, re.MULTILINE), patch.path
         reason = re.sub(r"^[A-Z][a-z-]+-by: .*$", "", patch.changelog, flags=re.MULTILINE)
         assert len(reason.split()) >= 20, f"{patch.path} has no reason in its changelog"
