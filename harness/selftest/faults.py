@@ -88,6 +88,8 @@ class Scene:
     known_good: str = ""
     number: str = "0"
     process: subprocess.Popen[str] | None = None
+    """The campaign that is to be struck."""
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def out(self) -> Path:
@@ -111,7 +113,7 @@ class Scene:
 
     def harness(self, *words: str) -> subprocess.Popen[str]:
         """``harness WORDS``, under way."""
-        return subprocess.Popen(
+        started = subprocess.Popen(
             [sys.executable, "-m", "harness", *words],
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -120,6 +122,8 @@ class Scene:
             text=True,
             start_new_session=True,
         )
+        self.started.append(started)
+        return started
 
     def campaign(self, fault: Fault | None = None, *more: str) -> subprocess.Popen[str]:
         """The campaign that ``fault`` strikes, under way: one boot of step 8."""
@@ -145,6 +149,14 @@ def run(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
     """
     scene.known_good = scene.rack.dut.run("uname", "-r").strip()
     scene.settings = _settings(scene)
+    try:
+        yield from _each(scene, faults)
+    finally:
+        for process in scene.started:
+            process.kill()
+
+
+def _each(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
     for number, fault in enumerate(faults, start=1):
         scene.number = str(number)
         began = time.monotonic()
@@ -228,11 +240,12 @@ def _killed_often(scene: Scene, fault: Fault) -> tuple[int, str, list[str]]:
         resume = ["--resume"] if (scene.out / "campaign.json").exists() else []
         process = scene.campaign(fault, *resume)
         try:
-            status, said = process.wait(moments.uniform(0, _WHOLE_S)), "ended\n"
+            said, _ = process.communicate(timeout=moments.uniform(0, _WHOLE_S))
         except subprocess.TimeoutExpired:
             process.kill()
-            status, kills = process.wait(), kills + 1
-        said, _ = process.communicate()
+            kills += 1
+            said, _ = process.communicate()
+        status = process.returncode
         told.append(said)
         if status not in (0, -signal.SIGKILL):
             wrong.append(f"resumed after kill {kills}: exit code {status}")
