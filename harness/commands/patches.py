@@ -72,3 +72,45 @@ def apply(tree: Path, step: str, worktree: Path | None, in_place: bool, name: st
     applied = kernel_patches.apply(tree, step, series=series, worktree=worktree, in_place=in_place)
     branch = f", branch {applied.branch}" if applied.branch else ""
     click.echo(f"{applied.commits} patches of {series.base} in {applied.directory}{branch}")
+
+
+@patches.command()
+@click.option(
+    "--onto",
+    "tree",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    required=True,
+    metavar="TREE",
+    help="Git tree whose last commit it is carried to.",
+)
+@click.option(
+    "--series", "name", metavar="NAME", help="Series; that of the nearest version if not."
+)
+@click.option(
+    "--worktree",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Where the patches are applied; TREE-rebase if not given.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the new series goes; linux-X.Y in this directory if not given.",
+)
+def rebase(tree: Path, name: str | None, worktree: Path | None, out: Path | None) -> None:
+    """Carry a series to a kernel version it was not written for.
+
+    It stops where a patch does not apply, with a worktree ready for `git am --continue`.
+    Given again after that, the command writes the new series.
+    """
+    if name is not None:
+        series = kernel_patches.series(name)
+    else:
+        base, _ = kernel_patches.base_of(tree)
+        found = kernel_patches.nearest(base, kernel_patches.list_series())
+        assert found is not None, "a series ships"
+        series = found
+    done = kernel_patches.rebase(series, tree, worktree=worktree, out=out)
+    click.echo(f"{done.patches} patches of {series.base} carried over: {done.directory}")
+    click.echo(f"the commits are in {done.worktree}; titles and changelogs want a look")

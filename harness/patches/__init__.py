@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The kernel series that ship, and how they come onto a tree. After config in the flow."""
 
+from harness.patches.rebase import Rebased, rebase
 from harness.patches.series import (
     Patch,
     Series,
     UnknownBaseError,
     base_of,
     list_series,
+    nearest,
     series,
     series_for,
 )
@@ -27,6 +29,7 @@ __all__ = [
     "HunkError",
     "Outcome",
     "Patch",
+    "Rebased",
     "Report",
     "Series",
     "UnknownBaseError",
@@ -35,6 +38,8 @@ __all__ = [
     "base_of",
     "check",
     "list_series",
+    "nearest",
+    "rebase",
     "series",
     "series_for",
 ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import email
 import email.policy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,14 +151,20 @@ def series_for(tree: Path, name: str = "auto", home: Path | None = None) -> Seri
     for found in available:
         if found.base == base:
             return found
-    names = [found.base for found in available]
-    nearest = min(names, key=lambda known: _distance(known, base), default=None)
+    closest = nearest(base, available)
     raise UnknownBaseError(
-        f"{tree} is Linux {release}, for which there is no series; expected {_listed(names)}",
-        hint=f"`harness patches check {tree} --series {nearest}` shows how far the nearest applies"
-        if nearest
+        f"{tree} is Linux {release}, for which there is no series; "
+        f"expected {_listed([found.base for found in available])}",
+        hint=f"`harness patches check {tree} --series {closest.base}` shows how far the nearest "
+        "applies, `harness patches rebase` carries it over"
+        if closest
         else None,
     )
+
+
+def nearest(base: str, available: Sequence[Series]) -> Series | None:
+    """Of ``available``, the series for the version closest to ``base``; None if there is none."""
+    return min(available, key=lambda known: _distance(known.base, base), default=None)
 
 
 def base_of(tree: Path) -> tuple[str, str]:

@@ -214,7 +214,8 @@ def _apply_one(directory: Path, patch: Path, *, reverse: bool = False) -> None:
 @contextmanager
 def _copied(tree: Path, series: Series) -> Iterator[Path]:
     """A directory with the files of ``tree`` that ``series`` touches."""
-    names = list(dict.fromkeys(name for patch in series.patches for name in patch.files))
+    patches = (*series.patches, *series.optional)
+    names = list(dict.fromkeys(name for patch in patches for name in patch.files))
     with tempfile.TemporaryDirectory(prefix="receive-batching-") as scratch:
         copy = Path(scratch).resolve() / "tree"
         copy.mkdir()

@@ -397,6 +397,44 @@ def test_files_are_as_before_when_a_patch_fails(plain, series) -> None:
     assert {name: content for name, (content, _) in snapshot(plain).items()} == before
 
 
+def test_a_series_is_carried_to_another_version(
+    series: patches.Series, tree: Path, tmp_path: Path
+) -> None:
+    newer = {"Makefile": MAKEFILE.replace("12", "18"), "drivers/rx.c": numbered((30, "moved"))}
+    fill(tree, newer)
+    git(tree, "commit", "-qam", "a later version")
+    before = git(tree, "rev-parse", "HEAD"), git(tree, "status", "-s")
+    worktree, out = tmp_path / "linux-rebase", tmp_path / "linux-6.18"
+    for _ in range(2):  # the second is told the same
+        with pytest.raises(KernelError) as stopped:
+            patches.rebase(series, tree, worktree=None, out=out)
+        assert "git am --continue" in str(stopped.value.hint)
+    assert not out.exists()
+    fill(worktree, STATES[3])
+    git(worktree, "add", ".")
+    git(worktree, "am", "--continue")
+    done = patches.rebase(series, tree, worktree=None, out=out)
+    assert (done.directory, done.worktree, done.patches) == (out, worktree, 3)
+    assert (git(tree, "rev-parse", "HEAD"), git(tree, "status", "-s")) == before
+    made = patches.series("linux-6.18", tmp_path)
+    assert [patch.subject for patch in made.patches] == SUBJECTS
+    assert states(patches.check(tree, made)) == ["applies"] * 3
+    with pytest.raises(ConfigurationError, match="is there already"):
+        patches.rebase(series, tree, worktree=None, out=out)
+
+
+def test_a_rebase_that_lost_a_patch(series: patches.Series, tree: Path, tmp_path: Path) -> None:
+    fill(tree, {"drivers/rx.c": numbered((30, "moved"))})
+    git(tree, "commit", "-qam", "a later version")
+    worktree = tmp_path / "elsewhere"
+    with pytest.raises(KernelError):
+        patches.rebase(series, tree, worktree=worktree, out=tmp_path / "out")
+    git(worktree, "am", "--skip")
+    with pytest.raises(KernelError, match="2 commits, the series 3 patches"):
+        patches.rebase(series, tree, worktree=worktree, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 SHIPPED = patches.list_series()
 
 
