@@ -3,11 +3,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
+from tabulate import tabulate
 
+from harness import config
 from harness import patches as kernel_patches
+from harness.commands import hosts_option
+from harness.errors import KernelError
+from harness.kernels.deep import CHECKS, Finding, check_deep
+from harness.kernels.source import Tree, from_git, from_package, resolve
+from harness.progress import Progress
 
 _tree = click.argument("tree", type=click.Path(path_type=Path, file_okay=False, exists=True))
 _series = click.option(
@@ -33,21 +43,83 @@ def list_() -> None:
 
 
 @patches.command()
-@_tree
+@click.argument(
+    "tree", type=click.Path(path_type=Path, file_okay=False, exists=True), required=False
+)
 @click.option("--step", metavar="N", help="Last step to try; all of them if not given.")
 @_series
-def check(tree: Path, step: str | None, name: str) -> None:
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Compile every step in several configurations, and run checkpatch and sparse on it.",
+)
+@click.option("--package", metavar="NAME", help="Debian's package of the source, in place of TREE.")
+@click.option(
+    "--only",
+    "checks",
+    multiple=True,
+    type=click.Choice(tuple(CHECKS)),
+    default=tuple(CHECKS),
+    help="Of --deep these checks; all of them if not given.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("table", "markdown", "json")),
+    default="table",
+    help="Of --deep, how to show it.",
+)
+@hosts_option
+def check(
+    tree: Path | None,
+    step: str | None,
+    name: str,
+    deep: bool,
+    package: str | None,
+    checks: tuple[str, ...],
+    form: str,
+    hosts_path: Path | None,
+) -> None:
     """Try a series on TREE without changing it.
 
-    A git tree counts as its last commit.
+    A git tree counts as its last commit. Without TREE it is tried on the source that
+    hosts.yaml names. --deep takes an hour or more the first time.
     """
-    report = kernel_patches.check(tree, kernel_patches.series_for(tree, name), step)
+    if package:
+        source = from_package(package)
+    elif tree and deep:
+        source = from_git(tree)
+    elif not tree:
+        source = resolve(config.load(config.locate(hosts_path)).kernel.source)
+    if tree is None or package:
+        tree = Tree.of(source).directory
+    series = kernel_patches.series_for(tree, name)
+    if deep:
+        with Progress() as progress:
+            found = list(check_deep(source, series, checks, progress=progress))
+        click.echo(_shown(found, form))
+        if failed := [one for one in found if one.ok is False]:
+            told = "\n".join(f"  step {one.step}, {one.check}: {one.detail}" for one in failed)
+            raise KernelError(f"{series.base} is not as it has to be:\n{told}")
+        return
+    report = kernel_patches.check(tree, series, step)
     click.echo(f"{tree}: Linux {report.release}, series {report.series.base}")
     for outcome in report.outcomes:
         state = click.style(f"{outcome.state:9}", fg=_COLOURS[outcome.state])
         detail = f"\n             {outcome.detail}" if outcome.detail else ""
         click.echo(f"  {state}  step {outcome.patch.name}  {outcome.patch.subject}{detail}")
     report.require()
+
+
+def _shown(found: Sequence[Finding], form: str) -> str:
+    if form == "json":
+        return json.dumps([asdict(one) for one in found], indent=1)
+    words = {True: "ok", False: "fails", None: "—"}
+    rows = [
+        {"step": step} | {one.check: words[one.ok] for one in found if one.step == step}
+        for step in dict.fromkeys(one.step for one in found)
+    ]
+    return tabulate(rows, headers="keys", tablefmt="github" if form == "markdown" else "simple")
 
 
 @patches.command()

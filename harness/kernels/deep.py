@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: MIT
+"""Every step of a series looked at by the kernel's own means: gcc, checkpatch, sparse.
+
+Hides how one tree is moved from step to step and what each checker has to be told. A
+warning counts if the base, compiled the same way, does not give it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from harness import cache, process
+from harness.errors import HarnessError, KernelError
+from harness.kernels.configuration import FRAGMENT
+from harness.kernels.source import Source, Tree
+from harness.patches import Patch, Series
+from harness.progress import Progress
+
+CHECKS: Mapping[str, str] = MappingProxyType(
+    {
+        "applies": "on the patches before it",
+        "checkpatch": "the tree's own, with --strict, finds nothing",
+        "benchmark": "what the series touches compiles as a virtual bed has it, without a new "
+        "warning by W=1",
+        "modules": "the same over defconfig, with all else that takes packets on their way up",
+        "sparse": "the same by sparse",
+        "allmodconfig": "net/ and drivers/net/ethernet/sfc/ compile; of the first and last step",
+    }
+)
+_MODULES = Path(__file__).with_name("checking.config")
+_SIENA = "CONFIG_MODULES=y\nCONFIG_SFC_SIENA=m\n"
+"""What a prelude touches and the benchmark leaves out."""
+_ALL = ("net/", "drivers/net/ethernet/sfc/")
+_COMPLAINT = re.compile(r"^\S+?:\d+: (?:WARNING|ERROR|CHECK):.*$", re.MULTILINE)
+_IGNORED = "FILE_PATH_CHANGES,UNKNOWN_COMMIT_ID"  # which a tree without git cannot look up
+_WARNING = re.compile(r"^.*\b(?:warning|error): .*$", re.MULTILINE)
+_LINE = re.compile(r":\d+")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check of a step gave; ``ok`` is None where it could not be made."""
+
+    step: str
+    check: str
+    ok: bool | None
+    detail: str = ""
+
+
+def check_deep(
+    source: Source, series: Series, checks: Sequence[str], *, progress: Progress
+) -> Iterator[Finding]:
+    """Make ``checks``, names of :data:`CHECKS`, of each step, the optional ones included."""
+    steps = (*series.steps, *series.optional_steps)
+    with _linked(source, series.base) as tree:
+        for check in checks:
+            with progress.task(f"{series.base}: {check}", total=len(steps)) as task:
+                for finding in _by(check, tree, series, steps):
+                    yield finding
+                    task.advance()
+
+
+def _by(check: str, tree: Tree, series: Series, steps: Sequence[str]) -> Iterator[Finding]:
+    if check == "applies":
+        for step in steps:
+            try:
+                tree.move_to(series.patches_for(step))
+            except HarnessError as error:
+                yield Finding(step, check, ok=False, detail=error.message)
+            else:
+                yield Finding(step, check, ok=True)
+    elif check == "checkpatch":
+        for patch in (*series.patches, *series.optional):
+            complaints = _checkpatch(tree, patch)
+            yield Finding(patch.name, check, ok=not complaints, detail="; ".join(complaints[:3]))
+    elif check == "sparse" and shutil.which("sparse") is None:
+        for step in steps:
+            yield Finding(step, check, ok=None, detail="sparse is not installed")
+    else:
+        yield from _compiled(check, tree, series, steps)
+
+
+def _checkpatch(tree: Tree, patch: Patch) -> list[str]:
+    options = [
+        "--strict",
+        "--no-tree",
+        "--terse",
+        "--no-summary",
+        f"--ignore={_IGNORED}",
+    ]
+    told = process.run(
+        ["perl", "scripts/checkpatch.pl", *options, str(patch.path.absolute())],
+        cwd=tree.directory,
+        check=False,
+        hint="apt-get install perl",
+    )
+    found = _COMPLAINT.findall(told.stdout)
+    if told.returncode != 0 and not found:
+        raise process.failed(["checkpatch.pl"], told.returncode, told.stdout + told.stderr)
+    return [line.partition(":")[2] for line in found]
+
+
+def _compiled(check: str, tree: Tree, series: Series, steps: Sequence[str]) -> Iterator[Finding]:
+    touched = {name for patch in (*series.patches, *series.optional) for name in patch.files}
+    objects = sorted(name.removesuffix(".c") + ".o" for name in touched if name.endswith(".c"))
+    make = _Make(tree.directory, tree.home / f"objects-{check}")
+    tree.move_to([])
+    make.configure(check)
+    if check == "allmodconfig":
+        for step in (series.steps[0], series.steps[-1]):
+            tree.move_to(series.patches_for(step))
+            yield _outcome(step, check, make, list(_ALL), None)
+        return
+    goals = ["C=2" if check == "sparse" else "W=1", *objects]
+    known = make.warnings(goals)
+    for step in steps:
+        tree.move_to(series.patches_for(step))
+        yield _outcome(step, check, make, goals, known)
+
+
+def _outcome(
+    step: str, check: str, make: _Make, goals: Sequence[str], known: set[str] | None
+) -> Finding:
+    """``known`` are the warnings that do not count; None: none does."""
+    try:
+        warnings = make.warnings(goals)
+    except KernelError as error:
+        return Finding(step, check, ok=False, detail=error.message)
+    new = set() if known is None else warnings - known
+    return Finding(step, check, ok=not new, detail="; ".join(sorted(new)[:3]))
+
+
+class _Make:
+    """make in an object directory of its own, by ccache where there is one."""
+
+    def __init__(self, directory: Path, objects: Path) -> None:
+        self._objects = objects
+        self._command = ["make", "-C", str(directory), f"O={objects}", f"-j{os.cpu_count() or 1}"]
+        # What make's own environment says would be heard before our arguments.
+        self._env = {n: v for n, v in os.environ.items() if not n.startswith(("MAKE", "MFLAGS"))}
+        if shutil.which("ccache"):  # which repeats warnings, too
+            self._command.append("CC=ccache gcc")
+            self._env |= {"CCACHE_DIR": str(cache.root() / "ccache"), "CCACHE_NOHASHDIR": "1"}
+
+    def configure(self, check: str) -> None:
+        """Write the .config of ``check``."""
+        self._objects.mkdir(exist_ok=True)
+        if check == "allmodconfig":
+            self.warnings(["allmodconfig"])
+        elif check == "modules":
+            self.warnings(["defconfig"])
+            with (self._objects / ".config").open("a") as config:
+                config.write(_MODULES.read_text())
+            self.warnings(["olddefconfig"])
+        else:
+            fragment = self._objects / "fragment"
+            fragment.write_text(FRAGMENT.read_text() + _SIENA)
+            self.warnings([f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"])
+
+    def warnings(self, goals: Sequence[str]) -> set[str]:
+        """Those of making ``goals``, without their line numbers.
+
+        Raises:
+            KernelError: they cannot be made.
+        """
+        done = process.run([*self._command, *goals], env=self._env, check=False)
+        if done.returncode != 0:
+            first = _WARNING.search(done.stderr)
+            raise KernelError(first[0] if first else done.stderr[-500:].strip())
+        return {_LINE.sub("", line) for line in _WARNING.findall(done.stderr)}
+
+
+@contextmanager
+def _linked(source: Source, name: str) -> Iterator[Tree]:
+    """The source once more, made of links, so that the objects of kernels stay fresh."""
+    home = cache.root() / "checks" / name
+    shutil.rmtree(home, ignore_errors=True)
+    home.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield Tree.of(source).linked(home)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
