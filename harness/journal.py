@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import threading
 import time
 from collections import defaultdict
@@ -19,6 +20,7 @@ Notes = Mapping[str, Mapping[str, Any]]
 """What was noted of one boot: by event, what was said with it last."""
 
 BEGIN, END = "begin", "end"
+_CAMPAIGN = "campaign"
 
 
 class Journal:
@@ -45,6 +47,19 @@ class Journal:
                 f"{self.path} cannot be written: {error.strerror}", hint="free some space there"
             ) from error
 
+    def begin_campaign(self) -> str:
+        """The id of the campaign in this directory, on disk before machines are held in its name.
+
+        That of one that came no further stays.
+        """
+        for noted in self.noted():
+            if noted["event"] == _CAMPAIGN:
+                return str(noted["id"])
+        made = secrets.token_hex(8)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.note("", _CAMPAIGN, id=made)
+        return made
+
     def unfinished(self) -> dict[str, Notes]:
         """Boots that were begun and have no end, by name."""
         begun: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
@@ -52,7 +67,7 @@ class Journal:
             if noted["event"] == BEGIN:
                 begun.pop(noted["boot"], None)
             begun[noted["boot"]][noted["event"]] = noted
-        return {boot: events for boot, events in begun.items() if END not in events}
+        return {boot: said for boot, said in begun.items() if BEGIN in said and END not in said}
 
     def noted(self) -> Iterator[dict[str, Any]]:
         """Everything so far; a line that is cut short is left out."""

@@ -25,6 +25,7 @@ from harness.commands import (
 )
 from harness.errors import ConfigurationError
 from harness.hosts import boots
+from harness.journal import Journal
 from harness.progress import Progress
 from harness.report import document, render
 from harness.report.expect import hold, parse, require
@@ -121,7 +122,7 @@ def run(
                 progress=progress,
             )
             built = {step: made[plan.kernel_of(step)] for step in wanted}
-            campaign_id = kept.id if kept else secrets.token_hex(8)
+            campaign_id = kept.id if kept else Journal(directory).begin_campaign()
             opened = {
                 name: up.enter_context(
                     boots.opened(

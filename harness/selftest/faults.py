@@ -132,6 +132,11 @@ class Scene:
             "--out", str(self.out), *more,
         )  # fmt: skip
 
+    def resumed(self, fault: Fault) -> subprocess.Popen[str]:
+        """The same campaign again; it goes on with what there is."""
+        there = (self.out / "campaign.json").exists()
+        return self.campaign(fault, *(["--resume"] if there else []))
+
     def end(self, *words: str) -> tuple[int, str]:
         """``harness WORDS``, to its end: exit code and what it said."""
         return ended(self.harness(*words))
@@ -173,7 +178,7 @@ def _each(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
             wrong.append(f"does not say {fault.says!r}")
         fault.mend(scene)
         if fault.resumes:
-            resumed, more = ended(scene.campaign(fault, "--resume"))
+            resumed, more = ended(scene.resumed(fault))
             said += more
             if resumed != 0:
                 wrong.append(f"--resume ended with {resumed}")
@@ -234,11 +239,11 @@ def _struck(scene: Scene, fault: Fault) -> tuple[int, str, list[str]]:
 def _killed_often(scene: Scene, fault: Fault) -> tuple[int, str, list[str]]:
     """The last kill's exit code; a campaign that is finished before it is followed by another."""
     moments = random.Random(fault.name)  # noqa: S311
-    wrong, told, number, more = [], [], scene.number, 0
-    kills = 0
-    while kills < fault.kills:
-        resume = ["--resume"] if (scene.out / "campaign.json").exists() else []
-        process = scene.campaign(fault, *resume)
+    wrong: list[str] = []
+    told: list[str] = []
+    number, more, kills = scene.number, 0, 0
+    while kills < fault.kills and not wrong:
+        process = scene.resumed(fault)
         try:
             said, _ = process.communicate(timeout=moments.uniform(0, _WHOLE_S))
         except subprocess.TimeoutExpired:

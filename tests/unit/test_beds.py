@@ -244,6 +244,14 @@ def test_what_a_killed_harness_left_is_asked_of_its_own_bed(
         campaign.run(made, tmp_path, progress=Progress())
 
 
+def test_a_campaign_has_its_name_before_it_holds_machines(tmp_path: Path) -> None:
+    journal = campaign.Journal(tmp_path / "new")
+    name = journal.begin_campaign()
+    assert campaign.Journal(tmp_path / "new").begin_campaign() == name
+    assert journal.unfinished() == {}
+    assert campaign.Journal(tmp_path / "other").begin_campaign() != name
+
+
 def test_other_beds_are_no_resumption(machine: Machine) -> None:
     kept = record(rig(("a", "b"), blocks=4)[0])
     with pytest.raises(ConfigurationError, match="its block_beds was another"):
