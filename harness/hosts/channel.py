@@ -74,6 +74,28 @@ def outcome(host: str, answer: Mapping[str, Any]) -> Any:
     return answer.get("result")
 
 
+def parsed(line: str | bytes) -> Any:
+    """The answer in ``line``; no text in it can steer a terminal.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    try:
+        return _harmless(json.loads(line))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str):
+        return process.harmless(value)
+    if isinstance(value, dict):
+        return {process.harmless(name): _harmless(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_harmless(one) for one in value]
+    return value
+
+
 class Pending:
     """A call under way. No other may be made to its agent before its result is taken."""
 
@@ -219,13 +241,14 @@ class Agent:
                 self._watch()
                 raise self._lost(f"the agent ended during {name}")
             try:
-                answer = json.loads(line)
+                answer = parsed(line)
             except ValueError as error:
                 raise HostLostError(f"{self.host}: not an answer: {line[:200]!r}") from error
             if isinstance(answer, dict):
                 return answer
 
     def _lost(self, what: str) -> HostLostError:
-        said = self._log.read_text(errors="replace").strip().splitlines()[-5:]
+        log = process.harmless(self._log.read_text(errors="replace"))
+        said = log.strip().splitlines()[-5:]
         told = "".join(f"\n  | {line}" for line in said)
         return HostLostError(f"{self.host}: {what}{told}")

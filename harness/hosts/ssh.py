@@ -21,7 +21,7 @@ from harness import process
 from harness.config import SshHost
 from harness.errors import HostLostError, HostRefusedError, InfrastructureError
 from harness.hosts import control, hostkeys
-from harness.hosts.channel import Agent, agent_archive, outcome
+from harness.hosts.channel import Agent, agent_archive, outcome, parsed
 
 AGENT_HOME = ".cache/receive-batching"
 """Where the user's own copies of the agent are, in his home there."""
@@ -169,7 +169,7 @@ class SshTarget:
             ["sh", "-c", script, "sh", to], stdin=packed.getvalue(), timeout_s=timeout_s
         )
         if sent.returncode != 0:
-            said = sent.stderr.decode(errors="replace").strip()
+            said = process.harmless(sent.stderr.decode(errors="replace")).strip()
             raise InfrastructureError(
                 f"{self.hostname}: cannot keep files in ~/{to}: {said}", hint="free space there"
             )
@@ -203,7 +203,7 @@ class SshTarget:
         done = self.run(self._agent(host), stdin=request, timeout_s=within_s)
         for line in done.stdout[:_ANSWER_LIMIT].splitlines():
             with contextlib.suppress(ValueError):
-                answer = json.loads(line)
+                answer = parsed(line)
                 if isinstance(answer, dict) and answer.get("id") == 1:
                     return outcome(host, answer)
         said = process.harmless(done.stderr.decode(errors="replace")).strip().splitlines()[-5:]

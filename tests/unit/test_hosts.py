@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import zipfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import config
-from harness.errors import ConfigurationError, HostLostError
+from harness.errors import ConfigurationError, HostLostError, InfrastructureError
 from harness.hosts import virtual as beds
-from harness.hosts.channel import Agent, agent_archive
+from harness.hosts.channel import Agent, agent_archive, outcome, parsed
 from harness.hosts.qemu import kernel_death
 
 pytestmark = pytest.mark.unit
@@ -67,7 +69,11 @@ def test_the_answer_to_a_call_that_was_interrupted_is_dropped(tmp_path: Path) ->
     slow.kill()
 
 
-@pytest.mark.parametrize("line", ["garbage", "\\x1b[2J", "[1, 2]x", '{"id": 7, "result": 1}'])
+@pytest.mark.parametrize(
+    "line",
+    ["garbage", "\\x1b[2J", "[1, 2]x", "[" * 100_000, '{"id": 7, "result": 1}'],
+    ids=["words", "escape", "list", "nested", "of another call"],
+)
 def test_garbage_is_a_lost_host(tmp_path: Path, line: str) -> None:
     babbling = agent(
         tmp_path, READY + f"sys.stdin.readline(); print({line!r}, flush=True); time.sleep(9)"
@@ -75,6 +81,24 @@ def test_garbage_is_a_lost_host(tmp_path: Path, line: str) -> None:
     with pytest.raises(HostLostError):
         babbling.call("counters", within_s=5)
     babbling.kill()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"result": {"\x1b[2Jname": ["\x1b]0;title\x07release\x9b1m", 7]}},
+        {"error": {"kind": "infrastructure", "message": "\x1b[2Jname release", "hint": "\x1b[1m"}},
+    ],
+)
+def test_escape_sequences_stay_on_the_host(answer: dict[str, Any]) -> None:
+    try:
+        said = str(outcome("dut", parsed(json.dumps(answer))))
+    except InfrastructureError as error:
+        said = f"{error.message} {error.hint}"
+    assert "name" in said
+    assert "release" in said
+    assert not set(said) & {"\x1b", "\x9b", "\x07"}
+    assert "[2J" not in said
 
 
 @pytest.mark.parametrize(
