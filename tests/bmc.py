@@ -257,7 +257,7 @@ class IpmiBmc:
         if self._console is not None:
             address = self._console
             if isinstance(address, Path):
-                address = self._stack.enter_context(_serve_file(address))
+                address = self._stack.enter_context(serve_file(address))
             sol = f'sol "tcp:{address[0]}:{address[1]}" 115200'
         (self._directory / "lan.conf").write_text(
             f"""name "bmc"
@@ -364,7 +364,7 @@ user 2 true "{self.user}" "{self.password}" admin 10
 
 
 @contextlib.contextmanager
-def _serve_file(path: Path) -> Any:
+def serve_file(path: Path) -> Any:
     """A TCP server on loopback that sends what is added to ``path``, as a serial port does."""
     ending = threading.Event()
 
