@@ -21,6 +21,8 @@ from typing import Any
 from .faults import AgentError
 
 PATH = Path("/var/lib/receive-batching/lease.json")
+LOCK = Path("/run/receive-batching/lease.lock")
+"""There it leaves nothing behind after a boot."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST_S = 4 * 3600.0
 _LINE = 200
@@ -31,6 +33,7 @@ class Lease:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or PATH
+        self._lock = path.with_suffix(".lock") if path else LOCK
 
     def take(
         self, *, owner: str, holder: str, ttl_s: float, campaign: str | None = None
@@ -105,8 +108,9 @@ class Lease:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            lock = self._path.with_suffix(".lock").open("a")
+            for at in (self._path, self._lock):
+                at.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = self._lock.open("a")
         except OSError as error:
             raise self._not_kept(error) from error
         with lock:
@@ -150,6 +154,8 @@ class Lease:
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
             self._sync_directory()
+        with contextlib.suppress(OSError):  # others of the harness keep theirs there, too
+            self._path.parent.rmdir()
 
     def _sync_directory(self) -> None:
         directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -165,8 +165,8 @@ def clean(name: str, hosts_path: Path | None) -> None:
     # Only what is ours: the directory may be the cache of a harness that runs there.
     script = (
         'rm -rf -- "$2" "$1"/receive-batching-agent-*.pyz "$1"/*.part; '
-        'rmdir -- "$1" 2>/dev/null; ls -d -- "$3"/* /etc/sudoers.d/receive-batching 2>/dev/null; '
-        "true"
+        'rmdir -- "$1" "${1%/*}" 2>/dev/null; '
+        'ls -d -- "$3"/* /etc/sudoers.d/receive-batching 2>/dev/null; true'
     )
     done = ssh.run(["sh", "-c", script, "sh", AGENT_HOME, UPLOADS, AGENT_INSTALLED])
     if done.returncode != 0:
