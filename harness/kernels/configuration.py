@@ -111,14 +111,15 @@ class Configuration:
         return replace(self, identity=identity, fragments=(FRAGMENT, own))
 
     @property
-    def _asked(self) -> str:
+    def asked(self) -> str:
+        """The text of all fragments."""
         return "".join(fragment.read_text() for fragment in self.fragments)
 
     def write(self, objects: Path, make: Make) -> None:
         """Write ``objects/.config``, whole or not at all."""
         if self.base is None:
             fragment = objects.with_name(f"{objects.name}-fragment")
-            fragment.write_text(self._asked)
+            fragment.write_text(self.asked)
             make(objects, [f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"], {})
             fragment.unlink()
             return
@@ -132,7 +133,7 @@ class Configuration:
             loaded = aside / "modules"
             loaded.write_text("".join(f"{name} 0 0\n" for name in self.modules))
             make(aside, ["localmodconfig"], {"LSMOD": str(loaded)})
-        made.write_text(merged(made.read_text(), self._asked))
+        made.write_text(merged(made.read_text(), self.asked))
         make(aside, ["olddefconfig"], {})
         made.rename(objects / ".config")
         shutil.rmtree(aside)
@@ -140,7 +141,7 @@ class Configuration:
     def check(self, config: str) -> None:
         """Raise a :class:`KernelError` if ``config`` lacks an option of the fragments."""
         have = options(config)
-        asked = options(self._asked)
+        asked = options(self.asked)
         lost = [line for name, line in asked.items() if not _given(line, have.get(name))]
         if lost:
             raise KernelError(
