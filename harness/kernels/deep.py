@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from harness import cache, process
 from harness.errors import HarnessError, KernelError
-from harness.kernels.configuration import FRAGMENT
+from harness.kernels.configuration import benchmark
 from harness.kernels.source import Source, Tree
 from harness.patches import Patch, Series
 from harness.progress import Progress
@@ -35,7 +35,7 @@ CHECKS: Mapping[str, str] = MappingProxyType(
     }
 )
 _MODULES = Path(__file__).with_name("checking.config")
-_SIENA = "CONFIG_MODULES=y\nCONFIG_SFC_SIENA=m\n"
+_SIENA = "CONFIG_MODULES=y\nCONFIG_PTP_1588_CLOCK=y\nCONFIG_SFC_SIENA=m\n"
 """What a prelude touches and the benchmark leaves out."""
 _ALL = ("net/", "drivers/net/ethernet/sfc/")
 _COMPLAINT = re.compile(r"^\S+?:\d+: (?:WARNING|ERROR|CHECK):.*$", re.MULTILINE)
@@ -112,7 +112,7 @@ def _compiled(check: str, tree: Tree, series: Series, steps: Sequence[str]) -> I
     objects = sorted(name.removesuffix(".c") + ".o" for name in touched if name.endswith(".c"))
     make = _Make(tree.directory, tree.home / f"objects-{check}")
     tree.move_to([])
-    make.configure(check)
+    make.configure(check, series.base)
     if check == "allmodconfig":
         for step in (series.steps[0], series.steps[-1]):
             tree.move_to(series.patches_for(step))
@@ -149,8 +149,8 @@ class _Make:
             self._command.append("CC=ccache gcc")
             self._env |= {"CCACHE_DIR": str(cache.root() / "ccache"), "CCACHE_NOHASHDIR": "1"}
 
-    def configure(self, check: str) -> None:
-        """Write the .config of ``check``."""
+    def configure(self, check: str, base: str) -> None:
+        """Write the .config of ``check`` of a kernel of ``base``."""
         self._objects.mkdir(exist_ok=True)
         if check == "allmodconfig":
             self.warnings(["allmodconfig"])
@@ -161,7 +161,7 @@ class _Make:
             self.warnings(["olddefconfig"])
         else:
             fragment = self._objects / "fragment"
-            fragment.write_text(FRAGMENT.read_text() + _SIENA)
+            fragment.write_text(benchmark().on(base).asked + _SIENA)
             self.warnings([f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"])
 
     def warnings(self, goals: Sequence[str]) -> set[str]:

@@ -27,9 +27,20 @@ from harness.progress import Progress
 
 _LAYOUT = Path(__file__).with_name("layout.py")
 _LD = f"""#!/bin/sh
+link() {{ {shlex.quote(sys.executable)} -I {shlex.quote(str(_LAYOUT))} "$@"; }}
 case " $* " in
+*" --script=./arch/x86/kernel/vmlinux.lds "*"-o .tmp_vmlinux.btf "*)
+	# What the types are taken from is called .tmp_vmlinux1 in newer kernels, and in layout.py.
+	for argument; do
+		shift
+		[ "$argument" != .tmp_vmlinux.btf ] || argument=.tmp_vmlinux1
+		set -- "$@" "$argument"
+	done
+	link "$@" && exec mv .tmp_vmlinux1 .tmp_vmlinux.btf
+	exit 1 ;;
 *" --script=./arch/x86/kernel/vmlinux.lds "*)
-	exec {shlex.quote(sys.executable)} -I {shlex.quote(str(_LAYOUT))} "$@" ;;
+	link "$@"
+	exit ;;
 esac
 exec ld "$@"
 """

@@ -6,16 +6,28 @@ from __future__ import annotations
 import pytest
 
 from harness import config, patches
+from harness.errors import InfrastructureError
 from harness.kernels.deep import check_deep
-from harness.kernels.source import Tree, resolve
+from harness.kernels.source import Source, Tree, from_package, resolve
 from harness.progress import Progress
 
 pytestmark = pytest.mark.guest
 
 
-def test_every_step() -> None:
-    source = resolve(config.load(config.locate(None)).kernel.source)
-    series = patches.series_for(Tree.of(source).directory)
+def source_of(base: str) -> Source:
+    """The source in hosts.yaml if it is of ``base``, or Debian's package of it."""
+    named = resolve(config.load(config.locate(None)).kernel.source)
+    if patches.base_of(Tree.of(named).directory)[0] == base:
+        return named
+    try:
+        return from_package(f"linux-source-{base.removeprefix('linux-')}")
+    except InfrastructureError as error:
+        pytest.skip(error.message)
+
+
+@pytest.mark.parametrize("series", patches.list_series(), ids=lambda series: series.base)
+def test_every_step(series: patches.Series) -> None:
+    source = source_of(series.base)
     with Progress(bars=False) as progress:
         found = list(
             check_deep(source, series, ["applies", "checkpatch", "benchmark"], progress=progress)

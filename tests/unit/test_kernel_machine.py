@@ -159,6 +159,21 @@ def test_a_benchmark_kernel_is_named_as_ever() -> None:
 
     digest = hashlib.sha256(configuration.FRAGMENT.read_bytes()).hexdigest()
     assert configuration.benchmark().identity == digest
+    assert configuration.benchmark().on("linux-6.12") == configuration.benchmark()
+
+
+def test_a_base_that_names_options_otherwise() -> None:
+    ours = configuration.benchmark()
+    theirs = ours.on("linux-6.1")
+    assert theirs.identity != ours.identity
+    lines = options(theirs.asked).values()
+    config = "".join(f"{line}\n" for line in lines if not line.startswith("#"))
+    theirs.check(config)
+    with pytest.raises(KernelError, match="CONFIG_MITIGATION_RETPOLINE=y"):
+        ours.check(config)
+    with pytest.raises(KernelError, match=r"does not take CONFIG_RETPOLINE=y\n"):
+        theirs.check(config.replace("CONFIG_RETPOLINE=y\n", ""))
+    assert chosen(Kernel(), HOST).on("linux-6.1") == chosen(Kernel(), HOST)
 
 
 def test_what_is_loaded_when_a_host_is_asked_makes_no_other_kernel() -> None:

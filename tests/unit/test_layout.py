@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.kernels.layout import code_sizes, placed, without_debug
+from harness.kernels.walk import _LD
 
 pytestmark = pytest.mark.unit
 
@@ -89,3 +93,40 @@ def test_the_rest_of_the_script_stays() -> None:
 def test_another_script_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no \.text\.hot"):
         placed(".text : { *(.text) }", {"net/a.o": 100}, [], 1)
+
+
+@pytest.mark.parametrize(
+    ("output", "types_known", "debug"),
+    [
+        (".tmp_vmlinux1", False, True),  # Linux 6.12
+        (".tmp_vmlinux1", True, False),
+        (".tmp_vmlinux.btf", False, True),  # Linux 6.1
+        (".tmp_vmlinux.btf", True, False),
+        ("vmlinux", False, False),
+    ],
+)
+def test_only_what_types_are_taken_from_keeps_debug_information(
+    tmp_path: Path, output: str, types_known: bool, debug: bool
+) -> None:
+    def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, cwd=tmp_path, env=os.environ | env, capture_output=True, text=True
+        )
+
+    (tmp_path / "ld.sh").write_text(_LD)
+    (tmp_path / "a.c").write_text("int a(void) { return 0; }\n")
+    script = tmp_path / "arch/x86/kernel/vmlinux.lds"
+    script.parent.mkdir(parents=True)
+    script.write_text("SECTIONS {\n" + SCRIPT.replace("KEEP(*(.head.text))", "") + "}\n")
+    assert run("gcc", "-g", "-c", "a.c").returncode == 0
+    assert run("ar", "rcsT", "vmlinux.a", "a.o").returncode == 0
+    if types_known:
+        (tmp_path / "btf").touch()
+    link = ["sh", "ld.sh", f"--script=./{script.relative_to(tmp_path)}", "-o", output]
+    env = {"KERNEL_LAYOUT": "1", "KERNEL_TOUCHED": "", "KERNEL_BTF": "btf"}
+    done = run(*link, "--whole-archive", "vmlinux.a", **env)
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in tmp_path.iterdir()} - {"btf", "layout.lds"}
+    assert made == {"ld.sh", "a.c", "a.o", "vmlinux.a", "arch", output}
+    assert (".debug_info" in run("objdump", "-h", output).stdout) == debug
+    assert run(*link, "no.o", **env).returncode != 0
