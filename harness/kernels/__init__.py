@@ -86,7 +86,7 @@ def layouts(
         source,
         series,
         steps,
-        configuration=configuration,
+        configuration=configuration.on(series.base),
         toolchain=toolchain_of(kernel),
         layouts=count,
         progress=progress,

@@ -93,18 +93,34 @@ def _kept(name: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """How the ``.config`` comes to be: the fragment over ``base``, or over nothing."""
+    """How the ``.config`` comes to be: the fragments over ``base``, or over nothing."""
 
     identity: str
-    fragment: Path
+    fragments: tuple[Path, ...]
+    """Of an option in several of them the last one counts."""
     base: str | None = None
     modules: tuple[str, ...] | None = None
     """Modules other than these are left out; None leaves out none."""
 
+    def on(self, kernel: str) -> Configuration:
+        """The same for a ``kernel`` such as linux-6.1, with what that names otherwise."""
+        own = FRAGMENT.with_name(f"{kernel}.config")
+        if self.fragments != (FRAGMENT,) or not own.is_file():
+            return self
+        identity = cache.digest(self.identity, cache.file_sha256(own))
+        return replace(self, identity=identity, fragments=(FRAGMENT, own))
+
+    @property
+    def _asked(self) -> str:
+        return "".join(fragment.read_text() for fragment in self.fragments)
+
     def write(self, objects: Path, make: Make) -> None:
         """Write ``objects/.config``, whole or not at all."""
         if self.base is None:
-            make(objects, [f"KCONFIG_ALLCONFIG={self.fragment}", "allnoconfig"], {})
+            fragment = objects.with_name(f"{objects.name}-fragment")
+            fragment.write_text(self._asked)
+            make(objects, [f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"], {})
+            fragment.unlink()
             return
         aside = objects.with_name(f"{objects.name}-config")
         shutil.rmtree(aside, ignore_errors=True)
@@ -116,15 +132,15 @@ class Configuration:
             loaded = aside / "modules"
             loaded.write_text("".join(f"{name} 0 0\n" for name in self.modules))
             make(aside, ["localmodconfig"], {"LSMOD": str(loaded)})
-        made.write_text(merged(made.read_text(), self.fragment.read_text()))
+        made.write_text(merged(made.read_text(), self._asked))
         make(aside, ["olddefconfig"], {})
         made.rename(objects / ".config")
         shutil.rmtree(aside)
 
     def check(self, config: str) -> None:
-        """Raise a :class:`KernelError` if ``config`` lacks an option of the fragment."""
+        """Raise a :class:`KernelError` if ``config`` lacks an option of the fragments."""
         have = options(config)
-        asked = options(self.fragment.read_text())
+        asked = options(self._asked)
         lost = [line for name, line in asked.items() if not _given(line, have.get(name))]
         if lost:
             raise KernelError(
@@ -135,7 +151,7 @@ class Configuration:
 
 def benchmark() -> Configuration:
     """The small kernel that a virtual bed boots."""
-    return Configuration(identity=cache.file_sha256(FRAGMENT), fragment=FRAGMENT)
+    return Configuration(identity=cache.file_sha256(FRAGMENT), fragments=(FRAGMENT,))
 
 
 def chosen(kernel: Kernel, host: HostConfig | None = None) -> Configuration:
@@ -166,7 +182,7 @@ def _over(text: str, modules: tuple[str, ...] | None, whose: str) -> Configurati
     base = clean(text, whose)
     return Configuration(
         identity=cache.digest(base, modules, cache.file_sha256(MACHINE)),
-        fragment=MACHINE,
+        fragments=(MACHINE,),
         base=base,
         modules=modules,
     )

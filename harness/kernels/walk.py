@@ -27,9 +27,23 @@ from harness.progress import Progress
 
 _LAYOUT = Path(__file__).with_name("layout.py")
 _LD = f"""#!/bin/sh
+link() {{ exec {shlex.quote(sys.executable)} -I {shlex.quote(str(_LAYOUT))} "$@"; }}
 case " $* " in
 *" --script=./arch/x86/kernel/vmlinux.lds "*)
-	exec {shlex.quote(sys.executable)} -I {shlex.quote(str(_LAYOUT))} "$@" ;;
+	link "$@" ;;
+*" -T ./arch/x86/kernel/vmlinux.lds "*)
+	# Linux 4.18 says it otherwise, and has vmlinux.a under another name.
+	ln -sf built-in.a vmlinux.a
+	for argument; do
+		shift
+		case $argument in
+		-T) continue ;;
+		*/vmlinux.lds) argument=--script=$argument ;;
+		built-in.a) argument=vmlinux.a ;;
+		esac
+		set -- "$@" "$argument"
+	done
+	link "$@" ;;
 esac
 exec ld "$@"
 """

@@ -161,6 +161,14 @@ def test_a_benchmark_kernel_is_named_as_ever() -> None:
     assert configuration.benchmark().identity == digest
 
 
+def test_linux_4_18_is_asked_for_what_it_has() -> None:
+    theirs = configuration.benchmark().on("linux-4.18")
+    assert theirs.identity != configuration.benchmark().identity
+    asked = options("".join(path.read_text() for path in theirs.fragments))
+    assert asked["CONFIG_PAGE_TABLE_ISOLATION"] == "CONFIG_PAGE_TABLE_ISOLATION=y"
+    theirs.check("".join(f"{line}\n" for line in asked.values() if not line.startswith("#")))
+
+
 def test_what_is_loaded_when_a_host_is_asked_makes_no_other_kernel() -> None:
     first = HostConfig(CONFIG, ("ext4", "loop")).settled("rx")
     assert HostConfig(CONFIG, ("ext4",)).settled("rx") == first

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.kernels.layout import code_sizes, placed, without_debug
+from harness.kernels.walk import _LD
 
 pytestmark = pytest.mark.unit
 
@@ -89,3 +93,33 @@ def test_the_rest_of_the_script_stays() -> None:
 def test_another_script_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no \.text\.hot"):
         placed(".text : { *(.text) }", {"net/a.o": 100}, [], 1)
+
+
+@pytest.mark.parametrize(
+    ("script", "archive"), [("--script=", "vmlinux.a"), ("-T ", "built-in.a")], ids=["6.12", "4.18"]
+)
+def test_the_link_of_a_kernel_is_told_from_others(
+    tmp_path: Path, script: str, archive: str
+) -> None:
+    def run(command: str) -> str:
+        return subprocess.run(
+            ["sh", "-ec", command],
+            cwd=tmp_path,
+            env={**os.environ, "KERNEL_LAYOUT": "1", "KERNEL_TOUCHED": "", "KERNEL_BTF": "none"},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    (tmp_path / "ld.sh").write_text(_LD)
+    (tmp_path / "a.c").write_text("int a(void) { return 0; }\n")
+    lds = tmp_path / "arch/x86/kernel/vmlinux.lds"
+    lds.parent.mkdir(parents=True)
+    lds.write_text("SECTIONS {\n" + SCRIPT.replace("KEEP(*(.head.text))", "") + "}\n")
+    run(f"gcc -c a.c && ar rcsTP {archive} a.o")
+    run(f"sh ld.sh -o placed {script}./arch/x86/kernel/vmlinux.lds --whole-archive {archive}")
+    assert "a.o(.text .text.fixup)" in (tmp_path / "layout.lds").read_text()
+    assert re.search(r"^0*4000 T a$", run("nm placed"), re.MULTILINE)
+    (tmp_path / "layout.lds").unlink()
+    run(f"sh ld.sh -r -o other --whole-archive {archive}")
+    assert not (tmp_path / "layout.lds").exists()
