@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from harness import cache, process
 from harness.errors import HarnessError, KernelError
-from harness.kernels.configuration import FRAGMENT
+from harness.kernels.configuration import benchmark
 from harness.kernels.source import Source, Tree
 from harness.patches import Patch, Series
 from harness.progress import Progress
@@ -112,7 +112,7 @@ def _compiled(check: str, tree: Tree, series: Series, steps: Sequence[str]) -> I
     objects = sorted(name.removesuffix(".c") + ".o" for name in touched if name.endswith(".c"))
     make = _Make(tree.directory, tree.home / f"objects-{check}")
     tree.move_to([])
-    make.configure(check)
+    make.configure(check, series.base)
     if check == "allmodconfig":
         for step in (series.steps[0], series.steps[-1]):
             tree.move_to(series.patches_for(step))
@@ -149,20 +149,20 @@ class _Make:
             self._command.append("CC=ccache gcc")
             self._env |= {"CCACHE_DIR": str(cache.root() / "ccache"), "CCACHE_NOHASHDIR": "1"}
 
-    def configure(self, check: str) -> None:
-        """Write the .config of ``check``."""
+    def configure(self, check: str, base: str) -> None:
+        """Write the .config of ``check`` for the kernel ``base``."""
         self._objects.mkdir(exist_ok=True)
-        if check == "allmodconfig":
-            self.warnings(["allmodconfig"])
-        elif check == "modules":
+        common, *own = (path.read_text() for path in benchmark().on(base).fragments)
+        if check == "modules":
             self.warnings(["defconfig"])
             with (self._objects / ".config").open("a") as config:
-                config.write(_MODULES.read_text())
+                config.writelines([_MODULES.read_text(), *own])
             self.warnings(["olddefconfig"])
-        else:
-            fragment = self._objects / "fragment"
-            fragment.write_text(FRAGMENT.read_text() + _SIENA)
-            self.warnings([f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"])
+            return
+        whole = check == "allmodconfig"
+        fragment = self._objects / "fragment"
+        fragment.write_text("".join(own if whole else [common, *own, _SIENA]))
+        self.warnings([f"KCONFIG_ALLCONFIG={fragment}", check if whole else "allnoconfig"])
 
     def warnings(self, goals: Sequence[str]) -> set[str]:
         """Those of making ``goals``, without their line numbers.
