@@ -150,19 +150,19 @@ class _Make:
             self._env |= {"CCACHE_DIR": str(cache.root() / "ccache"), "CCACHE_NOHASHDIR": "1"}
 
     def configure(self, check: str, base: str) -> None:
-        """Write the .config of ``check`` of a kernel of ``base``."""
+        """Write the .config of ``check`` for the kernel ``base``."""
         self._objects.mkdir(exist_ok=True)
-        if check == "allmodconfig":
-            self.warnings(["allmodconfig"])
-        elif check == "modules":
+        common, *own = (path.read_text() for path in benchmark().on(base).fragments)
+        if check == "modules":
             self.warnings(["defconfig"])
             with (self._objects / ".config").open("a") as config:
-                config.write(_MODULES.read_text())
+                config.writelines([_MODULES.read_text(), *own])
             self.warnings(["olddefconfig"])
-        else:
-            fragment = self._objects / "fragment"
-            fragment.write_text(benchmark().on(base).asked + _SIENA)
-            self.warnings([f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"])
+            return
+        whole = check == "allmodconfig"
+        fragment = self._objects / "fragment"
+        fragment.write_text("".join(own if whole else [common, *own, _SIENA]))
+        self.warnings([f"KCONFIG_ALLCONFIG={fragment}", check if whole else "allnoconfig"])
 
     def warnings(self, goals: Sequence[str]) -> set[str]:
         """Those of making ``goals``, without their line numbers.

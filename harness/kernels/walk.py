@@ -41,6 +41,20 @@ case " $* " in
 *" --script=./arch/x86/kernel/vmlinux.lds "*)
 	link "$@"
 	exit ;;
+*" -T ./arch/x86/kernel/vmlinux.lds "*)
+	# Linux 4.18 says it otherwise, and has vmlinux.a under another name.
+	ln -sf built-in.a vmlinux.a
+	for argument; do
+		shift
+		case $argument in
+		-T) continue ;;
+		*/vmlinux.lds) argument=--script=$argument ;;
+		built-in.a) argument=vmlinux.a ;;
+		esac
+		set -- "$@" "$argument"
+	done
+	link "$@"
+	exit ;;
 esac
 exec ld "$@"
 """

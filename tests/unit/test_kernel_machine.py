@@ -176,6 +176,14 @@ def test_a_base_that_names_options_otherwise() -> None:
     assert chosen(Kernel(), HOST).on("linux-6.1") == chosen(Kernel(), HOST)
 
 
+def test_linux_4_18_is_asked_for_what_it_has() -> None:
+    theirs = configuration.benchmark().on("linux-4.18")
+    assert theirs.identity != configuration.benchmark().identity
+    asked = options("".join(path.read_text() for path in theirs.fragments))
+    assert asked["CONFIG_PAGE_TABLE_ISOLATION"] == "CONFIG_PAGE_TABLE_ISOLATION=y"
+    theirs.check("".join(f"{line}\n" for line in asked.values() if not line.startswith("#")))
+
+
 def test_what_is_loaded_when_a_host_is_asked_makes_no_other_kernel() -> None:
     first = HostConfig(CONFIG, ("ext4", "loop")).settled("rx")
     assert HostConfig(CONFIG, ("ext4",)).settled("rx") == first

@@ -130,3 +130,33 @@ def test_only_what_types_are_taken_from_keeps_debug_information(
     assert made == {"ld.sh", "a.c", "a.o", "vmlinux.a", "arch", output}
     assert (".debug_info" in run("objdump", "-h", output).stdout) == debug
     assert run(*link, "no.o", **env).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("script", "archive"), [("--script=", "vmlinux.a"), ("-T ", "built-in.a")], ids=["6.12", "4.18"]
+)
+def test_the_link_of_a_kernel_is_told_from_others(
+    tmp_path: Path, script: str, archive: str
+) -> None:
+    def run(command: str) -> str:
+        return subprocess.run(
+            ["sh", "-ec", command],
+            cwd=tmp_path,
+            env={**os.environ, "KERNEL_LAYOUT": "1", "KERNEL_TOUCHED": "", "KERNEL_BTF": "none"},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    (tmp_path / "ld.sh").write_text(_LD)
+    (tmp_path / "a.c").write_text("int a(void) { return 0; }\n")
+    lds = tmp_path / "arch/x86/kernel/vmlinux.lds"
+    lds.parent.mkdir(parents=True)
+    lds.write_text("SECTIONS {\n" + SCRIPT.replace("KEEP(*(.head.text))", "") + "}\n")
+    run(f"gcc -c a.c && ar rcsTP {archive} a.o")
+    run(f"sh ld.sh -o placed {script}./arch/x86/kernel/vmlinux.lds --whole-archive {archive}")
+    assert "a.o(.text .text.fixup)" in (tmp_path / "layout.lds").read_text()
+    assert re.search(r"^0*4000 T a$", run("nm placed"), re.MULTILINE)
+    (tmp_path / "layout.lds").unlink()
+    run(f"sh ld.sh -r -o other --whole-archive {archive}")
+    assert not (tmp_path / "layout.lds").exists()
