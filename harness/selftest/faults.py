@@ -305,6 +305,8 @@ def _settings(scene: Scene) -> dict[str, Any]:
     for machine in scene.rack.machines:
         read = _ask(machine, "settings_read", interface=INTERFACE)
         found[machine.name] = {name: read[name] for name in _COMPARED}
+        # Interrupts have other numbers after another boot.
+        found[machine.name]["irq_affinity"] = [*read["irq_affinity"].values()]
     return found
 
 
