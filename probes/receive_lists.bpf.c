@@ -93,7 +93,7 @@ BPF_PERCPU_ARRAY(nestings, struct nesting, 1);
  * Nothing is taken to be part of stage 0: a list may reach stage 1 without it. */
 static __always_inline struct stage_counts *enter(int stage, bool ours, u64 orig_dev)
 {
-	int zero = 0, parent;
+	int zero = 0, parent = 0;
 	struct nesting *on = nestings.lookup(&zero);
 	struct stage_counts *counts = NULL;
 	u32 above = (1u << stage) - 1;
@@ -103,10 +103,9 @@ static __always_inline struct stage_counts *enter(int stage, bool ours, u64 orig
 	on->open &= above;
 	on->counted &= above;
 	on->split &= above;
-#pragma unroll
-	for (parent = stage - 1; parent > 0; parent--)
-		if (on->open & 1u << parent)
-			break;
+	/* No loop: compilers do not unroll it for the kernels that take none. */
+	if (on->open & ~1u)
+		parent = 31 - __builtin_clz(on->open);
 	if (on->counted & 1u << parent) {
 		counts = list_stages.lookup(&parent);
 		if (counts) {
