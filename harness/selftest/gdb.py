@@ -58,10 +58,11 @@ def _jump(debugger: Path, chosen: Callable[[socket.socket, int], int]) -> None:
 def _endless(line: socket.socket, rip: int) -> int:
     """The address of a jump to itself in the kernel's text: by chance there are hundreds."""
     start = rip & ~(_PIECE - 1)
-    for piece in range(start, start + _PIECES * _PIECE, _PIECE):
+    # Downwards: an idle CPU is near the end of the text.
+    for piece in range(start, start - _PIECES * _PIECE, -_PIECE):
         try:
             code = bytes.fromhex(_ask(line, f"m{piece:x},{_PIECE:x}"))
-        except ValueError:  # E and a number: past the text
+        except ValueError:  # E and a number: before the text
             break
         if (at := code.find(_SELF)) >= 0:
             return piece + at
