@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: MIT
+"""The scenes: how the guest is set up, what is sent, what is watched.
+
+To add one, write a :class:`Scene` into :data:`SCENES`. ``{nic}`` stands for the NIC's
+interface and ``{generator}`` for the generator's MAC address. Everything is set up in a
+network namespace that is new, so nothing has to be taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from tests.behaviour import traffic
+from tests.behaviour.traffic import DUT, DUT6, GENERATOR, GENERATOR6, PORTS, Kind
+
+IPV4, ALL = 0x0800, 3
+"""Protocols of a tap."""
+SECOND_MAC = "02:00:00:00:00:10"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Socket:
+    """A UDP socket of the guest."""
+
+    name: str
+    port: int
+    family: int = 4
+    peer: tuple[str, int] | None = None
+    group: tuple[str, str] | None = None
+    """A multicast group and the interface it is joined on."""
+    namespace: str | None = None
+    stamped: bool = False
+    busy_poll_us: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One way to set the guest up, and what it gets."""
+
+    name: str
+    setup: Sequence[str] = ()
+    """Commands, an argument vector each; ``write VALUE FILE`` is one more."""
+    on: str = "{nic}"
+    """Which device gets the addresses and routes."""
+    table: str = "main"
+    """The routing table that gets them."""
+    nft: str = ""
+    taps: Sequence[tuple[str, int]] = ()
+    xdp: tuple[str, str] | None = None
+    """A device that gets a generic XDP program, and where that redirects to."""
+    sockets: Sequence[Socket] | None = None
+    """None: the usual ones, on every port but the closed one."""
+    namespaces: Sequence[str] = ()
+    """Further network namespaces that the setup makes and that are watched."""
+    kinds: Mapping[Kind, int] = field(default_factory=lambda: traffic.EVERYTHING)
+    first: Sequence[Mapping[Kind, int]] = ()
+    """Kinds of bursts that come before the others."""
+    macs: Sequence[str] = ("{dut}",)
+    flows: int = 40
+    largest: int = 1400
+    bursts: int = 8
+    churn: Sequence[str] = ()
+    """Commands run under a flood instead; then only splats count."""
+
+    def told(self, **names: str) -> dict[str, Any]:
+        """What the guest's end is told."""
+
+        def put(text: str) -> str:
+            for name, value in names.items():
+                text = text.replace(f"{{{name}}}", value)
+            return text
+
+        on = put(self.on)
+        setup = (*self.setup, *addressed(on, table=self.table))
+        sockets = usual(on) if self.sockets is None else self.sockets
+        return {
+            "nic": names["nic"],
+            "setup": [put(line) for line in setup],
+            "nft": put(self.nft),
+            "taps": [(put(device), protocol) for device, protocol in self.taps],
+            "xdp": [put(device) for device in self.xdp] if self.xdp else None,
+            "sockets": [
+                asdict(each) | {"group": each.group and [each.group[0], put(each.group[1])]}
+                for each in sockets
+            ],
+            "namespaces": list(self.namespaces),
+        }
+
+
+def usual(on: str, namespace: str | None = None) -> list[Socket]:
+    """Sockets on all ports but the closed one; a connected one; one in a multicast group."""
+    where = f" {namespace}" if namespace else ""
+    found = [
+        Socket(name=f"udp{family} {port}{where}", port=port, family=family, namespace=namespace)
+        for family in (4, 6)
+        for port in PORTS
+        if port != traffic.CLOSED
+    ]
+    found[1] = replace(found[1], group=(traffic.GROUP, on))
+    peer = (GENERATOR, traffic.CONNECTED)
+    connected = f"connected{where}"
+    return [*found, Socket(name=connected, port=PORTS[0], peer=peer, namespace=namespace)]
+
+
+def addressed(device: str, *, ip: str = "ip", table: str = "main") -> list[str]:
+    """Commands that give ``device`` the guest's addresses and its routes to the generator."""
+    return [
+        f"{ip} link set lo up",
+        f"{ip} link set {device} up",
+        f"{ip} address add {DUT}/24 dev {device}",
+        f"{ip} address add {DUT6}/64 dev {device} nodad",
+        f"{ip} neighbour add {GENERATOR} lladdr {{generator}} dev {device} nud permanent",
+        f"{ip} neighbour add {GENERATOR6} lladdr {{generator}} dev {device} nud permanent",
+        f"{ip} route add table {table} default via {GENERATOR} dev {device}",
+        f"{ip} -6 route add table {table} default via {GENERATOR6} dev {device}",
+    ]
+
+
+FORWARDING = ("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",)
+UP = ("ip link set {nic} up",)
+
+HOOKS = {
+    "prerouting": (1, 2, 3),
+    "input": (4, 5, 6),
+    "forward": (4, 5, 6),
+    "postrouting": (0, 2, 3),
+}
+"""By hook: the ports (after 5000) that it accepts, drops and queues to user space."""
+
+
+def verdicts(only: str = "") -> str:
+    """A ruleset in which the verdicts of each hook alternate with the port; all are counted."""
+    counters, chains = [], []
+    for hook, ports in HOOKS.items():
+        rules = []
+        for port, verdict in zip(ports, ("accept", "drop", "queue to 0"), strict=True):
+            name = f"{hook}_{verdict.split()[0]}"
+            counters.append(f"counter {name} {{ }}")
+            rules.append(f"{only} udp dport {PORTS[port]} counter name {name} {verdict}")
+        lines = "\n".join(rules)
+        chains.append(f"chain {hook} {{ type filter hook {hook} priority 0;\n{lines}\n}}")
+    return "table inet behaviour {\n" + "\n".join((*counters, *chains)) + "\n}\n"
+
+
+def at_ingress(port: int, action: str) -> str:
+    """A command that has tc do ``action`` with what comes in for ``port``."""
+    match = f"protocol ip prio 1 flower ip_proto udp dst_port {port}"
+    return f"tc filter add dev {{nic}} ingress {match} action {action}"
+
+
+INGRESS = """
+table netdev behaviour {
+  counter ingress_drop { }
+  counter ingress_accept { }
+  chain ingress { type filter hook ingress device "{nic}" priority 0;
+    ip protocol udp udp dport 5005 counter name ingress_drop drop
+    ip protocol udp udp dport 5006 counter name ingress_accept accept
+  }
+}
+"""
+
+NAT = """
+table ip behaviour {
+  counter dnat { }
+  counter to_self { }
+  counter masqueraded { }
+  chain pre { type nat hook prerouting priority -100;
+    udp dport 5004 counter name dnat dnat to 198.19.0.9:9000
+    udp dport 5005 counter name to_self redirect to :5006
+  }
+  chain post { type nat hook postrouting priority 100;
+    oifname "{nic}" ip daddr 198.19.0.0/16 counter name masqueraded masquerade
+  }
+}
+"""
+
+SCENES = (
+    Scene(name="plain"),
+    Scene(name="tap", taps=[("{nic}", ALL), ("{nic}", IPV4)]),
+    Scene(name="forward", setup=FORWARDING, kinds={**traffic.EVERYTHING, **traffic.BEYOND_IT}),
+    Scene(
+        name="vlan and bridge",
+        setup=[
+            "ip link add br0 type bridge mcast_snooping 0",
+            "ip link add p0 type veth peer name p1",
+            "ip link set {nic} master br0",
+            "ip link set p0 master br0",
+            *UP, "ip link set p0 up", "ip link set p1 up",
+            "ip link add link {nic} name vlan10 type vlan id 10",
+            "ip link set vlan10 up",
+        ],
+        on="br0",
+        taps=[("p1", ALL)],
+    ),
+    Scene(
+        name="bond",
+        setup=[
+            "ip link add bd type bond mode active-backup num_grat_arp 0",
+            "ip link set {nic} master bd",
+        ],
+        on="bd",
+    ),
+    Scene(
+        name="macvlan",
+        setup=[f"ip link add link {{nic}} name mv0 address {SECOND_MAC} type macvlan mode bridge",
+               "ip link set mv0 up"],
+        macs=("{dut}", SECOND_MAC),
+    ),
+    Scene(
+        name="vrf",
+        setup=[
+            "ip link add red type vrf table 10",
+            "ip link set red up",
+            "ip link set {nic} master red",
+            "sysctl -qw net.ipv4.udp_l3mdev_accept=1",
+            *FORWARDING,
+        ],
+        kinds={**traffic.EVERYTHING, **traffic.BEYOND_IT},
+        table="10",
+        nft=verdicts('iifname "red"'),
+    ),
+    Scene(
+        name="rp_filter",
+        setup=[
+            "sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1",
+            "ip link add elsewhere type dummy",
+            "ip link set elsewhere up",
+            "ip route add 192.0.2.0/24 dev elsewhere",
+        ],
+        kinds={**traffic.EVERYTHING, traffic.invalid_source: 20},
+    ),
+    Scene(
+        name="nft",
+        setup=FORWARDING,
+        nft=verdicts() + INGRESS,
+        kinds={**traffic.EVERYTHING, **traffic.BEYOND_IT},
+        first=({traffic.bad_ip_checksum: 1}, {traffic.forwarded: 1}),
+    ),
+    Scene(
+        name="nat",
+        setup=FORWARDING,
+        nft=NAT,
+        # Conntrack sees the second packet of a flow when it knows the first: see the README.
+        first=({traffic.opening: 1}, {traffic.opening_beyond: 1}),
+        kinds={
+            traffic.udp: 30, traffic.forwarded: 30, traffic.fragments: 3, traffic.arp: 2,
+            traffic.bad_ip_checksum: 3, traffic.unknown_type: 3, traffic.other_host: 2,
+        },
+        flows=60,
+    ),
+    Scene(
+        name="tc redirect",
+        setup=[
+            "ip link add side type dummy",
+            "ip link set side up",
+            "ip link add p0 type veth peer name p1",
+            "ip link set p0 up", "ip link set p1 up",
+            "tc qdisc add dev {nic} clsact",
+            at_ingress(5002, "mirred egress redirect dev side"),
+            at_ingress(5003, "mirred ingress redirect dev p0"),
+            at_ingress(5004, "mirred egress mirror dev side"),
+            at_ingress(5005, "gact drop"),
+        ],
+    ),
+    Scene(
+        name="xdp",
+        setup=[*UP, "ip link add side type dummy", "ip link set side up"],
+        xdp=("{nic}", "side"),
+    ),
+    Scene(name="rps", setup=["write 3 /sys/class/net/{nic}/queues/rx-0/rps_cpus"]),
+    Scene(
+        name="timestamps",
+        sockets=[replace(each, stamped=True) for each in usual("{nic}")],
+    ),
+    Scene(
+        name="busy poll",
+        sockets=[replace(each, busy_poll_us=2000) for each in usual("{nic}")[:3]],
+        kinds={traffic.udp: 10, traffic.udp_connected: 2, **traffic.BROKEN},
+    ),
+    Scene(
+        name="two namespaces",
+        setup=[
+            "ip netns add other",
+            f"ip link add link {{nic}} name mv0 address {SECOND_MAC} type macvlan mode bridge",
+            "ip link set mv0 netns other",
+            *addressed("mv0", ip="ip -netns other"),
+        ],
+        sockets=[*usual("{nic}"), *usual("mv0", "other")],
+        namespaces=("other",),
+        macs=("{dut}", SECOND_MAC),
+    ),
+    Scene(name="jumbo", setup=["ip link set {nic} mtu 9000"], largest=8900),
+)  # fmt: skip
+
+CHURN = (
+    Scene(
+        name="link and queues",
+        churn=[
+            "ip link set {nic} down", "ip link set {nic} up",
+            "ip link set {nic} mtu 9000", "ip link set {nic} mtu 1500",
+            "ethtool -G {nic} rx 512", "ethtool -G {nic} rx 1024",
+            "ip link set {nic} promisc on", "ip link set {nic} promisc off",
+        ] * 2,
+        nft=verdicts(),
+        taps=[("{nic}", ALL)],
+    ),
+    Scene(
+        name="devices that come and go",
+        churn=[
+            "ip link add link {nic} name vlan10 type vlan id 10", "ip link set vlan10 up",
+            f"ip link add link {{nic}} name mv0 address {SECOND_MAC} type macvlan",
+            "ip link set mv0 up",
+            "ip link del mv0", "ip link del vlan10",
+            "ip link add br0 type bridge", "ip link set br0 up", "ip link set {nic} master br0",
+            "ip link del br0",
+            "ip link add red type vrf table 10", "ip link set {nic} master red",
+            "ip link set red up", "ip link del red",
+        ] * 2,
+        macs=("{dut}", SECOND_MAC),
+    ),
+)  # fmt: skip
+
+BY_NAME = {scene.name: scene for scene in (*SCENES, *CHURN)}

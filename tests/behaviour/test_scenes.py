@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""Every step does with the same traffic what the baseline does, and under sanitizers too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.kernels import Image
+from tests.behaviour import kernels
+from tests.behaviour.bed import Observed, Stage, differences, stage
+from tests.behaviour.scenes import BY_NAME, CHURN, SCENES, Scene
+
+pytestmark = pytest.mark.guest
+
+STEPS = [str(step) for step in range(int(kernels.LAST_STEP) + 1)]
+SANITIZED = ("plain", "nft", "rps")
+"""Scenes for which there is time under the sanitizers whenever something changed."""
+
+Baseline = Callable[[Scene], Observed]
+Staged = Callable[[Image, str], Stage]
+
+
+@pytest.fixture(scope="module")
+def last(home: Path) -> Iterator[Stage]:
+    image = kernels.images(["0", kernels.LAST_STEP])[kernels.LAST_STEP]
+    with stage(image, home / "last") as up:
+        yield up
+
+
+def same(baseline: Baseline, one: Stage, scene: Scene) -> None:
+    found = differences(baseline(scene), one.play(scene))
+    assert not found, "\n".join(["baseline / step:", *found])
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
+def test_the_last_step_does_what_the_baseline_does(
+    scene: Scene, last: Stage, baseline: Baseline
+) -> None:
+    same(baseline, last, scene)
+
+
+def test_the_last_step_under_sanitizers(staged: Staged, baseline: Baseline) -> None:
+    image = kernels.images([kernels.LAST_STEP], "debug")[kernels.LAST_STEP]
+    up = staged(image, "debug")
+    for name in SANITIZED:
+        same(baseline, up, BY_NAME[name])
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("step", STEPS[1:-1])
+def test_every_step_does_what_the_baseline_does(
+    step: str, staged: Staged, baseline: Baseline
+) -> None:
+    up = staged(kernels.images([step])[step], "plain")
+    for scene in SCENES:
+        same(baseline, up, scene)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_under_sanitizers(step: str, staged: Staged, baseline: Baseline) -> None:
+    up = staged(kernels.images([step], "debug")[step], "debug")
+    for scene in SCENES:
+        same(baseline, up, scene)
+    for scene in CHURN:
+        up.play(scene)
