@@ -329,7 +329,8 @@ def conntrack():
     found = []
     for line in path.read_text().splitlines() if path.exists() else ():
         words = line.split()
-        found.append(" ".join(word for at, word in enumerate(words) if at != 4))  # the time left
+        del words[4]  # the time left
+        found.append(" ".join(word for word in words if not word.startswith("use=")))
     return dict(collections.Counter(found))
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from email import message_from_string
@@ -55,18 +56,9 @@ class Mutation:
         """Its name in the tests."""
         return self.path.stem
 
-    def on(self, series: Series) -> Series:
-        """``series`` with this as one more step after its last."""
-        files = tuple(
-            line.split(" b/")[1]
-            for line in self.path.read_text().splitlines()
-            if line.startswith("diff --git ")
-        )
-        step = int(series.steps[-1]) + 1
-        broken = Patch(self.path, step, self.title, "", "", files)
-        return replace(series, patches=(*series.patches, broken))
 
-
+RESERVES = HERE / "reserves.patch"
+"""Has the driver mark packets as from the memory reserves; applies to every step."""
 MUTATIONS = tuple(Mutation.read(path) for path in sorted((HERE / "mutations").glob("*.patch")))
 
 
@@ -85,11 +77,18 @@ def images(steps: Sequence[str], variant: str = "plain") -> dict[str, Image]:
     return _built(series(), steps, variant)
 
 
-def mutated(mutation: Mutation) -> Image:
-    """The last step's kernel, broken by ``mutation``."""
-    broken = mutation.on(series())
-    step = broken.steps[-1]
-    return _built(broken, [step], mutation.kernel)[step]
+def patched(patch: Path, step: str, variant: str = "plain") -> Image:
+    """The kernel of ``step`` with one more patch on top."""
+    with_it = extended(patch, step)
+    return _built(with_it, [with_it.steps[-1]], variant)[with_it.steps[-1]]
+
+
+def extended(patch: Path, step: str) -> Series:
+    """The series up to ``step`` and ``patch`` after it, as a step after the last."""
+    whole = series()
+    touched = re.findall(r"^diff --git a/\S+ b/(\S+)$", patch.read_text(), re.MULTILINE)
+    last = Patch(patch, int(LAST_STEP) + 1, patch.stem, "", "", tuple(touched))
+    return replace(whole, patches=(*whole.upto(step), last))
 
 
 def configuration(variant: str) -> Configuration:

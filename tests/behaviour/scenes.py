@@ -120,6 +120,17 @@ def addressed(device: str, *, ip: str = "ip", table: str = "main") -> list[str]:
 
 FORWARDING = ("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",)
 UP = ("ip link set {nic} up",)
+VETH = "ip link add p0 address 02:00:00:00:00:20 type veth peer name p1 address 02:00:00:00:00:21"
+UNICAST = {
+    kind: weight
+    for kind, weight in traffic.EVERYTHING.items()
+    if kind not in (traffic.multicast, traffic.broadcast, traffic.arp)
+}
+"""For where devices get their own copies, by a worker that runs beside reception."""
+ONE_HASH = {
+    kind: weight for kind, weight in UNICAST.items() if kind not in (traffic.vlan, traffic.qinq)
+}
+"""All that comes from one port of one source goes to the same CPU."""
 
 HOOKS = {
     "prerouting": (1, 2, 3),
@@ -167,8 +178,8 @@ table ip behaviour {
   counter to_self { }
   counter masqueraded { }
   chain pre { type nat hook prerouting priority -100;
-    udp dport 5004 counter name dnat dnat to 198.19.0.9:9000
-    udp dport 5005 counter name to_self redirect to :5006
+    ip daddr 198.18.0.2 udp dport 5004 counter name dnat dnat to 198.19.0.9:9000
+    ip daddr 198.18.0.2 udp dport 5005 counter name to_self redirect to :5006
   }
   chain post { type nat hook postrouting priority 100;
     oifname "{nic}" ip daddr 198.19.0.0/16 counter name masqueraded masquerade
@@ -183,8 +194,8 @@ SCENES = (
     Scene(
         name="vlan and bridge",
         setup=[
-            "ip link add br0 type bridge mcast_snooping 0",
-            "ip link add p0 type veth peer name p1",
+            "ip link add br0 address {dut} type bridge mcast_snooping 0",
+            VETH,
             "ip link set {nic} master br0",
             "ip link set p0 master br0",
             *UP, "ip link set p0 up", "ip link set p1 up",
@@ -207,6 +218,7 @@ SCENES = (
         setup=[f"ip link add link {{nic}} name mv0 address {SECOND_MAC} type macvlan mode bridge",
                "ip link set mv0 up"],
         macs=("{dut}", SECOND_MAC),
+        kinds=UNICAST,
     ),
     Scene(
         name="vrf",
@@ -255,7 +267,7 @@ SCENES = (
         setup=[
             "ip link add side type dummy",
             "ip link set side up",
-            "ip link add p0 type veth peer name p1",
+            VETH,
             "ip link set p0 up", "ip link set p1 up",
             "tc qdisc add dev {nic} clsact",
             at_ingress(5002, "mirred egress redirect dev side"),
@@ -269,7 +281,11 @@ SCENES = (
         setup=[*UP, "ip link add side type dummy", "ip link set side up"],
         xdp=("{nic}", "side"),
     ),
-    Scene(name="rps", setup=["write 3 /sys/class/net/{nic}/queues/rx-0/rps_cpus"]),
+    Scene(
+        name="rps",
+        setup=["write 3 /sys/class/net/{nic}/queues/rx-0/rps_cpus"],
+        kinds=ONE_HASH,
+    ),
     Scene(
         name="timestamps",
         sockets=[replace(each, stamped=True) for each in usual("{nic}")],
@@ -289,6 +305,7 @@ SCENES = (
         ],
         sockets=[*usual("{nic}"), *usual("mv0", "other")],
         namespaces=("other",),
+        kinds=UNICAST,
         macs=("{dut}", SECOND_MAC),
     ),
     Scene(name="jumbo", setup=["ip link set {nic} mtu 9000"], largest=8900),

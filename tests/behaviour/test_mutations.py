@@ -40,7 +40,7 @@ def test_it_applies_to_the_last_step(mutation: Mutation, copied: Path) -> None:
     assert mutation.scene in BY_NAME
     assert mutation.kernel in VARIANTS
     assert mutation.seen_as in ("kernel", "difference")
-    broken = mutation.on(kernels.series())
+    broken = kernels.extended(mutation.path, kernels.LAST_STEP)
     patches.apply_files(copied, broken.patches_for(broken.steps[-1]))
 
 
@@ -49,7 +49,7 @@ def test_it_applies_to_the_last_step(mutation: Mutation, copied: Path) -> None:
 def test_it_shows(mutation: Mutation, staged: Staged, baseline: Baseline) -> None:
     scene = BY_NAME[mutation.scene]
     expected = baseline(scene)
-    up = staged(kernels.mutated(mutation), mutation.kernel)
+    up = staged(kernels.patched(mutation.path, kernels.LAST_STEP, mutation.kernel), mutation.kernel)
     if mutation.seen_as == "kernel":
         with pytest.raises(KernelError) as told:
             up.play(scene)

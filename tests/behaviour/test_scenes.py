@@ -60,6 +60,17 @@ def test_every_step_does_what_the_baseline_does(
 
 
 @pytest.mark.deep
+def test_packets_from_memory_reserves(staged: Staged) -> None:
+    seen = []
+    for step in ("0", kernels.LAST_STEP):
+        up = staged(kernels.patched(kernels.RESERVES, step, "debug"), "debug")
+        seen.append([up.play(scene) for scene in (BY_NAME["plain"], BY_NAME["tap"])])
+    assert int(seen[0][0]["counters"]["TcpExt:PFMemallocDrop"]) > 0
+    for one, other in zip(*seen, strict=True):
+        assert differences(one, other) == []
+
+
+@pytest.mark.deep
 @pytest.mark.parametrize("step", STEPS)
 def test_every_step_under_sanitizers(step: str, staged: Staged, baseline: Baseline) -> None:
     up = staged(kernels.images([step], "debug")[step], "debug")

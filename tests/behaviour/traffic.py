@@ -175,8 +175,10 @@ def options(m: Making) -> Frames:
 
 def fragments(m: Making) -> Frames:
     """One datagram in pieces: in order, shuffled, with one twice, or with one missing."""
-    pieces = [m.ether() / piece for piece in fragment(m.udp4() / m.payload(2000, 4000), 1000)]
-    return _disturbed(m, pieces)
+    number = m.rng.randrange(m.flows)
+    whole = m.ip(src=f"203.0.113.{number + 1}") / UDP(sport=30000 + number, dport=PORTS[1])
+    pieces = fragment(whole / m.payload(2000, 4000), 1000)
+    return _disturbed(m, [m.ether() / piece for piece in pieces])
 
 
 def fragments_ipv6(m: Making) -> Frames:
