@@ -61,6 +61,8 @@ class Scene:
     flows: int = 40
     largest: int = 1400
     bursts: int = 8
+    may_differ: str = ""
+    """A pattern of what is known to differ, by the README's reasons."""
     churn: Sequence[str] = ()
     """Commands run under a flood instead; then only splats count."""
 
@@ -187,6 +189,17 @@ table ip behaviour {
 }
 """
 
+CONNTRACK = """
+table inet behaviour {
+  counter new { }
+  counter known { }
+  chain pre { type filter hook prerouting priority 0;
+    ct state new counter name new accept
+    ct state established counter name known accept
+  }
+}
+"""
+
 SCENES = (
     Scene(name="plain"),
     Scene(name="tap", taps=[("{nic}", ALL), ("{nic}", IPV4)]),
@@ -261,6 +274,11 @@ SCENES = (
             traffic.bad_ip_checksum: 3, traffic.unknown_type: 3, traffic.other_host: 2,
         },
         flows=60,
+    ),
+    Scene(
+        name="conntrack",
+        nft=CONNTRACK,
+        kinds={traffic.udp: 30, traffic.new_flow: 10, traffic.new_ping: 10},
     ),
     Scene(
         name="tc redirect",

@@ -126,6 +126,18 @@ def opening_beyond(m: Making) -> Frames:
     return [m.ether() / m.udp4(flow, beyond=True) / m.payload() for flow in range(m.flows)]
 
 
+def new_flow(m: Making) -> Frames:
+    """Three datagrams of a flow that nobody has seen yet."""
+    header = m.ip() / UDP(sport=m.rng.randint(40000, 60000), dport=PORTS[0])
+    return [m.ether() / header / m.payload(0, 100) for _ in range(3)]
+
+
+def new_ping(m: Making) -> Frames:
+    """Three echo requests of a ping that nobody has seen yet."""
+    header, number = m.ip(), m.rng.randrange(65536)
+    return [m.ether() / header / ICMP(id=number, seq=at) / m.payload(0, 100) for at in range(3)]
+
+
 def invalid_source(m: Making) -> Frames:
     """A valid one, then an invalid one."""
     sources = [f"203.0.113.{m.rng.randint(1, 200)}", INVALID.format(m.rng.randint(1, 200))]
