@@ -43,6 +43,7 @@ SEED = 6
 _ANSWER_S = 300.0
 _DEATH_S = 60.0
 _FLOOD_S = 0.3
+_TAKEN_DOWN_S = 3.0
 _SPLAT = re.compile(
     r"(?:WARNING: |BUG: |INFO: (?:task|rcu|possible|inconsistent|trying)|KASAN: |UBSAN: |ODEBUG: "
     r"|list_(?:add|del) corruption|refcount_t: |unregister_netdevice: waiting|Oops: ).*"
@@ -149,10 +150,10 @@ class Stage:
         self.outside.ask({"taken": True})
         if scene.churn:
             self._flooded(scene, inside, [frame for burst in bursts for frame in burst], names)
-        else:
-            for number, burst in enumerate(bursts):
-                self._send([*burst, traffic.marker(making.source, number)])
-                inside.ask({"settle": number})
+            return {}
+        for number, burst in enumerate(bursts):
+            self._send([*burst, traffic.marker(making.source, number)])
+            inside.ask({"settle": number})
         observed: dict[str, Any] = inside.ask({"end": True})["observed"]
         answered = self.outside.ask({"taken": True})["frames"]
         return observed | {"sent by the guest": by_flow(map(bytes.fromhex, answered))}
@@ -178,11 +179,14 @@ class Stage:
     def _flooded(
         self, scene: Scene, inside: Line, frames: Sequence[bytes], names: Mapping[str, str]
     ) -> None:
+        """The flood goes on until the scene's namespaces have been taken down."""
         self.outside.ask({"flood": [frame.hex() for frame in frames]})
         try:
             for line in scene.churn:
                 time.sleep(_FLOOD_S)
                 inside.ask({"run": line.replace("{nic}", names["nic"])})
+            inside.end()
+            time.sleep(_TAKEN_DOWN_S)
         finally:
             self.outside.ask({"stop": True})
 
