@@ -35,7 +35,7 @@ from harness.hosts.virtual import VirtualBed, equipment, virtual_bed
 from harness.kernels import Image
 from harness.progress import Progress
 from tests.behaviour import traffic
-from tests.behaviour.scenes import Scene
+from tests.behaviour.scene import Scene
 
 HERE = Path(__file__).parent
 INSIDE, OUTSIDE = (HERE / "inside.py").read_text(), (HERE / "outside.py").read_text()

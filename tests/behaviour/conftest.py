@@ -12,7 +12,7 @@ import pytest
 from harness.kernels import Image
 from tests.behaviour import kernels
 from tests.behaviour.bed import Observed, Stage, stage
-from tests.behaviour.scenes import Scene
+from tests.behaviour.scene import Scene
 
 
 @pytest.fixture(scope="session")

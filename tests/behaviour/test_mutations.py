@@ -16,7 +16,8 @@ from harness.kernels.source import Tree
 from tests.behaviour import kernels
 from tests.behaviour.bed import Observed, Stage, differences
 from tests.behaviour.kernels import MUTATIONS, VARIANTS, Mutation
-from tests.behaviour.scenes import BY_NAME, Scene
+from tests.behaviour.scene import Scene
+from tests.behaviour.scenes import BY_NAME
 
 pytestmark = pytest.mark.guest
 

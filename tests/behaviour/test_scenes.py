@@ -12,7 +12,8 @@ import pytest
 from harness.kernels import Image
 from tests.behaviour import kernels
 from tests.behaviour.bed import Observed, Stage, differences, stage
-from tests.behaviour.scenes import BY_NAME, CHURN, SCENES, Scene
+from tests.behaviour.scene import Scene
+from tests.behaviour.scenes import BY_NAME, CHURN, SCENES
 
 pytestmark = pytest.mark.guest
 
