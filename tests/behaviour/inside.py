@@ -38,6 +38,7 @@ QUIET = {
     "net/ipv4/conf/all/send_redirects": "0",
     "net/ipv4/conf/default/send_redirects": "0",
     "net/ipv6/icmp/ratemask": "",
+    "net/ipv6/auto_flowlabels": "0",
     "net/ipv6/ip6frag_time": "900",
     "net/ipv6/conf/default/accept_dad": "0",
     "net/ipv6/conf/default/accept_ra": "0",
