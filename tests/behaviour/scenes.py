@@ -77,7 +77,7 @@ table ip behaviour {
   counter masqueraded { }
   chain pre { type nat hook prerouting priority -100;
     ip daddr 198.18.0.2 udp dport 5004 counter name dnat dnat to 198.19.0.9:9000
-    ip daddr 198.18.0.2 udp dport 5005 counter name to_self redirect to :5006
+    ip daddr 198.18.0.2 udp dport 5005 counter name to_self dnat to 198.18.0.2:5006
   }
   chain post { type nat hook postrouting priority 100;
     oifname "{nic}" ip daddr 198.19.0.0/16 counter name masqueraded masquerade
@@ -117,7 +117,7 @@ SCENES = (
     Scene(
         name="bond",
         setup=[
-            "ip link add bd type bond mode active-backup num_grat_arp 0",
+            "ip link add bd type bond mode active-backup num_grat_arp 0 fail_over_mac active",
             "ip link set {nic} master bd",
         ],
         on="bd",
