@@ -13,6 +13,8 @@ from harness.progress import Progress
 
 pytestmark = pytest.mark.guest
 
+*OLDER, LAST = patches.list_series()
+
 
 def source_of(base: str) -> Source:
     """The source in hosts.yaml if it is of ``base``, or Debian's package of it."""
@@ -25,7 +27,13 @@ def source_of(base: str) -> Source:
         pytest.skip(error.message)
 
 
-@pytest.mark.parametrize("series", patches.list_series(), ids=lambda series: series.base)
+@pytest.mark.parametrize(
+    "series",
+    [
+        pytest.param(series, id=series.base, marks=[pytest.mark.deep] * (series is not LAST))
+        for series in (*OLDER, LAST)
+    ],
+)
 def test_every_step(series: patches.Series) -> None:
     source = source_of(series.base)
     with Progress(bars=False) as progress:

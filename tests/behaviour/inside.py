@@ -1,0 +1,436 @@
+# SPDX-License-Identifier: MIT
+"""Run in the guest as root: sets a scene up, watches it, and tells what was seen.
+
+A scene lives in network and mount namespaces of this process, so its counters begin
+at nothing and all of it is gone when the process ends; the NIC then returns. Speaks
+JSON lines: takes the scene, says ready; takes {"settle": n} and answers once the
+marker frame n has come; at {"end": true} tells what was observed.
+"""
+
+import collections
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import select
+import shlex
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+MARKER = 0x88B5  # IEEE 802's local experimental EtherType
+PATIENCE_S = 120.0
+ROOM = 64 << 20
+SOL_PACKET, ADD_MEMBERSHIP, PROMISC, IGNORE_OUTGOING = 263, 1, 1, 23
+SO_RCVBUFFORCE, SO_TIMESTAMPING, SO_BUSY_POLL, UDP = 33, 37, 46, 17
+RX_SOFTWARE_STAMPS = (1 << 3) | (1 << 4)
+GLOBAL = {"kernel/printk": "8", "net/ipv6/mld_qrv": "1"}
+# Nothing may depend on the time that passes: no limits of rates, nothing sent unasked.
+QUIET = {
+    "net/ipv4/icmp_ratemask": "0",
+    "net/ipv4/igmp_qrv": "1",
+    "net/ipv4/ipfrag_time": "900",
+    "net/ipv4/conf/all/send_redirects": "0",
+    "net/ipv4/conf/default/send_redirects": "0",
+    "net/ipv6/icmp/ratemask": "",
+    "net/ipv6/auto_flowlabels": "0",
+    "net/ipv6/ip6frag_time": "900",
+    "net/ipv6/conf/default/accept_dad": "0",
+    "net/ipv6/conf/default/accept_ra": "0",
+    "net/ipv6/conf/default/addr_gen_mode": "1",
+    "net/ipv6/conf/default/autoconf": "0",
+    "net/ipv6/conf/default/router_solicitations": "0",
+    "net/netfilter/nf_conntrack_acct": "1",
+    "net/netfilter/nf_conntrack_udp_timeout": "900",
+    "net/netfilter/nf_conntrack_icmp_timeout": "900",
+}
+
+
+def write(path, text):
+    Path(path).write_text(f"{text}\n")
+
+
+def run(line):
+    """One command of a scene: an argument vector, but for ``write VALUE FILE``."""
+    argv = shlex.split(line)
+    if argv[0] == "write":
+        return write(argv[2], argv[1])
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{line}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def enter(nic):
+    """Go into new namespaces, and take the NIC along."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not Path("/sys/class/net", nic).exists():  # the last scene's are still taken down
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{nic} has not come back from the last scene")
+        time.sleep(0.05)
+    for name, value in GLOBAL.items():
+        write(f"/proc/sys/{name}", value)
+    os.unshare(os.CLONE_NEWNET | os.CLONE_NEWNS)
+    for line in ("mount --make-rprivate /", "mount -t sysfs sysfs /sys", "mount -t tmpfs run /run"):
+        run(line)
+    for name, value in QUIET.items():
+        if Path("/proc/sys", name).exists():
+            write(f"/proc/sys/{name}", value)
+    run(f"nsenter --target 1 --net ip link set {nic} netns {os.getpid()}")
+
+
+@contextlib.contextmanager
+def within(namespace):
+    """For a while in another network namespace of the scene; None: its own."""
+    if namespace is None:
+        yield
+        return
+    own_path, other_path = Path("/proc/self/ns/net"), Path("/run/netns", namespace)
+    with own_path.open() as own, other_path.open() as other:
+        os.setns(other.fileno(), os.CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            os.setns(own.fileno(), os.CLONE_NEWNET)
+
+
+class Flows:
+    """Digests of what came, in order, by flow."""
+
+    def __init__(self):
+        self.counts = collections.Counter()
+        self.digests = collections.defaultdict(hashlib.sha256)
+
+    def add(self, flow, *parts):
+        self.counts[flow] += 1
+        for part in parts:
+            self.digests[flow].update(struct.pack("!I", len(part)) + part)
+
+    def told(self):
+        return {
+            flow: f"{count} {self.digests[flow].hexdigest()[:12]}"
+            for flow, count in sorted(self.counts.items())
+        }
+
+
+class Datagrams:
+    """A UDP socket; what it got is read at the end, or at once by a busy-polling thread."""
+
+    def __init__(self, spec):
+        family = socket.AF_INET6 if spec["family"] == 6 else socket.AF_INET
+        self.socket = socket.socket(family, socket.SOCK_DGRAM)
+        option = self.socket.setsockopt
+        option(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        option(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
+        if family == socket.AF_INET6:
+            option(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if spec["stamped"]:
+            option(socket.SOL_SOCKET, SO_TIMESTAMPING, RX_SOFTWARE_STAMPS)
+        self.socket.bind(("", spec["port"]))
+        if spec["peer"]:
+            self.socket.connect(tuple(spec["peer"]))
+        if spec["group"]:
+            index = socket.if_nametoindex(spec["group"][1])
+            member = socket.inet_aton(spec["group"][0]) + bytes(4) + struct.pack("=i", index)
+            option(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+        self.stamped = spec["stamped"]
+        self.flows, self.stamps = Flows(), []
+        self._reader = None
+        if spec["busy_poll_us"]:
+            option(socket.SOL_SOCKET, SO_BUSY_POLL, spec["busy_poll_us"])
+            self.socket.settimeout(0.2)
+            self._over = threading.Event()
+            self._reader = threading.Thread(target=self._poll, daemon=True)
+            self._reader.start()
+        else:
+            self.socket.setblocking(False)
+
+    def _poll(self):
+        while not self._over.is_set():
+            self._take()
+
+    def _take(self):
+        with contextlib.suppress(BlockingIOError, TimeoutError, ConnectionRefusedError):
+            while True:
+                data, ancillary, _, source = self.socket.recvmsg(65536, 512)
+                self.flows.add(f"{source[0]}:{source[1]}", data)
+                for _, kind, content in ancillary:
+                    if kind == SO_TIMESTAMPING:
+                        self.stamps.append(struct.unpack_from("=qq", content))
+
+    def told(self):
+        if self._reader:
+            self._over.set()
+            self._reader.join()
+        self._take()
+        found = self.flows.told()
+        if self.stamped:
+            found["stamped"] = len(self.stamps)
+            found["stamps in order"] = self.stamps == sorted(self.stamps)
+            found["stamped at reception"] = all(seconds > 0 for seconds, _ in self.stamps)
+        return found
+
+
+class Tap:
+    """A packet socket on a device: for everything, in promiscuous mode, or for one protocol."""
+
+    def __init__(self, device, protocol):
+        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
+        self.socket.setsockopt(SOL_PACKET, IGNORE_OUTGOING, 1)
+        if protocol == 3:
+            membership = struct.pack("iHH8s", socket.if_nametoindex(device), PROMISC, 0, b"")
+            self.socket.setsockopt(SOL_PACKET, ADD_MEMBERSHIP, membership)
+        self.socket.bind((device, protocol))
+        self.socket.setblocking(False)
+
+    def told(self):
+        flows = Flows()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frame, (_, protocol, kind, _, _) = self.socket.recvfrom(65536)
+                # GRO holds TCP back, so only among itself is its order that of the wire.
+                tcp = " tcp" if frame[12:14] == b"\x08\0" and frame[23:24] == b"\x06" else ""
+                flows.add(f"type {protocol:04x} kind {kind}{tcp}", frame)
+                flows.add(f"all{tcp}", frame)
+        return flows.told()
+
+
+class Queue(threading.Thread):
+    """Accepts all that nft queues to number 0, as user space would."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+        self.line.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
+        self.line.bind((0, 0))
+        self._tell(2, 1, struct.pack("!BBH", 1, 0, 0))  # CONFIG: CMD: BIND
+        self._tell(2, 2, struct.pack("!IB", 0, 1))  # CONFIG: PARAMS: COPY_META
+        self._tell(2, 3, struct.pack("!I", 4096))  # CONFIG: QUEUE_MAXLEN
+        self.start()
+
+    def _tell(self, message, attribute, value):
+        body = struct.pack("!BBH", 0, 0, 0)
+        body += struct.pack("=HH", 4 + len(value), attribute) + value + bytes(-len(value) % 4)
+        self.line.send(struct.pack("=IHHII", 16 + len(body), 3 << 8 | message, 1, 0, 0) + body)
+
+    def run(self):
+        while True:
+            data = self.line.recv(65536)
+            while len(data) >= 16:
+                length, kind = struct.unpack_from("=IH", data)
+                message, data = data[:length], data[(length + 3) & ~3 :]
+                at = 20
+                while kind == 3 << 8 and at < length:
+                    size, attribute = struct.unpack_from("=HH", message, at)
+                    if attribute == 1:  # PACKET_HDR
+                        (packet,) = struct.unpack_from("!I", message, at + 4)
+                        self._tell(1, 2, struct.pack("!II", 1, packet))  # VERDICT: accept
+                    at += (size + 3) & ~3
+
+    def waiting(self):
+        lines = Path("/proc/net/netfilter/nfnetlink_queue").read_text().splitlines()
+        return sum(int(line.split()[2]) for line in lines)
+
+
+def op(code, registers, offset, number):
+    return struct.pack("BBhi", code, registers, offset, number)
+
+
+def generic_xdp(device, redirect_to):
+    """By the last three bits of an IPv4 UDP port: 2 is dropped, 3 redirected, the rest passed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def bpf(command, attributes):
+        done = libc.syscall(321, command, attributes, len(attributes))
+        if done < 0:
+            raise SystemExit(f"bpf({command}): {os.strerror(ctypes.get_errno())}")
+        return done
+
+    program = b"".join((
+        op(0x61, 0x12, 0, 0), op(0x61, 0x13, 4, 0),  # r2 = data, r3 = data_end
+        op(0xB7, 0x00, 0, 2),  # r0 = XDP_PASS
+        op(0xBF, 0x24, 0, 0), op(0x07, 0x04, 0, 38), op(0x2D, 0x34, 13, 0),  # too short: exit
+        op(0x69, 0x25, 12, 0), op(0x55, 0x05, 11, 0x0008),  # not IPv4: exit
+        op(0x71, 0x25, 23, 0), op(0x55, 0x05, 9, UDP),
+        op(0x71, 0x25, 37, 0), op(0x57, 0x05, 0, 7),  # r5 = port & 7
+        op(0x55, 0x05, 2, 2), op(0xB7, 0x00, 0, 1), op(0x95, 0, 0, 0),  # 2: XDP_DROP
+        op(0x55, 0x05, 3, 3),
+        op(0xB7, 0x01, 0, socket.if_nametoindex(redirect_to)),
+        op(0xB7, 0x02, 0, 0), op(0x85, 0, 0, 23),  # r0 = bpf_redirect(r1, 0)
+        op(0x95, 0, 0, 0),
+    ))  # fmt: skip
+    code, license_ = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b"GPL")
+    frags = 1 << 5  # takes packets in pieces, so the kernel copies them to new ones
+    loaded = bpf(5, struct.pack(
+        "IIQQIIQII16sII", 6, len(program) // 8, ctypes.addressof(code),
+        ctypes.addressof(license_), 0, 0, 0, 0, frags, b"by_port", 0, 37,
+    ))  # fmt: skip
+    skb_mode = 2
+    index = socket.if_nametoindex(device)
+    bpf(28, struct.pack("IIII", loaded, index, 37, skb_mode) + bytes(16))
+
+
+def columns(path):
+    """Counters of a file in which lines come in pairs: names, then values."""
+    lines = [line.split() for line in Path(path).read_text().splitlines()]
+    return {
+        f"{names[0]}{name}": int(value)
+        for names, values in zip(lines[::2], lines[1::2], strict=True)
+        for name, value in zip(names[1:], values[1:], strict=True)
+    }
+
+
+def per_cpu(path, wanted):
+    """Sums over the CPUs of the ``wanted`` columns of a file of hexadecimal numbers."""
+    if not Path(path).exists():
+        return {}
+    names, *rows = (line.split() for line in Path(path).read_text().splitlines())
+    return {
+        name: sum(int(row[at], 16) for row in rows)
+        for at, name in enumerate(names)
+        if name in wanted
+    }
+
+
+def links(nic):
+    found = {}
+    for link in json.loads(run("ip -json -statistics -statistics link show")):
+        for way in ("rx", "tx"):
+            for name, value in link.get("stats64", {}).get(way, {}).items():
+                # The NIC tells its own counters late; what the stack dropped is at once.
+                if link["ifname"] != nic or name in ("dropped", "nohandler", "otherhost"):
+                    found[f"{link['ifname']} {way} {name}"] = value
+    return found
+
+
+def counters(nic):
+    """All that only grows, in this network namespace."""
+    lines = Path("/proc/net/snmp6").read_text().splitlines()
+    softnet = [line.split() for line in Path("/proc/net/softnet_stat").read_text().splitlines()]
+    return {
+        **columns("/proc/net/snmp"),
+        **columns("/proc/net/netstat"),
+        **{name: int(value) for name, value in (line.split() for line in lines)},
+        **{f"link {name}": value for name, value in links(nic).items()},
+        "softnet dropped": sum(int(row[1], 16) for row in softnet),
+        **per_cpu("/proc/net/stat/rt_cache", ("in_martian_dst", "in_martian_src", "in_no_route")),
+        **per_cpu(
+            "/proc/net/stat/nf_conntrack",
+            ("found", "invalid", "insert", "insert_failed", "drop", "early_drop", "clashres"),
+        ),
+    }
+
+
+def conntrack():
+    path = Path("/proc/net/nf_conntrack")
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        words = line.split()
+        del words[4]  # the time left
+        found.append(" ".join(word for word in words if not word.startswith("use=")))
+    return dict(collections.Counter(found))
+
+
+def nft_counters():
+    if not Path("/proc/net/netfilter").exists():
+        return {}
+    found = json.loads(run("nft --json list counters"))["nftables"]
+    named = [entry["counter"] for entry in found if "counter" in entry]
+    return {each["name"]: f"{each['packets']} packets, {each['bytes']} bytes" for each in named}
+
+
+class Marks:
+    """Sees the marker frames, whichever device they reach."""
+
+    def __init__(self):
+        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(MARKER))
+        self.socket.setblocking(False)
+
+    def wait_for(self, number):
+        deadline = time.monotonic() + PATIENCE_S
+        seen = -1
+        while seen != number:
+            if not select.select([self.socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise SystemExit(f"marker {number} did not come in {PATIENCE_S:.0f} s")
+            (seen,) = struct.unpack_from("!I", self.socket.recv(256))
+
+
+def settle(queue):
+    """Return when nothing is under way: no backlog, nothing queued to user space."""
+    deadline = time.monotonic() + PATIENCE_S
+    quiet = 0
+    while quiet < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+        rows = [line.split() for line in Path("/proc/net/softnet_stat").read_text().splitlines()]
+        busy = any(int(row[11], 16) for row in rows) or (queue and queue.waiting())
+        quiet = 0 if busy else quiet + 1
+
+
+def main():
+    scene = json.loads(sys.stdin.readline())
+    nic = scene["nic"]
+    enter(nic)
+    for line in (
+        f"ip link set {nic} mtu 1500",
+        f"write 0 /sys/class/net/{nic}/queues/rx-0/rps_cpus",
+    ):
+        run(line)
+    for line in scene["setup"]:
+        run(line)
+    if scene["nft"]:
+        done = subprocess.run(
+            ["nft", "-f", "-"], input=scene["nft"], text=True, capture_output=True
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"nft: {done.stderr.strip()}")
+    queue = Queue() if "queue" in scene["nft"] else None
+    sockets = {}
+    for spec in scene["sockets"]:
+        with within(spec["namespace"]):
+            sockets[spec["name"]] = Datagrams(spec)
+    taps = {
+        f"tap {device} {protocol:04x}": Tap(device, protocol) for device, protocol in scene["taps"]
+    }
+    if scene["xdp"]:
+        generic_xdp(*scene["xdp"])
+    marks = Marks()
+    time.sleep(0.5)  # what an interface says as it comes up has been said then
+    before = {}
+    for namespace in (None, *scene["namespaces"]):
+        with within(namespace):
+            before[namespace] = counters(nic)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "run" in asked:
+            run(asked["run"])
+            print(json.dumps({"ran": True}), flush=True)
+        elif "settle" in asked:
+            marks.wait_for(asked["settle"])
+            settle(queue)
+            print(json.dumps({"settled": True}), flush=True)
+        else:
+            break
+    else:
+        return
+    observed = {}
+    for namespace, then in before.items():
+        with within(namespace):
+            now = counters(nic)
+            observed[f"counters {namespace or ''}".strip()] = {
+                name: value - then.get(name, 0) for name, value in now.items()
+            }
+            observed[f"conntrack {namespace or ''}".strip()] = conntrack()
+            observed[f"nft {namespace or ''}".strip()] = nft_counters()
+    observed |= {name: each.told() for name, each in {**sockets, **taps}.items()}
+    print(json.dumps({"observed": observed}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""The kernels of the behaviour tests: any step, with sanitizers or not, or broken on purpose."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from email import message_from_string
+from email.policy import default
+from pathlib import Path
+
+from harness import cache, config, patches
+from harness.kernels import Image
+from harness.kernels.build import build_steps
+from harness.kernels.configuration import FRAGMENT, Configuration
+from harness.kernels.source import Source, Tree, resolve
+from harness.kernels.toolchain import toolchain_of
+from harness.patches import Patch, Series
+from harness.progress import Progress
+
+HERE = Path(__file__).parent
+LAST_STEP = "8"
+PLAIN = (FRAGMENT, HERE / "scenes.config")
+DEBUG = (*PLAIN, HERE / "debug.config")
+VARIANTS = {"plain": PLAIN, "debug": DEBUG}
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A bug that upstream met, put back into our code, and where it has to show.
+
+    The patch applies to the last step. Its header says which upstream commit mended
+    the bug, the step it would have come in with, the scene and the kernel (plain or
+    debug) in which it shows, and as what: by a word of the kernel or as a difference.
+    """
+
+    path: Path
+    title: str
+    upstream: str
+    step: str
+    scene: str
+    kernel: str
+    seen_as: str
+
+    @classmethod
+    def read(cls, path: Path) -> Mutation:
+        """The mutation in ``path``."""
+        text = path.read_text()
+        header = message_from_string(text.partition("\n\n")[0], policy=default)
+        names = ("Subject", "Upstream", "Step", "Scene", "Kernel", "Seen-As")
+        return cls(path, *(str(header[name]) for name in names))
+
+    @property
+    def name(self) -> str:
+        """Its name in the tests."""
+        return self.path.stem
+
+
+RESERVES = HERE / "reserves.patch"
+"""Has the driver mark packets as from the memory reserves; applies to every step."""
+MUTATIONS = tuple(Mutation.read(path) for path in sorted((HERE / "mutations").glob("*.patch")))
+
+
+def source() -> Source:
+    """The source that hosts.yaml names."""
+    return resolve(config.load(config.locate(None)).kernel.source)
+
+
+def series() -> Series:
+    """The series that fits :func:`source`."""
+    return patches.series_for(Tree.of(source()).directory)
+
+
+def images(steps: Sequence[str], variant: str = "plain") -> dict[str, Image]:
+    """The kernels of ``steps``, built if they are not kept yet."""
+    return _built(series(), steps, variant)
+
+
+def patched(patch: Path, step: str, variant: str = "plain") -> Image:
+    """The kernel of ``step`` with one more patch on top."""
+    with_it = extended(patch, step)
+    return _built(with_it, [with_it.steps[-1]], variant)[with_it.steps[-1]]
+
+
+def extended(patch: Path, step: str) -> Series:
+    """The series up to ``step`` and ``patch`` after it, as a step after the last."""
+    whole = series()
+    touched = re.findall(r"^diff --git a/\S+ b/(\S+)$", patch.read_text(), re.MULTILINE)
+    last = Patch(patch, int(LAST_STEP) + 1, patch.stem, "", "", tuple(touched))
+    return replace(whole, patches=(*whole.upto(step), last))
+
+
+def configuration(variant: str) -> Configuration:
+    """The fragments of ``variant`` as one; of an option given twice the last counts."""
+    text = "".join(path.read_text() for path in VARIANTS[variant])
+    at = cache.root() / "behaviour" / f"{cache.digest(text)}.config"
+    if not at.exists():
+        at.parent.mkdir(parents=True, exist_ok=True)
+        new = at.with_suffix(".new")
+        new.write_text(text)
+        new.replace(at)
+    return Configuration(identity=cache.file_sha256(at), fragment=at)
+
+
+def _built(chosen: Series, steps: Sequence[str], variant: str) -> dict[str, Image]:
+    with Progress() as progress:
+        made = build_steps(
+            source(),
+            chosen,
+            steps,
+            configuration=configuration(variant),
+            toolchain=toolchain_of(config.load(config.locate(None)).kernel),
+            layouts=1,
+            progress=progress,
+        )
+    return {step: images[0] for step, images in made.items()}

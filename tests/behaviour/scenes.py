@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: MIT
+"""The scenes. To add one, write a :class:`Scene` into :data:`SCENES`.
+
+``{nic}`` stands for the NIC's interface, ``{dut}`` and ``{generator}`` for MAC addresses.
+Everything is set up in a network namespace that is new, so nothing has to be taken back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.behaviour import traffic
+from tests.behaviour.scene import Scene, addressed, usual
+from tests.behaviour.traffic import PORTS
+
+IPV4, ALL = 0x0800, 3
+"""Protocols of a tap."""
+SECOND_MAC = "02:00:00:00:00:10"
+FORWARDING = ("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",)
+UP = ("ip link set {nic} up",)
+VETH = "ip link add p0 address 02:00:00:00:00:20 type veth peer name p1 address 02:00:00:00:00:21"
+UNICAST = {
+    kind: weight
+    for kind, weight in traffic.EVERYTHING.items()
+    if kind not in (traffic.multicast, traffic.broadcast, traffic.arp)
+}
+"""For where devices get their own copies, by a worker that runs beside reception."""
+ONE_HASH = {
+    kind: weight for kind, weight in UNICAST.items() if kind not in (traffic.vlan, traffic.qinq)
+}
+"""All that comes from one port of one source goes to the same CPU."""
+
+HOOKS = {
+    "prerouting": (1, 2, 3),
+    "input": (4, 5, 6),
+    "forward": (4, 5, 6),
+    "postrouting": (0, 2, 3),
+}
+"""By hook: the ports (after 5000) that it accepts, drops and queues to user space."""
+
+
+def verdicts(only: str = "") -> str:
+    """A ruleset in which the verdicts of each hook alternate with the port; all are counted."""
+    counters, chains = [], []
+    for hook, ports in HOOKS.items():
+        rules = []
+        for port, verdict in zip(ports, ("accept", "drop", "queue to 0"), strict=True):
+            name = f"{hook}_{verdict.split()[0]}"
+            counters.append(f"counter {name} {{ }}")
+            rules.append(f"{only} udp dport {PORTS[port]} counter name {name} {verdict}")
+        lines = "\n".join(rules)
+        chains.append(f"chain {hook} {{ type filter hook {hook} priority 0;\n{lines}\n}}")
+    return "table inet behaviour {\n" + "\n".join((*counters, *chains)) + "\n}\n"
+
+
+def at_ingress(port: int, action: str) -> str:
+    """A command that has tc do ``action`` with what comes in for ``port``."""
+    match = f"protocol ip prio 1 flower ip_proto udp dst_port {port}"
+    return f"tc filter add dev {{nic}} ingress {match} action {action}"
+
+
+INGRESS = """
+table netdev behaviour {
+  counter ingress_drop { }
+  counter ingress_accept { }
+  chain ingress { type filter hook ingress device "{nic}" priority 0;
+    ip protocol udp udp dport 5005 counter name ingress_drop drop
+    ip protocol udp udp dport 5006 counter name ingress_accept accept
+  }
+}
+"""
+
+NAT = """
+table ip behaviour {
+  counter dnat { }
+  counter to_self { }
+  counter masqueraded { }
+  chain pre { type nat hook prerouting priority -100;
+    ip daddr 198.18.0.2 udp dport 5004 counter name dnat dnat to 198.19.0.9:9000
+    ip daddr 198.18.0.2 udp dport 5005 counter name to_self dnat to 198.18.0.2:5006
+  }
+  chain post { type nat hook postrouting priority 100;
+    oifname "{nic}" ip daddr 198.19.0.0/16 counter name masqueraded masquerade
+  }
+}
+"""
+
+CONNTRACK = """
+table inet behaviour {
+  counter new { }
+  counter known { }
+  chain pre { type filter hook prerouting priority 0;
+    ct state new counter name new accept
+    ct state established counter name known accept
+  }
+}
+"""
+
+SCENES = (
+    Scene(name="plain"),
+    Scene(name="tap", taps=[("{nic}", ALL), ("{nic}", IPV4)]),
+    Scene(name="forward", setup=FORWARDING, kinds={**traffic.EVERYTHING, **traffic.BEYOND_IT}),
+    Scene(
+        name="vlan and bridge",
+        setup=[
+            "ip link add br0 address {dut} type bridge mcast_snooping 0",
+            VETH,
+            "ip link set {nic} master br0",
+            "ip link set p0 master br0",
+            *UP, "ip link set p0 up", "ip link set p1 up",
+            "ip link add link {nic} name vlan10 type vlan id 10",
+            "ip link set vlan10 up",
+        ],
+        on="br0",
+        taps=[("p1", ALL)],
+    ),
+    Scene(
+        name="bond",
+        setup=[
+            "ip link add bd type bond mode active-backup num_grat_arp 0 fail_over_mac active",
+            "ip link set {nic} master bd",
+        ],
+        on="bd",
+    ),
+    Scene(
+        name="macvlan",
+        setup=[f"ip link add link {{nic}} name mv0 address {SECOND_MAC} type macvlan mode bridge",
+               "ip link set mv0 up"],
+        macs=("{dut}", SECOND_MAC),
+        kinds=UNICAST,
+    ),
+    Scene(
+        name="vrf",
+        setup=[
+            "ip link add red type vrf table 10",
+            "ip link set red up",
+            "ip link set {nic} master red",
+            "sysctl -qw net.ipv4.udp_l3mdev_accept=1",
+            *FORWARDING,
+        ],
+        kinds={**traffic.EVERYTHING, **traffic.BEYOND_IT},
+        table="10",
+        nft=verdicts('iifname "red"'),
+    ),
+    Scene(
+        name="rp_filter",
+        setup=[
+            "sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1",
+            VETH,
+            "ip link set p0 up", "ip link set p1 up",
+            "ip route add 192.0.2.0/24 dev p0",
+        ],
+        kinds={**traffic.EVERYTHING, traffic.invalid_source: 20},
+    ),
+    Scene(
+        name="nft",
+        setup=FORWARDING,
+        nft=verdicts() + INGRESS,
+        kinds={**traffic.EVERYTHING, **traffic.BEYOND_IT},
+        first=({traffic.bad_ip_checksum: 1}, {traffic.forwarded: 1}),
+    ),
+    Scene(
+        name="nat",
+        setup=FORWARDING,
+        nft=NAT,
+        # Conntrack sees the second packet of a flow when it knows the first: see the README.
+        first=({traffic.opening: 1}, {traffic.opening_beyond: 1}),
+        kinds={
+            traffic.udp: 30, traffic.forwarded: 30, traffic.fragments: 3, traffic.arp: 2,
+            traffic.bad_ip_checksum: 3, traffic.unknown_type: 3, traffic.other_host: 2,
+        },
+        flows=60,
+    ),
+    Scene(
+        name="conntrack",
+        nft=CONNTRACK,
+        kinds={traffic.udp: 30, traffic.new_flow: 10, traffic.new_ping: 10},
+    ),
+    Scene(
+        name="tc redirect",
+        setup=[
+            VETH,
+            "ip link set p0 up", "ip link set p1 up",
+            "tc qdisc add dev {nic} clsact",
+            at_ingress(5002, "mirred egress redirect dev p0"),
+            at_ingress(5003, "mirred ingress redirect dev p0"),
+            at_ingress(5004, "mirred egress mirror dev p0"),
+            at_ingress(5005, "gact drop"),
+        ],
+        taps=[("p1", ALL)],
+    ),
+    Scene(
+        name="xdp",
+        setup=[*UP, VETH, "ip link set p0 up", "ip link set p1 up"],
+        xdp=("{nic}", "p0"),
+        taps=[("p1", ALL)],
+    ),
+    Scene(
+        name="rps",
+        setup=["write 3 /sys/class/net/{nic}/queues/rx-0/rps_cpus"],
+        kinds=ONE_HASH,
+    ),
+    Scene(
+        name="timestamps",
+        sockets=[replace(each, stamped=True) for each in usual("{nic}")],
+    ),
+    Scene(
+        name="busy poll",
+        sockets=[replace(each, busy_poll_us=2000) for each in usual("{nic}")[:3]],
+        kinds={traffic.udp: 10, traffic.udp_connected: 2, **traffic.BROKEN},
+    ),
+    Scene(
+        name="two namespaces",
+        setup=[
+            "ip netns add other",
+            f"ip link add link {{nic}} name mv0 address {SECOND_MAC} type macvlan mode bridge",
+            "ip link set mv0 netns other",
+            *addressed("mv0", ip="ip -netns other"),
+        ],
+        sockets=[*usual("{nic}"), *usual("mv0", "other")],
+        namespaces=("other",),
+        kinds=UNICAST,
+        macs=("{dut}", SECOND_MAC),
+    ),
+    Scene(name="jumbo", setup=["ip link set {nic} mtu 9000"], largest=8900),
+)  # fmt: skip
+
+CHURN = (
+    Scene(
+        name="link and queues",
+        churn=[
+            "ip link set {nic} down", "ip link set {nic} up",
+            "ip link set {nic} mtu 9000", "ip link set {nic} mtu 1500",
+            "ethtool -G {nic} rx 512", "ethtool -G {nic} rx 1024",
+            "ip link set {nic} promisc on", "ip link set {nic} promisc off",
+        ] * 2,
+        nft=verdicts(),
+        taps=[("{nic}", ALL)],
+    ),
+    Scene(
+        name="devices that come and go",
+        churn=[
+            "ip link add link {nic} name vlan10 type vlan id 10", "ip link set vlan10 up",
+            f"ip link add link {{nic}} name mv0 address {SECOND_MAC} type macvlan",
+            "ip link set mv0 up",
+            "ip link del mv0", "ip link del vlan10",
+            "ip link add br0 type bridge", "ip link set br0 up", "ip link set {nic} master br0",
+            "ip link del br0",
+            "ip link add red type vrf table 10", "ip link set {nic} master red",
+            "ip link set red up", "ip link del red",
+        ] * 2,
+        macs=("{dut}", SECOND_MAC),
+    ),
+)  # fmt: skip
+
+BY_NAME = {scene.name: scene for scene in (*SCENES, *CHURN)}

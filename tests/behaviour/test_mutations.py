@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: MIT
+"""The scenes see the bugs that upstream met: each is put back, and has to show."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness import patches
+from harness.errors import KernelError
+from harness.kernels import Image
+from harness.kernels.source import Tree
+from tests.behaviour import kernels
+from tests.behaviour.bed import Observed, Stage, differences
+from tests.behaviour.kernels import MUTATIONS, VARIANTS, Mutation
+from tests.behaviour.scene import Scene
+from tests.behaviour.scenes import BY_NAME
+
+pytestmark = pytest.mark.guest
+
+Baseline = Callable[[Scene], Observed]
+Staged = Callable[[Image, str], Stage]
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The files that the series touches, as they came with the kernel."""
+    tree = Tree.of(kernels.source())
+    for name in {name for patch in kernels.series().patches for name in patch.files}:
+        known = tree.home / "pristine" / name
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(known if known.exists() else tree.directory / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_it_applies_to_the_last_step(mutation: Mutation, copied: Path) -> None:
+    assert mutation.scene in BY_NAME
+    assert mutation.kernel in VARIANTS
+    assert mutation.seen_as in ("kernel", "difference")
+    broken = kernels.extended(mutation.path, kernels.LAST_STEP)
+    patches.apply_files(copied, broken.patches_for(broken.steps[-1]))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_it_shows(mutation: Mutation, staged: Staged, baseline: Baseline) -> None:
+    scene = BY_NAME[mutation.scene]
+    expected = baseline(scene)
+    up = staged(kernels.patched(mutation.path, kernels.LAST_STEP, mutation.kernel), mutation.kernel)
+    if mutation.seen_as == "kernel":
+        with pytest.raises(KernelError) as told:
+            up.play(scene)
+        print(told.value.message)
+    else:
+        found = differences(expected, up.play(scene))
+        assert found
+        print(*found, sep="\n")
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_unbroken_nothing_shows(variant: str, staged: Staged, baseline: Baseline) -> None:
+    step = kernels.LAST_STEP
+    up = staged(kernels.images([step], variant)[step], variant)
+    for name in sorted({each.scene for each in MUTATIONS if each.kernel == variant}):
+        assert differences(baseline(BY_NAME[name]), up.play(BY_NAME[name])) == [], name

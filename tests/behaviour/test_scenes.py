@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""Every step does with the same traffic what the baseline does, and under sanitizers too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.kernels import Image
+from tests.behaviour import kernels
+from tests.behaviour.bed import Observed, Stage, differences, stage
+from tests.behaviour.scene import Scene
+from tests.behaviour.scenes import BY_NAME, CHURN, SCENES
+
+pytestmark = [pytest.mark.guest, pytest.mark.deep]
+
+STEPS = [str(step) for step in range(int(kernels.LAST_STEP) + 1)]
+SANITIZED = ("plain", "nft", "rps")
+"""Scenes for which there is time under the sanitizers whenever something changed."""
+
+Baseline = Callable[[Scene], Observed]
+Staged = Callable[[Image, str], Stage]
+
+
+@pytest.fixture(scope="module")
+def last(home: Path) -> Iterator[Stage]:
+    image = kernels.images(["0", kernels.LAST_STEP])[kernels.LAST_STEP]
+    with stage(image, home / "last") as up:
+        yield up
+
+
+def same(baseline: Baseline, one: Stage, scene: Scene) -> None:
+    found = [
+        line
+        for line in differences(baseline(scene), one.play(scene))
+        if not (scene.may_differ and re.search(scene.may_differ, line))
+    ]
+    assert not found, "\n".join(["baseline / step:", *found])
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
+def test_the_last_step_does_what_the_baseline_does(
+    scene: Scene, last: Stage, baseline: Baseline
+) -> None:
+    same(baseline, last, scene)
+
+
+def test_the_last_step_under_sanitizers(staged: Staged, baseline: Baseline) -> None:
+    image = kernels.images([kernels.LAST_STEP], "debug")[kernels.LAST_STEP]
+    up = staged(image, "debug")
+    for name in SANITIZED:
+        same(baseline, up, BY_NAME[name])
+
+
+@pytest.mark.parametrize("step", STEPS[1:-1])
+def test_every_step_does_what_the_baseline_does(
+    step: str, staged: Staged, baseline: Baseline
+) -> None:
+    up = staged(kernels.images([step])[step], "plain")
+    for scene in SCENES:
+        same(baseline, up, scene)
+
+
+def test_packets_from_memory_reserves(staged: Staged) -> None:
+    seen = []
+    for step in ("0", kernels.LAST_STEP):
+        up = staged(kernels.patched(kernels.RESERVES, step, "debug"), "debug")
+        seen.append([up.play(scene) for scene in (BY_NAME["plain"], BY_NAME["tap"])])
+    assert int(seen[0][0]["counters"]["TcpExt:PFMemallocDrop"]) > 0
+    for one, other in zip(*seen, strict=True):
+        assert differences(one, other) == []
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_under_sanitizers(step: str, staged: Staged, baseline: Baseline) -> None:
+    up = staged(kernels.images([step], "debug")[step], "debug")
+    for scene in SCENES:
+        same(baseline, up, scene)
+    for scene in CHURN:
+        up.play(scene)
