@@ -87,8 +87,16 @@ def extended(patch: Path, step: str) -> Series:
     """The series up to ``step`` and ``patch`` after it, as a step after the last."""
     whole = series()
     touched = re.findall(r"^diff --git a/\S+ b/(\S+)$", patch.read_text(), re.MULTILINE)
-    last = Patch(patch, int(LAST_STEP) + 1, patch.stem, "", "", tuple(touched))
-    return replace(whole, patches=(*whole.upto(step), last))
+    last = Patch(
+        path=patch,
+        step=int(LAST_STEP) + 1,
+        variant="",
+        subject=patch.stem,
+        author="",
+        changelog="",
+        files=tuple(touched),
+    )
+    return replace(whole, patches=(*whole.upto(step), last), optional=())
 
 
 def configuration(variant: str) -> Configuration:
@@ -100,7 +108,7 @@ def configuration(variant: str) -> Configuration:
         new = at.with_suffix(".new")
         new.write_text(text)
         new.replace(at)
-    return Configuration(identity=cache.file_sha256(at), fragment=at)
+    return Configuration(identity=cache.file_sha256(at), fragments=(at,))
 
 
 def _built(chosen: Series, steps: Sequence[str], variant: str) -> dict[str, Image]:

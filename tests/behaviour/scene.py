@@ -53,8 +53,6 @@ class Scene:
     flows: int = 40
     largest: int = 1400
     bursts: int = 8
-    may_differ: str = ""
-    """A pattern of what is known to differ, by the README's reasons."""
     churn: Sequence[str] = ()
     """Commands run under a flood instead; then only splats count."""
 
