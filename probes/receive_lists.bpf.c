@@ -205,11 +205,15 @@ static __always_inline int count_skb(int stage, void *skb, u64 unused)
 #define TOLD_ORIG_DEV(index) ((index) == 3 || (index) == 4)
 
 /* KFUNC_PROBE is bcc's name for fentry. */
+#ifdef NO_FENTRY
+#define FENTRY(handler, index, function)
+#else
 #define FENTRY(handler, index, function)                                       \
 	KFUNC_PROBE(function, void *first)                                     \
 	{                                                                      \
 		return handler(index, first, TOLD_ORIG_DEV(index) ? ctx[2] : 0); \
 	}
+#endif
 /* Only where the loader found that fentry will not do. */
 #ifdef KPROBES
 #define STAGE(handler, index, function)                                        \
