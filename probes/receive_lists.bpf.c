@@ -139,7 +139,7 @@ static __always_inline int count_list(int stage, void *head, u64 orig_dev)
 	struct stage_counts *counts, *whole = NULL;
 	u32 ifindex = wanted_ifindex();
 	void *first, *node;
-	u32 length = 0;
+	u32 length = 0, bucket;
 	bool ours;
 	int i;
 
@@ -184,7 +184,13 @@ static __always_inline int count_list(int stage, void *head, u64 orig_dev)
 		counts->max = length;
 	counts->calls++;
 	counts->packets += length;
-	counts->lengths[length <= LONGEST_COUNTED ? length : LONGEST_COUNTED + 1]++;
+	bucket = length;
+#ifdef UNROLLED
+	/* Such a verifier knows the length at each exit of the walk, but not that it rules
+	 * out one of the branches below; off the stack it is any number. */
+	bucket = *(volatile u32 *)&bucket;
+#endif
+	counts->lengths[bucket <= LONGEST_COUNTED ? bucket : LONGEST_COUNTED + 1]++;
 	return 0;
 }
 
@@ -205,11 +211,15 @@ static __always_inline int count_skb(int stage, void *skb, u64 unused)
 #define TOLD_ORIG_DEV(index) ((index) == 3 || (index) == 4)
 
 /* KFUNC_PROBE is bcc's name for fentry. */
+#ifdef NO_FENTRY
+#define FENTRY(handler, index, function)
+#else
 #define FENTRY(handler, index, function)                                       \
 	KFUNC_PROBE(function, void *first)                                     \
 	{                                                                      \
 		return handler(index, first, TOLD_ORIG_DEV(index) ? ctx[2] : 0); \
 	}
+#endif
 /* Only where the loader found that fentry will not do. */
 #ifdef KPROBES
 #define STAGE(handler, index, function)                                        \

@@ -9,9 +9,11 @@ installed and take a fraction of the time, or the kernel's own where those will 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
+import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +41,9 @@ _READ = {
     "SKB_IIF": ("sk_buff", "skb_iif"),
 }
 _TREE_VARIABLE = "BCC_KERNEL_SOURCE"
+# include/uapi/linux/bpf.h
+_PROG_LOAD, _SOCKET_FILTER, _ATTR_BYTES = 5, 1, 48
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 321)
 _HINT = (
     "without BTF bcc needs the kernel's prepared headers at /lib/modules/RELEASE/build, "
     "or a kernel with CONFIG_IKHEADERS"
@@ -82,6 +87,25 @@ def compiled(source: str, flags: list[str], *, program_dir: str | None = None) -
             with _tree(types):
                 return _compile(source, [*offsets, _version(), *flags])
     return _compile(source, [*offsets, *flags])
+
+
+def takes_loops() -> bool:
+    """Does the kernel's verifier take a loop that ends? Since Linux 5.3; told by one."""
+    loop = b"".join(
+        struct.pack("=BBhi", *instruction)
+        # r0 = 0; r0 += 1; if r0 < 8 goto -2; exit
+        for instruction in ((0xB7, 0, 0, 0), (0x07, 0, 0, 1), (0xA5, 0, -2, 8), (0x95, 0, 0, 0))
+    )
+    code, license_ = ctypes.create_string_buffer(loop), ctypes.create_string_buffer(b"GPL")
+    places = (ctypes.addressof(code), ctypes.addressof(license_))
+    asked = ctypes.create_string_buffer(
+        struct.pack("=IIQQ", _SOCKET_FILTER, len(loop) // 8, *places), _ATTR_BYTES
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    loaded = libc.syscall(_SYS_BPF, _PROG_LOAD, asked, _ATTR_BYTES)
+    if loaded >= 0:
+        os.close(loaded)
+    return bool(loaded >= 0)
 
 
 def _offsets() -> list[str]:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .compiler import bcc, compiled, probe_source
+from .btf import VMLINUX
+from .compiler import bcc, compiled, probe_source, takes_loops
 from .counters import Counters, Sleep
 from .faults import AgentError
 from .inventory import existing
@@ -210,7 +211,11 @@ class _Program:
         self._group = f"receive_lists_{os.getpid()}"
         _sweep()
         self._with_kprobes = False
-        self._bpf = compiled(source, self._flags, program_dir=program_dir)
+        if VMLINUX.exists():
+            self._bpf = compiled(source, self._flags, program_dir=program_dir)
+        else:  # no fentry: not one compilation is spent on it
+            self._flags.append("-DNO_FENTRY")
+            self._compile_kprobes()
 
     def attach(self) -> None:
         """Everything that can be; what cannot says why in its stage."""
@@ -308,7 +313,10 @@ class _Program:
         if stage.function != stage.name:
             stage.why = "a copy the compiler made has no type for fentry"
             return False
-        name = _fentry_programs(self._bpf)[stage.name]
+        name = _fentry_programs(self._bpf).get(stage.name)
+        if name is None:
+            stage.why = "the kernel has no types for fentry"
+            return False
         try:
             self._bpf.attach_kfunc(fn_name=name)
         except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
@@ -360,15 +368,8 @@ class _Program:
             return
         self._with_kprobes = True
         self._detach_all()
-        flags = [*self._flags, "-DKPROBES"]
+        flags = [*self._flags, "-DKPROBES", *([] if takes_loops() else ["-DUNROLLED"])]
         self._bpf = compiled(self.source, flags, program_dir=self._program_dir)
-        lists = next(stage.name for stage in self.stages if stage.handler == "count_list")
-        try:
-            self._bpf.load_func(f"kprobed_{lists}".encode(), bcc().BPF.KPROBE)
-        except Exception:  # noqa: BLE001 - bcc raises nothing narrower
-            # A verifier that takes no loops, before Linux 5.3.
-            flags.append("-DUNROLLED")
-            self._bpf = compiled(self.source, flags, program_dir=self._program_dir)
 
     def _detach_all(self) -> None:
         while self._detachers:
