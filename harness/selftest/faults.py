@@ -310,11 +310,11 @@ def _settings(scene: Scene) -> dict[str, Any]:
     return found
 
 
-def _ask(machine: Machine, call: str, **arguments: Any) -> dict[str, Any]:
+def _ask(machine: Machine, call: str, **arguments: Any) -> Any:
     deadline = time.monotonic() + BACK_S
     while True:
         try:
-            return dict(machine.ssh.ask(call, arguments, host=machine.name, within_s=60))
+            return machine.ssh.ask(call, arguments, host=machine.name, within_s=60)
         except InfrastructureError:
             if time.monotonic() > deadline:
                 raise
