@@ -39,7 +39,8 @@ _SIENA = "CONFIG_MODULES=y\nCONFIG_PTP_1588_CLOCK=y\nCONFIG_SFC_SIENA=m\n"
 """What a prelude touches and the benchmark leaves out."""
 _ALL = ("net/", "drivers/net/ethernet/sfc/")
 _COMPLAINT = re.compile(r"^\S+?:\d+: (?:WARNING|ERROR|CHECK):.*$", re.MULTILINE)
-_IGNORED = "FILE_PATH_CHANGES,UNKNOWN_COMMIT_ID"  # which a tree without git cannot look up
+_IGNORED = "FILE_PATH_CHANGES,GIT_COMMIT_ID,UNKNOWN_COMMIT_ID"
+"""For the latter two it looks up commits, which a tree without git does not have."""
 _WARNING = re.compile(r"^.*\b(?:warning|error): .*$", re.MULTILINE)
 _LINE = re.compile(r":\d+")
 
