@@ -98,6 +98,8 @@ def check(
         with Progress() as progress:
             found = list(check_deep(source, series, checks, progress=progress))
         click.echo(_shown(found, form))
+        for why in dict.fromkeys(f"{one.check}: {one.detail}" for one in found if one.ok is None):
+            click.echo(f"not made: {why}", err=True)
         if failed := [one for one in found if one.ok is False]:
             told = "\n".join(f"  step {one.step}, {one.check}: {one.detail}" for one in failed)
             raise KernelError(f"{series.base} is not as it has to be:\n{told}")

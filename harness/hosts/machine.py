@@ -243,7 +243,8 @@ class Machine:
             return
         raise InfrastructureError(
             f"{self.name}: {release} was never booted, {running} runs: {why}",
-            hint=f"harness doctor {self.name} looks at its boot loader",
+            hint=f"harness doctor {self.name} looks at its boot loader; "
+            "or did the kernel die before its console was up?",
         )
 
     def _answering(self, as_wanted: Callable[[Mapping[str, Any]], bool]) -> Agent:

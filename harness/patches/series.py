@@ -101,8 +101,8 @@ class Series:
         if name not in (*self.steps, *self.optional_steps):
             known = ", ".join((*self.steps, *self.optional_steps))
             raise ConfigurationError(f"series {self.base} has no step {step}; expected {known}")
-        number = int(name.rstrip("abcdefghijklmnopqrstuvwxyz"))
         own = tuple(patch for patch in self.optional if patch.name == name)
+        number = own[0].step if own else int(name)
         return (*(patch for patch in self.patches if patch.step <= number), *own)
 
     def patches_for(self, step: str | int) -> tuple[Path, ...]:

@@ -8,7 +8,6 @@ harness at work there.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import re
@@ -23,7 +22,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from harness.errors import HarnessError, InfrastructureError
+from harness.errors import InfrastructureError
 from harness.journal import Journal
 from harness.selftest.machine import INTERFACE, Machine
 from harness.selftest.rack import Rack
@@ -105,11 +104,6 @@ class Scene:
             generator={"boot": {"timeout_s": _BOOT_S}},
             top={"kernel": {"config": "benchmark"}},
         )
-
-    def root(self, *command: str) -> None:
-        """Run ``command`` as root on the dut; it may take the machine along."""
-        with contextlib.suppress(HarnessError):
-            self.rack.dut.run("sudo", "-n", *command, timeout_s=20)
 
     def harness(self, *words: str) -> subprocess.Popen[str]:
         """``harness WORDS``, under way."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from harness.errors import HarnessError
-from harness.selftest.faults import BACK_S, Fault, Scene, ended
+from harness.selftest.faults import BACK_S, Fault, Scene
 from harness.selftest.image import MACHINE_USER
 
 _UNIT = "/etc/systemd/system/fault.service"
@@ -109,11 +109,11 @@ def _plug_in(scene: Scene) -> None:
 
 
 def _break_lease(scene: Scene) -> None:
-    ended(scene.harness("hosts", "release", "dut", "--break", "--hosts", str(scene.hosts())))
+    scene.end("hosts", "release", "dut", "--break", "--hosts", str(scene.hosts()))
 
 
 def _release(scene: Scene) -> None:
-    ended(scene.harness("hosts", "release", "dut", "--hosts", str(scene.hosts())))
+    scene.end("hosts", "release", "dut", "--hosts", str(scene.hosts()))
 
 
 def _fill(scene: Scene) -> None:
@@ -124,7 +124,7 @@ def _fill(scene: Scene) -> None:
 
 def _clean(scene: Scene) -> None:
     _as_root("rm -f /full")(scene)
-    ended(scene.harness("hosts", "clean", "dut", "--hosts", str(scene.hosts())))
+    scene.end("hosts", "clean", "dut", "--hosts", str(scene.hosts()))
 
 
 def _wait_for_sudo(scene: Scene) -> None:

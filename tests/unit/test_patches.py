@@ -16,6 +16,7 @@ import pytest
 
 from harness import patches
 from harness.errors import ConfigurationError, InfrastructureError, KernelError
+from harness.plan import ALL_STEPS
 
 pytestmark = pytest.mark.unit
 
@@ -442,6 +443,7 @@ SHIPPED = patches.list_series()
 def test_optional_steps(base: str) -> None:
     series = patches.series(base)
     assert series.optional_steps == ("2m", "2v", "9")
+    assert set(ALL_STEPS) == {*series.steps, *series.optional_steps}
     upto = {step: [patch.name for patch in series.upto(step)] for step in ("2", "2m", "8", "9")}
     assert upto["2m"] == [*upto["2"], "2m"]
     assert upto["9"] == [*upto["8"], "9"]
