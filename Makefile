@@ -33,7 +33,7 @@ check: system $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 4 -m 'not guest and not deep' $(ARGS)
-	$(BIN)/pytest -m 'guest and not deep' $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup -m 'guest and not deep' $(ARGS)
 
 lint: system $(VENV)/installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy

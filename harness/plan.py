@@ -66,6 +66,8 @@ CELLS = tuple(Cell(moderation, poll) for moderation in (True, False) for poll in
 NDR_LOSS = 0.001
 """The share of packets that may be lost at the non-drop rate."""
 NDR_CONFIRMATIONS = 3
+_NDR_TRIALS = 16
+"""What a search takes as a rule: 4 to find two bounds, 5 between them, 3 times confirmed or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,10 @@ class Profile:
 
     def boot_s(self, ordinal: int) -> float:
         """Seconds of measured windows in a boot of that block, without boot and ramp-up."""
-        return sum(trial.duration_s for trial in self.trials_of(ordinal))
+        return sum(
+            trial.duration_s * (_NDR_TRIALS if trial.kind == "ndr" else 1)
+            for trial in self.trials_of(ordinal)
+        )
 
 
 @dataclass(frozen=True)

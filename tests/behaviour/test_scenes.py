@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,13 @@ from tests.behaviour.bed import Observed, Stage, differences, stage
 from tests.behaviour.scene import Scene
 from tests.behaviour.scenes import BY_NAME, CHURN, NEW_FLOWS, SCENES
 
-pytestmark = [pytest.mark.guest, pytest.mark.deep]
+pytestmark = pytest.mark.guest
 
 STEPS = [str(step) for step in range(int(kernels.LAST_STEP) + 1)]
+MEASURABLE = (
+    "plain", "tap", "forward", "rp_filter", "xdp", "rps", "timestamps", "busy poll", "jumbo",
+)  # fmt: skip
+"""Scenes that need nothing of a kernel which the one that is measured has not."""
 FAST = (
     "plain", "tap", "forward", "vlan and bridge", "vrf", "rp_filter", "nft", "nat", "xdp", "rps",
 )  # fmt: skip
@@ -25,6 +30,24 @@ SANITIZED = ("plain", "nft", "rps")
 
 Baseline = Callable[[Scene], Observed]
 Staged = Callable[[Image, str], Stage]
+
+
+@pytest.fixture(scope="module")
+def measured(home: Path) -> Iterator[tuple[Stage, Stage]]:
+    """The kernels that a campaign measures, of the baseline and the last step."""
+    with ExitStack() as up:
+        built = kernels.measured(["0", kernels.LAST_STEP])
+        first, last = (
+            up.enter_context(stage(image, home / f"measured-{step}"))
+            for step, image in built.items()
+        )
+        yield first, last
+
+
+@pytest.mark.parametrize("name", MEASURABLE)
+def test_what_is_measured_does_the_same(name: str, measured: tuple[Stage, Stage]) -> None:
+    first, last = (one.play(BY_NAME[name]) for one in measured)
+    assert differences(first, last) == []
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +62,7 @@ def same(baseline: Baseline, one: Stage, scene: Scene) -> None:
     assert not found, "\n".join(["baseline / step:", *found])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", FAST)
 def test_the_last_step_does_what_the_baseline_does(
     name: str, last: Stage, baseline: Baseline
@@ -46,6 +70,7 @@ def test_the_last_step_does_what_the_baseline_does(
     same(baseline, last, BY_NAME[name])
 
 
+@pytest.mark.deep
 def test_the_last_step_under_sanitizers(staged: Staged, baseline: Baseline) -> None:
     image = kernels.images([kernels.LAST_STEP], "debug")[kernels.LAST_STEP]
     up = staged(image, "debug")
@@ -53,6 +78,7 @@ def test_the_last_step_under_sanitizers(staged: Staged, baseline: Baseline) -> N
         same(baseline, up, BY_NAME[name])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("step", STEPS[1:])
 def test_every_step_does_what_the_baseline_does(
     step: str, staged: Staged, baseline: Baseline
@@ -62,6 +88,7 @@ def test_every_step_does_what_the_baseline_does(
         same(baseline, up, scene)
 
 
+@pytest.mark.deep
 def test_new_flows_under_conntrack(staged: Staged, baseline: Baseline) -> None:
     """No datagram is lost; what else differs is told."""
     up = staged(kernels.images([kernels.LAST_STEP])[kernels.LAST_STEP], "plain")
@@ -70,6 +97,7 @@ def test_new_flows_under_conntrack(staged: Staged, baseline: Baseline) -> None:
     assert [line for line in found if line.startswith("udp4 ")] == []
 
 
+@pytest.mark.deep
 def test_packets_from_memory_reserves(staged: Staged) -> None:
     seen = []
     for step in ("0", kernels.LAST_STEP):
@@ -80,6 +108,7 @@ def test_packets_from_memory_reserves(staged: Staged) -> None:
         assert differences(one, other) == []
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("step", STEPS)
 def test_every_step_under_sanitizers(step: str, staged: Staged, baseline: Baseline) -> None:
     up = staged(kernels.images([step], "debug")[step], "debug")
