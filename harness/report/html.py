@@ -23,7 +23,7 @@ from harness.report.text import (
     cells,
     head_lines,
     measure_cell,
-    verdict_line,
+    verdict_lines,
 )
 
 Document = dict[str, Any]
@@ -39,7 +39,7 @@ def page(report: Document) -> str:
         undefined=jinja2.StrictUndefined,
     )
     campaign = report["campaign"]
-    verdicts = [verdict_line(verdict) for verdict in report["verdicts"]]
+    verdicts = list(verdict_lines(report))
     return environment.get_template("page.html.j2").render(
         report=report,
         facts=head_lines(report)[0],

@@ -117,13 +117,14 @@ def _drawn(report: Document) -> Iterator[Plot]:
             "Where packets went",
             "Shares of the frames that reached the NIC, from before the load to after it.",
         )
-    if any(row["cpu_ns_per_packet"] for row in rows):
+    paced = "paced_cpu_ns_per_packet" in report["measures"]
+    if paced or any(row["cpu_ns_per_packet"] for row in rows):
         figure, [axes] = _figure([1.7])
-        _cost(axes, rows)
+        _cost(axes, rows, paced=paced)
         yield _plot(
             figure,
             "cost",
-            "CPU time of a packet",
+            f"CPU time of a packet{' at a paced load' * paced}",
             "System, interrupt and softirq time of the interrupt's CPU for each packet at IP: "
             "boots (dots) and their median (bar).",
         )
@@ -330,13 +331,21 @@ def _round_trips(axes: Axes, rows: list[Document], cell: Cell) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _cost(axes: Axes, rows: list[Document]) -> None:
+def _cost(axes: Axes, rows: list[Document], *, paced: bool) -> None:
+    """At the paced load, if there was one: at full load it is hardly more than 1 / rate."""
     for place, row in enumerate(rows):
-        costs = [
-            boot["cpu_ns_per_packet"] for boot in row["by_boot"] if "cpu_ns_per_packet" in boot
-        ]
+        if paced:
+            name = "paced_cpu_ns_per_packet"
+            trials = [boot["measures"].get(name, {}) for boot in row["by_boot"]]
+            costs = [np.median([*each.values()]) for each in trials if each]
+            middle = row["measures"].get(name, {}).get("median")
+        else:
+            costs = [
+                boot["cpu_ns_per_packet"] for boot in row["by_boot"] if "cpu_ns_per_packet" in boot
+            ]
+            middle = row["cpu_ns_per_packet"]
         axes.plot([place] * len(costs), costs, ".", color=_ACCENT, alpha=0.5)
-        if row["cpu_ns_per_packet"]:
-            axes.hlines(row["cpu_ns_per_packet"], place - 0.25, place + 0.25, color=_INK)
+        if middle:
+            axes.hlines(middle, place - 0.25, place + 0.25, color=_INK)
     _steps_axis(axes, rows)
     axes.set_ylabel("ns a packet")

@@ -299,18 +299,7 @@ def below_lines(report: Document) -> Iterator[str]:
     ]
     if cost:
         yield f"stack packets/s while the probes ran, beside the timed trials: {', '.join(cost)}"
-    yield from (verdict_line(verdict) for verdict in report["verdicts"])
-    for name, about in report["measures"].items():
-        for row in report["rows"]:
-            verdict = row["measures"].get(name, {}).get("verdict")
-            if verdict and name not in ROUND_TRIP_PERCENTILES:
-                yield f"{about['title']}: {verdict_line(verdict)}"
-            if verdict and about["published"]:
-                yield _resolved(about, row["measures"][name])
-    for row in report["rows"]:
-        for found in row["beds"]:
-            if found["verdict"]:
-                yield f"bed {found['bed']}: {verdict_line(found['verdict'])}"
+    yield from verdict_lines(report)
     if report["campaign"]["beds"] and any(v["p_beds"] is None for v in report["verdicts"]):
         yield (
             "the verdicts take it that a step does the same on every bed: "
@@ -324,6 +313,22 @@ def below_lines(report: Document) -> Iterator[str]:
     rates = " / ".join(f"{pps / 1e6:.2f}" for pps in published["stack_rx_pps"].values())
     steps = ", ".join(published["stack_rx_pps"])
     yield f"* {published['source']}; {rates} Mpps after steps {steps}"
+
+
+def verdict_lines(report: Document) -> Iterator[str]:
+    """Every verdict: of the rates, of what was measured beside them, of each bed."""
+    yield from (verdict_line(verdict) for verdict in report["verdicts"])
+    for name, about in report["measures"].items():
+        for row in report["rows"]:
+            verdict = row["measures"].get(name, {}).get("verdict")
+            if verdict and name not in ROUND_TRIP_PERCENTILES:
+                yield f"{about['title']}: {verdict_line(verdict)}"
+            if verdict and about["published"]:
+                yield _resolved(about, row["measures"][name])
+    for row in report["rows"]:
+        for found in row["beds"]:
+            if found["verdict"]:
+                yield f"bed {found['bed']}: {verdict_line(found['verdict'])}"
 
 
 _NIC_SETTINGS = ("rings", "offloads", "rx_queues", "ntuple", "coalesce")
