@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What all tests share: an interrupt is one, and who may run beside whom.
+"""What all tests share: an interrupt is one, and machines are told from beds.
 
 A shell that runs something in the background has it ignore SIGINT, and whatever
 that starts as well; the tests that interrupt a harness would then wait for ever.
@@ -14,11 +14,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under ``--dist loadgroup``: machines boot beside what virtual beds measure.
-
-    Two of one kind never do: two measurements would take each other's CPUs.
-    """
+    """What boots machines runs beside what measures on beds, so it has a marker to select it by."""
     for item in items:
-        if item.get_closest_marker("guest"):
-            queue = "machines" if "rack" in getattr(item, "fixturenames", ()) else "beds"
-            item.add_marker(pytest.mark.xdist_group(queue))
+        if "rack" in getattr(item, "fixturenames", ()):
+            item.add_marker("machines")
