@@ -41,7 +41,7 @@ check-beds:
 
 check-machines:
 	@own=$$(mktemp -d) && echo "machines: $$own/log, shown when they are through" && \
-	if TMPDIR=$$own $(BIN)/pytest -m 'guest and machines and not deep' $(ARGS) > $$own/log 2>&1; \
+	if TMPDIR=$$own XDG_RUNTIME_DIR=$$own $(BIN)/pytest -m 'guest and machines and not deep' $(ARGS) > $$own/log 2>&1; \
 	then cat $$own/log; rm -rf $$own; else cat $$own/log; exit 1; fi
 
 lint: system $(VENV)/installed-dev
