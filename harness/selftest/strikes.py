@@ -145,6 +145,9 @@ _chatters = _meanwhile(
     "ip link set $(ip -4 -o address show to 10.0.2.15 | cut -d' ' -f2) down;"
     " while sleep 1; do echo still here > /dev/kmsg; done"
 )
+_without_netserver = _meanwhile(
+    "until pgrep -x netserver; do sleep 0.2; done; sleep 6; pkill -KILL -x netserver"
+)
 _armed_for_ever = _at_boot_of_ours("grub-editenv - set next_entry=receive-batching-$(uname -r)")
 _never_armed = _at_shutdown("grub-editenv - unset next_entry")
 
@@ -178,7 +181,7 @@ FAULTS = (
     Fault("ssh lost for ever", _cut(None), 3, "did not come up", mend=_plug_in, unmet=True),
     Fault("sudo refused", _no_sudo, 3, "sudo", after=None, mend=_wait_for_sudo),
     Fault("generator loses power", lambda scene: scene.rack.generator.cycle(), 0, "lost: "),
-    Fault("netserver killed", _as_root("pkill -KILL netserver"), 0, "void"),
+    Fault("netserver killed", _without_netserver, 0, "void"),
     Fault("NIC fails", lambda scene: scene.rack.dut.break_nic(), 3, "", mend=_plug_in, unmet=True),
     Fault(
         "BMC refuses", lambda scene: scene.rack.dut.freeze(), 3, "power", mend=_plug_in,
