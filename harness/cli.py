@@ -41,6 +41,7 @@ COMMANDS = {
 _HINTS = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
+    errno.EFBIG: "ulimit -f bounds the size of files here",
     errno.EROFS: "name a directory that can be written",
     errno.EACCES: "name a directory that is yours",
     errno.EPERM: "name a directory that is yours",
@@ -114,10 +115,13 @@ def main() -> NoReturn:
         if error.errno not in _HINTS:
             status = _bug()
         else:
-            where = f": {error.filename}" if error.filename else ""
-            status = _show(
-                InfrastructureError(f"{error.strerror}{where}", hint=_HINTS[error.errno])
+            # Only what opens a file names it.
+            what = (
+                f"{error.strerror}: {error.filename}"
+                if error.filename
+                else f"a file cannot be written: {error.strerror}"
             )
+            status = _show(InfrastructureError(what, hint=_HINTS[error.errno]))
     except Exception:  # noqa: BLE001
         status = _bug()
     sys.exit(status if isinstance(status, int) else 0)

@@ -88,6 +88,7 @@ def test_a_wrong_option_is_a_configuration_error() -> None:
         (errors.KernelError("panic"), 4, "error: panic\n"),
         (errors.TrialVoidError("void"), 5, "error: void\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 3, "No space left on device: /x"),
+        (OSError(errno.EFBIG, "File too large"), 3, "a file cannot be written: File too large"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ValueError("oops"), 70, "this is a bug"),
         (OSError(errno.ENOENT, "oops"), 70, "this is a bug"),
