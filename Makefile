@@ -35,11 +35,12 @@ check: system $(VENV)/installed-dev
 	$(BIN)/pytest --numprocesses 4 -m 'not guest and not deep' $(ARGS)
 	$(MAKE) --no-print-directory --jobs 2 check-beds check-machines
 
-# Machines take one core at most while they boot: they can, beside what is measured on beds.
-check-beds:
+# What boots machines runs beside what measures on beds, with directories of its own: tests look
+# for what others have left in the usual ones.
+check-beds: $(VENV)/installed-dev
 	$(BIN)/pytest -m 'guest and not machines and not deep' $(ARGS)
 
-check-machines:
+check-machines: $(VENV)/installed-dev
 	@own=$$(mktemp -d) && echo "machines: $$own/log, shown when they are through" && \
 	if TMPDIR=$$own XDG_RUNTIME_DIR=$$own $(BIN)/pytest -m 'guest and machines and not deep' $(ARGS) > $$own/log 2>&1; \
 	then cat $$own/log; rm -rf $$own; else cat $$own/log; exit 1; fi

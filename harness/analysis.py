@@ -70,9 +70,10 @@ class BootFigures:
 
     def of(self, metric: str) -> dict[int, float]:
         """The positive values of one metric, by trial."""
-        if metric in self.measures:
-            return self.measures[metric]
-        return {index: rates[metric] for index, rates in self.trials.items() if rates.get(metric)}
+        found = self.measures.get(metric) or {
+            index: rates[metric] for index, rates in self.trials.items() if metric in rates
+        }
+        return {index: value for index, value in found.items() if value > 0}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tabulate import tabulate
 
-from harness.errors import ConfigurationError, InfrastructureError
+from harness.errors import ConfigurationError, InfrastructureError, KernelError
+from harness.measures import MEASURES
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
 from harness.report.expect import (
     RATE_METRICS,
@@ -34,13 +35,14 @@ from harness.samples import write_atomic
 from harness.stats import CONFIDENCE, hodges_lehmann, signed_rank_interval
 
 FIGURE_METRICS = ("ip_rcv_per_packet", "list_len_p50", "list_len_p90", "list_len_max")
-METRICS = (*RATE_METRICS, *FIGURE_METRICS)
+METRICS = (*RATE_METRICS, *MEASURES, *FIGURE_METRICS)
 LOOK_BLOCKS = MIN_BLOCKS_FOR_VERDICT
 """Blocks between two looks at a rate; a figure is looked at block by block."""
 JOURNAL = "bisect.json"
 
 Document = dict[str, Any]
-Outcome = Literal["good", "bad", "open"]
+Outcome = Literal["good", "bad", "open", "dead"]
+"""Of a point; that of ``dead`` was not built or did not live."""
 Measure = Callable[[str, Sequence[str], int], Document]
 """``measure(name, points, blocks)`` boots ``points`` so many blocks, in all, and reports.
 
@@ -107,6 +109,8 @@ class Decision(_Kept):
     good_value: float | None = None
     """The good end's figure, where it was measured beside."""
     blocks: int
+    why: str | None = None
+    """What became of its kernel, if that is dead."""
 
 
 class Journal(_Kept):
@@ -129,15 +133,19 @@ class Journal(_Kept):
 def search(points: Sequence[str], decide: Callable[[str], Outcome]) -> tuple[int, int]:
     """Indices of a good point and a bad one after it, of which the first and last are known.
 
-    They are neighbours unless a decision stayed open.
+    They are neighbours unless a decision stayed open or all between them are dead.
     """
     good, bad = 0, len(points) - 1
-    while bad - good > 1:
-        middle = (good + bad) // 2
+    dead: set[int] = set()
+    while alive := [index for index in range(good + 1, bad) if index not in dead]:
+        middle = min(alive, key=lambda index: abs(index - (good + bad) // 2))
         outcome = decide(points[middle])
         if outcome == "open":
             break
-        good, bad = (middle, bad) if outcome == "good" else (good, middle)
+        if outcome == "dead":
+            dead.add(middle)
+        else:
+            good, bad = (middle, bad) if outcome == "good" else (good, middle)
     return good, bad
 
 
@@ -159,8 +167,12 @@ def judge_figure(value: float, *, good: float, bad: float, by: float) -> Outcome
     return "bad" if moved > 0 and moved >= by * max(abs(good), abs(bad)) else "good"
 
 
-def begin(directory: Path, question: Question, *, seed: int, resume: bool) -> Journal:
+def begin(
+    directory: Path, question: Question, *, seed: int, resume: bool, retry_failed: bool = False
+) -> Journal:
     """The journal in ``directory``, a new one unless ``resume``.
+
+    With ``retry_failed`` it knows of no dead points.
 
     Raises:
         ConfigurationError: there is one already, or none, or one of another search.
@@ -193,6 +205,9 @@ def begin(directory: Path, question: Question, *, seed: int, resume: bool) -> Jo
             f"the bisection cannot be gone on with: its {name} was {was[name]}, not {now[name]}",
             hint="give the same options again, or another directory",
         )
+    if retry_failed:
+        alive = tuple(made for made in journal.decisions if made.outcome != "dead")
+        journal = journal.model_copy(update={"decisions": alive})
     return journal
 
 
@@ -206,8 +221,11 @@ def run(
 ) -> Journal:
     """Make every decision that is not in ``journal`` yet; the journal then holds all.
 
+    A point whose kernel is not to be had is passed over.
+
     Raises:
-        HarnessError: whatever ended a measurement; decisions made before it are kept.
+        KernelError: a kernel at an end is not to be had.
+        HarnessError: whatever else ended a measurement; decisions made before it are kept.
     """
     question = journal.question
 
@@ -216,7 +234,19 @@ def run(
         decision = journal.of(point)
         if decision is None:
             say(f"{question.kind} {point} against {question.good}")
-            decision = _decide(point, journal, measure, titles or {})
+            try:
+                decision = _decide(point, journal, measure, titles or {})
+            except KernelError as error:
+                if point == question.bad:
+                    raise
+                decision = Decision(
+                    point=point,
+                    title=(titles or {}).get(point),
+                    outcome="dead",
+                    value=None,
+                    blocks=0,
+                    why=error.message,
+                )
             journal = journal.model_copy(update={"decisions": (*journal.decisions, decision)})
             _write(directory, journal)
         say(f"{question.kind} {point} is {decision.outcome}: {_shown(decision)}")
@@ -323,7 +353,12 @@ def _sentence(journal: Journal, shown: Document) -> str:
             f"{_shown(ends)}"
         )
     good, bad = shown["between"]
-    return f"inconclusive between {kind} {good} and {kind} {bad}"
+    within = question.points[question.points.index(good) : question.points.index(bad)]
+    dead = [made.point for made in journal.decisions if made.outcome == "dead"]
+    passed = ", ".join(point for point in dead if point in within)
+    return f"inconclusive between {kind} {good} and {kind} {bad}" + (
+        f"; without a kernel that lives: {passed}" if passed else ""
+    )
 
 
 def require(shown: Document) -> None:
@@ -363,7 +398,7 @@ def table(journal: Journal) -> str:
 
 def _shown(decision: Decision) -> str:
     if decision.value is None:
-        return "not measured"
+        return decision.why or "not measured"
     if decision.good_value is not None:
         return f"{decision.value:.6g} where the good end has {decision.good_value:.6g}"
     if decision.interval is None:

@@ -44,6 +44,16 @@ _ATTEMPTS = 3
 _FREE_BYTES = 200 << 20
 _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 _LOOK_EVERY_S = 0.5
+_SAME_TO_GO_ON = (
+    "bed",
+    "accelerator",
+    "trial",
+    "load",
+    "placement",
+    "variants",
+    "order",
+    "block_beds",
+)
 
 
 def run(setup: Setup, directory: Path, *, progress: Progress, retry_failed: bool = False) -> None:
@@ -207,7 +217,7 @@ def _failed_before(
     for planned in itertools.chain.from_iterable(setup.plan.groups(setup.bed.name)):
         where = samples.boot_directory(directory, planned)
         notes = unfinished.get(planned.directory)
-        if notes and not again and (why := setup.boots.crashed(notes)):
+        if notes and not _finished(where) and not again and (why := setup.boots.crashed(notes)):
             boot = _boot(setup, planned, directory, journal, planned.directory)
             boot.finish(KernelError(why))
         if again or not (where / "boot.json").is_file():
@@ -281,7 +291,9 @@ def require_same(kept: samples.Campaign, wanted: samples.Campaign) -> None:
         ConfigurationError: it names what differs.
     """
     was, now = kept.model_dump(mode="json"), wanted.model_dump(mode="json")
-    for name in ("bed", "accelerator", "load", "placement", "variants", "order", "block_beds"):
+    for one in (was, now):
+        one["trial"].pop("blocks", None)  # the order has them
+    for name in _SAME_TO_GO_ON:
         if was[name] != now[name]:
             raise ConfigurationError(
                 f"the campaign cannot be gone on with: its {name} was another",

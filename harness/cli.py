@@ -38,10 +38,13 @@ COMMANDS = {
     "completion": ("completion", "Print the tab completion for a shell."),
 }
 
-_HINTS = {
+_NO_ROOM = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EFBIG: "ulimit -f bounds the size of files here",
+}
+_HINTS = {
+    **_NO_ROOM,
     errno.EROFS: "name a directory that can be written",
     errno.EACCES: "name a directory that is yours",
     errno.EPERM: "name a directory that is yours",
@@ -115,13 +118,12 @@ def main() -> NoReturn:
         if error.errno not in _HINTS:
             status = _bug()
         else:
-            # Only what opens a file names it.
-            what = (
-                f"{error.strerror}: {error.filename}"
-                if error.filename
-                else f"a file cannot be written: {error.strerror}"
+            where = f": {error.filename}" if error.filename else ""
+            if not where and error.errno in _NO_ROOM:  # only what opens a file names it
+                where = ": a file cannot be written"
+            status = _show(
+                InfrastructureError(f"{error.strerror}{where}", hint=_HINTS[error.errno])
             )
-            status = _show(InfrastructureError(what, hint=_HINTS[error.errno]))
     except Exception:  # noqa: BLE001
         status = _bug()
     sys.exit(status if isinstance(status, int) else 0)

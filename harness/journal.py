@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from harness.errors import InfrastructureError
 
@@ -38,8 +38,10 @@ class Journal:
         """
         line = {"at": time.time(), "boot": boot, "event": event, **what}
         try:
-            with self._noting, self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            with self._noting, self.path.open("a+b") as file:
+                # What the line of a harness that was killed lacks.
+                end = b"" if _ends_a_line(file) else b"\n"
+                file.write(end + json.dumps(line).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -77,3 +79,10 @@ class Journal:
                     noted = json.loads(line)
                     if isinstance(noted, dict) and {"boot", "event"} <= noted.keys():
                         yield noted
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    if not file.seek(0, os.SEEK_END):
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

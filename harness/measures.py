@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from harness.plan import CELLS, Cell
+from harness.plan import CELLS, Cell, Extra
 from harness.samples import Trial, Window
 
 
@@ -23,6 +23,8 @@ class Measure:
     better: Literal["lower", "higher"] = "lower"
     source: str = ""
     """Where it was read."""
+    also: Extra | None = None
+    """What a campaign has to measure beside the rate for it."""
 
 
 _PMU_SOURCE = "perf stat on the interrupt's CPU over the timed window, all that ran there"
@@ -40,6 +42,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
             "CPU time a packet at a paced load",
             "ns",
             source="/proc/stat: time in which the interrupt's CPU was not idle",
+            also="cpu",
         ),
         **{
             name: Measure(title, unit, source=f"{_PMU_SOURCE}: {event}")
@@ -50,6 +53,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
             "packets/s",
             better="higher",
             source="packets sent and packets read, from rest to rest",
+            also="ndr",
         ),
     }
     | {
@@ -58,6 +62,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
             "µs",
             _EXPECTED_US.get(cell) if which == "mean" else None,
             source="netperf UDP_RR on the generator",
+            also="latency",
         )
         for cell in CELLS
         for which in _ROUND_TRIP

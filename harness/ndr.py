@@ -37,8 +37,9 @@ def search(
             low = middle
         else:
             high = middle
+    lacking = confirmations
     while low >= _LEAST_PPS:
-        if all(passes(low) for _ in range(confirmations)):
+        if all(passes(low) for _ in range(lacking)):
             return low
-        low /= 1 + RESOLUTION
+        low, lacking = low / (1 + RESOLUTION), 1 + confirmations
     return None

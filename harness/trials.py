@@ -21,7 +21,13 @@ from typing import Any
 
 from harness import plan, samples, workload
 from harness.config import Bed, Load
-from harness.errors import HarnessError, InfrastructureError, KernelError, TrialVoidError
+from harness.errors import (
+    HarnessError,
+    HostLostError,
+    InfrastructureError,
+    KernelError,
+    TrialVoidError,
+)
 from harness.hosts.bed import Boots, RunningBed, kernel_death
 from harness.hosts.channel import Pending
 from harness.journal import BEGIN, END, Journal
@@ -118,7 +124,8 @@ class BootUnderWay:
         self.close()
         self._took("all")
         samples.write_boot(self._root, samples.Boot.model_validate(self.kept))
-        self._note(END)
+        if not isinstance(error, HostLostError):  # how that ends is not known yet
+            self._note(END)
 
     def close(self) -> None:
         self._bed = None
@@ -226,6 +233,8 @@ def _highest_rate(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) ->
         found["ndr_pps"], found["search"] = workload.highest_rate(
             setup.load, boot.bed, first_pps=setup.bed.paced_pps, trial_s=trial.duration_s
         )
+        if why := workload.why_no_highest_rate(found["ndr_pps"], found["search"]):
+            found["void"] = [{"rule": "rate-not-found", "detail": why}]
     list(_load_down(setup, boot.bed, load, []))
     boot.kept["trials"].append(samples.Trial.model_validate(found))
 
@@ -239,7 +248,7 @@ _ALONE: Mapping[str, tuple[str, Callable[[Setup, BootUnderWay, plan.PlannedTrial
 
 
 def _prepare(setup: Setup, boot: BootUnderWay) -> None:
-    """Prove what is running, set both hosts up, start netserver."""
+    """Prove what is running, and set both hosts up."""
     image, bed, kept = image_of(setup, boot.planned), boot.bed, boot.kept
     kept["release"], kept["boot_id"] = bed.dut.ready["release"], bed.dut.ready["boot_id"]
     if kept["release"] != image.release:
@@ -253,7 +262,6 @@ def _prepare(setup: Setup, boot: BootUnderWay) -> None:
         ),
     }
     _same_netperf(kept["inventory"])
-    workload.start_netserver(setup.bed, bed)
 
 
 def _put_back(boot: BootUnderWay) -> None:
@@ -348,7 +356,7 @@ class _Load:
 
 def _load_up(setup: Setup, bed: RunningBed, load: _Load) -> None:
     load.before = bed.dut.call("counters", interface=bed.dut_interface)
-    workload.start_netperf(setup.bed, setup.load, bed, paced_pps=load.paced_pps)
+    workload.start_load(setup.bed, setup.load, bed, paced_pps=load.paced_pps)
     try:
         load.ramp = _ramp_up(bed, setup.load.streams)
     except TrialVoidError as error:

@@ -9,6 +9,7 @@ highest rate without loss.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness import ndr
@@ -37,26 +38,16 @@ def apply_settings(bed_config: Bed, bed: RunningBed) -> dict[str, Any]:
     }
 
 
-def start_netserver(bed_config: Bed, bed: RunningBed) -> None:
-    """Start netserver on the dut."""
-    bed.dut.call(
-        "netserver_start",
-        address=str(bed_config.dut.address.ip),
-        port=_PORT,
-        cpu=bed_config.netserver_cpu,
-        within_s=60,
-    )
-
-
-def start_netperf(
+def start_load(
     bed_config: Bed, load: Load, bed: RunningBed, *, paced_pps: float | None = None
 ) -> None:
-    """Start every stream of ``load`` on the generator; they send until they are ended.
+    """Start every stream of ``load``; they send until they are ended.
 
     Together they send ``paced_pps`` packets a second, or all they can.
     """
     if paced_pps:
         pace(bed, load, paced_pps)
+    _have_netserver(bed_config, bed)
     bed.generator.call(
         "netperf_start",
         target=str(bed_config.dut.address.ip),
@@ -99,6 +90,7 @@ def round_trips(
             coalesce=moderation if cell.moderation else _NO_MODERATION,
             busy_read_us=_BUSY_READ_US if cell.busy_poll else 0,
         )
+        _have_netserver(bed_config, bed)
         return dict(
             bed.generator.call(
                 "netperf_rr",
@@ -134,21 +126,42 @@ def highest_rate(
         lasted_s = time.monotonic() - began_s
         now = _at_rest(bed)
         sent, read = now[0] - sent, now[1] - read
-        offered_pps = sent / lasted_s
-        passed = sent - read <= NDR_LOSS * sent and offered_pps >= _OFFERED * pps
-        tried.append(
-            {
-                "asked_pps": pps,
-                "offered_pps": offered_pps,
-                "sent": sent,
-                "read": read,
-                "passed": passed,
-            }
-        )
-        return passed
+        row = {"asked_pps": pps, "offered_pps": sent / lasted_s, "sent": sent, "read": read}
+        row["passed"] = not _lossy(row) and row["offered_pps"] >= _OFFERED * pps
+        tried.append(row)
+        return bool(row["passed"])
 
     bed.generator.call("netperf_pause")
     return ndr.search(passes, first_pps, confirmations=NDR_CONFIRMATIONS), tried
+
+
+def why_no_highest_rate(pps: float | None, tried: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why what :func:`highest_rate` found says nothing of the dut; ``None``: it does."""
+    if pps is None:
+        return "not even the lowest rate passed"
+    above = [row for row in tried if not row["passed"] and row["asked_pps"] > pps]
+    nearest = min(above, key=lambda row: row["asked_pps"], default=None)
+    if nearest is None or _lossy(nearest):
+        return None
+    return (
+        f"asked for {nearest['asked_pps']:,.0f} packets/s the generator sent "
+        f"{nearest['offered_pps']:,.0f}, and none was lost"
+    )
+
+
+def _lossy(row: Mapping[str, Any]) -> bool:
+    return bool(row["sent"] - row["read"] > NDR_LOSS * row["sent"])
+
+
+def _have_netserver(bed_config: Bed, bed: RunningBed) -> None:
+    """On the dut; one that a trial lost is not missing in the next."""
+    bed.dut.call(
+        "netserver_start",
+        address=str(bed_config.dut.address.ip),
+        port=_PORT,
+        cpu=bed_config.netserver_cpu,
+        within_s=60,
+    )
 
 
 def _at_rest(bed: RunningBed) -> tuple[int, int]:

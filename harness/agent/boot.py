@@ -65,6 +65,7 @@ class Boot:
                 "method": method,
                 "boot_id": self._boot_id(),
             }
+            record.data["left"] = None
             record.save()
             if method == "kexec":
                 self._kexec_load(release, entry["cmdline"])
@@ -92,6 +93,10 @@ class Boot:
         with changing(self._places) as record:
             if method == "known-good":
                 self._disarm(record)
+                if self._runs_ours(record):
+                    left = {"release": self._places.release(), "boot_id": self._boot_id()}
+                    record.data["left"] = left
+                    record.save()
             else:
                 self._check_armed(record, method)
             if method != "kexec" and (switch := self._kexec_instead()) is not None:
@@ -110,8 +115,10 @@ class Boot:
     def state(self) -> dict[str, Any]:
         """What runs, what boots next, and whether the default is as it was.
 
-        ``missed``: a release that was to be booted, after another was. ``one_shot_pending``
-        is a release of ours or the name of another's entry.
+        ``ours``: the running kernel was installed or booted by the harness. ``left``: the
+        last boot of ours that ended because it was told to. ``missed``: a release that was to
+        be booted, after another was. ``one_shot_pending`` is a release of ours or the name of
+        another's entry.
         """
         record = Record(self._places)
         loader = loader_of(self._places)
@@ -124,7 +131,8 @@ class Boot:
         return {
             "release": release,
             "boot_id": boot_id,
-            "ours": release in record.data["kernels"],
+            "ours": self._runs_ours(record),
+            "left": record.data["left"],
             "known_good": known["release"] if known else None,
             "default": default,
             "default_untouched": (known is None or known["default"] == default)
@@ -135,6 +143,10 @@ class Boot:
             "armed": None if happened else armed,
             "missed": missed,
         }
+
+    def _runs_ours(self, record: Record) -> bool:
+        booted_by_us = cmdline.is_ours(self._places.text("proc/cmdline") or "")
+        return booted_by_us or self._places.release() in record.data["kernels"]
 
     def _check_armed(self, record: Record, method: str) -> None:
         armed = record.data["armed"]

@@ -28,6 +28,11 @@ def words(line: str) -> list[str]:
     ]
 
 
+def is_ours(line: str) -> bool:
+    """Is /proc/cmdline that of a boot of ours?"""
+    return any(word.partition("=")[0] == OURS for word in words(line))
+
+
 def known_good(line: str) -> list[str]:
     """The parameters of /proc/cmdline that another kernel on this host needs, too."""
     return [word for word in words(line) if word.partition("=")[0] not in _LOADERS_OWN]

@@ -17,6 +17,7 @@ from .boot import Boot
 from .faults import AgentError
 from .health import Check, check
 from .inventory import inventory
+from .kernel_config import kernel_config
 
 _ROLES = ("dut", "generator")
 _BOOT_MIB, _VAR_MIB, _GENERATOR_VAR_MIB = 160, 1024, 64
@@ -52,6 +53,7 @@ class Doctor:
         ]
         if dut == "dut":
             steps += [
+                ("kernel config", self._kernel_config),
                 ("types", self._types),
                 ("boot", self._booting),
                 ("recovery", self._recovery),
@@ -196,6 +198,14 @@ class Doctor:
                 remedy=f"free {mib} MiB; `harness hosts clean` removes kernels of the harness",
                 needed=True,
             )
+
+    def _kernel_config(self) -> None:
+        try:
+            detail = f"readable; {len(kernel_config()['modules'])} modules are loaded"
+            ok, remedy = True, None
+        except AgentError as error:
+            ok, detail, remedy = False, str(error), error.hint
+        self._add("kernel config", ok=ok, detail=detail, remedy=remedy, needed=False)
 
     def _types(self) -> None:
         release = platform.release()

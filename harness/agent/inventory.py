@@ -23,6 +23,7 @@ from .faults import AgentError
 NET = Path("/sys/class/net")
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
 _CPUFREQ = "/sys/devices/system/cpu"
+_CPUINFO = Path("/proc/cpuinfo")
 _CLOCKSOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 
 
@@ -94,6 +95,7 @@ def inventory(
         interface = _named_by(mac)
     answer: dict[str, Any] = {
         "cpus": os.cpu_count(),
+        "cpu_model": _cpu_model(),
         "governors": governors(),
         "irqbalance": irqbalance_running(),
         "versions": _versions(command_prefix),
@@ -178,6 +180,11 @@ def governors() -> dict[str, str] | None:
 def irqbalance_running() -> bool:
     """Is an irqbalance at work on this host?"""
     return any(read_text(path) == "irqbalance" for path in Path("/proc").glob("[0-9]*/comm"))
+
+
+def _cpu_model() -> str | None:
+    found = re.search(r"^model name\s*: (.+)$", read_text(_CPUINFO) or "", re.MULTILINE)
+    return found[1] if found else None
 
 
 def _named_by(mac: str) -> str:

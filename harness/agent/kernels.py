@@ -128,7 +128,7 @@ class Kernels:
         if known is not None:
             return known
         line = self._places.text("proc/cmdline") or ""
-        if any(word.partition("=")[0] == cmdline.OURS for word in cmdline.words(line)):
+        if cmdline.is_ours(line):
             raise AgentError(
                 "this host runs a kernel of the harness, and no record says which was before",
                 hint="boot its own kernel first",

@@ -76,9 +76,13 @@ class Load:
     ) -> dict[str, Any]:
         """A netserver on ``address``, pinned with all it will fork; returns once it listens.
 
+        One that was started before and still runs stays.
+
         Raises:
             AgentError: netserver is missing, ended at once or never listened.
         """
+        if self._netserver is not None and self._netserver.poll() is None and _listening(port):
+            return {"pid": self._netserver_pid}
         self.netserver_stop()
         if _listening(port):
             raise AgentError(

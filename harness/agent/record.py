@@ -63,13 +63,20 @@ class Record:
     """The state file. ``data`` is changed in place and is on disk after :meth:`save`.
 
     ``known_good``: release, cmdline and default of the boot the first kernel was
-    installed from; ``kernels``: by release; ``armed``: the boot that was prepared.
+    installed from; ``kernels``: by release; ``armed``: the boot that was prepared;
+    ``left``: the boot of ours that was told to end last.
     """
 
     def __init__(self, places: Places) -> None:
         self._directory = places.state
         self.path = places.state / "kernels.json"
-        self.data: dict[str, Any] = {"version": 1, "known_good": None, "kernels": {}, "armed": None}
+        self.data: dict[str, Any] = {
+            "version": 1,
+            "known_good": None,
+            "kernels": {},
+            "armed": None,
+            "left": None,
+        }
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:

@@ -28,6 +28,7 @@ from harness.errors import ConfigurationError
 from harness.hosts.bed import Boots
 from harness.hosts.boots import acquired, kernel_config, made_meanwhile, opened
 from harness.hosts.labgrid import Place
+from harness.measures import MEASURES
 from harness.progress import Progress
 from harness.report import document
 
@@ -62,6 +63,7 @@ from harness.report import document
 @hosts_option
 @out_option("bisect-")
 @click.option("--resume", is_flag=True, help="Go on with the bisection in --out.")
+@click.option("--retry-failed", is_flag=True, help="With --resume: try dead kernels again.")
 @click.option(
     "--format",
     "form",
@@ -84,6 +86,7 @@ def bisect(
     hosts_path: Path | None,
     directory: Path,
     resume: bool,
+    retry_failed: bool,
     form: str,
 ) -> None:
     """Find the first step, or commit of a tree, at which a metric has moved.
@@ -99,8 +102,8 @@ def bisect(
     decision boots the step in the middle beside the good end and halves what is left.
     A rate is decided when the interval of its ratio to the good end's is wholly beyond
     --by or wholly within; until then blocks are added. Each decision errs at most one
-    time in twenty. What probes count exactly (ip_rcv_per_packet and list lengths) is
-    compared as it is, after one boot.
+    time in twenty. What probes count (ip_rcv_per_packet and list lengths) is compared as
+    it is, after one boot. A kernel that cannot be built or dies is passed over.
 
     The exit code is 6 if the ends do not differ, and 7 if the measurement cannot tell.
     """
@@ -124,6 +127,7 @@ def bisect(
         question,
         seed=secrets.randbits(31) if seed is None else seed,
         resume=resume,
+        retry_failed=retry_failed,
     )
     with Progress() as progress, contextlib.ExitStack() as up:
         progress.say(f"results: {directory}, seed {journal.seed}")
@@ -133,7 +137,7 @@ def bisect(
 
         def build(points: Sequence[str], layouts: int) -> dict[str, tuple[kernels.Image, ...]]:
             if tree:
-                touched = kernels.files_between(tree, good, bad)
+                touched = kernels.files_between(tree, commits[0].name, commits[-1].name)
                 return kernels.build_commits(
                     tree,
                     points,
@@ -145,7 +149,7 @@ def bisect(
                 )
             return kernels.layouts(hosts.kernel, points, layouts, host=host, progress=progress)
 
-        bench = _Bench(place, hosts.load, journal, directory, build, progress, up)
+        bench = _Bench(place, hosts.load, journal, directory, build, progress, up, retry_failed)
         journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
     shown = bisection.result(journal) | {"virtual": bed.kind == "virtual"}
     if form == "json":
@@ -195,6 +199,7 @@ class _Bench:
     build: Callable[[Sequence[str], int], dict[str, tuple[kernels.Image, ...]]]
     progress: Progress
     up: contextlib.ExitStack
+    retry_failed: bool
     boots: Boots | None = None
 
     def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
@@ -226,13 +231,19 @@ class _Bench:
             campaign.require_same(kept.model_copy(update={"order": record.order}), record)
             record = record.model_copy(update={"id": kept.id, "created": kept.created})
         samples.write_campaign(where, record)
-        campaign.run(setup, where, progress=self.progress)
+        campaign.run(setup, where, progress=self.progress, retry_failed=self.retry_failed)
         return document(analyse(samples.ResultDirectory.open(where)))
 
     def _profile(self, blocks: int) -> plan.Profile:
         """Timed trials alone for a rate, traced ones alone for what probes count."""
         question = self.journal.question
-        chosen = plan.profile(question.profile, bed_kind=self.place.bed.kind, blocks=blocks)
+        measure = MEASURES.get(question.metric)
+        chosen = plan.profile(
+            question.profile,
+            bed_kind=self.place.bed.kind,
+            blocks=blocks,
+            extras=(measure.also,) if measure and measure.also else (),
+        )
         if question.exact:
             return replace(chosen, warmups=0, trials=0, trace_blocks=blocks, slice_s=0.0, layouts=1)
         return replace(chosen, trace_blocks=0)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -121,7 +121,7 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
     yield tabulate(rows, headers=[*places, *(f"boot {n + 1}" for n in range(len(plan.steps)))])
     yield ""
     for one in beds:
-        yield from _changes(one)
+        yield from _changes(one, timing.extras)
         yield ""
     yield "a trial is void unless:"
     for name, rule in VOID_RULES.items():
@@ -129,11 +129,11 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
         yield f"  {name}: {rule.description}" + (f" (tolerance: {allowed})" if allowed else "")
 
 
-def _changes(bed: config.Bed) -> Iterator[str]:
+def _changes(bed: config.Bed, extras: Collection[str]) -> Iterator[str]:
     """What is set during a run, host by host."""
     yield f"set on {bed.dut_name} (dut) during a run, and put back after it:"
     wanted = {
-        "address": bed.dut.address,
+        "address": f"{bed.dut.address}, the other's as a neighbour, no IPv6",
         "receive queues in use": bed.steering and f"{bed.rx_queues} (by {_STEERED[bed.steering]})",
         "descriptors in a receive ring": bed.rx_ring,
         "offloads": _switched(bed.offloads),
@@ -145,10 +145,16 @@ def _changes(bed: config.Bed) -> Iterator[str]:
         "moderation": bed.coalesce
         and f"{bed.coalesce.rx_usecs} µs, adaptive {'on' if bed.coalesce.adaptive_rx else 'off'}",
     }
+    if "latency" in extras:
+        wanted["for round trips in turn"] = "moderation off, busy polling on"
+    if bed.kind != "virtual":
+        wanted["kernels"] = "one of each step is installed beside its own, and booted once a block"
     for name, value in wanted.items():
         yield f"  {name}: {'left as it is' if value is None else value}"
     yield f"set on {bed.generator_name} (generator):"
-    yield f"  address: {bed.generator.address}"
+    yield f"  address: {bed.generator.address}, the other's as a neighbour, no IPv6"
+    if {"cpu", "ndr"} & set(extras):
+        yield "  pacing: a token bucket on its interface while a load is paced"
 
 
 def _switched(offloads: config.Offloads | None) -> str | None:

@@ -99,8 +99,11 @@ def faults(names: tuple[str, ...], fast: bool, out: Path | None, form: str) -> N
     if unknown := [name for name in names if name not in known]:
         raise click.UsageError(f"no fault is called {unknown[0]!r}; {', '.join(known)}")
     chosen = [known[name] for name in names or known if known[name].fast or not fast]
-    found = []
-    with tempfile.TemporaryDirectory(prefix="rack-", dir="/var/tmp") as temporary:
+    found: list[suite.Outcome] = []
+    with contextlib.ExitStack() as up:
+        # Also if it is interrupted.
+        up.callback(lambda: click.echo(suite.shown(found, form)))
+        temporary = up.enter_context(tempfile.TemporaryDirectory(prefix="rack-", dir="/var/tmp"))
         where = out or Path(temporary)
         with Progress() as progress, racks.Rack(where / "rack", progress=progress) as rack:
             with progress.task("machines"):
@@ -113,6 +116,5 @@ def faults(names: tuple[str, ...], fast: bool, out: Path | None, form: str) -> N
                         f"{outcome.fault}: {'; '.join(outcome.wrong) or 'as it has to be'} "
                         f"({outcome.took_s:.0f} s)"
                     )
-    click.echo(suite.shown(found, form))
     if wrong := [outcome.fault for outcome in found if outcome.wrong]:
         raise ExpectationMissedError(f"not as it has to be: {', '.join(wrong)}")

@@ -116,8 +116,7 @@ def _virtual(
                 running = up.enter_context(virtual_bed(bed, image, made_with, Path(scratch)))
                 workload.apply_settings(bed, running)
                 if not idle:
-                    workload.start_netserver(bed, running)
-                    workload.start_netperf(bed, hosts.load, running)
+                    workload.start_load(bed, hosts.load, running)
             yield running.dut, running.dut_interface
 
 

@@ -141,10 +141,16 @@ class Agent:
         for reader in (self._read, self._keep_log):
             threading.Thread(target=reader, daemon=True).start()
         try:
-            self.ready: dict[str, Any] = self._answer("start", start_timeout_s)["ready"]
+            self.ready = self._greeting(start_timeout_s)
         except BaseException:
             process.end(self._process)
             raise
+
+    def _greeting(self, within_s: float) -> dict[str, Any]:
+        ready = self._answer("start", within_s).get("ready")
+        if not isinstance(ready, dict) or not {"release", "boot_id"} <= ready.keys():
+            raise HostLostError(f"{self.host}: not the greeting of an agent: {str(ready)[:200]!r}")
+        return ready
 
     @property
     def pid(self) -> int:
@@ -177,7 +183,7 @@ class Agent:
             if self._lines.empty():
                 self._watch()
                 if time.monotonic() > deadline:
-                    raise self._lost(f"no answer to {name} for {within_s:.0f} s")
+                    raise self._no_answer(name, within_s)
             return not self._lines.empty()
 
         return Pending(arrived, lambda: self._result(name, deadline - time.monotonic()))
@@ -187,6 +193,8 @@ class Agent:
         answer = self._answer(name, within_s)
         while isinstance(answer.get("id"), int) and answer["id"] < self._number:
             # That was for a call which was interrupted.
+            if time.monotonic() > deadline:
+                raise self._no_answer(name, within_s)
             answer = self._answer(name, deadline - time.monotonic())
         if answer.get("id") != self._number:
             raise HostLostError(f"{self.host}: the agent answered out of turn to {name}")
@@ -233,7 +241,7 @@ class Agent:
             except queue.Empty:
                 self._watch()
                 if time.monotonic() > deadline:
-                    raise self._lost(f"no answer to {name} for {timeout_s:.0f} s") from None
+                    raise self._no_answer(name, timeout_s) from None
                 continue
             if line is None:
                 self._lines.put(None)
@@ -246,6 +254,11 @@ class Agent:
                 raise HostLostError(f"{self.host}: not an answer: {line[:200]!r}") from error
             if isinstance(answer, dict):
                 return answer
+            if time.monotonic() > deadline:
+                raise self._no_answer(name, timeout_s)
+
+    def _no_answer(self, name: str, within_s: float) -> HostLostError:
+        return self._lost(f"no answer to {name} for {within_s:.0f} s")
 
     def _lost(self, what: str) -> HostLostError:
         log = process.harmless(self._log.read_text(errors="replace"))

@@ -40,6 +40,7 @@ _DURING_ACTS = 0.5
 _MARGIN = 0.05
 """Of the time, taken off for clocks that do not run alike."""
 _RETRY_S = 15.0
+_ASK_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +96,19 @@ class Leases:
         campaign: str,
         holder: str | None = None,
         ttl_s: float = TTL_S,
+        wait_s: float = 0.0,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """``calls`` by host name. Who goes on with a campaign gives its ``holder`` again."""
+        """``calls`` by host name. Who goes on with a campaign gives its ``holder`` again.
+
+        A host that does not answer yet is waited for.
+        """
         self.holder = holder or secrets.token_hex(16)
         self._calls = calls
         self._campaign = campaign
         self._ttl_s = ttl_s
+        self._wait_s = wait_s
+        self._say = say
         self._held: dict[str, _Held] = {}
         self._lost: LeaseLostError | None = None
         self._refreshing = threading.RLock()
@@ -114,8 +122,22 @@ class Leases:
             InfrastructureError: one is held by somebody else, who is named, or not reached.
         """
         try:
+            deadline_s = _now_s() + self._wait_s
             for host in sorted(self._calls):
-                began_s = _now_s()
+                began_s = self._take(host, deadline_s)
+                self._held[host] = _Held(began_s, self._until_s(began_s, self._ttl_s), began_s)
+        except BaseException:
+            self._free()
+            raise
+        self._thread.start()
+        return self
+
+    def _take(self, host: str, deadline_s: float) -> float:
+        """When the lease of ``host`` began that is ours now."""
+        waits = False
+        while True:
+            began_s = _now_s()
+            try:
                 self._calls[host](
                     "lease_take",
                     owner=owner(),
@@ -123,12 +145,16 @@ class Leases:
                     ttl_s=self._ttl_s,
                     campaign=self._campaign,
                 )
-                self._held[host] = _Held(began_s, self._until_s(began_s, self._ttl_s), began_s)
-        except BaseException:
-            self._free()
-            raise
-        self._thread.start()
-        return self
+            except HostLostError as error:
+                left_s = deadline_s - _now_s()
+                if left_s <= 0:
+                    raise
+                if not waits:
+                    self._say(f"{error.message}; it is waited for, {left_s:.0f} s at most")
+                waits = True
+                time.sleep(_ASK_AGAIN_S)
+            else:
+                return began_s
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.config import SshHost
 from harness.errors import (
+    ConfigurationError,
     HarnessError,
     HostLostError,
     HostRefusedError,
@@ -35,8 +36,16 @@ _SILENT_S = 120.0
 _BANNER = "Linux version "
 _REFUSALS = 5
 """A system that is coming up may refuse a login so often, and let it in then."""
-_CMDLINE = ["panic=10", "oops=panic", "softlockup_panic=1"]
-"""A kernel that dies gives way to the known-good one by itself."""
+_CMDLINE = [
+    "panic=10",
+    "oops=panic",
+    "softlockup_panic=1",
+    "hardlockup_panic=1",
+    "systemd.watchdog_sec=60",
+]
+"""A kernel that dies gives way to the known-good one by itself. One that hangs is to, where the
+machine has a watchdog and the kernel its driver; that was not tried.
+"""
 
 
 class Machine:
@@ -157,7 +166,10 @@ class Machine:
     def runs_its_own(self, agent: Agent) -> bool:
         """Is it in the kernel it was met with? Nothing else waits to be booted from here on."""
         agent.call("boot_cancel", within_s=120)
-        return self.known_good in (None, agent.ready["release"])
+        if self.known_good is None:
+            return True
+        as_met = agent.ready["release"] == self.known_good
+        return as_met and not agent.call("boot_state")["ours"]
 
     def back_to_known_good(self, agent: Agent) -> None:
         """Boot the kernel it was met with."""
@@ -165,15 +177,36 @@ class Machine:
             before = str(agent.ready["boot_id"])
             self._progress.say(f"{self.name}: back to {self.known_good}")
             self._leave(agent, "known-good")
-        self._came_up(str(self.known_good), before).close()
+        try:
+            self._came_up(str(self.known_good), before).close()
+        except KernelError as error:
+            # It took a power cycle, and is there all the same?
+            with contextlib.closing(self._answering(lambda _: True)) as now:
+                if now.ready["release"] != self.known_good:
+                    raise
+            self._progress.say(error.message)
 
     def meet(self) -> None:
-        """Learn which kernel it is to run in the end."""
+        """Learn which kernel it is to run in the end.
+
+        Raises:
+            ConfigurationError: it has no such interface as hosts.yaml says.
+        """
         agent = self.reached()
         with contextlib.closing(agent):
-            ours = {one["release"] for one in agent.call("kernel_list")}
-            running = agent.ready["release"]
-            self.known_good = agent.call("boot_state")["known_good"] if running in ours else running
+            self._inventory(agent)
+            state = agent.call("boot_state")
+            self.known_good = state["known_good"] if state["ours"] else agent.ready["release"]
+
+    def mac(self, agent: Agent) -> str:
+        """The address of its interface, which was there when it was met."""
+        try:
+            return str(self._inventory(agent)["mac"])
+        except ConfigurationError as error:
+            raise InfrastructureError(
+                f"{error.message}, but there was one before",
+                hint="did the NIC fail, or has this kernel no driver for it? Its console tells",
+            ) from error
 
     def became(self) -> KernelError | None:
         """What it went through since its last boot; ``None``: it runs as it did."""
@@ -185,6 +218,9 @@ class Machine:
             if agent.ready["boot_id"] == self.boot_id:
                 return None
             return self._fell_back(self.release, agent.ready["release"])
+
+    def _inventory(self, agent: Agent) -> Any:
+        return agent.call("inventory", interface=self.config.interface, within_s=60)
 
     def _leave(self, agent: Agent, method: str) -> None:
         """Tell it to boot; its line is of no use any more."""
@@ -212,14 +248,16 @@ class Machine:
     def _install(self, agent: Agent, image: Image) -> None:
         with self._progress.task(f"{self.name}: installing {image.release}"):
             directory = self.ssh.send(packed(image), f"{UPLOADS}/{image.release}")
-            agent.call(
-                "kernel_install",
-                release=image.release,
-                directory=directory,
-                cmdline_add=_CMDLINE,
-                within_s=900,
-            )
-            self.ssh.run(["rm", "-rf", directory])
+            try:
+                agent.call(
+                    "kernel_install",
+                    release=image.release,
+                    directory=directory,
+                    cmdline_add=_CMDLINE,
+                    within_s=900,
+                )
+            finally:
+                self.ssh.run(["rm", "-rf", directory])
 
     def _came_up(self, release: str, before: str) -> Agent:
         try:

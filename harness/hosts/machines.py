@@ -57,15 +57,14 @@ class MachineBoots(Boots):
             dut = self._dut.boot(agent, image, note).watched_by(self._check)
         try:
             self._still_mine()
-            here, there = self._bed.dut.interface, self._bed.generator.interface
             cpus = self._bed.placement.netperf_cpus
             yield MachineBed(
                 dut=dut,
                 generator=sending,
-                dut_interface=here,
-                dut_mac=_mac(dut, here),
-                generator_interface=there,
-                generator_mac=_mac(sending, there),
+                dut_interface=self._bed.dut.interface,
+                dut_mac=self._dut.mac(dut),
+                generator_interface=self._bed.generator.interface,
+                generator_mac=self._generator.mac(sending),
                 netperf_prefix=[],
                 netperf_cpus=[] if cpus == "auto" else list(cpus),
                 netperf_nice=0,
@@ -95,11 +94,15 @@ class MachineBoots(Boots):
         release = notes["leaving"]["release"]
         with contextlib.closing(self._dut.reached()) as agent:
             now, running = agent.ready["boot_id"], agent.ready["release"]
+            left = agent.call("boot_state")["left"] or {}
         if "up" in notes:
-            as_it_was = now == notes["up"]["boot_id"]
+            went_well = notes["up"]["boot_id"] in (now, left.get("boot_id"))
         else:
-            as_it_was = running == release or now == notes["leaving"]["boot_id"]
-        if as_it_was:
+            went_well = now == notes["leaving"]["boot_id"] or release in (
+                running,
+                left.get("release"),
+            )
+        if went_well:
             return None
         return f"{release} was up when the harness was ended, and the host has booted since"
 
@@ -144,10 +147,16 @@ def opened(
     dut = Machine(bed.dut_name, bed.dut, directory, progress)
     generator = Machine(bed.generator_name, bed.generator, directory, progress)
     with contextlib.ExitStack() as up:
-        calls = {one.name: calls_to(one.name, one.config) for one in (dut, generator)}
-        leases = up.enter_context(Leases(calls, campaign=campaign, holder=campaign))
+        machines = (dut, generator)
+        calls = {one.name: calls_to(one.name, one.config) for one in machines}
+        # A harness that was killed may have left one of them rebooting.
+        wait_s = max(one.config.boot.timeout_s for one in machines)
+        leases = up.enter_context(
+            Leases(calls, campaign=campaign, holder=campaign, wait_s=wait_s, say=progress.say)
+        )
         up.enter_context(dut.watched())
         dut.meet()
+        generator.meet()
         boots = MachineBoots(place, dut, generator, leases)
         try:
             yield boots
@@ -178,10 +187,6 @@ def host_config(name: str, host: SshHost) -> HostConfig:
         f"{name} runs {agent.ready['release']}, a kernel under test, not its own",
         hint=f"harness restore {name}",
     )
-
-
-def _mac(agent: Agent, interface: str) -> str:
-    return str(agent.call("inventory", interface=interface, within_s=60)["mac"])
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class SshTarget:
         """The local command that runs ``command`` there, quoted once for its shell."""
         options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "RequestTTY=no"]
         options += ["ConnectTimeout=10", "ServerAliveCountMax=3"]
-        options += [f"ServerAliveInterval={max(1, self.silence_s // 3)}"]
+        options += [f"ServerAliveInterval={max(1, self.silence_s // 4)}"]
         # A host under test is given nothing of the user's, whatever his configuration says.
         options += ["ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes"]
         options += ["RemoteCommand=none", "UpdateHostKeys=no"]

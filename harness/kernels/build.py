@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness import cache
-from harness.errors import InfrastructureError
+from harness.errors import ConfigurationError, InfrastructureError
 from harness.kernels.configuration import Configuration
 from harness.kernels.source import Source, Tree, Worktree, from_git
 from harness.kernels.toolchain import Toolchain
@@ -25,6 +25,8 @@ from harness.patches import Series
 from harness.progress import Progress
 
 _FREE_BYTES = 6 << 30
+_TOUCHED_BYTES = 120_000
+"""Below the most that Linux lets one variable of the environment hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +122,16 @@ def build_commits(
 
     One directory and its objects are walked from commit to commit; ``touched`` names
     the files in which commits of the range differ. Errors as above.
+
+    Raises:
+        ConfigurationError: the range touches more files than a layout can be told.
     """
+    code = sorted(name for name in touched if name.endswith((".c", ".S")))
+    if len(" ".join(code)) > _TOUCHED_BYTES:
+        raise ConfigurationError(
+            f"{len(code)} files of code differ within the range, too many for a layout to be told",
+            hint="name ends that are nearer to each other: rc by rc, not release by release",
+        )
     compiler, config = toolchain.compiler, configuration.identity
     whose = f"the commits of {repository.resolve()}"
     objects = cache.root() / "objects" / cache.digest(whose, config, compiler, KCFLAGS)
@@ -137,8 +148,9 @@ def build_commits(
         variant = Variant(
             step=commit,
             name=f"g{commit}",
-            content=cache.digest(source.identity, [], config, compiler),
-            touched=touched,
+            # They decide where its functions lie.
+            content=cache.digest(source.identity, [*code], config, compiler),
+            touched=code,
             record={"patches": [], "source": str(source), "compiler": compiler},
             place=place,
         )

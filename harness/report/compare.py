@@ -27,9 +27,30 @@ VERSION = 1
 _NONE = "—"
 
 # What has to be the same for two campaigns to have measured the same thing.
-_SAME_PLAN = ("beds", "bed_kind", "accelerator", "load", "placement")
-_SAME_HOST = ("cpus", "driver", "pci_id", "firmware", "mtu", "speed_mbps", "governors")
-_SAME_SETTINGS = ("rx_queues", "coalesce", "rps", "rings", "gro", "sysctl", "governor")
+_SAME_PLAN = ("bed", "bed_kind", "accelerator", "load", "placement")
+_SAME_HOST = (
+    "cpus",
+    "cpu_model",
+    "driver",
+    "pci_id",
+    "firmware",
+    "mtu",
+    "speed_mbps",
+    "governors",
+)
+_SAME_SETTINGS = (
+    "rx_queues",
+    "coalesce",
+    "rps",
+    "xps",
+    "rings",
+    "gro",
+    "gro_flush_timeout_ns",
+    "napi_defer_hard_irqs",
+    "ntuple",
+    "cpu",
+    "governor",
+)
 
 
 def compare(one: Document, other: Document) -> Document:
@@ -65,29 +86,35 @@ def _reasons(one: Document, other: Document) -> Iterator[str]:
             )
     for name in _SAME_PLAN:
         yield from _differs(name, one["campaign"][name], other["campaign"][name])
+    yield from _differs(
+        "turns of boots", *(bool(side["campaign"]["trial"].get("slice_s")) for side in (one, other))
+    )
     beds = one["campaign"]["beds"] or [""]
-    for name in ("cpu_model", "host_cpus"):
-        yield from _differs(
-            f"this machine's {name}" if one["virtual"] else name,
-            *(side["campaign"]["provenance"].get(name) for side in (one, other)),
-        )
+    if one["virtual"]:
+        for name in ("cpu_model", "host_cpus"):
+            yield from _differs(
+                f"this machine's {name}",
+                *(side["campaign"]["provenance"].get(name) for side in (one, other)),
+            )
     for role in [f"{bed} {role}".strip() for bed in beds for role in ("dut", "generator")]:
         hosts = [_of_role(side, "inventory").get(role, {}) for side in (one, other)]
-        for name in _SAME_HOST:
-            yield from _differs(f"{role}: {name}", *(host.get(name) for host in hosts))
+        yield from _common_differ(role, *({n: h[n] for n in _SAME_HOST if n in h} for h in hosts))
         roles = [_of_role(side, "settings").get(role) or {} for side in (one, other)]
         was = [settings.get("after") or {} for settings in roles]
         for name in _SAME_SETTINGS:
             yield from _differs(f"{role}: {name}", *(settings.get(name) for settings in was))
-        yield from _offloads_differ(role, *((settings.get("offloads") or {}) for settings in was))
+        # Kernels know more and more of these.
+        yield from _common_differ(role, *(settings.get("sysctl") or {} for settings in was))
+        offloads = [settings.get("offloads") or {} for settings in was]
+        yield from _common_differ(role, *({n: o[n]["on"] for n in o} for o in offloads))
     if not _common(one, other):
         yield "no step but the baseline is in both"
 
 
-def _offloads_differ(role: str, one: Document, other: Document) -> Iterator[str]:
-    # Kernels know more and more of them.
+def _common_differ(role: str, one: Document, other: Document) -> Iterator[str]:
+    """In what both have."""
     for name in sorted(one.keys() & other.keys()):
-        yield from _differs(f"{role}: {name}", one[name]["on"], other[name]["on"])
+        yield from _differs(f"{role}: {name}", one[name], other[name])
 
 
 def _of_role(side: Document, name: str) -> Document:

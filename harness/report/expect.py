@@ -247,5 +247,7 @@ def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Fi
 
 def _trials(boot: Document, metric: str) -> dict[int, float]:
     if metric in MEASURES:
-        return dict(boot["measures"].get(metric, {}))
-    return {trial["index"]: trial[metric] for trial in boot["by_trial"] if trial.get(metric)}
+        found = boot["measures"].get(metric, {})
+    else:
+        found = {trial["index"]: trial.get(metric) for trial in boot["by_trial"]}
+    return {index: value for index, value in found.items() if value}

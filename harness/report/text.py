@@ -18,7 +18,9 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.measures import ROUND_TRIP_PERCENTILES
+from harness.plan import MIN_BLOCKS_FOR_VERDICT
 from harness.report.expect import Finding
+from harness.stats import CONFIDENCE
 
 Document = dict[str, Any]
 
@@ -289,6 +291,8 @@ def below_lines(report: Document) -> Iterator[str]:
             "trials that did not saturate the receiver, whose rates are the load's and not the "
             f"kernel's: {', '.join(waited)}"
         )
+    if report["settings_varied"]:
+        yield f"settings that differed between boots: {', '.join(report['settings_varied'])}"
     for row in report["rows"]:
         if row["trace_missed"]:
             yield f"step {row['step']}: the probes missed {row['trace_missed']} events"
@@ -307,12 +311,24 @@ def below_lines(report: Document) -> Iterator[str]:
         )
     if report["no_verdict"]:
         yield f"no verdict: {report['no_verdict']}"
+    elif lacking := _without_verdict(report):
+        yield f"no verdict on step {', '.join(lacking)}: {MIN_BLOCKS_FOR_VERDICT} blocks are needed"
     for found in report["expectations"]:
         yield str(Finding(**found))
     published = report["published"]
     rates = " / ".join(f"{pps / 1e6:.2f}" for pps in published["stack_rx_pps"].values())
     steps = ", ".join(published["stack_rx_pps"])
     yield f"* {published['source']}; {rates} Mpps after steps {steps}"
+
+
+def _without_verdict(report: Document) -> list[str]:
+    """The steps that lost blocks others have, and over how many they were compared."""
+    judged = {verdict["step"] for verdict in report["verdicts"]} | {report["baseline"]}
+    return [
+        f"{row['step']} ({len(row['ratio_by_block'] or ())})"
+        for row in report["rows"]
+        if row["step"] not in judged
+    ]
 
 
 def verdict_lines(report: Document) -> Iterator[str]:
@@ -331,6 +347,7 @@ def verdict_lines(report: Document) -> Iterator[str]:
                 yield f"bed {found['bed']}: {verdict_line(found['verdict'])}"
 
 
+_EFFECTS = ("faster", "slower", "higher", "lower")
 _NIC_SETTINGS = ("rings", "offloads", "rx_queues", "ntuple", "coalesce")
 
 
@@ -381,11 +398,15 @@ def verdict_line(verdict: Document) -> str:
         "" if verdict["p_beds"] is None else f"; the same on all beds: p {verdict['p_beds']:.3g}"
     )
     low, high = verdict["interval"]
+    alone = verdict["verdict"] in _EFFECTS and verdict["p_holm"] > 1 - CONFIDENCE
     return (
         f"step {verdict['step']} against step {verdict['baseline']}: {word} "
         f"({percent(verdict['ratio'])}, {verdict['confidence']:.0%} interval "
         f"{percent(low)} … {percent(high)} over {verdict['blocks']} blocks; Wilcoxon "
-        f"p {verdict['p_value']:.3g}, Holm {verdict['p_holm']:.3g}; detectable from "
+        f"p {verdict['p_value']:.3g}, Holm {verdict['p_holm']:.3g}"
+        + f", not below {1 - CONFIDENCE:.2g}"
+        * alone
+        + "; detectable from "
         f"±{100 * verdict['smallest_detectable']:.1f}%{agree})"
     )
 

@@ -175,6 +175,8 @@ class Machine:
         command = self.tools.qemu(
             self._arguments(nic_socket), shared=[self.directory, self.runtime]
         )
+        for socket_of_the_last in (self._monitor, self._debugger):
+            socket_of_the_last.unlink(missing_ok=True)
         with (self.directory / "qemu.log").open("a") as log:
             self._qemu = subprocess.Popen(
                 ["setpriv", "--pdeathsig=KILL", "--", *command],

@@ -119,7 +119,7 @@ def _release(scene: Scene) -> None:
 def _fill(scene: Scene) -> None:
     """The harness has to forget its kernels, and there is no room for another."""
     _clean(scene)
-    _as_root("fallocate -l $(($(df --output=avail -B1 / | tail -n 1) - 9999999)) /full")(scene)
+    _as_root("fallocate -l $(($(df --output=avail -B1 / | tail -n 1) - 60000000)) /full")(scene)
 
 
 def _clean(scene: Scene) -> None:
@@ -182,23 +182,26 @@ FAULTS = (
     Fault("sudo refused", _no_sudo, 3, "sudo", after=None, mend=_wait_for_sudo),
     Fault("generator loses power", lambda scene: scene.rack.generator.cycle(), 0, "lost: "),
     Fault("netserver killed", _without_netserver, 0, "void"),
-    Fault("NIC fails", lambda scene: scene.rack.dut.break_nic(), 3, "", mend=_plug_in, unmet=True),
     Fault(
-        "BMC refuses", lambda scene: scene.rack.dut.freeze(), 3, "power", mend=_plug_in,
+        "NIC fails", lambda scene: scene.rack.dut.break_nic(), 3, "there was one before",
+        mend=_plug_in, unmet=True,
+    ),
+    Fault(
+        "BMC refuses", lambda scene: scene.rack.dut.freeze(), 3, "when told", mend=_plug_in,
         dut={"power": {"command": ["false"]}}, unmet=True,
     ),
     Fault(
-        "BMC hangs", lambda scene: scene.rack.dut.freeze(), 3, "power", mend=_plug_in,
-        dut={"power": {"command": ["sleep", "3600"]}}, unmet=True,
+        "BMC hangs", lambda scene: scene.rack.dut.freeze(), 3, "did not answer in", mend=_plug_in,
+        dut={"power": {"command": ["sh", "-c", "sleep 3600"]}}, unmet=True,
     ),
     Fault("lease broken", _break_lease, 3, "lease of dut was lost", mend=_plug_in, unmet=True),
     Fault("clock set back a day", _clock(-1), 0, "results: ", mend=_clock_right),
     Fault("clock set ahead a day", _clock(1), 0, "results: ", mend=_clock_right),
     Fault("disk full on the dut", _fill, 3, "no room", after=None, mend=_clean),
-    Fault("disk full here", _no_more_files, 3, "cannot be written"),
+    Fault("disk full here", _no_more_files, 3, "cannot be written", resumes=True),
     Fault("harness killed, kernel up", _killed, -9, "", resumes=True),
     Fault("harness killed, dut leaving", _killed, -9, "", after="leaving", resumes=True),
     Fault("harness killed at 20 moments", _killed, -9, "", kills=20, resumes=True),
-    Fault("harness interrupted", _interrupted, 130, "interrupted"),
+    Fault("harness interrupted", _interrupted, 130, "interrupted", resumes=True),
 )  # fmt: skip
 """In the order in which they strike."""

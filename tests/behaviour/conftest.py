@@ -13,6 +13,7 @@ from harness.kernels import Image
 from tests.behaviour import kernels
 from tests.behaviour.bed import Observed, Stage, stage
 from tests.behaviour.scene import Scene
+from tests.guest.conftest import built as built  # noqa: PLC0414 - a fixture
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from harness import cache, config, patches
 from harness.kernels import Image
-from harness.kernels import images as harness_images
 from harness.kernels.build import build_steps
 from harness.kernels.configuration import FRAGMENT, Configuration
 from harness.kernels.source import Source, Tree, resolve
@@ -76,13 +75,6 @@ def series() -> Series:
 def images(steps: Sequence[str], variant: str = "plain") -> dict[str, Image]:
     """The kernels of ``steps``, built if they are not kept yet."""
     return _built(series(), steps, variant)
-
-
-def measured(steps: Sequence[str]) -> dict[str, Image]:
-    """The kernels of ``steps`` as campaigns have them."""
-    with Progress() as progress:
-        wanted = config.load(config.locate(None)).kernel
-        return harness_images(wanted, steps, progress=progress)
 
 
 def patched(patch: Path, step: str, variant: str = "plain") -> Image:

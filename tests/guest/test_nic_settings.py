@@ -46,8 +46,7 @@ def test_rings_offloads_and_queues_of_the_model(beds: Beds) -> None:
         skipped = {row["setting"]: row["why"] for row in done["skipped"]}
         assert set(skipped) == {"governor", "offloads.lro"}
 
-        workload.start_netserver(asked, bed)
-        workload.start_netperf(asked, config.Load(streams=2), bed)
+        workload.start_load(asked, config.Load(streams=2), bed)
         time.sleep(_SETTLED_S)
         window = bed.dut.call(
             "window", interface=bed.dut_interface, duration_s=2.0, pmu_cpu=0, within_s=60

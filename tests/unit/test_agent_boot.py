@@ -142,6 +142,7 @@ def test_leaving(host: Machine, upload: str) -> None:
     boot = Boot(host)
     boot.prepare(release=RELEASE, method="one-shot")
     boot.go(method="one-shot")
+    assert boot.state()["left"] is None
     assert not (host.root / "left").exists(), "only after the answer"
     for _ in range(100):
         if (host.root / "left").exists():
@@ -152,9 +153,17 @@ def test_leaving(host: Machine, upload: str) -> None:
     (host.root / "proc/sys/kernel/random/boot_id").write_text("second\n")
     state = boot.state()
     assert (state["missed"], state["one_shot_pending"]) == (RELEASE, RELEASE)
-    assert Boot(replace(host, running=RELEASE)).state()["missed"] is None
     with pytest.raises(AgentError, match="nothing is prepared for one-shot in this boot"):
         boot.go(method="one-shot")
+    assert boot.state()["ours"] is False
+    taken = Boot(replace(host, running=RELEASE))
+    assert (taken.state()["missed"], taken.state()["ours"]) == (None, True)
+    taken.go(method="known-good")
+    assert boot.state()["left"] == {"release": RELEASE, "boot_id": "second"}
+    taken.prepare(release=RELEASE, method="one-shot")
+    assert boot.state()["left"] is None
+    (host.root / "proc/cmdline").write_text(f"ro {cmdline.OURS}={RELEASE}\n")
+    assert boot.state()["ours"] is True
 
 
 def test_kexec_tools_are_kept_from_making_it_a_kexec(host: Machine, upload: str) -> None:

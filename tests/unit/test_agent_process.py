@@ -315,6 +315,20 @@ def test_what_it_started_ends_with_it(
 
 
 @in_namespace
+def test_netserver_is_started_again_only_if_it_is_gone(
+    agent: Callable[..., Agent], stand_in: Path
+) -> None:
+    one = agent(path=stand_in)
+    first = one.call("netserver_start", address="127.0.0.1", port=4711)["pid"]
+    assert one.call("netserver_start", address="127.0.0.1", port=4711)["pid"] == first
+    os.kill(first, signal.SIGKILL)
+    assert _gone([first])
+    second = one.call("netserver_start", address="127.0.0.1", port=4711)["pid"]
+    assert second != first
+    assert "netserver" in Path(f"/proc/{second}/cmdline").read_text()
+
+
+@in_namespace
 def test_settings_are_put_back_when_the_controller_goes(
     agent: Callable[..., Agent], tmp_path: Path
 ) -> None:

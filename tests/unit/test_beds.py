@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from collections import Counter
@@ -237,6 +238,7 @@ def test_what_a_killed_harness_left_is_asked_of_its_own_bed(
     one.takes_along = {f"r{last.step}"}
     campaign.run(made, tmp_path, progress=Progress())
     assert journal.unfinished() == {}
+    shutil.rmtree(samples.boot_directory(tmp_path, last))
     journal.note(last.directory, "begin")
     journal.note(last.directory, "leaving", release=f"r{last.step}")
     other.takes_along = {f"r{last.step}"}

@@ -165,7 +165,7 @@ def test_campaigns_of_other_beds_are_not_compared(tmp_path: Path) -> None:
     one = report(tmp_path / "1", ALIKE, edit=known)
     assert [step["metric"] for step in compare(one, one)["steps"]] == ["ratio_to_step0"]
     other = report(tmp_path / "2", {"a": {}, "c": {}}, edit=known)
-    with pytest.raises(ConfigurationError, match="beds: "):
+    with pytest.raises(ConfigurationError, match="bed: "):
         compare(one, other)
     other = report(tmp_path / "3", ALIKE, edit=known)
     other["inventory"]["b"]["dut"] = {"cpus": 8}

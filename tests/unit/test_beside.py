@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import ndr
+from harness import ndr, workload
 from harness.analysis import analyse
 from harness.measures import MEASURES
 from harness.plan import CELLS, EXTRAS, profile
 from harness.report import document, render
 from harness.report.expect import check, parse
+from harness.report.plots import plots
 from harness.samples import ResultDirectory
 from tests.unit.synthetic import Host, make_campaign, trial
 
@@ -51,6 +52,34 @@ def test_a_rate_that_passes_by_chance_gives_way_to_one_that_holds() -> None:
     assert found is not None
     assert found <= 60_000
     assert tried[-5:] == [(found, True)] * 5
+
+
+def test_a_rate_that_gives_way_to_a_lower_one_lends_it_no_pass() -> None:
+    tried: list[float] = []
+
+    def passes(pps: float) -> bool:
+        tried.append(pps)
+        return pps <= 50_000 or (pps <= 60_000 and tried.count(pps) == 1)
+
+    found = ndr.search(passes, 40_000, confirmations=5)
+    assert found is not None
+    assert found <= 50_000
+    assert tried[-7] != found
+    assert tried[-6:] == [found] * 6
+
+
+def test_a_rate_that_only_the_generator_bounds_is_no_rate_of_the_dut() -> None:
+    def row(asked: float, offered: float, lost: int) -> Json:
+        passed = not lost and offered > 0.95 * asked
+        sent = round(offered)
+        return {"asked_pps": asked, "offered_pps": offered, "sent": sent, "read": sent - lost,
+                "passed": passed}  # fmt: skip
+
+    tried = [row(40_000, 40_000, 0), row(80_000, 44_000, 0)]
+    assert "sent 44,000" in str(workload.why_no_highest_rate(40_000, tried))
+    tried.append(row(42_000, 42_000, 900))
+    assert workload.why_no_highest_rate(40_000, tried) is None
+    assert workload.why_no_highest_rate(None, tried)
 
 
 def with_extras(boot: Json, block: int, _position: int, step: str) -> Json:
@@ -130,6 +159,14 @@ def test_every_measure_is_compared_and_judged(report: Json) -> None:
     assert outcomes["cycles_per_packet"] == "lower"
     assert outcomes[f"rr_mean_us_{CELLS[1].name}"] == "higher"
     assert outcomes[f"rr_mean_us_{CELLS[2].name}"] == "no difference"
+
+
+def test_the_page_judges_and_draws_what_was_paced(report: Json) -> None:
+    verdicts, _, rest = render(report, "html").partition("<h2>Results</h2>")
+    assert "CPU time a packet at a paced load: step 8 against step 0: lower" in verdicts
+    assert "step 8 against step 0: lower" not in rest
+    drawn = {plot.name: plot for plot in plots(report)}
+    assert drawn["cost"].title == "CPU time of a packet at a paced load"
 
 
 @pytest.mark.parametrize(

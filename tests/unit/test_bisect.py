@@ -183,16 +183,32 @@ def test_ends_that_do_not_differ(tmp_path: Path) -> None:
     assert told.value.exit_code == 6
 
 
-def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
-    class Dies(Bed):
-        def measure(self, name, points, blocks):
-            if "6" in points:
-                raise KernelError("it died")
-            return super().measure(name, points, blocks)
+class Dies(Bed):
+    """A bed on which kernels of some steps do not live."""
 
+    def __init__(self, effects: Mapping[str, float], *dead: str) -> None:
+        super().__init__(effects)
+        self.dead = dead
+
+    def measure(self, name, points, blocks):
+        if points[-1] in self.dead:
+            raise KernelError(f"step {points[-1]} died")
+        return super().measure(name, points, blocks)
+
+
+class Breaks(Bed):
+    """A bed that fails at one step."""
+
+    def measure(self, name, points, blocks):
+        if "6" in points:
+            raise InfrastructureError("no power")
+        return super().measure(name, points, blocks)
+
+
+def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
     effects = staircase(at=7, height=0.2)
-    with pytest.raises(HarnessError, match="it died"):
-        bisected(tmp_path, Dies(effects), question())
+    with pytest.raises(InfrastructureError, match="no power"):
+        bisected(tmp_path, Breaks(effects), question())
     bed = Bed(effects)
     kept = bisect.begin(tmp_path, question(), seed=99, resume=True)
     assert (kept.seed, [made.point for made in kept.decisions]) == (1, ["8", "4"])
@@ -201,6 +217,29 @@ def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
     assert [name for name, _, _ in bed.asked] == ["step-6", "step-7"]
     written = json.loads((tmp_path / "bisect.json").read_text())
     assert written["decisions"] == shown["decisions"]
+
+
+def test_a_point_without_a_kernel_is_passed_over(tmp_path: Path) -> None:
+    shown = bisected(tmp_path, Dies(staircase(at=6, height=0.2), "4"), question())
+    assert shown["found"]["point"] == "6"
+    assert [made["point"] for made in shown["decisions"] if made["outcome"] == "dead"] == ["4"]
+
+
+def test_where_only_points_without_kernels_are_left(tmp_path: Path) -> None:
+    effects = staircase(at=6, height=0.2)
+    shown = bisected(tmp_path, Dies(effects, "4", "5", "6"), question())
+    assert (shown["found"], shown["between"]) == (None, ["3", "7"])
+    assert "between step 3 and step 7; without a kernel that lives: 4, 5, 6" in shown["sentence"]
+    assert "step 5 died" in bisect.table(bisect.begin(tmp_path, question(), seed=1, resume=True))
+
+    kept = bisect.begin(tmp_path, question(), seed=1, resume=True, retry_failed=True)
+    shown = bisect.result(bisect.run(kept, tmp_path, Bed(effects).measure, say=lambda _: None))
+    assert shown["found"]["point"] == "6"
+
+
+def test_an_end_without_a_kernel_ends_the_search(tmp_path: Path) -> None:
+    with pytest.raises(KernelError, match="step 8 died"):
+        bisected(tmp_path, Dies(staircase(at=6, height=0.2), "8"), question())
 
 
 def test_what_is_no_search_to_go_on_with(tmp_path: Path) -> None:

@@ -253,3 +253,5 @@ def test_a_journal_cut_short_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     journal.note("b01", "up", boot_id="x")
     journal.path.write_text(journal.path.read_text() + '{"boot": "b01", "ev')
     assert journal.unfinished()["b01"]["up"]["boot_id"] == "x"
+    journal.note("b01", "end")
+    assert journal.unfinished() == {}

@@ -45,13 +45,14 @@ def test_few_blocks_give_figures_and_no_verdict(tmp_path: Path) -> None:
 def test_what_differs_is_named_and_nothing_compared(tmp_path: Path) -> None:
     one, other = report(tmp_path / "1"), report(tmp_path / "2", edit=_lose)
     other["campaign"]["load"] = {"streams": 2, "message_bytes": 1400}
-    other["settings"] = {"dut": {"after": {"sysctl": {"net.core.busy_poll": "50"}}}}
+    for side, polls in ((one, "0"), (other, "50")):
+        side["settings"] = {"dut": {"after": {"sysctl": {"net.core.busy_poll": polls}}}}
     with pytest.raises(ConfigurationError) as refused:
         compare(one, other)
     assert refused.value.message.splitlines()[1:] == [
         "  the second is incomplete: 11 of 12 boots are finished",
         "  load.message_bytes: 1 and 1400",
-        "  dut: sysctl: None and {'net.core.busy_poll': '50'}",
+        "  dut: net.core.busy_poll: 0 and 50",
     ]
 
 
@@ -65,6 +66,30 @@ def test_offloads_that_both_knew_have_to_be_alike(tmp_path: Path) -> None:
     other["settings"] = {"dut": {"after": {"offloads": {"rx-gro": {"on": False, "fixed": False}}}}}
     with pytest.raises(ConfigurationError, match="dut: rx-gro: True and False"):
         compare(one, other)
+
+
+def test_what_makes_two_measurements_unlike(tmp_path: Path) -> None:
+    one, other = report(tmp_path / "1"), report(tmp_path / "2")
+    one["campaign"]["trial"]["slice_s"], other["campaign"]["trial"]["slice_s"] = 0.3, 0.0
+    for side, model, turbo in ((one, "X1", "on"), (other, "X2", "off")):
+        side["inventory"] = {"dut": {"cpu_model": model}}
+        side["settings"] = {"dut": {"after": {"cpu": {"turbo": turbo}}}}
+    with pytest.raises(ConfigurationError) as refused:
+        compare(one, other)
+    assert refused.value.message.splitlines()[1:] == [
+        "  turns of boots: True and False",
+        "  dut: cpu_model: X1 and X2",
+        "  dut: cpu.turbo: on and off",
+    ]
+
+
+def test_a_controller_counts_where_it_is_the_bed(tmp_path: Path) -> None:
+    one, other = report(tmp_path / "1"), report(tmp_path / "2")
+    other["campaign"]["provenance"]["cpu_model"] = "another"
+    with pytest.raises(ConfigurationError, match="this machine's cpu_model"):
+        compare(one, other)
+    one["virtual"] = other["virtual"] = False
+    assert compare(one, other)["steps"]
 
 
 def _lose(boot: Any, block: int, _position: int, step: str) -> Any:

@@ -21,7 +21,8 @@ from harness.hosts.qemu import kernel_death
 
 pytestmark = pytest.mark.unit
 
-READY = 'print(\'{"ready": {"pid": 1}}\', flush=True); '
+GREETING = json.dumps({"ready": {"pid": 1, "release": "6.12", "boot_id": "x"}})
+READY = f"print({GREETING!r}, flush=True); "
 
 
 def agent(tmp_path: Path, script: str) -> Agent:
@@ -81,6 +82,20 @@ def test_garbage_is_a_lost_host(tmp_path: Path, line: str) -> None:
     with pytest.raises(HostLostError):
         babbling.call("counters", within_s=5)
     babbling.kill()
+
+
+@pytest.mark.parametrize("line", ["1", '{"id": 0}'])
+def test_lines_without_end_are_no_answer(tmp_path: Path, line: str) -> None:
+    endless = agent(tmp_path, READY + f"[print({line!r}) for _ in iter(int, 1)]")
+    with pytest.raises(HostLostError, match="no answer to counters for 1 s"):
+        endless.call("counters", within_s=1)
+    endless.kill()
+
+
+@pytest.mark.parametrize("line", ['{"x": 1}', '{"ready": 1}', '{"ready": {"pid": 1}}'])
+def test_who_does_not_greet_is_no_agent(tmp_path: Path, line: str) -> None:
+    with pytest.raises(HostLostError, match="not the greeting of an agent"):
+        agent(tmp_path, f"print({line!r}, flush=True); time.sleep(9)")
 
 
 @pytest.mark.parametrize(

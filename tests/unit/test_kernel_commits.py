@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,11 @@ def commit(tree: Path, subject: str) -> None:
     git(tree, "commit", "-q", "-m", subject)
 
 
-def images(tree: Path, *names: str) -> dict[str, build.Image]:
+def images(tree: Path, *names: str, touched: Sequence[str] = ()) -> dict[str, build.Image]:
     with Progress(bars=False) as progress:
-        made = build_commits(tree, names, kernel=Kernel(), touched=[], layouts=1, progress=progress)
+        made = build_commits(
+            tree, names, kernel=Kernel(), touched=touched, layouts=1, progress=progress
+        )
     return {name: images[0] for name, images in made.items()}
 
 
@@ -101,6 +104,17 @@ def test_a_range_goes_along_first_parents(tree: Path) -> None:
     assert [c.subject for c in commits_between(tree, "side", "main")][1:] == [
         "net: change b", "add c", "Merge branch 'side'", "remove c"
     ]  # fmt: skip
+
+
+def test_a_kernel_is_another_where_another_range_decides_its_layout(tree: Path) -> None:
+    [base] = [c.name for c in commits_between(tree, "main~4", "main")][:1]
+    alone, same, other = (
+        images(tree, base, touched=names)[base].directory
+        for names in (["b.c"], ["b.c", "Makefile"], ["b.c", "c.c"])
+    )
+    assert alone == same != other
+    with pytest.raises(ConfigurationError, match="9999 files of code differ"):
+        images(tree, base, touched=[f"drivers/{n:04d}.c" for n in range(9999)])
 
 
 def test_each_commit_is_built_from_what_the_last_one_left(tree: Path) -> None:

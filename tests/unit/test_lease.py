@@ -232,6 +232,25 @@ def test_all_or_nothing(bed: Bed) -> None:
     assert bed.owners() == [None, None]
 
 
+def test_a_host_that_is_still_rebooting_is_waited_for(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_ASK_AGAIN_S", 0.01)
+    bed.cut.add("rx")
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        bed.cut.clear()
+
+    with bed.leases(wait_s=60, say=say):
+        assert bed.owners() == [lease.owner()] * 2
+    assert said == ["rx: ssh failed; it is waited for, 60 s at most"]
+    bed.cut.add("rx")
+    with pytest.raises(HostLostError), bed.leases(wait_s=0.05):
+        pass
+
+
 def test_they_are_refreshed_during_long_acts_and_between_short_ones(bed: Bed) -> None:
     with bed.leases(ttl_s=4) as held:
         time.sleep(6)

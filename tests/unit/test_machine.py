@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from harness import config
 from harness.errors import (
+    ConfigurationError,
     HarnessError,
     HostLostError,
     HostRefusedError,
@@ -20,6 +21,7 @@ from harness.errors import (
 )
 from harness.hosts import machine as machines
 from harness.hosts.machine import Machine
+from harness.hosts.machines import MachineBoots
 from harness.progress import Progress
 
 pytestmark = pytest.mark.unit
@@ -38,6 +40,9 @@ class Host:
         self.can = {"kexec": True, "kexec_why": None, "loader": "grub", "loader_why": None}
         self.pending: str | None = None
         self.untouched = True
+        self.has_nic = True
+        self.ours: bool | None = None
+        self.left: dict[str, str] | None = None
         self.refuses: HarnessError | None = None
         self.says = ""
         self.cycles = 0
@@ -56,6 +61,8 @@ class Host:
 
     def call(self, name: str, /, **arguments: Any) -> Any:
         self.calls.append(name)
+        if name == "inventory" and not self.has_nic:
+            raise ConfigurationError(f"rx: no interface {arguments['interface']} on this host")
         if name == "boot_go":
             self.boot += 1
             coming = OWN if arguments["method"] == "known-good" else self.comes_up
@@ -72,6 +79,8 @@ class Host:
             ],
             "boot_state": {
                 "known_good": OWN,
+                "ours": self.release in self.installed if self.ours is None else self.ours,
+                "left": self.left,
                 "one_shot_pending": self.pending,
                 "default_untouched": self.untouched,
             },
@@ -223,3 +232,69 @@ def test_whose_kernel_it_is_met_with(host: Host, made: Callable[..., Machine]) -
     machine = made()
     machine.meet()
     assert machine.known_good == OWN
+
+
+def test_its_own_kernel_in_a_boot_of_ours_is_not_as_it_was_met(
+    host: Host, made: Callable[..., Machine]
+) -> None:
+    machine = made()
+    machine.meet()
+    host.ours = True
+    assert not machine.runs_its_own(machine.reached())
+    host.ours = False
+    assert machine.runs_its_own(machine.reached())
+
+
+def test_a_way_back_that_takes_the_power_button_is_a_way_back(
+    host: Host, made: Callable[..., Machine]
+) -> None:
+    machine = made()
+    machine.meet()
+    boot(machine)
+    agent = machine.reached()
+    cast("Any", machine.ssh).start_agent = _silent_until_cycled(host)
+    machine.back_to_known_good(agent)
+    assert (host.release, host.cycles) == (OWN, 1)
+
+
+def _silent_until_cycled(host: Host) -> Callable[..., Any]:
+    def start_agent(**arguments: Any) -> Any:
+        if not host.cycles:
+            raise HostLostError("no answer")
+        return Host.start_agent(host, **arguments)
+
+    return start_agent
+
+
+@pytest.mark.parametrize(
+    ("noted", "left", "went_well"),
+    [
+        ({"leaving": "1", "up": "2"}, None, False),
+        ({"leaving": "1", "up": "2"}, {"release": OURS, "boot_id": "2"}, True),
+        ({"leaving": "1", "up": "2"}, {"release": OURS, "boot_id": "0"}, False),
+        ({"leaving": "1"}, {"release": OURS, "boot_id": "2"}, True),
+        ({"leaving": "1"}, None, False),
+        ({"leaving": "3"}, None, True),
+        ({}, None, True),
+    ],
+)
+def test_a_boot_that_was_told_to_end_took_no_host_along(
+    host: Host, made: Callable[..., Machine], noted: dict[str, str],
+    left: dict[str, str] | None, went_well: bool,
+) -> None:  # fmt: skip
+    host.boot, host.left = 3, left
+    notes = {event: {"boot_id": boot_id, "release": OURS} for event, boot_id in noted.items()}
+    bed = SimpleNamespace(bed=None)
+    boots = MachineBoots(cast("Any", bed), made(), cast("Any", None), cast("Any", None))
+    assert (boots.crashed(notes) is None) == went_well
+
+
+def test_an_interface_that_is_not_there_before_the_boot_and_after_it(
+    host: Host, made: Callable[..., Machine]
+) -> None:
+    machine = made()
+    host.has_nic = False
+    with pytest.raises(ConfigurationError, match="no interface eth1"):
+        machine.meet()
+    with pytest.raises(InfrastructureError, match="there was one before"):
+        machine.mac(machine.reached())

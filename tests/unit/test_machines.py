@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness import config
+from harness.agent import doctor as on_host_doctor
 from harness.agent import health, journal, settings
 from harness.agent.boot import Boot
 from harness.agent.doctor import Doctor
@@ -195,6 +196,26 @@ def test_the_doctor_on_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
         examine(interface="lo", role="judge")
     monkeypatch.setattr(health, "rhel", lambda: True)
     assert health.install("x") == "dnf install x"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_doctor_reads_the_configuration_that_kernels_are_made_after(
+    monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    def kernel_config() -> dict[str, Any]:
+        if not kept:
+            raise AgentError("it cannot be read", hint="put it at /boot")
+        return {"release": "6.12", "config": "", "modules": ["sfc", "xfs"]}
+
+    monkeypatch.setattr(on_host_doctor, "kernel_config", kernel_config)
+    rows = Doctor(Boot()).examine(interface="lo", role="dut")
+    [row] = [row for row in rows if row["check"] == "kernel config"]
+    told = (
+        ("readable; 2 modules are loaded", None)
+        if kept
+        else ("it cannot be read", "put it at /boot")
+    )
+    assert (row["ok"], row["detail"], row["remedy"]) == (kept, *told)
 
 
 def test_default_routes() -> None:

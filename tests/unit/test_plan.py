@@ -157,6 +157,14 @@ def test_a_plan_counts_boots_and_seconds() -> None:
     assert plan.measured_s() == 2 * 2 * (1 + 3 * 3) + 2 * 2
 
 
+def test_a_search_for_the_highest_rate_is_many_trials() -> None:
+    without, searching = (
+        make_plan(["0", "8"], profile("quick", extras=extras), seed=1).measured_s()
+        for extras in ((), ("ndr",))
+    )
+    assert searching - without > 2 * 2 * 10 * profile("quick").trace_s
+
+
 def test_void_rules_are_recorded_whole() -> None:
     record = void_rules_record()
     assert record.keys() == VOID_RULES.keys()
