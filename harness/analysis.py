@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.measures import MEASURES, beside, pmu_absent, pmu_per_packet
+from harness.measures import MEASURES, RATES, beside, pmu_absent, pmu_per_packet
 from harness.metrics import (
     Tolerances,
     TrialMetrics,
@@ -29,13 +29,6 @@ from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT, SATURATED, PlannedBoo
 from harness.samples import Boot, Campaign, ResultDirectory, Stage, Trace, Void
 from harness.stats import Paired, Verdict, block_ratio, judge, took_turns
 
-RATES = (
-    "nic_rx_pps",
-    "stack_rx_pps",
-    "delivered_pps",
-    "cpu_ns_per_packet",
-    "interrupts_per_packet",
-)
 PRIMARY = "stack_rx_pps"
 DRIVER_STAGE = "netif_receive_skb_list"
 """Where the driver hands its list to the stack: the list length of the table."""

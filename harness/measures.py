@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What can be measured beside the rates: titles, units, and figures that need no counters."""
+"""What is measured: titles, units, where it is read, and figures that need no counters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.samples import Trial, Window
 
 @dataclass(frozen=True)
 class Measure:
-    """What a campaign can measure beside the rates, by :data:`MEASURES`' names."""
+    """A named quantity, one of :data:`RATES` or :data:`MEASURES`."""
 
     title: str
     unit: str
@@ -26,6 +26,38 @@ class Measure:
     also: Extra | None = None
     """What a campaign has to measure beside the rate for it."""
 
+
+RATES: Mapping[str, Measure] = MappingProxyType(
+    {
+        "nic_rx_pps": Measure(
+            "packets taken from the NIC",
+            "packets/s",
+            better="higher",
+            source="ethtool -S: rx_packets of the driver's receive queues; else the link's",
+        ),
+        "stack_rx_pps": Measure(
+            "packets that entered IP",
+            "packets/s",
+            better="higher",
+            source="/proc/net/snmp: Ip InReceives",
+        ),
+        "delivered_pps": Measure(
+            "datagrams read by netserver",
+            "packets/s",
+            better="higher",
+            source="/proc/net/snmp: Udp InDatagrams",
+        ),
+        "cpu_ns_per_packet": Measure(
+            "kernel time a packet",
+            "ns",
+            source="/proc/stat: system, irq and softirq time of the interrupt's CPU",
+        ),
+        "interrupts_per_packet": Measure(
+            "interrupts a packet", "interrupts", source="/proc/interrupts of the NIC"
+        ),
+    }
+)
+"""What every timed trial tells."""
 
 _PMU_SOURCE = "perf stat on the interrupt's CPU over the timed window, all that ran there"
 _PMU: Mapping[str, tuple[str, str, str]] = {

@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.hosts.channel import Agent
 
+SCHEMA, VERSION = "receive-batching/trace", 1
 TRUTH = "tracepoint_netif_receive_skb"
 _ATTACH_S = 240.0
 # By the stage that gets the parts of a list: what they differ in, unless it is the device,
@@ -111,6 +112,16 @@ def begin(agent: Agent, interface: str) -> list[Probe]:
     """
     found = agent.call("trace_watch", interface=interface, within_s=_ATTACH_S)
     return [Probe(stage["name"], stage["attach"], stage["why"]) for stage in found["stages"]]
+
+
+def header(host: str, probes: list[Probe]) -> dict[str, Any]:
+    """What comes before the records of a session's readings."""
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "host": host,
+        "probes": [asdict(probe) for probe in probes],
+    }
 
 
 def readings(agent: Agent, *, interval_s: float, duration_s: float | None) -> Iterator[Reading]:

@@ -46,7 +46,12 @@ _DROPS = 6
     show_default=True,
     help="Seconds between two readings.",
 )
-@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each reading.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="A line of JSON about the probes, then one for each reading.",
+)
 @hosts_option
 def trace(
     host: str | None,
@@ -86,7 +91,7 @@ def trace(
             raise ConfigurationError(f"{name} is a generator: it receives nothing to trace")
         probes = tracing.begin(agent, interface or found)
         up.callback(tracing.end, agent)
-        show = _lines() if as_json else up.enter_context(_screen(name, probes))
+        show = _lines(name, probes) if as_json else up.enter_context(_screen(name, probes))
         try:
             for reading in tracing.readings(agent, interval_s=interval_s, duration_s=duration_s):
                 show(reading)
@@ -132,7 +137,8 @@ def _machine(name: str, host: config.SshHost) -> Iterator[Agent]:
             agent.close()
 
 
-def _lines() -> Callable[[tracing.Reading], None]:
+def _lines(name: str, probes: list[tracing.Probe]) -> Callable[[tracing.Reading], None]:
+    click.echo(json.dumps(tracing.header(name, probes)))
     return lambda reading: click.echo(json.dumps(reading.record()))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.analysis import PRIMARY, Analysis, Beside, ListLengths, OnBed, Row
 from harness.errors import ConfigurationError
-from harness.measures import MEASURES
+from harness.measures import MEASURES, RATES
 from harness.plan import BASELINE
 from harness.report import exchange, text
 from harness.stats import CONFIDENCE, Verdict
@@ -71,6 +71,7 @@ def document(analysis: Analysis) -> Document:
         "settings_varied": list(analysis.settings_varied),
         "inventory": analysis.inventory,
         "metric": PRIMARY,
+        "rates": {name: asdict(about) for name, about in RATES.items()},
         "measures": {
             name: asdict(about)
             for name, about in MEASURES.items()

@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from harness.measures import RATES
+
 Document = dict[str, Any]
 Outcome = Literal["done", "met", "missed", "open", "error"]
 
 FIGURES: Mapping[str, str] = MappingProxyType(
     {
-        "stack_rx_pps": "packets/s",
-        "delivered_pps": "packets/s",
-        "cpu_ns_per_packet": "ns",
+        **{
+            name: RATES[name].unit
+            for name in ("stack_rx_pps", "delivered_pps", "cpu_ns_per_packet")
+        },
         "ratio_to_step0": "",
         "list_len_p50": "packets",
         "ip_rcv_per_packet": "calls/packet",
@@ -128,7 +131,7 @@ def kcidb(report: Document) -> str:
                 "checkout_id": own["id"],
                 "architecture": "x86_64",
                 "compiler": str(variant.get("compiler") or ""),
-                "config_name": "benchmark",
+                "config_name": str(variant.get("config_sha256") or "")[:12],
                 "status": "PASS",
                 "misc": variant,
             }

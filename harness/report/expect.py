@@ -26,7 +26,14 @@ import numpy as np
 from harness.errors import ConfigurationError, HarnessError
 from harness.measures import MEASURES
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
-from harness.stats import CONFIDENCE, beds_p, block_ratio, signed_rank_interval, took_turns
+from harness.stats import (
+    CONFIDENCE,
+    beds_p,
+    block_ratio,
+    holm,
+    signed_rank_interval,
+    took_turns,
+)
 
 Document = dict[str, Any]
 
@@ -149,24 +156,46 @@ def hold(report: Document, expectations: Sequence[Expectation]) -> list[Finding]
 
 
 def no_difference_in_aa(report: Document) -> list[Finding]:
-    """What a comparison of the baseline with itself has to show: nothing; else no findings."""
+    """What a comparison of the baseline with itself has to show: nothing; else no findings.
+
+    The rate stands for itself. Measures beside it are one finding, corrected for how many
+    they are.
+    """
     if tuple(report["campaign"]["steps"]) != AA_STEPS:
         return []
+    step = AA_STEPS[1]
     expected = f"no difference between step {AA_STEPS[0]} and itself"
     if not report["verdicts"]:
-        return [Finding(expected, AA_STEPS[1], "open", report["no_verdict"])]
+        return [Finding(expected, step, "open", report["no_verdict"])]
     [verdict] = report["verdicts"]
     low, high = verdict["interval"]
     found = verdict["verdict"] in ("faster", "slower") or verdict["beds_differ"]
-    return [
-        Finding(
-            expected,
-            AA_STEPS[1],
-            "missed" if found else "met",
-            f"{verdict['confidence']:.0%} interval {low:.3f}x to {high:.3f}x"
-            + ", but beds differ" * verdict["beds_differ"],
-        )
-    ]
+    finding = Finding(
+        expected,
+        step,
+        "missed" if found else "met",
+        f"{verdict['confidence']:.0%} interval {low:.3f}x to {high:.3f}x"
+        + ", but beds differ" * verdict["beds_differ"],
+    )
+    measures = next(row["measures"] for row in report["rows"] if row["step"] == step)
+    told = {name: beside["verdict"] for name, beside in measures.items() if beside["verdict"]}
+    return [finding, *([_none_differs(step, expected, told)] if told else [])]
+
+
+def _none_differs(step: str, expected: str, verdicts: dict[str, Document]) -> Finding:
+    """Whether any measure differs, by Holm's correction over all of them."""
+    corrected = holm([verdict["p_value"] for verdict in verdicts.values()])
+    name, least = min(zip(verdicts, corrected, strict=True), key=lambda one: one[1])
+    blocks = max(verdict["blocks"] for verdict in verdicts.values())
+    could_tell = len(verdicts) * 2 * 0.5**blocks < 1 - CONFIDENCE
+    return Finding(
+        f"{expected} in what was measured beside the rate",
+        step,
+        "missed" if least < 1 - CONFIDENCE else "met" if could_tell else "open",
+        f"least of {len(verdicts)} corrected p-values {least:.3f} ({name})"
+        if could_tell
+        else f"{blocks} blocks are too few to tell of {len(verdicts)} measures",
+    )
 
 
 def require(findings: Sequence[Finding]) -> None:

@@ -102,7 +102,14 @@ hosts:
             env=environment, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert session.stdout is not None
-        session.stdout.readline()
+        header = json.loads(session.stdout.readline())
+        assert (header["schema"], header["version"]) == ("receive-batching/trace", 1)
+        assert {probe["attach"] for probe in header["probes"]} <= {
+            "fentry",
+            "kprobe",
+            "tracepoint",
+            None,
+        }
         send(bed, str(bed_config.dut.address.ip), 997)
         deadline = time.monotonic() + 30
         reading = {"packets": 0}

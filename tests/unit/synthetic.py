@@ -197,10 +197,9 @@ def make_campaign(
     )  # fmt: skip
     for planned in boots_of(order):
         host = Host()
-        drift = 1 + 0.2 * rng.random() if planned.position == 0 else 1.0
         bed = block_beds[planned.block - 1] if block_beds else None
         own = (beds or {}).get(bed or "", {}).get(planned.step, 1.0)
-        pps = base_pps * effects[planned.step] * own * drift * 2.718281828 ** noise(rng)
+        pps = base_pps * effects[planned.step] * own * 2.718281828 ** noise(rng)
         step = _number(planned.step)
         made = [trial(host, "warmup", 0, pps / 2, 1.0, step)]
         made += [

@@ -147,6 +147,29 @@ def test_a_baseline_against_itself_has_to_show_nothing(
     assert finding.outcome == outcome
 
 
+@pytest.mark.parametrize(
+    ("p_values", "blocks", "outcome"),
+    [
+        ([0.04, 0.9], 10, "met"),
+        ([0.01, 0.9], 10, "missed"),
+        ([0.031, 0.031], 6, "open"),
+        ([0.031], 6, "missed"),
+    ],
+)
+def test_no_measure_of_a_baseline_may_differ_from_itself(
+    tmp_path: Path, p_values: list[float], blocks: int, outcome: str
+) -> None:
+    root = make_campaign(tmp_path, effects=dict.fromkeys(AA_STEPS, 1.0), blocks=blocks)
+    report = document(analyse(ResultDirectory.open(root)))
+    [own] = [row for row in report["rows"] if row["step"] == AA_STEPS[1]]
+    own["measures"] = {
+        str(number): {"verdict": {"p_value": p_value, "blocks": blocks}}
+        for number, p_value in enumerate(p_values)
+    }
+    _, beside = no_difference_in_aa(report)
+    assert beside.outcome == outcome
+
+
 def test_other_campaigns_are_no_comparison_with_itself(tmp_path: Path) -> None:
     root = make_campaign(tmp_path, effects={"0": 1.0, "8": 1.0}, blocks=2)
     assert no_difference_in_aa(document(analyse(ResultDirectory.open(root)))) == []

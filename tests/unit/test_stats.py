@@ -75,6 +75,44 @@ def test_drift_within_blocks_makes_no_effect_of_nothing(drift: float) -> None:
     assert found / 600 <= 0.05
 
 
+@pytest.mark.parametrize("blocks", [6, 10])
+@pytest.mark.parametrize("drift", [0.5, 1.0])
+def test_drift_takes_no_known_effect_away(drift: float, blocks: int) -> None:
+    """Balanced positions make a drift symmetric noise: intervals grow, and cover no less."""
+    rng, effect = np.random.default_rng(blocks), math.log(1.14)
+    inside = 0
+    for seed in range(1000):
+        order = balanced_blocks(["0", "2", "8"], blocks, seed=seed)
+        steps = np.asarray([row.index("8") - row.index("0") for row in order])
+        values = effect + 0.05 * (drift * steps + rng.standard_normal(blocks))
+        low, high, _ = signed_rank_interval(values)
+        inside += low <= effect <= high
+    assert inside / 1000 >= 0.93
+
+
+@pytest.mark.parametrize("blocks", [6, 8, 10])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda rng, shape: rng.exponential(1, shape) - 0.3 * rng.standard_normal(shape),
+        lambda rng, shape: rng.standard_normal(shape) - 8 * (rng.random(shape) < 0.2),
+    ],
+    ids=["one arm skewed", "one boot in five of one arm far off"],
+)
+def test_noise_of_one_arm_alone_is_part_of_what_is_estimated(
+    noise: Callable[[np.random.Generator, tuple[int, int]], Floats], blocks: int
+) -> None:
+    """What is covered then is the median of means of pairs, which is what is reported."""
+    rng, trials = np.random.default_rng(blocks), 2000
+    one, other = noise(rng, (2, 500_000))
+    centre = float(np.median((one + other) / 2))
+    inside = 0
+    for row in noise(rng, (trials, blocks)):
+        low, high, _ = signed_rank_interval(row)
+        inside += low <= centre <= high
+    assert 0.93 - 0.01 <= inside / trials <= 0.97 + 0.01
+
+
 def test_exact_confidence_is_known() -> None:
     confidences = {n: signed_rank_interval(np.arange(1.0, n + 1))[2] for n in range(6, 11)}
     assert confidences == pytest.approx(
