@@ -114,18 +114,39 @@ class Machine:
         """Return when the machine's user can log in: after how many seconds.
 
         Raises:
-            HostLostError: that was not so in time; the message shows the console's end.
+            HostLostError: that was not so in time; the message says how it answered last
+                and shows the console's end.
         """
         began = time.monotonic()
+        answered = "nobody asked"
         while time.monotonic() < began + within_s:
             if self._answers():
-                with contextlib.suppress(InfrastructureError):  # it may refuse at first
+                try:
                     if self.ssh.run(["true"], timeout_s=60).returncode == 0:
                         return time.monotonic() - began
+                    answered = "`true` failed there"
+                except InfrastructureError as error:  # it may refuse at first
+                    answered = error.message
+            else:
+                answered = "no ssh server answers"
             time.sleep(0.3)
-        console = self.console_log.read_text(errors="replace")
-        tail = "".join(f"\n  | {line}" for line in console.splitlines()[-8:])
-        raise HostLostError(f"{self.name} did not come up in {within_s:.0f} s{tail}")
+        raise HostLostError(
+            f"{self.name} did not come up in {within_s:.0f} s: {answered}{self._told()}"
+        )
+
+    def _told(self) -> str:
+        """What QEMU says of its state, and the ends of what was written."""
+        state = "its monitor does not answer"
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(10.0)
+            line.connect(str(self._monitor))
+            if line.recv(1):
+                line.close()
+                state = str(self._ask("query-status"))
+        logs = (self.console_log, self.directory / "qemu.log", self.directory / "nic.log")
+        written = [log.read_text(errors="replace") if log.exists() else "" for log in logs]
+        lines = [line for text in written for line in text.split("\n")[-25:] if line.strip()]
+        return "".join(f"\n  | {line}" for line in [f"QEMU: {state}", *lines])
 
     def run(self, *command: str, timeout_s: float = 60.0) -> str:
         """What ``command`` prints there; it has to end well."""
@@ -231,7 +252,7 @@ class Machine:
     def _debugger(self) -> Path:
         return self.runtime / f"{self.name}-gdb"
 
-    def _ask(self, command: str, **arguments: object) -> None:
+    def _ask(self, command: str, **arguments: object) -> object:
         from qemu.qmp.legacy import QEMUMonitorProtocol
 
         for _ in range(50):  # of a QEMU that was just started
@@ -242,7 +263,7 @@ class Machine:
         monitor.settimeout(20.0)
         monitor.connect(negotiate=True)
         try:
-            monitor.cmd(command, **arguments)
+            return monitor.cmd(command, **arguments)
         finally:
             monitor.close()
 
