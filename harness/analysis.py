@@ -24,6 +24,7 @@ from harness.metrics import (
     measure,
     recorded_tolerances,
     traced_stack_pps,
+    void_alone,
 )
 from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT, SATURATED, PlannedBoot
 from harness.samples import Boot, Campaign, ResultDirectory, Stage, Trace, Void
@@ -291,7 +292,7 @@ def _gather(
             continue
         alone = trial.kind in ("latency", "ndr")
         metrics = None if alone else measure(trial, campaign, tolerances)
-        if reasons := metrics.void if metrics else tuple(trial.void):
+        if reasons := metrics.void if metrics else void_alone(trial, campaign, tolerances):
             into.void_trials += 1
             void.append(VoidTrial(planned, trial.kind, trial.index, reasons))
         elif metrics is None:

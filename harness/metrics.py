@@ -16,7 +16,18 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from harness.plan import VOID_RULES
-from harness.samples import Campaign, Counters, CpuTime, Snapshot, Trial, Void, Whole, Window
+from harness.samples import (
+    Campaign,
+    Counters,
+    CpuTime,
+    Placement,
+    ProcessPlacement,
+    Snapshot,
+    Trial,
+    Void,
+    Whole,
+    Window,
+)
 
 Tolerances = Mapping[str, Mapping[str, float]]
 
@@ -121,7 +132,7 @@ def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMe
             void += _paced_rule(rates["stack_rx_pps"], trial.paced_pps, tolerances)
         if trial.window is not None:
             rates["interrupts_per_packet"] = _interrupts_per_packet(trial.window)
-            void += _moved(window, irq_cpu, netserver_cpu, tolerances)
+            void += _moved(trial.window.placement, irq_cpu, netserver_cpu, tolerances)
             void += _spread(window, campaign, tolerances)
         void += _window_rules(window, irq_cpu, tolerances)
     drops: dict[str, int] = {}
@@ -139,6 +150,30 @@ def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMe
     void += _stream_rules(trial, window)
     void += _trace_rules(trial, tolerances)
     return TrialMetrics(offered_packets=offered, drops=drops, void=tuple(_once(void)), **rates)
+
+
+def void_alone(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> tuple[Void, ...]:
+    """Reasons not to count a trial of latency or of the highest rate."""
+    void: list[Void] = list(trial.void)
+    if trial.whole is not None:
+        irq_cpu, netserver_cpu = _planned_cpus(campaign)
+        before, after = trial.whole.before, trial.whole.after
+        void += _moved(_placed(before, after), irq_cpu, netserver_cpu, tolerances)
+        void += _window_rules(Window(start=before, end=after), irq_cpu, tolerances)
+    return tuple(_once(void))
+
+
+def _placed(before: Snapshot, after: Snapshot) -> Placement:
+    """Where interrupts were between the two, and processes at the end."""
+    irq: dict[str, dict[str, int]] = {}
+    for line, row in after.interrupts.items():
+        earlier = before.interrupts.get(line, {}).get("counts", {})
+        irq[line] = {cpu: count - earlier.get(cpu, 0) for cpu, count in row["counts"].items()}
+    processes = [
+        ProcessPlacement(pid=one["pid"], name=one["name"], cpus={str(one["last_cpu"]): 1})
+        for one in after.processes
+    ]
+    return Placement(irq=irq, processes=processes)
 
 
 def traced_stack_pps(trial: Trial) -> float | None:
@@ -378,11 +413,14 @@ def _conservation(
 
 
 def _moved(
-    window: Window, irq_cpu: int | None, netserver_cpu: int | None, tolerances: Tolerances
+    placement: Placement,
+    irq_cpu: int | None,
+    netserver_cpu: int | None,
+    tolerances: Tolerances,
 ) -> Iterator[Void]:
     if irq_cpu is not None:
         counts: Counters = {}
-        for line in window.placement.irq.values():
+        for line in placement.irq.values():
             for cpu, count in line.items():
                 counts[cpu] = counts.get(cpu, 0) + count
         elsewhere = {cpu: n for cpu, n in counts.items() if n > 0 and cpu != str(irq_cpu)}
@@ -396,7 +434,7 @@ def _moved(
             )
     if netserver_cpu is not None:
         seen: Counters = {}
-        for process in window.placement.processes:
+        for process in placement.processes:
             if process.name == "netserver":
                 for cpu, count in process.cpus.items():
                     if count > 0 and cpu != str(netserver_cpu):
@@ -442,6 +480,11 @@ def _window_rules(window: Window, irq_cpu: int | None, tolerances: Tolerances) -
         share = stolen_s / delta.duration_s if delta.duration_s > 0 else 0.0
         if irq_cpu in (None, line.cpu) and share > tolerances["cpu-throttled"]["share"]:
             yield Void(rule="cpu-throttled", detail=f"{share:.1%} of CPU {line.cpu} was stolen")
+    for cpu, count in window.end.throttled.items():
+        times = count - window.start.throttled.get(cpu, count)
+        if irq_cpu in (None, int(cpu)) and times > tolerances["cpu-throttled"].get("times", 0):
+            detail = f"CPU {cpu} was slowed down by its temperature, {times} times"
+            yield Void(rule="cpu-throttled", detail=detail)
 
 
 def _paced_rule(pps: float | None, asked: int, tolerances: Tolerances) -> Iterator[Void]:

@@ -77,6 +77,12 @@ class Snapshot(_Raw):
     link: Counters = Field(default_factory=dict)
     """As ``struct rtnl_link_stats64`` names them."""
     cpu: list[CpuTime] = Field(default_factory=list)
+    throttled: Counters = Field(default_factory=dict)
+    """How often its temperature slowed each CPU down, where the CPU counts that."""
+    interrupts: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Of the interface: by line ``counts``, by CPU."""
+    processes: list[dict[str, Any]] = Field(default_factory=list)
+    """Of the load and of the agent: ``pid``, ``name``, ``last_cpu``."""
     udp_sockets: list[UdpSocket] = Field(default_factory=list)
 
 
@@ -205,6 +211,7 @@ class Trial(_Raw):
     search: list[RateTried] | None = None
     ndr_pps: float | None = None
     whole: Whole | None = None
+    """Of a trial of latency or of the highest rate: to its end, while netserver still runs."""
     netperf: list[Stream] = Field(default_factory=list)
     void: list[Void] = Field(default_factory=list)
 

@@ -210,8 +210,9 @@ def _traced(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
 
 
 def _round_trips(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
-    cell = plan.CELLS[trial.index]
+    cell, dut = plan.CELLS[trial.index], boot.bed.dut
     found: dict[str, Any] = {"kind": trial.kind, "index": trial.index, "cell": asdict(cell)}
+    before = dut.call("counters", interface=boot.bed.dut_interface)
     try:
         found["round_trips"] = workload.round_trips(
             setup.bed,
@@ -222,6 +223,8 @@ def _round_trips(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> 
         )
     except TrialVoidError as error:
         found["void"] = [{"rule": "cell-missing", "detail": error.message}]
+    after = dut.call("counters", interface=boot.bed.dut_interface)
+    found["whole"] = {"before": before, "after": after}
     boot.kept["trials"].append(samples.Trial.model_validate(found))
 
 
@@ -235,6 +238,8 @@ def _highest_rate(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) ->
         )
         if why := workload.why_no_highest_rate(found["ndr_pps"], found["search"]):
             found["void"] = [{"rule": "rate-not-found", "detail": why}]
+        after = boot.bed.dut.call("counters", interface=boot.bed.dut_interface)
+        found["whole"] = {"before": load.before, "after": after}
     list(_load_down(setup, boot.bed, load, []))
     boot.kept["trials"].append(samples.Trial.model_validate(found))
 

@@ -22,6 +22,7 @@ from .ethtool import Ethtool
 from .inventory import NET, existing, interface_irqs, parse_interrupts, read_text
 
 _PROC = Path("/proc")
+_THROTTLED = "devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"
 _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 # Words of /proc/net/softnet_stat; the last one is there since Linux 5.10.
 _SOFTNET_CPU = 12
@@ -51,6 +52,7 @@ class _Raw(NamedTuple):
     nic: bytes
     link: bytes
     tasks: list[tuple[bytes, int]]
+    throttled: dict[str, int]
 
 
 class Counters:
@@ -66,6 +68,10 @@ class Counters:
         self._carrier = NET / interface / "carrier_changes"
         self._tasks = tasks
         self._irqs = set(interface_irqs(interface))
+        self._throttled = {
+            path.parents[1].name.removeprefix("cpu"): path
+            for path in sorted(Path("/sys").glob(_THROTTLED))
+        }
         self._softirqd = [
             int(path.parent.name)
             for path in _PROC.glob("[0-9]*/comm")
@@ -140,7 +146,9 @@ class Counters:
         link = _link_statistics(self._index)
         texts = files.texts() | {"snmp": snmp, "carrier": self._carrier.read_bytes()}
         tasks = files.tasks()
-        return _Raw(at_ns, time.monotonic_ns() - before_ns, texts, nic, link, tasks)
+        took_ns = time.monotonic_ns() - before_ns
+        throttled = {cpu: int(path.read_bytes()) for cpu, path in self._throttled.items()}
+        return _Raw(at_ns, took_ns, texts, nic, link, tasks, throttled)
 
     def _parsed(self, raw: _Raw) -> dict[str, Any]:
         texts = {name: text.decode() for name, text in raw.texts.items()}
@@ -155,6 +163,7 @@ class Counters:
             | {"carrier_changes": int(texts["carrier"])},
             "interrupts": parse_interrupts(texts["interrupts"], self._irqs),
             "cpu": parse_cpu(texts["stat"]),
+            "throttled": raw.throttled,
             "processes": [parse_task(stat) | {"cpu_ns": cpu_ns} for stat, cpu_ns in raw.tasks],
             "udp_sockets": parse_udp(texts["udp"]),
         }

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.metrics import measure, recorded_tolerances
+from harness.metrics import measure, recorded_tolerances, void_alone
 from harness.samples import Campaign, Trial, read_campaign
 from tests.unit.synthetic import Flow, Host, make_campaign, trial
 
@@ -81,6 +81,11 @@ def _steal(made: Json) -> None:
     made["window"]["end"]["cpu"][0]["steal_ns"] = 10**9
 
 
+def _heat(made: Json) -> None:
+    for which, times in (("start", 3), ("end", 4)):
+        made["window"][which]["throttled"] = {"0": times, "1": 0}
+
+
 def _backwards(made: Json) -> None:
     for snapshot in _end(made):
         snapshot["nic"] = dict.fromkeys(snapshot["nic"], 0)
@@ -112,6 +117,7 @@ def _stream(**fields: Any) -> Callable[[Json], None]:
         ("counters-missing", lambda made: made.update(window=None)),
         ("counters-missing", lambda made: made.update(whole=None)),
         ("cpu-throttled", _steal),
+        ("cpu-throttled", _heat),
         ("link-flapped", lambda made: made["window"]["end"]["link"].update(carrier_changes=2)),
     ],
 )
@@ -121,6 +127,26 @@ def test_each_rule_voids_and_says_why(
     assert _measure(timed, campaign).void == ()
     edit(timed)
     assert rule in {void.rule for void in _measure(timed, campaign).void}
+
+
+def _alone(timed: Json, campaign: Campaign, *, irq: str = "0", cpu: int = 0) -> set[str]:
+    """The rules that void a trial measured alone, with interrupts and netserver there."""
+    before, after = timed["whole"]["before"], timed["whole"]["after"]
+    before["interrupts"] = {"30": {"name": "eth1-0", "counts": {"0": 900, "1": 900}}}
+    after["interrupts"] = copy.deepcopy(before["interrupts"])
+    after["interrupts"]["30"]["counts"][irq] += 500
+    after["processes"] = [{"pid": 99, "name": "netserver", "last_cpu": cpu},
+                          {"pid": 7, "name": "python3", "last_cpu": 1}]  # fmt: skip
+    trial = Trial.model_validate({"kind": "ndr", "index": 0, "whole": timed["whole"]})
+    return {void.rule for void in void_alone(trial, campaign, recorded_tolerances(campaign))}
+
+
+def test_what_is_measured_alone_has_to_be_placed_as_planned(
+    timed: Json, campaign: Campaign
+) -> None:
+    assert _alone(timed, campaign) == set()
+    assert _alone(timed, campaign, irq="1") == {"irq-moved"}
+    assert _alone(timed, campaign, cpu=1) == {"process-moved"}
 
 
 @pytest.mark.parametrize(
