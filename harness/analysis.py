@@ -305,6 +305,10 @@ def _gather(
                     measures[name][trial.index] = value
                 for name, why in pmu_absent(trial.window).items():
                     into.absent[name].add(why)
+        elif trial.kind == "icache":
+            if trial.window is not None:
+                for name, value in pmu_per_packet(trial.window, metrics.stack_rx_pps).items():
+                    measures[f"emulated_{name}"][trial.index] = value
         elif metrics.paced_cpu_ns_per_packet is not None:
             measures["paced_cpu_ns_per_packet"][trial.index] = metrics.paced_cpu_ns_per_packet
         elif trial.trace is not None:

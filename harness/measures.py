@@ -80,6 +80,21 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
             name: Measure(title, unit, source=f"{_PMU_SOURCE}: {event}")
             for name, (title, unit, event) in _PMU.items()
         },
+        **{
+            f"emulated_{name}": Measure(
+                f"{title}, {how}",
+                unit,
+                source=f"the emulator, on the interrupt's vCPU: {what}",
+                also="icache",
+            )
+            for name, (title, unit, _), how, what in zip(
+                ("instructions_per_packet", "l1i_misses_per_packet"),
+                [*_PMU.values()][1:],
+                ("counted by the emulator", "simulated"),
+                ("all that it executed", "32 KiB of 8 ways, least recently used, no prefetch"),
+                strict=True,
+            )
+        },
         "ndr_pps": Measure(
             "highest rate without loss",
             "packets/s",

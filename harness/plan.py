@@ -36,9 +36,9 @@ moment in which the receiver waited for the load.
 """
 
 BedKind = Literal["virtual", "hardware"]
-TrialKind = Literal["warmup", "timed", "trace", "paced", "latency", "ndr"]
-Extra = Literal["cpu", "latency", "ndr"]
-EXTRAS: tuple[Extra, ...] = ("cpu", "latency", "ndr")
+TrialKind = Literal["warmup", "timed", "trace", "paced", "icache", "latency", "ndr"]
+Extra = Literal["cpu", "icache", "latency", "ndr"]
+EXTRAS: tuple[Extra, ...] = ("cpu", "icache", "latency", "ndr")
 """What a campaign can measure beside the rate under an unlimited load."""
 
 
@@ -100,6 +100,8 @@ class Profile:
         if "cpu" in self.extras:
             for index in range(self.trials):
                 yield PlannedTrial("paced", index, self.window_s)
+        if "icache" in self.extras:
+            yield PlannedTrial("icache", 0, self.trace_s)
         if "latency" in self.extras:
             for index in range(len(CELLS)):
                 yield PlannedTrial("latency", index, self.window_s)
@@ -271,6 +273,12 @@ def profile(
     if found is None:
         raise ConfigurationError(
             f"no profile is named {name!r}", hint=f"choose one of {', '.join(PROFILE_NAMES)}"
+        )
+    if "icache" in extras and bed_kind != "virtual":
+        raise ConfigurationError(
+            "only an emulator counts icache misses this way, and this bed is of machines",
+            hint="leave --also icache out: where a machine's CPU has counters, they are read "
+            "in every timed trial",
         )
     found = replace(found, extras=tuple(extra for extra in EXTRAS if extra in extras))
     if blocks is None:

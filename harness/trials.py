@@ -205,8 +205,12 @@ def _others_frozen(boot: BootUnderWay, boots: Sequence[BootUnderWay]) -> Iterato
 def _traced(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
     dut, interface = boot.bed.dut, boot.bed.dut_interface
     dut.call("trace_attach", interface=interface, within_s=_ATTACH_S)
-    _under_load(setup, [boot], [trial], lambda _: contextlib.nullcontext())
+    _counted(setup, boot, trial)
     dut.call("trace_detach", within_s=60)
+
+
+def _counted(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
+    _under_load(setup, [boot], [trial], lambda _: contextlib.nullcontext())
 
 
 def _round_trips(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
@@ -246,6 +250,7 @@ def _highest_rate(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) ->
 
 _ALONE: Mapping[str, tuple[str, Callable[[Setup, BootUnderWay, plan.PlannedTrial], None]]] = {
     "trace": ("probes", _traced),
+    "icache": ("instructions", _counted),
     "latency": ("round trips", _round_trips),
     "ndr": ("highest rate without loss", _highest_rate),
 }
@@ -375,6 +380,8 @@ def _call_of(trial: plan.PlannedTrial) -> str:
 def _open_window(setup: Setup, bed: RunningBed, trial: plan.PlannedTrial, boots: int) -> Pending:
     """Begin ``trial``, which lasts as much longer as ``boots`` share the machine."""
     timed = {"netserver": True, "pmu_cpu": setup.bed.placement.irq_cpu}
+    if trial.kind == "icache":
+        timed["emulated"] = True
     return bed.dut.begin(
         _call_of(trial),
         interface=bed.dut_interface,

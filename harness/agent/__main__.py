@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from .boot import Boot
 from .counters import Counters
 from .doctor import Doctor
+from .emulated import Emulated
 from .faults import AgentError, ControllerGone
 from .inventory import inventory, read_text, see_own_interfaces
 from .kernel_config import kernel_config
@@ -176,6 +177,7 @@ class Agent:
         sample_s: float = 0.2,
         netserver: bool = False,
         pmu_cpu: int | None = None,
+        emulated: bool = False,
     ) -> Any:
         if netserver and not self._load.serving():
             raise AgentError("netserver serves no stream as the window opens", kind="void")
@@ -187,7 +189,11 @@ class Agent:
         )
         if pmu_cpu is None:
             return window()
-        with self._pmu.over(pmu_cpu) as watch:
+        # What netserver takes of its CPU is none of the receive path, and differs from kernel to
+        # kernel where that leaves it more.
+        still = self._load.netserver_stands_still() if emulated else contextlib.nullcontext()
+        counters = Emulated() if emulated else self._pmu
+        with still, counters.over(pmu_cpu) as watch:
             found = window(opened=watch.open, closed=watch.close)
             return found | {"pmu": watch.read()}
 

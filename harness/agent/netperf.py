@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -294,6 +294,15 @@ class Load:
         """End all that runs."""
         self.netperf_stop()
         self.netserver_stop()
+
+    @contextlib.contextmanager
+    def netserver_stands_still(self) -> Iterator[None]:
+        """Stopped where it is: its sockets are full, and what comes is dropped there."""
+        stopped = _signalled(self.pids(), signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _signalled(stopped, signal.SIGCONT)
 
     def pids(self) -> list[int]:
         """The processes of the load, netserver's connections included."""

@@ -61,8 +61,9 @@ also_option = click.option(
     "--also",
     type=click.Choice(EXTRAS),
     multiple=True,
-    help="Measure also CPU time per packet at a paced load, latency, or the highest rate "
-    "without loss; may be given again.",
+    help="Measure also CPU time per packet at a paced load, instructions and icache misses per "
+    "packet (of an emulated guest), latency, or the highest rate without loss; may be given "
+    "again.",
 )
 seed_option = click.option(
     "--seed",

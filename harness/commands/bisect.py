@@ -214,6 +214,7 @@ class _Bench:
                     campaign=self.journal.id,
                     directory=self.directory,
                     progress=self.progress,
+                    extras=profile.extras,
                 )
             )
         setup = campaign.Setup(

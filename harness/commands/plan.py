@@ -93,6 +93,7 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
     )
     also = {
         "cpu": f"CPU time per packet at {bed.paced_pps:,} packets/s",
+        "icache": "instructions per packet, and misses in a simulated icache",
         "latency": "round trips with moderation and busy polling on and off",
         "ndr": "the highest rate without loss",
     }

@@ -131,6 +131,7 @@ def run(
                         campaign=campaign_id,
                         directory=directory,
                         progress=progress,
+                        extras=chosen.extras,
                     )
                 )
                 for name, place in places.items()

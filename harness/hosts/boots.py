@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from harness.hosts import machines, virtual
 from harness.hosts.bed import Boots
 from harness.hosts.labgrid import Place, acquired
 from harness.kernels import HostConfig, Image, of_host
+from harness.plan import Extra
 from harness.progress import Progress
 
 __all__ = ["acquired", "kernel_config", "made_meanwhile", "opened"]
@@ -21,18 +22,25 @@ __all__ = ["acquired", "kernel_config", "made_meanwhile", "opened"]
 
 @contextmanager
 def opened(
-    place: Place, image: Image, *, campaign: str, directory: Path, progress: Progress
+    place: Place,
+    image: Image,
+    *,
+    campaign: str,
+    directory: Path,
+    progress: Progress,
+    extras: Collection[Extra] = (),
 ) -> Iterator[Boots]:
     """Boots on the bed of ``place`` for the campaign of that id, until the context ends.
 
-    ``image`` is any of its kernels; ``directory`` takes what is kept beside the boots.
+    ``image`` is any of its kernels; ``directory`` takes what is kept beside the boots;
+    ``extras`` are what it measures beside the rate.
 
     Raises:
         InfrastructureError: what the bed needs cannot be had.
     """
     bed = place.bed
     if isinstance(bed.dut, QemuHost):
-        made_with = virtual.equipment(bed.dut, image, progress)
+        made_with = virtual.equipment(bed.dut, image, progress, counts="icache" in extras)
         yield virtual.VirtualBoots(bed=bed, equipment=made_with)
     else:
         with machines.opened(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from harness import cache, process
 from harness.config import QemuHost
 from harness.errors import HostLostError, InfrastructureError, KernelError
+from harness.hosts import icache
 from harness.hosts.bed import kernel_death
 from harness.hosts.ssh import SshTarget
 from harness.images import GUEST_USER, GuestImage, Tools
@@ -144,6 +145,7 @@ def start(
     nic_socket: Path | None,
     directory: Path,
     runtime: Path,
+    icache_plugin: Path | None = None,
     extra_arguments: Sequence[str] = (),
     pass_fds: Sequence[int] = (),
 ) -> Guest:
@@ -176,9 +178,11 @@ def start(
         "-serial", f"file:{directory / 'console.log'}",
         "-qmp", f"unix:{runtime / 'qmp'},server=on,wait=off",
         *(["-device", json.dumps(nic)] if nic_socket else []),
+        *(icache.arguments(icache_plugin, runtime / "icache") if icache_plugin else []),
         *extra_arguments,
     ]  # fmt: skip
     shared = [directory, runtime, image.directory, disk.directory]
+    shared += [icache_plugin.parent] if icache_plugin else []
     with (directory / "qemu.log").open("w") as log:
         started = subprocess.Popen(
             ["setpriv", "--pdeathsig=KILL", "--", *tools.qemu(arguments, shared=shared)],

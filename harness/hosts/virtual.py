@@ -23,7 +23,7 @@ from typing import Any
 from harness import images, process
 from harness.config import Bed, MachineCpus, NetnsHost, QemuHost
 from harness.errors import ConfigurationError, InfrastructureError
-from harness.hosts import netns, qemu
+from harness.hosts import icache, netns, qemu
 from harness.hosts.bed import Boots, RunningBed
 from harness.images import GuestImage, Tools
 from harness.kernels.build import Image
@@ -41,18 +41,33 @@ class Equipment:
     disk: GuestImage
     tools: Tools
     accelerator: str
+    icache: Path | None = None
+    """A plugin of the emulator, if that is to count instructions."""
 
 
-def equipment(host: QemuHost, image: Image, progress: Progress) -> Equipment:
+def equipment(
+    host: QemuHost, image: Image, progress: Progress, *, counts: bool = False
+) -> Equipment:
     """What a virtual bed of ``host`` needs, made if it is not kept yet.
 
-    ``image`` is any kernel: the accelerator is proven by booting it.
+    ``image`` is any kernel: the accelerator is proven by booting it. A bed that ``counts``
+    has an emulator that can count instructions.
+
+    Raises:
+        ConfigurationError: it is to count, and there is no emulator.
     """
     tools = images.tools(progress)
+    accelerator = qemu.accelerator_that_works(host.accelerator, image=image, tools=tools)
+    if counts and accelerator != "tcg":
+        raise ConfigurationError(
+            f"instructions are counted by an emulator, and the guest runs by {accelerator.upper()}",
+            hint="say accelerator: tcg for the dut in hosts.yaml, or leave --also icache out",
+        )
     return Equipment(
         disk=images.guest_image(progress),
         tools=tools,
-        accelerator=qemu.accelerator_that_works(host.accelerator, image=image, tools=tools),
+        accelerator=accelerator,
+        icache=icache.plugin() if counts else None,
     )
 
 
@@ -208,6 +223,7 @@ def virtual_bed(
             nic_socket=runtime / "nic",
             directory=directory,
             runtime=runtime,
+            icache_plugin=equipment.icache,
         )
         up.callback(guest.stop)
 

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A plugin of QEMU: counts the instructions a guest executes and the lines they would miss
+ * in an instruction cache.
+ *
+ * Each vCPU has a cache of its own: 64 sets of 8 ways of 64 octets (32 KiB, as in most x86
+ * cores), least recently used out first, by physical address, without prefetch. It sees the
+ * instructions of whole translation blocks, so a block that an exception leaves early counts
+ * whole.
+ *
+ * Counters are in a file that is also a PCI device of the guest (ivshmem-plain): struct page
+ * below, little-endian. The guest writes `wanted`, and that is all that is read from there;
+ * everything else is only ever written. A block does next to nothing while `wanted` is 0.
+ *
+ * Arguments: counters=PATH, a file of at least a page.
+ */
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+/* What is used of QEMU's plugin interface, version 7 (docs/devel/tcg-plugins.rst). */
+#define EXPORT __attribute__((visibility("default")))
+
+struct qemu_plugin_tb;
+struct qemu_plugin_insn;
+struct qemu_plugin_scoreboard;
+
+typedef uint64_t qemu_plugin_id_t;
+typedef struct {
+	struct qemu_plugin_scoreboard *score;
+	size_t offset;
+} qemu_plugin_u64;
+typedef struct {
+	const char *target_name;
+	struct {
+		int min;
+		int cur;
+	} version;
+	bool system_emulation;
+	union {
+		struct {
+			int smp_vcpus;
+			int max_vcpus;
+		} system;
+	};
+} qemu_info_t;
+
+enum { QEMU_PLUGIN_CB_NO_REGS = 0, QEMU_PLUGIN_COND_NE = 3 };
+
+void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id,
+					   void (*cb)(struct qemu_plugin_tb *, void *),
+					   void *userdata);
+void qemu_plugin_register_vcpu_tb_exec_cond_cb(struct qemu_plugin_tb *tb,
+					       void (*cb)(unsigned int, void *),
+					       int flags, int cond,
+					       qemu_plugin_u64 entry,
+					       uint64_t imm, void *userdata);
+size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
+struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb,
+						 size_t index);
+size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *insn);
+void *qemu_plugin_insn_haddr(const struct qemu_plugin_insn *insn);
+struct qemu_plugin_scoreboard *qemu_plugin_scoreboard_new(size_t element_size);
+void qemu_plugin_u64_set(qemu_plugin_u64 entry, unsigned int vcpu_index,
+			 uint64_t value);
+int qemu_plugin_num_vcpus(void);
+
+EXPORT int qemu_plugin_version = 7;
+
+enum { SETS = 64, WAYS = 8, LINE_SHIFT = 6, CPUS = 32 };
+#define MAGIC 0x31686361636952ULL /* "Ricach1" */
+#define LOOK_NS 1000000L
+#define BLOCKS (1U << 21)
+
+/* A line each, so that vCPUs do not share one; harness/agent/emulated.py reads this. */
+struct counted {
+	_Atomic uint64_t instructions;
+	_Atomic uint64_t misses;
+	uint64_t unused[6];
+};
+
+struct page {
+	uint64_t magic;
+	_Atomic uint64_t wanted;
+	_Atomic uint64_t counting;
+	_Atomic uint64_t uncounted; /* translated blocks there was no room for */
+	uint64_t octets;
+	uint64_t ways;
+	uint64_t line_octets;
+	uint64_t cpus;
+	struct counted cpu[CPUS];
+};
+
+/* A translation block: lines of one page, and of the next if it goes on there. */
+struct block {
+	uintptr_t line[2];
+	uint16_t lines[2];
+	uint32_t instructions;
+};
+
+struct cpu {
+	uintptr_t tags[SETS][WAYS]; /* the last used first; 0 is none */
+	uint64_t instructions;
+	uint64_t misses;
+} __attribute__((aligned(64)));
+
+static struct page *page;
+static struct cpu cpus[CPUS];
+static struct block *blocks;
+static atomic_uint used;
+static qemu_plugin_u64 counting;
+
+static bool missed(uintptr_t tags[WAYS], uintptr_t line)
+{
+	uintptr_t moved = tags[0];
+	int way = 0;
+
+	if (moved == line)
+		return false;
+	while (++way < WAYS) {
+		uintptr_t tag = tags[way];
+
+		tags[way] = moved;
+		moved = tag;
+		if (tag == line)
+			break;
+	}
+	tags[0] = line;
+	return way == WAYS;
+}
+
+static void executed(unsigned int index, void *data)
+{
+	const struct block *block = data;
+	struct cpu *cpu;
+
+	if (index >= CPUS)
+		return;
+	cpu = &cpus[index];
+	cpu->instructions += block->instructions;
+	for (int part = 0; part < 2; part++)
+		for (int n = 0; n < block->lines[part]; n++) {
+			uintptr_t line = block->line[part] + n;
+
+			cpu->misses += missed(cpu->tags[line % SETS], line);
+		}
+	atomic_store_explicit(&page->cpu[index].instructions, cpu->instructions,
+			      memory_order_relaxed);
+	atomic_store_explicit(&page->cpu[index].misses, cpu->misses,
+			      memory_order_relaxed);
+}
+
+static void translated(struct qemu_plugin_tb *tb, void *unused)
+{
+	size_t count = qemu_plugin_tb_n_insns(tb);
+	unsigned int number;
+	struct block *block;
+	int part = -1;
+
+	(void)unused;
+	number = atomic_load(&used) < BLOCKS ? atomic_fetch_add(&used, 1) : BLOCKS;
+	if (number >= BLOCKS) {
+		atomic_fetch_add(&page->uncounted, 1);
+		return;
+	}
+	block = &blocks[number];
+	block->instructions = count;
+	for (size_t n = 0; n < count; n++) {
+		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, n);
+		uintptr_t at = (uintptr_t)qemu_plugin_insn_haddr(insn);
+		uintptr_t first = at >> LINE_SHIFT;
+		uintptr_t last = (at + qemu_plugin_insn_size(insn) - 1) >> LINE_SHIFT;
+
+		if (!at)
+			continue;
+		if (part < 0 || first < block->line[part] ||
+		    first > block->line[part] + block->lines[part]) {
+			if (part == 1)
+				continue;
+			block->line[++part] = first;
+		}
+		block->lines[part] = last - block->line[part] + 1;
+	}
+	qemu_plugin_register_vcpu_tb_exec_cond_cb(tb, executed, QEMU_PLUGIN_CB_NO_REGS,
+						  QEMU_PLUGIN_COND_NE, counting, 0,
+						  block);
+}
+
+/* Does what the guest wants. */
+static void *look(void *unused)
+{
+	const struct timespec pause = { .tv_nsec = LOOK_NS };
+
+	(void)unused;
+	for (;;) {
+		uint64_t wanted = atomic_load(&page->wanted) != 0;
+		int number = qemu_plugin_num_vcpus();
+
+		for (int n = 0; n < number; n++)
+			qemu_plugin_u64_set(counting, n, wanted);
+		atomic_store(&page->counting, number ? wanted : 0);
+		nanosleep(&pause, NULL);
+	}
+	return NULL;
+}
+
+static struct page *opened(const char *path)
+{
+	void *found = MAP_FAILED;
+	int file = open(path, O_RDWR | O_CLOEXEC);
+
+	if (file >= 0) {
+		found = mmap(NULL, sizeof(struct page), PROT_READ | PROT_WRITE,
+			     MAP_SHARED, file, 0);
+		close(file);
+	}
+	return found == MAP_FAILED ? NULL : found;
+}
+
+EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc,
+			       char **argv)
+{
+	const char *name = "counters=";
+	pthread_t thread;
+
+	_Static_assert(sizeof(struct page) <= 4096, "it is one page of the guest");
+	if (!info->system_emulation || argc != 1 || strncmp(argv[0], name, strlen(name))) {
+		fprintf(stderr, "icache: of a whole system, with counters=PATH\n");
+		return 1;
+	}
+	page = opened(argv[0] + strlen(name));
+	blocks = mmap(NULL, BLOCKS * sizeof(*blocks), PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (!page || blocks == MAP_FAILED) {
+		perror("icache");
+		return 1;
+	}
+	page->octets = SETS * WAYS << LINE_SHIFT;
+	page->ways = WAYS;
+	page->line_octets = 1 << LINE_SHIFT;
+	page->cpus = info->system.smp_vcpus < CPUS ? info->system.smp_vcpus : CPUS;
+	page->magic = MAGIC;
+	counting.score = qemu_plugin_scoreboard_new(sizeof(uint64_t));
+	counting.offset = 0;
+	if (pthread_create(&thread, NULL, look, NULL))
+		return 1;
+	pthread_detach(thread);
+	qemu_plugin_register_vcpu_tb_trans_cb(id, translated, NULL);
+	return 0;
+}
