@@ -14,7 +14,7 @@ pytestmark = pytest.mark.guest
 
 
 def test_what_is_measured_beside_the_rate(tmp_path: Path) -> None:
-    also = ("--also", "cpu", "--also", "latency", "--also", "ndr")
+    also = [word for extra in ("cpu", "icache", "latency", "ndr") for word in ("--also", extra)]
     out = tmp_path / "result"
     done = harness("run", "--steps", "0", "--blocks", "1", *also, "--out", str(out))
     assert done.returncode == 0, done.stderr
@@ -30,6 +30,18 @@ def test_what_is_measured_beside_the_rate(tmp_path: Path) -> None:
         packets = end["snmp"]["Ip"]["InReceives"] - start["snmp"]["Ip"]["InReceives"]
         seconds = (end["monotonic_ns"] - start["monotonic_ns"]) / 1e9
         assert packets / seconds == pytest.approx(trial["paced_pps"], rel=0.15)
+
+    [counted] = found["icache"]
+    assert not counted["void"]
+    start, end = (counted["window"][which]["snmp"] for which in ("start", "end"))
+    packets = end["Ip"]["InReceives"] - start["Ip"]["InReceives"]
+    assert end["Udp"]["InDatagrams"] == start["Udp"]["InDatagrams"]  # netserver stands still
+    executed, missed = (
+        counted["window"]["pmu"]["counts"][name]["count"]
+        for name in ("instructions", "L1-icache-load-misses")
+    )
+    assert 500 < executed / packets < 20_000
+    assert 0 < missed < executed / 20
 
     assert len(found["latency"]) == 4
     for trial in found["latency"]:
