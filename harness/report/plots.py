@@ -128,6 +128,20 @@ def _drawn(report: Document) -> Iterator[Plot]:
             "System, interrupt and softirq time of the interrupt's CPU for each packet at IP: "
             "boots (dots) and their median (bar).",
         )
+    counted = [name for name in report["measures"] if name.startswith("emulated_")]
+    if counted:
+        figure, drawn = _figure([1.5] * len(counted))
+        for axes, name in zip(drawn, counted, strict=True):
+            _measured(axes, rows, name)
+            axes.set_title(report["measures"][name]["title"], fontsize=9, loc="left")
+            axes.set_ylabel(report["measures"][name]["unit"])
+        yield _plot(
+            figure,
+            "counted",
+            "What the emulator counted",
+            "On the interrupt's vCPU for each packet at IP, while netserver stands still: "
+            "boots (dots) and their median (bar).",
+        )
     cells = [cell for cell in CELLS if f"rr_mean_us_{cell.name}" in report["measures"]]
     if cells:
         figure, drawn = _figure([0.22 * len(rows)] * len(cells))
@@ -333,19 +347,27 @@ def _round_trips(axes: Axes, rows: list[Document], cell: Cell) -> None:
 
 def _cost(axes: Axes, rows: list[Document], *, paced: bool) -> None:
     """At the paced load, if there was one: at full load it is hardly more than 1 / rate."""
-    for place, row in enumerate(rows):
-        if paced:
-            name = "paced_cpu_ns_per_packet"
-            trials = [boot["measures"].get(name, {}) for boot in row["by_boot"]]
-            costs = [np.median([*each.values()]) for each in trials if each]
-            middle = row["measures"].get(name, {}).get("median")
-        else:
-            costs = [
-                boot["cpu_ns_per_packet"] for boot in row["by_boot"] if "cpu_ns_per_packet" in boot
-            ]
-            middle = row["cpu_ns_per_packet"]
-        axes.plot([place] * len(costs), costs, ".", color=_ACCENT, alpha=0.5)
-        if middle:
-            axes.hlines(middle, place - 0.25, place + 0.25, color=_INK)
-    _steps_axis(axes, rows)
+    if paced:
+        _measured(axes, rows, "paced_cpu_ns_per_packet")
+    else:
+        name = "cpu_ns_per_packet"
+        for place, row in enumerate(rows):
+            costs = [boot[name] for boot in row["by_boot"] if name in boot]
+            _dots(axes, place, costs, row[name])
+        _steps_axis(axes, rows)
     axes.set_ylabel("ns a packet")
+
+
+def _measured(axes: Axes, rows: list[Document], name: str) -> None:
+    """One measure: each boot's median over its trials, and the step's."""
+    for place, row in enumerate(rows):
+        trials = [boot["measures"].get(name, {}) for boot in row["by_boot"]]
+        medians = [float(np.median([*each.values()])) for each in trials if each]
+        _dots(axes, place, medians, row["measures"].get(name, {}).get("median"))
+    _steps_axis(axes, rows)
+
+
+def _dots(axes: Axes, place: int, boots: list[float], middle: float | None) -> None:
+    axes.plot([place] * len(boots), boots, ".", color=_ACCENT, alpha=0.5)
+    if middle:
+        axes.hlines(middle, place - 0.25, place + 0.25, color=_INK)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import socket
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ INTERFACE = "enp0s4np0"
 """What systemd's udev names the port of the NIC, by its place on the bus."""
 _NIC_SLOT = 4
 _UP_S = 300.0
+_REPLUG_S = 150.0
+_MONITOR_S = 20.0
+_SSH = b"SSH-"
 _NIC_END_S = 10.0
 
 
@@ -119,16 +123,22 @@ class Machine:
         """
         began = time.monotonic()
         answered = "nobody asked"
+        replugged = self._unplugged
         while time.monotonic() < began + within_s:
-            if self._answers():
+            banner = self._banner()
+            answered = f"its ssh server says {banner!r}" if banner else "no ssh server answers"
+            if banner == _SSH:
                 try:
                     if self.ssh.run(["true"], timeout_s=60).returncode == 0:
                         return time.monotonic() - began
-                    answered = "`true` failed there"
                 except InfrastructureError as error:  # it may refuse at first
                     answered = error.message
-            else:
-                answered = "no ssh server answers"
+            if not replugged and time.monotonic() > began + _REPLUG_S:
+                # An emulated network that stands still is no machine's fault.
+                sys.stderr.write(f"{self.name}: {answered}; its cable is plugged in anew\n")
+                replugged = True
+                self.cut(off=True)
+                self.cut(off=False)
             time.sleep(0.3)
         raise HostLostError(
             f"{self.name} did not come up in {within_s:.0f} s: {answered}{self._told()}"
@@ -136,13 +146,10 @@ class Machine:
 
     def _told(self) -> str:
         """What QEMU says of its state, and the ends of what was written."""
-        state = "its monitor does not answer"
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(10.0)
-            line.connect(str(self._monitor))
-            if line.recv(1):
-                line.close()
-                state = str(self._ask("query-status"))
+        try:
+            state = str(self._ask("query-status"))
+        except (OSError, HostLostError) as error:
+            state = str(error)
         logs = (self.console_log, self.directory / "qemu.log", self.directory / "nic.log")
         written = [log.read_text(errors="replace") if log.exists() else "" for log in logs]
         lines = [line for text in written for line in text.split("\n")[-25:] if line.strip()]
@@ -169,12 +176,13 @@ class Machine:
                     return self.run("uname", "-r").strip()
             time.sleep(0.5)
 
-    def _answers(self) -> bool:
+    def _banner(self) -> bytes:
+        """What whoever answers on the port of ssh says first."""
         try:
             with socket.create_connection(("127.0.0.1", self.ssh.port or 0), timeout=5) as line:
-                return line.recv(4) == b"SSH-"
+                return line.recv(len(_SSH))
         except OSError:
-            return False
+            return b""
 
     def _is_on(self) -> bool:
         return self._qemu is not None and self._qemu.poll() is None
@@ -259,8 +267,12 @@ class Machine:
             if self._monitor.exists():
                 break
             time.sleep(0.1)
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(_MONITOR_S)
+            line.connect(str(self._monitor))
+            line.recv(1)  # the protocol's own client would wait for ever
         monitor = QEMUMonitorProtocol(str(self._monitor))
-        monitor.settimeout(20.0)
+        monitor.settimeout(_MONITOR_S)
         monitor.connect(negotiate=True)
         try:
             return monitor.cmd(command, **arguments)

@@ -169,3 +169,11 @@ def test_void_rules_are_recorded_whole() -> None:
     record = void_rules_record()
     assert record.keys() == VOID_RULES.keys()
     assert record["irq-moved"]["tolerances"] == {"share": 0.01, "interrupts": 2}
+
+
+def test_machines_have_no_emulator_that_counts() -> None:
+    assert [trial.kind for trial in profile("quick", extras=("icache",)).trials_of(9)].count(
+        "icache"
+    ) == 1
+    with pytest.raises(ConfigurationError, match="only an emulator"):
+        profile("quick", bed_kind="hardware", extras=("icache",))
