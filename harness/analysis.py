@@ -11,7 +11,7 @@ import math
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from harness.metrics import (
     void_alone,
 )
 from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT, SATURATED, PlannedBoot
-from harness.samples import Boot, Campaign, ResultDirectory, Stage, Trace, Void
+from harness.samples import Boot, Campaign, Function, ResultDirectory, Stage, Trace, Void
 from harness.stats import Paired, Verdict, block_ratio, judge, took_turns
 
 PRIMARY = "stack_rx_pps"
@@ -96,6 +96,15 @@ class Beside:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FunctionCost:
+    """What an emulated kernel does in one function for each packet; medians over boots."""
+
+    calls: float
+    instructions: float
+    misses: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnBed:
     """One step on one of several beds."""
 
@@ -131,6 +140,8 @@ class Row:
     drop_packets: dict[str, int]
     void_trials: int
     measures: dict[str, Beside]
+    functions: dict[str, FunctionCost]
+    """Where the instructions of ``emulated_instructions_per_packet`` are, most first."""
 
     @property
     def unsaturated_trials(self) -> int:
@@ -208,6 +219,7 @@ class _Gathered:
     traced_pps: list[float] = field(default_factory=list)
     void_trials: int = 0
     absent: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    functions: list[dict[str, FunctionCost]] = field(default_factory=list)
 
     def on(self, bed: str) -> list[BootFigures]:
         """The boots of one bed."""
@@ -307,8 +319,12 @@ def _gather(
                     into.absent[name].add(why)
         elif trial.kind == "icache":
             if trial.window is not None:
-                for name, value in pmu_per_packet(trial.window, metrics.stack_rx_pps).items():
+                counted = pmu_per_packet(trial.window, metrics.stack_rx_pps)
+                for name, value in counted.items():
                     measures[f"emulated_{name}"][trial.index] = value
+                into.functions.append(
+                    _costs(trial.functions, counted.get("instructions_per_packet"))
+                )
         elif metrics.paced_cpu_ns_per_packet is not None:
             measures["paced_cpu_ns_per_packet"][trial.index] = metrics.paced_cpu_ns_per_packet
         elif trial.trace is not None:
@@ -335,6 +351,37 @@ def _gather(
             measures=dict(measures),
         )
     )
+
+
+def _costs(functions: Mapping[str, Function], per_packet: float | None) -> dict[str, FunctionCost]:
+    """``functions`` per packet, of which each costs so many instructions in all."""
+    total = sum(found.instructions for found in functions.values())
+    if not total or not per_packet:
+        return {}
+    scale = per_packet / total
+    return {
+        name: FunctionCost(
+            calls=found.calls * scale,
+            instructions=found.instructions * scale,
+            misses=found.misses * scale,
+        )
+        for name, found in functions.items()
+    }
+
+
+def _typical(boots: Sequence[Mapping[str, FunctionCost]]) -> dict[str, FunctionCost]:
+    """Medians over boots; a function that a boot does not name cost it nothing."""
+    nothing = FunctionCost(calls=0.0, instructions=0.0, misses=0.0)
+    names = {name for boot in boots for name in boot}
+    found = {}
+    for name in names:
+        costs = [boot.get(name, nothing) for boot in boots]
+        found[name] = FunctionCost(
+            calls=statistics.median(cost.calls for cost in costs),
+            instructions=statistics.median(cost.instructions for cost in costs),
+            misses=statistics.median(cost.misses for cost in costs),
+        )
+    return dict(sorted(found.items(), key=lambda one: (-one[1].instructions, one[0])))
 
 
 def _absent(gathered: Iterable[_Gathered]) -> dict[str, tuple[str, ...]]:
@@ -491,6 +538,7 @@ def _row(
             for name, (change, blocks, verdict) in measures.items()
             if (median := _median(_median(b.of(name).values()) for b in found.boots)) is not None
         },
+        functions=_typical([costs for costs in found.functions if costs]),
     )
 
 

@@ -180,6 +180,15 @@ class RoundTrips(_Raw):
     p99_us: float
 
 
+class Function(_Raw):
+    """What an emulated CPU did in one function of the kernel while it was counted."""
+
+    calls: int
+    instructions: int
+    misses: int
+    """In a simulated icache."""
+
+
 class RateTried(_Raw):
     """One rate of a search: packets sent and read over it, counted from rest to rest."""
 
@@ -210,6 +219,8 @@ class Trial(_Raw):
     round_trips: RoundTrips | None = None
     search: list[RateTried] | None = None
     ndr_pps: float | None = None
+    functions: dict[str, Function] = Field(default_factory=dict)
+    """By name; of a trial in which an emulator counted."""
     whole: Whole | None = None
     """Of a trial of latency or of the highest rate: to its end, while netserver still runs."""
     netperf: list[Stream] = Field(default_factory=list)

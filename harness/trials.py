@@ -42,6 +42,8 @@ _LAST_PACKETS_S = 0.3
 _STEADY = 0.25
 _LEAST_PPS = 1000
 _ATTACH_S = 240.0
+_LEAST_SHARE = 1e-4
+"""Of all instructions, for a function to be kept by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,12 +207,43 @@ def _others_frozen(boot: BootUnderWay, boots: Sequence[BootUnderWay]) -> Iterato
 def _traced(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
     dut, interface = boot.bed.dut, boot.bed.dut_interface
     dut.call("trace_attach", interface=interface, within_s=_ATTACH_S)
-    _counted(setup, boot, trial)
+    _alone_under_load(setup, boot, trial)
     dut.call("trace_detach", within_s=60)
 
 
-def _counted(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
+def _alone_under_load(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
     _under_load(setup, [boot], [trial], lambda _: contextlib.nullcontext())
+
+
+def _executed(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
+    _alone_under_load(setup, boot, trial)
+    measured = boot.kept["trials"].pop()
+    if measured.window is not None:
+        measured = measured.model_copy(update={"functions": _functions(boot.bed)})
+    boot.kept["trials"].append(measured)
+
+
+def _functions(bed: RunningBed) -> dict[str, samples.Function]:
+    """What the emulator counted, by function; those it was hardly in are one."""
+    blocks = bed.executed()
+    addresses = [block.address for block in blocks]
+    found: dict[str, list[int]] = {}
+    for block, (name, offset) in zip(
+        blocks, bed.dut.call("symbols", addresses=addresses, within_s=60), strict=True
+    ):
+        sums = found.setdefault(name, [0, 0, 0])
+        sums[0] += block.runs if offset == 0 else 0
+        sums[1] += block.instructions
+        sums[2] += block.misses
+    least = _LEAST_SHARE * sum(block.instructions for block in blocks)
+    kept = {name: sums for name, sums in found.items() if sums[1] >= least}
+    rest = [sums for name, sums in found.items() if name not in kept]
+    if rest:
+        kept["(other)"] = [0, *(sum(sums[which] for sums in rest) for which in (1, 2))]
+    return {
+        name: samples.Function(calls=calls, instructions=instructions, misses=misses)
+        for name, (calls, instructions, misses) in kept.items()
+    }
 
 
 def _round_trips(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
@@ -250,7 +283,7 @@ def _highest_rate(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) ->
 
 _ALONE: Mapping[str, tuple[str, Callable[[Setup, BootUnderWay, plan.PlannedTrial], None]]] = {
     "trace": ("probes", _traced),
-    "icache": ("instructions", _counted),
+    "icache": ("instructions", _executed),
     "latency": ("round trips", _round_trips),
     "ndr": ("highest rate without loss", _highest_rate),
 }

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from .boot import Boot
 from .counters import Counters
 from .doctor import Doctor
-from .emulated import Emulated
+from .emulated import Emulated, symbols
 from .faults import AgentError, ControllerGone
 from .inventory import inventory, read_text, see_own_interfaces
 from .kernel_config import kernel_config
@@ -142,6 +142,7 @@ class Agent:
             "boot_state": boot.state,
             "doctor": Doctor(boot).examine,
             "settings_recover": self._settings.recover,
+            "symbols": symbols,
         }
 
     def close(self) -> None:

@@ -7,12 +7,13 @@ The counters are memory of a PCI device; their layout is ``struct page`` of
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ _DEVICES = Path("/sys/bus/pci/devices")
 _VENDOR, _DEVICE = "0x1af4", "0x1110"
 _MAGIC = 0x31686361636952
 _PAGE_BYTES = 4096
-_HEAD = struct.Struct("<8Q")
-_WANTED = 8
+_HEAD = struct.Struct("<7Q")
+_WANTED, _COUNTING = 8, 2
 _COUNTED = struct.Struct("<2Q")
-_COUNTED_BYTES = 64
+_KALLSYMS = Path("/proc/kallsyms")
+_KERNEL = 1 << 63
 _SWITCH_S = 5.0
 _SETTLE_S = 0.2
 
@@ -36,23 +38,18 @@ class Emulated:
 
     @contextlib.contextmanager
     def over(self, cpu: int) -> Iterator[Watch]:
-        """Counting, of ``cpu`` among others, until the context ends.
+        """Counting what ``cpu`` does, until the context ends.
 
         Raises:
             AgentError: there are no such counters.
         """
         with _page() as page:
             try:
-                page[_WANTED : _WANTED + 8] = (1).to_bytes(8, "little")
-                deadline = time.monotonic() + _SWITCH_S
-                while not _HEAD.unpack_from(page)[2]:
-                    if time.monotonic() > deadline:
-                        raise AgentError("the emulator does not begin to count")
-                    time.sleep(0.01)
+                _switch(page, cpu + 1)
                 time.sleep(_SETTLE_S)
                 yield Watch(page, cpu)
             finally:
-                page[_WANTED : _WANTED + 8] = bytes(8)
+                _switch(page, 0)
 
 
 class Watch:
@@ -74,7 +71,7 @@ class Watch:
     def read(self) -> dict[str, Any]:
         """By event, as :meth:`harness.agent.pmu.Watch.read`, and the cache that was simulated."""
         (began_s, *first), (ended_s, *last) = self._taken
-        _, _, _, uncounted, octets, ways, line_octets, _ = _HEAD.unpack_from(self._page)
+        _, _, _, uncounted, octets, ways, line_octets = _HEAD.unpack_from(self._page)
         names = ("instructions", "L1-icache-load-misses")
         counts = {
             name: {"count": now - before, "on_s": ended_s - began_s, "running": 1.0}
@@ -89,8 +86,35 @@ class Watch:
         }
 
     def _take(self) -> None:
-        at = _HEAD.size + self._cpu * _COUNTED_BYTES
-        self._taken.append((time.monotonic(), *_COUNTED.unpack_from(self._page, at)))
+        self._taken.append((time.monotonic(), *_COUNTED.unpack_from(self._page, _HEAD.size)))
+
+
+def symbols(addresses: Sequence[int]) -> list[tuple[str, int]]:
+    """For each address the function it lies in, and how far; the user's programs are one."""
+    starts: list[int] = []
+    names: list[str] = []
+    for line in sorted(_KALLSYMS.read_text().splitlines()):
+        start, kind, name = line.split()[:3]
+        if kind in "tTwW":
+            starts.append(int(start, 16))
+            names.append(name)
+    found = []
+    for address in addresses:
+        place = bisect.bisect_right(starts, address) - 1
+        if address < _KERNEL or place < 0:
+            found.append(("(user)", 1))
+        else:
+            found.append((names[place], address - starts[place]))
+    return found
+
+
+def _switch(page: mmap.mmap, wanted: int) -> None:
+    page[_WANTED : _WANTED + 8] = wanted.to_bytes(8, "little")
+    deadline = time.monotonic() + _SWITCH_S
+    while _HEAD.unpack_from(page)[_COUNTING] != wanted:
+        if time.monotonic() > deadline:
+            raise AgentError(f"the emulator does not {'begin' if wanted else 'cease'} to count")
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager

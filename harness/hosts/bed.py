@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from harness.errors import HostLostError
 from harness.hosts.channel import Agent
+from harness.hosts.icache import Block
 from harness.kernels import Image
 
 _DEATH = re.compile(r"(?:Kernel panic - not syncing|BUG: |Oops: |watchdog: BUG: soft lockup).*")
@@ -50,6 +51,10 @@ class RunningBed:
     def nic_counters(self) -> dict[str, Any] | None:
         """What the NIC itself counted, where it is a model."""
         return None
+
+    def executed(self) -> list[Block]:
+        """What an emulated dut did while it was counted last; only where one counts."""
+        raise NotImplementedError
 
     def console(self) -> str:
         """What the dut has written to its console since it booted; empty without one."""

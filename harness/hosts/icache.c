@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A plugin of QEMU: counts the instructions a guest executes and the lines they would miss
- * in an instruction cache.
+ * A plugin of QEMU: counts the instructions a vCPU executes and the lines they would miss in
+ * an instruction cache, in all and for each place in the code.
  *
- * Each vCPU has a cache of its own: 64 sets of 8 ways of 64 octets (32 KiB, as in most x86
- * cores), least recently used out first, by physical address, without prefetch. It sees the
- * instructions of whole translation blocks, so a block that an exception leaves early counts
- * whole.
+ * The cache has 64 sets of 8 ways of 64 octets (32 KiB, as in most x86 cores), least recently
+ * used out first, by physical address, without prefetch. It sees the instructions of whole
+ * translation blocks, so a block that an exception leaves early counts whole.
  *
  * Counters are in a file that is also a PCI device of the guest (ivshmem-plain): struct page
- * below, little-endian. The guest writes `wanted`, and that is all that is read from there;
- * everything else is only ever written. A block does next to nothing while `wanted` is 0.
+ * below, little-endian. The guest writes `wanted`, a vCPU's number and 1 more, and that is all
+ * that is read from there; everything else is only ever written. A block does next to nothing
+ * on a vCPU that is not wanted. Once none is, what each block did is written to a second file,
+ * a line each: address, runs, instructions in a run, misses; then `counting` is 0.
  *
- * Arguments: counters=PATH, a file of at least a page.
+ * Arguments: counters=PATH, a file of at least a page, and blocks=PATH.
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -63,6 +64,7 @@ void qemu_plugin_register_vcpu_tb_exec_cond_cb(struct qemu_plugin_tb *tb,
 					       int flags, int cond,
 					       qemu_plugin_u64 entry,
 					       uint64_t imm, void *userdata);
+uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *tb);
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
 struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb,
 						 size_t index);
@@ -75,18 +77,12 @@ int qemu_plugin_num_vcpus(void);
 
 EXPORT int qemu_plugin_version = 7;
 
-enum { SETS = 64, WAYS = 8, LINE_SHIFT = 6, CPUS = 32 };
+enum { SETS = 64, WAYS = 8, LINE_SHIFT = 6 };
 #define MAGIC 0x31686361636952ULL /* "Ricach1" */
 #define LOOK_NS 1000000L
 #define BLOCKS (1U << 21)
 
-/* A line each, so that vCPUs do not share one; harness/agent/emulated.py reads this. */
-struct counted {
-	_Atomic uint64_t instructions;
-	_Atomic uint64_t misses;
-	uint64_t unused[6];
-};
-
+/* harness/agent/emulated.py reads this. */
 struct page {
 	uint64_t magic;
 	_Atomic uint64_t wanted;
@@ -95,8 +91,8 @@ struct page {
 	uint64_t octets;
 	uint64_t ways;
 	uint64_t line_octets;
-	uint64_t cpus;
-	struct counted cpu[CPUS];
+	_Atomic uint64_t instructions;
+	_Atomic uint64_t misses;
 };
 
 /* A translation block: lines of one page, and of the next if it goes on there. */
@@ -104,19 +100,21 @@ struct block {
 	uintptr_t line[2];
 	uint16_t lines[2];
 	uint32_t instructions;
+	uint64_t address;
+	uint64_t runs;
+	uint64_t misses;
 };
 
-struct cpu {
-	uintptr_t tags[SETS][WAYS]; /* the last used first; 0 is none */
-	uint64_t instructions;
-	uint64_t misses;
-} __attribute__((aligned(64)));
-
 static struct page *page;
-static struct cpu cpus[CPUS];
+static const char *listing;
 static struct block *blocks;
 static atomic_uint used;
 static qemu_plugin_u64 counting;
+
+/* Of the one vCPU that is wanted. */
+static uintptr_t cache[SETS][WAYS]; /* tags, the last used first; 0 is none */
+static uint64_t instructions;
+static uint64_t misses;
 
 static bool missed(uintptr_t tags[WAYS], uintptr_t line)
 {
@@ -139,23 +137,29 @@ static bool missed(uintptr_t tags[WAYS], uintptr_t line)
 
 static void executed(unsigned int index, void *data)
 {
-	const struct block *block = data;
-	struct cpu *cpu;
+	struct block *block = data;
+	uint64_t new = 0;
 
-	if (index >= CPUS)
-		return;
-	cpu = &cpus[index];
-	cpu->instructions += block->instructions;
+	(void)index;
 	for (int part = 0; part < 2; part++)
 		for (int n = 0; n < block->lines[part]; n++) {
 			uintptr_t line = block->line[part] + n;
 
-			cpu->misses += missed(cpu->tags[line % SETS], line);
+			new += missed(cache[line % SETS], line);
 		}
-	atomic_store_explicit(&page->cpu[index].instructions, cpu->instructions,
-			      memory_order_relaxed);
-	atomic_store_explicit(&page->cpu[index].misses, cpu->misses,
-			      memory_order_relaxed);
+	block->runs++;
+	block->misses += new;
+	misses += new;
+	instructions += block->instructions;
+	atomic_store_explicit(&page->instructions, instructions, memory_order_relaxed);
+	atomic_store_explicit(&page->misses, misses, memory_order_relaxed);
+}
+
+static unsigned int known(void)
+{
+	unsigned int count = atomic_load(&used);
+
+	return count < BLOCKS ? count : BLOCKS;
 }
 
 static void translated(struct qemu_plugin_tb *tb, void *unused)
@@ -166,13 +170,14 @@ static void translated(struct qemu_plugin_tb *tb, void *unused)
 	int part = -1;
 
 	(void)unused;
-	number = atomic_load(&used) < BLOCKS ? atomic_fetch_add(&used, 1) : BLOCKS;
+	number = known() < BLOCKS ? atomic_fetch_add(&used, 1) : BLOCKS;
 	if (number >= BLOCKS) {
 		atomic_fetch_add(&page->uncounted, 1);
 		return;
 	}
 	block = &blocks[number];
 	block->instructions = count;
+	block->address = qemu_plugin_tb_vaddr(tb);
 	for (size_t n = 0; n < count; n++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, n);
 		uintptr_t at = (uintptr_t)qemu_plugin_insn_haddr(insn);
@@ -194,20 +199,45 @@ static void translated(struct qemu_plugin_tb *tb, void *unused)
 						  block);
 }
 
+static void list(void)
+{
+	FILE *out = fopen(listing, "w");
+
+	if (!out)
+		return;
+	for (unsigned int n = 0; n < known(); n++)
+		if (blocks[n].runs)
+			fprintf(out, "%llx %llu %u %llu\n",
+				(unsigned long long)blocks[n].address,
+				(unsigned long long)blocks[n].runs,
+				blocks[n].instructions,
+				(unsigned long long)blocks[n].misses);
+	fclose(out);
+}
+
 /* Does what the guest wants. */
 static void *look(void *unused)
 {
 	const struct timespec pause = { .tv_nsec = LOOK_NS };
+	uint64_t now = 0;
 
 	(void)unused;
-	for (;;) {
-		uint64_t wanted = atomic_load(&page->wanted) != 0;
-		int number = qemu_plugin_num_vcpus();
+	for (;; nanosleep(&pause, NULL)) {
+		uint64_t wanted = atomic_load(&page->wanted);
 
-		for (int n = 0; n < number; n++)
-			qemu_plugin_u64_set(counting, n, wanted);
-		atomic_store(&page->counting, number ? wanted : 0);
-		nanosleep(&pause, NULL);
+		if (wanted == now || wanted > (uint64_t)qemu_plugin_num_vcpus())
+			continue;
+		if (now) {
+			qemu_plugin_u64_set(counting, now - 1, 0);
+			nanosleep(&pause, NULL); /* it leaves the block it is in */
+			list();
+		}
+		for (unsigned int n = 0; n < known() && wanted; n++)
+			blocks[n].runs = blocks[n].misses = 0;
+		if (wanted)
+			qemu_plugin_u64_set(counting, wanted - 1, 1);
+		now = wanted;
+		atomic_store(&page->counting, now);
 	}
 	return NULL;
 }
@@ -228,25 +258,27 @@ static struct page *opened(const char *path)
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc,
 			       char **argv)
 {
-	const char *name = "counters=";
+	const char *counters = "counters=", *listed = "blocks=";
 	pthread_t thread;
 
 	_Static_assert(sizeof(struct page) <= 4096, "it is one page of the guest");
-	if (!info->system_emulation || argc != 1 || strncmp(argv[0], name, strlen(name))) {
-		fprintf(stderr, "icache: of a whole system, with counters=PATH\n");
+	if (!info->system_emulation || argc != 2 ||
+	    strncmp(argv[0], counters, strlen(counters)) ||
+	    strncmp(argv[1], listed, strlen(listed))) {
+		fprintf(stderr, "icache: of a whole system, counters=PATH,blocks=PATH\n");
 		return 1;
 	}
-	page = opened(argv[0] + strlen(name));
+	page = opened(argv[0] + strlen(counters));
+	listing = strdup(argv[1] + strlen(listed));
 	blocks = mmap(NULL, BLOCKS * sizeof(*blocks), PROT_READ | PROT_WRITE,
 		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (!page || blocks == MAP_FAILED) {
+	if (!page || !listing || blocks == MAP_FAILED) {
 		perror("icache");
 		return 1;
 	}
 	page->octets = SETS * WAYS << LINE_SHIFT;
 	page->ways = WAYS;
 	page->line_octets = 1 << LINE_SHIFT;
-	page->cpus = info->system.smp_vcpus < CPUS ? info->system.smp_vcpus : CPUS;
 	page->magic = MAGIC;
 	counting.score = qemu_plugin_scoreboard_new(sizeof(uint64_t));
 	counting.offset = 0;

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness import cache, process
@@ -10,7 +11,20 @@ from harness.errors import InfrastructureError
 
 _SOURCE = Path(__file__).with_name("icache.c")
 _COMPILE = ["gcc", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread"]
+COUNTERS = "icache-counters"
+_BLOCKS = "icache-blocks"
 _PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Block:
+    """Code that was executed without a jump, while it was counted."""
+
+    address: int
+    runs: int
+    instructions: int
+    """Of all runs."""
+    misses: int
 
 
 def plugin() -> Path:
@@ -28,18 +42,39 @@ def plugin() -> Path:
     return kept / "icache.so"
 
 
-def arguments(plugin: Path, counters: Path) -> list[str]:
-    """Those of a QEMU that counts into the new file ``counters``, which its guest sees as well.
+def arguments(plugin: Path, directory: Path) -> list[str]:
+    """Those of a QEMU that keeps what it counts in files of ``directory``.
 
     Raises:
-        InfrastructureError: the file cannot be written.
+        InfrastructureError: it cannot be written to.
     """
+    counters = directory / COUNTERS
     try:
         counters.write_bytes(bytes(_PAGE_BYTES))
     except OSError as error:
         raise InfrastructureError(f"{counters} cannot be written: {error.strerror}") from error
     return [
-        "-plugin", f"file={plugin},counters={counters}",
+        "-plugin", f"file={plugin},counters={counters},blocks={directory / _BLOCKS}",
         "-object", f"memory-backend-file,id=icache,mem-path={counters},size={_PAGE_BYTES},share=on",
         "-device", "ivshmem-plain,memdev=icache",
     ]  # fmt: skip
+
+
+def blocks(directory: Path) -> list[Block]:
+    """What was executed while it was counted last.
+
+    Raises:
+        InfrastructureError: nothing was kept of it.
+    """
+    try:
+        lines = (directory / _BLOCKS).read_text().splitlines()
+    except OSError as error:
+        raise InfrastructureError(
+            f"the emulator kept nothing of what it counted: {error.strerror}"
+        ) from error
+    found = []
+    for line in lines:
+        address, *numbers = line.split()
+        runs, each, misses = map(int, numbers)
+        found.append(Block(int(address, 16), runs, runs * each, misses))
+    return found

@@ -178,7 +178,7 @@ def start(
         "-serial", f"file:{directory / 'console.log'}",
         "-qmp", f"unix:{runtime / 'qmp'},server=on,wait=off",
         *(["-device", json.dumps(nic)] if nic_socket else []),
-        *(icache.arguments(icache_plugin, runtime / "icache") if icache_plugin else []),
+        *(icache.arguments(icache_plugin, runtime) if icache_plugin else []),
         *extra_arguments,
     ]  # fmt: skip
     shared = [directory, runtime, image.directory, disk.directory]

@@ -92,6 +92,10 @@ class VirtualBed(RunningBed):
         """The model's own."""
         return self.nic.counters()
 
+    def executed(self) -> list[icache.Block]:
+        """What the guest did while it was counted last."""
+        return icache.blocks(self.guest.runtime)
+
     def console(self) -> str:
         """All that the guest wrote so far."""
         return self.guest.console()

@@ -160,6 +160,7 @@ def _row(row: Row) -> Document:
         "void_trials": row.void_trials,
         "unsaturated_trials": row.unsaturated_trials,
         "measures": {name: _beside(row.step, name, found) for name, found in row.measures.items()},
+        "functions": {name: asdict(cost) for name, cost in row.functions.items()},
         "stages": [_stage(stage) for stage in row.stages],
         "trace_missed": row.trace_missed,
         "traced_stack_rx_pps": traced,

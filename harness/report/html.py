@@ -21,6 +21,7 @@ from harness.report.text import (
     bed_cells,
     below_lines,
     cells,
+    function_cells,
     head_lines,
     measure_cell,
     verdict_lines,
@@ -55,6 +56,7 @@ def page(report: Document) -> str:
             )
             for name, about in report["measures"].items()
         ],
+        functions=function_cells(report),
         notes=[line for line in below_lines(report) if line not in verdicts],
         plots=plots(report),
         tables=[

@@ -53,6 +53,9 @@ PLACES: Mapping[str, str] = MappingProxyType(
     }
 )
 _NONE = "—"
+_FUNCTIONS = 12
+_DIFFERS = 2.0
+"""Instructions a packet; fewer are what timers and the like make of them."""
 _COUNTED_LENGTH = 64
 
 
@@ -61,7 +64,7 @@ def table(report: Document) -> str:
     drawn = tabulate(
         cells(report), headers=HEADERS, tablefmt="simple", disable_numparse=True, colalign=_ALIGN
     )
-    more = [*_by_bed(report, "simple"), *_beside(report, "simple")]
+    more = [*_by_bed(report, "simple"), *_beside(report, "simple"), *_functions(report, "simple")]
     return "\n".join([*head_lines(report), "", drawn, "", *more, *below_lines(report)])
 
 
@@ -76,7 +79,7 @@ def markdown(report: Document) -> str:
         for index, line in enumerate(head_lines(report))
     ]
     below = [f"- {_escaped(line.strip())}" for line in below_lines(report)]
-    more = [*_by_bed(report, "github"), *_beside(report, "github")]
+    more = [*_by_bed(report, "github"), *_beside(report, "github"), *_functions(report, "github")]
     return "\n".join([*head, "", drawn, "", *more, *below])
 
 
@@ -112,6 +115,42 @@ def _beside(report: Document, tablefmt: str) -> list[str]:
         colalign=("left", *("right" for _ in steps)),
     )
     return [drawn, ""]
+
+
+def _functions(report: Document, tablefmt: str) -> list[str]:
+    """A table of :func:`function_cells`, where an emulator counted."""
+    rows = function_cells(report, most=_FUNCTIONS)
+    if not rows:
+        return []
+    steps = [f"step {row['step']}" for row in report["rows"]]
+    drawn = tabulate(
+        rows,
+        headers=["instructions a packet, by function", *steps],
+        tablefmt=tablefmt,
+        disable_numparse=True,
+        colalign=("left", *("right" for _ in steps)),
+    )
+    return [drawn, ""]
+
+
+def function_cells(report: Document, *, most: int | None = None) -> list[list[str]]:
+    """Functions whose instructions a packet differ between steps, by how much they do.
+
+    A row each: its name, and its instructions after each step.
+    """
+    costs = [
+        {name: cost["instructions"] for name, cost in row["functions"].items()}
+        for row in report["rows"]
+    ]
+    spread: dict[str, float] = {}
+    for name in dict.fromkeys(name for found in costs for name in found):
+        values = [found.get(name, 0.0) for found in costs if found]
+        spread[name] = max(values) - min(values)
+    names = sorted((name for name in spread if spread[name] >= _DIFFERS), key=lambda n: -spread[n])
+    return [
+        [name, *(f"{found.get(name, 0.0):,.1f}" if found else _NONE for found in costs)]
+        for name in names[:most]
+    ]
 
 
 def measure_cell(row: Document, name: str) -> str:
@@ -154,7 +193,8 @@ def _flat_rows(report: Document) -> Iterator[Document]:
 
 
 def _flat(report: Document, row: Document) -> Document:
-    nested = ("drops", "drop_packets", "stages", "by_boot", "ratio_by_block", "measures", "beds")
+    nested = ("drops", "drop_packets", "stages", "by_boot", "ratio_by_block", "measures", "beds",
+              "functions")  # fmt: skip
     flat = {name: value for name, value in row.items() if name not in nested}
     for name in ("ratio_range", "ratio_interval"):
         low, high = flat.pop(name) or (None, None)
