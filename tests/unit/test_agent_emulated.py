@@ -14,7 +14,7 @@ from harness.agent.faults import AgentError
 
 pytestmark = pytest.mark.unit
 
-_HEAD = struct.Struct("<8Q")
+_HEAD = struct.Struct("<7Q")
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name / "vendor").write_text("0x1af4\n")
         (tmp_path / name / "device").write_text(f"{device}\n")
     found = tmp_path / "0000:00:02.0" / "resource2"
-    head = _HEAD.pack(emulated._MAGIC, 0, 0, 0, 32768, 8, 64, 2)
+    head = _HEAD.pack(emulated._MAGIC, 0, 0, 0, 32768, 8, 64)
     found.write_bytes(head.ljust(4096, b"\0"))
     return found
 
@@ -40,21 +40,22 @@ def _wanted(device: Path) -> int:
     return int(_HEAD.unpack_from(device.read_bytes())[1])
 
 
-def _begin_when_wanted(device: Path) -> None:
-    while not _wanted(device):
-        time.sleep(0.005)
-    _put(device, 16, 1)
+def _do_what_is_wanted(device: Path) -> None:
+    for _ in range(2):
+        before = _wanted(device)
+        while _wanted(device) == before:
+            time.sleep(0.005)
+        _put(device, 16, _wanted(device))
 
 
 @pytest.mark.parametrize("uncounted", [0, 3])
 def test_what_is_counted_between_two_moments(device: Path, uncounted: int) -> None:
-    threading.Thread(target=_begin_when_wanted, args=(device,), daemon=True).start()
+    threading.Thread(target=_do_what_is_wanted, args=(device,), daemon=True).start()
     with emulated.Emulated().over(1) as watch:
-        assert _wanted(device) == 1
-        _put(device, 64, 7, 7)  # of CPU 0
-        _put(device, 128, 1000, 10)
+        assert _wanted(device) == 2
+        _put(device, 56, 1000, 10)
         watch.open()
-        _put(device, 128, 5000, 30)
+        _put(device, 56, 5000, 30)
         _put(device, 24, uncounted)
         watch.close()
         read = watch.read()
@@ -78,3 +79,22 @@ def test_a_host_without_such_counters(device: Path) -> None:
     _put(device, 0, 1)
     with pytest.raises(AgentError, match="no emulator"), emulated.Emulated().over(0):
         pass
+
+
+def test_addresses_lie_in_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kallsyms = tmp_path / "kallsyms"
+    kallsyms.write_text(
+        "ffffffff81000100 T ip_rcv\n"
+        "ffffffff81000000 T _stext\n"
+        "ffffffff81000180 d some_data\n"
+        "ffffffffc0000000 t efx_poll\t[sfc]\n"
+    )
+    monkeypatch.setattr(emulated, "_KALLSYMS", kallsyms)
+    kernel = 0xFFFFFFFF81000000
+    asked = [kernel + 0x100, kernel + 0x190, 0xFFFFFFFFC0000010, 0x401000]
+    assert emulated.symbols(asked) == [
+        ("ip_rcv", 0),
+        ("ip_rcv", 0x90),
+        ("efx_poll", 0x10),
+        ("(user)", 1),
+    ]
