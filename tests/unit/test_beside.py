@@ -298,4 +298,4 @@ def test_extras_add_trials_of_their_own_to_every_boot() -> None:
     usual = [trial.kind for trial in profile("quick").trials_of(2)]
     kinds = [trial.kind for trial in profile("quick", extras=EXTRAS).trials_of(2)]
     assert kinds[: len(usual)] == usual
-    assert kinds[len(usual) :] == ["paced"] * 3 + ["latency"] * 4 + ["ndr"]
+    assert kinds[len(usual) :] == ["paced"] * 3 + ["icache"] + ["latency"] * 4 + ["ndr"]
