@@ -55,6 +55,8 @@ def test_what_the_emulator_executed(tmp_path: Path) -> None:
     done = harness(
         "run", "--profile", "smoke", "--steps", "8", "--also", "icache", "--out", str(out)
     )
+    if "instructions are counted by an emulator" in done.stderr:
+        pytest.skip("this machine has KVM")
     assert done.returncode == 0, done.stderr
     [boot] = [json.loads(path.read_text()) for path in out.glob("boots/*/boot.json")]
     [counted] = [trial for trial in boot["trials"] if trial["kind"] == "icache"]
