@@ -319,6 +319,8 @@ def _gather(
                     into.absent[name].add(why)
         elif trial.kind == "icache":
             if trial.window is not None:
+                for name, why in pmu_absent(trial.window).items():
+                    into.absent[f"emulated_{name}"].add(why)
                 counted = pmu_per_packet(trial.window, metrics.stack_rx_pps)
                 for name, value in counted.items():
                     measures[f"emulated_{name}"][trial.index] = value

@@ -147,7 +147,9 @@ class Counters:
         texts = files.texts() | {"snmp": snmp, "carrier": self._carrier.read_bytes()}
         tasks = files.tasks()
         took_ns = time.monotonic_ns() - before_ns
-        throttled = {cpu: int(path.read_bytes()) for cpu, path in self._throttled.items()}
+        throttled = {
+            cpu: int(text) for cpu, path in self._throttled.items() if (text := read_text(path))
+        }
         return _Raw(at_ns, took_ns, texts, nic, link, tasks, throttled)
 
     def _parsed(self, raw: _Raw) -> dict[str, Any]:

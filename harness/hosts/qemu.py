@@ -115,13 +115,10 @@ class Guest:
     def _ask(self, command: str) -> object:
         """QEMU's answer to a command without arguments on its monitor."""
         from qemu.qmp import QMPError
-        from qemu.qmp.legacy import QEMUMonitorProtocol
 
         try:
             if self._monitor is None:
-                self._monitor = QEMUMonitorProtocol(str(self.runtime / "qmp"))
-                self._monitor.settimeout(_MONITOR_S)
-                self._monitor.connect(negotiate=True)
+                self._monitor = monitor(self.runtime / "qmp")
             return self._monitor.cmd(command)
         except (QMPError, OSError, EOFError, TimeoutError) as error:
             self.check()
@@ -206,6 +203,25 @@ def start(
             silence_s=_FROZEN_S,
         ),
     )
+
+
+def monitor(path: Path) -> QEMUMonitorProtocol:
+    """A connection to the monitor at ``path``, which the caller closes.
+
+    Raises:
+        OSError: nobody is there, or nobody greets within 20 s.
+        qemu.qmp.QMPError: what is there is no monitor.
+    """
+    from qemu.qmp.legacy import QEMUMonitorProtocol
+
+    with socket.socket(socket.AF_UNIX) as line:
+        line.settimeout(_MONITOR_S)
+        line.connect(str(path))
+        line.recv(1)  # the protocol's own client would wait for ever
+    connected = QEMUMonitorProtocol(str(path))
+    connected.settimeout(_MONITOR_S)
+    connected.connect(negotiate=True)
+    return connected
 
 
 def machine(accelerator: str) -> list[str]:

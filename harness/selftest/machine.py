@@ -31,7 +31,6 @@ INTERFACE = "enp0s4np0"
 _NIC_SLOT = 4
 _UP_S = 300.0
 _REPLUG_S = 150.0
-_MONITOR_S = 20.0
 _SSH = b"SSH-"
 _NIC_END_S = 10.0
 
@@ -137,8 +136,9 @@ class Machine:
                 # An emulated network that stands still is no machine's fault.
                 sys.stderr.write(f"{self.name}: {answered}; its cable is plugged in anew\n")
                 replugged = True
-                self.cut(off=True)
-                self.cut(off=False)
+                with contextlib.suppress(HostLostError):  # it has no power
+                    self.cut(off=True)
+                    self.cut(off=False)
             time.sleep(0.3)
         raise HostLostError(
             f"{self.name} did not come up in {within_s:.0f} s: {answered}{self._told()}"
@@ -148,8 +148,8 @@ class Machine:
         """What QEMU says of its state, and the ends of what was written."""
         try:
             state = str(self._ask("query-status"))
-        except (OSError, HostLostError) as error:
-            state = str(error)
+        except HostLostError as error:
+            state = error.message
         logs = (self.console_log, self.directory / "qemu.log", self.directory / "nic.log")
         written = [log.read_text(errors="replace") if log.exists() else "" for log in logs]
         lines = [line for text in written for line in text.split("\n")[-25:] if line.strip()]
@@ -261,23 +261,17 @@ class Machine:
         return self.runtime / f"{self.name}-gdb"
 
     def _ask(self, command: str, **arguments: object) -> object:
-        from qemu.qmp.legacy import QEMUMonitorProtocol
+        from qemu.qmp import QMPError
 
         for _ in range(50):  # of a QEMU that was just started
             if self._monitor.exists():
                 break
             time.sleep(0.1)
-        with socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(_MONITOR_S)
-            line.connect(str(self._monitor))
-            line.recv(1)  # the protocol's own client would wait for ever
-        monitor = QEMUMonitorProtocol(str(self._monitor))
-        monitor.settimeout(_MONITOR_S)
-        monitor.connect(negotiate=True)
         try:
-            return monitor.cmd(command, **arguments)
-        finally:
-            monitor.close()
+            with contextlib.closing(qemu.monitor(self._monitor)) as monitor:
+                return monitor.cmd(command, **arguments)
+        except (QMPError, OSError, EOFError, TimeoutError) as error:
+            raise HostLostError(f"{self.name}: QEMU does not do {command}: {error!r}") from error
 
 
 def _cpu(accelerator: str) -> list[str]:
