@@ -28,6 +28,7 @@ from harness import __version__, plan, samples
 from harness.config import QemuHost
 from harness.errors import (
     ConfigurationError,
+    DiedLeavingError,
     HarnessError,
     HostLostError,
     InfrastructureError,
@@ -187,6 +188,8 @@ def _measure(
             if attempt == _ATTEMPTS:
                 raise
             progress.say(f"{boots[0].title}: lost: {error.message}")
+            if isinstance(error, DiedLeavingError):
+                failed |= _steps_of(setup, error)
             try:
                 setup.boots.lost(error)
             except KernelError as death:
@@ -196,6 +199,15 @@ def _measure(
             else:
                 continue
         return
+
+
+def _steps_of(setup: Setup, died: DiedLeavingError) -> dict[str, KernelError]:
+    """The step whose kernel died when the next was to be booted, if it is one of the campaign's."""
+    return {
+        step: KernelError(died.message, hint=died.hint)
+        for step, images in setup.images.items()
+        if died.release in {image.release for image in images}
+    }
 
 
 def _boot(

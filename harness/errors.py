@@ -40,6 +40,15 @@ class HostLostError(InfrastructureError):
     """A host stopped answering; what it was doing is unknown."""
 
 
+class DiedLeavingError(HostLostError):
+    """A kernel died when it was told to make way for the next."""
+
+    def __init__(self, message: str, release: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.release = release
+        """Of the kernel that died."""
+
+
 class HostRefusedError(InfrastructureError):
     """A host answers and lets nobody in, or is another than the one that was enrolled."""
 

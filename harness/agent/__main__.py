@@ -34,6 +34,7 @@ from .inventory import inventory, read_text, see_own_interfaces
 from .kernel_config import kernel_config
 from .kernels import Kernels
 from .lease import Lease
+from .netconsole import netconsole
 from .netperf import Load
 from .pmu import Pmu
 from .settings import Settings
@@ -132,6 +133,7 @@ class Agent:
             "trace_watch": self._tracer.watch,
             "trace_read": self._tracer.read,
             "dmesg": _dmesg,
+            "netconsole": netconsole,
             "kernel_install": kernels.install,
             "kernel_list": kernels.installed,
             "kernel_remove": kernels.remove,

@@ -73,6 +73,15 @@ class Links:
                     "replace", dst=address, lladdr=mac, ifindex=self._index, state=_NUD_PERMANENT
                 )
 
+    def way_to(self, address: str) -> tuple[str, str, str | None]:
+        """Interface, own address and the next hop's MAC address, if known, on the way there."""
+        with self._route() as route:
+            [way] = route.route("get", dst=address)
+            index, hop = way.get_attr("RTA_OIF"), way.get_attr("RTA_GATEWAY") or address
+            rows = route.get_neighbours(family=socket.AF_INET, ifindex=index)
+        known = (row.get_attr("NDA_LLADDR") for row in rows if row.get_attr("NDA_DST") == hop)
+        return socket.if_indextoname(index), way.get_attr("RTA_PREFSRC"), next(known, None)
+
     def pacing(self) -> int | str:
         """Bytes a second that :meth:`set_pacing` lets frames take, headers included; 0: no limit.
 

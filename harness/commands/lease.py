@@ -9,8 +9,8 @@ import click
 
 from harness import config
 from harness.commands import hosts_option
-from harness.errors import ConfigurationError, InfrastructureError
-from harness.hosts.lease import Call, State, calls_to, owner
+from harness.errors import ConfigurationError
+from harness.hosts.lease import Call, State, calls_to
 
 
 @click.command()
@@ -29,11 +29,8 @@ def release(host: str, by_force: bool, hosts_path: Path | None) -> None:
     """End your own lease of the machine HOST. A campaign that has it stops."""
     call = _calls(host, hosts_path)
     was = State.of(host, call("lease_break" if by_force else "lease_state"))
-    if not by_force and was.owner not in (None, owner()):
-        raise InfrastructureError(
-            str(was),
-            hint=f"if nobody is at work there any more: harness hosts release {host} --break",
-        )
+    if not by_force:
+        was.require_not_anothers()
     if not by_force and was.holder:
         call("lease_free", holder=was.holder)
     click.echo(f"{host}: free" + (f"; was held by {was.owner}" if was.owner else ""))

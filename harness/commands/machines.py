@@ -13,7 +13,7 @@ import click
 from harness import config
 from harness.commands import hosts_option
 from harness.errors import ConfigurationError, HostRefusedError, InfrastructureError
-from harness.hosts import hostkeys
+from harness.hosts import hostkeys, lease
 from harness.hosts.channel import agent_archive
 from harness.hosts.ssh import AGENT_HOME, AGENT_INSTALLED, UPLOADS, SshTarget
 
@@ -153,9 +153,11 @@ def enroll(
 def clean(name: str, hosts_path: Path | None) -> None:
     """Remove from HOST all that the harness put there: kernels, boot entries, uploads, agents.
 
-    What an administrator installed by `harness hosts sudoers` stays, and is named.
+    What an administrator installed by `harness hosts sudoers` stays, and is named. A host
+    that somebody else has is left alone.
     """
     host = machine(config.load(config.locate(hosts_path)), name)
+    lease.asked(name, host).require_not_anothers()
     ssh = SshTarget.of(host)
     with tempfile.TemporaryDirectory(prefix="rb-clean-") as scratch:
         agent = ssh.start_agent(host=name, log=Path(scratch) / "agent.log")

@@ -11,7 +11,8 @@ import click
 
 from harness import config
 from harness.commands import hosts_option
-from harness.errors import ConfigurationError
+from harness.errors import ConfigurationError, HarnessError
+from harness.hosts import lease
 
 _POLL_S = 0.2
 
@@ -22,7 +23,10 @@ _POLL_S = 0.2
 @click.option("--yes", is_flag=True, help="Switch off or cycle without asking.")
 @hosts_option
 def power(host: str, act: str, yes: bool, hosts_path: Path | None) -> None:
-    """Ask for or switch the power of HOST."""
+    """Ask for or switch the power of HOST.
+
+    It is not taken from a host that somebody else has, if that can be asked.
+    """
     from harness.hosts import power
 
     machine = _machine(hosts_path, host)
@@ -31,6 +35,8 @@ def power(host: str, act: str, yes: bool, hosts_path: Path | None) -> None:
             f"hosts.yaml does not say how {host} is switched", hint=f"give hosts.{host}.power"
         )
     switch = power.connect(machine.power, host)
+    if act in {"off", "cycle"}:
+        _require_not_anothers(host, machine)
     if act in {"off", "cycle"} and not yes:
         click.confirm(f"{act} {host} by {switch.bmc}, whatever it is doing?", abort=True)
     if act != "status":
@@ -68,6 +74,14 @@ def console(host: str, log_path: Path | None, hosts_path: Path | None) -> None:
             else:
                 shown.check()
             time.sleep(_POLL_S)
+
+
+def _require_not_anothers(name: str, host: config.SshHost) -> None:
+    try:
+        state = lease.asked(name, host)
+    except HarnessError:
+        return  # a host whose power has to be cut seldom answers
+    state.require_not_anothers()
 
 
 def _machine(hosts_path: Path | None, name: str) -> config.SshHost:

@@ -13,6 +13,7 @@ from harness import config
 from harness.commands import hosts_option
 from harness.commands.machines import machine
 from harness.errors import InfrastructureError
+from harness.hosts import lease
 from harness.hosts.ssh import SshTarget
 
 
@@ -25,9 +26,10 @@ def restore(name: str, end_others: bool, reboot: bool, hosts_path: Path | None) 
     """Put every setting of HOST back from its journal, and disarm boots that wait.
 
     It stays in the kernel it runs, unless --reboot; any reboot or power cycle returns to
-    its own.
+    its own. A host that somebody else has is left alone.
     """
     host = machine(config.load(config.locate(hosts_path)), name)
+    lease.asked(name, host).require_not_anothers()
     with tempfile.TemporaryDirectory(prefix="rb-restore-") as scratch:
         agent = SshTarget.of(host).start_agent(host=name, log=Path(scratch) / "agent.log")
         with contextlib.closing(agent):

@@ -443,7 +443,7 @@ class Netconsole(Model):
 
 
 class NetconsoleConsole(Model):
-    """What the kernel sends by netconsole, if its command line says ``netconsole=…``."""
+    """What the kernel sends by netconsole, which is switched on as soon as it is up."""
 
     netconsole: Netconsole = Field(description="where it is sent")
 

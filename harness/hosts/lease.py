@@ -70,6 +70,15 @@ class State:
             raise HostLostError(f"{host}: not the state of a lease: {str(answer)[:200]!r}")
         return cls(host=host, left_s=left_s, **words)
 
+    def require_not_anothers(self) -> None:
+        """Raise an :class:`InfrastructureError` that names who has it, if somebody else has."""
+        if self.owner not in (None, owner()):
+            raise InfrastructureError(
+                str(self),
+                hint="if nobody is at work there any more: "
+                f"harness hosts release {self.host} --break",
+            )
+
     def __str__(self) -> str:
         if self.owner is None:
             return f"{self.host}: free"
@@ -272,6 +281,11 @@ def calls_to(name: str, host: config.SshHost) -> Call:
         return target.ask(what, arguments, host=name)
 
     return call
+
+
+def asked(name: str, host: config.SshHost) -> State:
+    """What ``host`` says of its lease."""
+    return State.of(name, calls_to(name, host)("lease_state"))
 
 
 def owner() -> str:

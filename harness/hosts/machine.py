@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.config import SshHost
+from harness.config import NetconsoleConsole, SshHost
 from harness.errors import (
     ConfigurationError,
+    DiedLeavingError,
     HarnessError,
     HostLostError,
     HostRefusedError,
@@ -82,14 +83,22 @@ class Machine:
             yield
 
     def said(self) -> str:
-        """What its console said since the last boot began."""
+        """What its console said since it was last told to boot."""
         if self._console is None:
             return ""
         return self._console.text(since=self._since)
 
+    def said_since_start(self) -> str:
+        """The same from where a kernel began: what stands before is of the one that was left."""
+        return self._parted()[1]
+
+    def _parted(self) -> tuple[str, str]:
+        left, banner, begun = self.said().partition(_BANNER)
+        return (left, banner + begun) if banner else ("", left)
+
     def check(self) -> None:
         """Raise a :class:`KernelError` if its console says that its kernel died."""
-        if death := kernel_death(self.said()):
+        if death := kernel_death(self.said_since_start()):
             raise KernelError(
                 f"{self.name}: the kernel died: {death}", hint=f"console: {self._console_log}"
             )
@@ -137,6 +146,7 @@ class Machine:
 
         Raises:
             KernelError: the kernel did not come up; the known-good one is up again.
+            DiedLeavingError: the kernel that ran before died; the known-good one is up again.
             InfrastructureError: the host cannot be had, or boots otherwise than asked.
         """
         with contextlib.closing(agent):
@@ -149,18 +159,21 @@ class Machine:
             note("leaving", boot_id=before, release=image.release)
             self.boot_id, self.release = None, image.release
             self._leave(agent, method)
-        up = self._came_up(image.release, before)
-        self.boot_id = up.ready["boot_id"]
-        note("up", boot_id=self.boot_id)
-        state = up.call("boot_state")
-        stays = "an entry is still armed" if state["one_shot_pending"] else None
-        if stays or not state["default_untouched"]:
-            up.close()
-            raise InfrastructureError(
-                f"{self.name}: {image.release} would be booted again: "
-                f"{stays or 'the default entry is another than before'}",
-                hint=f"harness restore {self.name}; then look at its boot loader",
-            )
+        up = self._came_up(image.release, agent)
+        with contextlib.ExitStack() as refused:
+            refused.callback(up.close)
+            self.boot_id = up.ready["boot_id"]
+            note("up", boot_id=self.boot_id)
+            state = up.call("boot_state")
+            stays = "an entry is still armed" if state["one_shot_pending"] else None
+            if stays or not state["default_untouched"]:
+                raise InfrastructureError(
+                    f"{self.name}: {image.release} would be booted again: "
+                    f"{stays or 'the default entry is another than before'}",
+                    hint=f"harness restore {self.name}; then look at its boot loader",
+                )
+            self._send_console(up)
+            refused.pop_all()
         return up
 
     def runs_its_own(self, agent: Agent) -> bool:
@@ -172,13 +185,18 @@ class Machine:
         return as_met and not agent.call("boot_state")["ours"]
 
     def back_to_known_good(self, agent: Agent) -> None:
-        """Boot the kernel it was met with."""
+        """Boot the kernel it was met with.
+
+        Raises:
+            KernelError: it is back, but only by a power cycle, or the kernel it left died.
+        """
         with contextlib.closing(agent):
-            before = str(agent.ready["boot_id"])
             self._progress.say(f"{self.name}: back to {self.known_good}")
             self._leave(agent, "known-good")
         try:
-            self._came_up(str(self.known_good), before).close()
+            self._came_up(str(self.known_good), agent).close()
+        except DiedLeavingError as error:
+            raise KernelError(error.message, hint=error.hint) from error
         except KernelError as error:
             # It took a power cycle, and is there all the same?
             with contextlib.closing(self._answering(lambda _: True)) as now:
@@ -231,6 +249,18 @@ class Machine:
     def _mark(self) -> None:
         self._since = self._console.position if self._console else 0
 
+    def _send_console(self, agent: Agent) -> None:
+        """Netconsole is the kernel's own affair: each has to be told."""
+        if isinstance(self.config.console, NetconsoleConsole):
+            where = self.config.console.netconsole
+            agent.call(
+                "netconsole",
+                interface=where.interface,
+                address=str(where.address),
+                port=where.port,
+                within_s=60,
+            )
+
     def _method(self, agent: Agent) -> str:
         can = agent.call("boot_can", within_s=60)
         wanted = self.config.boot.method
@@ -259,16 +289,32 @@ class Machine:
             finally:
                 self.ssh.run(["rm", "-rf", directory])
 
-    def _came_up(self, release: str, before: str) -> Agent:
+    def _came_up(self, release: str, left: Agent) -> Agent:
+        before = left.ready
         try:
-            agent = self._answering(lambda ready: ready["boot_id"] != before)
+            agent = self._answering(lambda ready: ready["boot_id"] != before["boot_id"])
         except HostLostError as error:
-            raise self._did_not_come_back(release, error) from error
+            gone = self._did_not_come_back(release, error)
+            self._require_well_left(before["release"])
+            raise gone from error
+        with contextlib.ExitStack() as refused:
+            refused.callback(agent.close)
+            self._require_well_left(before["release"])
+            refused.pop_all()
         if agent.ready["release"] != release:
             with contextlib.closing(agent):
                 self._require_started(release, agent)
             raise self._fell_back(release, agent.ready["release"])
         return agent.watched_by(self.check)
+
+    def _require_well_left(self, release: str) -> None:
+        """Raise a :class:`DiedLeavingError` if ``release`` died on its way out."""
+        if death := kernel_death(self._parted()[0]):
+            raise DiedLeavingError(
+                f"{self.name}: {release} died when it was told to boot another kernel: {death}",
+                release,
+                hint=f"console: {self._console_log}",
+            )
 
     def _require_started(self, release: str, agent: Agent) -> None:
         """Raise an :class:`InfrastructureError` if ``release`` was not even tried."""
@@ -316,7 +362,7 @@ class Machine:
 
     def _did_not_come_back(self, release: str | None, lost: HostLostError) -> KernelError:
         """Take it back by a power cycle; the error says how ``release`` ended."""
-        death = kernel_death(self.said())
+        death = kernel_death(self.said_since_start())
         silent = self._console is not None and self._console.silence_s > _SILENT_S
         how = death or ("it hangs: its console is silent" if silent else "it does not answer")
         self.cycle(lost)
@@ -327,7 +373,7 @@ class Machine:
         )
 
     def _fell_back(self, release: str | None, running: str) -> KernelError:
-        death = kernel_death(self.said())
+        death = kernel_death(self.said_since_start())
         if self._console is None:
             how, hint = (
                 "it has no console",

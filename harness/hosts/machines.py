@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import SshHost
-from harness.errors import HarnessError, HostLostError, InfrastructureError, LeaseLostError
+from harness.errors import (
+    DiedLeavingError,
+    HarnessError,
+    HostLostError,
+    InfrastructureError,
+    LeaseLostError,
+)
 from harness.hosts.bed import Boots, RunningBed
 from harness.hosts.channel import Agent
 from harness.hosts.labgrid import Place
@@ -30,8 +36,8 @@ class MachineBed(RunningBed):
     machine: Machine
 
     def console(self) -> str:
-        """What the dut wrote to its console since it was told to boot."""
-        return self.machine.said()
+        """What the dut wrote to its console since its kernel began."""
+        return self.machine.said_since_start()
 
 
 class MachineBoots(Boots):
@@ -53,9 +59,11 @@ class MachineBoots(Boots):
         self._still_mine()
         sending = self._sending = self._sending or self._generator.reached()
         agent = self._dut.reached()
-        with self._leases.rebooting(self._dut.name, within_s=self._dut.longest_boot_s):
-            dut = self._dut.boot(agent, image, note).watched_by(self._check)
-        try:
+        with contextlib.ExitStack() as up:
+            up.callback(lambda: (directory / "console.log").write_text(self._dut.said()))
+            with self._leases.rebooting(self._dut.name, within_s=self._dut.longest_boot_s):
+                dut = self._dut.boot(agent, image, note).watched_by(self._check)
+            up.callback(_end, dut)
             self._still_mine()
             cpus = self._bed.placement.netperf_cpus
             yield MachineBed(
@@ -71,9 +79,6 @@ class MachineBoots(Boots):
                 placed={},
                 machine=self._dut,
             )
-        finally:
-            _end(dut)
-            (directory / "console.log").write_text(self._dut.said())
 
     def lost(self, error: HostLostError) -> None:
         """Return once both machines answer again, if the dut's kernel did not die."""
@@ -84,6 +89,8 @@ class MachineBoots(Boots):
             _end(self._sending)
             self._sending = None
         self._sending = self._generator.reached()
+        if isinstance(error, DiedLeavingError):
+            return
         if death := self._dut.became():
             raise death
 

@@ -23,6 +23,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.errors import InfrastructureError
+from harness.hosts.ssh import UPLOADS
 from harness.journal import Journal
 from harness.selftest.machine import INTERFACE, Machine
 from harness.selftest.rack import Rack
@@ -84,7 +85,8 @@ class Scene:
     dut: Mapping[str, Any] = field(default_factory=dict)
     """What hosts.yaml says of the dut, faults apart."""
     settings: dict[str, Any] = field(default_factory=dict)
-    known_good: str = ""
+    known_good: Mapping[str, Any] = field(default_factory=dict)
+    """The dut's boot before the first fault."""
     number: str = "0"
     process: subprocess.Popen[str] | None = None
     """The campaign that is to be struck."""
@@ -143,7 +145,7 @@ class Scene:
 
 def run(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
     """Strike with each of ``faults`` in turn."""
-    scene.known_good = scene.rack.dut.run("uname", "-r").strip()
+    scene.known_good = _boot(scene.rack.dut)
     scene.settings = _settings(scene)
     try:
         yield from _each(scene, faults)
@@ -185,6 +187,10 @@ def _borne(scene: Scene, fault: Fault) -> tuple[int, str, list[str]]:
     if not re.search(fault.says, said):
         wrong.append(f"does not say {fault.says!r}")
     fault.mend(scene)
+    if fault.resumes and not fault.kills:
+        _, report = scene.end("report", str(scene.out))
+        if "INCOMPLETE" not in report:
+            wrong.append("the report does not say that the campaign is incomplete")
     if fault.resumes:
         resumed, more = ended(scene.resumed(fault))
         said += more
@@ -272,20 +278,30 @@ def _not_as_before(scene: Scene) -> list[str]:
         ).strip()
         if at_work:
             wrong.append(f"{machine.name} runs {at_work}")
-    running = scene.rack.dut.run("uname", "-r").strip()
-    if running != scene.known_good:
-        wrong.append(f"dut runs {running}")
-    boot = _ask(scene.rack.dut, "boot_state")
-    if boot["one_shot_pending"] or not boot["default_untouched"]:
-        wrong.append(f"dut would boot otherwise: {boot}")
+        if uploads := machine.run("sh", "-c", f'ls -A "{UPLOADS}" 2>/dev/null || true').strip():
+            wrong.append(f"{machine.name} keeps what was sent: {uploads}")
+    wrong += _differences("dut", scene.known_good, _boot(scene.rack.dut))
     now = _settings(scene)
     for name, before in scene.settings.items():
-        wrong += [
-            f"{name}: {key} is {now[name].get(key)!r}, was {value!r}"
-            for key, value in before.items()
-            if now[name].get(key) != value
-        ]
+        wrong += _differences(name, before, now[name])
     return wrong + _report_of(scene)
+
+
+def _differences(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name}: {key} is {now.get(key)!r}, was {value!r}"
+        for key, value in before.items()
+        if now.get(key) != value
+    ]
+
+
+def _boot(machine: Machine) -> dict[str, Any]:
+    """What runs, on which command line, and what would be booted next."""
+    state = _ask(machine, "boot_state")
+    found = {"cmdline": machine.run("cat", "/proc/cmdline").strip()}
+    for name in ("release", "ours", "default", "one_shot_pending", "kexec_loaded", "armed"):
+        found[name] = state[name]
+    return found
 
 
 def _report_of(scene: Scene) -> list[str]:

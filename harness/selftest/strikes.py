@@ -61,12 +61,13 @@ def _unit(order: str, start: str, stop: str = "") -> Callable[[Scene], None]:
 _without_unit = _as_root(f"systemctl disable --now fault; rm -f {_UNIT}; systemctl daemon-reload")
 
 
-def _cut(seconds: float | None) -> Callable[[Scene], None]:
+def _cut(seconds: float | None, *, generator: bool = False) -> Callable[[Scene], None]:
     def strike(scene: Scene) -> None:
-        scene.rack.dut.cut(off=True)
+        machine = scene.rack.generator if generator else scene.rack.dut
+        machine.cut(off=True)
         if seconds is not None:
             time.sleep(seconds)
-            scene.rack.dut.cut(off=False)
+            machine.cut(off=False)
 
     return strike
 
@@ -149,6 +150,7 @@ _without_netserver = _meanwhile(
     "until pgrep -x netserver; do sleep 0.2; done; sleep 6; pkill -KILL -x netserver"
 )
 _armed_for_ever = _at_boot_of_ours("grub-editenv - set next_entry=receive-batching-$(uname -r)")
+_dies_leaving = _at_shutdown(f"test ! -d {_OURS}/$(uname -r) || echo c > /proc/sysrq-trigger")
 _never_armed = _at_shutdown("grub-editenv - unset next_entry")
 
 
@@ -158,6 +160,10 @@ FAULTS = (
     Fault("panic", _sysrq("c"), 4, "kernel died: Kernel panic", fast=True),
     Fault("oops", lambda scene: scene.rack.dut.oops(), 4, "kernel died: BUG: kernel NULL pointer"),
     Fault("soft lockup", lambda scene: scene.rack.dut.lock_up(), 4, "kernel died: .*soft lockup"),
+    Fault(
+        "panic when the kernel is left", _dies_leaving, 4, "died when it was told", after=None,
+        mend=_without_unit,
+    ),
     Fault("silent reset", lambda scene: scene.rack.dut.cycle(), 4, "is gone and .* runs"),
     Fault("hang", lambda scene: scene.rack.dut.freeze(), 4, "console is silent; after a power"),
     Fault("hang, console goes on", _chatters, 4, "does not answer; after a power cycle"),
@@ -178,6 +184,7 @@ FAULTS = (
         method="one-shot", mend=_without_unit,
     ),
     Fault("ssh lost for 30 s", _cut(30), 0, "results: "),
+    Fault("ssh to the generator lost for 30 s", _cut(30, generator=True), 0, "results: "),
     Fault("ssh lost for ever", _cut(None), 3, "did not come up", mend=_plug_in, unmet=True),
     Fault("sudo refused", _no_sudo, 3, "sudo", after=None, mend=_wait_for_sudo),
     Fault("generator loses power", lambda scene: scene.rack.generator.cycle(), 0, "lost: "),

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
 
 import pytest
 
 from harness import config, process
-from harness.errors import HostLostError
+from harness.errors import ConfigurationError, HostLostError
 from harness.selftest.machine import INTERFACE, Machine
 from harness.selftest.rack import ADDRESSES, Rack
 
@@ -49,6 +51,37 @@ def test_the_nics_are_joined(rack: Rack) -> None:
     )
     received = [line.split() for line in sent.splitlines() if line.strip()][1]
     assert int(received[2]) > 1000
+
+
+LISTENER = """
+import socket
+line = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+line.bind(("", 6666))
+with open("netconsole", "wb", 0) as log:
+    while True:
+        log.write(line.recv(65535))
+"""
+
+
+def test_a_kernel_speaks_by_netconsole(rack: Rack, tmp_path: Path) -> None:
+    for machine in rack.machines:
+        cable_up(machine)
+    listen = 'setsid -f timeout 120 python3 -c "$1" < /dev/null > /dev/null 2>&1'
+    rack.generator.run("sh", "-c", listen, "sh", LISTENER)
+    address = ADDRESSES["generator"].partition("/")[0]
+    where = {"address": address, "port": 6666}
+    with contextlib.closing(rack.dut.ssh.start_agent(host="dut", log=tmp_path / "log")) as agent:
+        for _ in range(2):  # it may be on already
+            agent.call("netconsole", interface=INTERFACE, **where, within_s=60)
+        with pytest.raises(ConfigurationError, match=f"{address} is reached through {INTERFACE}"):
+            agent.call("netconsole", interface="lo", **where)
+    rack.dut.run("sudo", "sh", "-c", "echo '<2>seven times thirteen' > /dev/kmsg")
+    deadline = time.monotonic() + 30
+    heard = ""
+    while "seven times thirteen" not in heard and time.monotonic() < deadline:
+        heard = rack.generator.run("cat", "netconsole")
+    assert heard.startswith(f"Linux version {rack.dut.run('uname', '-r').strip()} ")
+    assert "seven times thirteen" in heard
 
 
 def test_the_hosts_file_is_of_two_machines(rack: Rack, tmp_path: Path) -> None:

@@ -357,7 +357,12 @@ version: 1
 default_bed: rack
 beds: {rack: {dut: rx, generator: tx}}
 hosts:
-  rx: {kind: ssh, hostname: rx.lab.example, interface: eth1, address: 198.18.1.2/24}
+  rx:
+    kind: ssh
+    hostname: rx.lab.example
+    interface: eth1
+    address: 198.18.1.2/24
+    power: {command: ["true"]}
   tx: {kind: ssh, hostname: tx.lab.example, interface: eth1, address: 198.18.1.1/24}
 """
 
@@ -403,8 +408,8 @@ def test_no_answer_is_a_lost_host(here_as_host: config.SshHost, tmp_path: Path) 
 def test_the_commands(here_as_host: config.SshHost) -> None:
     call = lease.calls_to("rx", here_as_host)
 
-    def run(*words: str) -> tuple[str, BaseException | None]:
-        done = CliRunner().invoke(cli, ["hosts", *words])
+    def run(*words: str, group: tuple[str, ...] = ("hosts",)) -> tuple[str, BaseException | None]:
+        done = CliRunner().invoke(cli, [*group, *words])
         return done.output, done.exception
 
     assert run("lease", "rx") == ("rx: free\n", None)
@@ -414,6 +419,12 @@ def test_the_commands(here_as_host: config.SshHost) -> None:
     _, error = run("release", "rx")
     assert isinstance(error, InfrastructureError)
     assert "harness hosts release rx --break" in str(error)
+    for words, group in (
+        (("clean", "rx"), ("hosts",)),
+        (("power", "rx", "cycle", "--yes"), ("hosts",)),
+        (("restore", "rx"), ()),
+    ):
+        assert "held by eve@lab" in str(run(*words, group=group)[1])
     assert run("release", "rx", "--break") == ("rx: free; was held by eve@lab\n", None)
     call("lease_take", owner=lease.owner(), holder="h1", ttl_s=60)
     assert run("release", "rx") == (f"rx: free; was held by {lease.owner()}\n", None)

@@ -13,6 +13,7 @@ import pytest
 from harness import config
 from harness.errors import (
     ConfigurationError,
+    DiedLeavingError,
     HarnessError,
     HostLostError,
     HostRefusedError,
@@ -225,6 +226,60 @@ def test_a_line_lost_before_the_host_was_told_to_boot_is_no_kernel_s_fault(
     with pytest.raises(InfrastructureError):
         boot(machine)
     assert machine.became() is None
+
+
+BANNER = "[    0.000000] Linux version"
+PANIC = "[   99.000000] Kernel panic - not syncing: Fatal exception\n"
+
+
+@pytest.mark.parametrize("comes_up", [OWN, None])
+def test_a_kernel_that_dies_on_its_way_out_is_not_the_next_one_s_fault(
+    host: Host, made: Callable[..., Machine], comes_up: str | None
+) -> None:
+    machine = made(timeout_s=30)
+    boot(machine)
+    host.comes_up = comes_up
+    machine._console = cast("Any", Console(f"{PANIC}{BANNER} {OWN} (x)\n"))
+    with pytest.raises(DiedLeavingError, match=f"{OURS} died when it was told to") as died:
+        machine.boot(machine.reached(), cast("Any", SimpleNamespace(release="other")), ignored)
+    assert died.value.release == OURS
+    assert host.release == OWN
+
+
+def test_a_kernel_that_dies_on_the_way_to_the_known_good_one(
+    host: Host, made: Callable[..., Machine]
+) -> None:
+    machine = made()
+    machine.meet()
+    boot(machine)
+    machine._console = cast("Any", Console(f"{PANIC}{BANNER} {OWN} (x)\n"))
+    with pytest.raises(KernelError, match=f"{OURS} died"):
+        machine.back_to_known_good(machine.reached())
+    assert host.release == OWN
+
+
+def test_what_a_kernel_says_after_its_start_is_its_own(made: Callable[..., Machine]) -> None:
+    machine = made()
+    machine._console = cast("Any", Console(f"systemd: goodbye\n{BANNER} {OURS} (x)\n{PANIC}"))
+    assert machine.said_since_start().startswith("Linux version")
+    with pytest.raises(KernelError, match="the kernel died: Kernel panic"):
+        machine.check()
+
+
+class Console:
+    """One that has said ``text``."""
+
+    position = silence_s = 0
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def text(self, since: int) -> str:  # noqa: ARG002
+        return self._text
+
+
+def ignored(_event: str, **_: Any) -> None:
+    """Of the journal."""
 
 
 def test_whose_kernel_it_is_met_with(host: Host, made: Callable[..., Machine]) -> None:
