@@ -118,7 +118,8 @@ class Boot:
         ``ours``: the running kernel was installed or booted by the harness. ``left``: the
         last boot of ours that ended because it was told to. ``missed``: a release that was to
         be booted, after another was. ``one_shot_pending`` is a release of ours or the name of
-        another's entry.
+        another's entry, ``one_shot_taken`` the release whose entry the loader took last, if it
+        notes that.
         """
         record = Record(self._places)
         loader = loader_of(self._places)
@@ -139,6 +140,7 @@ class Boot:
             and "receive-batching" not in str(default),
             "default_recorded": known["default"] if known else None,
             "one_shot_pending": loader.pending() if loader else None,
+            "one_shot_taken": loader.taken() if loader else None,
             "kexec_loaded": self._places.text(_LOADED) == "1",
             "armed": None if happened else armed,
             "missed": missed,

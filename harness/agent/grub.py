@@ -28,6 +28,7 @@ _ENV_HEADER = b"# GRUB Environment Block\n"
 # (grub-core/commands/loadenv.c and the file systems' read hooks).
 _WRITABLE = ("ext2", "ext3", "ext4", "xfs", "vfat")
 _PREFIX = "receive-batching-"
+_TAKEN = "receive_batching_taken"
 
 
 class Grub:
@@ -74,6 +75,10 @@ class Grub:
         entry = self._env().get("next_entry")
         return entry.removeprefix(_PREFIX) if entry else None
 
+    def taken(self) -> str | None:
+        """The release whose entry was taken since one was armed, as the entry itself noted."""
+        return self._env().get(_TAKEN)
+
     def entries(self, wanted: Mapping[str, Sequence[str]]) -> None:
         """Have entries for just these releases with these parameters; none leaves nothing."""
         assert self.directory is not None
@@ -81,6 +86,8 @@ class Grub:
         old = path.read_text(encoding="utf-8") if path.exists() else ""
         theirs = _SECTION.sub("", old)
         if not wanted:
+            if self.taken():
+                self._edit("unset", _TAKEN)
             if theirs == old:
                 return
             if theirs.strip():
@@ -97,6 +104,7 @@ class Grub:
 
     def arm(self, release: str) -> None:
         """Boot ``release`` at the next start of the machine, and only then."""
+        self._edit("unset", _TAKEN)
         self._edit("set", f"next_entry={_PREFIX}{release}")
         if self.pending() != release:
             raise AgentError(f"{self._grubenv()} did not take next_entry")
@@ -124,6 +132,7 @@ class Grub:
         initramfs = (directory / "initrd.img").is_file()
         return (
             f"menuentry 'receive-batching {release}' --unrestricted --id '{_PREFIX}{release}' {{\n"
+            f"\tset {_TAKEN}='{release}'\n\tsave_env {_TAKEN}\n"
             f"\tsearch --no-floppy --fs-uuid --set=root {uuid}\n"
             f"\tlinux '{at}/vmlinuz' {cmdline.for_grub(words)}\n"
             + f"\tinitrd '{at}/initrd.img'\n" * initramfs

@@ -27,6 +27,9 @@ class Loader(Protocol):
     def pending(self) -> str | None:
         """The entry that boots once: a release of ours, the name of another, or None."""
 
+    def taken(self) -> str | None:
+        """The release whose entry was taken since one was armed; None if that is not known."""
+
     def entries(self, wanted: Mapping[str, Sequence[str]]) -> None:
         """Have entries for just these releases with these parameters."""
 

@@ -59,6 +59,10 @@ class SystemdBoot:
         entry = self._variable("LoaderEntryOneShot")
         return entry.removeprefix(_PREFIX).removesuffix(".conf") if entry else None
 
+    def taken(self) -> str | None:
+        """It notes nothing."""
+        return None
+
     def entries(self, wanted: Mapping[str, Sequence[str]]) -> None:
         """Have entries for just these releases with these parameters; none leaves nothing."""
         at = self._partition()

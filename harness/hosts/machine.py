@@ -318,17 +318,23 @@ class Machine:
 
     def _require_started(self, release: str, agent: Agent) -> None:
         """Raise an :class:`InfrastructureError` if ``release`` was not even tried."""
-        running, said = agent.ready["release"], self.said()
-        if agent.call("boot_state")["one_shot_pending"] == release:
+        running, said, state = agent.ready["release"], self.said(), agent.call("boot_state")
+        hint = f"harness doctor {self.name} looks at its boot loader"
+        if state["one_shot_pending"] == release:
             why = "the boot loader did not take its one-shot entry"
-        elif _BANNER in said and f"{_BANNER}{release} " not in said:
-            why = "another kernel was started in its place, its console shows"
+        elif state["ours"]:
+            why = "another kernel was started in its place"
+        elif (
+            _BANNER in said
+            and f"{_BANNER}{release} " not in said
+            and state["one_shot_taken"] != release
+        ):
+            why = "its console does not show that it was started"
+            hint += "; or did the kernel die before its console was up?"
         else:
             return
         raise InfrastructureError(
-            f"{self.name}: {release} was never booted, {running} runs: {why}",
-            hint=f"harness doctor {self.name} looks at its boot loader; "
-            "or did the kernel die before its console was up?",
+            f"{self.name}: {release} was never booted, {running} runs: {why}", hint=hint
         )
 
     def _answering(self, as_wanted: Callable[[Mapping[str, Any]], bool]) -> Agent:

@@ -211,6 +211,22 @@ def test_the_users_own_entries_and_one_shot_stay(host: Machine, upload: str) -> 
     assert grubenv(host) == "next_entry=mine\n"
 
 
+def test_an_entry_notes_that_it_was_taken(host: Machine, upload: str) -> None:
+    kernels, boot = Kernels(host, sudo_uid=UID), Boot(host)
+    kernels.install(release=RELEASE, directory=upload)
+    set_, save = "\tset receive_batching_taken=", "\tsave_env receive_batching_taken\n"
+    assert f"{set_}'{RELEASE}'\n{save}" in (host.boot / "grub/custom.cfg").read_text()
+    edit = ["/usr/bin/grub-editenv", host.boot / "grub/grubenv"]
+    noted = f"receive_batching_taken={RELEASE}"
+    subprocess.run([*edit, "set", noted], check=True)  # as the entry does
+    assert boot.state()["one_shot_taken"] == RELEASE
+    boot.prepare(release=RELEASE, method="one-shot")
+    assert boot.state()["one_shot_taken"] is None
+    subprocess.run([*edit, "set", noted], check=True)
+    kernels.remove()
+    assert grubenv(host) == ""
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [

@@ -40,6 +40,7 @@ class Host:
         self.calls: list[str] = []
         self.can = {"kexec": True, "kexec_why": None, "loader": "grub", "loader_why": None}
         self.pending: str | None = None
+        self.taken: str | None = None
         self.untouched = True
         self.has_nic = True
         self.ours: bool | None = None
@@ -83,6 +84,7 @@ class Host:
                 "ours": self.release in self.installed if self.ours is None else self.ours,
                 "left": self.left,
                 "one_shot_pending": self.pending,
+                "one_shot_taken": self.taken,
                 "default_untouched": self.untouched,
             },
         }
@@ -226,6 +228,22 @@ def test_a_line_lost_before_the_host_was_told_to_boot_is_no_kernel_s_fault(
     with pytest.raises(InfrastructureError):
         boot(machine)
     assert machine.became() is None
+
+
+@pytest.mark.parametrize(("taken", "ours", "error"), [
+    (None, None, "was never booted.*does not show"),
+    (OURS, None, f"{OURS} is gone"),
+    (OURS, True, "was never booted.*in its place"),
+])  # fmt: skip
+def test_whether_a_kernel_of_which_nothing_was_seen_was_booted(
+    host: Host, made: Callable[..., Machine], taken: str | None, ours: bool | None, error: str
+) -> None:
+    host.comes_up, host.taken, host.ours = OWN, taken, ours
+    machine = made()
+    machine._console = cast("Any", Console(f"{BANNER} {OWN} (x)\n"))
+    with pytest.raises(HarnessError, match=error) as raised:
+        boot(machine)
+    assert isinstance(raised.value, KernelError) == error.endswith("is gone")
 
 
 BANNER = "[    0.000000] Linux version"
