@@ -384,6 +384,20 @@ def test_ccache_keeps_what_was_compiled(tree: Path, tmp_path: Path) -> None:
     assert hits(tmp_path) == (4, 2)
 
 
+@builds
+@pytest.mark.skipif(not shutil.which("ccache"), reason="needs ccache")
+def test_what_another_compiled_is_had_of_the_shared_storage(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CCACHE_REMOTE_STORAGE", f"file:{tmp_path / 'shared'}")
+    kernel = Kernel(compiler_cache="ccache")
+    first = built(tree, kernel)
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "of-another"))
+    assert built(tree, kernel) == first
+    assert hits(tmp_path) == (2, 0)
+
+
 @contextmanager
 def distccd(log: Path, **more: str) -> Iterator[str]:
     """A peer on the loopback."""
