@@ -43,6 +43,7 @@ SEED = 6
 _ANSWER_S = 300.0
 _DEATH_S = 60.0
 _FLOOD_S = 0.3
+_STREAM_OCTETS = 1 << 18
 _TAKEN_DOWN_S = 3.0
 _SPLAT = re.compile(
     r"(?:WARNING: |BUG: |INFO: (?:task|rcu|possible|inconsistent|trying)|KASAN: |UBSAN: |ODEBUG: "
@@ -137,7 +138,9 @@ class Stage:
             "dut": self.bed.dut_mac,
             "generator": self.bed.generator_mac,
         }
-        inside.ask(scene.told(**names))
+        names["pci"] = inside.ask(scene.told(**names))["pci"]
+        if scene.streams:
+            return self._streamed(scene, inside)
         making = traffic.Making(
             rng=random.Random(f"{SEED} {scene.name}"),
             source=self.bed.generator_mac,
@@ -157,6 +160,21 @@ class Stage:
         observed: dict[str, Any] = inside.ask({"end": True})["observed"]
         answered = self.outside.ask({"taken": True})["frames"]
         return observed | {"sent by the guest": by_flow(map(bytes.fromhex, answered))}
+
+    def _streamed(self, scene: Scene, inside: Line) -> Observed:
+        asked = {
+            "own": traffic.GENERATOR,
+            "to": traffic.DUT,
+            "mac": self.bed.dut_mac,
+            "port": traffic.STREAM_PORT,
+            "count": scene.streams,
+            "octets": _STREAM_OCTETS,
+        }
+        answered = self.outside.ask({"streams": asked})["streams"]
+        self.outside.ask({"taken": True})
+        assert answered == [True] * scene.streams, "a connection ended early"
+        observed: Observed = inside.ask({"end": True})["observed"]
+        return observed
 
     def _send(self, burst: Sequence[bytes]) -> None:
         """The guest finds the whole burst when it goes on."""
@@ -184,7 +202,9 @@ class Stage:
         try:
             for line in scene.churn:
                 time.sleep(_FLOOD_S)
-                inside.ask({"run": line.replace("{nic}", names["nic"])})
+                for name in ("nic", "pci"):
+                    line = line.replace(f"{{{name}}}", names[name])  # noqa: PLW2901
+                inside.ask({"run": line})
             inside.end()
             time.sleep(_TAKEN_DOWN_S)
         finally:

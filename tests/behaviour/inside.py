@@ -56,23 +56,41 @@ def write(path, text):
 
 
 def run(line):
-    """One command of a scene: an argument vector, but for ``write VALUE FILE``."""
+    """One command of a scene: an argument vector, but for ``write VALUE FILE`` and ``take NIC``."""
     argv = shlex.split(line)
     if argv[0] == "write":
         return write(argv[2], argv[1])
+    if argv[0] == "take":
+        return take(argv[1])
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{line}: {done.stderr.strip()}")
     return done.stdout
 
 
+def take(nic):
+    """Have the NIC in this namespace, once it is in the system's."""
+    argv = [
+        "nsenter",
+        "--target",
+        "1",
+        "--net",
+        "ip",
+        "link",
+        "set",
+        nic,
+        "netns",
+        str(os.getpid()),
+    ]
+    deadline = time.monotonic() + PATIENCE_S
+    while subprocess.run(argv, capture_output=True).returncode != 0:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{nic} has not come back from the last scene, or its driver")
+        time.sleep(0.05)
+
+
 def enter(nic):
     """Go into new namespaces, and take the NIC along."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not Path("/sys/class/net", nic).exists():  # the last scene's are still taken down
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{nic} has not come back from the last scene")
-        time.sleep(0.05)
     for name, value in GLOBAL.items():
         write(f"/proc/sys/{name}", value)
     os.unshare(os.CLONE_NEWNET | os.CLONE_NEWNS)
@@ -81,7 +99,7 @@ def enter(nic):
     for name, value in QUIET.items():
         if Path("/proc/sys", name).exists():
             write(f"/proc/sys/{name}", value)
-    run(f"nsenter --target 1 --net ip link set {nic} netns {os.getpid()}")
+    take(nic)
 
 
 @contextlib.contextmanager
@@ -174,6 +192,31 @@ class Datagrams:
             found["stamps in order"] = self.stamps == sorted(self.stamps)
             found["stamped at reception"] = all(seconds > 0 for seconds, _ in self.stamps)
         return found
+
+
+class Streams(threading.Thread):
+    """Takes TCP connections: what came, by the number that each begins with."""
+
+    def __init__(self, port):
+        super().__init__(daemon=True)
+        self._listening = socket.create_server(("", port), backlog=128)
+        self._found = {}
+        self.start()
+
+    def run(self):
+        while True:
+            threading.Thread(target=self._take, args=self._listening.accept()[:1]).start()
+
+    def _take(self, line):
+        with line, line.makefile("rb") as stream:
+            (number,) = struct.unpack("!I", stream.read(4))
+            content = stream.read()
+            digest = hashlib.sha256(content).hexdigest()[:12]
+            self._found[f"stream {number}"] = f"{len(content)} {digest}"
+            line.sendall(b".")
+
+    def told(self):
+        return self._found
 
 
 class Tap:
@@ -399,13 +442,15 @@ def main():
     }
     if scene["xdp"]:
         generic_xdp(*scene["xdp"])
+    streams = Streams(scene["stream_port"]) if scene["stream_port"] else None
     marks = Marks()
     time.sleep(0.5)  # what an interface says as it comes up has been said then
     before = {}
     for namespace in (None, *scene["namespaces"]):
         with within(namespace):
             before[namespace] = counters(nic)
-    print(json.dumps({"ready": True}), flush=True)
+    pci = Path("/sys/class/net", nic, "device").resolve().name
+    print(json.dumps({"ready": True, "pci": pci}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         if "run" in asked:
@@ -420,6 +465,9 @@ def main():
     else:
         return
     observed = {}
+    if streams:  # how often segments were sent again is a matter of time: no counters
+        print(json.dumps({"observed": {"streams": streams.told()}}), flush=True)
+        return
     for namespace, then in before.items():
         with within(namespace):
             now = counters(nic)

@@ -3,17 +3,59 @@
 
 Argument: the interface. Speaks JSON lines: {"send": [hex, …]} is answered when all
 are sent, {"flood": [hex, …]} sends them over and over until {"stop": true},
-{"taken": true} is answered with the frames that came since the last time.
+{"taken": true} is answered with the frames that came since the last time,
+{"streams": {…}} when that many TCP connections of this system have sent all.
 """
 
+import array
 import contextlib
+import fcntl
 import json
+import random
 import select
 import socket
+import struct
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 SOL_PACKET, IGNORE_OUTGOING, SO_RCVBUFFORCE, ROOM = 263, 23, 33, 64 << 20
 PASS = 256
+SIOCETHTOOL, SET_TX_CHECKSUMS, SET_TSO, SET_GSO = 0x8946, 0x17, 0x1F, 0x24
+
+
+def offloads(interface, on):
+    """What is sent is to be made up here: nobody else does, before the NIC's model gets it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for command in (SET_TX_CHECKSUMS, SET_TSO, SET_GSO):
+            value = array.array("I", [command, int(on)])
+            asked = struct.pack("16sQ16x", interface.encode(), value.buffer_info()[0])
+            with contextlib.suppress(OSError):  # checksums off took the others along
+                fcntl.ioctl(any_socket, SIOCETHTOOL, asked)
+
+
+def streams(interface, *, own, to, mac, port, count, octets):
+    """``count`` connections at once, each of which sends its number and as much as is asked."""
+
+    def ip(*words):
+        subprocess.run(["ip", *words, "dev", interface], check=True)
+
+    def one(number):
+        with socket.create_connection((to, port), timeout=120) as line:
+            line.sendall(struct.pack("!I", number) + random.Random(number).randbytes(octets))
+            line.shutdown(socket.SHUT_WR)
+            return line.recv(1) == b"."  # the other end has all
+
+    offloads(interface, False)
+    ip("address", "add", f"{own}/24")
+    ip("neighbour", "replace", to, "lladdr", mac, "nud", "permanent")
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(one, range(count)))
+    finally:
+        ip("address", "del", f"{own}/24")
+        ip("neighbour", "del", to)
+        offloads(interface, True)
 
 
 def main():
@@ -44,6 +86,8 @@ def main():
                 while True:
                     answer["frames"].append(line.recv(65536).hex())
             line.setblocking(True)
+        elif "streams" in asked:
+            answer = {"streams": streams(sys.argv[1], **asked["streams"])}
         else:
             flooding = "flood" in asked
             frames = [bytes.fromhex(each) for each in asked.get("flood", asked.get("send"))]

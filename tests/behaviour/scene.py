@@ -53,6 +53,8 @@ class Scene:
     flows: int = 40
     largest: int = 1400
     bursts: int = 8
+    streams: int = 0
+    """TCP connections of the generator's own, in place of bursts; then only they are compared."""
     churn: Sequence[str] = ()
     """Commands run under a flood instead; then only splats count."""
 
@@ -78,6 +80,7 @@ class Scene:
                 for each in sockets
             ],
             "namespaces": list(self.namespaces),
+            "stream_port": traffic.STREAM_PORT if self.streams else None,
         }
 
 

@@ -59,6 +59,16 @@ def at_ingress(port: int, action: str) -> str:
     return f"tc filter add dev {{nic}} ingress {match} action {action}"
 
 
+LOSSY = """
+table inet behaviour {
+  chain lossy { type filter hook prerouting priority 0;
+    tcp dport 6100 numgen inc mod 31 == 7 drop
+    tcp dport 6100 tcp flags syn numgen inc mod 3 == 0 drop
+  }
+}
+"""
+"""Takes away data, and openings of connections."""
+
 INGRESS = """
 table netdev behaviour {
   counter ingress_drop { }
@@ -217,6 +227,7 @@ SCENES = (
         kinds=UNICAST,
         macs=("{dut}", SECOND_MAC),
     ),
+    Scene(name="tcp with loss", nft=LOSSY, streams=12),
     Scene(name="jumbo", setup=["ip link set {nic} mtu 9000"], largest=8900),
 )  # fmt: skip
 
@@ -227,6 +238,7 @@ NEW_FLOWS = Scene(
 )
 """Not the same in every step: see the README."""
 
+NETCONSOLE = "/sys/kernel/config/netconsole/behaviour"
 CHURN = (
     Scene(
         name="link and queues",
@@ -252,6 +264,31 @@ CHURN = (
             "ip link set red up", "ip link del red",
         ] * 2,
         macs=("{dut}", SECOND_MAC),
+    ),
+    Scene(
+        name="netpoll",
+        churn=[
+            "mount -t configfs none /sys/kernel/config",
+            f"mkdir {NETCONSOLE}",
+            f"write {{nic}} {NETCONSOLE}/dev_name",
+            f"write {traffic.DUT} {NETCONSOLE}/local_ip",
+            f"write {traffic.GENERATOR} {NETCONSOLE}/remote_ip",
+            f"write 1 {NETCONSOLE}/enabled",
+            *["write '<1>under load' /dev/kmsg"] * 40,
+            "ip link set {nic} down", "ip link set {nic} up",
+            "write '<1>after down and up' /dev/kmsg",
+            f"write 0 {NETCONSOLE}/enabled",
+            f"rmdir {NETCONSOLE}",
+        ],
+    ),
+    Scene(
+        name="driver unbound and bound",
+        churn=[
+            "write {pci} /sys/bus/pci/drivers/sfc/unbind",
+            "write {pci} /sys/bus/pci/drivers/sfc/bind",
+            "take {nic}", "ip link set {nic} up",
+        ] * 3,
+        nft=verdicts(),
     ),
 )  # fmt: skip
 

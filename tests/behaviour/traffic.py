@@ -48,6 +48,7 @@ PORTS = range(5000, 5008)
 CLOSED = 5007
 CONNECTED = 6001
 """The source port that a connected socket of the guest takes from."""
+STREAM_PORT = 6100
 VLAN = 10
 FRAMES_A_BURST = 60
 MARKER = 0x88B5
