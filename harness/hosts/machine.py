@@ -188,7 +188,7 @@ class Machine:
         """Boot the kernel it was met with.
 
         Raises:
-            KernelError: it is back, but only by a power cycle, or the kernel it left died.
+            KernelError: another came up, or the one that was left died on its way out.
         """
         with contextlib.closing(agent):
             self._progress.say(f"{self.name}: back to {self.known_good}")
