@@ -29,7 +29,7 @@ _TOOLS_SETUP = Path(__file__).with_name("tools-setup.sh")
 _GUEST_PACKAGES = (
     "procps", "iproute2", "ethtool", "openssh-server", "sudo", "netperf",
     "bpftrace",  # what the probes are held against
-    "nftables",  # what the behaviour tests make rules with
+    "nftables", "iputils-ping", "socat",  # what the behaviour tests use
     "python3", "python3-bpfcc", "python3-psutil", "python3-pyroute2",
 )  # fmt: skip
 _UNREAD = ("man", "doc", "locale", "info")
