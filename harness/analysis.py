@@ -574,6 +574,9 @@ def _drop_shares(boots: Sequence[BootFigures]) -> dict[str, float]:
 
 def _differences(one: Any, other: Any, name: str = "") -> set[str]:
     """Dotted names of what is set during a run and is not the same in both."""
+    if name.rpartition(".")[2] in ("irq_affinity", "irq_effective_affinity"):
+        # Interrupts have other numbers after another boot; they come in the same order.
+        one, other = ([*each.values()] if isinstance(each, dict) else each for each in (one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         return {
             found

@@ -95,6 +95,19 @@ def test_a_bed_against_itself_has_to_agree_with_the_others(tmp_path: Path) -> No
     assert "but beds differ" in finding.why
 
 
+@pytest.mark.parametrize(("number", "mask"), [("position", "block"), ("block", "position")])
+def test_interrupts_have_other_numbers_after_another_boot(
+    tmp_path: Path, number: str, mask: str
+) -> None:
+    def edit(boot: dict[str, Any], *_: object) -> dict[str, Any]:
+        irqs = {str(20 + boot[number]): boot[mask]}
+        return boot | {"settings": {"dut": {"after": {"irq_affinity": irqs}}}}
+
+    found = report(tmp_path, ALIKE, edit=edit, blocks=1)
+    varied = [] if mask == "block" else ["dut.after.irq_affinity"]
+    assert found["settings_varied"] == varied
+
+
 def test_every_format_has_the_beds(tmp_path: Path) -> None:
     settings = {"dut": {"after": {"rx_queues": 1}}}
     found = report(
