@@ -345,7 +345,7 @@ def test_a_failure_in_the_worktree_leaves_nothing(tree, series, monkeypatch) -> 
 def test_an_interrupted_apply_leaves_nothing(tree, home, in_place) -> None:
     head, before = refs(tree), snapshot(tree)
     # git am in slow motion: a filter that waits while the second patch is written.
-    git(tree, "config", "filter.slow.smudge", f"sh -c 'touch {home}/reached; sleep 20; cat'")
+    git(tree, "config", "filter.slow.smudge", f"sh -c 'touch {home}/reached; sleep 120; cat'")
     (tree / ".git/info/attributes").write_text("net/new.c filter=slow\n")
     script = textwrap.dedent(f"""
         import signal
@@ -359,12 +359,12 @@ def test_an_interrupted_apply_leaves_nothing(tree, home, in_place) -> None:
     """)
     child = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (home / "reached").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert (home / "reached").exists()
         os.killpg(child.pid, signal.SIGINT)
-        assert child.wait(timeout=20) == 130
+        assert child.wait(timeout=60) == 130
     finally:
         child.kill()
     (tree / ".git/info/attributes").unlink()
