@@ -158,10 +158,9 @@ def _run_bed(
             )
             if _finished(samples.boot_directory(directory, planned)):
                 progress.say(f"{title}: kept")
-            elif planned.step not in failed:
+            else:
                 titles[planned] = title
-        if titles:
-            _measure(setup, directory, journal, titles, failed, progress)
+        _measure(setup, directory, journal, titles, failed, progress)
         task.advance(len(group))
 
 
@@ -176,8 +175,12 @@ def _measure(
     """Boot and measure a group; what is lost with its host is done again, a few times."""
     for attempt in range(1, _ATTEMPTS + 1):
         boots = [
-            _boot(setup, planned, directory, journal, title) for planned, title in titles.items()
+            _boot(setup, planned, directory, journal, title)
+            for planned, title in titles.items()
+            if planned.step not in failed
         ]
+        if not boots:
+            return
         if len(boots) > 1:
             turns = secrets.token_hex(4)
             for boot in boots:
@@ -189,7 +192,7 @@ def _measure(
                 raise
             progress.say(f"{boots[0].title}: lost: {error.message}")
             if isinstance(error, DiedLeavingError):
-                failed |= _steps_of(setup, error)
+                failed |= _failed_after_all(setup, directory, error)
             try:
                 setup.boots.lost(error)
             except KernelError as death:
@@ -201,13 +204,24 @@ def _measure(
         return
 
 
-def _steps_of(setup: Setup, died: DiedLeavingError) -> dict[str, KernelError]:
-    """The step whose kernel died when the next was to be booted, if it is one of the campaign's."""
-    return {
-        step: KernelError(died.message, hint=died.hint)
-        for step, images in setup.images.items()
-        if died.release in {image.release for image in images}
-    }
+def _failed_after_all(
+    setup: Setup, directory: Path, died: DiedLeavingError
+) -> dict[str, KernelError]:
+    """The step of the kernel that died, whose latest boot counts as failed from here on.
+
+    Empty if it was none of the campaign's.
+    """
+    planned = itertools.chain.from_iterable(setup.plan.groups(setup.bed.name))
+    paths = [samples.boot_directory(directory, boot) / "boot.json" for boot in planned]
+    latest = sorted(
+        (path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime
+    )
+    for boot in map(samples.read_boot, reversed(latest)):
+        if (boot.release, boot.outcome) == (died.release, "ok"):
+            error = KernelError(died.message, hint=died.hint)
+            samples.write_boot(directory, boot.failed(error))
+            return {boot.step: error}
+    return {}
 
 
 def _boot(

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from harness.errors import ConfigurationError, InfrastructureError
+from harness.errors import ConfigurationError, HarnessError, InfrastructureError
 from harness.plan import Cell, PlannedBoot, TrialKind, boots_of
 
 CAMPAIGN_SCHEMA: Final = "receive-batching/campaign"
@@ -259,6 +259,11 @@ class Boot(_Raw):
     times_s: dict[str, float | None] = Field(default_factory=dict)
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+    def failed(self, error: HarnessError) -> Self:
+        """This boot, ended by ``error``."""
+        failure = Failure.model_validate({"class": type(error).__name__, "message": error.message})
+        return self.model_copy(update={"outcome": "failed", "error": failure})
 
 
 class Campaign(_Raw):

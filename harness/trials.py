@@ -120,12 +120,10 @@ class BootUnderWay:
 
     def finish(self, error: HarnessError | None = None) -> None:
         """Take the bed down and write what there is; the boot is a good one without ``error``."""
-        self.kept["outcome"] = "failed" if error else "ok"
-        if error:
-            self.kept["error"] = {"class": type(error).__name__, "message": error.message}
         self.close()
         self._took("all")
-        samples.write_boot(self._root, samples.Boot.model_validate(self.kept))
+        boot = samples.Boot.model_validate(self.kept | {"outcome": "ok"})
+        samples.write_boot(self._root, boot.failed(error) if error else boot)
         if not isinstance(error, HostLostError):  # how that ends is not known yet
             self._note(END)
 

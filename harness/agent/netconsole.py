@@ -13,15 +13,13 @@ from . import programs
 from .faults import AgentError
 from .links import Links
 
-_CONFIG = Path("sys/kernel/config")
+_CONFIG = Path("/sys/kernel/config")
 _TARGET = "receive-batching"
 _ANSWERS_S = 5.0
 _POLL_S = 0.2
 
 
-def netconsole(
-    *, interface: str, address: str, port: int, root: Path = Path("/")
-) -> dict[str, Any]:
+def netconsole(*, interface: str, address: str, port: int) -> dict[str, Any]:
     """Have this kernel send its messages through ``interface`` to ``address``, until it is left.
 
     Before them goes one datagram with the kernel's version: it shows that the way is open, and
@@ -30,11 +28,11 @@ def netconsole(
     Raises:
         AgentError: this kernel cannot, or ``address`` is not reached through ``interface``.
     """
-    targets = root / _CONFIG / "netconsole"
+    targets = _CONFIG / "netconsole"
     if not targets.is_dir():
         programs.run(["modprobe", "netconsole"], timeout_s=30)
-        if not os.path.ismount(root / _CONFIG):
-            mount = ["mount", "-t", "configfs", "configfs", str(root / _CONFIG)]
+        if not os.path.ismount(_CONFIG):
+            mount = ["mount", "-t", "configfs", "configfs", str(_CONFIG)]
             programs.run(mount, timeout_s=30)
     if not targets.is_dir():
         raise AgentError(
@@ -42,7 +40,7 @@ def netconsole(
             hint="CONFIG_NETCONSOLE and CONFIG_NETCONSOLE_DYNAMIC",
         )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
-        line.sendto((root / "proc/version").read_bytes(), (address, port))
+        line.sendto(Path("/proc/version").read_bytes(), (address, port))
     source, mac = _way(interface, address)
     wanted = {
         "dev_name": interface,

@@ -70,18 +70,7 @@ def run(line):
 
 def take(nic):
     """Have the NIC in this namespace, once it is in the system's."""
-    argv = [
-        "nsenter",
-        "--target",
-        "1",
-        "--net",
-        "ip",
-        "link",
-        "set",
-        nic,
-        "netns",
-        str(os.getpid()),
-    ]
+    argv = f"nsenter --target 1 --net ip link set {nic} netns {os.getpid()}".split()
     deadline = time.monotonic() + PATIENCE_S
     while subprocess.run(argv, capture_output=True).returncode != 0:
         if time.monotonic() > deadline:

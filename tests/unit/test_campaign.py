@@ -14,7 +14,7 @@ import pytest
 
 from harness import campaign, plan, samples
 from harness.config import Load
-from harness.errors import HostLostError, KernelError
+from harness.errors import DiedLeavingError, HostLostError, KernelError
 from harness.hosts.channel import Pending
 from harness.journal import Journal
 from harness.progress import Progress
@@ -36,9 +36,15 @@ class Machine:
         self.became: KernelError | None = None
         self.losses: dict[str, int] = {}
         self.takes_along: set[str] = set()
+        self.last: str | None = None
+        self.dies_leaving: str | None = None
 
     @contextmanager
     def boot(self, image: Any, _directory: Path, note: Any) -> Iterator[Bed]:
+        left, self.last = self.last, image.release
+        if left and left == self.dies_leaving:
+            self.dies_leaving = self.last = None
+            raise DiedLeavingError(f"{left} panicked", left)
         note("leaving", release=image.release)
         self.up.append(image.step)
         try:
@@ -48,7 +54,7 @@ class Machine:
             self.up.remove(image.step)
 
     def lost(self, error: HostLostError) -> None:
-        if self.became or not self.losses:
+        if self.became or not (self.losses or isinstance(error, DiedLeavingError)):
             raise self.became or error
 
     def crashed(self, notes: Any) -> str | None:
@@ -223,6 +229,21 @@ def test_a_step_that_took_its_host_along_is_booted_again_only_when_asked(
         with pytest.raises(KernelError, match="step 2: r2 is gone"):
             campaign.run(hardware, tmp_path, progress=Progress())
         assert outcomes(tmp_path) == {"0": ["ok"] * 2, "8": ["ok"] * 2, "2": ["failed"]}
+    campaign.run(hardware, tmp_path, progress=Progress(), retry_failed=True)
+    assert outcomes(tmp_path) == dict.fromkeys("028", ["ok"] * 2)
+
+
+def test_a_kernel_that_dies_when_left_is_not_booted_again_and_the_next_is(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.dies_leaving = "r2"
+    hardware = setup(machine, "hardware")
+    for _ in range(2):
+        with pytest.raises(KernelError, match="step 2: r2 panicked"):
+            campaign.run(hardware, tmp_path, progress=Progress())
+        found = outcomes(tmp_path)
+        assert set(found.pop("2")) == {"failed"}
+        assert found == {"0": ["ok"] * 2, "8": ["ok"] * 2}
     campaign.run(hardware, tmp_path, progress=Progress(), retry_failed=True)
     assert outcomes(tmp_path) == dict.fromkeys("028", ["ok"] * 2)
 
