@@ -28,7 +28,7 @@ from harness.hosts import boots
 from harness.journal import Journal
 from harness.progress import Progress
 from harness.report import document, render
-from harness.report.expect import hold, parse, require
+from harness.report.expect import Finding, hold, parse, require
 
 
 @click.command()
@@ -108,7 +108,12 @@ def run(
         beds=[bed.name for bed in beds],
     )
     expected = [parse(text, wanted) for text in expect]
-    with Progress() as progress, contextlib.ExitStack() as up:
+    findings: list[Finding] = []
+    with (
+        Progress() as progress,
+        contextlib.ExitStack() as in_the_end,
+        contextlib.ExitStack() as up,
+    ):
         # By name: of two campaigns that begin at once, one gets all.
         by_name = sorted(beds, key=lambda bed: bed.name)
         places = {bed.name: up.enter_context(boots.acquired(bed)) for bed in by_name}
@@ -147,13 +152,15 @@ def run(
             campaign.require_same(kept, record)
         by = f", {booted.accelerator.upper()}" if booted.accelerator else ""
         progress.say(f"results: {directory}, seed {drawn.seed}{by}")
-        try:
-            campaign.run(setup, directory, progress=progress, retry_failed=retry_failed)
-        finally:
+
+        @in_the_end.callback
+        def _() -> None:
             report = document(analyse(samples.ResultDirectory.open(directory)))
-            findings = hold(report, expected)
+            findings.extend(hold(report, expected))
             if report["boots_done"]:
                 click.echo(render(report, "table"))
+
+        campaign.run(setup, directory, progress=progress, retry_failed=retry_failed)
     require(findings)
 
 
