@@ -94,7 +94,9 @@ class Load:
         # for its connections cannot outlive the agent.
         contained = Path("/proc/self/ns/pid").exists() and shutil.which("unshare") is not None
         if contained:
-            command = ["unshare", "--pid", "--fork", "--kill-child=KILL", "--", *command]
+            # Not by --kill-child, which today's unshare does by pidfds: since Linux 5.3.
+            command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
+            command = ["unshare", "--pid", "--fork", "--", *command]
         self._netserver = _started(command, cpus=None if cpu is None else [cpu])
         end_s = time.monotonic() + _START_S
         while not _listening(port):
