@@ -20,7 +20,7 @@ Notes = Mapping[str, Mapping[str, Any]]
 """What was noted of one boot: by event, what was said with it last."""
 
 BEGIN, END = "begin", "end"
-_CAMPAIGN = "campaign"
+_CAMPAIGN, _LEASE = "campaign", "lease"
 
 
 class Journal:
@@ -61,6 +61,18 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.note("", _CAMPAIGN, id=made)
         return made
+
+    def note_lease(self, host: str, left_s: float) -> None:
+        """``host`` is ours for so long from now on."""
+        self.note("", _LEASE, host=host, until=time.time() + left_s)
+
+    def holds(self, host: str) -> bool:
+        """Is ``host`` still ours, as far as was noted?"""
+        until = 0.0
+        for noted in self.noted():
+            if noted["event"] == _LEASE and noted.get("host") == host:
+                until = noted["until"]
+        return time.time() < until
 
     def unfinished(self) -> dict[str, Notes]:
         """Boots that were begun and have no end, by name."""

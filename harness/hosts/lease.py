@@ -86,6 +86,10 @@ class State:
         return f"{self.host}: held by {self.owner}{of}, for {self.left_s:.0f} s if not refreshed"
 
 
+def _no_way_to(_host: str, lost: HostLostError) -> None:
+    raise lost
+
+
 @dataclass
 class _Held:
     refreshed_s: float
@@ -107,10 +111,14 @@ class Leases:
         ttl_s: float = TTL_S,
         wait_s: float = 0.0,
         say: Callable[[str], None] = lambda _: None,
+        revive: Callable[[str, HostLostError], None] = _no_way_to,
+        noted: Callable[[str, float], None] = lambda _, __: None,
     ) -> None:
         """``calls`` by host name. Who goes on with a campaign gives its ``holder`` again.
 
-        A host that does not answer yet is waited for.
+        A host that does not answer yet is waited for. If that was in vain, it is waited for
+        once more after ``revive``, which raises the error if nothing may be done.
+        ``noted`` is told for how many seconds a host is ours, each time that changes.
         """
         self.holder = holder or secrets.token_hex(16)
         self._calls = calls
@@ -118,6 +126,8 @@ class Leases:
         self._ttl_s = ttl_s
         self._wait_s = wait_s
         self._say = say
+        self._revive = revive
+        self._noted = noted
         self._held: dict[str, _Held] = {}
         self._lost: LeaseLostError | None = None
         self._refreshing = threading.RLock()
@@ -143,7 +153,7 @@ class Leases:
 
     def _take(self, host: str, deadline_s: float) -> float:
         """When the lease of ``host`` began that is ours now."""
-        waits = False
+        waits = revived = False
         while True:
             began_s = _now_s()
             try:
@@ -156,13 +166,17 @@ class Leases:
                 )
             except HostLostError as error:
                 left_s = deadline_s - _now_s()
-                if left_s <= 0:
+                if left_s <= 0 and revived:
                     raise
-                if not waits:
+                if left_s <= 0:
+                    self._revive(host, error)
+                    revived, deadline_s = True, _now_s() + self._wait_s
+                elif not waits:
                     self._say(f"{error.message}; it is waited for, {left_s:.0f} s at most")
                 waits = True
                 time.sleep(_ASK_AGAIN_S)
             else:
+                self._note(host, self._ttl_s)
                 return began_s
 
     def __exit__(self, *_: object) -> None:
@@ -254,8 +268,14 @@ class Leases:
             return
         held.trouble = None
         held.refreshed_s, held.until_s = began_s, self._until_s(began_s, ttl_s)
+        self._note(host, ttl_s)
+
+    def _note(self, host: str, left_s: float) -> None:
+        with contextlib.suppress(HarnessError):  # it is as good as it was
+            self._noted(host, left_s)
 
     def _lose(self, host: str, why: str) -> None:
+        self._note(host, 0)
         self._lost = self._lost or LeaseLostError(
             f"the lease of {host} was lost: {why}",
             hint=f"nothing more was done to the hosts; who has it: harness hosts lease {host}",
@@ -266,6 +286,7 @@ class Leases:
         for host in reversed(list(self._held)):
             with contextlib.suppress(HarnessError):
                 self._calls[host]("lease_free", holder=self.holder)
+                self._note(host, 0)
         self._held.clear()
 
     @staticmethod

@@ -25,6 +25,7 @@ from harness.hosts.labgrid import Place
 from harness.hosts.lease import Leases, calls_to
 from harness.hosts.machine import Machine
 from harness.hosts.ssh import SshTarget
+from harness.journal import Journal
 from harness.kernels import HostConfig, Image
 from harness.progress import Progress
 
@@ -143,7 +144,8 @@ def opened(
 ) -> Iterator[MachineBoots]:
     """Lease both machines of the bed at ``place`` for ``campaign`` and watch the dut's console.
 
-    ``directory`` takes consoles and logs. Whoever goes on with a campaign gets its leases.
+    ``directory`` takes consoles and logs. Whoever goes on with a campaign gets its leases,
+    and power-cycles what was left in a hang, while the lease that was noted lasts.
 
     Raises:
         InfrastructureError: a machine cannot be had, or somebody else has it.
@@ -153,13 +155,26 @@ def opened(
     assert isinstance(bed.generator, SshHost)
     dut = Machine(bed.dut_name, bed.dut, directory, progress)
     generator = Machine(bed.generator_name, bed.generator, directory, progress)
+    journal = Journal(directory)
     with contextlib.ExitStack() as up:
-        machines = (dut, generator)
-        calls = {one.name: calls_to(one.name, one.config) for one in machines}
-        # A harness that was killed may have left one of them rebooting.
-        wait_s = max(one.config.boot.timeout_s for one in machines)
+        machines = {one.name: one for one in (dut, generator)}
+
+        def revive(name: str, lost: HostLostError) -> None:
+            if not journal.holds(name):
+                raise lost
+            machines[name].cycle(lost)
+
         leases = up.enter_context(
-            Leases(calls, campaign=campaign, holder=campaign, wait_s=wait_s, say=progress.say)
+            Leases(
+                {name: calls_to(name, one.config) for name, one in machines.items()},
+                campaign=campaign,
+                holder=campaign,
+                # A harness that was killed may have left one of them rebooting, or in a hang.
+                wait_s=max(one.config.boot.timeout_s for one in machines.values()),
+                say=progress.say,
+                revive=revive,
+                noted=journal.note_lease,
+            )
         )
         up.enter_context(dut.watched())
         dut.meet()
@@ -179,10 +194,16 @@ def host_config(name: str, host: SshHost) -> HostConfig:
     """The configuration of the kernel that ``name`` runs, or ran when it was last asked.
 
     Raises:
-        InfrastructureError: it runs a kernel under test and was never asked before.
+        InfrastructureError: it runs a kernel under test or hangs, and was never asked before.
     """
     with tempfile.TemporaryDirectory(prefix="rb-") as scratch:
-        agent = SshTarget.of(host).start_agent(host=name, log=Path(scratch) / "agent.log")
+        log = Path(scratch) / "agent.log"
+        try:
+            agent = SshTarget.of(host).start_agent(host=name, log=log)
+        except HostLostError:
+            if kept := HostConfig.kept(name):
+                return kept
+            raise
         with contextlib.closing(agent):
             ours = {one["release"] for one in agent.call("kernel_list")}
             if agent.ready["release"] not in ours:

@@ -56,7 +56,8 @@ class Fault:
     unmet: bool = False
     """Whether the machines cannot be left as they were met."""
     resumes: bool = False
-    """Whether the campaign is finished by ``--resume`` after it."""
+    """Whether the campaign is gone on with by ``--resume`` after it."""
+    resume_exit_code: int = 0
     kills: int = 0
     """So often the harness is killed instead, each time at a random moment, and resumed."""
     installed: bool = False
@@ -174,12 +175,16 @@ def _each(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
             tuple(wrong),
             time.monotonic() - began,
         )
-        (scene.out.with_suffix(".log")).write_text(said)
+
+
+def _write_log(scene: Scene, said: str) -> None:
+    scene.out.with_suffix(".log").write_text(said)
 
 
 def _borne(scene: Scene, fault: Fault) -> tuple[int, str, list[str]]:
     """The exit code after one fault, what was said, and what is wrong with either or after it."""
     status, said, wrong = _killed_often(scene, fault) if fault.kills else _struck(scene, fault)
+    _write_log(scene, said)
     if status != fault.exit_code:
         wrong.append(f"exit code {status}, not {fault.exit_code}")
     if "not left as it was met" in said and not fault.unmet:
@@ -194,7 +199,8 @@ def _borne(scene: Scene, fault: Fault) -> tuple[int, str, list[str]]:
     if fault.resumes:
         resumed, more = ended(scene.resumed(fault))
         said += more
-        if resumed != 0:
+        _write_log(scene, said)
+        if resumed != fault.resume_exit_code:
             wrong.append(f"--resume ended with {resumed}")
     return status, said, wrong + _not_as_before(scene)
 

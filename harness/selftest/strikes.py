@@ -77,6 +77,11 @@ def _killed(scene: Scene) -> None:
     scene.process.kill()
 
 
+def _killed_in_a_hang(scene: Scene) -> None:
+    _killed(scene)
+    scene.rack.dut.freeze()
+
+
 def _interrupted(scene: Scene) -> None:
     assert scene.process is not None
     scene.process.send_signal(signal.SIGINT)
@@ -208,6 +213,9 @@ FAULTS = (
     Fault("disk full here", _no_more_files, 3, "cannot be written", resumes=True),
     Fault("harness killed, kernel up", _killed, -9, "", resumes=True),
     Fault("harness killed, dut leaving", _killed, -9, "", after="leaving", resumes=True),
+    Fault(
+        "harness killed, dut hangs", _killed_in_a_hang, -9, "", resumes=True, resume_exit_code=4,
+    ),
     Fault("harness killed at 20 moments", _killed, -9, "", kills=20, resumes=True),
     Fault("harness interrupted", _interrupted, 130, "interrupted", resumes=True),
 )  # fmt: skip

@@ -22,6 +22,7 @@ from harness.cli import cli
 from harness.errors import HostLostError, InfrastructureError, LeaseLostError
 from harness.hosts import lease
 from harness.hosts.ssh import SshTarget
+from harness.journal import Journal
 
 pytestmark = pytest.mark.unit
 
@@ -218,6 +219,34 @@ def test_all_are_taken_in_one_order_and_freed(bed: Bed) -> None:
         assert bed.owners() == [lease.owner()] * 2
         assert bed.asked == [("rx", "lease_take"), ("tx", "lease_take")]  # and none refreshed yet
     assert bed.owners() == [None, None]
+
+
+def test_what_a_killed_harness_left_in_a_hang_is_revived_while_it_is_ours(
+    bed: Bed, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path)
+    bed.cut.add("rx")
+    revived = []
+
+    def revive(host: str, lost: HostLostError) -> None:
+        if not journal.holds(host):
+            raise lost
+        revived.append(host)
+        bed.cut.discard(host)
+
+    def leases() -> lease.Leases:
+        return bed.leases(revive=revive, noted=journal.note_lease, ttl_s=60, wait_s=0.1)
+
+    with pytest.raises(HostLostError), leases():
+        pass
+    journal.note_lease("rx", 60)
+    with leases():
+        assert revived == ["rx"]
+        assert journal.holds("rx")
+        assert journal.holds("tx")
+        bed.cut.add("tx")  # and cannot be freed
+    assert not journal.holds("rx")
+    assert journal.holds("tx")
 
 
 def test_all_or_nothing(bed: Bed) -> None:
