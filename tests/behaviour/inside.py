@@ -34,6 +34,8 @@ GLOBAL = {"kernel/printk": "8", "net/ipv6/mld_qrv": "1"}
 QUIET = {
     "net/ipv4/icmp_ratemask": "0",
     "net/ipv4/igmp_qrv": "1",
+    "net/ipv4/conf/default/igmpv3_unsolicited_report_interval": "1",
+    "net/ipv6/conf/default/mldv2_unsolicited_report_interval": "1",
     "net/ipv4/ipfrag_time": "900",
     "net/ipv4/conf/all/send_redirects": "0",
     "net/ipv4/conf/default/send_redirects": "0",
@@ -75,6 +77,14 @@ def take(nic):
     while subprocess.run(argv, capture_output=True).returncode != 0:
         if time.monotonic() > deadline:
             raise SystemExit(f"{nic} has not come back from the last scene, or its driver")
+        time.sleep(0.05)
+
+
+def await_carrier(nic):
+    deadline = time.monotonic() + PATIENCE_S
+    while Path("/sys/class/net", nic, "operstate").read_text() != "up\n":
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{nic} has no carrier")
         time.sleep(0.05)
 
 
@@ -138,6 +148,8 @@ class Datagrams:
             option(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if spec["stamped"]:
             option(socket.SOL_SOCKET, SO_TIMESTAMPING, RX_SOFTWARE_STAMPS)
+        if spec["device"]:
+            option(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, spec["device"].encode())
         self.socket.bind(("", spec["port"]))
         if spec["peer"]:
             self.socket.connect(tuple(spec["peer"]))
@@ -415,6 +427,7 @@ def main():
         run(line)
     for line in scene["setup"]:
         run(line)
+    await_carrier(nic)  # what is sent before is lost
     if scene["nft"]:
         done = subprocess.run(
             ["nft", "-f", "-"], input=scene["nft"], text=True, capture_output=True
@@ -426,6 +439,7 @@ def main():
     for spec in scene["sockets"]:
         with within(spec["namespace"]):
             sockets[spec["name"]] = Datagrams(spec)
+    time.sleep(0.5)  # what is said of interfaces that come up, and of groups, has been said then
     taps = {
         f"tap {device} {protocol:04x}": Tap(device, protocol) for device, protocol in scene["taps"]
     }
@@ -433,7 +447,6 @@ def main():
         generic_xdp(*scene["xdp"])
     streams = Streams(scene["stream_port"]) if scene["stream_port"] else None
     marks = Marks()
-    time.sleep(0.5)  # what an interface says as it comes up has been said then
     before = {}
     for namespace in (None, *scene["namespaces"]):
         with within(namespace):
@@ -467,6 +480,7 @@ def main():
             observed[f"nft {namespace or ''}".strip()] = nft_counters()
     observed |= {name: each.told() for name, each in {**sockets, **taps}.items()}
     print(json.dumps({"observed": observed}), flush=True)
+    sys.stdin.read()  # whoever ends leaves groups, and says so: not before all have been asked
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ class Socket:
     peer: tuple[str, int] | None = None
     group: tuple[str, str] | None = None
     """A multicast group and the interface it is joined on."""
+    device: str | None = None
+    """The only device it takes packets from, and sends through."""
     namespace: str | None = None
     stamped: bool = False
     busy_poll_us: int = 0
@@ -84,7 +86,7 @@ class Scene:
         }
 
 
-def usual(on: str, namespace: str | None = None) -> list[Socket]:
+def usual(on: str, namespace: str | None = None, *, vrf: str | None = None) -> list[Socket]:
     """Sockets on all ports but the closed one; a connected one; one in a multicast group."""
     where = f" {namespace}" if namespace else ""
     found = [
@@ -96,7 +98,10 @@ def usual(on: str, namespace: str | None = None) -> list[Socket]:
     found[1] = replace(found[1], group=(traffic.GROUP, on))
     peer = (GENERATOR, traffic.CONNECTED)
     connected = f"connected{where}"
-    return [*found, Socket(name=connected, port=PORTS[0], peer=peer, namespace=namespace)]
+    return [
+        *found,
+        Socket(name=connected, port=PORTS[0], peer=peer, device=vrf, namespace=namespace),
+    ]
 
 
 def addressed(device: str, *, ip: str = "ip", table: str = "main") -> list[str]:

@@ -82,11 +82,11 @@ table netdev behaviour {
 
 NAT = """
 table ip behaviour {
-  counter dnat { }
+  counter to_another { }
   counter to_self { }
   counter masqueraded { }
   chain pre { type nat hook prerouting priority -100;
-    ip daddr 198.18.0.2 udp dport 5004 counter name dnat dnat to 198.19.0.9:9000
+    ip daddr 198.18.0.2 udp dport 5004 counter name to_another dnat to 198.19.0.9:9000
     ip daddr 198.18.0.2 udp dport 5005 counter name to_self dnat to 198.18.0.2:5006
   }
   chain post { type nat hook postrouting priority 100;
@@ -150,6 +150,7 @@ SCENES = (
         ],
         kinds={**traffic.EVERYTHING, **traffic.BEYOND_IT},
         table="10",
+        sockets=usual("{nic}", vrf="red"),
         nft=verdicts('iifname "red"'),
     ),
     Scene(

@@ -42,6 +42,8 @@ BEYOND, BEYOND6 = "198.19.0.{}", "2001:2:0:1::{:x}"
 ANY = "0.0.0.0"  # noqa: S104 - of no socket
 INVALID = "192.0.2.{}"
 """Sources to which the guest's route, where it has one, leads through another device."""
+TAGGED, TAGGED6 = "198.51.100.{}", "2001:2:0:a::{:x}"
+"""Sources of what comes with a VLAN tag, a number each."""
 GROUP, OTHER_GROUP = "239.1.1.1", "239.9.9.9"
 OTHER_HOST, BROADCAST = "02:00:00:00:00:77", "ff:ff:ff:ff:ff:ff"
 PORTS = range(5000, 5008)
@@ -269,9 +271,17 @@ def other_host(m: Making) -> Frames:
 
 
 def vlan(m: Making) -> Frames:
-    """A known VLAN, an unknown one, a priority tag; with IPv4 or IPv6 within."""
+    """A known VLAN, an unknown one, a priority tag; with IPv4 or IPv6 within.
+
+    No flow comes by two of them: which device a packet comes by may decide when it is passed on.
+    """
     tag = Dot1Q(vlan=m.rng.choice((VLAN, VLAN, 77, 0)), prio=m.rng.randrange(8))
-    return [m.ether() / tag / (m.udp4() if m.rng.random() < 0.7 else m.udp6()) / m.payload(0, 1300)]
+    datagram = (
+        m.udp4(src=TAGGED.format(tag.vlan + 1))
+        if m.rng.random() < 0.7
+        else m.udp6(src=TAGGED6.format(tag.vlan + 1))
+    )
+    return [m.ether() / tag / datagram / m.payload(0, 1300)]
 
 
 def vlan_tcp(m: Making) -> Frames:
