@@ -238,12 +238,19 @@ def by_flow(frames: Iterator[bytes]) -> dict[str, str]:
 
 
 def differences(one: Observed, other: Observed) -> list[str]:
-    """A line for each thing in which two observations differ."""
+    """A line for each thing in which two observations differ.
+
+    A counter that a kernel has not counts as 0: it may have been configured without.
+    """
+
+    def told(observed: Observed, what: str, name: str) -> object:
+        return observed.get(what, {}).get(name, 0 if what.startswith("counters") else None)
+
     return [
-        f"{what}: {name}: {one.get(what, {}).get(name)} / {other.get(what, {}).get(name)}"
+        f"{what}: {name}: {told(one, what, name)} / {told(other, what, name)}"
         for what in sorted({*one, *other})
         for name in sorted({*one.get(what, {}), *other.get(what, {})})
-        if one.get(what, {}).get(name) != other.get(what, {}).get(name)
+        if told(one, what, name) != told(other, what, name)
     ]
 
 

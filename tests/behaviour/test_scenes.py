@@ -54,7 +54,8 @@ def test_the_last_step_under_sanitizers(measured: tuple[Stage, Stage], staged: S
     step = kernels.LAST_STEP
     up = staged(kernels.images([step], "debug")[step], "debug")
     for name in SANITIZED:
-        assert differences(measured[0].play(BY_NAME[name]), up.play(BY_NAME[name])) == [], name
+        found = differences(measured[0].play(BY_NAME[name]), up.play(BY_NAME[name]))
+        assert not found, "\n".join([f"{name}, baseline / step:", *found])
     for scene in CHURN:
         up.play(scene)
 
