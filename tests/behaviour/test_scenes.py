@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.kernels import Image
-from tests.behaviour import kernels
+from tests.behaviour import kernels, traffic
 from tests.behaviour.bed import Observed, Stage, differences, stage
 from tests.behaviour.scene import Scene
 from tests.behaviour.scenes import BY_NAME, CHURN, NEW_FLOWS, SCENES
@@ -54,7 +55,11 @@ def test_the_last_step_under_sanitizers(measured: tuple[Stage, Stage], staged: S
     step = kernels.LAST_STEP
     up = staged(kernels.images([step], "debug")[step], "debug")
     for name in SANITIZED:
-        found = differences(measured[0].play(BY_NAME[name]), up.play(BY_NAME[name]))
+        scene = BY_NAME[name]
+        # Which types of frames are known is a matter of configuration.
+        known = {kind: n for kind, n in scene.kinds.items() if kind is not traffic.unknown_type}
+        scene = replace(scene, kinds=known)
+        found = differences(measured[0].play(scene), up.play(scene))
         assert not found, "\n".join([f"{name}, baseline / step:", *found])
     for scene in CHURN:
         up.play(scene)
