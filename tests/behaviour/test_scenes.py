@@ -26,7 +26,7 @@ MEASURABLE = (
 FAST = (
     "plain", "tap", "forward", "vlan and bridge", "vrf", "rp_filter", "nft", "nat", "xdp", "rps",
 )  # fmt: skip
-SANITIZED = ("plain", "tap", "rps", "xdp")
+SANITIZED = ("plain", "rps", "xdp")
 """Those of them for which there is time with sanitizers whenever something changed."""
 
 Baseline = Callable[[Scene], Observed]
