@@ -123,7 +123,11 @@ def run(
                 list(dict.fromkeys(plan.kernel_of(step) for step in wanted)),
                 min(chosen.layouts, drawn.blocks_of_a_bed),
                 tree=tree,
-                host=boots.kernel_config(hosts.kernel, *(places[bed.name].bed for bed in beds)),
+                host=boots.kernel_config(
+                    hosts.kernel,
+                    *(places[bed.name].bed for bed in beds),
+                    resumed=kept is not None,
+                ),
                 progress=progress,
             )
             built = {step: made[plan.kernel_of(step)] for step in wanted}

@@ -54,7 +54,7 @@ def made_meanwhile(bed: Bed) -> AbstractContextManager[None]:
     return images.made_meanwhile() if bed.kind == "virtual" else nullcontext()
 
 
-def kernel_config(kernel: Kernel, *beds: Bed) -> HostConfig | None:
+def kernel_config(kernel: Kernel, *beds: Bed, resumed: bool = False) -> HostConfig | None:
     """What the kernels for all of ``beds`` are configured after, if it is the duts' own kernel.
 
     Raises:
@@ -66,7 +66,7 @@ def kernel_config(kernel: Kernel, *beds: Bed) -> HostConfig | None:
         if not of_host(kernel, virtual=isinstance(bed.dut, QemuHost)):
             return None
         assert isinstance(bed.dut, SshHost)
-        own = machines.host_config(bed.dut_name, bed.dut)
+        own = machines.host_config(bed.dut_name, bed.dut, resumed=resumed)
         if found not in (None, own):
             raise ConfigurationError(
                 f"the kernels of {beds[0].dut_name} and {bed.dut_name} are not configured alike",

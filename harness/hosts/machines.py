@@ -190,18 +190,20 @@ def opened(
         boots.close()
 
 
-def host_config(name: str, host: SshHost) -> HostConfig:
+def host_config(name: str, host: SshHost, *, resumed: bool = False) -> HostConfig:
     """The configuration of the kernel that ``name`` runs, or ran when it was last asked.
 
+    Of a campaign that is ``resumed`` it may have been left in a hang.
+
     Raises:
-        InfrastructureError: it runs a kernel under test or hangs, and was never asked before.
+        InfrastructureError: it cannot be asked, and was not before.
     """
     with tempfile.TemporaryDirectory(prefix="rb-") as scratch:
         log = Path(scratch) / "agent.log"
         try:
             agent = SshTarget.of(host).start_agent(host=name, log=log)
         except HostLostError:
-            if kept := HostConfig.kept(name):
+            if resumed and (kept := HostConfig.kept(name)):
                 return kept
             raise
         with contextlib.closing(agent):

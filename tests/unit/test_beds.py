@@ -301,7 +301,7 @@ def lab(machine: Machine, hosts: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
 
     monkeypatch.setattr("harness.commands.run.boots.acquired", acquired)
     monkeypatch.setattr("harness.commands.run.boots.opened", opened)
-    monkeypatch.setattr("harness.commands.run.boots.kernel_config", lambda *_: None)
+    monkeypatch.setattr("harness.commands.run.boots.kernel_config", lambda *_, **__: None)
     monkeypatch.setattr("harness.commands.run.kernels.layouts", built)
     return seen
 
@@ -346,7 +346,7 @@ def test_kernels_after_the_duts_own_have_to_be_alike(
     loaded = config.load(hosts)
     beds = config.beds(loaded, None, ["a", "b"])
     said = {"rx1": HostConfig("CONFIG_A=y", ()), "rx2": HostConfig("CONFIG_A=y", ())}
-    monkeypatch.setattr("harness.hosts.machines.host_config", lambda name, _: said[name])
+    monkeypatch.setattr("harness.hosts.machines.host_config", lambda name, _, **__: said[name])
     assert boots.kernel_config(loaded.kernel, *beds) == said["rx1"]
     said["rx2"] = HostConfig("CONFIG_A=m", ())
     with pytest.raises(ConfigurationError, match="rx1 and rx2 are not configured alike"):
