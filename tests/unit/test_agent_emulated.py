@@ -41,8 +41,7 @@ def _wanted(device: Path) -> int:
 
 
 def _do_what_is_wanted(device: Path) -> None:
-    for _ in range(2):
-        before = _wanted(device)
+    for before in (0, 2):
         while _wanted(device) == before:
             time.sleep(0.005)
         _put(device, 16, _wanted(device))
