@@ -111,7 +111,9 @@ static struct block *blocks;
 static atomic_uint used;
 static qemu_plugin_u64 counting;
 
-/* Of the one vCPU that is wanted. */
+/* Of the one vCPU that is wanted. What is counted changes under the lock. */
+static pthread_spinlock_t lock;
+static bool counted;
 static uintptr_t cache[SETS][WAYS]; /* tags, the last used first; 0 is none */
 static uint64_t instructions;
 static uint64_t misses;
@@ -141,6 +143,11 @@ static void executed(unsigned int index, void *data)
 	uint64_t new = 0;
 
 	(void)index;
+	pthread_spin_lock(&lock);
+	if (!counted) { /* it was, when this block was entered */
+		pthread_spin_unlock(&lock);
+		return;
+	}
 	for (int part = 0; part < 2; part++)
 		for (int n = 0; n < block->lines[part]; n++) {
 			uintptr_t line = block->line[part] + n;
@@ -153,6 +160,7 @@ static void executed(unsigned int index, void *data)
 	instructions += block->instructions;
 	atomic_store_explicit(&page->instructions, instructions, memory_order_relaxed);
 	atomic_store_explicit(&page->misses, misses, memory_order_relaxed);
+	pthread_spin_unlock(&lock);
 }
 
 static unsigned int known(void)
@@ -215,6 +223,13 @@ static void list(void)
 	fclose(out);
 }
 
+static void count(bool on)
+{
+	pthread_spin_lock(&lock);
+	counted = on;
+	pthread_spin_unlock(&lock);
+}
+
 /* Does what the guest wants. */
 static void *look(void *unused)
 {
@@ -229,13 +244,15 @@ static void *look(void *unused)
 			continue;
 		if (now) {
 			qemu_plugin_u64_set(counting, now - 1, 0);
-			nanosleep(&pause, NULL); /* it leaves the block it is in */
+			count(false);
 			list();
 		}
 		for (unsigned int n = 0; n < known() && wanted; n++)
 			blocks[n].runs = blocks[n].misses = 0;
-		if (wanted)
+		if (wanted) {
+			count(true);
 			qemu_plugin_u64_set(counting, wanted - 1, 1);
+		}
 		now = wanted;
 		atomic_store(&page->counting, now);
 	}
@@ -282,6 +299,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
 	page->magic = MAGIC;
 	counting.score = qemu_plugin_scoreboard_new(sizeof(uint64_t));
 	counting.offset = 0;
+	pthread_spin_init(&lock, PTHREAD_PROCESS_PRIVATE);
 	if (pthread_create(&thread, NULL, look, NULL))
 		return 1;
 	pthread_detach(thread);
