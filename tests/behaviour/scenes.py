@@ -238,6 +238,12 @@ NEW_FLOWS = Scene(
     kinds={traffic.udp: 30, traffic.new_flow: 10, traffic.new_ping: 10},
 )
 """Not the same in every step: see the README."""
+TWO_DEVICES = replace(
+    next(scene for scene in SCENES if scene.name == "vlan and bridge"),
+    name="by two devices",
+    kinds={traffic.udp: 20, traffic.by_two_devices: 10},
+)
+"""Nor this."""
 
 NETCONSOLE = "/sys/kernel/config/netconsole/behaviour"
 CHURN = (

@@ -14,7 +14,7 @@ from harness.kernels import Image
 from tests.behaviour import kernels, traffic
 from tests.behaviour.bed import Observed, Stage, differences, stage
 from tests.behaviour.scene import Scene
-from tests.behaviour.scenes import BY_NAME, CHURN, NEW_FLOWS, SCENES
+from tests.behaviour.scenes import BY_NAME, CHURN, NEW_FLOWS, SCENES, TWO_DEVICES
 
 pytestmark = pytest.mark.guest
 
@@ -101,6 +101,17 @@ def test_new_flows_under_conntrack(staged: Staged, baseline: Baseline) -> None:
     found = differences(baseline(NEW_FLOWS), up.play(NEW_FLOWS))
     print(*found, sep="\n")
     assert [line for line in found if line.startswith("udp4 ")] == []
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(("step", "kept"), [("5", True), ("6", False), (kernels.LAST_STEP, False)])
+def test_order_across_a_bridge(step: str, kept: bool, staged: Staged, baseline: Baseline) -> None:
+    """From step 6 on what the bridge takes overtakes; nothing else differs."""
+    up = staged(kernels.images([step])[step], "plain")
+    found = differences(baseline(TWO_DEVICES), up.play(TWO_DEVICES))
+    print(*found, sep="\n")
+    assert kept == (not found)
+    assert [line for line in found if not line.startswith("udp4 ")] == []
 
 
 @pytest.mark.deep

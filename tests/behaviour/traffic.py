@@ -284,6 +284,13 @@ def vlan(m: Making) -> Frames:
     return [m.ether() / tag / datagram / m.payload(0, 1300)]
 
 
+def by_two_devices(m: Making) -> Frames:
+    """Datagrams of one flow, with a VLAN tag and without in turn."""
+    flow = m.rng.randrange(m.flows)
+    headers = [m.ether() / Dot1Q(vlan=VLAN), m.ether()] * 2
+    return [header / m.udp4(flow, src=TAGGED.format(1)) / m.payload() for header in headers]
+
+
 def vlan_tcp(m: Making) -> Frames:
     return [m.ether() / Dot1Q(vlan=VLAN) / m.ip(flags="DF") / TCP(sport=1024, dport=CLOSED)]
 
