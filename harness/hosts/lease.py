@@ -30,6 +30,7 @@ from typing import Any, Self
 from harness import config
 from harness.errors import HarnessError, HostLostError, InfrastructureError, LeaseLostError
 from harness.hosts.ssh import SshTarget
+from harness.journal import Journal
 
 Call = Callable[..., Any]
 """``call(name, **arguments)``: one call of an agent on the host, answered in bounded time."""
@@ -86,10 +87,6 @@ class State:
         return f"{self.host}: held by {self.owner}{of}, for {self.left_s:.0f} s if not refreshed"
 
 
-def _no_way_to(_host: str, lost: HostLostError) -> None:
-    raise lost
-
-
 @dataclass
 class _Held:
     refreshed_s: float
@@ -111,14 +108,13 @@ class Leases:
         ttl_s: float = TTL_S,
         wait_s: float = 0.0,
         say: Callable[[str], None] = lambda _: None,
-        revive: Callable[[str, HostLostError], None] = _no_way_to,
-        noted: Callable[[str, float], None] = lambda _, __: None,
+        journal: Journal | None = None,
+        revive: Callable[[str, HostLostError], None] | None = None,
     ) -> None:
         """``calls`` by host name. Who goes on with a campaign gives its ``holder`` again.
 
-        A host that does not answer yet is waited for. If that was in vain, it is waited for
-        once more after ``revive``, which raises the error if nothing may be done.
-        ``noted`` is told for how many seconds a host is ours, each time that changes.
+        A host that does not answer yet is waited for. If that was in vain, but by what
+        ``journal`` notes it is still ours, it is waited for once more after ``revive``.
         """
         self.holder = holder or secrets.token_hex(16)
         self._calls = calls
@@ -126,8 +122,8 @@ class Leases:
         self._ttl_s = ttl_s
         self._wait_s = wait_s
         self._say = say
+        self._journal = journal
         self._revive = revive
-        self._noted = noted
         self._held: dict[str, _Held] = {}
         self._lost: LeaseLostError | None = None
         self._refreshing = threading.RLock()
@@ -166,9 +162,10 @@ class Leases:
                 )
             except HostLostError as error:
                 left_s = deadline_s - _now_s()
-                if left_s <= 0 and revived:
-                    raise
                 if left_s <= 0:
+                    ours = self._journal is not None and self._journal.holds(host)
+                    if revived or not ours or self._revive is None:
+                        raise
                     self._revive(host, error)
                     revived, deadline_s = True, _now_s() + self._wait_s
                 elif not waits:
@@ -271,8 +268,9 @@ class Leases:
         self._note(host, ttl_s)
 
     def _note(self, host: str, left_s: float) -> None:
-        with contextlib.suppress(HarnessError):  # it is as good as it was
-            self._noted(host, left_s)
+        if self._journal is not None:
+            with contextlib.suppress(HarnessError):  # it is as good as it was
+                self._journal.note_lease(host, left_s)
 
     def _lose(self, host: str, why: str) -> None:
         self._note(host, 0)

@@ -155,15 +155,8 @@ def opened(
     assert isinstance(bed.generator, SshHost)
     dut = Machine(bed.dut_name, bed.dut, directory, progress)
     generator = Machine(bed.generator_name, bed.generator, directory, progress)
-    journal = Journal(directory)
     with contextlib.ExitStack() as up:
         machines = {one.name: one for one in (dut, generator)}
-
-        def revive(name: str, lost: HostLostError) -> None:
-            if not journal.holds(name):
-                raise lost
-            machines[name].cycle(lost)
-
         leases = up.enter_context(
             Leases(
                 {name: calls_to(name, one.config) for name, one in machines.items()},
@@ -172,8 +165,8 @@ def opened(
                 # A harness that was killed may have left one of them rebooting, or in a hang.
                 wait_s=max(one.config.boot.timeout_s for one in machines.values()),
                 say=progress.say,
-                revive=revive,
-                noted=journal.note_lease,
+                journal=Journal(directory),
+                revive=lambda name, lost: machines[name].cycle(lost),
             )
         )
         up.enter_context(dut.watched())

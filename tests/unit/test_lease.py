@@ -228,14 +228,12 @@ def test_what_a_killed_harness_left_in_a_hang_is_revived_while_it_is_ours(
     bed.cut.add("rx")
     revived = []
 
-    def revive(host: str, lost: HostLostError) -> None:
-        if not journal.holds(host):
-            raise lost
+    def revive(host: str, _lost: HostLostError) -> None:
         revived.append(host)
         bed.cut.discard(host)
 
     def leases() -> lease.Leases:
-        return bed.leases(revive=revive, noted=journal.note_lease, ttl_s=60, wait_s=0.1)
+        return bed.leases(revive=revive, journal=journal, ttl_s=60, wait_s=0.1)
 
     with pytest.raises(HostLostError), leases():
         pass

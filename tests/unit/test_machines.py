@@ -22,9 +22,11 @@ from harness.agent.boot import Boot
 from harness.agent.doctor import Doctor
 from harness.agent.faults import AgentError
 from harness.cli import cli
-from harness.errors import HostRefusedError, InfrastructureError
+from harness.errors import HostLostError, HostRefusedError, InfrastructureError
 from harness.hosts import doctor, hostkeys
+from harness.hosts.machines import host_config
 from harness.hosts.ssh import SshTarget
+from harness.kernels import HostConfig
 
 pytestmark = pytest.mark.unit
 
@@ -92,6 +94,19 @@ def _new_key(tmp_path: Path) -> str:
     (tmp_path / "bin/KEY").write_text(" ".join(words[:2]))
     said = subprocess.run(["ssh-keygen", "-lf", key], capture_output=True, text=True, check=True)
     return said.stdout.split()[1]
+
+
+def test_whoever_resumes_does_with_the_configuration_that_was_kept(
+    rx: config.SshHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECEIVE_BATCHING_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "bin/says").write_text("ssh: connect to host rx.lab.example: No route to host")
+    with pytest.raises(HostLostError):
+        host_config("rx", rx, resumed=True)
+    kept = HostConfig("CONFIG_X=y\n", ("ext4",)).settled("rx")
+    assert host_config("rx", rx, resumed=True) == kept
+    with pytest.raises(HostLostError):
+        host_config("rx", rx)
 
 
 def _run(*words: str, answer: str = "") -> tuple[str, Any]:
