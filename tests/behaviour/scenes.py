@@ -273,6 +273,22 @@ CHURN = (
         macs=("{dut}", SECOND_MAC),
     ),
     Scene(
+        name="namespaces that come and go",
+        churn=[
+            "ip netns add other",
+            f"ip link add link {{nic}} name mv0 address {SECOND_MAC} type macvlan",
+            "ip link set mv0 netns other", "ip -netns other link set mv0 up",
+            f"ip -netns other address add {traffic.DUT}/24 dev mv0",
+            "ip netns del other",
+            "ip netns add other",
+            "ip link set {nic} netns other", "ip -netns other link set {nic} up",
+            f"ip -netns other address add {traffic.DUT}/24 dev {{nic}}",
+            "ip netns del other",
+            "take {nic}", "ip link set {nic} up",
+        ] * 2,
+        macs=("{dut}", SECOND_MAC),
+    ),
+    Scene(
         name="netpoll",
         churn=[
             "mount -t configfs none /sys/kernel/config",
