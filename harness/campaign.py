@@ -267,7 +267,13 @@ def _require_memory(setup: Setup) -> None:
         )
 
 
-def record(setup: Setup, *, profile: str, id_: str | None = None) -> samples.Campaign:
+def record(
+    setup: Setup,
+    *,
+    profile: str,
+    id_: str | None = None,
+    options: samples.Options | None = None,
+) -> samples.Campaign:
     """``campaign.json`` for a campaign that is about to begin."""
     chosen = setup.plan.profile
     trial = asdict(chosen)
@@ -299,6 +305,7 @@ def record(setup: Setup, *, profile: str, id_: str | None = None) -> samples.Cam
             "cpu_model": _cpu_model(),
             "void_rules": plan.void_rules_record(),
         },
+        options=options or samples.Options(),
     )
 
 
@@ -323,7 +330,7 @@ def require_same(kept: samples.Campaign, wanted: samples.Campaign) -> None:
         if was[name] != now[name]:
             raise ConfigurationError(
                 f"the campaign cannot be gone on with: its {name} was another",
-                hint="start a new one in another directory",
+                hint="give the options it was begun with, or start a new one in another directory",
             )
 
 

@@ -266,6 +266,15 @@ class Boot(_Raw):
         return self.model_copy(update={"outcome": "failed", "error": failure})
 
 
+class Options(_Raw):
+    """What ``harness run`` was told of where hosts, beds and kernels are, to be told it again."""
+
+    hosts: Path | None = None
+    tree: Path | None = None
+    bed: str | None = None
+    beds: tuple[str, ...] = ()
+
+
 class Campaign(_Raw):
     """``campaign.json``: the plan, the bed and where everything came from."""
 
@@ -288,6 +297,7 @@ class Campaign(_Raw):
     placement: dict[str, Any] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=Options)
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 

@@ -90,9 +90,14 @@ def run(
 
     Results stay in a directory that `harness report` reads again at any time.
     """
-    hosts = config.load(config.locate(hosts_path))
-    beds = config.beds(hosts, bed_name, bed_names)
     kept = _kept(directory, resume=resume)
+    was = kept.options if kept else samples.Options()
+    if not (bed_name or bed_names):
+        bed_name, bed_names = was.bed, was.beds
+    hosts_path = config.locate(hosts_path or was.hosts)
+    tree = tree or was.tree
+    hosts = config.load(hosts_path)
+    beds = config.beds(hosts, bed_name, bed_names)
     chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     wanted = tuple(kept.steps) if kept else chosen_steps
     chosen = plan.profile(
@@ -149,7 +154,17 @@ def run(
         setup = campaign.Setup(
             bed=bed, load=hosts.load, plan=drawn, images=built, boots=booted, others=others
         )
-        record = campaign.record(setup, profile=chosen.name, id_=campaign_id)
+        record = campaign.record(
+            setup,
+            profile=chosen.name,
+            id_=campaign_id,
+            options=samples.Options(
+                hosts=hosts_path.absolute(),
+                tree=tree and tree.absolute(),
+                bed=bed_name,
+                beds=bed_names,
+            ),
+        )
         if kept is None:
             samples.write_campaign(directory, record)
         else:
