@@ -95,10 +95,14 @@ def enter(nic):
     os.unshare(os.CLONE_NEWNET | os.CLONE_NEWNS)
     for line in ("mount --make-rprivate /", "mount -t sysfs sysfs /sys", "mount -t tmpfs run /run"):
         run(line)
+    quieten()
+    take(nic)
+
+
+def quieten():
     for name, value in QUIET.items():
         if Path("/proc/sys", name).exists():
             write(f"/proc/sys/{name}", value)
-    take(nic)
 
 
 @contextlib.contextmanager
@@ -344,11 +348,13 @@ def per_cpu(path, wanted):
 
 def links(nic):
     found = {}
-    for link in json.loads(run("ip -json -statistics -statistics link show")):
+    for link in json.loads(run("ip -json -details -statistics -statistics link show")):
+        # The NIC tells its own counters late, and a bond those of its NICs.
+        late = link["ifname"] == nic or link.get("linkinfo", {}).get("info_kind") == "bond"
         for way in ("rx", "tx"):
             for name, value in link.get("stats64", {}).get(way, {}).items():
-                # The NIC tells its own counters late; what the stack dropped is at once.
-                if link["ifname"] != nic or name in ("dropped", "nohandler", "otherhost"):
+                # What the stack dropped is told at once.
+                if not late or name in ("dropped", "nohandler", "otherhost"):
                     found[f"{link['ifname']} {way} {name}"] = value
     return found
 
@@ -425,6 +431,10 @@ def main():
         f"write 0 /sys/class/net/{nic}/queues/rx-0/rps_cpus",
     ):
         run(line)
+    for namespace in scene["namespaces"]:
+        run(f"ip netns add {namespace}")
+        with within(namespace):
+            quieten()
     for line in scene["setup"]:
         run(line)
     await_carrier(nic)  # what is sent before is lost

@@ -47,7 +47,7 @@ class Scene:
     sockets: Sequence[Socket] | None = None
     """None: the usual ones, on every port but the closed one."""
     namespaces: Sequence[str] = ()
-    """Further network namespaces that the setup makes and that are watched."""
+    """Further network namespaces, there before the setup and watched too."""
     kinds: Mapping[Kind, int] = field(default_factory=lambda: traffic.EVERYTHING)
     first: Sequence[Mapping[Kind, int]] = ()
     """Kinds of bursts that come before the others."""

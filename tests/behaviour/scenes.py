@@ -218,7 +218,6 @@ SCENES = (
     Scene(
         name="two namespaces",
         setup=[
-            "ip netns add other",
             f"ip link add link {{nic}} name mv0 address {SECOND_MAC} type macvlan mode bridge",
             "ip link set mv0 netns other",
             *addressed("mv0", ip="ip -netns other"),

@@ -286,7 +286,7 @@ def vlan(m: Making) -> Frames:
 
 def by_two_devices(m: Making) -> Frames:
     """Datagrams of one flow, with a VLAN tag and without in turn."""
-    flow = m.rng.randrange(m.flows)
+    flow = m.rng.randrange(m.flows // len(PORTS)) * len(PORTS)
     headers = [m.ether() / Dot1Q(vlan=VLAN), m.ether()] * 2
     return [header / m.udp4(flow, src=TAGGED.format(1)) / m.payload() for header in headers]
 
