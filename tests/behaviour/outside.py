@@ -53,8 +53,8 @@ def streams(interface, *, own, to, mac, port, count, octets):
         with ThreadPoolExecutor(count) as pool:
             return list(pool.map(one, range(count)))
     finally:
+        ip("neighbour", "del", to)  # or it goes with the address
         ip("address", "del", f"{own}/24")
-        ip("neighbour", "del", to)
         offloads(interface, True)
 
 
