@@ -263,7 +263,7 @@ def test_other_beds_are_no_resumption(machine: Machine) -> None:
 @pytest.fixture
 def lab(machine: Machine, hosts: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What `harness run` did to beds and kernels that are stand-ins."""
-    seen: dict[str, Any] = {"up": [], "layouts": None}
+    seen: dict[str, Any] = {"up": [], "layouts": None, "tree": None}
 
     @contextmanager
     def acquired(bed: config.Bed) -> Iterator[Any]:
@@ -278,8 +278,10 @@ def lab(machine: Machine, hosts: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
         yield rack
         seen["up"].append(f"free {place.bed.name}")
 
-    def built(_: Any, steps: list[str], layouts: int, **__: Any) -> dict[str, Any]:
-        seen["layouts"] = layouts
+    def built(
+        _: Any, steps: list[str], layouts: int, *, tree: Path | None, **__: Any
+    ) -> dict[str, Any]:
+        seen.update(layouts=layouts, tree=tree)
         where = Path("nowhere")
         return {
             step: tuple(
@@ -311,7 +313,7 @@ def test_a_run_on_two_beds_and_its_resumption(
 ) -> None:
     out = tmp_path / "out"
     words = ["run", "--hosts", str(hosts), "--out", str(out), "--blocks", "4"]
-    done = CliRunner().invoke(cli, [*words, "--beds", "b,a"])
+    done = CliRunner().invoke(cli, [*words, "--beds", "b,a", "--tree", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert done.output.count("beds b, a") == 1
     assert lab["up"] == ["place a", "place b", "hosts a", "hosts b", "free b", "free a"]
@@ -323,8 +325,10 @@ def test_a_run_on_two_beds_and_its_resumption(
         path.unlink()
     again = CliRunner().invoke(cli, [*words, "--resume", "--beds", "a,b"])
     assert "its bed was another" in str(again.exception)
+    lab["tree"] = None
     again = CliRunner().invoke(cli, ["run", "--out", str(out), "--resume"])
     assert again.exit_code == 0, again.output
+    assert lab["tree"] == tmp_path
     assert len(lab["a"].starts) == 3
     assert lab["b"].starts == []
     assert beds_of(out) == {"a": 6, "b": 6}
