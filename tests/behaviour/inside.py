@@ -200,11 +200,15 @@ class Datagrams:
 
 
 class Streams(threading.Thread):
-    """Takes TCP connections: what came, by the number that each begins with."""
+    """Takes TCP connections: what came, by the number that each begins with.
 
-    def __init__(self, port):
+    After that come ``rounds`` requests, each answered before the next.
+    """
+
+    def __init__(self, port, rounds, request, busy_poll_us):
         super().__init__(daemon=True)
         self._listening = socket.create_server(("", port), backlog=128)
+        self._rounds, self._request, self._busy_poll_us = rounds, request, busy_poll_us
         self._found = {}
         self.start()
 
@@ -213,8 +217,11 @@ class Streams(threading.Thread):
             threading.Thread(target=self._take, args=self._listening.accept()[:1]).start()
 
     def _take(self, line):
+        line.setsockopt(socket.SOL_SOCKET, SO_BUSY_POLL, self._busy_poll_us)
         with line, line.makefile("rb") as stream:
             (number,) = struct.unpack("!I", stream.read(4))
+            for _ in range(self._rounds):
+                line.sendall(stream.read(self._request))
             content = stream.read()
             digest = hashlib.sha256(content).hexdigest()[:12]
             self._found[f"stream {number}"] = f"{len(content)} {digest}"
@@ -227,7 +234,8 @@ class Streams(threading.Thread):
 class Tap:
     """A packet socket on a device: for everything, in promiscuous mode, or for one protocol."""
 
-    def __init__(self, device, protocol):
+    def __init__(self, device, protocol, one_order):
+        self.one_order = one_order
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
         self.socket.setsockopt(SOL_PACKET, IGNORE_OUTGOING, 1)
@@ -242,8 +250,9 @@ class Tap:
         with contextlib.suppress(BlockingIOError):
             while True:
                 frame, (_, protocol, kind, _, _) = self.socket.recvfrom(65536)
-                # GRO holds TCP back, so only among itself is its order that of the wire.
-                tcp = " tcp" if frame[12:14] == b"\x08\0" and frame[23:24] == b"\x06" else ""
+                # GRO holds TCP back, so mostly only among itself is its order that of the wire.
+                is_tcp = frame[12:14] == b"\x08\0" and frame[23:24] == b"\x06"
+                tcp = " tcp" if is_tcp and not self.one_order else ""
                 flows.add(f"type {protocol:04x} kind {kind}{tcp}", frame)
                 flows.add(f"all{tcp}", frame)
         return flows.told()
@@ -451,11 +460,12 @@ def main():
             sockets[spec["name"]] = Datagrams(spec)
     time.sleep(0.5)  # what is said of interfaces that come up, and of groups, has been said then
     taps = {
-        f"tap {device} {protocol:04x}": Tap(device, protocol) for device, protocol in scene["taps"]
+        f"tap {device} {protocol:04x}": Tap(device, protocol, scene["one_order"])
+        for device, protocol in scene["taps"]
     }
     if scene["xdp"]:
         generic_xdp(*scene["xdp"])
-    streams = Streams(scene["stream_port"]) if scene["stream_port"] else None
+    streams = Streams(**scene["streams"]) if scene["streams"] else None
     marks = Marks()
     before = {}
     for namespace in (None, *scene["namespaces"]):

@@ -30,9 +30,9 @@ VARIANTS = {"plain": PLAIN, "debug": DEBUG}
 class Mutation:
     """A bug that upstream met, put back into our code, and where it has to show.
 
-    The patch applies to the last step. Its header says which upstream commit mended
-    the bug, the step it would have come in with, the scene and the kernel (plain or
-    debug) in which it shows, and as what: by a word of the kernel or as a difference.
+    Its header says which upstream commit mended the bug, the step it would have come in
+    with, the scene and the kernel (plain or debug) in which it shows, and as what: by a
+    word of the kernel or as a difference.
     """
 
     path: Path
@@ -55,6 +55,11 @@ class Mutation:
     def name(self) -> str:
         """Its name in the tests."""
         return self.path.stem
+
+    @property
+    def over(self) -> str:
+        """The step that it applies to: the last of the eight, or the optional one it is of."""
+        return max(self.step, LAST_STEP)
 
 
 RESERVES = HERE / "reserves.patch"

@@ -4,7 +4,8 @@
 Argument: the interface. Speaks JSON lines: {"send": [hex, …]} is answered when all
 are sent, {"flood": [hex, …]} sends them over and over until {"stop": true},
 {"taken": true} is answered with the frames that came since the last time,
-{"streams": {…}} when that many TCP connections of this system have sent all.
+{"streams": {…}} when that many TCP connections of this system have sent all, with the
+seconds that their requests took before.
 """
 
 import array
@@ -17,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 SOL_PACKET, IGNORE_OUTGOING, SO_RCVBUFFORCE, ROOM = 263, 23, 33, 64 << 20
@@ -34,17 +36,27 @@ def offloads(interface, on):
                 fcntl.ioctl(any_socket, SIOCETHTOOL, asked)
 
 
-def streams(interface, *, own, to, mac, port, count, octets):
-    """``count`` connections at once, each of which sends its number and as much as is asked."""
+def streams(interface, *, own, to, mac, port, count, octets, rounds, request):
+    """``count`` connections at once, each of which sends its number and as much as is asked.
+
+    Between the two, it sends ``rounds`` requests and waits for the answer of each.
+    """
 
     def ip(*words):
         subprocess.run(["ip", *words, "dev", interface], check=True)
 
     def one(number):
         with socket.create_connection((to, port), timeout=120) as line:
-            line.sendall(struct.pack("!I", number) + random.Random(number).randbytes(octets))
+            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            line.sendall(struct.pack("!I", number))
+            begun = time.monotonic()
+            for _ in range(rounds):
+                line.sendall(bytes(request))
+                line.recv(request, socket.MSG_WAITALL)
+            took_s = time.monotonic() - begun
+            line.sendall(random.Random(number).randbytes(octets))
             line.shutdown(socket.SHUT_WR)
-            return line.recv(1) == b"."  # the other end has all
+            return line.recv(1) == b".", took_s  # the other end has all
 
     offloads(interface, False)
     ip("address", "add", f"{own}/24")

@@ -55,10 +55,20 @@ class Scene:
     flows: int = 40
     largest: int = 1400
     bursts: int = 8
+    one_order: bool = False
+    """Taps tell the order of TCP among all else too: the traffic has to determine it."""
     streams: int = 0
     """TCP connections of the generator's own, in place of bursts; then only they are compared."""
+    rounds: int = 0
+    """Requests on each of them, answered one by one."""
+    busy_poll_us: int = 0
+    """How long the guest's end of them polls."""
     churn: Sequence[str] = ()
     """Commands run under a flood instead; then only splats count."""
+
+    def asked(self) -> dict[str, int]:
+        """What both ends of its TCP connections have to know."""
+        return {"port": traffic.STREAM_PORT, "rounds": self.rounds, "request": 64}
 
     def told(self, **names: str) -> dict[str, Any]:
         """What the guest's end is told."""
@@ -82,7 +92,8 @@ class Scene:
                 for each in sockets
             ],
             "namespaces": list(self.namespaces),
-            "stream_port": traffic.STREAM_PORT if self.streams else None,
+            "one_order": self.one_order,
+            "streams": self.streams and {**self.asked(), "busy_poll_us": self.busy_poll_us},
         }
 
 

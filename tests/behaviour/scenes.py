@@ -160,8 +160,10 @@ SCENES = (
             VETH,
             "ip link set p0 up", "ip link set p1 up",
             "ip route add 192.0.2.0/24 dev p0",
+            *FORWARDING,
         ],
         kinds={**traffic.EVERYTHING, traffic.invalid_source: 20},
+        first=({traffic.invalid_source_beyond: 1},),
     ),
     Scene(
         name="nft",
@@ -227,7 +229,14 @@ SCENES = (
         kinds=UNICAST,
         macs=("{dut}", SECOND_MAC),
     ),
+    Scene(
+        name="gro",
+        kinds={traffic.tcp_pushed_then_udp: 1},
+        taps=[("{nic}", IPV4)],
+        one_order=True,
+    ),
     Scene(name="tcp with loss", nft=LOSSY, streams=12),
+    Scene(name="tcp, busy polling", streams=1, rounds=10, busy_poll_us=2_000_000),
     Scene(name="jumbo", setup=["ip link set {nic} mtu 9000"], largest=8900),
 )  # fmt: skip
 

@@ -29,7 +29,8 @@ Staged = Callable[[Image, str], Stage]
 def copied(tmp_path: Path) -> Path:
     """The files that the series touches, as they came with the kernel."""
     tree = Tree.of(kernels.source())
-    for name in {name for patch in kernels.series().patches for name in patch.files}:
+    series = kernels.series()
+    for name in {name for patch in (*series.patches, *series.optional) for name in patch.files}:
         known = tree.home / "pristine" / name
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(known if known.exists() else tree.directory / name, tmp_path / name)
@@ -37,11 +38,11 @@ def copied(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_it_applies_to_the_last_step(mutation: Mutation, copied: Path) -> None:
+def test_it_applies(mutation: Mutation, copied: Path) -> None:
     assert mutation.scene in BY_NAME
     assert mutation.kernel in VARIANTS
     assert mutation.seen_as in ("kernel", "difference")
-    broken = kernels.extended(mutation.path, kernels.LAST_STEP)
+    broken = kernels.extended(mutation.path, mutation.over)
     patches.apply_files(copied, broken.patches_for(broken.steps[-1]))
 
 
@@ -50,7 +51,7 @@ def test_it_applies_to_the_last_step(mutation: Mutation, copied: Path) -> None:
 def test_it_shows(mutation: Mutation, staged: Staged, baseline: Baseline) -> None:
     scene = BY_NAME[mutation.scene]
     expected = baseline(scene)
-    up = staged(kernels.patched(mutation.path, kernels.LAST_STEP, mutation.kernel), mutation.kernel)
+    up = staged(kernels.patched(mutation.path, mutation.over, mutation.kernel), mutation.kernel)
     if mutation.seen_as == "kernel":
         with pytest.raises(KernelError) as told:
             up.play(scene)
@@ -62,9 +63,13 @@ def test_it_shows(mutation: Mutation, staged: Staged, baseline: Baseline) -> Non
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_unbroken_nothing_shows(variant: str, staged: Staged, baseline: Baseline) -> None:
-    step = kernels.LAST_STEP
+@pytest.mark.parametrize(
+    ("step", "variant"), sorted({(each.over, each.kernel) for each in MUTATIONS})
+)
+def test_unbroken_nothing_shows(
+    step: str, variant: str, staged: Staged, baseline: Baseline
+) -> None:
     up = staged(kernels.images([step], variant)[step], variant)
-    for name in sorted({each.scene for each in MUTATIONS if each.kernel == variant}):
+    shown = {each.scene for each in MUTATIONS if (each.over, each.kernel) == (step, variant)}
+    for name in sorted(shown):
         assert differences(baseline(BY_NAME[name]), up.play(BY_NAME[name])) == [], name

@@ -19,6 +19,7 @@ from tests.behaviour.scenes import BY_NAME, CHURN, NEW_FLOWS, SCENES, TWO_DEVICE
 pytestmark = pytest.mark.guest
 
 STEPS = [str(step) for step in range(int(kernels.LAST_STEP) + 1)]
+OPTIONAL = ("2m", "2v", "9")
 MEASURABLE = (
     "plain", "tap", "forward", "rp_filter", "xdp", "rps", "timestamps", "busy poll", "jumbo",
 )  # fmt: skip
@@ -85,7 +86,7 @@ def test_the_last_step_does_what_the_baseline_does(
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("step", STEPS[1:])
+@pytest.mark.parametrize("step", [*STEPS[1:], *OPTIONAL])
 def test_every_step_does_what_the_baseline_does(
     step: str, staged: Staged, baseline: Baseline
 ) -> None:

@@ -141,10 +141,16 @@ def new_ping(m: Making) -> Frames:
     return [m.ether() / header / ICMP(id=number, seq=at) / m.payload(0, 100) for at in range(3)]
 
 
-def invalid_source(m: Making) -> Frames:
+def invalid_source(m: Making, to: str = DUT) -> Frames:
     """A valid one, then an invalid one."""
     sources = [f"203.0.113.{m.rng.randint(1, 200)}", INVALID.format(m.rng.randint(1, 200))]
-    return [m.ether() / m.ip(src=each) / UDP(dport=PORTS[0]) / m.payload() for each in sources]
+    headers = [m.ether() / m.ip(src=each, dst=to) for each in sources]
+    return [header / UDP(dport=PORTS[0]) / m.payload() for header in headers]
+
+
+def invalid_source_beyond(m: Making) -> Frames:
+    """The same, to be forwarded, always to the same address."""
+    return invalid_source(m, BEYOND.format(1))
 
 
 def martian(m: Making) -> Frames:
@@ -227,15 +233,27 @@ def echo_ipv6(m: Making) -> Frames:
 
 def tcp_run(m: Making) -> Frames:
     """Segments that GRO can make one of; nobody listens, so each skb is answered by a reset."""
+    return _segments(m, ["A"] * m.rng.randint(2, 6))
+
+
+def tcp_pushed_then_udp(m: Making) -> Frames:
+    """A burst by itself: runs that GRO passes on at their end, each after a single; then UDP."""
+    runs = [_segments(m, ["PA", *["A"] * 14, "PA"]) for _ in range(3)]
+    datagrams = [udp(m) for _ in range(FRAMES_A_BURST - 3 * 16)]
+    return [frame for event in (*runs, *datagrams) for frame in event]
+
+
+def _segments(m: Making, flags: Sequence[str]) -> Frames:
+    """Of one flow, each with its TCP flags."""
     size, first = 500, m.rng.randrange(1 << 31)
-    fields = {"sport": m.rng.randint(1024, 65535), "dport": PORTS[0], "flags": "A", "ack": 1}
+    fields = {"sport": m.rng.randint(1024, 65535), "dport": PORTS[0], "ack": 1}
     host = m.rng.randint(1, 200)
     return [
         m.ether(dst=m.targets[0])
         / IP(src=f"203.0.113.{host}", dst=DUT, id=at + 1, flags="DF")
-        / TCP(seq=first + at * size, window=512, **fields)
+        / TCP(seq=first + at * size, window=512, flags=each, **fields)
         / Raw(m.rng.randbytes(size))
-        for at in range(m.rng.randint(2, 6))
+        for at, each in enumerate(flags)
     ]
 
 
