@@ -250,11 +250,13 @@ class Tap:
         with contextlib.suppress(BlockingIOError):
             while True:
                 frame, (_, protocol, kind, _, _) = self.socket.recvfrom(65536)
-                # GRO holds TCP back, so mostly only among itself is its order that of the wire.
+                # GRO holds some TCP back, so mostly only within a flow is its order that of the wire.
                 is_tcp = frame[12:14] == b"\x08\0" and frame[23:24] == b"\x06"
-                tcp = " tcp" if is_tcp and not self.one_order else ""
-                flows.add(f"type {protocol:04x} kind {kind}{tcp}", frame)
-                flows.add(f"all{tcp}", frame)
+                if is_tcp and not self.one_order:
+                    flows.add(f"tcp {frame[26:38].hex()} kind {kind}", frame)
+                    continue
+                flows.add(f"type {protocol:04x} kind {kind}", frame)
+                flows.add("all", frame)
         return flows.told()
 
 
