@@ -250,7 +250,7 @@ class Tap:
         with contextlib.suppress(BlockingIOError):
             while True:
                 frame, (_, protocol, kind, _, _) = self.socket.recvfrom(65536)
-                # GRO holds some TCP back, so mostly only within a flow is its order that of the wire.
+                # GRO holds some TCP back: mostly its order is that of the wire only within a flow.
                 is_tcp = frame[12:14] == b"\x08\0" and frame[23:24] == b"\x06"
                 if is_tcp and not self.one_order:
                     flows.add(f"tcp {frame[26:38].hex()} kind {kind}", frame)
