@@ -44,8 +44,8 @@ _ANSWER_S = 300.0
 _DEATH_S = 60.0
 _FLOOD_S = 0.3
 _STREAM_OCTETS = 1 << 18
-_ROUNDS_S = 4.0
-"""For all requests of a connection; they take a tenth of it if none of them waits."""
+_ROUNDS_S = 6.0
+"""For all requests of a connection: if none of them waits they take a twentieth of it."""
 _TAKEN_DOWN_S = 3.0
 _SPLAT = re.compile(
     r"(?:WARNING: |BUG: |INFO: (?:task|rcu|possible|inconsistent|trying)|KASAN: |UBSAN: |ODEBUG: "
