@@ -23,21 +23,27 @@ END
 cat > "$root/etc/fstab" <<END
 UUID=$ROOT_UUID / ext4 errors=remount-ro 0 1
 END
-cat > "$root/etc/systemd/network/management.network" <<END
-[Match]
-Driver=virtio_net
-[Network]
-Address=10.0.2.15/24
-Gateway=10.0.2.2
-LinkLocalAddressing=no
-IPv6AcceptRA=no
+# By a unit that waits for the interface's last name: systemd-networkd, started while
+# udev renames it, may take it for one that is not its own, and never look again.
+cat > "$root/etc/systemd/system/management.service" <<END
+[Unit]
+Description=Address of the management network
+After=sys-subsystem-net-devices-enp0s3.device
+BindsTo=sys-subsystem-net-devices-enp0s3.device
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=ip address add 10.0.2.15/24 dev enp0s3
+ExecStart=ip link set enp0s3 up
+ExecStart=ip route add default via 10.0.2.2
+[Install]
+WantedBy=sys-subsystem-net-devices-enp0s3.device
 END
-chroot "$root" systemctl enable systemd-networkd.service ssh.service
+chroot "$root" systemctl enable management.service ssh.service
 chroot "$root" systemctl set-default multi-user.target
 chroot "$root" systemctl mask --quiet \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
     e2scrub_reap.service fstrim.timer systemd-tmpfiles-clean.timer \
-    systemd-networkd-wait-online.service systemd-networkd-persistent-storage.service \
     systemd-udev-settle.service systemd-firstboot.service systemd-hwdb-update.service \
     systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-pstore.service \
     systemd-journal-catalog-update.service systemd-update-done.service ldconfig.service \

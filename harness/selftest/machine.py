@@ -11,7 +11,6 @@ import contextlib
 import json
 import socket
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,7 +29,6 @@ INTERFACE = "enp0s4np0"
 """What systemd's udev names the port of the NIC, by its place on the bus."""
 _NIC_SLOT = 4
 _UP_S = 300.0
-_REPLUG_S = 150.0
 _SSH = b"SSH-"
 _NIC_END_S = 10.0
 
@@ -122,7 +120,6 @@ class Machine:
         """
         began = time.monotonic()
         answered = "nobody asked"
-        replugged = self._unplugged
         while time.monotonic() < began + within_s:
             banner = self._banner()
             answered = f"its ssh server says {banner!r}" if banner else "no ssh server answers"
@@ -132,13 +129,6 @@ class Machine:
                         return time.monotonic() - began
                 except InfrastructureError as error:  # it may refuse at first
                     answered = error.message
-            if not replugged and time.monotonic() > began + _REPLUG_S:
-                # An emulated network that stands still is no machine's fault.
-                sys.stderr.write(f"{self.name}: {answered}; its cable is plugged in anew\n")
-                replugged = True
-                with contextlib.suppress(HostLostError):  # it has no power
-                    self.cut(off=True)
-                    self.cut(off=False)
             time.sleep(0.3)
         raise HostLostError(
             f"{self.name} did not come up in {within_s:.0f} s: {answered}{self._told()}"
