@@ -29,7 +29,8 @@ _TOOLS_SETUP = Path(__file__).with_name("tools-setup.sh")
 _GUEST_PACKAGES = (
     "procps", "iproute2", "ethtool", "openssh-server", "sudo", "netperf",
     "bpftrace",  # what the probes are held against
-    "nftables", "iputils-ping", "socat",  # what the behaviour tests use
+    "nftables", "iputils-ping", "socat",  # what the behaviour tests use, and for the
+    "conntrack", "iptables", "jq", "netsniff-ng", "tcpdump",  # kernel's own tests of its network
     "python3", "python3-bpfcc", "python3-psutil", "python3-pyroute2",
 )  # fmt: skip
 _UNREAD = ("man", "doc", "locale", "info")

@@ -23,7 +23,8 @@ HERE = Path(__file__).parent
 LAST_STEP = "8"
 PLAIN = (FRAGMENT, HERE / "scenes.config")
 DEBUG = (*PLAIN, HERE / "debug.config")
-VARIANTS = {"plain": PLAIN, "debug": DEBUG}
+SELFTESTS = (*PLAIN, HERE / "selftests.config")
+VARIANTS = {"plain": PLAIN, "debug": DEBUG, "selftests": SELFTESTS}
 
 
 @dataclass(frozen=True)
