@@ -30,14 +30,13 @@ CASES = (
     "test_vxlan_nolocalbypass.sh", "test_vxlan_under_vrf.sh", "txtimestamp.sh", "udpgro.sh",
     "udpgso.sh", "unicast_extensions.sh", "vrf-xfrm-tests.sh", "vrf_route_leaking.sh",
     "vrf_strict_mode_test.sh", "netfilter/br_netfilter.sh", "netfilter/conntrack_icmp_related.sh",
-    "netfilter/conntrack_vrf.sh", "netfilter/nft_conntrack_helper.sh", "netfilter/nft_fib.sh",
+    "netfilter/conntrack_vrf.sh", "netfilter/nft_conntrack_helper.sh",
     "netfilter/nft_flowtable.sh", "netfilter/nft_meta.sh", "netfilter/nft_nat.sh",
     "netfilter/nft_nat_zones.sh", "netfilter/rpath.sh", "forwarding/bridge_port_isolation.sh",
     "forwarding/bridge_vlan_aware.sh", "forwarding/bridge_vlan_unaware.sh",
     "forwarding/pedit_dsfield.sh", "forwarding/router_bridge.sh",
     "forwarding/router_bridge_vlan.sh", "forwarding/router_broadcast.sh",
-    "forwarding/router_multipath.sh", "forwarding/router_vid_1.sh", "forwarding/tc_flower.sh",
-    "forwarding/vxlan_bridge_1d.sh",
+    "forwarding/router_vid_1.sh", "forwarding/tc_flower.sh",
 )  # fmt: skip
 """Of tools/testing/selftests/net what the guest has the programs for, and the time.
 
