@@ -46,7 +46,7 @@ def staged(home: Path) -> Iterator[Callable[[Image, str], Stage]]:
     with ExitStack() as up:
 
         def on(image: Image, variant: str) -> Stage:
-            memory_mib = 1536 if variant == "debug" else 1024  # KASAN takes an eighth
+            memory_mib = 1536 if variant in ("debug", "small") else 1024  # KASAN takes an eighth
             directory = home / f"{image.release}-{variant}"
             return up.enter_context(stage(image, directory, memory_mib=memory_mib))
 

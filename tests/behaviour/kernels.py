@@ -23,8 +23,9 @@ HERE = Path(__file__).parent
 LAST_STEP = "8"
 PLAIN = (FRAGMENT, HERE / "scenes.config")
 DEBUG = (*PLAIN, HERE / "debug.config")
+SMALL = (*DEBUG, HERE / "small.config")
 SELFTESTS = (*PLAIN, HERE / "selftests.config")
-VARIANTS = {"plain": PLAIN, "debug": DEBUG, "selftests": SELFTESTS}
+VARIANTS = {"plain": PLAIN, "debug": DEBUG, "small": SMALL, "selftests": SELFTESTS}
 
 
 @dataclass(frozen=True)

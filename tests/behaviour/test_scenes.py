@@ -54,7 +54,7 @@ def test_what_is_measured_does_the_same(name: str, measured: tuple[Stage, Stage]
 
 def test_the_last_step_under_sanitizers(measured: tuple[Stage, Stage], staged: Staged) -> None:
     step = kernels.LAST_STEP
-    up = staged(kernels.images([step], "debug")[step], "debug")
+    up = staged(kernels.images([step], "small")[step], "small")
     for name in SANITIZED:
         scene = BY_NAME[name]
         # Which types of frames are known is a matter of configuration.
