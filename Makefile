@@ -3,7 +3,7 @@
 # make check   set up what is missing, then every test
 # ARGS='…'     options for harness run, or for pytest under check
 .DEFAULT_GOAL := help
-.PHONY: help run check check-beds check-machines system lint clean
+.PHONY: help run check check-beds check-others system lint clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -33,16 +33,16 @@ check: system $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 4 -m 'not guest and not deep' $(ARGS)
-	$(MAKE) --no-print-directory --jobs 2 check-beds check-machines
+	$(MAKE) --no-print-directory --jobs 2 check-beds check-others
 
-# What boots machines runs beside what measures on beds, with directories of its own: tests look
-# for what others have left in the usual ones.
+# What boots machines, and what compiles longest, runs beside what measures on beds, with
+# directories of its own: tests look for what is left in the usual ones.
 check-beds: $(VENV)/installed-dev
-	$(BIN)/pytest -m 'guest and not machines and not deep' $(ARGS)
+	$(BIN)/pytest -m 'guest and not others and not deep' $(ARGS)
 
-check-machines: $(VENV)/installed-dev
-	@own=$$(mktemp -d) && echo "machines: $$own/log, shown when they are through" && \
-	if TMPDIR=$$own XDG_RUNTIME_DIR=$$own $(BIN)/pytest -m 'guest and machines and not deep' $(ARGS) > $$own/log 2>&1; \
+check-others: $(VENV)/installed-dev
+	@own=$$(mktemp -d) && echo "others: $$own/log, shown when they are through" && \
+	if TMPDIR=$$own XDG_RUNTIME_DIR=$$own $(BIN)/pytest -m 'guest and others and not deep' $(ARGS) > $$own/log 2>&1; \
 	then cat $$own/log; rm -rf $$own; else cat $$own/log; exit 1; fi
 
 lint: system $(VENV)/installed-dev

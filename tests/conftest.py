@@ -14,7 +14,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What boots machines runs beside what measures on beds, so it has a marker to select it by."""
-    for item in items:
-        if "rack" in getattr(item, "fixturenames", ()):
-            item.add_marker("machines")
+    """What boots machines runs beside what measures on beds, and before what only compiles."""
+
+    def boots_machines(item: pytest.Item) -> bool:
+        return "rack" in getattr(item, "fixturenames", ())
+
+    for item in filter(boots_machines, items):
+        item.add_marker("others")
+    items.sort(key=lambda item: not boots_machines(item))

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 LAST_STEP = "8"
 PLAIN = (FRAGMENT, HERE / "scenes.config")
 DEBUG = (*PLAIN, HERE / "debug.config")
-SMALL = (*DEBUG, HERE / "small.config")
+SMALL = (FRAGMENT, HERE / "debug.config", HERE / "small.config")
 SELFTESTS = (*PLAIN, HERE / "selftests.config")
 VARIANTS = {"plain": PLAIN, "debug": DEBUG, "small": SMALL, "selftests": SELFTESTS}
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.kernels import Image
-from tests.behaviour import kernels, traffic
+from tests.behaviour import kernels
 from tests.behaviour.bed import Observed, Stage, differences, stage
 from tests.behaviour.scene import Scene
 from tests.behaviour.scenes import BY_NAME, CHURN, NEW_FLOWS, SCENES, TWO_DEVICES
@@ -28,7 +27,7 @@ FAST = (
     "plain", "tap", "forward", "vlan and bridge", "vrf", "rp_filter", "nft", "nat", "xdp", "rps",
 )  # fmt: skip
 SANITIZED = ("plain", "rps", "xdp")
-"""Those of them for which there is time with sanitizers whenever something changed."""
+"""Those of :data:`MEASURABLE` for which there is time with sanitizers in every check."""
 
 Baseline = Callable[[Scene], Observed]
 Staged = Callable[[Image, str], Stage]
@@ -52,15 +51,13 @@ def test_what_is_measured_does_the_same(name: str, measured: tuple[Stage, Stage]
     assert differences(first, last) == []
 
 
-def test_the_last_step_under_sanitizers(measured: tuple[Stage, Stage], staged: Staged) -> None:
+@pytest.mark.others
+def test_the_last_step_under_sanitizers(built: dict[str, Image], staged: Staged) -> None:
     step = kernels.LAST_STEP
-    up = staged(kernels.images([step], "small")[step], "small")
+    image = kernels.images([step], "small")[step]
+    first, up = staged(built["0"], "measured"), staged(image, "small")
     for name in SANITIZED:
-        scene = BY_NAME[name]
-        # Which types of frames are known is a matter of configuration.
-        known = {kind: n for kind, n in scene.kinds.items() if kind is not traffic.unknown_type}
-        scene = replace(scene, kinds=known)
-        found = differences(measured[0].play(scene), up.play(scene))
+        found = differences(*(one.play(BY_NAME[name]) for one in (first, up)))
         assert not found, "\n".join([f"{name}, baseline / step:", *found])
     up.play(BY_NAME["link and queues"])
 
