@@ -14,7 +14,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What boots machines runs beside what measures on beds, and before what only compiles."""
+    """What boots machines runs beside what measures on beds, and before the rest of its half."""
 
     def boots_machines(item: pytest.Item) -> bool:
         return "rack" in getattr(item, "fixturenames", ())

@@ -22,7 +22,7 @@ from tests.behaviour.scenes import BY_NAME
 pytestmark = pytest.mark.guest
 
 Baseline = Callable[[Scene], Observed]
-Staged = Callable[[Image, str], Stage]
+Staged = Callable[[Image], Stage]
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_it_applies(mutation: Mutation, copied: Path) -> None:
 def test_it_shows(mutation: Mutation, staged: Staged, baseline: Baseline) -> None:
     scene = BY_NAME[mutation.scene]
     expected = baseline(scene)
-    up = staged(kernels.patched(mutation.path, mutation.over, mutation.kernel), mutation.kernel)
+    up = staged(kernels.patched(mutation.path, mutation.over, mutation.kernel))
     if mutation.seen_as == "kernel":
         with pytest.raises(KernelError) as told:
             up.play(scene)
@@ -69,7 +69,7 @@ def test_it_shows(mutation: Mutation, staged: Staged, baseline: Baseline) -> Non
 def test_unbroken_nothing_shows(
     step: str, variant: str, staged: Staged, baseline: Baseline
 ) -> None:
-    up = staged(kernels.images([step], variant)[step], variant)
+    up = staged(kernels.images([step], variant)[step])
     shown = {each.scene for each in MUTATIONS if (each.over, each.kernel) == (step, variant)}
     for name in sorted(shown):
         assert differences(baseline(BY_NAME[name]), up.play(BY_NAME[name])) == [], name

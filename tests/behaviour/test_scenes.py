@@ -30,7 +30,7 @@ SANITIZED = ("plain", "rps", "xdp")
 """Those of :data:`MEASURABLE` for which there is time with sanitizers in every check."""
 
 Baseline = Callable[[Scene], Observed]
-Staged = Callable[[Image, str], Stage]
+Staged = Callable[[Image], Stage]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_what_is_measured_does_the_same(name: str, measured: tuple[Stage, Stage]
 def test_the_last_step_under_sanitizers(built: dict[str, Image], staged: Staged) -> None:
     step = kernels.LAST_STEP
     image = kernels.images([step], "small")[step]
-    first, up = staged(built["0"], "measured"), staged(image, "small")
+    first, up = staged(built["0"]), staged(image)
     for name in SANITIZED:
         found = differences(*(one.play(BY_NAME[name]) for one in (first, up)))
         assert not found, "\n".join([f"{name}, baseline / step:", *found])
@@ -87,7 +87,7 @@ def test_the_last_step_does_what_the_baseline_does(
 def test_every_step_does_what_the_baseline_does(
     step: str, staged: Staged, baseline: Baseline
 ) -> None:
-    up = staged(kernels.images([step])[step], "plain")
+    up = staged(kernels.images([step])[step])
     for scene in SCENES:
         same(baseline, up, scene)
 
@@ -95,7 +95,7 @@ def test_every_step_does_what_the_baseline_does(
 @pytest.mark.deep
 def test_new_flows_under_conntrack(staged: Staged, baseline: Baseline) -> None:
     """No datagram is lost; what else differs is told."""
-    up = staged(kernels.images([kernels.LAST_STEP])[kernels.LAST_STEP], "plain")
+    up = staged(kernels.images([kernels.LAST_STEP])[kernels.LAST_STEP])
     found = differences(baseline(NEW_FLOWS), up.play(NEW_FLOWS))
     print(*found, sep="\n")
     assert [line for line in found if line.startswith("udp4 ")] == []
@@ -105,7 +105,7 @@ def test_new_flows_under_conntrack(staged: Staged, baseline: Baseline) -> None:
 @pytest.mark.parametrize(("step", "kept"), [("5", True), ("6", False), (kernels.LAST_STEP, False)])
 def test_order_across_a_bridge(step: str, kept: bool, staged: Staged, baseline: Baseline) -> None:
     """From step 6 on what the bridge takes overtakes; nothing else differs."""
-    up = staged(kernels.images([step])[step], "plain")
+    up = staged(kernels.images([step])[step])
     found = differences(baseline(TWO_DEVICES), up.play(TWO_DEVICES))
     print(*found, sep="\n")
     assert kept == (not found)
@@ -116,7 +116,7 @@ def test_order_across_a_bridge(step: str, kept: bool, staged: Staged, baseline: 
 def test_packets_from_memory_reserves(staged: Staged) -> None:
     seen = []
     for step in ("0", kernels.LAST_STEP):
-        up = staged(kernels.patched(kernels.RESERVES, step, "debug"), "debug")
+        up = staged(kernels.patched(kernels.RESERVES, step, "debug"))
         seen.append([up.play(scene) for scene in (BY_NAME["plain"], BY_NAME["tap"])])
     assert int(seen[0][0]["counters"]["TcpExt:PFMemallocDrop"]) > 0
     for one, other in zip(*seen, strict=True):
@@ -126,7 +126,7 @@ def test_packets_from_memory_reserves(staged: Staged) -> None:
 @pytest.mark.deep
 @pytest.mark.parametrize("step", STEPS)
 def test_every_step_under_sanitizers(step: str, staged: Staged, baseline: Baseline) -> None:
-    up = staged(kernels.images([step], "debug")[step], "debug")
+    up = staged(kernels.images([step], "debug")[step])
     for scene in SCENES:
         same(baseline, up, scene)
     for scene in CHURN:

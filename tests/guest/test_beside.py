@@ -17,7 +17,7 @@ pytestmark = pytest.mark.guest
 def test_what_is_measured_beside_the_rate(tmp_path: Path) -> None:
     also = [word for extra in ("cpu", "latency", "ndr") for word in ("--also", extra)]
     out = tmp_path / "result"
-    done = harness("run", "--profile", "smoke", "--steps", "0", *also, "--out", str(out))
+    done = harness("run", "--steps", "0", "--blocks", "1", *also, "--out", str(out))
     assert done.returncode == 0, done.stderr
     [boot] = [json.loads(path.read_text()) for path in out.glob("boots/*/boot.json")]
     found: dict[str, list[dict]] = {}
