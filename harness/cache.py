@@ -8,9 +8,11 @@ interrupted maker leaves nothing that a later run would take for finished.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,13 +22,47 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
-from harness.errors import InfrastructureError
+from harness.errors import ConfigurationError, InfrastructureError
+
+_VARIABLE = "RECEIVE_BATCHING_CACHE"
+_ELSEWHERE = f"name another place in {_VARIABLE}"
+# make takes no blank and no colon in a path, its shells none of what they read otherwise,
+# QEMU no comma, OpenSSH no per cent.
+_BEARABLE = re.compile(r"[\w./+@~-]+")
 
 
 def root() -> Path:
-    """The cache directory: ``$RECEIVE_BATCHING_CACHE`` or the user's own cache."""
-    chosen = os.environ.get("RECEIVE_BATCHING_CACHE")
-    return Path(chosen).absolute() if chosen else user_cache_path("receive-batching")
+    """The cache directory: ``$RECEIVE_BATCHING_CACHE`` or the user's own cache.
+
+    Raises:
+        ConfigurationError: kernels cannot be built there, or it is no directory.
+    """
+    chosen = os.environ.get(_VARIABLE, "")
+    try:
+        path = Path(chosen).expanduser() if chosen else user_cache_path("receive-batching")
+    except RuntimeError as error:  # of a user who is not there
+        raise ConfigurationError(f"{_VARIABLE}: {error}", hint="name a path without ~") from error
+    if not chosen and not path.is_absolute():
+        raise ConfigurationError(
+            f"there is no home directory to keep kernels in: HOME is {os.environ.get('HOME')!a}",
+            hint=f"set HOME, or name a place in {_VARIABLE}",
+        )
+    path = path.absolute()
+    named = f"{_VARIABLE} names {_shown(path)}" if chosen else f"the cache is {_shown(path)}"
+    if odd := _BEARABLE.sub("", str(path)):
+        raise ConfigurationError(
+            f"{named}, and make and QEMU cannot bear {odd[0]!a} in a path",
+            hint=f"{_ELSEWHERE}, of letters, digits and ./+@~_-",
+        )
+    there = next(up for up in (path, *path.parents) if os.path.lexists(up))
+    if not there.is_dir():
+        what = "a link that leads nowhere" if there.is_symlink() else "no directory"
+        raise ConfigurationError(f"{named}, and {there} is {what}", hint=_ELSEWHERE)
+    return path
+
+
+def _shown(path: Path) -> str:
+    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def digest(*parts: object) -> str:
@@ -46,14 +82,21 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
     """Hold ``path`` for this process; the kernel lets go of it when the process ends.
 
     Raises:
-        InfrastructureError: another process holds it and did not let go in an hour.
+        InfrastructureError: another process holds it and did not let go in an hour, or
+            nothing can be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(path.name + ".lock"), timeout=3600)
     try:
-        with FileLock(path.with_name(path.name + ".lock"), timeout=3600):
-            yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout as error:
         raise InfrastructureError(f"another harness is still at {what}") from error
+    except OSError as error:
+        raise _not_kept(path, what, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def entry(path: Path, make: Callable[[Path], None], *, what: str) -> Path:
@@ -65,16 +108,23 @@ def entry(path: Path, make: Callable[[Path], None], *, what: str) -> Path:
             return path
         for left in path.parent.glob(f".{path.name}-*"):  # by a maker that was killed
             shutil.rmtree(left, ignore_errors=True)
-        making = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        making: Path | None = None
         try:
+            making = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
             make(making)
             making.chmod(0o755)
             making.rename(path)
         except OSError as error:
-            raise InfrastructureError(
-                f"cannot keep {what} in {path.parent}: {error.strerror}",
-                hint="free some space, or name another place in RECEIVE_BATCHING_CACHE",
-            ) from error
+            raise _not_kept(path, what, error) from error
         finally:
-            shutil.rmtree(making, ignore_errors=True)
+            if making is not None:
+                shutil.rmtree(making, ignore_errors=True)
     return path
+
+
+def _not_kept(path: Path, what: str, error: OSError) -> InfrastructureError:
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return InfrastructureError(
+        f"cannot keep {what} in {path.parent}: {error.strerror or error}",
+        hint=f"{'free some space' if full else 'make it writable for you'}, or {_ELSEWHERE}",
+    )

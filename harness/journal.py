@@ -86,7 +86,7 @@ class Journal:
     def noted(self) -> Iterator[dict[str, Any]]:
         """Everything so far; a line that is cut short is left out."""
         with contextlib.suppress(FileNotFoundError):
-            for line in self.path.read_text(errors="replace").splitlines():
+            for line in self.path.read_text(errors="replace", encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError):
                     noted = json.loads(line)
                     if isinstance(noted, dict) and {"boot", "event"} <= noted.keys():

@@ -2,17 +2,20 @@
 """The one gateway to other programs on this machine.
 
 Commands are argument lists, never shell text. Each gets a session of its own, so
-that it can be ended with all it started and its signals do not reach us. A
-program that is missing or fails becomes an :class:`InfrastructureError` that
-names it and shows the end of what it said.
+that it can be ended with all it started and its signals do not reach us, and an
+environment in which nothing of the user's shell steers it. A program that cannot be
+started or fails becomes an :class:`InfrastructureError` that names it and shows the
+end of what it said.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import threading
@@ -35,6 +38,34 @@ _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
 )
 _LAST_WORDS_S = 1.0
+
+# What in a shell's environment steers the programs we start: where they look, what they
+# take for given, in which language they speak.
+_STEERING = re.compile(
+    r"GIT_.*|LC_.*|LANG|LANGUAGE"
+    r"|MAKE.*|MFLAGS|GNUMAKEFLAGS"
+    r"|BASH_.*|ENV|CDPATH|GLOBIGNORE|SHELLOPTS|BASHOPTS|POSIXLY_CORRECT"
+    r"|PERL.*|PYTHON(?!PATH$|HOME$|DONTWRITEBYTECODE$|PYCACHEPREFIX$).*"
+    r"|TAR_OPTIONS|GZIP|XZ_OPT|XZ_DEFAULTS|ZSTD_.*|GREP_.*|LESS.*"
+)
+# What a compiler may know of its user. All else could change what it makes, by names nobody
+# can list: ARCH, CC, KCFLAGS, LOCALVERSION, CPATH, SOURCE_DATE_EPOCH …
+_BUILDING = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|TMPDIR|SSH_AUTH_SOCK|LD_LIBRARY_PATH|LD_PRELOAD"
+    r"|XDG_.*|DISTCC_.*|CCACHE_(?!COMPILER|PREFIX|PATH$).*|(?i:https?|no|all)_(?i:proxy)"
+)
+
+
+def environment() -> dict[str, str]:
+    """What the programs we start know of ours: nothing that steers them."""
+    kept = {name: text for name, text in os.environ.items() if not _STEERING.fullmatch(name)}
+    return kept | {"LC_ALL": "C"}
+
+
+def building() -> dict[str, str]:
+    """The same for what compiles: where things are and who asks, nothing more."""
+    kept = {name: text for name, text in os.environ.items() if _BUILDING.fullmatch(name)}
+    return kept | {"LC_ALL": "C"}
 
 
 def quoted(command: Sequence[str]) -> str:
@@ -66,26 +97,24 @@ def run(
     """Run ``command`` to its end and return what it wrote.
 
     With ``tail_bytes`` only the end of what it writes is kept, however much that
-    is, and what it leaves running in the background is not waited for.
+    is, and what it leaves running in the background is not waited for. Its environment
+    is that of :func:`environment` where no ``env`` is given.
 
     Raises:
-        InfrastructureError: it is missing, ran longer than ``timeout_s``, or
+        InfrastructureError: it cannot be started, ran longer than ``timeout_s``, or
             ended with a status other than 0 while ``check`` holds.
     """
-    try:
-        started = subprocess.Popen(
-            list(command),
-            cwd=cwd,
-            env=env,
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise InfrastructureError(f"{command[0]} is not installed", hint=hint) from error
+    started = start(
+        command,
+        cwd=cwd,
+        env=env,
+        hint=hint,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+    )
     try:
         if tail_bytes is None:
             out, err = started.communicate(stdin, timeout=timeout_s)
@@ -107,6 +136,65 @@ def run(
     if check and done.returncode != 0:
         raise failed(command, done.returncode, done.stderr or done.stdout, hint=hint)
     return done
+
+
+def start(
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    hint: str | None = None,
+    **options: Any,
+) -> subprocess.Popen[Any]:
+    """Start ``command`` with the ``options`` of Popen, in a session of its own.
+
+    Raises:
+        InfrastructureError: it cannot be started; ``hint`` is for one that is missing.
+    """
+    try:
+        return subprocess.Popen(
+            list(command),
+            cwd=cwd,
+            env=environment() if env is None else env,
+            **{"start_new_session": True, **options},
+        )
+    except (OSError, ValueError) as error:  # ValueError: a NUL among the words
+        raise not_started(command, error, cwd=cwd, hint=hint) from error
+
+
+def not_started(
+    command: Sequence[str],
+    error: OSError | ValueError,
+    *,
+    cwd: Path | None = None,
+    hint: str | None = None,
+) -> InfrastructureError:
+    """The error for a command that ``error`` kept from being started."""
+    program = harmless(command[0])
+    if not isinstance(error, OSError):
+        return InfrastructureError(f"{program!a} cannot be started: {error}")
+    if cwd is not None and not cwd.is_dir():
+        return InfrastructureError(f"{program} cannot be started in {cwd}: no such directory")
+    if error.errno == errno.ENOENT:
+        if shutil.which(command[0]) is None:
+            return InfrastructureError(f"{program} is not installed", hint=hint)
+        return InfrastructureError(
+            f"{program} cannot be started: the interpreter it names is not installed",
+            hint="its first line, #!…, has to name a program that is there",
+        )
+    hints = {
+        errno.ENOEXEC: "a script needs a first line that names its interpreter, as #!/bin/sh",
+        errno.EACCES: f"it has to be executable for you: chmod +x {program}",
+        errno.E2BIG: "its arguments and the environment are too long together",
+        errno.EAGAIN: "too many processes: ulimit -u bounds them here",
+        errno.ENOMEM: "free some memory",
+        errno.EMFILE: "ulimit -n bounds the open files of a process",
+    }
+    why = {errno.ENOEXEC: "not in a form that can be executed"}
+    return InfrastructureError(
+        f"{program} cannot be started: {why.get(error.errno or 0) or error.strerror or error}",
+        hint=hints.get(error.errno or 0, hint),
+    )
 
 
 def tails(

@@ -128,14 +128,13 @@ class Agent:
         self._log = log
         self._lines: queue.Queue[str | None] = queue.Queue(_LINES_WAITING)
         self._number = 0
-        self._process = subprocess.Popen(
-            list(command),
+        self._process = process.start(
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             errors="replace",
-            start_new_session=True,
         )
         log.touch()
         for reader in (self._read, self._keep_log):
@@ -228,7 +227,7 @@ class Agent:
     def _keep_log(self) -> None:
         assert self._process.stderr is not None
         left = _LOG_LIMIT
-        with self._log.open("a", buffering=1) as log:
+        with self._log.open("a", buffering=1, encoding="utf-8") as log:
             while text := self._process.stderr.readline(65536):
                 log.write(text[:left])
                 left -= min(left, len(text))
@@ -261,7 +260,7 @@ class Agent:
         return self._lost(f"no answer to {name} for {within_s:.0f} s")
 
     def _lost(self, what: str) -> HostLostError:
-        log = process.harmless(self._log.read_text(errors="replace"))
+        log = process.harmless(self._log.read_text(errors="replace", encoding="utf-8"))
         said = log.strip().splitlines()[-5:]
         told = "".join(f"\n  | {line}" for line in said)
         return HostLostError(f"{self.host}: {what}{told}")

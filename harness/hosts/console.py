@@ -243,21 +243,20 @@ class _Program(Console):
                 return
             self._output, theirs = self._pair()
             try:
-                self._running = subprocess.Popen(
+                self._running = process.start(
                     self._command,
-                    env=self._env,
+                    env=os.environ if self._env is None else self._env,
                     # A pipe that stays open: some end with their input, and all shall end
                     # when the harness is killed.
                     stdin=subprocess.PIPE,
                     stdout=theirs,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,
                 )
-            except OSError as error:
+            except InfrastructureError as error:
                 os.close(self._output)
                 raise InfrastructureError(
-                    f"{self.host}: {self._command[0]}: {error.strerror}, and so no console",
-                    hint=self._hint_missing,
+                    f"{self.host}: {error.message}, and so no console",
+                    hint=error.hint or self._hint_missing,
                 ) from error
             finally:
                 os.close(theirs)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from platformdirs import user_config_path
 from harness import process
 from harness.config import SshHost
 from harness.errors import HostLostError, InfrastructureError
+
+_HINT = "apt-get install openssh-client"
 
 _FETCH_S = 40.0
 
@@ -69,10 +70,12 @@ def fetched(host: SshHost, name: str) -> list[str]:
             host.hostname,
             "true",
         ]
-        done = process.run(
-            command, timeout_s=_FETCH_S, check=False, hint="apt-get install openssh-client"
+        done = process.run(command, timeout_s=_FETCH_S, check=False, hint=_HINT)
+        lines = (
+            learnt.read_text(errors="replace", encoding="utf-8").splitlines()
+            if learnt.is_file()
+            else []
         )
-        lines = learnt.read_text(errors="replace").splitlines() if learnt.is_file() else []
     lines = [line for line in lines if len(line.split()) >= 3]
     if not lines:
         said = process.harmless(done.stderr).strip().splitlines()[-1:]
@@ -85,12 +88,11 @@ def fetched(host: SshHost, name: str) -> list[str]:
 
 def fingerprints(lines: list[str]) -> list[str]:
     """``SHA256:… (ED25519)`` of each line, as ssh-keygen prints it."""
-    done = subprocess.run(
+    done = process.run(
         ["ssh-keygen", "-l", "-E", "sha256", "-f", "-"],
-        input="\n".join(lines) + "\n",
-        capture_output=True,
-        text=True,
-        errors="replace",
+        stdin="\n".join(lines) + "\n",
+        check=False,
+        hint=_HINT,
     )
     found = re.findall(r"^\d+ (SHA256:\S+) .*(\(\S+\))$", done.stdout, re.MULTILINE)
     if len(found) != len(lines):
@@ -105,12 +107,8 @@ def known(host: SshHost) -> list[str]:
     path = file_of(host)
     if not path.is_file():
         return []
-    done = subprocess.run(
-        ["ssh-keygen", "-F", _looked_up(host), "-f", str(path)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
+    done = process.run(
+        ["ssh-keygen", "-F", _looked_up(host), "-f", str(path)], check=False, hint=_HINT
     )
     return [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
 
@@ -120,15 +118,10 @@ def pin(host: SshHost, lines: list[str]) -> Path:
     path = file_of(host)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if known(host):
-        subprocess.run(
-            ["ssh-keygen", "-R", _looked_up(host), "-f", str(path)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
-        )
+        process.run(["ssh-keygen", "-R", _looked_up(host), "-f", str(path)], hint=_HINT)
         path.with_name(path.name + ".old").unlink(missing_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with os.fdopen(handle, "w") as file:
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
             file.write("\n")
         file.write("\n".join(lines) + "\n")

@@ -35,9 +35,10 @@ def plugin() -> Path:
     """
 
     def make(making: Path) -> None:
-        process.run([*_COMPILE, "-o", str(making / "icache.so"), str(_SOURCE)])
+        compile_ = [*_COMPILE, "-o", str(making / "icache.so"), str(_SOURCE)]
+        process.run(compile_, env=process.building(), hint="apt-get install gcc")
 
-    key = cache.digest(_SOURCE.read_text(), *_COMPILE)
+    key = cache.digest(_SOURCE.read_text(encoding="utf-8"), *_COMPILE)
     kept = cache.entry(cache.root() / "plugins" / key, make, what="the plugin of QEMU")
     return kept / "icache.so"
 
@@ -67,7 +68,7 @@ def blocks(directory: Path) -> list[Block]:
         InfrastructureError: nothing was kept of it.
     """
     try:
-        lines = (directory / _BLOCKS).read_text().splitlines()
+        lines = (directory / _BLOCKS).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InfrastructureError(
             f"the emulator kept nothing of what it counted: {error.strerror}"

@@ -128,7 +128,7 @@ class Ours:
         self._guard: subprocess.Popen[str] | None = None
         where = cache.root() / "labgrid" / cache.digest(client.coordinator, client.place)
         where.parent.mkdir(parents=True, exist_ok=True)
-        self._file = where.open("a+")
+        self._file = where.open("a+", encoding="utf-8")
         end_s = time.monotonic() + _OWN_HARNESS_S
         while not _locked(self._file):
             if time.monotonic() > end_s:
@@ -173,7 +173,7 @@ class Ours:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
             pass_fds=[self._file.fileno()],
             start_new_session=True,
         )
@@ -215,7 +215,7 @@ def client_command() -> list[str]:
 
 def environment() -> Mapping[str, str]:
     """The environment for ``labgrid-client``."""
-    return {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
+    return {name: value for name, value in process.environment().items() if name not in _NOT_OURS}
 
 
 def _locked(file: TextIOWrapper) -> bool:

@@ -45,7 +45,7 @@ def _power(place: str, name: str, action: str) -> None:
             env=environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=_CALL_S,
         )

@@ -61,7 +61,9 @@ class MachineBoots(Boots):
         sending = self._sending = self._sending or self._generator.reached()
         agent = self._dut.reached()
         with contextlib.ExitStack() as up:
-            up.callback(lambda: (directory / "console.log").write_text(self._dut.said()))
+            up.callback(
+                lambda: (directory / "console.log").write_text(self._dut.said(), encoding="utf-8")
+            )
             with self._leases.rebooting(self._dut.name, within_s=self._dut.longest_boot_s):
                 dut = self._dut.boot(agent, image, note).watched_by(self._check)
             up.callback(_end, dut)

@@ -237,7 +237,8 @@ class _Command(_Polled):
         self._say(act, within_s)
 
     def _say(self, act: str, within_s: float) -> str:
-        done = self._run([*self._command, act], within_s)
+        # The user's own program: it gets his own environment.
+        done = self._run([*self._command, act], within_s, env=dict(os.environ))
         if done.returncode != 0:
             raise self._refused(
                 f"ended with status {done.returncode} when told “{act}”: "
@@ -264,7 +265,8 @@ def ipmi_command(bmc: config.Ipmi) -> list[str]:
 
 def ipmi_environment(bmc: config.Ipmi) -> dict[str, str]:
     """The environment for :func:`ipmi_command`; raises what :func:`secrets.read` does."""
-    inherited = {name: text for name, text in os.environ.items() if name != "IPMITOOL_PASSWORD"}
+    inherited = process.environment()
+    inherited.pop("IPMITOOL_PASSWORD", None)
     return inherited | {"IPMI_PASSWORD": secrets.read(bmc.password)}
 
 

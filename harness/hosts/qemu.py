@@ -62,13 +62,13 @@ class Guest:
                     f"the guest's kernel died: {death}",
                     hint=f"console: {self.directory / 'console.log'}",
                 )
-            said = (self.directory / "qemu.log").read_text(errors="replace")
+            said = (self.directory / "qemu.log").read_text(errors="replace", encoding="utf-8")
             raise process.failed(["qemu-system-x86_64", "…"], self.process.returncode, said)
 
     def console(self) -> str:
         """All that the guest wrote to its serial console so far."""
         try:
-            return (self.directory / "console.log").read_text(errors="replace")
+            return (self.directory / "console.log").read_text(errors="replace", encoding="utf-8")
         except FileNotFoundError:
             return ""
 
@@ -153,7 +153,7 @@ def start(
     """
     port = free_port()
     known_hosts = runtime / "known_hosts"
-    known_hosts.write_text(f"[127.0.0.1]:{port} {disk.host_key}\n")
+    known_hosts.write_text(f"[127.0.0.1]:{port} {disk.host_key}\n", encoding="utf-8")
     boot = [
         "root=/dev/vda rw rootfstype=ext4 init=/sbin/guest-init console=ttyS0 quiet",
         "panic=1 oops=panic softlockup_panic=1",
@@ -180,13 +180,13 @@ def start(
     ]  # fmt: skip
     shared = [directory, runtime, image.directory, disk.directory]
     shared += [icache_plugin.parent] if icache_plugin else []
-    with (directory / "qemu.log").open("w") as log:
-        started = subprocess.Popen(
+    with (directory / "qemu.log").open("w", encoding="utf-8") as log:
+        started = process.start(
             ["setpriv", "--pdeathsig=KILL", "--", *tools.qemu(arguments, shared=shared)],
+            hint="apt-get install util-linux",
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
             pass_fds=pass_fds,
         )
     return Guest(
@@ -252,7 +252,7 @@ def accelerator_that_works(wanted: str, *, image: Image, tools: Tools) -> str:
 
 
 def _kvm_boots(image: Image, tools: Tools) -> bool:
-    this_boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    this_boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
 
     def prove(making: Path) -> None:
         console = making / "console.log"
@@ -264,9 +264,10 @@ def _kvm_boots(image: Image, tools: Tools) -> bool:
         command = tools.qemu(qemu, shared=[making, image.directory])
         with contextlib.suppress(InfrastructureError):  # no end in time is a verdict too
             process.run(command, check=False, timeout_s=_KVM_PROOF_S)
-        said = console.read_text(errors="replace") if console.exists() else ""
+        said = console.read_text(errors="replace", encoding="utf-8") if console.exists() else ""
         (making / "verdict").write_text(
-            "boots" if "Unable to mount root fs" in said else "does not boot"
+            "boots" if "Unable to mount root fs" in said else "does not boot",
+            encoding="utf-8",
         )
 
     kept = cache.entry(
@@ -274,11 +275,11 @@ def _kvm_boots(image: Image, tools: Tools) -> bool:
         prove,
         what="the proof of KVM",
     )
-    return (kept / "verdict").read_text() == "boots"
+    return (kept / "verdict").read_text(encoding="utf-8") == "boots"
 
 
 def _thread_group(thread_id: int) -> int:
-    status = Path(f"/proc/{thread_id}/status").read_text()
+    status = Path(f"/proc/{thread_id}/status").read_text(encoding="utf-8")
     return int(re.search(r"^Tgid:\s+(\d+)", status, re.MULTILINE)[1])  # type: ignore[index]
 
 

@@ -96,18 +96,13 @@ class SshTarget:
             HostRefusedError: its key is another than the known one, or ours is refused.
         """
         argv = self.argv(command)
-        try:
-            started = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-        except FileNotFoundError as error:
-            raise InfrastructureError(
-                "ssh is not installed", hint="apt-get install openssh-client"
-            ) from error
+        started = process.start(
+            argv,
+            hint="apt-get install openssh-client",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         try:
             out, err = process.tails(started, stdin, timeout_s=timeout_s, tail_bytes=_SAID_LIMIT)
         except subprocess.TimeoutExpired as error:

@@ -147,14 +147,15 @@ class NicModel:
         )  # fmt: skip
         self._control = control
         self._stderr = log.with_name("nic-stderr.log")
-        with self._stderr.open("w") as stderr:
-            self.process = subprocess.Popen(
+        with self._stderr.open("w", encoding="utf-8") as stderr:
+            self.process = process.start(
                 command,
+                hint="apt-get install util-linux",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                text=True,
-                start_new_session=True,
+                encoding="utf-8",
+                errors="replace",
             )
         assert self.process.stdout is not None
         ready = self.process.stdout.readline()
@@ -165,7 +166,7 @@ class NicModel:
     def check(self) -> None:
         """Raise an :class:`InfrastructureError` if the model has ended."""
         if self.process.poll() is not None:
-            said = self._stderr.read_text(errors="replace")
+            said = self._stderr.read_text(errors="replace", encoding="utf-8")
             raise process.failed(["python", "-m", "harness.nic"], self.process.returncode, said)
 
     def counters(self) -> dict[str, Any]:
@@ -289,4 +290,4 @@ def machine_cpus(bed: Bed) -> MachineCpus:
 def _yield_to_others(pid: int) -> None:
     """Let the session of ``pid`` run after others: nice values count only within a session."""
     with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(_NETPERF_NICE))
+        Path(f"/proc/{pid}/autogroup").write_text(str(_NETPERF_NICE), encoding="utf-8")

@@ -60,7 +60,7 @@ class GuestImage:
     @property
     def host_key(self) -> str:
         """The guest's public host key, as ``TYPE BASE64``."""
-        return " ".join((self.directory / "host_key.pub").read_text().split()[:2])
+        return " ".join((self.directory / "host_key.pub").read_text(encoding="utf-8").split()[:2])
 
 
 @contextmanager
@@ -72,13 +72,12 @@ def made_meanwhile() -> Iterator[None]:
     if _guest_home().is_dir() and _tools_home().is_dir():
         yield
         return
-    maker = subprocess.Popen(
+    maker = process.start(
         ["setpriv", "--pdeathsig=TERM", "--", sys.executable, "-m", "harness.images"],
+        hint="apt-get install util-linux",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
     )
     try:
         yield
@@ -87,12 +86,12 @@ def made_meanwhile() -> Iterator[None]:
 
 
 def _guest_home() -> Path:
-    key = cache.digest(SUITE, _GUEST_PACKAGES, _GUEST_SETUP.read_text())
+    key = cache.digest(SUITE, _GUEST_PACKAGES, _GUEST_SETUP.read_text(encoding="utf-8"))
     return cache.root() / "guests" / key
 
 
 def _tools_home() -> Path:
-    return cache.root() / "tools" / cache.digest(SUITE, _TOOLS_SETUP.read_text())
+    return cache.root() / "tools" / cache.digest(SUITE, _TOOLS_SETUP.read_text(encoding="utf-8"))
 
 
 def guest_image(progress: Progress) -> GuestImage:
@@ -107,8 +106,10 @@ def guest_image(progress: Progress) -> GuestImage:
                 _GUEST_PACKAGES,
                 _GUEST_SETUP,
                 {
-                    "AUTHORIZED_KEY": (making / "client_key.pub").read_text().strip(),
-                    "HOST_KEY": (making / "host_key").read_text(),
+                    "AUTHORIZED_KEY": (making / "client_key.pub")
+                    .read_text(encoding="utf-8")
+                    .strip(),
+                    "HOST_KEY": (making / "host_key").read_text(encoding="utf-8"),
                     "GUEST_USER": GUEST_USER,
                 },
             )
@@ -205,7 +206,9 @@ def debootstrap(
         SUITE, str(target), *_mirror(),
     ]  # fmt: skip
     process.run(
-        command, env={**os.environ, **env, "TMPDIR": str(target.parent)}, hint=_UNSHARE_HINT
+        command,
+        env={**process.environment(), **env, "TMPDIR": str(target.parent)},
+        hint=_UNSHARE_HINT,
     )
 
 

@@ -88,9 +88,11 @@ def build_steps(
         files = series.patches_for(step)
         changes = [cache.digest(_diff(path)) for path in files]
 
-        def place(files: Sequence[Path] = files) -> tuple[Path, list[Path]]:
+        @contextmanager
+        def place(files: Sequence[Path] = files) -> Iterator[tuple[Path, list[Path]]]:
             tree = Tree.of(source)
-            return tree.directory, tree.move_to(files)
+            with tree.held():
+                yield tree.directory, tree.move_to(files)
 
         variant = Variant(
             step=step,
@@ -139,11 +141,13 @@ def build_commits(
     for commit in commits:
         source = from_git(repository, commit)
 
-        def place(commit: str = commit) -> tuple[Path, list[Path]]:
+        @contextmanager
+        def place(commit: str = commit) -> Iterator[tuple[Path, list[Path]]]:
             tree = Worktree(repository)
-            written = tree.move_to(commit)
-            (objects / ".config").unlink(missing_ok=True)  # commits may add options
-            return tree.directory, written
+            with tree.held():
+                written = tree.move_to(commit)
+                (objects / ".config").unlink(missing_ok=True)  # commits may add options
+                yield tree.directory, written
 
         variant = Variant(
             step=commit,
@@ -171,14 +175,13 @@ def _images(
     def image(layout: int) -> Image:
         def make(making: Path) -> None:
             toolchain.prove()
-            with _sole_use(objects):
-                directory, written = variant.place()
+            with _sole_use(objects), variant.place() as (directory, written):
                 walk = Walk(directory, objects, configuration, toolchain)
                 walk.make_image(making, variant, layout, written, progress)
 
         where = cache.root() / "kernels" / variant.key(layout)
         kept = cache.entry(where, make, what=f"the {variant.title(layout)}")
-        record = json.loads((kept / "image.json").read_text())
+        record = json.loads((kept / "image.json").read_text(encoding="utf-8"))
         named = {"step": variant.step, "patches": tuple(record["patches"])}
         return Image(**{**record, **named}, directory=kept)
 
@@ -202,6 +205,6 @@ def _sole_use(objects: Path) -> Iterator[None]:
 
 def _diff(patch: Path) -> str:
     """What ``patch`` changes, without its mail: a better changelog is no other kernel."""
-    text = patch.read_text(errors="replace")
+    text = patch.read_text(encoding="utf-8", errors="replace")
     changes = text[text.index("\ndiff --git ") :]
     return changes.rpartition("\n-- \n")[0] or changes

@@ -65,7 +65,7 @@ class HostConfig:
     def kept(cls, name: str) -> HostConfig | None:
         """What :meth:`settled` gave for the host ``name`` last."""
         try:
-            said = json.loads(_kept(name).read_text())
+            said = json.loads(_kept(name).read_text(encoding="utf-8"))
             return cls(config=str(said["config"]), modules=tuple(said["modules"]))
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -82,7 +82,9 @@ class HostConfig:
             seen = set(before.modules) if before.config == self.config else set()
             whole = replace(self, modules=tuple(sorted(seen | set(self.modules))))
             new = kept.with_name(f".{kept.name}.new")
-            new.write_text(json.dumps({"config": whole.config, "modules": whole.modules}))
+            new.write_text(
+                json.dumps({"config": whole.config, "modules": whole.modules}), encoding="utf-8"
+            )
             new.replace(kept)
         return whole
 
@@ -113,13 +115,13 @@ class Configuration:
     @property
     def asked(self) -> str:
         """The text of all fragments."""
-        return "".join(fragment.read_text() for fragment in self.fragments)
+        return "".join(fragment.read_text(encoding="utf-8") for fragment in self.fragments)
 
     def write(self, objects: Path, make: Make) -> None:
         """Write ``objects/.config``, whole or not at all."""
         if self.base is None:
             fragment = objects.with_name(f"{objects.name}-fragment")
-            fragment.write_text(self.asked)
+            fragment.write_text(self.asked, encoding="utf-8")
             make(objects, [f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig"], {})
             fragment.unlink()
             return
@@ -127,13 +129,13 @@ class Configuration:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         made = aside / ".config"
-        made.write_text(self.base)
+        made.write_text(self.base, encoding="utf-8")
         make(aside, ["olddefconfig"], {})
         if self.modules is not None:
             loaded = aside / "modules"
-            loaded.write_text("".join(f"{name} 0 0\n" for name in self.modules))
+            loaded.write_text("".join(f"{name} 0 0\n" for name in self.modules), encoding="utf-8")
             make(aside, ["localmodconfig"], {"LSMOD": str(loaded)})
-        made.write_text(merged(made.read_text(), self.asked))
+        made.write_text(merged(made.read_text(encoding="utf-8"), self.asked), encoding="utf-8")
         make(aside, ["olddefconfig"], {})
         made.rename(objects / ".config")
         shutil.rmtree(aside)

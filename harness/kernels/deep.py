@@ -21,6 +21,7 @@ from harness.errors import HarnessError, KernelError
 from harness.kernels.configuration import benchmark
 from harness.kernels.source import Source, Tree
 from harness.patches import Patch, Series
+from harness.patches.git import variables
 from harness.progress import Progress
 
 CHECKS: Mapping[str, str] = MappingProxyType(
@@ -144,8 +145,7 @@ class _Make:
     def __init__(self, directory: Path, objects: Path) -> None:
         self._objects = objects
         self._command = ["make", "-C", str(directory), f"O={objects}", f"-j{os.cpu_count() or 1}"]
-        # What make's own environment says would be heard before our arguments.
-        self._env = {n: v for n, v in os.environ.items() if not n.startswith(("MAKE", "MFLAGS"))}
+        self._env = process.building() | variables(directory)
         if shutil.which("ccache"):  # which repeats warnings, too
             self._command.append("CC=ccache gcc")
             self._env |= {"CCACHE_DIR": str(cache.root() / "ccache"), "CCACHE_NOHASHDIR": "1"}
@@ -153,16 +153,16 @@ class _Make:
     def configure(self, check: str, base: str) -> None:
         """Write the .config of ``check`` for the kernel ``base``."""
         self._objects.mkdir(exist_ok=True)
-        common, *own = (path.read_text() for path in benchmark().on(base).fragments)
+        common, *own = (path.read_text(encoding="utf-8") for path in benchmark().on(base).fragments)
         if check == "modules":
             self.warnings(["defconfig"])
-            with (self._objects / ".config").open("a") as config:
-                config.writelines([_MODULES.read_text(), *own])
+            with (self._objects / ".config").open("a", encoding="utf-8") as config:
+                config.writelines([_MODULES.read_text(encoding="utf-8"), *own])
             self.warnings(["olddefconfig"])
             return
         whole = check == "allmodconfig"
         fragment = self._objects / "fragment"
-        fragment.write_text("".join(own if whole else [common, *own, _SIENA]))
+        fragment.write_text("".join(own if whole else [common, *own, _SIENA]), encoding="utf-8")
         self.warnings([f"KCONFIG_ALLCONFIG={fragment}", check if whole else "allnoconfig"])
 
     def warnings(self, goals: Sequence[str]) -> set[str]:
@@ -182,9 +182,9 @@ class _Make:
 def _linked(source: Source, name: str) -> Iterator[Tree]:
     """The source once more, made of links, so that the objects of kernels stay fresh."""
     home = cache.root() / "checks" / name
-    shutil.rmtree(home, ignore_errors=True)
-    home.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield Tree.of(source).linked(home)
-    finally:
+    with cache.locked(home, what=f"the checks of {name}"):
         shutil.rmtree(home, ignore_errors=True)
+        try:
+            yield Tree.of(source).linked(home)
+        finally:
+            shutil.rmtree(home, ignore_errors=True)

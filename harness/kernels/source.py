@@ -17,12 +17,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import cache, config, patches, process
 from harness.errors import ConfigurationError, InfrastructureError
-from harness.patches.git import git
+from harness.patches.git import command, environment, git, is_top_of_git_tree
 
 _TOUCHED = re.compile(r"^(?:---|\+\+\+) [ab]/(\S+)", re.MULTILINE)
 
@@ -75,17 +76,34 @@ def from_tarball(path: Path) -> Source:
 
 def from_git(path: Path, ref: str = "HEAD") -> Source:
     """The tree of commit ``ref`` in the git repository at ``path``; it is only read."""
-    if not path.is_dir():
-        raise ConfigurationError(f"no kernel tree at {path}")
-    tree = process.run(
-        ["git", "-C", str(path), "rev-parse", "--verify", f"{ref}^{{tree}}"], check=False
-    )
+    _require_whole(path)
+    tree = git(path, "rev-parse", "--verify", "--quiet", f"{ref}^{{tree}}", check=False)
     if tree.returncode != 0:
         raise ConfigurationError(
-            f"{path} has no commit {ref!r}",
+            f"{path} has no commit {ref!a}",
             hint="the tree has to be a git repository; name a commit, tag or branch of it",
         )
     return Source(kind="git", location=path, ref=ref, identity=tree.stdout.strip())
+
+
+def _require_whole(path: Path) -> None:
+    """Raise a :class:`ConfigurationError` unless ``path`` is all of a git repository.
+
+    git itself would take a directory within one for the whole, and of a commit of it
+    tell the tree of the whole and archive the part.
+    """
+    if not path.is_dir():
+        raise ConfigurationError(f"no kernel tree at {path}")
+    if is_top_of_git_tree(path):
+        return
+    where = git(path, "rev-parse", "--is-bare-repository", check=False)
+    if where.stdout.strip() == "true":
+        return
+    inside = next((up for up in path.resolve().parents if (up / ".git").exists()), None)
+    raise ConfigurationError(
+        f"{path} is not the top of a git tree" + (f", but a part of {inside}" if inside else ""),
+        hint=f"name {inside}" if inside else "the tree has to be a git repository, and all of it",
+    )
 
 
 @dataclass(frozen=True)
@@ -124,12 +142,11 @@ def files_between(path: Path, good: str, bad: str) -> list[str]:
 
 
 def _commit(path: Path, ref: str) -> str:
-    if not path.is_dir():
-        raise ConfigurationError(f"no kernel tree at {path}")
+    _require_whole(path)
     found = git(path, "rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}", check=False)
     if found.returncode != 0:
         raise ConfigurationError(
-            f"{path} has no commit {ref!r}",
+            f"{path} has no commit {ref!a}",
             hint="the tree has to be a git repository; name a commit, tag or branch of it",
         )
     return found.stdout.strip()
@@ -139,9 +156,13 @@ class Worktree:
     """A directory that stands at one commit of a repository at a time; that is only read."""
 
     def __init__(self, repository: Path) -> None:
-        self._repository = repository
+        self._repository = repository.resolve()
         self._home = cache.root() / "worktrees" / cache.digest(str(repository.resolve()))
         self.directory = self._home / "linux"
+
+    def held(self) -> AbstractContextManager[None]:
+        """Nobody else moves it meanwhile."""
+        return _held(self._home)
 
     def move_to(self, commit: str) -> list[Path]:
         """Make the directory equal to ``commit``, writing what differs; returns those files."""
@@ -174,11 +195,20 @@ class Tree:
             _unpack(source, home / "linux")
 
         home = cache.root() / "sources" / cache.digest(source.identity)
+        if home.is_dir() and not patches.is_kernel(home / "linux"):
+            # Of an earlier harness, which kept what it then refused.
+            with cache.locked(home, what=f"the source {source}"):
+                shutil.rmtree(home, ignore_errors=True)
         return cls(cache.entry(home, unpack, what=f"the source {source}"))
+
+    def held(self) -> AbstractContextManager[None]:
+        """Nobody else moves it meanwhile, also for another configuration's kernels."""
+        return _held(self.home)
 
     def linked(self, home: Path) -> Tree:
         """The same source once more in ``home``, of links: quick, and moved on its own."""
-        process.run(["cp", "--archive", "--link", str(self.home), str(home)])
+        with self.held():
+            process.run(["cp", "--archive", "--link", str(self.home), str(home)])
         return Tree(home)
 
     def move_to(self, patch_files: Sequence[Path]) -> list[Path]:
@@ -190,13 +220,13 @@ class Tree:
         wanted = {name for patch in patch_files for name in _touched(patch)}
         known = {str(p.relative_to(self._pristine)) for p in _files(self._pristine)}
         new_files = self.home / "new-files"
-        added = set(new_files.read_text().split()) if new_files.exists() else set()
+        added = set(new_files.read_text(encoding="utf-8").split()) if new_files.exists() else set()
         for name in sorted(wanted - known - added):
             if (self.directory / name).exists():
                 _copy(self.directory / name, self._pristine / name)
             else:
                 added.add(name)
-        new_files.write_text("".join(f"{name}\n" for name in sorted(added)))
+        new_files.write_text("".join(f"{name}\n" for name in sorted(added)), encoding="utf-8")
         with tempfile.TemporaryDirectory(dir=self.home) as scratch_name:
             scratch = Path(scratch_name)
             for pristine in _files(self._pristine):
@@ -214,21 +244,55 @@ class Tree:
             return written
 
 
+def _held(home: Path) -> AbstractContextManager[None]:
+    return cache.locked(home.with_name(f"{home.name}-moves"), what=f"a kernel of {home}")
+
+
 def _unpack(source: Source, directory: Path) -> None:
+    """Raises a :class:`ConfigurationError` if ``source`` holds no kernel."""
     directory.mkdir()
     tar = ["tar", "--extract", "--no-same-owner", "--directory", str(directory)]
     if source.kind == "tarball":
-        process.run([*tar, "--strip-components=1", "--file", str(source.location)])
-        return
-    archive = ["git", "-C", str(source.location), "archive", source.ref]
-    with subprocess.Popen(archive, stdout=subprocess.PIPE) as sender:
-        done = subprocess.run(tar, stdin=sender.stdout, capture_output=True, text=True)
-    if sender.returncode != 0 or done.returncode != 0:
-        raise process.failed(archive, sender.returncode or done.returncode, done.stderr)
+        done = process.run(
+            [*tar, "--strip-components=1", "--file", str(source.location)], check=False
+        )
+        if done.returncode != 0:
+            raise ConfigurationError(
+                f"{source} is no tarball that tar can unpack: {_last_line(done.stderr)}",
+                hint="name a .tar.xz, .tar.gz or .tar of a kernel",
+            )
+    else:
+        # The tree that the identity names, wherever the commit has gone since.
+        archive = command("archive", source.identity)
+        sender = process.start(
+            archive,
+            cwd=source.location,
+            env=environment(source.location),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        with sender:
+            done = subprocess.run(
+                tar,
+                stdin=sender.stdout,
+                env=process.environment(),
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+        if sender.returncode != 0 or done.returncode != 0:
+            failed = ["git", "archive", source.identity]
+            raise process.failed(failed, sender.returncode or done.returncode, done.stderr)
+    patches.require_kernel(directory, str(source))
+
+
+def _last_line(text: str) -> str:
+    return (process.harmless(text).strip().splitlines() or ["it gave no reason"])[-1]
 
 
 def _touched(patch: Path) -> set[str]:
-    return set(_TOUCHED.findall(patch.read_text(errors="replace")))
+    return set(_TOUCHED.findall(patch.read_text(encoding="utf-8", errors="replace")))
 
 
 def _files(directory: Path) -> list[Path]:

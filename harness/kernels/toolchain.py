@@ -76,7 +76,7 @@ class Toolchain:
         gcc = (self.cache and shutil.which("gcc")) or "gcc"
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / "proof.c"
-            source.write_text(_PROOF)
+            source.write_text(_PROOF, encoding="utf-8")
             ours = _compiled_by(["gcc"], source, {})
             for peer in self.peers:
                 alone = {"DISTCC_HOSTS": peer, "DISTCC_FALLBACK": "0", "DISTCC_BACKOFF_PERIOD": "0"}
@@ -96,7 +96,9 @@ class Toolchain:
 
 def toolchain_of(kernel: Kernel) -> Toolchain:
     """The toolchain that ``kernel`` asks for; only gcc is looked at yet."""
-    said = process.run(["gcc", "--version"], hint="apt-get install gcc").stdout
+    said = process.run(
+        ["gcc", "--version"], env=process.building(), hint="apt-get install gcc"
+    ).stdout
     distcc = kernel.distcc
     return Toolchain(
         compiler=said.splitlines()[0],
@@ -119,7 +121,7 @@ def _compiled_by(compiler: list[str], source: Path, environment: Mapping[str, st
 def _distcc(command: list[str], environment: Mapping[str, str]) -> str:
     return process.run(
         command,
-        env={**os.environ, **environment, "LC_ALL": "C"},
+        env={**process.building(), **environment},
         timeout_s=_PROOF_S,
         hint="apt-get install distcc",
     ).stdout

@@ -8,21 +8,22 @@ layout is only linked, and what is taken out of the directory once a kernel is b
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cache
+from harness import cache, process
 from harness.errors import InfrastructureError, KernelError
 from harness.kernels import packing
 from harness.kernels.configuration import Configuration
 from harness.kernels.toolchain import Toolchain
+from harness.patches.git import variables
 from harness.progress import Progress
 
 _LAYOUT = Path(__file__).with_name("layout.py")
@@ -85,8 +86,8 @@ class Variant:
     touched: Sequence[str]
     """Files in which kernels that are compared with it may differ."""
     record: dict[str, object]
-    place: Callable[[], tuple[Path, list[Path]]]
-    """Brings the source there: its directory, and the files that were written."""
+    place: Callable[[], AbstractContextManager[tuple[Path, list[Path]]]]
+    """Brings the source there and keeps it: its directory, and the files that were written."""
 
     def key(self, layout: int) -> str:
         """What its image in that layout is kept under."""
@@ -130,7 +131,7 @@ class Walk:
             "KERNEL_BTF": str(self.objects / f"btf-{variant.content}"),
         }
         config = self.objects / ".config"
-        with log.open("w", buffering=1) as output:
+        with log.open("w", buffering=1, encoding="utf-8") as output:
 
             def make(
                 objects: Path,
@@ -143,7 +144,7 @@ class Walk:
 
             if not config.exists():
                 self.configuration.write(self.objects, make)
-            text = config.read_text()
+            text = config.read_text(encoding="utf-8")
             self.configuration.check(text)
             modular = bool(_MODULAR.search(text))
             vmlinux = self.objects / "vmlinux"
@@ -153,8 +154,10 @@ class Walk:
             with progress.task(variant.title(layout), total=self._objects_left(written)) as task:
                 make(self.objects, goals, {}, task.advance)
             if whole:
-                self._counted.write_text(str(task.done))
-            release = (self.objects / "include/config/kernel.release").read_text().strip()
+                self._counted.write_text(str(task.done), encoding="utf-8")
+            release = (
+                (self.objects / "include/config/kernel.release").read_text(encoding="utf-8").strip()
+            )
             staged = making / "staged"
             modules = staged / "lib/modules" / release
             modules.mkdir(parents=True)
@@ -174,7 +177,7 @@ class Walk:
             "config_sha256": cache.file_sha256(config),
             "image_sha256": cache.file_sha256(making / "bzImage"),
         }
-        (making / "image.json").write_text(json.dumps(stored, indent=1))
+        (making / "image.json").write_text(json.dumps(stored, indent=1), encoding="utf-8")
 
     def _pack(self, modules: Path, packed: Path, *, modular: bool) -> None:
         """``modules``, which becomes /lib/modules/RELEASE, with headers in it."""
@@ -194,24 +197,25 @@ class Walk:
         log: Path,
         compiled: Callable[[], None] | None,
     ) -> None:
-        hidden = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
-        env = {name: value for name, value in os.environ.items() if name not in hidden}
+        # scripts/setlocalversion asks git, which is to find no repository around the tree.
+        env = process.building() | variables(self.directory)
         env |= more_env
         env |= {
-            "LC_ALL": "C",
             "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
             "KBUILD_BUILD_USER": "harness",
             "KBUILD_BUILD_HOST": "harness",
         }
-        with subprocess.Popen(
+        with process.start(
             command,
             cwd=self.directory,
             env=env,
+            hint="apt-get install make",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
+            start_new_session=False,
         ) as make:
             assert make.stdout is not None
             try:
@@ -233,7 +237,9 @@ class Walk:
         """
         commands = list(self.objects.rglob(".*.o.cmd"))
         if not commands:
-            return int(self._counted.read_text()) if self._counted.exists() else None
+            return (
+                int(self._counted.read_text(encoding="utf-8")) if self._counted.exists() else None
+            )
         # ccache may have made the paths relative; up to the tree's own name they differ then.
         top = self.directory.parent
         names = [b"/" + str(path.relative_to(top)).encode() for path in written]
@@ -246,13 +252,13 @@ class Walk:
 
 
 def _write_script(path: Path, text: str) -> None:
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
 
 
 def _build_error(log: Path, status: int) -> KernelError:
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     first = next((i for i, line in enumerate(lines) if _COMPILE_ERROR.search(line)), len(lines) - 1)
     shown = "\n".join(f"  | {line}" for line in lines[max(0, first - 1) : first + 4])
     return KernelError(

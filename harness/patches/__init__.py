@@ -7,8 +7,10 @@ from harness.patches.series import (
     Series,
     UnknownBaseError,
     base_of,
+    is_kernel,
     list_series,
     nearest,
+    require_kernel,
     series,
     series_for,
 )
@@ -37,9 +39,11 @@ __all__ = [
     "apply_files",
     "base_of",
     "check",
+    "is_kernel",
     "list_series",
     "nearest",
     "rebase",
+    "require_kernel",
     "series",
     "series_for",
 ]

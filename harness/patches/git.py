@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """git, behaving the same for every user.
 
-Hides the environment in which it runs: no configuration of the user's or the
-system's (but for the trees they declared safe), no hooks, no signing, messages
-in English, an identity of its own, commit dates from the patches.
+Hides the environment in which it runs: no repository, index or setting that the
+user's shell exports (GIT_DIR …), no configuration of the user's or the system's (but
+for the trees they declared safe), no hooks, no signing, messages in English, an
+identity of its own, commit dates from the patches. Every call of git goes through here.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness import process
 from harness.errors import ConfigurationError, InfrastructureError
-from harness.process import failed, run
 
 _SETTINGS = {
     "user.name": "receive-batching harness",
@@ -24,6 +25,12 @@ _SETTINGS = {
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
     "core.autocrlf": "false",
+    "core.eol": "lf",
+    "core.attributesFile": os.devnull,
+    "core.quotePath": "false",
+    "diff.noprefix": "false",
+    "diff.mnemonicPrefix": "false",
+    "log.showSignature": "false",
     "gc.auto": "0",
     "am.threeWay": "false",
     "am.keepcr": "false",
@@ -45,21 +52,25 @@ def git(
     Raises:
         InfrastructureError: git is missing, or it failed and ``check`` holds.
     """
-    settings = [f"{key}={value}" for key, value in _SETTINGS.items()]
-    settings += [f"safe.directory={path}" for path in _declared_safe()]
-    command = ["git", *(part for setting in settings for part in ("-c", setting)), *arguments]
-    done = run(
-        command,
+    done = process.run(
+        command(*arguments),
         cwd=directory,
-        env=_environment(directory) | ({"GIT_INDEX_FILE": str(index)} if index else {}),
+        env=environment(directory) | ({"GIT_INDEX_FILE": str(index)} if index else {}),
         stdin=stdin,
         check=False,
         hint=_INSTALL,
     )
     if check and done.returncode != 0:
         # Without the settings, which would bury the command.
-        raise failed(["git", *arguments], done.returncode, done.stderr or done.stdout)
+        raise process.failed(["git", *arguments], done.returncode, done.stderr or done.stdout)
     return done
+
+
+def command(*arguments: str) -> list[str]:
+    """git with our settings, for whoever starts it himself in :func:`environment`."""
+    settings = [f"{key}={value}" for key, value in _SETTINGS.items()]
+    settings += [f"safe.directory={path}" for path in _declared_safe()]
+    return ["git", *(part for setting in settings for part in ("-c", setting)), *arguments]
 
 
 def is_top_of_git_tree(tree: Path) -> bool:
@@ -117,12 +128,18 @@ def checkout_files(tree: Path, names: Sequence[str], target: Path) -> None:
     index.unlink()
 
 
-def _environment(directory: Path) -> dict[str, str]:
-    own = {key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "LC_"))}
-    return own | {
-        "LC_ALL": "C",
+def environment(directory: Path) -> dict[str, str]:
+    """What git knows of ours in ``directory``."""
+    return process.environment() | variables(directory)
+
+
+def variables(directory: Path) -> dict[str, str]:
+    """Of that environment what is git's own; also for what calls git itself, as make does."""
+    return {
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_NO_REPLACE_OBJECTS": "1",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_OPTIONAL_LOCKS": "0",
         # In a directory inside somebody's repository `git apply` would skip
@@ -134,8 +151,13 @@ def _environment(directory: Path) -> dict[str, str]:
 @functools.cache
 def _declared_safe() -> tuple[str, ...]:
     try:
-        done = run(
-            ["git", "config", "--null", "--get-all", "safe.directory"], cwd=Path("/"), check=False
+        done = process.run(
+            ["git", "config", "--null", "--get-all", "safe.directory"],
+            cwd=Path("/"),
+            # Where the user's configuration lies, and nothing else that he exports to git.
+            env=process.environment()
+            | {key: text for key, text in os.environ.items() if key.startswith("GIT_CONFIG")},
+            check=False,
         )
     except InfrastructureError as error:
         raise InfrastructureError(error.message, hint=_INSTALL) from error

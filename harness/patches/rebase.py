@@ -87,7 +87,7 @@ def _export(series: Series, worktree: Path, start: str, directory: Path) -> None
             worktree, "format-patch", "--stdout", "--zero-commit", "--no-signature", "-1",
             f"--subject-prefix={_prefix(patch)}", commit,
         )  # fmt: skip
-        (directory / patch.path.name).write_text(shown.stdout)
+        (directory / patch.path.name).write_text(shown.stdout, encoding="utf-8")
     for name in ("series", "0000-cover-letter.txt"):
         if (series.directory / name).is_file():
             (directory / name).write_bytes((series.directory / name).read_bytes())

@@ -173,18 +173,32 @@ def base_of(tree: Path) -> tuple[str, str]:
     Raises:
         ConfigurationError: it has no Makefile that states a version.
     """
-    try:
-        with (tree / "Makefile").open(encoding="utf-8", errors="replace") as makefile:
-            stated = dict(_VERSION.findall(makefile.read(4096)))
-    except OSError:
-        stated = {}
-    if not {"VERSION", "PATCHLEVEL"} <= stated.keys():
-        raise ConfigurationError(
-            f"{tree} is no kernel tree: there is no Makefile that states VERSION and PATCHLEVEL",
-            hint="give the top directory of an unpacked kernel source",
-        )
+    require_kernel(tree, str(tree))
+    stated = _stated(tree)
     base = f"{stated['VERSION']}.{stated['PATCHLEVEL']}"
     return f"linux-{base}", f"{base}.{stated.get('SUBLEVEL', '0')}"
+
+
+def is_kernel(tree: Path) -> bool:
+    """Does ``tree`` have a Makefile that states a version of Linux?"""
+    return {"VERSION", "PATCHLEVEL"} <= _stated(tree).keys()
+
+
+def require_kernel(tree: Path, named: str) -> None:
+    """Raise a :class:`ConfigurationError` unless ``tree``, called ``named``, is a kernel.s."""
+    if not is_kernel(tree):
+        raise ConfigurationError(
+            f"{named} is no kernel tree: there is no Makefile that states VERSION and PATCHLEVEL",
+            hint="give the top directory of an unpacked kernel source",
+        )
+
+
+def _stated(tree: Path) -> dict[str, str]:
+    try:
+        with (tree / "Makefile").open(encoding="utf-8", errors="replace") as makefile:
+            return dict(_VERSION.findall(makefile.read(4096)))
+    except OSError:
+        return {}
 
 
 def _read(directory: Path) -> Series:

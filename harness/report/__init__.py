@@ -108,7 +108,9 @@ def document(analysis: Analysis) -> Document:
 
 def schema() -> Document:
     """The JSON Schema of :func:`document`."""
-    found: Document = json.loads(Path(__file__).with_name("schema.json").read_text())
+    found: Document = json.loads(
+        Path(__file__).with_name("schema.json").read_text(encoding="utf-8")
+    )
     return found
 
 

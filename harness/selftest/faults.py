@@ -117,7 +117,8 @@ class Scene:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
         )
         self.started.append(started)
@@ -178,7 +179,7 @@ def _each(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
 
 
 def _write_log(scene: Scene, said: str) -> None:
-    scene.out.with_suffix(".log").write_text(said)
+    scene.out.with_suffix(".log").write_text(said, encoding="utf-8")
 
 
 def _borne(scene: Scene, fault: Fault) -> tuple[int, str, list[str]]:

@@ -69,7 +69,9 @@ def machine_image(tools: Tools, progress: Progress) -> MachineImage:
                 _PACKAGES,
                 _SETUP,
                 {
-                    "AUTHORIZED_KEY": (making / "client_key.pub").read_text().strip(),
+                    "AUTHORIZED_KEY": (making / "client_key.pub")
+                    .read_text(encoding="utf-8")
+                    .strip(),
                     "MACHINE_USER": MACHINE_USER,
                     "ROOT_UUID": root_uuid,
                 },
@@ -80,7 +82,7 @@ def machine_image(tools: Tools, progress: Progress) -> MachineImage:
             system.unlink()
             _install_boot_loader(MachineImage(directory=making), tools)
 
-    key = cache.digest(images.SUITE, _PACKAGES, _SETUP.read_text(), _DISK_MIB)
+    key = cache.digest(images.SUITE, _PACKAGES, _SETUP.read_text(encoding="utf-8"), _DISK_MIB)
     home = cache.entry(cache.root() / "machines" / key, make, what="the machine image")
     return MachineImage(directory=home)
 
@@ -92,7 +94,7 @@ def copy(image: MachineImage, disk: Path, files: Mapping[str, tuple[str, int]]) 
     commands = []
     for number, (path, (content, mode)) in enumerate(files.items()):
         beside = disk.with_name(f"{disk.name}.{number}")
-        beside.write_text(content)
+        beside.write_text(content, encoding="utf-8")
         beside.chmod(0o600)
         commands += [
             f'rm "{path}"',
@@ -151,7 +153,7 @@ def _install_boot_loader(image: MachineImage, tools: Tools) -> None:
         "-serial", f"file:{console}",
     ]  # fmt: skip
     process.run(tools.qemu(arguments, shared=[image.directory]), timeout_s=_BOOT_LOADER_S)
-    said = console.read_text(errors="replace")
+    said = console.read_text(errors="replace", encoding="utf-8")
     if "boot loader installed" not in said:
         raise process.failed(["grub-install", "/dev/vda"], 1, said)
     _check(_root(image.disk))

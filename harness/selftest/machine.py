@@ -141,7 +141,10 @@ class Machine:
         except HostLostError as error:
             state = error.message
         logs = (self.console_log, self.directory / "qemu.log", self.directory / "nic.log")
-        written = [log.read_text(errors="replace") if log.exists() else "" for log in logs]
+        written = [
+            log.read_text(errors="replace", encoding="utf-8") if log.exists() else ""
+            for log in logs
+        ]
         lines = [line for text in written for line in text.split("\n")[-25:] if line.strip()]
         return "".join(f"\n  | {line}" for line in [f"QEMU: {state}", *lines])
 
@@ -196,13 +199,13 @@ class Machine:
         )
         for socket_of_the_last in (self._monitor, self._debugger):
             socket_of_the_last.unlink(missing_ok=True)
-        with (self.directory / "qemu.log").open("a") as log:
-            self._qemu = subprocess.Popen(
+        with (self.directory / "qemu.log").open("a", encoding="utf-8") as log:
+            self._qemu = process.start(
                 ["setpriv", "--pdeathsig=KILL", "--", *command],
+                hint="apt-get install util-linux",
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
         if self._unplugged:
             self.cut(off=True)

@@ -136,7 +136,7 @@ class Rack:
             for machine in self.machines
         }
         beds = {"rack": _without_none({"dut": _DUT, "generator": _GENERATOR, **(bed or {})})}
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             YAML().dump(
                 {"version": 1, "default_bed": "rack", **(top or {}), "beds": beds, "hosts": hosts},
                 file,
@@ -171,7 +171,7 @@ class Rack:
             up.callback(made.power_off)
             return made
 
-        self.known_hosts.write_text("")
+        self.known_hosts.write_text("", encoding="utf-8")
         self.dut, self.generator = machine(_DUT), machine(_GENERATOR)
         up.enter_context(_buttons(self.control, self.machines))
 
@@ -186,8 +186,8 @@ class Rack:
         directory.mkdir()
         port = free_port()
         images.make_key(directory / "host_key", name)
-        public = " ".join((directory / "host_key.pub").read_text().split()[:2])
-        with self.known_hosts.open("a") as known:
+        public = " ".join((directory / "host_key.pub").read_text(encoding="utf-8").split()[:2])
+        with self.known_hosts.open("a", encoding="utf-8") as known:
             known.write(f"[127.0.0.1]:{port} {public}\n")
         machine = Machine(
             name=name,
@@ -214,7 +214,10 @@ class Rack:
             "/etc/machine-id": (f"{uuid.uuid4().hex}\n", 0o444),
             "/etc/hostname": (f"{name}\n", 0o644),
             "/etc/hosts": (f"127.0.0.1 localhost {name}\n", 0o644),
-            "/etc/ssh/ssh_host_ed25519_key": ((directory / "host_key").read_text(), 0o600),
+            "/etc/ssh/ssh_host_ed25519_key": (
+                (directory / "host_key").read_text(encoding="utf-8"),
+                0o600,
+            ),
             f"/etc/sudoers.d/{MACHINE_USER}": (self._sudoers, 0o440),
         }
         copy(self._image, machine.disk, files)

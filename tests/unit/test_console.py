@@ -132,7 +132,7 @@ def test_a_console_that_ends_is_started_again_and_that_is_noted(tmp_path: Path) 
 
 
 def test_a_console_that_cannot_be_had(tmp_path: Path) -> None:
-    with pytest.raises(InfrastructureError, match="dut: no-such-program: No such file"):
+    with pytest.raises(InfrastructureError, match="dut: no-such-program is not installed"):
         console.start(command("no-such-program"), "dut", tmp_path / "log")
     failing = "print('no such\\x1b[2J port', file=sys.stderr); sys.exit(3)"
     with console.start(script(failing), "dut", tmp_path / "log") as kept:

@@ -177,7 +177,7 @@ def test_what_is_no_range(tree: Path, good: str, bad: str, told: str) -> None:
 def test_what_is_no_repository(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no kernel tree"):
         commits_between(tmp_path / "no", "a", "b")
-    with pytest.raises(ConfigurationError, match="has no commit"):
+    with pytest.raises(ConfigurationError, match="is not the top of a git tree"):
         commits_between(tmp_path, "a", "b")
 
 
