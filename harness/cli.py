@@ -13,12 +13,20 @@ import importlib
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
 
-from harness.errors import EXIT_BUG, EXIT_INTERRUPTED, HarnessError, InfrastructureError
+from harness import terminal
+from harness.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    ConfigurationError,
+    HarnessError,
+    InfrastructureError,
+)
 
 COMMANDS = {
     # name: (module under harness.commands, what --help says of it). The module's
@@ -43,12 +51,25 @@ _NO_ROOM = {
     errno.EDQUOT: "free some space",
     errno.EFBIG: "ulimit -f bounds the size of files here",
 }
+_ELSEWHERE = "name another place"
 _HINTS = {
     **_NO_ROOM,
     errno.EROFS: "name a directory that can be written",
     errno.EACCES: "name a directory that is yours",
     errno.EPERM: "name a directory that is yours",
+    errno.ENOTDIR: _ELSEWHERE,
+    errno.EISDIR: _ELSEWHERE,
+    errno.EEXIST: _ELSEWHERE,
+    errno.ELOOP: _ELSEWHERE,
+    errno.ENAMETOOLONG: "name a shorter one",
+    errno.EIO: "look at the disk, or name another place",
+    errno.ESTALE: "look at the file server, or name another place",
+    errno.EMFILE: "ulimit -n bounds the open files of a process",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.EAGAIN: "ulimit -u bounds the processes and threads of a user",
+    errno.ENOMEM: "free some memory",
 }
+"""What the machine does not give, by the remedy; any other OSError is a bug of ours."""
 
 
 class _Lazy(click.Group):
@@ -98,35 +119,59 @@ def main() -> NoReturn:
     # A SIGTERM unwinds like Ctrl-C, so that whatever was begun is put back.
     signal.signal(signal.SIGTERM, _terminated)
     try:
+        terminal.prepare()
+        _require_usable()
         status = cli.main(prog_name="harness", standalone_mode=False)
-        sys.stdout.flush()
-    except click.exceptions.Exit as exit_:
-        status = exit_.exit_code
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.secho("interrupted", err=True, fg="yellow")
-        status = EXIT_INTERRUPTED
-    except HarnessError as error:
-        status = _show(error)
-    except BrokenPipeError:
-        # Whoever read our output has had enough; Python must not flush to them at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1  # as click does it for what it writes itself
+        terminal.finish()
+    except BaseException as error:  # noqa: BLE001
+        status = _ended_by(error)
+    try:
+        terminal.finish()
     except OSError as error:
-        if error.errno not in _HINTS:
-            status = _bug()
-        else:
-            where = f": {error.filename}" if error.filename else ""
-            if not where and error.errno in _NO_ROOM:  # only what opens a file names it
-                where = ": a file cannot be written"
-            status = _show(
-                InfrastructureError(f"{error.strerror}{where}", hint=_HINTS[error.errno])
-            )
-    except Exception:  # noqa: BLE001
-        status = _bug()
+        status = _ended_by(error)
+    if status != 0:
+        terminal.give_up()
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _require_usable() -> None:
+    """Of what any command stands on: words that are text, and a directory to stand in."""
+    for word in sys.argv[1:]:
+        if any(0xD800 <= ord(character) < 0xE000 for character in word):
+            raise ConfigurationError(f"an argument is no text: {os.fsencode(word)!r}")
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise InfrastructureError(
+            f"the current directory cannot be used: {error.strerror}",
+            hint="cd to one that is there",
+        ) from error
+
+
+def _ended_by(error: BaseException) -> int:
+    """Say what ended a command; the exit status of its class."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        click.secho("interrupted", err=True, fg="yellow")
+        return EXIT_INTERRUPTED
+    if isinstance(error, HarnessError):
+        return _show(error)
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has had enough.
+        terminal.give_up()
+        return 1  # as click does it for what it writes itself
+    if isinstance(error, OSError) and error.errno in _HINTS:
+        where = f": {error.filename}" if error.filename else ""
+        if not where and error.errno in _NO_ROOM:  # only what opens a file names it
+            where = ": a file cannot be written"
+        return _show(InfrastructureError(f"{error.strerror}{where}", hint=_HINTS[error.errno]))
+    return _bug(error)
 
 
 def _terminated(_signal: int, _frame: Any) -> NoReturn:
@@ -140,9 +185,9 @@ def _show(error: HarnessError) -> int:
     return error.exit_code
 
 
-def _bug() -> int:
+def _bug(error: BaseException) -> int:
     import traceback
 
-    traceback.print_exc()
+    traceback.print_exception(error)
     click.secho("this is a bug in the harness; please report it with the lines above", err=True)
     return EXIT_BUG

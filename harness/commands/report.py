@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from harness import samples
+from harness import samples, terminal
 from harness.analysis import analyse
 from harness.report import FORMATS, document, render, schema
 from harness.report.expect import hold, parse, require
@@ -57,6 +57,9 @@ def report(directory: Path, form: str, expect: tuple[str, ...]) -> None:
     expected = [parse(text, result.campaign.steps) for text in expect]
     shown = document(analyse(result))
     findings = hold(shown, expected)
-    click.echo(render(shown, form))
+    if form == "table":
+        click.echo(render(shown, form))
+    else:
+        terminal.write_document(render(shown, form))
     if expected:
         require(findings)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 PACKAGE = Path(harness.__file__).parent
 
-GROUND = ["errors", "process", "resources", "cache", "progress"]
+GROUND = ["errors", "terminal", "process", "resources", "cache", "progress"]
 """What all but the islands may import; each may import those before it."""
 
 FLOW = [
