@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -180,7 +181,7 @@ def begin(
     """
     path = directory / JOURNAL
     if not resume:
-        if path.exists():
+        if os.path.lexists(path):
             raise ConfigurationError(
                 f"{directory} already holds a bisection",
                 hint="name another directory, or go on with it by --resume",

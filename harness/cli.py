@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -137,6 +138,12 @@ def main() -> NoReturn:
 def _require_usable() -> None:
     """Of what any command stands on: words that are text, and a directory to stand in."""
     for word in sys.argv[1:]:
+        if not word or re.fullmatch(r"--[a-z][a-z-]*=", word):
+            # Of an unset variable, as in --bed "$BED"; a default is not what was meant.
+            raise ConfigurationError(
+                f"{word or 'an argument'} is empty",
+                hint="give it a value, or leave the whole option out",
+            )
         if any(0xD800 <= ord(character) < 0xE000 for character in word):
             raise ConfigurationError(f"an argument is no text: {os.fsencode(word)!r}")
     try:

@@ -28,6 +28,10 @@ AA_STEPS = (BASELINE, f"{BASELINE}again")
 MIN_BLOCKS_FOR_VERDICT = 6
 """Below this no distribution-free 95 % interval exists: 2 · (1/2)^5 > 5 %."""
 
+MAX_BLOCKS = 1000
+"""More is a slip of the keyboard: of three steps on machines, a week and a half."""
+MAX_LAYOUTS = 100
+
 SATURATED = 1 / 2000
 """Interrupts per packet up to which a receiver counts as saturated.
 
@@ -267,7 +271,7 @@ def profile(
     """The profile ``name`` for a kind of bed, with another number of blocks if given.
 
     Raises:
-        ConfigurationError: no such profile, or fewer than one block.
+        ConfigurationError: no such profile, or no possible number of blocks.
     """
     found = _PROFILES.get((name, bed_kind)) or _PROFILES.get((name, "virtual"))
     if found is None:
@@ -283,9 +287,9 @@ def profile(
     found = replace(found, extras=tuple(extra for extra in EXTRAS if extra in extras))
     if blocks is None:
         return found
-    if blocks < 1:
+    if not 1 <= blocks <= MAX_BLOCKS:
         raise ConfigurationError(
-            f"{blocks} blocks cannot be run",
+            f"{blocks} blocks cannot be run; expected 1 to {MAX_BLOCKS}",
             hint=f"one block boots each step once; a verdict needs {MIN_BLOCKS_FOR_VERDICT}",
         )
     return replace(found, blocks=blocks)
@@ -332,7 +336,20 @@ def kernel_of(step: str) -> str:
     return step.removesuffix("again")
 
 
-_RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
+_RANGE = re.compile(r"([0-9]{1,9})\s*-\s*([0-9]{1,9})")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+def parse_step(spec: str) -> str:
+    """The one step a user named.
+
+    Raises:
+        ConfigurationError: it does not exist, or several are named.
+    """
+    first, *more = parse_steps(spec)
+    if more:
+        raise ConfigurationError(f"{spec!a} are several steps; expected one", hint="such as 8")
+    return first
 
 
 def parse_steps(spec: str, available: Sequence[str] = ALL_STEPS) -> tuple[str, ...]:
@@ -349,15 +366,15 @@ def parse_steps(spec: str, available: Sequence[str] = ALL_STEPS) -> tuple[str, .
     wanted: set[str] = set()
     for item in (part.strip() for part in spec.split(",")):
         if not item:
-            raise ConfigurationError(f"steps {spec!r} have an empty item", hint=known)
+            raise ConfigurationError(f"steps {spec!r:.80} have an empty item", hint=known)
         match = _RANGE.fullmatch(item)
         if match is None:
-            names = [str(int(item)) if item.isascii() and item.isdigit() else item]
+            names = [str(int(item)) if _NUMBER.fullmatch(item) else item]
         else:
             first, last = int(match[1]), int(match[2])
             if first > last:
                 raise ConfigurationError(
-                    f"the range {item} in steps {spec!r} runs backwards",
+                    f"the range {item} in steps {spec!r:.80} runs backwards",
                     hint=f"write {last}-{first}",
                 )
             if last - first > 10_000:  # a slip of the keyboard, not a series of patches
@@ -365,7 +382,7 @@ def parse_steps(spec: str, available: Sequence[str] = ALL_STEPS) -> tuple[str, .
             names = [str(number) for number in range(first, last + 1)]
         for name in names:
             if name not in available:
-                raise ConfigurationError(f"step {name!r} does not exist", hint=known)
+                raise ConfigurationError(f"step {name!r:.80} does not exist", hint=known)
         wanted.update(names)
     return tuple(step for step in available if step in wanted)
 

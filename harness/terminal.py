@@ -41,12 +41,12 @@ def prepare() -> None:
     for number in closed:
         # Or the next file that is opened would become this stream.
         os.open(os.devnull, os.O_RDWR)
-        os.set_inheritable(number, True)  # noqa: FBT003
+        os.set_inheritable(number, True)
     if sys.stdin is None or 0 in closed:
-        sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: PTH123, SIM115
+        sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stderr = _Tolerant(2)
     if sys.stdout is None or 1 in closed:
-        sys.stdout = open(1, "w", encoding="utf-8", errors=_ERRORS, closefd=False)  # noqa: PTH123, SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", errors=_ERRORS, closefd=False)  # noqa: SIM115
     elif isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding=_named(sys.stdout), errors=_ERRORS)
     if 1 in closed:
@@ -85,6 +85,9 @@ def give_up() -> None:
 class _Swallowing(io.RawIOBase):
     """A file descriptor; what it does not take is dropped."""
 
+    mode = "wb"
+    name = "<stderr>"
+
     def __init__(self, number: int) -> None:
         self._number = number
 
@@ -110,11 +113,12 @@ class _Tolerant(io.TextIOWrapper):
 
     def __init__(self, number: int) -> None:
         encoding = _named(sys.stderr)
-        raw = _Swallowing(number)
         super().__init__(
-            io.BufferedWriter(raw), encoding=encoding, errors=_ERRORS, line_buffering=True
+            io.BufferedWriter(_Swallowing(number)),  # type: ignore[type-var]
+            encoding=encoding,
+            errors=_ERRORS,
+            line_buffering=True,
         )
-        self.mode = "w"
 
 
 def _named(stream: TextIO | None) -> str:

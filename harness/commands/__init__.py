@@ -6,6 +6,8 @@ Here are the options that several of them have.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -13,12 +15,40 @@ from typing import Any
 
 import click
 
-from harness.plan import EXTRAS, PROFILE_NAMES
+from harness.errors import ConfigurationError, InfrastructureError
+from harness.plan import EXTRAS, MAX_BLOCKS, PROFILE_NAMES
+
+
+class PathOf(click.Path):
+    """A path; shells leave the ~ of ``--out=~/x`` to us, and an empty one is no path."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = os.fspath(value)
+        if not text:
+            self.fail("a path is empty", param, ctx)
+        try:
+            return super().convert(str(Path(text).expanduser()), param, ctx)
+        except RuntimeError as error:  # ~ of a user who is not there
+            self.fail(f"{text}: {error}", param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """So many seconds; no number that is none, such as nan."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
+
 
 hosts_option = click.option(
     "--hosts",
     "hosts_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathOf(dir_okay=False),
     metavar="FILE",
     help="Hosts file; hosts.yaml here or the one that ships when not given.",
 )
@@ -49,13 +79,13 @@ steps_option = click.option(
 )
 tree_option = click.option(
     "--tree",
-    type=click.Path(path_type=Path),
+    type=PathOf(),
     help="Git tree to build instead of the source in hosts.yaml.",
 )
 blocks_option = click.option(
     "--blocks",
     type=int,
-    help="Blocks instead of the profile's; a block boots each step once.",
+    help=f"Blocks instead of the profile's; a block boots each step once. At most {MAX_BLOCKS}.",
 )
 also_option = click.option(
     "--also",
@@ -67,7 +97,7 @@ also_option = click.option(
 )
 seed_option = click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=2**63 - 1),
     help="Seed of the order of boots; drawn and stored when not given.",
 )
 
@@ -89,12 +119,39 @@ def out_option(prefix: str = "") -> Callable[[Any], Any]:
 
     def directory(_context: click.Context, _option: click.Parameter, given: Path | None) -> Path:
         name = f"{prefix}{datetime.now().astimezone():%Y-%m-%dT%H-%M-%S}"
-        return (given or Path("results") / name).absolute()
+        chosen = (given or Path("results") / name).absolute()
+        _require_place(chosen)
+        return chosen
 
     return click.option(
         "--out",
         "directory",
-        type=click.Path(path_type=Path),
+        type=PathOf(),
         callback=directory,
         help=f"Result directory; results/{prefix}DATE when not given.",
     )
+
+
+def _require_place(directory: Path) -> None:
+    """See before hours of work that results can be written to ``directory``."""
+    there = next(up for up in (directory, *directory.parents) if os.path.lexists(up))
+    if not there.is_dir():
+        what = "a link that leads nowhere" if there.is_symlink() else "no directory"
+        raise ConfigurationError(
+            f"{directory} cannot hold results: {there} is {what}",
+            hint="name another directory with --out",
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InfrastructureError(
+            f"{directory} cannot hold results: nothing can be written to {there}",
+            hint="name a directory that is yours with --out",
+        )
+
+
+def require_apart(directory: Path, tree: Path | None) -> None:
+    """Raise a :class:`ConfigurationError` if results would go into the kernel tree itself."""
+    if tree is not None and directory.resolve() == tree.resolve():
+        raise ConfigurationError(
+            f"{directory} is the kernel tree, which is only read",
+            hint="name another directory with --out",
+        )

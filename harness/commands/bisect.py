@@ -18,10 +18,12 @@ from harness import bisect as bisection
 from harness import campaign, config, kernels, plan, samples
 from harness.analysis import analyse
 from harness.commands import (
+    PathOf,
     bed_option,
     hosts_option,
     out_option,
     profile_option,
+    require_apart,
     seed_option,
 )
 from harness.errors import ConfigurationError
@@ -47,7 +49,7 @@ from harness.report import document
 @click.option("--steps", help="Steps to search among; 0-8 if not given.")
 @click.option(
     "--tree",
-    type=click.Path(path_type=Path),
+    type=PathOf(),
     help="Git tree whose commits to search, as they are, instead of the series.",
 )
 @profile_option("standard")
@@ -55,7 +57,7 @@ from harness.report import document
     "--max-blocks",
     default=18,
     show_default=True,
-    type=click.IntRange(min=bisection.LOOK_BLOCKS),
+    type=click.IntRange(min=bisection.LOOK_BLOCKS, max=plan.MAX_BLOCKS),
     help=f"Most blocks to decide a point; tried after every {bisection.LOOK_BLOCKS}.",
 )
 @seed_option
@@ -107,9 +109,10 @@ def bisect(
 
     The exit code is 6 if the ends do not differ, and 7 if the measurement cannot tell.
     """
+    require_apart(directory, tree)
     hosts = config.load(config.locate(hosts_path))
     bed = config.bed(hosts, bed_name)
-    if tree and steps:
+    if tree and steps is not None:
         raise ConfigurationError("--tree and --steps exclude each other")
     commits = kernels.commits_between(tree, good, bad) if tree else []
     titles = {commit.name: commit.subject for commit in commits}
@@ -117,7 +120,9 @@ def bisect(
         metric=metric,
         by=_share(by),
         kind="commit" if tree else "step",
-        points=tuple(titles) if tree else _between(good, bad, plan.parse_steps(steps or "0-8")),
+        points=tuple(titles)
+        if tree
+        else _between(good, bad, plan.parse_steps("0-8" if steps is None else steps)),
         max_blocks=max_blocks,
         profile=profile_name,
         bed=bed.name,
@@ -165,7 +170,7 @@ def bisect(
 
 def _share(by: str) -> float:
     """``2%`` as 0.02."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", by)
+    match = re.fullmatch(r"\s*([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*%\s*", by)
     if match is None or not float(match[1]):
         raise ConfigurationError(f"{by!r} is no share to move by", hint="write --by 2%")
     return float(match[1]) / 100

@@ -20,7 +20,7 @@ from harness.progress import Progress
 @tree_option
 @click.option(
     "--layouts",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=plan.MAX_LAYOUTS),
     default=plan.profile("quick").layouts,
     show_default=True,
     help="Layouts of each; the profile standard takes "

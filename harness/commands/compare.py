@@ -9,14 +9,15 @@ from pathlib import Path
 import click
 
 from harness.analysis import analyse
+from harness.commands import PathOf
 from harness.report import compare as sides
 from harness.report import document
 from harness.samples import ResultDirectory
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=PathOf())
+@click.argument("second", type=PathOf())
 @click.option(
     "--format",
     "form",

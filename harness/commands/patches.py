@@ -13,13 +13,13 @@ from tabulate import tabulate
 
 from harness import config
 from harness import patches as kernel_patches
-from harness.commands import hosts_option
+from harness.commands import PathOf, hosts_option
 from harness.errors import KernelError
 from harness.kernels.deep import CHECKS, Finding, check_deep
 from harness.kernels.source import Tree, from_git, from_package, resolve
 from harness.progress import Progress
 
-_tree = click.argument("tree", type=click.Path(path_type=Path, file_okay=False, exists=True))
+_tree = click.argument("tree", type=PathOf(file_okay=False, exists=True))
 _series = click.option(
     "--series", "name", default="auto", metavar="NAME", help="Series; by the tree's version if not."
 )
@@ -43,9 +43,7 @@ def list_() -> None:
 
 
 @patches.command()
-@click.argument(
-    "tree", type=click.Path(path_type=Path, file_okay=False, exists=True), required=False
-)
+@click.argument("tree", type=PathOf(file_okay=False, exists=True), required=False)
 @click.option("--step", metavar="N", help="Last step to try; all of them if not given.")
 @_series
 @click.option(
@@ -85,13 +83,13 @@ def check(
     A git tree counts as its last commit. Without TREE it is tried on the source that
     hosts.yaml names. --deep takes an hour or more the first time.
     """
-    if package:
+    if package is not None:
         source = from_package(package)
     elif tree and deep:
         source = from_git(tree)
     elif not tree:
         source = resolve(config.load(config.locate(hosts_path)).kernel.source)
-    if tree is None or package:
+    if tree is None or package is not None:
         tree = Tree.of(source).directory
     series = kernel_patches.series_for(tree, name)
     if deep:
@@ -129,7 +127,7 @@ def _shown(found: Sequence[Finding], form: str) -> str:
 @click.option("--step", required=True, metavar="N", help="Last step to apply.")
 @click.option(
     "--worktree",
-    type=click.Path(path_type=Path),
+    type=PathOf(),
     metavar="PATH",
     help="Where the new worktree goes; TREE-stepN if not given.",
 )
@@ -152,7 +150,7 @@ def apply(tree: Path, step: str, worktree: Path | None, in_place: bool, name: st
 @click.option(
     "--onto",
     "tree",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=PathOf(file_okay=False, exists=True),
     required=True,
     metavar="TREE",
     help="Git tree whose last commit it is carried to.",
@@ -162,13 +160,13 @@ def apply(tree: Path, step: str, worktree: Path | None, in_place: bool, name: st
 )
 @click.option(
     "--worktree",
-    type=click.Path(path_type=Path),
+    type=PathOf(),
     metavar="PATH",
     help="Where the patches are applied; TREE-rebase if not given.",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PathOf(),
     metavar="DIR",
     help="Where the new series goes; linux-X.Y in this directory if not given.",
 )

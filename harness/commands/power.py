@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from harness import config
-from harness.commands import hosts_option
+from harness.commands import PathOf, hosts_option
 from harness.errors import ConfigurationError, HarnessError
 from harness.hosts import lease
 
@@ -49,7 +49,7 @@ def power(host: str, act: str, yes: bool, hosts_path: Path | None) -> None:
 @click.option(
     "--log",
     "log_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathOf(dir_okay=False),
     metavar="FILE",
     help="Also append it to FILE, byte for byte.",
 )

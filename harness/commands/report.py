@@ -10,6 +10,7 @@ import click
 
 from harness import samples, terminal
 from harness.analysis import analyse
+from harness.commands import PathOf
 from harness.report import FORMATS, document, render, schema
 from harness.report.expect import hold, parse, require
 from harness.samples import ResultDirectory
@@ -24,7 +25,7 @@ def _print_schema(context: click.Context, _: click.Parameter, name: str | None) 
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=PathOf())
 @click.option(
     "--format",
     "form",

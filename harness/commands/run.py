@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from harness.commands import (
     hosts_option,
     out_option,
     profile_option,
+    require_apart,
     seed_option,
     steps_option,
     tree_option,
@@ -90,9 +92,10 @@ def run(
 
     Results stay in a directory that `harness report` reads again at any time.
     """
+    require_apart(directory, tree)
     kept = _kept(directory, resume=resume)
     was = kept.options if kept else samples.Options()
-    if not (bed_name or bed_names):
+    if bed_name is None and not bed_names:
         bed_name, bed_names = was.bed, was.beds
     hosts_path = config.locate(hosts_path or was.hosts)
     tree = tree or was.tree
@@ -185,7 +188,7 @@ def run(
 
 def _kept(directory: Path, *, resume: bool) -> samples.Campaign | None:
     """The campaign ``directory`` already holds, if it is to be gone on with."""
-    there = (directory / "campaign.json").exists()
+    there = os.path.lexists(directory / "campaign.json")
     if resume and not there:
         raise ConfigurationError(
             f"{directory} holds no campaign to go on with", hint="name it by --out"

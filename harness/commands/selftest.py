@@ -13,6 +13,7 @@ from typing import TextIO
 import click
 
 from harness import process
+from harness.commands import PathOf
 from harness.progress import Progress
 from harness.report.expect import ExpectationMissedError
 
@@ -25,7 +26,7 @@ def selftest() -> None:
 @selftest.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathOf(file_okay=False),
     help="Directory for disks, consoles and hosts.yaml; by default a new one, removed at the end.",
 )
 @click.option(
@@ -74,7 +75,7 @@ def rack(out: Path | None, sudoers: TextIO | None) -> None:
 @click.option("--fast", is_flag=True, help="Only those that every check of the harness tries.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathOf(file_okay=False),
     help="Directory for the rack, logs and results; by default a new one, removed at the end.",
 )
 @click.option(

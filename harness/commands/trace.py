@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness import config, kernels, plan, tracing, workload
-from harness.commands import hosts_option
+from harness.commands import Seconds, hosts_option
 from harness.errors import ConfigurationError
 from harness.hosts.channel import Agent
 from harness.hosts.ssh import SshTarget
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+_LONGEST_S = 7 * 86400
 _WIDTH = 120
 _BARS = 22
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -36,12 +37,15 @@ _DROPS = 6
 @click.option("--idle", is_flag=True, help="Send no load to a virtual host.")
 @click.option("--interface", help="Interface to watch; that of hosts.yaml if not given.")
 @click.option(
-    "--duration", "duration_s", type=click.FloatRange(min=0.1), help="Seconds; until Ctrl-C if not."
+    "--duration",
+    "duration_s",
+    type=Seconds(min=0.1, max=_LONGEST_S),
+    help="Seconds; until Ctrl-C if not given.",
 )
 @click.option(
     "--interval",
     "interval_s",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1, max=3600),
     default=1.0,
     show_default=True,
     help="Seconds between two readings.",
@@ -76,20 +80,17 @@ def trace(
     ssh nothing is changed: probes are attached, and detached when the session ends.
     """
     hosts = config.load(config.locate(hosts_path))
-    name = host or config.bed(hosts, None).dut_name
-    if name not in hosts.hosts:
-        raise ConfigurationError(
-            f"no host is named {name!r}", hint=f"hosts: {', '.join(hosts.hosts)}"
-        )
+    name = config.bed(hosts, None).dut_name if host is None else host
+    target = config.host(hosts, name)
+    wanted = plan.parse_step(step)
     with contextlib.ExitStack() as up:
-        target = hosts.hosts[name]
         if isinstance(target, config.QemuHost):
-            agent, found = up.enter_context(_virtual(hosts, name, step, idle=idle))
+            agent, found = up.enter_context(_virtual(hosts, name, wanted, idle=idle))
         elif isinstance(target, config.SshHost):
             agent, found = up.enter_context(_machine(name, target)), target.interface
         else:
             raise ConfigurationError(f"{name} is a generator: it receives nothing to trace")
-        probes = tracing.begin(agent, interface or found)
+        probes = tracing.begin(agent, found if interface is None else interface)
         up.callback(tracing.end, agent)
         show = _lines(name, probes) if as_json else up.enter_context(_screen(name, probes))
         try:
@@ -102,9 +103,9 @@ def trace(
 
 @contextlib.contextmanager
 def _virtual(
-    hosts: config.HostsFile, name: str, step: str, *, idle: bool
+    hosts: config.HostsFile, name: str, wanted: str, *, idle: bool
 ) -> Iterator[tuple[Agent, str]]:
-    """The guest ``name``, booted with ``step``, under load unless ``idle``."""
+    """The guest ``name``, booted with step ``wanted``, under load unless ``idle``."""
     named = [bed for bed, entry in hosts.beds.items() if entry.dut == name]
     if not named:
         raise ConfigurationError(
@@ -112,7 +113,6 @@ def _virtual(
         )
     bed = config.bed(hosts, named[0])
     assert isinstance(bed.dut, config.QemuHost)
-    [wanted] = plan.parse_steps(step)
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
         image = kernels.images(hosts.kernel, [wanted], progress=progress)[wanted]
         made_with = equipment(bed.dut, image, progress)

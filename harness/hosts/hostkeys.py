@@ -35,7 +35,8 @@ def file_of(host: SshHost) -> Path:
 def pinned(host: SshHost) -> Path | None:
     """The file to believe alone; None leaves it to OpenSSH's configuration."""
     path = file_of(host)
-    return path if host.known_hosts is not None or path.is_file() else None
+    # A link to keys that are gone is no leave to believe others.
+    return path if host.known_hosts is not None or os.path.lexists(path) else None
 
 
 def fetched(host: SshHost, name: str) -> list[str]:

@@ -79,7 +79,7 @@ def is_top_of_git_tree(tree: Path) -> bool:
     Raises:
         ConfigurationError: it is, of another user's, and git refuses to read it.
     """
-    if not (tree / ".git").exists():
+    if not os.path.lexists(tree / ".git"):
         return False
     done = git(tree, "rev-parse", "--show-toplevel", check=False)
     if "dubious ownership" in done.stderr:
