@@ -40,10 +40,12 @@ class SystemdBoot:
             self._partition()
         except AgentError as error:
             return str(error)
-        if not self._variable("LoaderEntryDefault") and not self._configured():
+        default = self._variable("LoaderEntryDefault") or self._configured()
+        if default is None or not fixed(default):
             return (
-                "no default entry is set, so a new entry could become it: name one by "
-                "`default` in loader/loader.conf"
+                ("no default entry is set" if default is None else f"the default is {default}")
+                + ", so a new entry could become it: name one entry by `default` in "
+                "loader/loader.conf, without * ? [ and @saved"
             )
         return None
 
@@ -136,8 +138,8 @@ class SystemdBoot:
                 text = (at / "loader/loader.conf").read_text(encoding="utf-8", errors="replace")
             except (AgentError, OSError):
                 continue
-            if found := re.search(r"^\s*default\s+(\S+)", text, re.MULTILINE):
-                return found[1]
+            if found := re.findall(r"^\s*default\s+(\S+)", text, re.MULTILINE):
+                return str(found[-1])
         return None
 
     def _variable(self, name: str) -> str | None:
@@ -147,6 +149,18 @@ class SystemdBoot:
             return path.read_bytes()[4:].decode("utf-16-le", "replace").rstrip("\0") or None
         except OSError:
             return None
+
+
+def fixed(default: str) -> bool:
+    """Does ``default`` name an entry that none of ours can take the place of?
+
+    It may be a pattern, of which systemd-boot takes the first entry that matches, or
+    ``@saved``, which is the entry that was booted last (loader.conf(5)).
+    """
+    literal = re.split(r"[*?\[\\]", default.lower(), maxsplit=1)[0]
+    if literal == default.lower():
+        return not literal.startswith(("@", _PREFIX))
+    return not (_PREFIX.startswith(literal) or literal.startswith(_PREFIX))
 
 
 def secure_boot(places: Places) -> bool:

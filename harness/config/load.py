@@ -8,8 +8,11 @@ told at once, each as ``FILE:LINE: KEY: what is wrong; expected what is right``.
 from __future__ import annotations
 
 import difflib
+import errno
 import json
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from harness.config import addresses
 from harness.config.document import MAX_BYTES, Document, KeyPath, RefusedError, parse, shortened
 from harness.config.models import (
     EXPECTED,
@@ -34,6 +38,19 @@ from harness.errors import ConfigurationError
 from harness.resources import shipped
 
 _MAX_ERRORS = 10
+_WORDS = {
+    # What pydantic says, as YAML does.
+    "Input should be ": "",
+    "a valid ": "a ",
+    "a boolean": "true or false",
+    "an object": "a mapping",
+    "a dictionary": "a mapping",
+    "a array": "a list",
+    "a tuple": "a list",
+    "a string": "text",
+    "integer": "whole number",
+    "None": "null",
+}
 _SECRET = re.compile(
     r"pass(wd|word|phrase|code)?$|password|secret|token|credential|(api|private|access)_?key",
     re.IGNORECASE,
@@ -52,8 +69,11 @@ class _Problem:
 
 def locate(path: Path | None = None) -> Path:
     """``path`` if given, else ``hosts.yaml`` here, else the one that ships."""
+    if path is not None:
+        return path
     here = Path("hosts.yaml")
-    return path or (here if here.exists() else shipped("hosts.yaml"))
+    # Also a link that leads nowhere: it was to be used, and loading says what is wrong with it.
+    return here if os.path.lexists(here) else shipped("hosts.yaml")
 
 
 def load(path: Path) -> HostsFile:
@@ -62,14 +82,7 @@ def load(path: Path) -> HostsFile:
     Raises:
         ConfigurationError: with every error found (at most ten are shown).
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot read {path}: {error.strerror}",
-            hint="name another file with --hosts; `harness hosts schema` says what goes into it",
-        ) from error
+    raw = _content(path)
     try:
         document = parse(raw)
     except RefusedError as error:
@@ -83,7 +96,7 @@ def load(path: Path) -> HostsFile:
         hosts = HostsFile.model_validate_json(
             # JSON, because strict models read addresses and paths from nothing else.
             json.dumps(document.data),
-            context={"home": path.absolute().parent},
+            context={"home": Path.cwd() if _is_stream(path) else path.absolute().parent},
         )
     except ValidationError as error:
         raise _error(path, document, _told(document, error)) from error
@@ -92,9 +105,33 @@ def load(path: Path) -> HostsFile:
     return hosts
 
 
+def _content(path: Path) -> bytes:
+    """The bytes of ``path``, a file or what stands for one (/dev/stdin)."""
+    hint = "name another file with --hosts; `harness hosts schema` says what goes into it"
+    try:
+        # O_NONBLOCK: a FIFO is refused, not waited for.
+        flags = os.O_RDONLY | os.O_CLOEXEC | (0 if _is_stream(path) else os.O_NONBLOCK)
+        with open(os.open(path, flags), "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not _is_stream(path):
+                raise ConfigurationError(f"cannot read {path}: no regular file", hint=hint)
+            return file.read(MAX_BYTES + 1)
+    except ValueError as error:  # a NUL
+        raise ConfigurationError(f"cannot read {str(path)!a}: {error}", hint=hint) from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        if path.is_symlink() and error.errno == errno.ENOENT:
+            why = f"it is a link to {os.readlink(path)}, and nothing is there"  # noqa: PTH115
+            hint = "mend the link, or mount what holds the file; --hosts names another"
+        raise ConfigurationError(f"cannot read {path}: {why}", hint=hint) from error
+
+
+def _is_stream(path: Path) -> bool:
+    return str(path).startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/"))
+
+
 def bed(hosts: HostsFile, name: str | None = None) -> Bed:
     """The bed ``name`` (the default bed when None) with both of its hosts."""
-    name = name or hosts.default_bed
+    name = hosts.default_bed if name is None else name
     if name not in hosts.beds:
         raise ConfigurationError(
             f"no bed is called {shortened(name)}; expected {_one_of(hosts.beds)}",
@@ -121,12 +158,13 @@ def beds(hosts: HostsFile, name: str | None, names: Sequence[str]) -> tuple[Bed,
     Raises:
         ConfigurationError: they share something, or are not set up alike.
     """
-    if name and names:
+    if name is not None and names:
         raise ConfigurationError("--bed and --beds exclude each other")
     found = tuple(bed(hosts, one) for one in names or (name,))
     if len(found) < 2:
         return found
     used: dict[object, str] = {}
+    tested: dict[object, str] = {}
     for one in found:
         if one.kind == "virtual":
             raise ConfigurationError(
@@ -134,7 +172,7 @@ def beds(hosts: HostsFile, name: str | None, names: Sequence[str]) -> tuple[Bed,
                 hint="virtual ones would share the CPUs of this machine",
             )
         for called, side in ((one.dut_name, one.dut), (one.generator_name, one.generator)):
-            where = (side.hostname, side.port) if isinstance(side, SshHost) else called
+            where = addresses.machine_of(side) if isinstance(side, SshHost) else called
             if other := used.get(where):
                 raise ConfigurationError(
                     f"bed {one.name} is named twice"
@@ -142,6 +180,13 @@ def beds(hosts: HostsFile, name: str | None, names: Sequence[str]) -> tuple[Bed,
                     else f"beds {other} and {one.name} share host {called}"
                 )
             used[where] = one.name
+            if other := tested.get(side.address.ip):
+                raise ConfigurationError(
+                    f"beds {other} and {one.name} both use the address {side.address.ip}",
+                    hint="beds that are used at once need networks of their own, such as "
+                    "198.18.1.0/24 and 198.18.2.0/24",
+                )
+            tested[side.address.ip] = one.name
         for field in BedSettings.model_fields:
             if getattr(one, field) != getattr(found[0], field):
                 raise ConfigurationError(
@@ -171,6 +216,9 @@ def json_schema() -> dict[str, Any]:
 
 
 def _secrets(value: Any, path: KeyPath = ()) -> Iterator[_Problem]:
+    if isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _secrets(inner, (*path, number))
     if not isinstance(value, dict):
         return
     for key, inner in value.items():
@@ -213,7 +261,7 @@ def _told(document: Document, error: ValidationError) -> list[_Problem]:
 
 def _text(detail: Any, loc: KeyPath) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
-    value = shortened(detail["input"])
+    value = _shown(detail["input"], loc)
     if kind == "missing":
         return f"missing; expected {_description(loc)}"
     if kind == "extra_forbidden":
@@ -222,8 +270,6 @@ def _text(detail: Any, loc: KeyPath) -> str:
         return f"no known kind; expected kind: {context.get('expected_tags', 'qemu, netns or ssh')}"
     if kind == "by_key":
         return str(detail["msg"])
-    if isinstance(detail["input"], dict | list):
-        value = "a mapping" if isinstance(detail["input"], dict) else "a list"
     if kind == "string_pattern_mismatch":
         return f"{value} is not usable; expected {EXPECTED[context['pattern']]}"
     if loc[-1] == "address":
@@ -232,10 +278,22 @@ def _text(detail: Any, loc: KeyPath) -> str:
         return str(context["error"])
     if kind in {"too_short", "too_long"}:
         return f"{value} is not usable; expected 1 to 64 items"
-    expected = detail["msg"].replace("Input should be ", "").replace("a valid ", "a ")
-    for theirs, ours in {"an object": "a mapping", "integer": "whole number"}.items():
+    expected = detail["msg"].partition(", got ")[0].partition(", unable ")[0]
+    for theirs, ours in _WORDS.items():
         expected = expected.replace(theirs, ours)
     return f"{value} is not usable; expected {expected}"
+
+
+def _shown(value: Any, loc: KeyPath) -> str:
+    """``value`` in the words of YAML, and nothing of it where a secret may have been put."""
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    secret = any(_SECRET.search(str(part)) for part in loc[2:])  # after the host's own name
+    if isinstance(value, str) and ":" in value:
+        secret = secret or "@" in value or loc[-1] == "user"
+    return "what stands there" if secret else shortened(value)
 
 
 def _merged(alternatives: list[str]) -> str:
@@ -295,6 +353,9 @@ def _unfit(hosts: HostsFile) -> Iterator[_Problem]:
     """What the models cannot see: names that lead nowhere, hosts that do not fit together."""
     if hosts.default_bed not in hosts.beds:
         yield _unknown(("default_bed",), "bed", hosts.default_bed, hosts.beds)
+    for name, host in hosts.hosts.items():
+        for key, text in addresses.of_host(host):
+            yield _Problem(("hosts", name, *key), text)
     for name, entry in hosts.beds.items():
         lost = [role for role in ("dut", "generator") if getattr(entry, role) not in hosts.hosts]
         for role in lost:
@@ -318,12 +379,16 @@ def _unfit_bed(hosts: HostsFile, path: KeyPath, entry: BedEntry) -> Iterator[_Pr
     if entry.dut == entry.generator:
         yield _Problem((*path, "generator"), "the dut itself; expected another host")
         return
-    if dut.address.network != generator.address.network or dut.address.ip == generator.address.ip:
+    both = dut.address, generator.address
+    fit = both[0].network == both[1].network and both[0].ip != both[1].ip
+    if not fit and not any(map(addresses.of_test, both)):
         yield _Problem(
             (*path, "generator"),
             f"{generator.address} does not reach the dut's {dut.address}; "
             "expected two addresses of one network",
         )
+    for key, text in addresses.shared(dut, generator):
+        yield _Problem(("hosts", entry.generator, key), text)
     for role, host in (("dut", dut), ("generator", generator)):
         if isinstance(host, LabgridHost) and entry.labgrid is None:
             yield _Problem(

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -27,16 +28,32 @@ EXPECTED: dict[str, str] = {}
 """What each pattern asks for, in words."""
 
 
+_PORT = "(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+
+
 def _pattern(pattern: str, expected: str) -> StringConstraints:
     EXPECTED[pattern] = expected
     return StringConstraints(pattern=pattern)
 
 
 def _from_the_file(path: Path, info: ValidationInfo) -> Path:
+    text = str(path)
+    if "://" in text or re.match(r"(?i)(https?|git|ssh):/", text):
+        raise ValueError("an address; expected a path of this machine")
+    if not text.isprintable():
+        raise ValueError("a path with unprintable characters; expected one without")
+    if re.search(r"\$[{A-Za-z_]", text):
+        raise ValueError("variables are not expanded here; expected a path without $")
     try:
         return Path((info.context or {}).get("home", "")) / path.expanduser()
     except RuntimeError as error:
         raise ValueError(f"{error}; expected a path without ~") from error
+
+
+def _program_from_the_file(command: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    """A program that is named by a path starts from the file's directory; another by PATH."""
+    program, *words = command
+    return (str(_from_the_file(Path(program), info)) if "/" in program else program, *words)
 
 
 Cpu = Annotated[int, Field(ge=0, le=4095)]
@@ -76,7 +93,7 @@ SystemId = Annotated[
 Coordinator = Annotated[
     str,
     _pattern(
-        r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:]{2,39}\])(:[0-9]{1,5})?$",
+        rf"^([A-Za-z0-9]([A-Za-z0-9._-]{{0,251}}[A-Za-z0-9])?|\[[0-9A-Fa-f:]{{2,39}}\]){_PORT}$",
         "HOST or HOST:PORT of a labgrid coordinator",
     ),
 ]
@@ -90,8 +107,12 @@ Variable = Annotated[
 KeyringEntry = Annotated[
     str, _pattern(r"^[A-Za-z0-9._@-]{1,64}/[A-Za-z0-9._@-]{1,64}$", "SERVICE/USER of a keyring")
 ]
-Word = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
-Command = Annotated[tuple[Word, ...], Field(min_length=1, max_length=64)]
+Word = Annotated[
+    str, _pattern(r"^[^\x00-\x08\x0b-\x1f\x7f]{1,4096}$", "a word without control characters")
+]
+Command = Annotated[
+    tuple[Word, ...], Field(min_length=1, max_length=64), AfterValidator(_program_from_the_file)
+]
 Suite = Annotated[str, _pattern(r"^[a-z][a-z0-9-]{0,31}$", "a Debian suite such as trixie")]
 Governor = Annotated[
     str, _pattern(r"^[a-z][a-z_]{0,15}$", "a cpufreq governor such as performance, or null")
@@ -106,7 +127,7 @@ DistccHost = Annotated[
     str,
     _pattern(
         r"^(([A-Za-z_][A-Za-z0-9_.-]{0,31})?@)?[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?"
-        r"(:[0-9]{1,5})?(/[0-9]{1,4})?(,lzo)?$",
+        rf"{_PORT}(/[0-9]{{1,4}})?(,lzo)?$",
         "a host as distcc names it, such as builder.lab.example:3632/16,lzo",
     ),
 ]
@@ -520,10 +541,17 @@ class LabgridHost(_Host):
 Host = Annotated[QemuHost | NetnsHost | SshHost | LabgridHost, Field(discriminator="kind")]
 
 
+def _whole(value: Any) -> Any:
+    """A Literal would take true and 1.0 for 1."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else repr(value)
+
+
 class HostsFile(Model):
     """The whole of hosts.yaml."""
 
-    version: Literal[1] = Field(description="version of this file's form: 1")
+    version: Annotated[Literal[1], BeforeValidator(_whole)] = Field(
+        description="version of this file's form: 1"
+    )
     default_bed: Name = Field(default="virtual", description="bed that is used when none is named")
     kernel: Kernel = Field(default=Kernel(), description="kernel source and series")
     load: Load = Field(default=Load(), description="load during a trial")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import process
+from harness.config.addresses import GENERATOR_MAC
 from harness.errors import InfrastructureError
 from harness.hosts.channel import Agent
 
@@ -71,7 +72,7 @@ def start(*, log: Path, watch: Callable[[], None] = lambda: None) -> Namespace:
         log=log,
         watch=watch,
     )
-    namespace = Namespace(agent=agent, mac="02:00:00:00:00:01")
+    namespace = Namespace(agent=agent, mac=GENERATOR_MAC)
     try:
         for words in (
             "link set lo up",

@@ -222,7 +222,7 @@ MISTAKES = [
     (4, "source:", "distcc: {hosts: []} #", "kernel.distcc.hosts: "),
     (4, "source:", "config: [x] #", "kernel.config: a list is not usable; expected 'auto', "),
     (15, "vcpus: 2", "vcpus: '2'", "hosts.guest.vcpus: '2' is not usable; expected a whole number"),
-    (15, "vcpus: 2", "vcpus: true", "True is not usable; expected a whole number"),
+    (15, "vcpus: 2", "vcpus: true", "true is not usable; expected a whole number"),
     (15, "vcpus: 2", "vcpus: 99", "99 is not usable; expected less than or equal to 64"),
     (15, "vcpus: 2", "accelerator: xen", "'xen' is not usable; expected 'auto', 'kvm' or 'tcg'"),
     (
@@ -276,7 +276,7 @@ MISTAKES = [
     (12, "cpus: auto", "rx_queues: 2\n    steering: ntuple", "steering: a rule leads to one queue"),
     (11, "cpus: auto", "rx_ring: 8", "8 is not usable; expected greater than or equal to 64"),
     (11, "cpus: auto", "offloads: {tso: true}", "offloads.tso: unknown key; expected gro, "),
-    (11, "cpus: auto", "coalesce: true", "coalesce: True is not usable; expected a mapping"),
+    (11, "cpus: auto", "coalesce: true", "coalesce: true is not usable; expected a mapping"),
     (13, "kind: qemu", "kind: ssh", "hosts.guest.hostname: missing; expected host name"),
 ]
 
