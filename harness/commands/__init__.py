@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -141,11 +142,14 @@ def _require_place(directory: Path) -> None:
             f"{directory} cannot hold results: {there} is {what}",
             hint="name another directory with --out",
         )
-    if not os.access(there, os.W_OK | os.X_OK):
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
         raise InfrastructureError(
-            f"{directory} cannot hold results: nothing can be written to {there}",
+            f"{directory} cannot hold results: nothing can be written to {there}: {error.strerror}",
             hint="name a directory that is yours with --out",
-        )
+        ) from error
 
 
 def require_apart(directory: Path, tree: Path | None) -> None:

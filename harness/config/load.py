@@ -445,6 +445,11 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str | None:
     return f"did you mean {close[0]}?" if close else None
 
 
+def _key(part: str | int) -> str:
+    text = str(part)
+    return text if text.isascii() and len(text) <= 60 else shortened(text)
+
+
 def _error(path: Path, document: Document, problems: list[_Problem]) -> ConfigurationError:
     """One error for ``problems``, in the order of the file."""
 
@@ -457,7 +462,7 @@ def _error(path: Path, document: Document, problems: list[_Problem]) -> Configur
 
     ordered = sorted(problems, key=line)
     told = [
-        f"{path}:{line(problem)}: {'.'.join(map(str, problem.path))}: {problem.text}"
+        f"{path}:{line(problem)}: {'.'.join(map(_key, problem.path))}: {problem.text}"
         for problem in ordered[:_MAX_ERRORS]
     ]
     if len(ordered) > _MAX_ERRORS:

@@ -125,6 +125,8 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
     if other is not None and other == match["step"]:
         raise ConfigurationError(f"expectation {text!r} compares a step with itself")
     bound = float(match["number"] or match["factor"] or 1.0)
+    if not np.isfinite(bound):
+        raise ConfigurationError(f"expectation {text!r:.200} names no number that can be reached")
     if other is not None and bound <= 0:
         raise ConfigurationError(f"expectation {text!r} has a factor of 0")
     return Expectation(
