@@ -6,20 +6,18 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import harness
-from harness import cache, patches, process
-from harness.config import CommandPower
+from harness import cache, kernels, patches, process
+from harness.config import CommandPower, Kernel
 from harness.errors import ConfigurationError, HarnessError, InfrastructureError
 from harness.hosts import power
-from harness.kernels import build, configuration, toolchain, walk
+from harness.kernels import configuration, toolchain, walk
 from harness.kernels.source import Tree, Worktree, commits_between, from_git, from_tarball
 from harness.patches.git import git, is_top_of_git_tree
 from harness.progress import Progress
@@ -149,7 +147,7 @@ def test_what_is_no_kernel_is_refused_and_leaves_nothing(tmp_path: Path, own_cac
     with pytest.raises(ConfigurationError, match="is no tarball that tar can unpack"):
         Tree.of(from_tarball(tmp_path / "x.tar"))
     subprocess.run(["tar", "-cf", tmp_path / "y.tar", "-C", tmp_path, "plain"], check=True)
-    with pytest.raises(ConfigurationError, match="y.tar is no kernel tree"):
+    with pytest.raises(ConfigurationError, match=r"y\.tar is no kernel tree"):
         Tree.of(from_tarball(tmp_path / "y.tar"))
     assert kept(own_cache / "sources") == []
 
@@ -190,8 +188,9 @@ EXPORTED = {
     "ARCH": "arm64", "SUBARCH": "arm", "CROSS_COMPILE": "aarch64-linux-gnu-", "CC": "clang",
     "LD": "gold", "AR": "no", "LLVM": "1", "CFLAGS": "-O0", "KCFLAGS": "-O0", "KCPPFLAGS": "-DX",
     "HOSTCFLAGS": "-O0", "LOCALVERSION": "-mine", "KBUILD_OUTPUT": "/x", "KBUILD_EXTMOD": "/x",
-    "KCONFIG_CONFIG": "/x", "KCONFIG_ALLCONFIG": "/x", "KBUILD_BUILD_VERSION": "7", "MAKEFLAGS": "B",
-    "MAKEFILES": "/x", "GNUMAKEFLAGS": "-B", "MFLAGS": "-B", "V": "2", "W": "1", "C": "2", "O": "/x",
+    "KCONFIG_CONFIG": "/x", "KCONFIG_ALLCONFIG": "/x", "KBUILD_BUILD_VERSION": "7",
+    "MAKEFLAGS": "B", "MAKEFILES": "/x", "GNUMAKEFLAGS": "-B", "MFLAGS": "-B", "V": "2", "W": "1",
+    "C": "2", "O": "/x",
     "INSTALL_MOD_PATH": "/x", "INSTALL_MOD_STRIP": "0", "CPATH": "/x", "C_INCLUDE_PATH": "/x",
     "LIBRARY_PATH": "/x", "GCC_EXEC_PREFIX": "/x", "COMPILER_PATH": "/x", "SOURCE_DATE_EPOCH": "1",
     "DEPENDENCIES_OUTPUT": "/x", "TZ": "Asia/Tokyo", "LANG": "de_DE", "LC_TIME": "de_DE",
@@ -276,7 +275,7 @@ def test_a_program_that_cannot_be_started_is_told(tmp_path: Path) -> None:
         assert why in told.value.message, command[0]
         assert hint in (told.value.hint or ""), command[0]
         with pytest.raises(InfrastructureError, match="rx: "):
-            power.connect(CommandPower(command=(command[0],)), "rx").status()
+            power.connect(CommandPower.model_construct(command=(command[0],)), "rx").status()
     with pytest.raises(InfrastructureError, match="no such directory"):
         process.run(["true"], cwd=tmp_path / "gone")
 
@@ -322,18 +321,14 @@ def test_a_cache_that_kernels_cannot_be_built_in(
 def test_caches_that_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for chosen, wanted in {
-        "relative/x": "relative/x",
-        "~/in+home": "in+home",
-        "jörg": "jörg",
-    }.items():
+    for chosen in ("relative/x", "~/in+home", "jörg"):
         monkeypatch.setenv("RECEIVE_BATCHING_CACHE", chosen)
-        assert cache.root() == tmp_path / wanted
+        assert cache.root() == tmp_path / chosen.removeprefix("~/")
     monkeypatch.setenv("RECEIVE_BATCHING_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert cache.root() == tmp_path / ".cache/receive-batching"
     monkeypatch.setenv("HOME", str(tmp_path / "John Smith"))
-    with pytest.raises(ConfigurationError, match="the cache is .*John Smith.*bear ' '"):
+    with pytest.raises(ConfigurationError, match=r"the cache is .*John Smith.*bear ' '"):
         cache.root()
 
 
@@ -343,11 +338,6 @@ def test_a_cache_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch) -> N
         with cache.locked(cache.root() / "sources" / "x", what="the source"):
             pass
     assert "RECEIVE_BATCHING_CACHE" in (told.value.hint or "")
-
-
-@contextmanager
-def nothing_else(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
-    yield []
 
 
 GATEWAYS = {
@@ -380,16 +370,9 @@ def test_programs_are_started_in_one_place_and_git_in_one() -> None:
     assert callers <= {"patches/git.py", "kernels/source.py"}
 
 
-def test_a_refused_build_leaves_the_right_one_possible(
-    linux: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_build_leaves_the_right_one_possible(linux: Path, own_cache: Path) -> None:
     """As typed: harness build --tree LINUX/net, and then --tree LINUX."""
-    from harness import kernels
-    from harness.config import Kernel
-
     for tree, told in ((linux / "net", "not the top of a git tree"), (linux, "does not apply")):
         with Progress(bars=False) as progress, pytest.raises(HarnessError, match=told):
             kernels.layouts(Kernel(), ["0"], 1, progress=progress, tree=tree)
     assert len(kept(own_cache / "sources")) == 1
-    assert build.cache is cache
-    assert sys.executable
