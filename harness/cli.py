@@ -173,6 +173,9 @@ def _ended_by(error: BaseException) -> int:
         # Whoever read our output has had enough.
         terminal.give_up()
         return 1  # as click does it for what it writes itself
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+        told = InfrastructureError(str(error.strerror), hint="free some space, or set TMPDIR")
+        return _show(told)
     if isinstance(error, OSError) and error.errno in _HINTS:
         where = f": {error.filename}" if error.filename else ""
         if not where and error.errno in _NO_ROOM:  # only what opens a file names it

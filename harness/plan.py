@@ -336,8 +336,8 @@ def kernel_of(step: str) -> str:
     return step.removesuffix("again")
 
 
-_RANGE = re.compile(r"([0-9]{1,9})\s*-\s*([0-9]{1,9})")
-_NUMBER = re.compile(r"[0-9]{1,9}")
+_RANGE = re.compile(r"([0-9]{1,18})\s*-\s*([0-9]{1,18})")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 def parse_step(spec: str) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,14 @@ _tree = click.argument("tree", type=PathOf(file_okay=False, exists=True))
 _series = click.option(
     "--series", "name", default="auto", metavar="NAME", help="Series; by the tree's version if not."
 )
+
+
+def _package(_context: click.Context, _option: click.Parameter, given: str | None) -> str | None:
+    if given is not None and not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", given):
+        raise click.BadParameter(f"{given!a} is no name of a package, such as linux-source-6.12")
+    return given
+
+
 _COLOURS = {"applies": "green", "present": "yellow", "fails": "red", "not tried": None}
 
 
@@ -51,7 +60,12 @@ def list_() -> None:
     is_flag=True,
     help="Compile every step in several configurations, and run checkpatch and sparse on it.",
 )
-@click.option("--package", metavar="NAME", help="Debian's package of the source, in place of TREE.")
+@click.option(
+    "--package",
+    metavar="NAME",
+    callback=_package,
+    help="Debian's package of the source, in place of TREE.",
+)
 @click.option(
     "--only",
     "checks",

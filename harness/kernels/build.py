@@ -77,7 +77,7 @@ def build_steps(
             message holds the first error of the compiler and names the log.
         InfrastructureError: a build tool is missing or there is too little space.
     """
-    compiler, config = toolchain.compiler, configuration.identity
+    compiler, config = toolchain.identity, configuration.identity
     objects = cache.root() / "objects" / cache.digest(source.identity, config, compiler, KCFLAGS)
     touched = {name for patch in series.patches for name in patch.files}
     chosen = [patch for patch in series.optional if patch.name in steps]
@@ -102,7 +102,7 @@ def build_steps(
             record={
                 "patches": [path.name for path in files],
                 "source": str(source),
-                "compiler": compiler,
+                "compiler": toolchain.compiler,
             },
             place=place,
         )
@@ -134,7 +134,7 @@ def build_commits(
             f"{len(code)} files of code differ within the range, too many for a layout to be told",
             hint="name ends that are nearer to each other: rc by rc, not release by release",
         )
-    compiler, config = toolchain.compiler, configuration.identity
+    compiler, config = toolchain.identity, configuration.identity
     whose = f"the commits of {repository.resolve()}"
     objects = cache.root() / "objects" / cache.digest(whose, config, compiler, KCFLAGS)
     images: dict[str, tuple[Image, ...]] = {}
@@ -155,7 +155,7 @@ def build_commits(
             # They decide where its functions lie.
             content=cache.digest(source.identity, [*code], config, compiler),
             touched=code,
-            record={"patches": [], "source": str(source), "compiler": compiler},
+            record={"patches": [], "source": str(source), "compiler": toolchain.compiler},
             place=place,
         )
         images[commit] = _images(variant, objects, configuration, toolchain, layouts, progress)

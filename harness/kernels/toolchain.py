@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from harness.errors import ConfigurationError, InfrastructureError
 
 _PROOF = "int proof(void) { return 0; }\n"
 _PROOF_S = 30.0
+_OTHERS = ("gcc", "ld", "as", "ar", "nm", "objcopy", "strip", "pahole")
+_SYSTEM = (Path("/usr/bin"), Path("/bin"))
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,13 @@ class Toolchain:
     cache: str | None = None
     peers: tuple[str, ...] = ()
     wanted_jobs: int | None = None
+    strays: tuple[str, ...] = ()
+    """What else makes a kernel, where it is not the system's own: path and version of each."""
+
+    @property
+    def identity(self) -> str:
+        """What stands for it in digests: the system's own other tools go with its gcc."""
+        return "; ".join((self.compiler, *self.strays))
 
     @property
     def arguments(self) -> list[str]:
@@ -105,7 +114,17 @@ def toolchain_of(kernel: Kernel) -> Toolchain:
         cache=kernel.compiler_cache,
         peers=distcc.hosts if distcc else (),
         wanted_jobs=distcc.jobs if distcc else None,
+        strays=tuple(_strays()),
     )
+
+
+def _strays() -> Iterator[str]:
+    for tool in _OTHERS:
+        found = shutil.which(tool)
+        if found is None or Path(found).resolve().parent in _SYSTEM:
+            continue
+        said = process.run([found, "--version"], env=process.building(), check=False).stdout
+        yield f"{found}: {said.partition(chr(10))[0]}"
 
 
 def _compiled_by(compiler: list[str], source: Path, environment: Mapping[str, str]) -> str:

@@ -376,3 +376,20 @@ def test_a_refused_build_leaves_the_right_one_possible(linux: Path, own_cache: P
         with Progress(bars=False) as progress, pytest.raises(HarnessError, match=told):
             kernels.layouts(Kernel(), ["0"], 1, progress=progress, tree=tree)
     assert len(kept(own_cache / "sources")) == 1
+
+
+def test_a_linker_of_the_users_makes_another_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = toolchain.toolchain_of(Kernel())
+    assert own.identity == own.compiler
+    ld = tmp_path / "ld"
+    ld.write_text("#!/bin/sh\necho GNU ld 99\n")
+    ld.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    other = toolchain.toolchain_of(Kernel())
+    assert other.compiler == own.compiler
+    assert other.identity == f"{own.compiler}; {ld}: GNU ld 99"
+    ld.unlink()
+    ld.symlink_to("/usr/bin/ld")  # as ccache's directory has one of gcc
+    assert toolchain.toolchain_of(Kernel()).identity == own.identity
