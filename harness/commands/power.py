@@ -58,6 +58,8 @@ def console(host: str, log_path: Path | None, hosts_path: Path | None) -> None:
     """Print what HOST says on its console, until Ctrl-C."""
     from harness.hosts import console
 
+    if log_path is not None and not log_path.absolute().parent.is_dir():
+        raise ConfigurationError(f"{log_path.parent} is no directory that could hold the log")
     machine = _machine(hosts_path, host)
     if machine.console is None:
         raise ConfigurationError(

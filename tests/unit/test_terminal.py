@@ -30,7 +30,7 @@ beds:
   virtual: {dut: guest, generator: wire}
 hosts:
   rx: {kind: ssh, hostname: rx.invalid, interface: eth0, address: 198.18.1.2/24,
-       power: {command: [./power]}}
+       power: {command: [./power]}, console: {command: [./power]}}
   tx: {kind: ssh, hostname: tx.invalid, interface: eth0, address: 198.18.1.1/24}
   guest: {kind: qemu, address: 198.18.0.2/24}
   wire: {kind: netns, address: 198.18.0.1/24}
@@ -73,7 +73,11 @@ LINES = [
     ("trace guest", 3),
     ("hosts power tx status", 2),
     ("hosts power rx status", 3),
-    ("hosts console rx", 2),
+    ("hosts console tx", 2),
+    ("hosts console rx", 3),
+    ("hosts console rx --log nowhere/x", 2),
+    ("hosts console rx --log .", 2),
+    ("patches check --package ../x", 2),
     ("hosts lease guest", 2),
     ("hosts show nobody", 2),
     ("doctor guest", 2),
@@ -244,6 +248,14 @@ def test_streams_that_are_odd(here: Path, script: str, status: int, told: bytes)
     assert told in done.stderr
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [None, "", "'", "harness run --bed "])
+def test_a_completion_says_nothing_but_words(here: Path, words: str | None) -> None:
+    given = {} if words is None else {"COMP_WORDS": words, "COMP_CWORD": "x" if words else "0"}
+    done = run_in_shell("$H", _HARNESS_COMPLETE="bash_complete", **given)
+    assert done.returncode in {0, 1}
+    assert done.stderr == b""
 
 
 def test_a_latin_1_terminal_without_a_home(here: Path) -> None:
