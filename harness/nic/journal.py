@@ -20,6 +20,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self._mistakes: set[tuple[str, str]] = set()
 
     def count(self, name: str, number: int = 1) -> None:
         self.counts[name] += number
@@ -34,7 +35,16 @@ class Journal:
                 log.warning("%s: no more of these are logged", name)
 
     def mistake(self, error: Exception) -> None:
-        """Count an exception that only a mistake of the model can raise; log the first few."""
+        """Count an exception that only a mistake of the model can raise; log it once.
+
+        One kind is one type at one place: a guest or a sender can repeat it for ever.
+        """
         self.counts["internal_errors"] += 1
-        if self.counts["internal_errors"] <= _LOGGED_PER_KIND:
-            log.error("internal error", exc_info=error)
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+        kind = (type(error).__name__, where)
+        if kind not in self._mistakes and len(self._mistakes) < _LOGGED_PER_KIND:
+            self._mistakes.add(kind)
+            log.error("internal error (counted from now on)", exc_info=error)
