@@ -65,7 +65,7 @@ class Receiver:
         self._rxqs = rxqs
         self._clock_ns = clock_ns
         self._busy: list[queues.RxQueue] = []
-        self._moved_ns = 0
+        self._blocked_ns: int | None = None
         self.max_frame = 1518
         """The longest frame the MAC takes, FCS included."""
         self.carries = True
@@ -108,9 +108,10 @@ class Receiver:
         done = 0
         while done < _BUDGET:
             waiting = frames.waiting()
-            room = waiting
-            if carries and waiting:
-                room = self._room(waiting)
+            if not waiting:
+                self._blocked_ns = None
+                break
+            room = self._room(waiting) if carries else waiting
             if not room:
                 break
             size = self._left = min(room, _BATCH)
@@ -133,10 +134,13 @@ class Receiver:
             room = 0
         for rxq in self._busy:
             room = min(room, rxq.frames_posted(self.max_frame))
-        now_ns = self._clock_ns()
         if room:
-            self._moved_ns = now_ns
-        elif now_ns - self._moved_ns >= RESIDENCE_NS:
+            self._blocked_ns = None
+            return room
+        now_ns = self._clock_ns()
+        if self._blocked_ns is None:
+            self._blocked_ns = now_ns
+        elif now_ns - self._blocked_ns >= RESIDENCE_NS:
             room = min(waiting, _EVICTED)
         return room
 
