@@ -99,10 +99,10 @@ class Receiver:
     def flush(self) -> None:
         """Drop what waits: the packet buffer does not outlive a reset."""
         for _ in range(2):  # to the end of the ring, and from its start
-            waiting = self._wire.waiting()
-            self._journal.count("rx_frames", waiting)
-            self._journal.count("rx_flushed", waiting)
-            self._wire.release(waiting)
+            if waiting := self._wire.waiting():
+                self._journal.count("rx_frames", waiting)
+                self._journal.count("rx_flushed", waiting)
+                self._wire.release(waiting)
 
     def _receive(self, frames: Frames, carries: bool) -> int:
         done = 0

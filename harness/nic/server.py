@@ -67,9 +67,11 @@ class Server:
                     self._serve(connection)
                 except SessionEnd as end:
                     log.info("session ended: %s", end)
+                except Exception as error:  # noqa: BLE001 - the counters are still to be told
+                    self._nic.journal.mistake(error)
                 finally:
                     connection.close()
-                    self._nic.client_gone()
+                    self._guard(self._nic.client_gone)
         finally:
             self.close()
 
@@ -280,7 +282,7 @@ def _listen(path: Path) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(old)
-        listener.listen(1)
+        listener.listen(16)
     except OSError:
         listener.close()
         raise
