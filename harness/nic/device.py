@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from harness.nic import commands, faults, pci, queues, registers
 from harness.nic.commands import MAX_VIS, TMR_NS_PER_COUNT
-from harness.nic.journal import Journal, log
+from harness.nic.journal import Journal
 from harness.nic.mcdi import EINVAL, ENOENT, Mcdi, McdiError
 from harness.nic.memory import GuestAccessError, GuestMemory
 from harness.nic.phy import Phy
@@ -148,8 +148,7 @@ class Nic:
 
     def reset(self) -> None:
         """VFIO_USER_DEVICE_RESET: as at power-on, but for the cable."""
-        log.info("device reset")
-        self.journal.count("device_resets")
+        self.journal.tell("device_resets", "by the client")
         self.config.reset()
         self._function_reset()
 
@@ -174,7 +173,7 @@ class Nic:
 
     def mc_reboot(self) -> None:
         """The management CPU restarts: all it had given out is gone, and it tells."""
-        log.info("MC reboot")
+        self.journal.tell("mc_reboots", "by the driver")
         self._warm_boots = (self._warm_boots + 1) & 0xFFFF
         self.entity_reset()
         self._port_reset()
@@ -321,6 +320,8 @@ class Nic:
 
     def _link_changed(self) -> None:
         self._apply_link()
+        speed = self.phy.speed_mbps
+        self.journal.tell("link_changes", "%s", f"up, {speed} Mbit/s" if speed else "down")
         self.push_event(0, _mcdi_event(_CODE_LINKCHANGE) | self.phy.event())
 
     def _apply_link(self) -> None:
@@ -335,7 +336,7 @@ class Nic:
         """Bus mastering or the power state: what may be written, and whether it interrupts."""
         masters_bus = self.config.masters_bus
         if masters_bus != self.memory.reachable:
-            log.info("the function may%s write to memory", "" if masters_bus else " not")
+            self.journal.tell("bus_mastering", "%s", "on" if masters_bus else "off")
             self.memory.reachable = masters_bus
             self.interrupts.sending = masters_bus
             self._receiver.stalled = not masters_bus

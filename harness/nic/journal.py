@@ -27,12 +27,19 @@ class Journal:
 
     def note(self, name: str, message: str, *values: object) -> None:
         """Count ``name`` once and log ``message`` for the first few of its kind."""
+        self._log(logging.WARNING, name, message, *values)
+
+    def tell(self, name: str, message: str, *values: object) -> None:
+        """The same for what is no fault, and a guest can have as often as it likes."""
+        self._log(logging.INFO, name, message, *values)
+
+    def _log(self, level: int, name: str, message: str, *values: object) -> None:
         self.counts[name] += 1
         seen = self.counts[name]
         if seen <= _LOGGED_PER_KIND:
-            log.warning("%s: " + message, name, *values)  # noqa: G003
+            log.log(level, "%s: " + message, name, *values)  # noqa: G003
             if seen == _LOGGED_PER_KIND:
-                log.warning("%s: no more of these are logged", name)
+                log.log(level, "%s: no more of these are logged", name)
 
     def mistake(self, error: Exception) -> None:
         """Count an exception that only a mistake of the model can raise; log it once.

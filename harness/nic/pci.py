@@ -124,7 +124,7 @@ class ConfigSpace:
             old = int.from_bytes(self._config[at : at + 2], "little")
             self._config[at : at + 2] = (old & ~mask | value & mask).to_bytes(2, "little")
         if flr:
-            self._journal.count("function_level_resets")
+            self._journal.tell("function_level_resets", "by the driver")
             command = bytes(self._config[_MSIX_CTRL : _MSIX_CTRL + 2])
             self.reset()
             # QEMU tracks MSI-X itself and does not see this reset.

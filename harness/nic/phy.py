@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from harness.nic.journal import log
 from harness.nic.mcdi import EINVAL, Command, Layout, McdiError
 from harness.nic.registers import Field
 
@@ -132,7 +131,6 @@ class Phy:
         state = self._state()
         if state != self._told:
             self._told = state
-            log.info("link %s", f"up, {state[0]} Mbit/s" if self.up else "down")
             self._changed()
 
     def _get_phy_cfg(self, _: bytes) -> bytes:

@@ -40,6 +40,7 @@ _MAX_FDS = 32
 _RECEIVE = 16 << 10
 _ANCILLARY = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 _MAX_UNSENT = 4 << 20
+_LOGGED = 400
 _MAX_FDS_WAITING = 4 * _MAX_FDS
 
 _DEVICE_FLAGS_RESET, _DEVICE_FLAGS_PCI = 1, 2
@@ -239,7 +240,8 @@ class Connection:
         major, minor = struct.unpack_from("<HH", payload)
         if major != 0:
             raise RequestError(errno.EPROTONOSUPPORT, f"protocol version {major}.{minor}")
-        log.info("client speaks vfio-user %d.%d: %s", major, minor, payload[4:].rstrip(b"\0"))
+        said = payload[4:].rstrip(b"\0")[:_LOGGED]
+        self._journal.tell("vfio_versions", "client speaks %d.%d: %s", major, minor, said)
         capabilities = {
             "max_msg_fds": 16,
             "max_data_xfer_size": MAX_DATA,
@@ -305,6 +307,8 @@ class Connection:
         _, flags, index, start, count = struct.unpack_from("<IIIII", payload)
         if index >= len(pci.IRQ_COUNTS) or start + count > pci.IRQ_COUNTS[index]:
             raise RequestError(errno.EINVAL, f"interrupts {index}: {start}+{count}")
+        if index != pci.MSIX_IRQ_INDEX:
+            return b""  # there are none of that kind, and so nothing to do
         interrupts = self._device.interrupts
         data, action = flags & 7, flags & ~7
         vectors = range(start, start + count)

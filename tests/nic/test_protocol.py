@@ -408,3 +408,28 @@ def test_a_slow_client_gets_all_its_answers(driver: MiniDriver) -> None:
         driver.connection.flush()
     assert len(got) == 500 * (32 + 4096)
     assert not driver.connection.wants_to_write
+
+
+def test_other_kinds_of_interrupt_are_none_of_msix(driver: MiniDriver) -> None:
+    driver.set_irqs(2)
+    for index in (0, 1, 3, 4):
+        off = struct.pack("<IIIII", 20, 0x21, index, 0, 0)
+        assert driver.request(transport.DEVICE_SET_IRQS, off)[0] == 0
+        one = struct.pack("<IIIII", 20, 0x24, index, 0, 1)
+        assert driver.request(transport.DEVICE_SET_IRQS, one)[0] == errno.EINVAL
+    driver.nic.interrupts.raise_vector(1)
+    assert driver.interrupts(1) == 1
+
+
+def test_a_guest_cannot_fill_the_log_with_what_is_allowed(
+    driver: MiniDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for turn in range(200):
+        driver.write_command(4 * (turn % 2))
+        driver.write_region(pci.CONFIG_REGION, 0x78, struct.pack("<H", 0x8000))
+        driver.request(transport.DEVICE_RESET)
+        driver.request(transport.VERSION, struct.pack("<HH", 0, 0) + b"x" * 5000)
+        driver.mcdi(0x2A, struct.pack("<4I", 0x3C0, 8 * (turn % 2), 0, 0))
+    assert len(caplog.records) < 200
+    assert len(caplog.text) < 100_000

@@ -345,7 +345,7 @@ def test_a_function_without_bus_mastering_lets_the_loop_rest(veth: None, tmp_pat
 
 
 def test_more_control_clients_than_are_served(veth: None, tmp_path: Path) -> None:
-    with model(tmp_path) as (process, path, control):
+    with model(tmp_path) as (_, path, control):
         driver = started(path)
         clients = []
         for _ in range(300):
