@@ -17,11 +17,14 @@ from harness.nic.mcdi import (
     ENOENT,
     ENOSPC,
     ENOSYS,
+    EPERM,
     Command,
     Layout,
     McdiError,
     McRebooted,
 )
+from harness.nic.pci import VECTORS
+from harness.nic.phy import Phy
 
 TMR_NS_PER_COUNT = 1536
 MAX_VIS = 1024
@@ -34,13 +37,9 @@ _FLAGS1 = 1 << _SET_MAC_ENHANCED | 1 << _RX_PREFIX_LEN_14 | 1 << _MCAST_FILTER_C
 _WORKAROUND_BUG26807 = 0x40
 _FUNC_FLAGS = 0b111  # PRIMARY, LINKCTRL, TRUSTED
 
-_PHY_CAP_1000FDX, _PHY_CAP_10000FDX, _PHY_CAP_PAUSE, _PHY_CAP_ASYM = 6, 7, 8, 9
-PHY_CAPS = sum(
-    1 << lbn for lbn in (_PHY_CAP_1000FDX, _PHY_CAP_10000FDX, _PHY_CAP_PAUSE, _PHY_CAP_ASYM)
-)
-_MEDIA_SFP_PLUS = 5
-LINK_SPEED_MBPS = 10_000
-_FCNTL_AUTO = 3
+# MC_CMD_PRIVILEGE_MASK_IN_GRP_*: all but the reserved one.
+_PRIVILEGES = 0x7F7
+_CLOCK_MHZ = 200
 
 _INIT_EVQ = Layout(44, SIZE=0, INSTANCE=4, FLAGS=16, IRQ_NUM=24, DMA_ADDR=(36, 8))
 _INIT_DMAQ = Layout(
@@ -62,6 +61,7 @@ _SET_EVQ_TMR = Layout(16, INSTANCE=0, TMR_LOAD_REQ_NS=4, TMR_RELOAD_REQ_NS=8, TM
 _ATTACH = Layout(12, NEW_STATE=0, UPDATE=4)
 _PARSER_DISP_INFO = Layout(4, OP=0)
 _TRIGGER = Layout(4, INTR_LEVEL=0)
+_PRIVILEGE_MASK = Layout(8, FUNCTION=0, NEW_MASK=4)
 
 _OP_INSERT, _OP_REMOVE, _OP_SUBSCRIBE, _OP_UNSUBSCRIBE, _OP_REPLACE = range(5)
 
@@ -71,10 +71,7 @@ class Function(Protocol):
 
     mac: bytes
     steering: steering.Steering
-    fcntl: int
-
-    @property
-    def link_up(self) -> bool: ...
+    phy: Phy
 
     def entity_reset(self) -> None: ...
     def mc_reboot(self) -> None: ...
@@ -115,16 +112,20 @@ class Commands:
                 (0x06, "GET_ASSERTS", lambda _: struct.pack("<I136x", 1)),
                 (0x07, "LOG_CTRL", _nothing),
                 (0x08, "GET_VERSION", self._get_version),
+                (0x18, "GET_BOARD_CFG", self._get_board_cfg),
                 (0x1C, "DRV_ATTACH", self._drv_attach),
                 (0x20, "ENTITY_RESET", self._entity_reset),
-                (0x24, "GET_PHY_CFG", self._get_phy_cfg),
-                (0x43, "GET_PHY_STATE", lambda _: struct.pack("<I", 1)),
-                (0x28, "GET_LOOPBACK_MODES", lambda _: bytes(40)),
-                (0x29, "GET_LINK", self._get_link),
-                (0x2A, "SET_LINK", _nothing),
                 (0x2C, "SET_MAC", self._set_mac),
                 (0x2E, "MAC_STATS", self._mac_stats),
                 (0x36, "NVRAM_TYPES", lambda _: bytes(4)),
+                (0x37, "NVRAM_INFO", _no_partition),
+                (0x38, "NVRAM_UPDATE_START", _no_partition),
+                (0x39, "NVRAM_READ", _no_partition),
+                (0x3A, "NVRAM_WRITE", _no_partition),
+                (0x3B, "NVRAM_ERASE", _no_partition),
+                (0x3C, "NVRAM_UPDATE_FINISH", _no_partition),
+                (0x4C, "NVRAM_TEST", _no_partition),
+                (0x52, "NVRAM_METADATA", _no_partition),
                 (0x3D, "REBOOT", self._reboot),
                 (0x41, "SENSOR_INFO", lambda _: bytes(4)),
                 (0x42, "READ_SENSORS", _nothing),
@@ -132,6 +133,7 @@ class Commands:
                 (0x51, "NVRAM_PARTITIONS", lambda _: bytes(4)),
                 (0x55, "GET_MAC_ADDRESSES", self._get_mac_addresses),
                 (0x59, "GET_WORKAROUNDS", self._get_workarounds),
+                (0x5A, "PRIVILEGE_MASK", self._privilege_mask),
                 (0x5D, "VADAPTOR_SET_MAC", self._vadaptor_set_mac),
                 (0x80, "INIT_EVQ", self._init_evq),
                 (0x81, "INIT_RXQ", self._init_rxq),
@@ -151,8 +153,11 @@ class Commands:
                 (0xA1, "RSS_CONTEXT_GET_KEY", self._rss_get_key),
                 (0xA2, "RSS_CONTEXT_SET_TABLE", self._rss_set_table),
                 (0xA3, "RSS_CONTEXT_GET_TABLE", self._rss_get_table),
+                (0xAC, "GET_CLOCK", lambda _: struct.pack("<II", _CLOCK_MHZ, _CLOCK_MHZ)),
+                (0xB6, "GET_PF_COUNT", lambda _: b"\x01"),
                 (0xB8, "GET_PORT_ASSIGNMENT", lambda _: bytes(4)),
                 (0xBE, "GET_CAPABILITIES", self._get_capabilities),
+                (0xBF, "GET_VECTOR_CFG", lambda _: struct.pack("<III", 0, VECTORS, 0)),
                 (0xE1, "RSS_CONTEXT_SET_FLAGS", _unsupported),
                 (0xE2, "RSS_CONTEXT_GET_FLAGS", lambda _: struct.pack("<4xI", 0xF)),
                 (0xE3, "TRIGGER_INTERRUPT", self._trigger_interrupt),
@@ -165,6 +170,7 @@ class Commands:
                 (0x0B, "PTP", _unsupported),
             )
         }
+        self.table |= function.phy.commands
 
     def reset(self) -> None:
         self._attached = 0
@@ -196,6 +202,16 @@ class Commands:
 
     def _get_mac_addresses(self, _: bytes) -> bytes:
         return struct.pack("<6s2xII", self._function.mac, 1, 1)
+
+    def _get_board_cfg(self, _: bytes) -> bytes:
+        mac = self._function.mac
+        # Type, name, capabilities, base address, count and stride of two ports; firmware.
+        return struct.pack("<I32s8x6s6x4I24x", 0, b"virtual", mac, 1, 0, 1, 0)
+
+    def _privilege_mask(self, payload: bytes) -> bytes:
+        if _PRIVILEGE_MASK.unpack(payload)["NEW_MASK"] >> 31:  # DO_CHANGE
+            raise McdiError(EPERM, "privileges cannot be changed")
+        return struct.pack("<I", _PRIVILEGES)
 
     def _vadaptor_set_mac(self, payload: bytes) -> bytes:
         if len(payload) < 10:
@@ -238,18 +254,6 @@ class Commands:
         self._vis = 0
         return b""
 
-    def _get_phy_cfg(self, _: bytes) -> bytes:
-        return struct.pack(
-            "<6I20sII20s", 1, 0, PHY_CAPS, 0, 0, 0, b"virtual", _MEDIA_SFP_PLUS, 0, b"1"
-        )
-
-    def _get_link(self, _: bytes) -> bytes:
-        up = self._function.link_up
-        speed_mbps = LINK_SPEED_MBPS if up else 0
-        flags = 0b11 if up else 0b10  # LINK_UP, FULL_DUPLEX
-        fcntl = self._function.fcntl
-        return struct.pack("<7I", PHY_CAPS, PHY_CAPS, speed_mbps, 0, flags, fcntl, 0)
-
     def _set_mac(self, payload: bytes) -> bytes:
         asked = _SET_MAC.unpack(payload)
         control = 0x1F
@@ -258,9 +262,7 @@ class Commands:
         if control & 1:
             self._function.set_max_frame(asked["MTU"])
         if control & 8:
-            # AUTO is no state a link can be in; what was negotiated is no pause.
-            fcntl = asked["FCNTL"]
-            self._function.fcntl = fcntl if fcntl < _FCNTL_AUTO else 0
+            self._function.phy.set_fcntl(asked["FCNTL"])
         return b""
 
     def _mac_stats(self, payload: bytes) -> bytes:
@@ -442,6 +444,11 @@ def _whole(data: bytes) -> bytes:
 
 def _nothing(_: bytes) -> bytes:
     return b""
+
+
+def _no_partition(_: bytes) -> bytes:
+    """What firmware answers about a partition that is not there; there is none."""
+    raise McdiError(ENOENT, "no such partition")
 
 
 def _unsupported(_: bytes) -> bytes:

@@ -11,16 +11,17 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from harness.nic import commands, pci, queues, registers
-from harness.nic.commands import MAX_VIS, PHY_CAPS, TMR_NS_PER_COUNT
-from harness.nic.journal import Journal, log
+from harness.nic import commands, faults, pci, queues, registers
+from harness.nic.commands import MAX_VIS, TMR_NS_PER_COUNT
+from harness.nic.journal import Journal
 from harness.nic.mcdi import EINVAL, ENOENT, Mcdi, McdiError
 from harness.nic.memory import GuestAccessError, GuestMemory
+from harness.nic.phy import Phy
 from harness.nic.receive import Receiver
 from harness.nic.registers import Field, Register, RegisterFile
 from harness.nic.stats import GENERATION_START, MacStats
 from harness.nic.steering import Steering
-from harness.nic.wire import Wire
+from harness.nic.wire import Wire, loopback
 
 _TX_BUDGET = 256
 _WARM_BOOT = 0xB0070000
@@ -28,17 +29,14 @@ _DEFAULT_MAX_FRAME = 1518
 
 _COUNTERS = (
     "rx_frames", "rx_delivered", "rx_nodesc", "rx_filtered", "rx_oversize", "rx_link_down",
-    "rx_truncated", "rx_bad_buffer", "tx_frames", "tx_wire_drops", "tx_dropped", "tx_link_down",
-    "evq_overrun", "mcdi_requests", "mcdi_unknown", "register_unknown", "internal_errors",
+    "rx_truncated", "rx_bad_buffer", "rx_flushed", "rx_internal_drops", "tx_frames", "tx_looped",
+    "tx_wire_drops", "tx_dropped", "tx_link_down", "tx_internal_drops", "evq_overrun",
+    "mcdi_requests", "mcdi_unknown", "register_unknown", "clients_refused", "internal_errors",
 )  # fmt: skip
 
 _MCDI_EVENT_CODE = Field(44, 8)
 _CODE_CMDDONE, _CODE_LINKCHANGE, _CODE_TX_FLUSH, _CODE_RX_FLUSH = 3, 4, 12, 16
 _CMDDONE_SEQ, _CMDDONE_DATALEN, _CMDDONE_ERRNO = Field(0, 8), Field(8, 8), Field(16, 8)
-_LINKCHANGE_LP_CAP, _LINKCHANGE_SPEED = Field(0, 16), Field(16, 4)
-_LINKCHANGE_FCNTL, _LINKCHANGE_FLAGS = Field(20, 4), Field(24, 8)
-_LINKCHANGE_SPEED_10G = 3
-
 
 _Queue = TypeVar("_Queue")
 
@@ -67,9 +65,9 @@ class Nic:
         self.journal = journal or Journal()
         self.memory = GuestMemory()
         self.interrupts = pci.Interrupts(self.journal)
-        self.config = pci.ConfigSpace(self.journal, self._function_reset)
+        self.config = pci.ConfigSpace(self.journal, self._function_reset, self._power_changed)
         self.steering = Steering()
-        self.fcntl = 0
+        self.phy = Phy(self._link_changed, self.entity_reset)
         self._wire = wire
         self._clock_ns = clock_ns
         self._stats = MacStats()
@@ -129,24 +127,28 @@ class Nic:
         self.memory.unmap_all()
 
     def region_read(self, region: int, offset: int, octets: int) -> bytes:
-        if region == pci.BAR2:
-            return self._registers.read(offset, octets)
         if region == pci.CONFIG_REGION:
             return self.config.read(offset, octets)
+        if not self.config.awake:
+            self.journal.note("region_asleep", "read of region %d in D3hot", region)
+            return b"\xff" * octets
+        if region == pci.BAR2:
+            return self._registers.read(offset, octets)
         if region == pci.BAR4:
             return self.interrupts.read_pba(offset, octets)
         return bytes(octets)
 
     def region_write(self, region: int, offset: int, data: bytes | bytearray) -> None:
-        if region == pci.BAR2:
-            self._registers.write(offset, data)
-        elif region == pci.CONFIG_REGION:
+        if region == pci.CONFIG_REGION:
             self.config.write(offset, data)
+        elif not self.config.awake:
+            self.journal.note("region_asleep", "write to region %d in D3hot", region)
+        elif region == pci.BAR2:
+            self._registers.write(offset, data)
 
     def reset(self) -> None:
-        """VFIO_USER_DEVICE_RESET: as at power-on, but for the link."""
-        log.info("device reset")
-        self.journal.count("device_resets")
+        """VFIO_USER_DEVICE_RESET: as at power-on, but for the cable."""
+        self.journal.tell("device_resets", "by the client")
         self.config.reset()
         self._function_reset()
 
@@ -165,15 +167,16 @@ class Nic:
         self._txqs.clear()
         self._tx_todo.clear()
         self._receiver.queues_changed()
+        self._receiver.flush()
         self._stats_period = None
         self.steering.reset()
 
     def mc_reboot(self) -> None:
         """The management CPU restarts: all it had given out is gone, and it tells."""
-        log.info("MC reboot")
+        self.journal.tell("mc_reboots", "by the driver")
         self._warm_boots = (self._warm_boots + 1) & 0xFFFF
         self.entity_reset()
-        self.set_max_frame(_DEFAULT_MAX_FRAME)
+        self._port_reset()
 
     def init_evq(self, instance: int, *, start: int, entries: int, vector: int) -> None:
         if vector >= pci.VECTORS:
@@ -223,6 +226,7 @@ class Nic:
         l4_csum: bool,
     ) -> None:
         target = self._evq(evq)
+        self._tx_todo.pop(instance, None)
         self._txqs[instance] = self._made(
             lambda: queues.TxQueue(
                 self.memory,
@@ -308,22 +312,34 @@ class Nic:
 
     @property
     def link_up(self) -> bool:
-        return self._receiver.link_up
+        return self.phy.up
 
     def set_link(self, up: bool) -> None:
         """Plug or unplug the cable."""
-        if up == self.link_up:
-            return
-        self._receiver.link_up = up
-        log.info("link %s", "up" if up else "down")
-        self.push_event(
-            0,
-            _mcdi_event(_CODE_LINKCHANGE)
-            | _LINKCHANGE_LP_CAP.put(PHY_CAPS if up else 0)
-            | _LINKCHANGE_SPEED.put(_LINKCHANGE_SPEED_10G if up else 0)
-            | _LINKCHANGE_FCNTL.put(self.fcntl)
-            | _LINKCHANGE_FLAGS.put(0b11 if up else 0b10),
-        )
+        self.phy.plug(up)
+
+    def _link_changed(self) -> None:
+        self._apply_link()
+        speed = self.phy.speed_mbps
+        self.journal.tell("link_changes", "%s", f"up, {speed} Mbit/s" if speed else "down")
+        self.push_event(0, _mcdi_event(_CODE_LINKCHANGE) | self.phy.event())
+
+    def _apply_link(self) -> None:
+        receiver = self._receiver
+        receiver.carries = self.phy.carries
+        if not self.phy.looped:
+            receiver.looped = None
+        elif receiver.looped is None:
+            receiver.looped = loopback()
+
+    def _power_changed(self) -> None:
+        """Bus mastering or the power state: what may be written, and whether it interrupts."""
+        masters_bus = self.config.masters_bus
+        if masters_bus != self.memory.reachable:
+            self.journal.tell("bus_mastering", "%s", "on" if masters_bus else "off")
+            self.memory.reachable = masters_bus
+            self.interrupts.sending = masters_bus
+            self._receiver.stalled = not masters_bus
 
     def next_due_ns(self) -> int | None:
         """When :meth:`tick` has something to do."""
@@ -344,31 +360,47 @@ class Nic:
         if self._stats_period and self._stats_due_ns <= now_ns:
             address, qwords, period_ms = self._stats_period
             self._stats_due_ns = now_ns + period_ms * 1_000_000
-            self.mac_stats(address, qwords, clear=False)
+            if self.memory.reachable:
+                self.mac_stats(address, qwords, clear=False)
 
     @property
     def wants_to_transmit(self) -> bool:
-        return bool(self._tx_todo)
+        return bool(self._tx_todo) and self.memory.reachable
 
     def transmit(self) -> None:
         """Send what the driver has queued, a bounded number of frames a queue."""
+        if not self.memory.reachable:
+            return
         for instance, txq in list(self._tx_todo.items()):
             sent: list[tuple[int, int]] = []
 
             def send(frame: bytearray, sent: list[tuple[int, int]] = sent) -> None:
-                if not self.link_up:
-                    self.journal.count("tx_link_down")
-                elif self._wire.send(frame):
+                if self._send(frame):
                     sent.append((int.from_bytes(frame[:6], "big"), len(frame)))
-                else:
-                    self.journal.count("tx_wire_drops")
 
-            txq.transmit(_TX_BUDGET, send, self._clock_ns())
+            try:
+                txq.transmit(_TX_BUDGET, send, self._clock_ns())
+            except Exception as error:  # noqa: BLE001 - what this queue had posted is lost
+                self.journal.mistake(error)
+                self.journal.count("tx_internal_drops", txq.abandon(self._clock_ns()))
             if sent:
                 self.journal.count("tx_frames", len(sent))
                 self._stats.sent(sent)
             if not txq.pending:
                 del self._tx_todo[instance]
+
+    def _send(self, frame: bytearray) -> bool:
+        looped = self._receiver.looped
+        if looped is not None and looped.put(frame):
+            self.journal.count("tx_looped")
+            return True
+        if not self.link_up:
+            self.journal.count("tx_link_down")
+            return False
+        if looped is None and self._wire.send(frame):
+            return True
+        self.journal.count("tx_wire_drops")
+        return False
 
     @property
     def starved(self) -> bool:
@@ -385,6 +417,7 @@ class Nic:
         found = dict.fromkeys(_COUNTERS, 0)
         found |= self.journal.counts
         found["interrupts"] = self.interrupts.raised
+        found["guest_pages_lost"] = faults.lost_pages()
         found["wire_ring_drops"] = self._wire.ring_drops
         found["wire_frames"] = self._wire.frames
         return found
@@ -445,5 +478,14 @@ class Nic:
 
     def _function_reset(self) -> None:
         self._commands.reset()
+        self._mcdi.reset()
         self.entity_reset()
+        self._port_reset()
+        # In this order: what was held back for want of bus mastering is gone as well.
+        self.interrupts.forget()
+        self._power_changed()
+
+    def _port_reset(self) -> None:
+        self.phy.reset()
+        self._apply_link()
         self.set_max_frame(_DEFAULT_MAX_FRAME)

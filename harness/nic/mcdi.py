@@ -27,7 +27,7 @@ V2_EXTN_IN_EXTENDED_CMD = Field(0, 15)
 V2_EXTN_IN_ACTUAL_LEN = Field(16, 10)
 
 # MC_CMD_ERR_*
-ENOENT, EIO, EINVAL, ENOSPC, ENOSYS, EALREADY = 2, 5, 22, 28, 38, 114
+EPERM, ENOENT, EIO, EINVAL, ENOSPC, ENOSYS, EPROTO, EALREADY = 1, 2, 5, 22, 28, 38, 71, 114
 
 _ECHOED = MCDI_HEADER_CODE.put(-1) | MCDI_HEADER_SEQ.put(-1) | (0x3F << 24) | (1 << 7)
 
@@ -95,6 +95,10 @@ class Mcdi:
         self._completed = completed
         self._high = 0
 
+    def reset(self) -> None:
+        """Forget a doorbell that was rung halfway."""
+        self._high = 0
+
     def write_high(self, value: int) -> None:
         self._high = value
 
@@ -138,6 +142,9 @@ class Mcdi:
             return error.code, struct.pack("<II", error.code, 0)
         except McRebooted:
             return EIO, b""
+        except Exception as error:  # noqa: BLE001 - unanswered, the driver would wait 10 s
+            self._journal.mistake(error)
+            return EPROTO, struct.pack("<II", EPROTO, 0)
         log.debug("MCDI %s(%s) → %d octets", command.name, payload[:32].hex(), len(answer))
         return 0, answer
 

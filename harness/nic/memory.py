@@ -22,13 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.nic import faults
+
 Int64s = npt.NDArray[np.int64]
 Qwords = npt.NDArray[np.uint64]
 Octets = npt.NDArray[np.uint8]
 
 ADDRESS_LIMIT = 1 << 48
 _PAGE = 4096
-_MAX_SEGMENTS = 1024
+MAX_SEGMENTS = 32768
+"""How many pieces a client may map: each is an area, of which a process has 65530
+(vm.max_map_count) unless told otherwise."""
 _UNREACHABLE: Octets = np.empty(0, np.uint8)
 
 
@@ -80,12 +84,29 @@ class GuestMemory:
     """The segments of a client's memory, by guest address."""
 
     def __init__(self) -> None:
-        self._segments: list[Segment] = []
-        self._starts: list[int] = []
+        self._mapped: list[Segment] = []
+        self._mapped_starts: list[int] = []
+        self._reachable = True
+        # What accesses look at: all that is mapped, or nothing.
+        self._segments = self._mapped
+        self._starts = self._mapped_starts
+        self._order: Int64s | None = None
         self.rings: weakref.WeakSet[Ring] = weakref.WeakSet()
 
     def __len__(self) -> int:
-        return len(self._segments)
+        return len(self._mapped)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether accesses are made at all; else every one fails, as if nothing were mapped."""
+        return self._reachable
+
+    @reachable.setter
+    def reachable(self, reachable: bool) -> None:
+        self._reachable = reachable
+        self._segments = self._mapped if reachable else []
+        self._starts = self._mapped_starts if reachable else []
+        self._forget()
 
     def map(self, start: int, size: int, *, writable: bool, fd: int | None, offset: int) -> None:
         """Add a segment backed by ``fd`` at ``offset``, or one out of reach without.
@@ -95,35 +116,44 @@ class GuestMemory:
         """
         if size <= 0 or start < 0 or start + size > ADDRESS_LIMIT:
             raise MapError(errno.EINVAL, f"segment {start:#x}+{size:#x} is out of range")
-        if len(self._segments) >= _MAX_SEGMENTS:
-            raise MapError(errno.ENOSPC, "too many segments")
-        at = bisect.bisect_right(self._starts, start)
-        if (at and self._segments[at - 1].end > start) or (
-            at < len(self._segments) and self._starts[at] < start + size
+        if len(self._mapped) >= MAX_SEGMENTS:
+            raise MapError(errno.ENOSPC, f"{MAX_SEGMENTS} segments are mapped, and no more can be")
+        at = bisect.bisect_right(self._mapped_starts, start)
+        if (at and self._mapped[at - 1].end > start) or (
+            at < len(self._mapped) and self._mapped_starts[at] < start + size
         ):
             raise MapError(errno.EEXIST, f"segment {start:#x}+{size:#x} overlaps another")
         octets = _UNREACHABLE if fd is None else _map_file(fd, offset, size, writable=writable)
-        self._segments.insert(at, Segment(start, size, writable=writable, octets=octets))
-        self._starts.insert(at, start)
+        self._mapped.insert(at, Segment(start, size, writable=writable, octets=octets))
+        self._mapped_starts.insert(at, start)
         self._forget()
 
     def unmap(self, start: int, size: int) -> None:
-        """Drop the segment that was mapped with just these values.
+        """Drop all segments in a range, which may hold several and gaps between them.
 
         Raises:
-            MapError: there is none.
+            MapError: none lies there, or only a part of one does; nothing was dropped.
         """
-        at = bisect.bisect_left(self._starts, start)
-        if at == len(self._segments) or self._starts[at] != start:
-            raise MapError(errno.ENOENT, f"no segment starts at {start:#x}")
-        if self._segments[at].size != size:
-            raise MapError(errno.EINVAL, f"segment {start:#x} is of another size")
-        del self._segments[at], self._starts[at]
+        end = start + size
+        first = bisect.bisect_left(self._mapped_starts, start)
+        last = bisect.bisect_left(self._mapped_starts, end)
+        if size <= 0 or first == last:
+            raise MapError(errno.ENOENT, f"no segment starts in {start:#x}+{size:#x}")
+        for edge in (self._mapped[first - 1 : first], self._mapped[last - 1 : last]):
+            for found in edge:
+                inside = start <= found.start and found.end <= end
+                if not inside and found.end > start:
+                    raise MapError(
+                        errno.EINVAL,
+                        f"{start:#x}+{size:#x} holds a part of segment "
+                        f"{found.start:#x}+{found.size:#x}",
+                    )
+        del self._mapped[first:last], self._mapped_starts[first:last]
         self._forget()
 
     def unmap_all(self) -> None:
-        self._segments.clear()
-        self._starts.clear()
+        self._mapped.clear()
+        self._mapped_starts.clear()
         self._forget()
 
     def segment(self, start: int, size: int, *, write: bool) -> Segment:
@@ -177,21 +207,23 @@ class GuestMemory:
         """
         groups = octet_groups(source, octets)
         missed = np.ones(to.size, bool)
-        for found in self._segments:
+        if self._order is None:
+            self._order = np.array(self._starts, np.int64)
+        within = np.searchsorted(self._order, to, side="right") - 1
+        for index in np.unique(within[within >= 0]).tolist():
+            found = self._segments[index]
             if not found.writable or found.octets.size < octets:
                 continue
-            here = np.flatnonzero((to >= found.start) & (to <= found.end - octets))
+            here = np.flatnonzero((within == index) & (to <= found.end - octets))
             if here.size:
                 found.groups(octets)[to[here] - found.start] = groups[offsets[here]]
                 missed[here] = False
         return np.flatnonzero(missed)
 
     def _forget(self) -> None:
+        self._order = None
         for ring in self.rings:
             ring.forget()
-
-    def _register(self, ring: Ring) -> None:
-        self.rings.add(ring)
 
 
 class Ring:
@@ -234,7 +266,7 @@ def _map_file(fd: int, offset: int, size: int, *, writable: bool) -> Octets:
     if offset < 0 or offset % _PAGE:
         raise MapError(errno.EINVAL, f"file offset {offset:#x} is not a page's")
     try:
-        # Touching pages beyond the end of the file would be a SIGBUS.
+        # It may shrink later, too: faults sees to that.
         if os.fstat(fd).st_size < offset + size:
             raise MapError(errno.EINVAL, "the file is shorter than the segment")
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
@@ -242,4 +274,6 @@ def _map_file(fd: int, offset: int, size: int, *, writable: bool) -> Octets:
     except (OSError, ValueError, OverflowError) as error:
         number = error.errno if isinstance(error, OSError) and error.errno else errno.EINVAL
         raise MapError(number, f"cannot map the segment: {error}") from error
-    return np.frombuffer(area, np.uint8)
+    octets = np.frombuffer(area, np.uint8)
+    faults.guard(octets)
+    return octets

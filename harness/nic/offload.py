@@ -25,8 +25,11 @@ L3_UNKNOWN, L3_IP4, L3_IP6, L3_IP4_FRAG, L3_ARP, L3_IP6_FRAG = 0, 1, 2, 4, 5, 6
 L4_UNKNOWN, L4_TCP, L4_UDP = 0, 1, 2
 
 _ETH_P_IP, _ETH_P_ARP, _ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
+_TPIDS = (0x8100, 0x88A8)
 _TCP, _UDP = 6, 17
-_NEXT_FRAGMENT = 44
+# Hop-by-hop options, routing and destination options: how long they are stands in them.
+_IP6_OPTIONS = (0, 43, 60)
+_NEXT_ROUTING, _NEXT_FRAGMENT = 43, 44
 # 16-bit words from the start of the frame: as far as an IPv6 TCP checksum.
 _HEAD_WORDS = 36
 _IP4_L4_WORD, _IP6_L4_WORD = 17, 27
@@ -47,17 +50,31 @@ class Classes:
     """What the parser found, an element a frame.
 
     ``ip_bad`` and ``l4_bad`` are checksum verdicts; ``l4`` is unknown wherever no
-    verdict was reached. ``head`` holds the first words of each frame in host
-    order, a row a word, for whoever hashes them.
+    verdict was reached. ``tags`` says how many VLAN tags there are. ``head`` holds the
+    first words of each frame in host order, a row a word, as they would be without tags
+    and IPv4 options, for whoever hashes them.
     """
 
     mac: Qwords
     multicast: Bools
+    tags: Int64s
     l3: Int64s
     l4: Int64s
     ip_bad: Bools
     l4_bad: Bools
     head: npt.NDArray[np.uint32]
+
+    def part(self, rows: Int64s, head: npt.NDArray[np.uint16]) -> Classes:
+        """Those of ``rows``, with another ``head``, to be filled in and :meth:`put` back."""
+        return Classes(
+            self.mac[rows], self.multicast[rows], self.tags[rows], self.l3[rows], self.l4[rows],
+            self.ip_bad[rows], self.l4_bad[rows], head.astype(np.uint32),
+        )  # fmt: skip
+
+    def put(self, rows: Int64s, part: Classes) -> None:
+        self.l3[rows], self.l4[rows] = part.l3, part.l4
+        self.ip_bad[rows], self.l4_bad[rows] = part.ip_bad, part.l4_bad
+        self.head[:, rows] = part.head
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +89,11 @@ class Flow:
     l3: int
     l4: int
     hashed: tuple[int, ...] | None
+
+    def to_hash(self, frames: Octets) -> npt.NDArray[np.uint32]:
+        """What ``hashed`` would be for each of ``frames``, a column each, if ports differ."""
+        words = frames[:, 26:38].view(">u2")
+        return np.ascontiguousarray(words.T).astype(np.uint32)
 
 
 def uniform(frames: Octets, length: int, *, unfinished: bool) -> Flow | None:
@@ -169,6 +191,9 @@ def _payload_sums(dwords: npt.NDArray[np.uint32], rows: Int64s, lengths: Int64s)
 def classify(frames: Octets, lengths: Int64s, unfinished: Bools) -> Classes:
     """Parse a batch of frames and finish or verify their checksums.
 
+    Up to two VLAN tags are passed over, and IPv4 options. IPv6 extension headers are
+    not: such a frame has no L4 class, and its checksum is the stack's to verify.
+
     Args:
         frames: (n, slot) octets, one frame a row, writable; rows may be strided.
             A row is longer than any frame in it.
@@ -176,64 +201,100 @@ def classify(frames: Octets, lengths: Int64s, unfinished: Bools) -> Classes:
         unfinished: frames whose L4 checksum the sender left to its hardware; it
             is written into ``frames``.
     """
-    count = lengths.size
     words = frames[:, :_HEAD_BYTES].view(">u2")
     # Rows become columns once, so that what follows walks memory in order.
     head: npt.NDArray[np.uint32] = np.ascontiguousarray(words.T).astype(np.uint32)
     mac = (head[0].astype(np.uint64) << np.uint64(32)) | (
         (head[1] << np.uint32(16)) | head[2]
     ).astype(np.uint64)
-    ethertype = head[6]
-    l3 = np.zeros(count, np.int64)
-    l4 = np.zeros(count, np.int64)
-    ip_bad = np.zeros(count, bool)
-    l4_bad = np.zeros(count, bool)
-    l3[ethertype == _ETH_P_ARP] = L3_ARP
+    tagged = _is_tag(head[6])
+    tags = np.zeros(lengths.size, np.int64)
+    found = Classes(
+        mac, (head[0] & 0x100) != 0, tags,
+        l3=np.zeros(lengths.size, np.int64), l4=np.zeros(lengths.size, np.int64),
+        ip_bad=np.zeros(lengths.size, bool), l4_bad=np.zeros(lengths.size, bool), head=head,
+    )  # fmt: skip
+    if not tagged.any():
+        _network(found, frames, lengths, unfinished)
+    else:
+        tags += tagged
+        tags += tagged & _is_tag(head[8])
+        for number in np.unique(tags).tolist():
+            rows = np.flatnonzero(tags == number)
+            # Behind its tags a frame looks as if it had none.
+            part = frames[rows, 4 * number :]
+            inner = found.part(rows, np.ascontiguousarray(part[:, :_HEAD_BYTES].view(">u2").T))
+            _network(inner, part, lengths[rows] - 4 * number, unfinished[rows])
+            if unfinished[rows].any():
+                frames[rows, 4 * number :] = part
+            found.put(rows, inner)
+    left = np.flatnonzero(unfinished & (found.l4 == L4_UNKNOWN))
+    for row in left.tolist():  # extension headers and the like: rare
+        frame = bytearray(frames[row, : int(lengths[row])].tobytes())
+        if finish_checksums(frame, ip=False, l4=True):
+            frames[row, : len(frame)] = np.frombuffer(frame, np.uint8)
+    return found
 
+
+def _is_tag(ethertype: npt.NDArray[np.uint32]) -> Bools:
+    found: Bools = (ethertype == _TPIDS[0]) | (ethertype == _TPIDS[1])
+    return found
+
+
+def _network(found: Classes, frames: Octets, lengths: Int64s, unfinished: Bools) -> None:
+    """Fill in the L3 and L4 classes of frames whose tags, if any, were taken off."""
+    head, l3 = found.head, found.l3
+    ethertype = head[6]
+    l3[ethertype == _ETH_P_ARP] = L3_ARP
     ip4 = (ethertype == _ETH_P_IP) & ((head[7] >> 12) == 4)
     if ip4.any():
         fragment = (head[10] & 0x3FFF) != 0
         l3[ip4] = np.where(fragment[ip4], L3_IP4_FRAG, L3_IP4)
-        plain = ip4 & ((head[7] >> 8) == 0x45)
-        ip_bad = plain & (head[7:17].sum(axis=0) % 0xFFFF != 0)
-        length = head[8].astype(np.int64) - 20
+        words = (head[7] >> 8) & 15
+        plain = ip4 & (words == 5)
+        found.ip_bad |= plain & (head[7:17].sum(axis=0) % 0xFFFF != 0)
         _layer4(
-            frames, lengths, unfinished, head, plain & ~fragment & ~ip_bad, length,
+            found, frames, lengths, unfinished, plain & ~fragment & ~found.ip_bad,
+            l4_length=head[8].astype(np.int64) - 20,
             protocol=head[11] & 0xFF, l4_word=_IP4_L4_WORD, address_words=slice(13, 17),
-            l4=l4, l4_bad=l4_bad,
         )  # fmt: skip
-    ip6 = (ethertype == _ETH_P_IPV6) & ((head[7] >> 12) == 6)
+        optioned = ip4 & (words > 5) & (ETH_HLEN + 4 * words <= lengths)
+        for number in np.unique(words[optioned]).tolist():
+            rows = optioned & (words == number)
+            header = frames[rows, ETH_HLEN : ETH_HLEN + 4 * number].view(">u2")
+            found.ip_bad[rows] = header.sum(axis=1, dtype=np.uint64) % _ONES != 0
+            l4_word = 7 + 2 * number
+            _layer4(
+                found, frames, lengths, unfinished, rows & ~fragment & ~found.ip_bad,
+                l4_length=head[8].astype(np.int64) - 4 * number,
+                protocol=head[11] & 0xFF, l4_word=l4_word, address_words=slice(13, 17),
+            )  # fmt: skip
+            # Whoever hashes the ports looks for them where they are without options.
+            ports = frames[rows, 2 * l4_word : 2 * l4_word + 4].view(">u2")
+            head[_IP4_L4_WORD : _IP4_L4_WORD + 2, rows] = ports.T
+    ip6 = (ethertype == _ETH_P_IPV6) & ((head[7] >> 12) == 6) & (lengths >= 2 * _IP6_L4_WORD)
     if ip6.any():
         protocol = head[10] >> 8
         l3[ip6] = np.where(protocol[ip6] == _NEXT_FRAGMENT, L3_IP6_FRAG, L3_IP6)
         _layer4(
-            frames, lengths, unfinished, head, ip6, head[9].astype(np.int64),
+            found, frames, lengths, unfinished, ip6, l4_length=head[9].astype(np.int64),
             protocol=protocol, l4_word=_IP6_L4_WORD, address_words=slice(11, 27),
-            l4=l4, l4_bad=l4_bad,
         )  # fmt: skip
-    left = np.flatnonzero(unfinished & (l4 == L4_UNKNOWN))
-    for row in left.tolist():  # IP options and the like: rare
-        frame = bytearray(frames[row, : int(lengths[row])].tobytes())
-        if finish_checksums(frame, ip=False, l4=True):
-            frames[row, : len(frame)] = np.frombuffer(frame, np.uint8)
-    return Classes(mac, (head[0] & 0x100) != 0, l3, l4, ip_bad, l4_bad, head)
 
 
 def _layer4(
+    found: Classes,
     frames: Octets,
     lengths: Int64s,
     unfinished: Bools,
-    head: npt.NDArray[np.uint32],
     candidates: Bools,
-    l4_length: Int64s,
     *,
+    l4_length: Int64s,
     protocol: npt.NDArray[np.uint32],
     l4_word: int,
     address_words: slice,
-    l4: Int64s,
-    l4_bad: Bools,
 ) -> None:
-    """Fill ``l4`` and ``l4_bad`` for the TCP and UDP frames among ``candidates``."""
+    """Fill in ``l4`` and ``l4_bad`` for the TCP and UDP frames among ``candidates``."""
     at = 2 * l4_word
     fits = (l4_length >= 8) & (l4_length + at <= lengths)
     udp = candidates & fits & (protocol == _UDP)
@@ -245,17 +306,22 @@ def _layer4(
     size = l4_length[rows]
     octets = (frames.shape[1] - at) // 4 * 4
     sums = _payload_sums(frames[:, at : at + octets].view("<u4"), rows, size)
-    field = np.where(is_udp, head[l4_word + 3, rows], head[l4_word + 8, rows]).astype(np.uint64)
-    pseudo = head[address_words][:, rows].sum(axis=0, dtype=np.uint64)
+    words = found.head
+    if l4_word + 8 >= _HEAD_WORDS:
+        words = np.zeros((l4_word + 9, lengths.size), np.uint32)
+        words[:_HEAD_WORDS] = found.head
+        words[l4_word:, rows] = frames[rows, at : at + 18].view(">u2").T
+    field = np.where(is_udp, words[l4_word + 3, rows], words[l4_word + 8, rows]).astype(np.uint64)
+    pseudo = words[address_words][:, rows].sum(axis=0, dtype=np.uint64)
     pseudo += size.astype(np.uint64) + protocol[rows]
     # The sum without the field is the complement of what the field has to be.
     # 0 and 65535 are the same number here; UDP reserves 0 for "no checksum".
     right = _ONES - (sums + _ONES - field + pseudo) % _ONES
     todo = unfinished[rows]
-    absent = is_udp & (field == 0) & (l4_word == _IP4_L4_WORD)
+    absent = is_udp & (field == 0) & (l4_word != _IP6_L4_WORD)
     wrong = ~todo & ~absent & (field % _ONES != right % _ONES)
-    l4[rows] = np.where(is_udp, L4_UDP, L4_TCP)
-    l4_bad[rows] = wrong
+    found.l4[rows] = np.where(is_udp, L4_UDP, L4_TCP)
+    found.l4_bad[rows] = wrong
     if todo.any():
         for of_udp, word in ((True, l4_word + 3), (False, l4_word + 8)):
             here = todo & (is_udp == of_udp)
@@ -294,7 +360,7 @@ def finish_checksums(frame: bytearray, *, ip: bool, l4: bool) -> bool:
     if len(frame) < at + 20:
         return False
     ethertype = int.from_bytes(frame[12:14], "big")
-    while ethertype in (0x8100, 0x88A8) and len(frame) >= at + 24:
+    while ethertype in _TPIDS and len(frame) >= at + 24:
         ethertype = int.from_bytes(frame[at + 2 : at + 4], "big")
         at += 4
     if ethertype == _ETH_P_IP and frame[at] >> 4 == 4:
@@ -302,12 +368,14 @@ def finish_checksums(frame: bytearray, *, ip: bool, l4: bool) -> bool:
         end = at + int.from_bytes(frame[at + 2 : at + 4], "big")
         protocol = frame[at + 9]
         addresses = bytes(frame[at + 12 : at + 20])
-        if start < at + 20 or not start <= end <= len(frame):
+        if not at + 20 <= start <= len(frame):
             return False
         if ip:
             frame[at + 10 : at + 12] = b"\0\0"
             value = _ones_sum(frame[at:start]) ^ 0xFFFF
             frame[at + 10 : at + 12] = value.to_bytes(2, "big")
+        if not start <= end <= len(frame):
+            return False
         if int.from_bytes(frame[at + 6 : at + 8], "big") & 0x3FFF:
             return False
     elif ethertype == _ETH_P_IPV6 and frame[at] >> 4 == 6 and len(frame) >= at + 40:
@@ -316,6 +384,12 @@ def finish_checksums(frame: bytearray, *, ip: bool, l4: bool) -> bool:
         protocol = frame[at + 6]
         addresses = bytes(frame[at + 8 : at + 40])
         if end > len(frame):
+            return False
+        while protocol in _IP6_OPTIONS and start + 8 <= end:
+            if protocol == _NEXT_ROUTING and frame[start + 3]:
+                return False  # the checksum covers an address that stands elsewhere
+            protocol, start = frame[start], start + 8 * (frame[start + 1] + 1)
+        if start > end:
             return False
     else:
         return False

@@ -30,6 +30,8 @@ _SOLARFLARE, _SFC9140 = 0x1924, 0x0923
 _PM, _PCIE, _MSIX = 0x40, 0x70, 0xB0
 _COMMAND, _PMCSR, _DEVCTL, _LNKCTL, _MSIX_CTRL = 0x04, _PM + 4, _PCIE + 8, _PCIE + 16, _MSIX + 2
 _DEVCTL_FLR = 0x8000
+_BUS_MASTER = 0x0004
+_POWER_STATE, _D0, _D3HOT = 0x0003, 0, 3
 
 # offset of a 16-bit register → writable bits. BARs are kept by the client.
 _WRITABLE = {
@@ -64,21 +66,48 @@ def _reset_values() -> bytearray:
 
 
 class ConfigSpace:
-    """Configuration space; ``function_reset`` is called for a function-level reset."""
+    """Configuration space.
 
-    def __init__(self, journal: Journal, function_reset: Callable[[], None]) -> None:
+    Args:
+        function_reset: called for a function-level reset.
+        power_changed: called when ``awake`` or ``masters_bus`` may be another.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        function_reset: Callable[[], None],
+        power_changed: Callable[[], None],
+    ) -> None:
         self._journal = journal
         self._function_reset = function_reset
+        self._power_changed = power_changed
         self._config = _reset_values()
+        self._commanded = False
 
     def reset(self) -> None:
         self._config = _reset_values()
+        self._commanded = False
+
+    @property
+    def awake(self) -> bool:
+        """In D0: in D3hot a function answers to nothing but configuration accesses."""
+        return not self._config[_PMCSR] & _POWER_STATE
+
+    @property
+    def masters_bus(self) -> bool:
+        """The function may read and write memory, by which it interrupts, too.
+
+        A client that has not written the command register since the reset has not
+        turned bus mastering off: nothing runs then but what it starts by doorbells.
+        """
+        return self.awake and (not self._commanded or bool(self._config[_COMMAND] & _BUS_MASTER))
 
     def read(self, offset: int, octets: int) -> bytes:
         return bytes(self._config[offset : offset + octets])
 
     def write(self, offset: int, data: bytes | bytearray) -> None:
-        flr = False
+        flr = power = False
         for at in range(offset & ~1, offset + len(data), 2):
             mask = _WRITABLE.get(at, 0)
             value = mask_of_written = 0
@@ -88,15 +117,21 @@ class ConfigSpace:
                     mask_of_written |= 0xFF << 8 * (index - at)
             flr |= at == _DEVCTL and bool(value & _DEVCTL_FLR)
             mask &= mask_of_written
+            if at == _PMCSR and value & _POWER_STATE not in (_D0, _D3HOT):
+                mask &= ~_POWER_STATE  # there is no D1 and no D2
+            power |= bool(mask) and at in (_COMMAND, _PMCSR)
+            self._commanded |= bool(mask) and at == _COMMAND
             old = int.from_bytes(self._config[at : at + 2], "little")
             self._config[at : at + 2] = (old & ~mask | value & mask).to_bytes(2, "little")
         if flr:
-            self._journal.count("function_level_resets")
+            self._journal.tell("function_level_resets", "by the driver")
             command = bytes(self._config[_MSIX_CTRL : _MSIX_CTRL + 2])
             self.reset()
             # QEMU tracks MSI-X itself and does not see this reset.
             self._config[_MSIX_CTRL : _MSIX_CTRL + 2] = command
             self._function_reset()
+        elif power:
+            self._power_changed()
 
 
 class Interrupts:
@@ -106,6 +141,7 @@ class Interrupts:
         self._journal = journal
         self._fds: list[int | None] = [None] * VECTORS
         self._pending = 0
+        self._sending = True
         self.raised = 0
 
     def raise_vector(self, vector: int) -> None:
@@ -114,7 +150,7 @@ class Interrupts:
             return
         self.raised += 1
         fd = self._fds[vector]
-        if fd is None:
+        if fd is None or not self._sending:
             self._pending |= 1 << vector
         else:
             self._signal(fd)
@@ -127,7 +163,26 @@ class Interrupts:
             os.close(old)
         if fd is not None:
             os.set_blocking(fd, False)  # a client must not be able to stop the model
-        if fd is not None and self._pending >> vector & 1:
+        self._send_pending(vector)
+
+    def forget(self) -> None:
+        """Nothing is pending any more, as after a reset."""
+        self._pending = 0
+
+    @property
+    def sending(self) -> bool:
+        """Whether the function may send at all; what it may not send stays pending."""
+        return self._sending
+
+    @sending.setter
+    def sending(self, sending: bool) -> None:
+        self._sending = sending
+        for vector in range(VECTORS):
+            self._send_pending(vector)
+
+    def _send_pending(self, vector: int) -> None:
+        fd = self._fds[vector]
+        if self._sending and fd is not None and self._pending >> vector & 1:
             self._pending &= ~(1 << vector)
             self._signal(fd)
 

@@ -36,6 +36,7 @@ ESF_DZ_RX_QLABEL = Field(16, 5)
 ESF_DZ_RX_IPCKSUM_ERR = Field(25, 1)
 ESF_DZ_RX_TCPUDP_CKSUM_ERR = Field(26, 1)
 ESF_DZ_RX_MAC_CLASS = Field(35, 1)
+ESF_DZ_RX_ETH_TAG_CLASS = Field(39, 3)
 ESF_DZ_RX_L3_CLASS = Field(42, 3)
 ESF_FZ_RX_L4_CLASS = Field(45, 2)
 ESF_DZ_RX_DSC_PTR_LBITS = Field(48, 4)
@@ -397,6 +398,7 @@ def rx_events(classes: offload.Classes) -> Qwords:
         (classes.l3.astype(np.uint64) << np.uint64(ESF_DZ_RX_L3_CLASS.lbn))
         | (classes.l4.astype(np.uint64) << np.uint64(ESF_FZ_RX_L4_CLASS.lbn))
         | (classes.multicast.astype(np.uint64) << np.uint64(ESF_DZ_RX_MAC_CLASS.lbn))
+        | (classes.tags.astype(np.uint64) << np.uint64(ESF_DZ_RX_ETH_TAG_CLASS.lbn))
         | (classes.ip_bad.astype(np.uint64) << np.uint64(ESF_DZ_RX_IPCKSUM_ERR.lbn))
         | (classes.l4_bad.astype(np.uint64) << np.uint64(ESF_DZ_RX_TCPUDP_CKSUM_ERR.lbn))
     )
@@ -446,6 +448,13 @@ class TxQueue:
     def write_wptr(self, wptr: int) -> None:
         self._wptr = wptr & self._ring.mask
 
+    def abandon(self, now_ns: int) -> int:
+        """Complete what is posted without sending it; how many descriptors that were."""
+        left, self._rptr, self._frame = self.pending, self._wptr, bytearray()
+        if left:
+            self._complete(now_ns)
+        return left
+
     def transmit(self, limit: int, send: Callable[[bytearray], None], now_ns: int) -> None:
         """Hand up to ``limit`` descriptors' frames to ``send``; one event completes them."""
         count = min(self.pending, limit)
@@ -464,6 +473,9 @@ class TxQueue:
             else:
                 self._data(descriptor, send)
         self._rptr = (self._rptr + count) & self._ring.mask
+        self._complete(now_ns)
+
+    def _complete(self, now_ns: int) -> None:
         self.evq.push_one(
             ESF_DZ_EV_CODE.put(EV_CODE_TX)
             | ESF_DZ_TX_QLABEL.put(self._label)

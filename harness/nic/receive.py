@@ -10,8 +10,9 @@ so that a queue nobody serves does not block another.
 
 So every frame of the wire (``wire_frames``, the kernel's own count) still waits, or
 is in exactly one of: ``rx_delivered``, ``rx_nodesc``, ``rx_filtered``,
-``rx_oversize``, ``rx_link_down``, ``wire_ring_drops``. The driver's NODESC is
-``rx_nodesc`` + ``wire_ring_drops``.
+``rx_oversize``, ``rx_link_down``, ``rx_flushed`` (by a reset), ``rx_internal_drops``
+(a mistake of the model: 0), ``wire_ring_drops``. The driver's NODESC is ``rx_nodesc`` +
+``wire_ring_drops``. Frames the MAC sends to itself (``tx_looped``) are counted likewise.
 
 No step loops over frames. A batch of one flow, the rule under load, takes a path
 with a third of the calls; that both paths agree is tested.
@@ -28,7 +29,14 @@ from harness.nic.journal import Journal
 from harness.nic.memory import Int64s
 from harness.nic.stats import ETH_FCS_LEN, MacStats
 from harness.nic.steering import DROP, Steering
-from harness.nic.wire import RX_PREFIX_SIZE, TP_STATUS_CSUMNOTREADY, Batch, Wire
+from harness.nic.wire import (
+    RX_PREFIX_SIZE,
+    TP_STATUS_CSUMNOTREADY,
+    Batch,
+    Frames,
+    SlotRing,
+    Wire,
+)
 
 RESIDENCE_NS = 10_000_000
 """How long frames wait for a descriptor when none is posted at all."""
@@ -57,10 +65,16 @@ class Receiver:
         self._rxqs = rxqs
         self._clock_ns = clock_ns
         self._busy: list[queues.RxQueue] = []
-        self._moved_ns = 0
+        self._blocked_ns: int | None = None
         self.max_frame = 1518
         """The longest frame the MAC takes, FCS included."""
-        self.link_up = True
+        self.carries = True
+        """Frames reach the MAC from the wire."""
+        self.looped: SlotRing | None = None
+        """Frames the MAC sends to itself, when it does."""
+        self.stalled = False
+        """The function may not write to memory: frames wait as if nothing were posted."""
+        self._left = 0
 
     def queues_changed(self) -> None:
         """Queues came or went: whichever there are now may get the next frames."""
@@ -68,47 +82,82 @@ class Receiver:
 
     @property
     def starved(self) -> bool:
-        """A queue that had frames lately has less than half of its descriptors posted."""
-        return any(rxq.starved for rxq in self._busy)
+        """The next frames have to wait for the guest.
+
+        It does not let the function write, or a queue that had frames lately has less
+        than half of its descriptors posted.
+        """
+        return self.stalled or any(rxq.starved for rxq in self._busy)
 
     def receive(self) -> int:
         """One pass over the frames that wait; returns how many left the packet buffer."""
+        done = self._receive(self._wire, self.carries)
+        if self.looped is not None:
+            done += self._receive(self.looped, True)
+        return done
+
+    def flush(self) -> None:
+        """Drop what waits: the packet buffer does not outlive a reset."""
+        for _ in range(2):  # to the end of the ring, and from its start
+            if waiting := self._wire.waiting():
+                self._journal.count("rx_frames", waiting)
+                self._journal.count("rx_flushed", waiting)
+                self._wire.release(waiting)
+
+    def _receive(self, frames: Frames, carries: bool) -> int:
         done = 0
         while done < _BUDGET:
-            waiting = self._wire.waiting()
-            room = waiting
-            if self.link_up and waiting:
-                room = self._room(waiting)
+            waiting = frames.waiting()
+            if not waiting:
+                self._blocked_ns = None
+                break
+            room = self._room(waiting) if carries else waiting
             if not room:
                 break
-            batch = self._wire.take(min(room, _BATCH))
+            size = self._left = min(room, _BATCH)
             try:
-                self._take(batch)
-            finally:
-                self._wire.release(batch.size)
-            done += batch.size
+                batch = frames.take(size)
+                size = self._left = batch.size
+                self._take(batch, carries)
+            except Exception as error:  # noqa: BLE001 - these frames are lost, and no others
+                self._journal.mistake(error)
+                self._settle("rx_internal_drops", self._left)
+            self._journal.count("rx_frames", size)
+            frames.release(size)
+            done += size
         return done
 
     def _room(self, waiting: int) -> int:
         """How many of the frames that wait may be taken now."""
         room = waiting
+        if self.stalled:
+            room = 0
         for rxq in self._busy:
             room = min(room, rxq.frames_posted(self.max_frame))
-        now_ns = self._clock_ns()
         if room:
-            self._moved_ns = now_ns
-        elif now_ns - self._moved_ns >= RESIDENCE_NS:
+            self._blocked_ns = None
+            return room
+        now_ns = self._clock_ns()
+        if self._blocked_ns is None:
+            self._blocked_ns = now_ns
+        elif now_ns - self._blocked_ns >= RESIDENCE_NS:
             room = min(waiting, _EVICTED)
         return room
 
-    def _take(self, batch: Batch) -> None:
-        self._journal.count("rx_frames", batch.size)
-        if not self.link_up:
-            self._journal.count("rx_link_down", batch.size)
+    def _take(self, batch: Batch, carries: bool) -> None:
+        if not carries:
+            self._settle("rx_link_down", batch.size)
+        elif self.stalled:
+            self._account(batch.size, 0)
         elif not self._rxqs:
-            self._journal.count("rx_filtered", batch.size)
+            self._settle("rx_filtered", batch.size)
         elif not self._take_equal(batch):
             self._take_any(batch)
+
+    def _settle(self, name: str, number: int) -> None:
+        """``number`` frames of the batch ended under ``name``."""
+        self._journal.count(name, number)
+        self._left -= number
 
     def _take_equal(self, batch: Batch) -> bool:
         """Frames of one length and class to one queue, or False: whatever a flood sends."""
@@ -127,7 +176,7 @@ class Receiver:
         rxq = None if queue is None else self._rxqs.get(queue)
         if flow is None or rxq is None:
             return False
-        batch.set_prefix(length)
+        batch.set_prefix(length, self._steering.hash_of(flow, batch.frames))
         octets = length + RX_PREFIX_SIZE
         event = queues.rx_event(flow) | octets
         delivered = rxq.deliver_equal(batch.prefixed(octets), octets, event, self._clock_ns())
@@ -139,18 +188,18 @@ class Receiver:
         return True
 
     def _account(self, offered: int, delivered: int) -> None:
-        self._journal.count("rx_delivered", delivered)
+        self._settle("rx_delivered", delivered)
         if delivered < offered:
-            self._journal.count("rx_nodesc", offered - delivered)
+            self._settle("rx_nodesc", offered - delivered)
             self._stats.no_descriptor(offered - delivered)
 
     def _take_any(self, batch: Batch) -> None:
-        count, total = self._journal.count, batch.size
+        settle, total = self._settle, batch.size
         lengths, captured = batch.lengths, batch.captured
         fits = (captured == lengths) & (lengths + ETH_FCS_LEN <= self.max_frame)
         if not fits.all():
             long = total - int(np.count_nonzero(fits))
-            count("rx_oversize", long)
+            settle("rx_oversize", long)
             self._stats.oversized(long)
         unfinished = (batch.status & TP_STATUS_CSUMNOTREADY) != 0
         lengths = offload.pad(batch.frames, captured)
@@ -159,12 +208,12 @@ class Receiver:
             self._stats.received(classes.mac, classes.multicast, lengths)
         elif fits.any():
             self._stats.received(classes.mac[fits], classes.multicast[fits], lengths[fits])
-        wanted = self._steering.queues(classes)
+        wanted, hashes = self._steering.spread(classes)
         wanted[~fits] = DROP - 1
         filtered = int(np.count_nonzero(wanted == DROP))
         if filtered:
-            count("rx_filtered", filtered)
-        batch.set_prefix(lengths)
+            settle("rx_filtered", filtered)
+        batch.set_prefix(lengths, hashes)
         events = queues.rx_events(classes)
         arrivals = queues.Arrivals(
             batch.ring.buffer, batch.offsets, lengths + RX_PREFIX_SIZE, events
@@ -177,7 +226,7 @@ class Receiver:
                 chosen = slice(0, total)
             rxq = self._rxqs.get(queue)
             if rxq is None:
-                count("rx_filtered", number)
+                settle("rx_filtered", number)
                 continue
             busy.append(rxq)
             delivered = rxq.deliver(arrivals.part(chosen), self._clock_ns())

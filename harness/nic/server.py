@@ -13,7 +13,6 @@ that more is posted, a millisecond's together.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
@@ -37,6 +36,8 @@ _POSTED_WRITES_NS = 1_000_000
 _MAX_WAIT_NS = 1_000_000_000
 _PR_SET_TIMERSLACK = 29
 _MAX_CONTROL_LINE = 4096
+_MAX_CONTROL_CLIENTS = 16
+_PAUSE_S = 0.01
 
 
 class Server:
@@ -66,9 +67,11 @@ class Server:
                     self._serve(connection)
                 except SessionEnd as end:
                     log.info("session ended: %s", end)
+                except Exception as error:  # noqa: BLE001 - the counters are still to be told
+                    self._nic.journal.mistake(error)
                 finally:
                     connection.close()
-                    self._nic.client_gone()
+                    self._guard(self._nic.client_gone)
         finally:
             self.close()
 
@@ -91,10 +94,21 @@ class Server:
             if control:
                 control.serve(ready)
             if self._listener.fileno() in ready:
-                accepted, _ = self._listener.accept()
-                return Connection(accepted, self._nic, self._nic.journal)
-            self._nic.receive()
+                accepted = _accepted(self._listener)
+                if accepted is not None:
+                    return Connection(accepted, self._nic, self._nic.journal)
+            self._guard(self._drain)
         return None
+
+    def _drain(self) -> None:
+        self._nic.receive()
+
+    def _refuse(self) -> None:
+        """A second client finds its connection closed; the first one is not disturbed."""
+        accepted = _accepted(self._listener)
+        if accepted is not None:
+            accepted.close()
+            self._nic.journal.note("clients_refused", "another client is being served")
 
     def _serve(self, connection: Connection) -> None:
         nic, wire, control = self._nic, self._wire, self._control
@@ -116,7 +130,7 @@ class Server:
                 until_ns = served_ns + _POSTED_WRITES_NS
             if nic.wants_to_transmit or until_ns < now_ns:
                 until_ns = now_ns
-            readers = [self._wake]
+            readers = [self._wake, self._listener.fileno()]
             if control:
                 readers += control.filenos
             if not starved:
@@ -132,6 +146,8 @@ class Server:
                 served_ns = clock_ns()
             if control and ready:
                 control.serve(ready)
+            if self._listener.fileno() in ready:
+                self._refuse()
             if nic.wants_to_transmit:
                 self._guard(nic.transmit)
             now_ns = clock_ns()
@@ -145,11 +161,15 @@ class Server:
                         log.error("the wire is gone")
 
     def _guard(self, step: Callable[[], None]) -> None:
-        """A mistake of the model is logged and counted; the guest keeps its device."""
+        """A mistake of the model is logged and counted; the guest keeps its device.
+
+        What made it may still be there, and wake the loop at once: so it is given time.
+        """
         try:
             step()
         except Exception as error:  # noqa: BLE001
             self._nic.journal.mistake(error)
+            time.sleep(_PAUSE_S)
 
 
 class _Pace:
@@ -195,8 +215,10 @@ class _Control:
 
     def serve(self, ready: list[int]) -> None:
         if self._listener.fileno() in ready:
-            with contextlib.suppress(OSError):  # gone again, or no descriptor left
-                accepted, _ = self._listener.accept()
+            accepted = _accepted(self._listener)
+            if accepted is not None and len(self._clients) >= _MAX_CONTROL_CLIENTS:
+                accepted.close()
+            elif accepted is not None:
                 accepted.setblocking(False)
                 self._clients[accepted.fileno()] = (accepted, bytearray())
                 self.filenos.append(accepted.fileno())
@@ -239,6 +261,16 @@ class _Control:
         self._path.unlink(missing_ok=True)
 
 
+def _accepted(listener: socket.socket) -> socket.socket | None:
+    """The next connection; None when it is gone again or no descriptor is left."""
+    try:
+        return listener.accept()[0]
+    except OSError as error:
+        log.warning("cannot accept: %s", error)
+        time.sleep(_PAUSE_S)
+        return None
+
+
 def _listen(path: Path) -> socket.socket:
     """A listening socket that only this user reaches; replaces a stale one."""
     if path.is_socket():
@@ -250,7 +282,7 @@ def _listen(path: Path) -> socket.socket:
             listener.bind(str(path))
         finally:
             os.umask(old)
-        listener.listen(1)
+        listener.listen(16)
     except OSError:
         listener.close()
         raise

@@ -4,6 +4,11 @@
 Only matches on the destination address are offered to the driver (an exact
 address, and any unknown unicast or multicast one), so every filter it can install
 is honoured to the letter. A frame that no filter wants is not delivered.
+
+The hash of a frame is that of the RSS context of its filter, over what the driver is
+told (RSS_CONTEXT_GET_FLAGS): the addresses of IP, and the ports of TCP. It goes into
+the receive prefix. A filter without a context, as the driver installs with one receive
+queue, hashes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.nic import offload
-from harness.nic.memory import Int64s
+from harness.nic.memory import Int64s, Octets
 
 # MC_CMD_FILTER_OP_IN_MATCH_*_LBN.
 MATCH_DST_MAC = 1 << 4
@@ -120,6 +125,28 @@ class Steering:
 
     def queue_of(self, flow: offload.Flow) -> int | None:
         """The queue of all frames of a flow; None when they need hashing one by one."""
+        chosen, context = self._of_flow(flow)
+        if chosen is None:
+            return DROP
+        if context is None:
+            return chosen.queue
+        if context.only is not None:
+            return chosen.queue + context.only
+        if flow.hashed is None:
+            return None
+        hashed = _toeplitz_one(context.key, flow.hashed)
+        return chosen.queue + int(context.table[hashed % _TABLE_LENGTH])
+
+    def hash_of(self, flow: offload.Flow, frames: Octets) -> npt.NDArray[np.uint32] | int:
+        """The hash of the flow, or of each of its ``frames``; 0 where nothing is hashed."""
+        _, context = self._of_flow(flow)
+        if context is None:
+            return 0
+        if flow.hashed is None:
+            return toeplitz(context.key, flow.to_hash(frames))
+        return _toeplitz_one(context.key, flow.hashed)
+
+    def _of_flow(self, flow: offload.Flow) -> tuple[Filter | None, RssContext | None]:
         wanted = None
         for handle, candidate in self.filters.items():
             if candidate.match == MATCH_DST_MAC:
@@ -130,28 +157,24 @@ class Steering:
             if hit and (wanted is None or rank > wanted[0]):
                 wanted = rank, candidate
         if wanted is None:
-            return DROP
+            return None, None
         chosen = wanted[1]
-        context = None
-        if chosen.rss_context is not None and chosen.queue != DROP:
-            context = self.contexts.get(chosen.rss_context)
-        if context is None:
-            return chosen.queue
-        if context.only is not None:
-            return chosen.queue + context.only
-        if flow.hashed is None:
-            return None
-        hashed = _toeplitz_one(context.key, flow.hashed)
-        return chosen.queue + int(context.table[hashed % _TABLE_LENGTH])
+        if chosen.rss_context is None or chosen.queue == DROP:
+            return chosen, None
+        return chosen, self.contexts.get(chosen.rss_context)
 
     def queues(self, classes: offload.Classes) -> Int64s:
-        """The queue of each frame (:data:`DROP`: none).
+        """The queue of each frame (:data:`DROP`: none); :meth:`queue_of` decides alike."""
+        return self.spread(classes)[0]
 
-        Exact filters go before the unknown-address ones, later ones before earlier;
-        :meth:`queue_of` decides alike.
+    def spread(self, classes: offload.Classes) -> tuple[Int64s, npt.NDArray[np.uint32]]:
+        """The queue of each frame and its hash, 0 where its filter names no RSS context.
+
+        Exact filters go before the unknown-address ones, later ones before earlier.
         """
         count = classes.mac.size
         queues = np.full(count, DROP, np.int64)
+        hashes = np.zeros(count, np.uint32)
         undecided = np.ones(count, bool)
         ordered = sorted(
             self.filters.items(), key=lambda item: (item[1].match != MATCH_DST_MAC, -item[0])
@@ -169,11 +192,11 @@ class Steering:
             queues[hit] = wanted.queue
             context = None if wanted.rss_context is None else self.contexts.get(wanted.rss_context)
             if wanted.queue != DROP and context is not None:
-                hashes = self._hash(context, classes)[hit]
-                queues[hit] += context.table[hashes & (_TABLE_LENGTH - 1)]
+                hashes[hit] = self._hash(context, classes)[hit]
+                queues[hit] += context.table[hashes[hit] & (_TABLE_LENGTH - 1)]
             if not undecided.any():
                 break
-        return queues
+        return queues, hashes
 
     @staticmethod
     def _hash(context: RssContext, classes: offload.Classes) -> npt.NDArray[np.uint32]:

@@ -16,11 +16,12 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from harness.nic import pci
 from harness.nic.journal import Journal, log
-from harness.nic.memory import MapError
+from harness.nic.memory import MAX_SEGMENTS, MapError
 
 (
     VERSION, DMA_MAP, DMA_UNMAP, DEVICE_GET_INFO, DEVICE_GET_REGION_INFO,
@@ -39,6 +40,8 @@ _MAX_FDS = 32
 _RECEIVE = 16 << 10
 _ANCILLARY = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 _MAX_UNSENT = 4 << 20
+_LOGGED = 400
+_MAX_FDS_WAITING = 4 * _MAX_FDS
 
 _DEVICE_FLAGS_RESET, _DEVICE_FLAGS_PCI = 1, 2
 _REGION_FLAGS_READ, _REGION_FLAGS_WRITE = 1, 2
@@ -143,6 +146,8 @@ class Connection:
             if fds:
                 self._fds.append((self._consumed + len(self._received) - 1, fds))
             self._split()
+            if sum(len(waiting) for _, waiting in self._fds) > _MAX_FDS_WAITING:
+                raise SessionEnd("descriptors without a whole message to go with them")
             if size < _RECEIVE and not fds:
                 break
         if self._unsent:
@@ -181,6 +186,9 @@ class Connection:
             while self._fds and self._fds[0][0] < self._consumed + at:
                 fds += self._fds.pop(0)[1]
             self._message(number, command, flags, payload, fds)
+            if len(self._unsent) > _MAX_UNSENT:
+                # One read may hold hundreds of requests for a megabyte each.
+                self.flush()
         del received[:at]
         self._consumed += at
 
@@ -232,10 +240,12 @@ class Connection:
         major, minor = struct.unpack_from("<HH", payload)
         if major != 0:
             raise RequestError(errno.EPROTONOSUPPORT, f"protocol version {major}.{minor}")
-        log.info("client speaks vfio-user %d.%d: %s", major, minor, payload[4:].rstrip(b"\0"))
+        said = payload[4:].rstrip(b"\0")[:_LOGGED]
+        self._journal.tell("vfio_versions", "client speaks %d.%d: %s", major, minor, said)
         capabilities = {
             "max_msg_fds": 16,
             "max_data_xfer_size": MAX_DATA,
+            "max_dma_maps": MAX_SEGMENTS,
             "write_multiple": True,
         }
         text = json.dumps({"capabilities": capabilities}, separators=(",", ":"))
@@ -258,7 +268,11 @@ class Connection:
 
     def _dma_unmap(self, payload: bytes, _: list[int]) -> bytes:
         _, flags, start, size = struct.unpack_from("<IIQQ", payload)
+        if flags & ~_DMA_UNMAP_ALL:
+            raise RequestError(errno.EINVAL, f"flags {flags:#x}: no dirty pages are kept")
         if flags & _DMA_UNMAP_ALL:
+            if start or size:
+                raise RequestError(errno.EINVAL, "all is no range")
             self._device.unmap_all()
             return payload[:24]
         try:
@@ -293,6 +307,8 @@ class Connection:
         _, flags, index, start, count = struct.unpack_from("<IIIII", payload)
         if index >= len(pci.IRQ_COUNTS) or start + count > pci.IRQ_COUNTS[index]:
             raise RequestError(errno.EINVAL, f"interrupts {index}: {start}+{count}")
+        if index != pci.MSIX_IRQ_INDEX:
+            return b""  # there are none of that kind, and so nothing to do
         interrupts = self._device.interrupts
         data, action = flags & 7, flags & ~7
         vectors = range(start, start + count)
@@ -303,6 +319,8 @@ class Connection:
         if data == _IRQ_DATA_EVENTFD:
             if fds and len(fds) != count:
                 raise RequestError(errno.EINVAL, f"{len(fds)} descriptors for {count} vectors")
+            if not all(map(_is_eventfd, fds)):
+                raise RequestError(errno.EINVAL, "a descriptor that is no eventfd")
             for vector in vectors:
                 interrupts.assign(vector, fds.pop(0) if fds else None)
         elif data == _IRQ_DATA_NONE and count == 0:
@@ -368,6 +386,11 @@ def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     return fds.tolist()
+
+
+def _is_eventfd(fd: int) -> bool:
+    """Whether a write of 8 octets is what it seems, and cannot block for long."""
+    return str(Path(f"/proc/self/fd/{fd}").readlink()) == "anon_inode:[eventfd]"
 
 
 def _close(fds: list[int]) -> None:

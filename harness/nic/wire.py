@@ -32,7 +32,7 @@ from harness.nic.memory import Int64s, Octets
 RX_PREFIX_SIZE = 14
 _PKTLEN_OFFSET = 8
 
-TP_STATUS_KERNEL = 0
+TP_STATUS_KERNEL, _TP_STATUS_USER = 0, 1
 TP_STATUS_CSUMNOTREADY = 1 << 3
 TP_STATUS_VLAN_VALID = 1 << 4
 TP_STATUS_VLAN_TPID_VALID = 1 << 6
@@ -52,6 +52,8 @@ _ETH_P_ALL = 3
 SMALL_SLOT, LARGE_SLOT = 1664, 9536
 _SLOTS_PER_BLOCK = 64
 _WORTHWHILE = 8
+# The driver's self-test sends up to 256 frames before it looks for the first.
+_LOOPBACK_SLOTS = 512
 
 _HEADER = np.dtype(
     {
@@ -107,25 +109,31 @@ class Batch:
         """Where in the ring's buffer the receive prefix of each frame starts."""
         return np.arange(self.first, self.last) * self.ring.slot + _PREFIX_OFFSET
 
-    def set_prefix(self, lengths: Int64s | int) -> None:
-        """Write the packet length of the receive prefix (ES_DZ_RX_PREFIX_PKTLEN)."""
+    def set_prefix(self, lengths: Int64s | int, hashes: npt.NDArray[np.uint32] | int) -> None:
+        """Write what the receive prefix tells: ES_DZ_RX_PREFIX_HASH and …_PKTLEN."""
         self.ring.prefix_lengths[self.first : self.last] = lengths
+        self.ring.prefix_hashes[self.first : self.last] = hashes
 
     def prefixed(self, octets: int) -> npt.NDArray[Any]:
         """Prefix and frame of each, ``octets`` in all, as elements of a void type."""
         return self.ring.groups(octets)[self.first : self.last]
 
 
-class Wire(Protocol):
+class Frames(Protocol):
+    """Where frames wait to be received."""
+
+    def waiting(self) -> int: ...
+    def take(self, limit: int) -> Batch: ...
+    def release(self, number: int) -> None: ...
+
+
+class Wire(Frames, Protocol):
     """What the model needs of a wire."""
 
     frames: int
     ring_drops: int
 
     def fileno(self) -> int: ...
-    def waiting(self) -> int: ...
-    def take(self, limit: int) -> Batch: ...
-    def release(self, number: int) -> None: ...
     def send(self, frame: bytes | bytearray) -> bool: ...
     def resize(self, max_frame: int) -> None: ...
     def refresh(self) -> None: ...
@@ -154,8 +162,12 @@ class SlotRing:
         self.prefix_lengths: npt.NDArray[np.uint16] = np.ndarray(
             self.slots, "<u2", buffer.data, _PREFIX_OFFSET + _PKTLEN_OFFSET, (slot,)
         )
+        self.prefix_hashes: npt.NDArray[np.uint32] = np.ndarray(
+            self.slots, "<u4", buffer.data, _PREFIX_OFFSET, (slot,)
+        )
         self._groups: dict[int, npt.NDArray[Any]] = {}
         self.head = 0
+        self._tail = 0
 
     def groups(self, octets: int) -> npt.NDArray[Any]:
         """The first ``octets`` from the prefix on of every slot, as void elements."""
@@ -165,6 +177,18 @@ class SlotRing:
                 self.slots, f"V{octets}", self.buffer.data, _PREFIX_OFFSET, (self.slot,)
             )
         return found
+
+    def put(self, frame: bytes | bytearray) -> bool:
+        """Fill the next slot, as the kernel would; False when it is not free."""
+        header = self.headers[self._tail]
+        if header["status"] != TP_STATUS_KERNEL:
+            return False
+        kept = min(len(frame), self.room)
+        self.frames[self._tail, :kept] = np.frombuffer(frame, np.uint8, kept)
+        header["len"], header["snaplen"], header["mac"] = len(frame), kept, _MAC_OFFSET
+        header["status"] = _TP_STATUS_USER
+        self._tail = (self._tail + 1) % self.slots
+        return True
 
     def waiting(self) -> int:
         """Frames that can be taken in one piece, from the head to the end or a gap.
@@ -204,7 +228,9 @@ class SlotRing:
         first = self.head
         batch = Batch(self, first, min(first + limit, self.slots))
         if not batch.equal and batch.size > 1:
-            leading = int(np.argmin((batch.words == batch.words[0]).all(axis=1)))
+            alike = (batch.words == batch.words[0]).all(axis=1)
+            # argmin of all true is 0, too: frames that are alike may lead to the end.
+            leading = batch.size if alike.all() else int(np.argmin(alike))
             if leading >= _WORTHWHILE or batch.size <= _WORTHWHILE:
                 batch = Batch(self, first, first + leading)
         if batch.equal:
@@ -236,6 +262,11 @@ class SlotRing:
         """Give the first ``number`` slots back to whoever fills them."""
         self.headers["status"][self.head : self.head + number] = TP_STATUS_KERNEL
         self.head = (self.head + number) % self.slots
+
+
+def loopback() -> SlotRing:
+    """Where frames wait that the MAC sends to itself."""
+    return SlotRing(np.zeros(_LOOPBACK_SLOTS * LARGE_SLOT, np.uint8), LARGE_SLOT)
 
 
 class PacketWire:

@@ -27,7 +27,8 @@ from harness.nic.wire import SMALL_SLOT, TP_STATUS_CSUMNOTREADY, Batch, SlotRing
 MAC = bytes.fromhex("020000000042")
 PEER = bytes.fromhex("020000000001")
 BROADCAST = b"\xff" * 6
-BAR2 = 2
+BAR2, CONFIG = 2, 7
+BUS_MASTER = 4
 PAGE = 4096
 EMPTY = (1 << 64) - 1
 
@@ -200,6 +201,9 @@ class Driver:
     def unmap(self, start: int, size: int) -> int:
         return self.request(transport.DMA_UNMAP, struct.pack("<IIQQ", 24, 0, start, size))[0]
 
+    def unmap_all(self, start: int = 0, size: int = 0) -> int:
+        return self.request(transport.DMA_UNMAP, struct.pack("<IIQQ", 24, 2, start, size))[0]
+
     def set_irqs(self, count: int = 4) -> None:
         self.eventfds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(count)]
         error, _ = self.request(
@@ -232,6 +236,14 @@ class Driver:
 
     def writeq(self, offset: int, value: int) -> None:
         self.write_region(BAR2, offset, struct.pack("<Q", value))
+
+    def write_command(self, value: int) -> None:
+        """The PCI command register; memory accesses are the client's own affair."""
+        self.write_region(CONFIG, 4, struct.pack("<H", value | 2), flags=0)
+
+    def write_power(self, state: int) -> None:
+        """The power state of PMCSR: 0 is D0, 3 is D3hot."""
+        self.write_region(CONFIG, 0x44, struct.pack("<H", state), flags=0)
 
     # memory
 
@@ -277,6 +289,7 @@ class Driver:
 
     def probe(self) -> None:
         """The commands of a probe that change anything, in the driver's order."""
+        self.write_command(BUS_MASTER)
         assert self.read_region(BAR2, 0x10, 4)[2:] == b"\x07\xb0"
         self.writel(0x204, 1)
         self.mcdi(0x06, struct.pack("<I", 1))
@@ -373,8 +386,12 @@ class Driver:
 
     def receive(self, channel: int = 0, *, ack: bool = True) -> list[tuple[bytes, int]]:
         """Received (frame, event) pairs; checks what the driver checks of the events."""
+        return [(frame, event) for frame, event, _ in self.receive_hashed(channel, ack=ack)]
+
+    def receive_hashed(self, channel: int = 0, *, ack: bool = True) -> list[tuple[bytes, int, int]]:
+        """:meth:`receive` with the hash of the prefix (efx_rx_buf_hash)."""
         queues = self.channels[channel]
-        frames: list[tuple[bytes, int]] = []
+        frames: list[tuple[bytes, int, int]] = []
         for event in self.events(channel, ack=ack):
             if event >> 60 != 0:
                 continue
@@ -388,7 +405,7 @@ class Driver:
                 data = b"".join(queues.scatter)
                 queues.scatter.clear()
                 assert struct.unpack_from("<H", data, 8)[0] == len(data) - 14, "prefix"
-                frames.append((data[14:], event))
+                frames.append((data[14:], event, struct.unpack_from("<I", data)[0]))
         return frames
 
     def send(self, *pieces: bytes, channel: int = 0, options: tuple[int, ...] = ()) -> None:
@@ -501,7 +518,10 @@ def udp4(
     return to + PEER + b"\x08\x00" + ip + l4
 
 
-def udp6(payload: bytes = b"x", *, good: bool = True, partial: bool = False) -> bytes:
+def udp6(
+    payload: bytes = b"x", *, good: bool = True, partial: bool = False, extension: bytes = b""
+) -> bytes:
+    """An IPv6 UDP frame; ``extension``: a header of destination options, without its type."""
     addresses = bytes.fromhex("fe80" + "00" * 13 + "01" + "fe80" + "00" * 13 + "02")
     l4 = struct.pack(">HHHH", 4000, 5000, 8 + len(payload), 0) + payload
     pseudo = addresses + struct.pack(">IHBB", len(l4), 0, 0, 17)
@@ -509,8 +529,19 @@ def udp6(payload: bytes = b"x", *, good: bool = True, partial: bool = False) -> 
     if not good:
         value ^= 0x1234
     l4 = l4[:6] + struct.pack(">H", value) + l4[8:]
-    ip = struct.pack(">IHBB", 6 << 28, len(l4), 17, 64) + addresses
+    if extension:
+        l4 = b"\x11" + extension + l4
+    ip = struct.pack(">IHBB", 6 << 28, len(l4), 60 if extension else 17, 64) + addresses
     return MAC + PEER + b"\x86\xdd" + ip + l4
+
+
+def tagged(frame: bytes, *tags: int) -> bytes:
+    """``frame`` behind VLAN tags, the outer ones of 802.1ad."""
+    if not tags:
+        return frame
+    tpids = [0x88A8] * (len(tags) - 1) + [0x8100]
+    stack = b"".join(struct.pack(">HH", *tag) for tag in zip(tpids, tags, strict=True))
+    return frame[:12] + stack + frame[12:]
 
 
 CSUMNOTREADY = 1 | TP_STATUS_CSUMNOTREADY

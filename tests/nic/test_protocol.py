@@ -330,3 +330,106 @@ def test_a_mistake_of_the_model_costs_one_request(
     assert driver.journal.counts["internal_errors"] == 101
     assert 0 < caplog.text.count("ZeroDivisionError") < 50
     assert driver.read_region(pci.CONFIG_REGION, 0, 2) == b"\x24\x19"
+
+
+def raw(command: int, payload: bytes, flags: int = 0, number: int = 1) -> bytes:
+    return struct.pack("<HHIII", number, command, 16 + len(payload), flags, 0) + payload
+
+
+@pytest.mark.parametrize("command", range(17))
+@pytest.mark.parametrize("size", [0, 1, 3, 7, 8, 15, 16, 19, 20, 23, 31, 33, 64])
+def test_every_message_in_any_size_and_with_any_descriptors(
+    driver: MiniDriver, command: int, size: int
+) -> None:
+    """Each is answered, nothing leaks, and nothing is a mistake of the model."""
+    eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+    before = open_fds()
+    mapped = len(driver.nic.memory)
+    for fds in ((), (eventfd,), (driver.memfd, eventfd, eventfd), (eventfd,) * 32):
+        for fill in (b"\0", b"\xff", b"\x20"):
+            error, _ = driver.request(command, fill * size, fds)
+            assert error != errno.EIO
+            driver.request(command, fill * size, fds, flags=0x10)
+    assert driver.journal.counts["internal_errors"] == 0
+    assert len(driver.nic.memory) <= mapped
+    driver.nic.interrupts.disable()
+    assert open_fds() == before
+    os.close(eventfd)
+
+
+def test_a_client_that_leaves_amid_a_message_leaves_nothing(driver: MiniDriver) -> None:
+    eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+    before = open_fds()
+    message = raw(transport.DEVICE_SET_IRQS, struct.pack("<IIIII", 20, 0x24, 2, 0, 1))
+    socket.send_fds(driver.socket, [message[:-1]], [eventfd] * 5)
+    driver.connection.serve()
+    assert open_fds() == before + 5
+    driver.socket.shutdown(socket.SHUT_WR)
+    with pytest.raises(SessionEnd):
+        driver.connection.serve()
+    driver.connection.close()
+    assert open_fds() == before + 5 - 6
+    os.close(eventfd)
+
+
+def test_descriptors_without_a_message_end_the_session(driver: MiniDriver) -> None:
+    eventfd = os.eventfd(0, os.EFD_NONBLOCK)
+    before = open_fds()
+    driver.socket.send(raw(transport.DEVICE_GET_INFO, bytes(4096))[:20])
+    with pytest.raises(SessionEnd, match="descriptors"):
+        for _ in range(1000):
+            socket.send_fds(driver.socket, [b"x"], [eventfd] * 32)
+            driver.connection.serve()
+            assert open_fds() < before + 300
+    driver.connection.close()
+    assert open_fds() == before - 1
+    os.close(eventfd)
+
+
+def test_a_client_that_does_not_read_its_answers_is_left(driver: MiniDriver) -> None:
+    """Neither the model's loop nor its memory is for the client to fill."""
+    asked = raw(transport.REGION_READ, struct.pack("<QII", 0, pci.BAR2, 1 << 20))
+    driver.socket.setblocking(False)
+    driver.socket.send(asked * 400)
+    with pytest.raises(SessionEnd, match="read"):
+        driver.connection.serve()
+    assert len(driver.connection._unsent) < 8 << 20
+
+
+def test_a_slow_client_gets_all_its_answers(driver: MiniDriver) -> None:
+    asked = raw(transport.REGION_READ, struct.pack("<QII", 0, pci.CONFIG_REGION, 4096))
+    for _ in range(10):
+        driver.socket.send(asked * 50)
+        driver.connection.serve()
+    assert driver.connection.wants_to_write
+    got = b""
+    while len(got) < 500 * (32 + 4096):
+        got += driver.socket.recv(1 << 16)
+        driver.connection.flush()
+    assert len(got) == 500 * (32 + 4096)
+    assert not driver.connection.wants_to_write
+
+
+def test_other_kinds_of_interrupt_are_none_of_msix(driver: MiniDriver) -> None:
+    driver.set_irqs(2)
+    for index in (0, 1, 3, 4):
+        off = struct.pack("<IIIII", 20, 0x21, index, 0, 0)
+        assert driver.request(transport.DEVICE_SET_IRQS, off)[0] == 0
+        one = struct.pack("<IIIII", 20, 0x24, index, 0, 1)
+        assert driver.request(transport.DEVICE_SET_IRQS, one)[0] == errno.EINVAL
+    driver.nic.interrupts.raise_vector(1)
+    assert driver.interrupts(1) == 1
+
+
+def test_a_guest_cannot_fill_the_log_with_what_is_allowed(
+    driver: MiniDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for turn in range(200):
+        driver.write_command(4 * (turn % 2))
+        driver.write_region(pci.CONFIG_REGION, 0x78, struct.pack("<H", 0x8000))
+        driver.request(transport.DEVICE_RESET)
+        driver.request(transport.VERSION, struct.pack("<HH", 0, 0) + b"x" * 5000)
+        driver.mcdi(0x2A, struct.pack("<4I", 0x3C0, 8 * (turn % 2), 0, 0))
+    assert len(caplog.records) < 200
+    assert len(caplog.text) < 100_000

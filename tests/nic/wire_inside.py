@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness.nic.wire import LARGE_SLOT, TP_STATUS_CSUMNOTREADY, PacketWire
-from tests.nic.minidriver import MAC, Driver, udp4
+from tests.nic.minidriver import MAC, Driver, tagged, udp4
 
 pytestmark = pytest.mark.nic
 
@@ -187,3 +189,185 @@ def test_a_missing_interface_is_said(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 3
     assert "nowhere0" in done.stderr or "No such device" in done.stderr
+
+
+@contextlib.contextmanager
+def model(
+    tmp_path: Path, *, mistake: str = "pass"
+) -> Iterator[tuple[subprocess.Popen[str], Path, Path]]:
+    """The process, its socket and its control socket; ``mistake`` runs in it at first."""
+    code = f"import sys\n{mistake}\nfrom harness.nic.__main__ import main\nsys.exit(main())"
+    command = [sys.executable, "-c", code, "--interface", "wire0", "--mac", MAC.hex(":")]
+    command += ["--socket", str(tmp_path / "nic"), "--control", str(tmp_path / "control")]
+    command += ["--log", str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "ready" in process.stdout.readline()
+        try:
+            yield process, tmp_path / "nic", tmp_path / "control"
+        finally:
+            process.kill()
+
+
+def connected(path: Path) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(str(path))  # without a timeout: with one a full backlog is an error
+    client.settimeout(10)
+    return client
+
+
+def started(path: Path) -> Driver:
+    driver = Driver(connected(path))
+    driver.attach()
+    driver.set_irqs()
+    driver.probe()
+    driver.open()
+    return driver
+
+
+def counters(control: Path) -> dict[str, int]:
+    with connected(control) as client:
+        client.sendall(b'{"call": "counters"}\n')
+        found: dict[str, int] = json.loads(client.makefile().readline())["counters"]
+        return found
+
+
+def received(driver: Driver, count: int) -> list[bytes]:
+    got: list[bytes] = []
+    deadline = time.monotonic() + 10
+    while len(got) < count and time.monotonic() < deadline:
+        got += [frame for frame, _ in driver.receive()]
+    return got
+
+
+def processor_s(process: subprocess.Popen[str]) -> float:
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_second_client_is_refused_at_once(veth: None, tmp_path: Path) -> None:
+    with model(tmp_path) as (process, path, control):
+        driver = started(path)
+        for said in (b"", struct.pack("<HHIII", 1, 1, 20, 0, 0) + bytes(4)):
+            for _ in range(5):
+                with connected(path) as second:
+                    with contextlib.suppress(BrokenPipeError):
+                        second.sendall(said)
+                    begun = time.monotonic()
+                    with contextlib.suppress(ConnectionResetError):
+                        assert second.recv(100) == b""
+                    assert time.monotonic() - begun < 2
+        generator = packet_socket()
+        generator.send(udp4(b"undisturbed"))
+        assert received(driver, 1) == [udp4(b"undisturbed").ljust(60, b"\0")]
+        assert counters(control)["clients_refused"] == 10
+        driver.close()
+        assert process.wait(20) == 0
+
+
+def test_a_client_that_shrinks_its_memory_ends_nothing(veth: None, tmp_path: Path) -> None:
+    with model(tmp_path) as (process, path, control):
+        driver = started(path)
+        os.ftruncate(driver.memfd, 0)
+        generator = packet_socket()
+        for n in range(30):
+            generator.send(udp4(bytes(n)))
+        driver.writel(0x400, 7)
+        deadline = time.monotonic() + 10
+        while not counters(control)["guest_pages_lost"] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        found = counters(control)
+        assert found["guest_pages_lost"] > 0
+        assert found["internal_errors"] == 0
+        assert driver.read_region(7, 0, 2) == b"\x24\x19"
+        driver.socket.close()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("count", [2, 8, 9])
+def test_frames_that_are_alike(veth: None, tmp_path: Path, count: int) -> None:
+    with model(tmp_path) as (process, path, control):
+        driver = started(path)
+        generator = packet_socket()
+        sent = [tagged(udp4(b"a tagged one" * 5), 5)] * count
+        sent += [udp4(b"longer than a slot" * 200)] * count + [udp4(b"the last" * 9)]
+        process.send_signal(19)  # so that they wait together
+        for frame in sent:
+            generator.send(frame)
+        process.send_signal(18)
+        assert received(driver, count + 1) == sent[:count] + sent[-1:]
+        found = counters(control)
+        assert (found["rx_oversize"], found["internal_errors"]) == (count, 0)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        "from harness.nic import offload as part; part.uniform = part.classify = None",
+        "from harness.nic.device import Nic; Nic.receive = None",
+        "from harness.nic.wire import SlotRing; SlotRing.take = SlotRing.release = None",
+        "from harness.nic.queues import TxQueue; TxQueue.transmit = TxQueue.abandon = None",
+    ],
+    ids=["parser", "pass", "wire", "transmit"],
+)
+def test_no_mistake_stops_or_spins_the_loop(veth: None, tmp_path: Path, mistake: str) -> None:
+    with model(tmp_path, mistake=mistake) as (process, path, control):
+        driver = started(path)
+        generator = packet_socket()
+        for n in range(20):
+            generator.send(udp4(bytes(n)))
+        driver.send(udp4(b"out"))
+        time.sleep(0.3)
+        before = processor_s(process)
+        time.sleep(1)
+        assert processor_s(process) - before < 0.5
+        assert counters(control)["internal_errors"] > 0
+        assert driver.mcdi(0x55)[:6] == MAC
+        assert (tmp_path / "log").read_text().count("Traceback") <= 4
+        driver.close()
+        assert process.wait(20) == 0
+
+
+def test_a_function_without_bus_mastering_lets_the_loop_rest(veth: None, tmp_path: Path) -> None:
+    with model(tmp_path) as (process, path, control):
+        driver = started(path)
+        driver.write_command(0)
+        generator = packet_socket()
+        before = processor_s(process)
+        for _ in range(100):
+            generator.send(udp4())
+            time.sleep(0.01)
+        assert processor_s(process) - before < 0.5
+        assert counters(control)["rx_delivered"] == 0
+        driver.write_command(4)
+        generator.send(udp4(b"on" * 20))
+        assert udp4(b"on" * 20) in received(driver, 30)
+
+
+def test_more_control_clients_than_are_served(veth: None, tmp_path: Path) -> None:
+    with model(tmp_path) as (_, path, control):
+        driver = started(path)
+        clients = []
+        for _ in range(300):
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(str(control))
+            clients.append(client)
+        assert driver.mcdi(0x55)[:6] == MAC
+        for client in clients:
+            client.close()
+        time.sleep(0.1)
+        assert counters(control)["internal_errors"] == 0
+        for _ in range(50):
+            with connected(control) as client:
+                client.sendall(b'{"call": "coun')
+        assert driver.mcdi(0x55)[:6] == MAC
+
+
+def test_a_client_leaves_amid_a_message(veth: None, tmp_path: Path) -> None:
+    with model(tmp_path) as (process, path, _):
+        driver = started(path)
+        driver.socket.sendall(struct.pack("<HHIII", 1, 9, 100, 0, 0))
+        driver.socket.close()
+        assert process.wait(20) == 0
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["counters"]["internal_errors"] == 0
