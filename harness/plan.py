@@ -28,12 +28,20 @@ AA_STEPS = (BASELINE, f"{BASELINE}again")
 MIN_BLOCKS_FOR_VERDICT = 6
 """Below this no distribution-free 95 % interval exists: 2 · (1/2)^5 > 5 %."""
 
-SATURATED = 1 / 2000
-"""Interrupts per packet up to which a receiver counts as saturated.
+LIST_STAGES: Mapping[str, int] = MappingProxyType(
+    {
+        "netif_receive_skb_list": 2,
+        "netif_receive_skb_list_internal": 4,
+        "__netif_receive_skb_list_core": 5,
+        "ip_list_rcv": 7,
+    }
+)
+"""Functions through which every packet goes in a list, and from which step on."""
+SINGLY_BEFORE = 7
+"""The step from which on ``ip_rcv`` is not called for each packet any more."""
 
-A NIC interrupts when polling has emptied its queue, so each interrupt follows a
-moment in which the receiver waited for the load.
-"""
+PACED_SHARES = (0.1, 0.5, 0.9)
+"""Of the rate at which the receiver is saturated: where CPU time a packet is measured."""
 
 BedKind = Literal["virtual", "hardware"]
 TrialKind = Literal["warmup", "timed", "trace", "paced", "icache", "latency", "ndr"]
@@ -332,6 +340,17 @@ def kernel_of(step: str) -> str:
     return step.removesuffix("again")
 
 
+def step_number(step: str) -> int | None:
+    """How many patches of the series ``step`` has; ``None`` of one that is not of the series.
+
+    2m has the lists of step 2 only while interrupt moderation is on.
+    """
+    kernel = kernel_of(step)
+    if kernel not in ALL_STEPS:
+        return None
+    return 1 if kernel == "2m" else int(re.sub(r"\D", "", kernel))
+
+
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)")
 
 
@@ -459,9 +478,36 @@ VOID_RULES: Mapping[str, VoidRule] = MappingProxyType(
         "queues-spread": VoidRule(
             "packets arrive in no more receive queues than planned", {"share": 0.01, "packets": 64}
         ),
+        "softirq-moved": VoidRule(
+            "the interface's packets are processed by the receive softirq of the planned CPU",
+            {"share": 0.01, "packets": 64},
+        ),
+        "rps-used": VoidRule("no CPU is woken for packets that another one took", {"times": 0}),
+        "list-path": VoidRule(
+            "packets go through the lists that a step has and past ip_rcv from step 7 on, as a "
+            "traced trial of the boot shows, or of the step where the boot has none",
+            {"share": 0.05, "packets": 64},
+        ),
         "process-moved": VoidRule("netserver runs on the planned CPU alone", {"samples": 0}),
         "stream-failed": VoidRule("every netperf stream ends with status 0"),
         "stream-short": VoidRule("every netperf stream lasts through the window"),
+        "ramp-unsteady": VoidRule("the load has settled before the window opens"),
+        "unsaturated": VoidRule(
+            "the receiver is saturated, or rates are the load's and void (what a packet costs "
+            "stays): the CPU of the interrupt is not idle, its queue hardly ever empty, and work "
+            "is left over",
+            {
+                "idle_share": 0.05,
+                "waiting_share": 0.05,
+                "squeezed_share": 0.5,
+                "drop_share": 0.001,
+                # Of results in which no CPU's times were read; a packet.
+                "interrupts": 1 / 2000,
+            },
+        ),
+        "rate-unknown": VoidRule(
+            "a load that is a share of what the receiver takes needs timed trials that tell it"
+        ),
         "rate-missed": VoidRule(
             "where the load is paced, packets at IP arrive at its rate", {"share": 0.05}
         ),
@@ -473,6 +519,7 @@ VOID_RULES: Mapping[str, VoidRule] = MappingProxyType(
         "cell-missing": VoidRule("the dut can be set up as a cell of latency asks"),
         "counter-reset": VoidRule("no counter runs backwards"),
         "counters-missing": VoidRule("the counters of the trial were read"),
+        "nic-model-error": VoidRule("a NIC that is a model has met no error of its own"),
         "link-flapped": VoidRule("the link stays up"),
         "cpu-throttled": VoidRule(
             "the CPU under load is not taken away by the machine below, nor slowed down "

@@ -140,10 +140,10 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
 def check(expectation: Expectation, report: Document) -> Finding:
     """What a report document says of ``expectation``."""
     if not report["complete"]:
-        return Finding(expectation.text, expectation.step, "open", "the campaign is incomplete")
+        return Finding(expectation.text, expectation.step, "open", report["no_verdict"])
     rows = {row["step"]: row for row in report["rows"]}
     if expectation.other is None:
-        return _check_figure(expectation, _figure(rows[expectation.step], expectation.metric))
+        return _check_figure(expectation, rows[expectation.step])
     return _check_ratio(expectation, rows[expectation.step], rows[expectation.other])
 
 
@@ -236,9 +236,22 @@ def _by_block(row: Document, other: Document, metric: str) -> dict[int, float]:
     return {block: ratio for block, ratio in found.items() if ratio is not None}
 
 
-def _check_figure(expectation: Expectation, figure: float | None) -> Finding:
+def _waited(metric: str, *rows: Document) -> str:
+    """How many trials of ``rows`` are void for ``metric``, a rate, if any; behind a reason."""
+    if metric not in RATE_METRICS:
+        return ""
+    told = [
+        f"step {row['step']}: {row['unsaturated_trials']} of {row['timed_trials']}"
+        for row in rows
+        if row["unsaturated_trials"]
+    ]
+    return f"; trials that did not saturate the receiver: {', '.join(told)}" if told else ""
+
+
+def _check_figure(expectation: Expectation, row: Document) -> Finding:
+    figure = _figure(row, expectation.metric)
     outcome: Literal["met", "missed", "open"] = "open"
-    why = "there is no such figure for this step"
+    why = "there is no such figure for this step" + _waited(expectation.metric, row)
     if figure is not None:
         outcome = "met" if _COMPARE[expectation.sign](figure, expectation.bound) else "missed"
         why = f"it is {figure:.6g}"
@@ -253,7 +266,8 @@ def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Fi
             expectation.text,
             expectation.step,
             "open",
-            f"{len(found)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs",
+            f"{len(found)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs"
+            + _waited(expectation.metric, row, other),
         )
     logs = np.log(found)
     low, high, confidence = signed_rank_interval(logs)

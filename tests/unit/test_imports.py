@@ -37,7 +37,19 @@ FLOW = [
 ]
 """From hosts.yaml to a campaign; each may import those before it."""
 
-RESULTS = ["samples", "measures", "metrics", "stats", "analysis", "report", "bisect"]
+RESULTS = [
+    "samples",
+    "measures",
+    "counted",
+    "saturation",
+    "receive_path",
+    "metrics",
+    "figures",
+    "stats",
+    "analysis",
+    "report",
+    "bisect",
+]
 """What works offline on a result directory; each may import those before it and the plan."""
 
 ISLANDS = {"nic": {"numpy"}, "agent": {"bcc", "psutil", "pyroute2"}}
