@@ -24,7 +24,7 @@ from harness.metrics import (
     void_alone,
 )
 from harness.plan import PlannedBoot, TrialKind
-from harness.samples import Boot, Campaign, Function, Trace, Trial, Void
+from harness.samples import Boot, Campaign, Function, Trace, Trial, Void, holdoff_us
 
 _LOADS_RATES = ("nic_rx_pps", "stack_rx_pps", "delivered_pps")
 """Rates that are the kernel's only while it is saturated."""
@@ -182,13 +182,13 @@ def read(boot: Boot, campaign: Campaign, tolerances: Tolerances) -> BootRead:
     """Everything that counts of ``boot``, and what does not and why."""
     reading = _Reading(boot)
     model = tuple(model_rule(boot))
-    holdoff_us = _holdoff_us(boot)
+    moderated_us = holdoff_us(boot.settings)
     for trial in boot.trials:
         if trial.kind == "warmup":
             continue
         metrics = None
         if trial.kind not in ("latency", "ndr"):
-            metrics = measure(trial, campaign, tolerances, holdoff_us=holdoff_us)
+            metrics = measure(trial, campaign, tolerances, holdoff_us=moderated_us)
         found = metrics.void if metrics else void_alone(trial, campaign, tolerances)
         if reasons := (*found, *model):
             reading.void.append(VoidTrial(reading.planned, trial.kind, trial.index, reasons))
@@ -255,13 +255,6 @@ def _rates(metrics: TrialMetrics) -> dict[str, float]:
     names = [name for name in RATES if not (metrics.rates_void and name in _LOADS_RATES)]
     values = {name: getattr(metrics, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _holdoff_us(boot: Boot) -> float:
-    """The interrupt moderation that was set up for the boot's trials; 0: not known."""
-    after = (boot.settings.get("dut") or {}).get("after") or {}
-    usecs = (after.get("coalesce") or {}).get("rx_usecs")
-    return float(usecs) if isinstance(usecs, int | float) else 0.0
 
 
 def _link_mbps(boot: Boot) -> dict[str, int]:

@@ -96,6 +96,8 @@ class Profile:
     layouts: int = 1
     """Each kernel is linked in so many layouts, which blocks take in turn."""
     extras: tuple[Extra, ...] = ()
+    paced_shares: tuple[float, ...] = PACED_SHARES
+    """Of what the receiver takes; empty where hosts.yaml names a rate."""
 
     def trials_of(self, ordinal: int) -> Iterator[PlannedTrial]:
         """The trials of a boot in that block of its bed; each kind has a load of its own."""
@@ -106,8 +108,9 @@ class Profile:
         if ordinal <= self.trace_blocks:
             yield PlannedTrial("trace", 0, self.trace_s)
         if "cpu" in self.extras:
-            for index in range(self.trials):
-                yield PlannedTrial("paced", index, self.window_s)
+            paced = itertools.product(self.paced_shares or (None,), range(self.trials))
+            for index, (share, _) in enumerate(paced):
+                yield PlannedTrial("paced", index, self.window_s, share)
         if "icache" in self.extras:
             yield PlannedTrial("icache", 0, self.trace_s)
         if "latency" in self.extras:
@@ -131,6 +134,8 @@ class PlannedTrial:
     kind: TrialKind
     index: int
     duration_s: float
+    share: float | None = None
+    """Of what the receiver takes, that the load is held to."""
 
 
 @dataclass(frozen=True)
@@ -271,8 +276,11 @@ def profile(
     bed_kind: BedKind = "virtual",
     blocks: int | None = None,
     extras: Sequence[Extra] = (),
+    paced_pps: int | None = None,
 ) -> Profile:
     """The profile ``name`` for a kind of bed, with another number of blocks if given.
+
+    ``paced_pps`` is the bed's own rate of a paced load, in place of shares.
 
     Raises:
         ConfigurationError: no such profile, or fewer than one block.
@@ -288,7 +296,11 @@ def profile(
             hint="leave --also icache out: where a machine's CPU has counters, they are read "
             "in every timed trial",
         )
-    found = replace(found, extras=tuple(extra for extra in EXTRAS if extra in extras))
+    found = replace(
+        found,
+        extras=tuple(extra for extra in EXTRAS if extra in extras),
+        paced_shares=() if paced_pps else PACED_SHARES,
+    )
     if blocks is None:
         return found
     if blocks < 1:

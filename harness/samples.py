@@ -284,6 +284,13 @@ class Boot(_Raw):
         return self.model_copy(update={"outcome": "failed", "error": failure})
 
 
+def holdoff_us(settings: Mapping[str, Any]) -> float:
+    """The interrupt moderation that a boot's ``settings`` set up; 0: not known."""
+    after = (settings.get("dut") or {}).get("after") or {}
+    usecs = (after.get("coalesce") or {}).get("rx_usecs")
+    return float(usecs) if isinstance(usecs, int | float) else 0.0
+
+
 class Options(_Raw):
     """What ``harness run`` was told of where hosts, beds and kernels are, to be told it again."""
 

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.errors import ConfigurationError, HarnessError
-from harness.measures import MEASURES
+from harness.measures import MEASURES, PACED, paced_measure
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
 from harness.stats import (
     CONFIDENCE,
@@ -135,6 +135,39 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
         bound=bound,
         other=other,
     )
+
+
+def require_measured(
+    expectations: Sequence[Expectation], extras: Sequence[str], bed: str, paced_pps: int | None
+) -> None:
+    """Refuse to expect what a campaign that measures ``extras`` beside the rate cannot tell.
+
+    Raises:
+        ConfigurationError: it names the expectation, and the option that is missing.
+    """
+    for one in expectations:
+        also = MEASURES[one.metric].also if one.metric in MEASURES else None
+        if also is not None and also not in extras:
+            raise ConfigurationError(
+                f"expectation {one.text!r} is about what this run does not measure",
+                hint=f"add --also {also}",
+            )
+        require_paced(one.metric, bed, paced_pps)
+
+
+def require_paced(metric: str, bed: str, paced_pps: int | None) -> None:
+    """Refuse the CPU time of another paced load than ``bed`` has.
+
+    Raises:
+        ConfigurationError: it names those it has.
+    """
+    fixed = paced_measure(None)
+    if metric in PACED and (metric == fixed) != bool(paced_pps):
+        can = [fixed] if paced_pps else [name for name in PACED if name != fixed]
+        raise ConfigurationError(
+            f"bed {bed} does not measure {metric}",
+            hint=f"name {' or '.join(can)}, or change paced_pps of the bed in hosts.yaml",
+        )
 
 
 def check(expectation: Expectation, report: Document) -> Finding:

@@ -31,6 +31,7 @@ FLOW = [
     "ndr",
     "workload",
     "tracing",
+    "pacing",
     "trials",
     "campaign",
     "selftest",
@@ -58,6 +59,7 @@ ISLANDS = {"nic": {"numpy"}, "agent": {"bcc", "psutil", "pyroute2"}}
 ALSO = {
     # What the lines above do not give, with the reason.
     "trials": {*RESULTS},  # they are written to the result directory
+    "pacing": {"samples", "counted", "saturation"},  # what was measured before
     "campaign": {*RESULTS},  # it writes the rest of it
     "hosts": {"nic"},  # a guest's NIC is the model
     **{module: {"plan"} for module in RESULTS},  # the directory holds its plan
