@@ -361,7 +361,7 @@ def _prepare(setup: Setup, boot: BootUnderWay) -> None:
             "inventory", interface=bed.generator_interface, within_s=60
         ),
     }
-    kept["link_mbps"] = {role: of["speed_mbps"] for role, of in kept["inventory"].items()}
+    kept["link_mbps"] = {role: of.get("speed_mbps") for role, of in kept["inventory"].items()}
     _same_netperf(kept["inventory"])
 
 

@@ -173,7 +173,8 @@ def require_paced(metric: str, bed: str, paced_pps: int | None) -> None:
 def check(expectation: Expectation, report: Document) -> Finding:
     """What a report document says of ``expectation``."""
     if not report["complete"]:
-        return Finding(expectation.text, expectation.step, "open", report["no_verdict"])
+        why = report.get("no_verdict") or "the campaign is incomplete"
+        return Finding(expectation.text, expectation.step, "open", why)
     rows = {row["step"]: row for row in report["rows"]}
     if expectation.other is None:
         return _check_figure(expectation, rows[expectation.step])
@@ -276,7 +277,7 @@ def _waited(metric: str, *rows: Document) -> str:
     told = [
         f"step {row['step']}: {row['unsaturated_trials']} of {row['timed_trials']}"
         for row in rows
-        if row["unsaturated_trials"]
+        if row.get("unsaturated_trials")
     ]
     return f"; trials that did not saturate the receiver: {', '.join(told)}" if told else ""
 
