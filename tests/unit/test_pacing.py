@@ -4,20 +4,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from harness import config, pacing, plan
+from harness import campaign, config, pacing, plan, samples
 from harness.analysis import analyse
 from harness.commands.plan import plan as plan_command
 from harness.errors import ConfigurationError
+from harness.hosts.channel import Pending
 from harness.pacing import Taken
+from harness.progress import Progress
 from harness.report import document, render
 from harness.report.expect import parse, require_measured, require_paced
 from harness.samples import ResultDirectory, Trial
 from tests.unit.synthetic import Host, make_campaign, trial
+from tests.unit.test_campaign import WINDOWS_TAKE, Bed, Machine, setup
 
 pytestmark = pytest.mark.unit
 
@@ -123,8 +130,6 @@ def test_each_share_is_a_metric_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_bed_may_name_a_rate_and_else_has_shares(tmp_path: Path) -> None:
-    from click.testing import CliRunner
-
     path = tmp_path / "hosts.yaml"
     usual = config.locate(None).read_text()
     for text, told in (
@@ -162,3 +167,87 @@ def test_what_a_run_does_not_measure_cannot_be_expected_of_it(
     with pytest.raises(ConfigurationError) as raised:
         require_measured(expected, extras, "rack", pps)
     assert hint in str(raised.value.hint)
+
+
+class _Paced(Bed):
+    """A step takes a tenth more than the one before, and what it is paced to if that is less."""
+
+    pps: int | None = None
+
+    def call(self, name: str, /, **arguments: Any) -> Any:
+        if name != "settings_apply":
+            return super().call(name, **arguments)
+        if "pacing_bytes_per_s" in arguments:
+            self.pps = arguments["pacing_bytes_per_s"] // 43
+        return {"skipped": []}
+
+    def begin(self, name: str, /, *, duration_s: float, **_: Any) -> Pending:
+        pps = min(self.pps or 10**9, 50_000 * (1 + int(self.step) / 10))
+        self.left = 0 if name == "trace" else WINDOWS_TAKE
+        kind = "trace" if name == "trace" else "timed"
+        made = trial(self.host, kind, 0, pps, duration_s, int(self.step))
+        return Pending(lambda: self.left == 0, lambda: made[name])
+
+
+class _Machine(Machine):
+    @contextmanager
+    def boot(self, image: Any, directory: Path, note: Any) -> Iterator[Bed]:
+        with super().boot(image, directory, note):
+            yield _Paced(self, image.step)
+
+
+def _run(root: Path, kind: plan.BedKind, pps: int | None) -> plan.Plan:
+    made = setup(_Machine(), kind, blocks=3)
+    made.bed.paced_pps = pps  # type: ignore[misc]
+    profile = plan.profile("quick", bed_kind=kind, blocks=3, extras=["cpu"], paced_pps=pps)
+    drawn = plan.make_plan(STEPS, replace(profile, trials=2, trace_blocks=0), seed=1)
+    campaign.run(replace(made, plan=drawn), root, progress=Progress())
+    return drawn
+
+
+def _loads(root: Path) -> dict[int, dict[str, list[tuple[float | None, int | None]]]]:
+    """By block and step: each paced trial's share and rate."""
+    found: dict[int, dict[str, list[tuple[float | None, int | None]]]] = {}
+    for path in sorted(root.glob("boots/*/boot.json")):
+        boot = samples.read_boot(path)
+        found.setdefault(boot.block, {})[boot.step] = [
+            (one.paced_share, one.paced_pps) for one in boot.trials if one.kind == "paced"
+        ]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["virtual", "hardware"])
+def test_all_boots_of_a_block_get_the_same_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: plan.BedKind
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    drawn = _run(tmp_path, kind, None)
+    for block, by_step in _loads(tmp_path).items():
+        first_pps = 50_000 * (1 + int(drawn.order[block - 1][0]) / 10)
+        of = first_pps if kind == "hardware" and block == 1 else 50_000
+        expected = [
+            (share, pytest.approx(share * of, rel=1e-3))
+            for share in plan.PACED_SHARES
+            for _ in range(2)
+        ]
+        assert by_step == {"0": expected, "8": expected}
+
+
+def test_a_rate_that_the_bed_names_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    _run(tmp_path, "hardware", 40_000)
+    for by_step in _loads(tmp_path).values():
+        assert by_step == {step: [(None, 40_000)] * 2 for step in STEPS}
+
+
+def test_a_share_of_what_nobody_knows_is_void(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr("harness.pacing.taken", lambda *_, **__: None)
+    _run(tmp_path, "virtual", None)
+    for path in tmp_path.glob("boots/*/boot.json"):
+        paced = [one for one in samples.read_boot(path).trials if one.kind == "paced"]
+        assert [void.rule for one in paced for void in one.void] == ["rate-unknown"] * 6
