@@ -20,7 +20,13 @@ import numpy as np
 from harness.figures import BootFigures, BootRead, FunctionCost, VoidTrial, median, read
 from harness.measures import MEASURES, RATES
 from harness.metrics import recorded_tolerances
-from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT, PlannedBoot
+from harness.plan import (
+    BASELINE,
+    MIN_BLOCKS_FOR_VERDICT,
+    SINGLY_BEFORE,
+    PlannedBoot,
+    step_number,
+)
 from harness.receive_path import LIST_RULE
 from harness.samples import Boot, Campaign, ResultDirectory, Stage, Trace, Void
 from harness.stats import Paired, Verdict, block_ratio, judge, took_turns
@@ -272,28 +278,31 @@ def analyse(result: ResultDirectory) -> Analysis:
 def _by_the_same_way(boots: Sequence[BootRead]) -> list[BootRead]:
     """``boots``, those void whose packets did not go the way their step has for them.
 
-    A boot that was not traced is taken to be as the traced ones of its step on its bed.
+    A boot that was not traced is taken to be as the traced ones of its step on its bed. Who
+    takes packets off a list in step 6 is not seen there, but from step 7 on.
     """
-    shown: dict[tuple[str | None, str], list[BootRead]] = defaultdict(list)
-    for one in boots:
-        if one.path is not None:
-            shown[one.figures.bed, one.figures.boot.step].append(one)
+    wrong = [one for one in boots if one.path]
+
+    def shown(one: BootRead) -> Iterable[BootRead]:
+        boot, number = one.figures.boot, step_number(one.figures.boot.step)
+        for other in wrong:
+            step = other.figures.boot.step
+            same = one.path is None and step == boot.step
+            later = number == SINGLY_BEFORE - 1 and (step_number(step) or 0) >= SINGLY_BEFORE
+            if other.figures.bed == one.figures.bed and (same or later):
+                yield other
+
     judged = []
     for one in boots:
-        reasons = one.path
-        if reasons is None:
-            others = shown[one.figures.bed, one.figures.boot.step]
-            reasons = next(
-                (
-                    tuple(
-                        Void(rule=LIST_RULE, detail=f"block {other.figures.boot.block}: {v.detail}")
-                        for v in other.path
-                    )
-                    for other in others
-                    if other.path
-                ),
-                (),
+        reasons = one.path or tuple(
+            Void(
+                rule=LIST_RULE,
+                detail=f"block {other.figures.boot.block}, step {other.figures.boot.step}: "
+                f"{void.detail}",
             )
+            for other in shown(one)
+            for void in other.path or ()
+        )
         judged.append(one.voided(reasons[:1]) if reasons else one)
     return judged
 

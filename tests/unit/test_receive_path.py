@@ -218,10 +218,18 @@ def test_what_a_traced_trial_found_bears_on_all_boots_of_the_step(tmp_path: Path
     assert [verdict["step"] for verdict in report["verdicts"]] == ["2"]
     told = [void for void in report["void"] if void["block"] == 5]
     assert {void["reasons"][0]["rule"] for void in told} == {"list-path"}
-    assert told[0]["reasons"][0]["detail"].startswith("block 1: ")
+    assert told[0]["reasons"][0]["detail"].startswith("block 1, step 8: ")
     assert "one by one" in render(report, "table")
     found = check(parse("step8 stack_rx_pps > step0", ["0", "2", "8"]), report)
     assert found.outcome == "open"
+
+
+def test_what_step_6_cannot_show_is_taken_from_the_steps_behind_it(tmp_path: Path) -> None:
+    make_campaign(
+        tmp_path, effects={"0": 1.0, "5": 1.0, "6": 1.0, "8": 1.2}, blocks=1, edit=_tapped({1})
+    )
+    report = document(analyse(ResultDirectory.open(tmp_path)))
+    assert {void["step"] for void in report["void"]} == {"6", "8"}
 
 
 def test_a_boot_whose_own_trace_is_right_counts(tmp_path: Path) -> None:

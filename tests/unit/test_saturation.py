@@ -25,6 +25,7 @@ from harness.report.expect import (
 from harness.samples import ResultDirectory, Snapshot
 from harness.saturation import Saturation, judge
 from tests.unit.synthetic import Flow, Host, make_campaign
+from tests.unit.test_bisect import Bed, bisected, question
 
 pytestmark = pytest.mark.unit
 
@@ -259,3 +260,19 @@ def test_a_load_that_never_settled_voids_its_trials(tmp_path: Path, steady: bool
     rules = [(void["kind"], void["reasons"][0]["rule"]) for void in report["void"]]
     expected = [("timed", "ramp-unsteady"), ("trace", "ramp-unsteady")] * 2
     assert rules == ([] if steady else expected)
+
+
+class _Unsaturated(Bed):
+    def _row(self, name: str, point: str, blocks: int) -> Json:
+        row = super()._row(name, point, blocks)
+        for boot in row["by_boot"]:
+            boot["by_trial"] = [{"index": 0, "cpu_ns_per_packet": 5000.0}]
+        return row | {"unsaturated_trials": blocks}
+
+
+def test_a_search_over_rates_of_the_load_stays_open_and_says_why(tmp_path: Path) -> None:
+    found = bisected(tmp_path, _Unsaturated(dict.fromkeys("012345678", 1.0)), question())
+    assert found["outcome"] == "open"
+    [decision] = found["decisions"]
+    assert decision["outcome"] == "open"
+    assert decision["why"] == "36 trials did not saturate the receiver"
