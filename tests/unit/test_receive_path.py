@@ -249,8 +249,8 @@ def test_a_nic_whose_driver_makes_no_lists_is_warned_of_and_not_void(tmp_path: P
 def test_a_stage_that_was_not_probed_is_said(tmp_path: Path) -> None:
     report = _report(tmp_path, _tapped(set()), blocks=1)
     assert (
-        "step 8: that packets came in lists was not probed at netif_receive_skb_list_internal, "
-        "__netif_receive_skb_list_core" in render(report, "table")
+        "step 8: no probe was at netif_receive_skb_list_internal, __netif_receive_skb_list_core, "
+        "so that lists came there is open" in render(report, "table")
     )
 
 
