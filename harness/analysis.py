@@ -352,7 +352,8 @@ def _notes(campaign: Campaign, boots: Sequence[BootRead]) -> Iterable[str]:
         of_step = [boot for boot in boots if boot.figures.boot.step == step]
         lacking = dict.fromkeys(name for boot in of_step for name in boot.unproven)
         if lacking:
-            yield f"step {step}: no probe was at {', '.join(lacking)}, so that lists came there is open"
+            where = ", ".join(lacking)
+            yield f"step {step}: no probe was at {where}, so that lists came there is open"
 
 
 def _typical(boots: Sequence[Mapping[str, FunctionCost]]) -> dict[str, FunctionCost]:
