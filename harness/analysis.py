@@ -311,9 +311,10 @@ def _links_differ(boots: Sequence[BootRead]) -> list[str]:
     """A line for each bed and host whose link had not one speed in all boots."""
     speeds: dict[tuple[str | None, str], dict[int, list[PlannedBoot]]] = {}
     for boot in boots:
-        for role, mbps in boot.link_mbps.items():
+        for role, seen in boot.link_mbps.items():
             found = speeds.setdefault((boot.figures.bed, role), {})
-            found.setdefault(mbps, []).append(boot.figures.boot)
+            for mbps in seen:
+                found.setdefault(mbps, []).append(boot.figures.boot)
     lines = []
     for (bed, role), found in speeds.items():
         if len(found) > 1:

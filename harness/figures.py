@@ -98,8 +98,8 @@ class BootRead:
     """Functions of the step's lists that no probe saw."""
     absent: dict[str, frozenset[str]]
     functions: tuple[dict[str, FunctionCost], ...]
-    link_mbps: dict[str, int]
-    """By role, where it is known."""
+    link_mbps: dict[str, frozenset[int]]
+    """By role every speed its link was seen at, where that is known."""
     unlike_loads: bool
     """Was a paced load a share of a rate at which the receiver was not saturated?"""
 
@@ -257,11 +257,16 @@ def _rates(metrics: TrialMetrics) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _link_mbps(boot: Boot) -> dict[str, int]:
-    told: dict[str, int | None] = {
-        role: (boot.inventory.get(role) or {}).get("speed_mbps") for role in ("dut", "generator")
+def _link_mbps(boot: Boot) -> dict[str, frozenset[int]]:
+    told: dict[str, set[int | None]] = {
+        role: {(boot.inventory.get(role) or {}).get("speed_mbps"), boot.link_mbps.get(role)}
+        for role in ("dut", "generator")
     }
-    return {role: speed for role, speed in (told | boot.link_mbps).items() if speed}
+    for trial in boot.trials:
+        if trial.whole is not None:
+            told["dut"] |= {trial.whole.before.speed_mbps, trial.whole.after.speed_mbps}
+    known = {role: frozenset(mbps for mbps in seen if mbps) for role, seen in told.items()}
+    return {role: seen for role, seen in known.items() if seen}
 
 
 def _costs(functions: Mapping[str, Function], per_packet: float | None) -> dict[str, FunctionCost]:

@@ -319,3 +319,16 @@ def test_a_link_of_another_speed_leaves_nothing_to_compare(
     assert "NOT COMPARABLE" in table
     assert "INCOMPLETE" not in table
     assert check(parse("step8 stack_rx_pps > step0", ["0", "8"]), report).outcome == "open"
+
+
+def test_a_link_that_changed_its_speed_within_a_boot_is_told(tmp_path: Path) -> None:
+    def edit(boot: Json, block: int, _position: int, step: str) -> Json:
+        for found in boot["trials"]:
+            found["whole"]["before"]["speed_mbps"] = 40_000
+            slow = (block, step, found["kind"]) == (1, "8", "timed")
+            found["whole"]["after"]["speed_mbps"] = 10_000 if slow else 40_000
+        return boot
+
+    [problem] = _report(tmp_path, edit, blocks=1)["problems"]
+    assert "40000 Mbit/s in 3 boots" in problem
+    assert "10000 Mbit/s in 1 boots" in problem
