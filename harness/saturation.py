@@ -20,7 +20,7 @@ results may be, are judged by interrupts a packet alone, and say so in :attr:`Sa
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.counted import Delta, queue_counters
@@ -107,7 +107,7 @@ def _judged(found: Saturation, limits: Mapping[str, float]) -> Saturation:
             "did) and the NIC dropped none"
         )
     why = "; ".join(lacking) or f"CPU {found.cpu} was idle for {found.idle_share:.1%}"
-    return Saturation(**{**vars(found), "saturated": not lacking, "why": why})
+    return replace(found, saturated=not lacking, why=why)
 
 
 def _by_interrupts(delta: Delta, packets: int, limits: Mapping[str, float]) -> Saturation:
