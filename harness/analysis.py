@@ -344,6 +344,11 @@ def _notes(campaign: Campaign, boots: Sequence[BootRead]) -> Iterable[str]:
             "saturation was judged by interrupts a packet, the CPU's times were not read: "
             "moderation fools that rule"
         )
+    if any("nothing" in boot.figures.judged_by for boot in boots):
+        yield (
+            "whether the receiver was saturated is not known of some trials: neither its CPU's "
+            "times nor interrupts were read"
+        )
     if any(boot.unlike_loads for boot in boots):
         yield (
             "paced loads are shares of a rate at which the receiver was not saturated: "

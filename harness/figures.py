@@ -70,7 +70,8 @@ class BootFigures:
     unsaturated: int = 0
     """How many of :attr:`trials` are void for rates."""
     judged_by: frozenset[str] = frozenset()
-    """What told whether they were saturated: ``cpu``, or ``interrupts`` in old results."""
+    """What told whether they were saturated: ``cpu``, or in old results ``interrupts`` or
+    ``nothing``."""
     measures: dict[str, dict[int, float]] = field(default_factory=dict)
     """What was measured beside the rates, by name and trial."""
 
@@ -243,9 +244,8 @@ def _figures(boot: Boot, reading: _Reading) -> BootFigures:
         pauses={way: frames for way, frames in pauses.items() if frames},
         unsaturated=sum(bool(metrics.rates_void) for metrics in valid.values()),
         judged_by=frozenset(
-            metrics.saturation.by
+            (metrics.saturation.by if metrics.saturation else None) or "nothing"
             for metrics in valid.values()
-            if metrics.saturation and metrics.saturation.by
         ),
         measures=dict(reading.measures),
     )

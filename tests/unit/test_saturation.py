@@ -232,20 +232,31 @@ def test_blocks_that_were_saturated_are_judged(tmp_path: Path) -> None:
     assert report["rows"][1]["unsaturated_trials"] == 6
 
 
-def test_old_results_say_by_which_rule_they_were_judged(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lacking", "told", "verdicts"),
+    [
+        (["cpu"], "by interrupts a packet", 0),  # an interrupt in 200 packets
+        (["cpu", "interrupts"], "is not known of some trials", 1),
+        ([], None, 1),
+    ],
+)
+def test_old_results_say_by_which_rule_they_were_judged(
+    tmp_path: Path, lacking: list[str], told: str | None, verdicts: int
+) -> None:
     def older(boot: Json, *_: Any) -> Json:
         for found in boot["trials"]:
             if found["window"]:
                 for end in ("start", "end"):
                     found["window"][end] = copy.deepcopy(found["window"][end])
-                    for name in ("cpu", "net_rx"):
+                    for name in lacking:
                         del found["window"][end][name]
         return boot
 
     make_campaign(tmp_path, effects={"0": 1.0, "8": 1.1}, blocks=6, edit=older)
     report = document(analyse(ResultDirectory.open(tmp_path)))
-    assert report["verdicts"] == []  # an interrupt in 200 packets
-    assert "by interrupts a packet" in render(report, "table")
+    assert len(report["verdicts"]) == verdicts
+    table = render(report, "table")
+    assert told in table if told else "saturat" not in table
 
 
 @pytest.mark.parametrize("steady", [True, False])
