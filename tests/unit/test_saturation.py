@@ -225,6 +225,17 @@ def test_no_format_passes_the_loads_rate_for_the_kernels(tmp_path: Path, form: s
         assert "CPU 0 was idle for 30.0%" in shown
 
 
+def test_other_tools_are_told_that_a_step_has_no_rate(tmp_path: Path) -> None:
+    report = _report(tmp_path, lambda _, step: 0.3 * (step == "8"))
+    lines = render(report, "ktap").splitlines()
+    assert "ok 1 step0" in lines
+    assert "ok 2 step8 # SKIP the campaign cannot tell" in lines
+    why = "no rate: 18 timed trials void, such as by unsaturated: CPU 0 was idle for 30.0%"
+    assert f"# {why}" in lines
+    assert f'<skipped message="{why}"' in render(report, "junit")
+    assert '"status": "SKIP"' in render(report, "kcidb")
+
+
 def test_blocks_that_were_saturated_are_judged(tmp_path: Path) -> None:
     report = _report(tmp_path, lambda block, step: 0.3 * (block > 6 and step == "8"), blocks=8)
     [verdict] = report["verdicts"]
