@@ -17,57 +17,24 @@ from typing import Any
 
 import numpy as np
 
-from harness.measures import MEASURES, RATES, beside, pmu_absent, pmu_per_packet
-from harness.metrics import (
-    Tolerances,
-    TrialMetrics,
-    measure,
-    recorded_tolerances,
-    traced_stack_pps,
-    void_alone,
+from harness.figures import BootFigures, BootRead, FunctionCost, VoidTrial, median, read
+from harness.measures import MEASURES, RATES
+from harness.metrics import recorded_tolerances
+from harness.plan import (
+    BASELINE,
+    MIN_BLOCKS_FOR_VERDICT,
+    SINGLY_BEFORE,
+    PlannedBoot,
+    step_number,
 )
-from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT, SATURATED, PlannedBoot
-from harness.samples import Boot, Campaign, Function, ResultDirectory, Stage, Trace, Void
+from harness.receive_path import LIST_RULE
+from harness.samples import Boot, Campaign, ResultDirectory, Stage, Trace, Void
 from harness.stats import Paired, Verdict, block_ratio, judge, took_turns
 
 PRIMARY = "stack_rx_pps"
 DRIVER_STAGE = "netif_receive_skb_list"
 """Where the driver hands its list to the stack: the list length of the table."""
 LONGEST_COUNTED = 64
-
-
-@dataclass(frozen=True)
-class VoidTrial:
-    """A trial that does not count, and by which rules."""
-
-    boot: PlannedBoot
-    kind: str
-    index: int
-    reasons: tuple[Void, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BootFigures:
-    """One boot: the median of each rate over its valid timed trials."""
-
-    boot: PlannedBoot
-    bed: str | None
-    release: str | None
-    turns: str | None
-    rates: dict[str, float]
-    trials: dict[int, dict[str, float]]
-    """The rates of each valid timed trial, by its index."""
-    drops: dict[str, int]
-    offered: int
-    measures: dict[str, dict[int, float]] = field(default_factory=dict)
-    """What was measured beside the rates, by name and trial."""
-
-    def of(self, metric: str) -> dict[int, float]:
-        """The positive values of one metric, by trial."""
-        found = self.measures.get(metric) or {
-            index: rates[metric] for index, rates in self.trials.items() if metric in rates
-        }
-        return {index: value for index, value in found.items() if value > 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +60,6 @@ class Beside:
     change: Paired | None
     change_blocks: tuple[int, ...]
     verdict: Verdict | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunctionCost:
-    """What an emulated kernel does in one function for each packet; medians over boots."""
-
-    calls: float
-    instructions: float
-    misses: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +102,14 @@ class Row:
     """Where the instructions of ``emulated_instructions_per_packet`` are, most first."""
 
     @property
+    def timed_trials(self) -> int:
+        """Timed trials that count, for rates or only for what a packet costs."""
+        return sum(len(boot.trials) for boot in self.boots)
+
+    @property
     def unsaturated_trials(self) -> int:
-        """Timed trials in which the receiver at times waited for the load."""
-        return sum(
-            rates.get("interrupts_per_packet", 0.0) > SATURATED
-            for boot in self.boots
-            for rates in boot.trials.values()
-        )
+        """Those of them whose rates are void: the receiver at times waited for the load."""
+        return sum(boot.unsaturated for boot in self.boots)
 
     @property
     def driver_lists(self) -> ListLengths | None:
@@ -169,6 +128,8 @@ class Analysis:
     void: tuple[VoidTrial, ...]
     problems: tuple[str, ...]
     """Why the campaign is incomplete; empty when it is complete."""
+    notes: tuple[str, ...]
+    """What has to be known of the campaign beside its rows."""
     boots_done: int
     boots_planned: int
     settings: dict[str, Any]
@@ -182,7 +143,7 @@ class Analysis:
 
     @property
     def complete(self) -> bool:
-        """Whether every planned boot ended well."""
+        """Whether every planned boot ended well, under conditions that were the same."""
         return not self.problems
 
     @property
@@ -195,13 +156,22 @@ class Analysis:
     def no_verdict(self) -> str | None:
         """Why no step has a verdict, or ``None`` if one has."""
         if not self.complete:
-            return f"incomplete: {self.boots_done} of {self.boots_planned} boots"
+            if self.boots_done < self.boots_planned:
+                return f"incomplete: {self.boots_done} of {self.boots_planned} boots"
+            return "; ".join(self.problems)
         if any(row.verdict for row in self.rows):
             return None
         if not any(row.step == BASELINE for row in self.rows):
             return f"step {BASELINE} was not booted: nothing to compare with"
         if len(self.rows) < 2:
             return f"only step {BASELINE} was booted: nothing to compare"
+        waited = sum(row.unsaturated_trials for row in self.rows)
+        if waited and self.campaign.blocks >= MIN_BLOCKS_FOR_VERDICT:
+            return (
+                f"the receiver was not saturated in {waited} of "
+                f"{sum(row.timed_trials for row in self.rows)} timed trials, whose rates are void: "
+                f"{self.judged_blocks} of {MIN_BLOCKS_FOR_VERDICT} blocks are left"
+            )
         return (
             "not enough boots for a verdict "
             f"({self.judged_blocks} of {MIN_BLOCKS_FOR_VERDICT} blocks)"
@@ -221,6 +191,17 @@ class _Gathered:
     absent: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     functions: list[dict[str, FunctionCost]] = field(default_factory=list)
 
+    def add(self, boot: BootRead) -> None:
+        """One boot more of this step."""
+        self.boots.append(boot.figures)
+        self.void_trials += sum(not trial.rates_only for trial in boot.void)
+        self.functions += boot.functions
+        self.traced_pps += boot.traced_pps
+        for trace in boot.traces:
+            _add_trace(trace, self)
+        for name, why in boot.absent.items():
+            self.absent[name] |= why
+
     def on(self, bed: str) -> list[BootFigures]:
         """The boots of one bed."""
         return [boot for boot in self.boots if boot.bed == bed]
@@ -235,7 +216,7 @@ def analyse(result: ResultDirectory) -> Analysis:
     campaign = result.campaign
     tolerances = recorded_tolerances(campaign)
     gathered: dict[str, _Gathered] = {step: _Gathered() for step in campaign.steps}
-    void: list[VoidTrial] = []
+    boots: list[BootRead] = []
     done = 0
     first: dict[str | None, Boot] = {}
     varied: set[str] = set()
@@ -244,8 +225,12 @@ def analyse(result: ResultDirectory) -> Analysis:
             done += 1
             one = first.setdefault(boot.bed, boot.model_copy(update={"trials": []}))
             varied |= _differences(one.settings, boot.settings)
-            _gather(boot, campaign, tolerances, gathered[boot.step], void)
-    complete = not result.problems
+            boots.append(read(boot, campaign, tolerances))
+    boots = _by_the_same_way(boots)
+    for found in boots:
+        gathered[found.figures.boot.step].add(found)
+    problems = (*result.problems, *_links_differ(boots))
+    complete = not problems
     measured = [
         name
         for name in MEASURES
@@ -279,8 +264,9 @@ def analyse(result: ResultDirectory) -> Analysis:
         campaign=campaign,
         rows=rows,
         absent=_absent(gathered.values()),
-        void=tuple(void),
-        problems=tuple(result.problems),
+        void=tuple(trial for boot in boots for trial in boot.void),
+        problems=problems,
+        notes=tuple(_notes(campaign, boots)),
         boots_done=done,
         boots_planned=sum(len(row) for row in campaign.order),
         settings=_by_bed({bed: boot.settings for bed, boot in first.items()}),
@@ -289,86 +275,91 @@ def analyse(result: ResultDirectory) -> Analysis:
     )
 
 
-def _gather(
-    boot: Boot,
-    campaign: Campaign,
-    tolerances: Tolerances,
-    into: _Gathered,
-    void: list[VoidTrial],
-) -> None:
-    planned = PlannedBoot(boot.block, boot.position, boot.step)
-    valid: dict[int, TrialMetrics] = {}
-    measures: dict[str, dict[int, float]] = defaultdict(dict)
-    for trial in boot.trials:
-        if trial.kind == "warmup":
-            continue
-        alone = trial.kind in ("latency", "ndr")
-        metrics = None if alone else measure(trial, campaign, tolerances)
-        if reasons := metrics.void if metrics else void_alone(trial, campaign, tolerances):
-            into.void_trials += 1
-            void.append(VoidTrial(planned, trial.kind, trial.index, reasons))
-        elif metrics is None:
-            for name, value in beside(trial).items():
-                measures[name][trial.index] = value
-        elif trial.kind == "timed":
-            valid[trial.index] = metrics
-            if trial.window is not None:
-                for name, value in pmu_per_packet(trial.window, metrics.stack_rx_pps).items():
-                    measures[name][trial.index] = value
-                for name, why in pmu_absent(trial.window).items():
-                    into.absent[name].add(why)
-        elif trial.kind == "icache":
-            if trial.window is not None:
-                for name, why in pmu_absent(trial.window).items():
-                    into.absent[f"emulated_{name}"].add(why)
-                counted = pmu_per_packet(trial.window, metrics.stack_rx_pps)
-                for name, value in counted.items():
-                    measures[f"emulated_{name}"][trial.index] = value
-                into.functions.append(
-                    _costs(trial.functions, counted.get("instructions_per_packet"))
-                )
-        elif metrics.paced_cpu_ns_per_packet is not None:
-            measures["paced_cpu_ns_per_packet"][trial.index] = metrics.paced_cpu_ns_per_packet
-        elif trial.trace is not None:
-            _add_trace(trial.trace, into)
-            traced = traced_stack_pps(trial)
-            if traced is not None:
-                into.traced_pps.append(traced)
-    trials = {index: _rates(metrics) for index, metrics in valid.items()}
-    rates = {name: _median(found.get(name) for found in trials.values()) for name in RATES}
-    drops: dict[str, int] = defaultdict(int)
-    for metrics in valid.values():
-        for place, packets in metrics.drops.items():
-            drops[place] += packets
-    into.boots.append(
-        BootFigures(
-            boot=planned,
-            bed=boot.bed,
-            release=boot.release,
-            turns=boot.turns,
-            rates={name: value for name, value in rates.items() if value is not None},
-            trials=trials,
-            drops=dict(drops),
-            offered=sum(metrics.offered_packets or 0 for metrics in valid.values()),
-            measures=dict(measures),
+def _by_the_same_way(boots: Sequence[BootRead]) -> list[BootRead]:
+    """``boots``, those void whose packets did not go the way their step has for them.
+
+    A boot that was not traced is taken to be as the traced ones of its step on its bed. Who
+    takes packets off a list in step 6 is not seen there, but from step 7 on.
+    """
+    wrong = [one for one in boots if one.path]
+
+    def shown(one: BootRead) -> Iterable[BootRead]:
+        boot, number = one.figures.boot, step_number(one.figures.boot.step)
+        for other in wrong:
+            step = other.figures.boot.step
+            same = one.path is None and step == boot.step
+            later = number == SINGLY_BEFORE - 1 and (step_number(step) or 0) >= SINGLY_BEFORE
+            if other.figures.bed == one.figures.bed and (same or later):
+                yield other
+
+    judged = []
+    for one in boots:
+        reasons = one.path or tuple(
+            Void(
+                rule=LIST_RULE,
+                detail=f"block {other.figures.boot.block}, step {other.figures.boot.step}: "
+                f"{void.detail}",
+            )
+            for other in shown(one)
+            for void in other.path or ()
         )
-    )
+        judged.append(one.voided(reasons[:1]) if reasons else one)
+    return judged
 
 
-def _costs(functions: Mapping[str, Function], per_packet: float | None) -> dict[str, FunctionCost]:
-    """``functions`` per packet, of which each costs so many instructions in all."""
-    total = sum(found.instructions for found in functions.values())
-    if not total or not per_packet:
-        return {}
-    scale = per_packet / total
-    return {
-        name: FunctionCost(
-            calls=found.calls * scale,
-            instructions=found.instructions * scale,
-            misses=found.misses * scale,
+def _links_differ(boots: Sequence[BootRead]) -> list[str]:
+    """A line for each bed and host whose link had not one speed in all boots."""
+    speeds: dict[tuple[str | None, str], dict[int, list[PlannedBoot]]] = {}
+    for boot in boots:
+        for role, seen in boot.link_mbps.items():
+            found = speeds.setdefault((boot.figures.bed, role), {})
+            for mbps in seen:
+                found.setdefault(mbps, []).append(boot.figures.boot)
+    lines = []
+    for (bed, role), found in speeds.items():
+        if len(found) > 1:
+            told = ", ".join(
+                f"{mbps} Mbit/s in {len(where)} boots (such as {where[0].directory})"
+                for mbps, where in sorted(found.items(), key=lambda one: -len(one[1]))
+            )
+            where = f" of bed {bed}" if bed else ""
+            lines.append(f"the link of the {role}{where} had not one speed: {told}")
+    return lines
+
+
+def _notes(campaign: Campaign, boots: Sequence[BootRead]) -> Iterable[str]:
+    """What bears on the figures and is no trial's own."""
+    pauses: dict[str | None, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for boot in boots:
+        for way, frames in boot.figures.pauses.items():
+            pauses[boot.figures.bed][way] += frames
+    for bed, ways in pauses.items():
+        told = " and ".join(f"{way} {frames:,}" for way, frames in sorted(ways.items()))
+        yield (
+            f"pause frames{f' on bed {bed}' if bed else ''} during the timed trials: the dut's "
+            f"port {told}; a sender that is paused loses nothing and looks like no drops"
         )
-        for name, found in functions.items()
-    }
+    if any("interrupts" in boot.figures.judged_by for boot in boots):
+        yield (
+            "saturation was judged by interrupts a packet, the CPU's times were not read: "
+            "moderation fools that rule"
+        )
+    if any("nothing" in boot.figures.judged_by for boot in boots):
+        yield (
+            "whether the receiver was saturated is not known of some trials: neither its CPU's "
+            "times nor interrupts were read"
+        )
+    if any(boot.unlike_loads for boot in boots):
+        yield (
+            "paced loads are shares of a rate at which the receiver was not saturated: "
+            "of the load's own"
+        )
+    for step in campaign.steps:
+        of_step = [boot for boot in boots if boot.figures.boot.step == step]
+        lacking = dict.fromkeys(name for boot in of_step for name in boot.unproven)
+        if lacking:
+            where = ", ".join(lacking)
+            yield f"step {step}: no probe was at {where}, so that lists came there is open"
 
 
 def _typical(boots: Sequence[Mapping[str, FunctionCost]]) -> dict[str, FunctionCost]:
@@ -392,11 +383,6 @@ def _absent(gathered: Iterable[_Gathered]) -> dict[str, tuple[str, ...]]:
         for name, why in found.absent.items():
             reasons[name] |= why
     return {name: tuple(sorted(reasons[name])) for name in MEASURES if name in reasons}
-
-
-def _rates(metrics: TrialMetrics) -> dict[str, float]:
-    values = {name: getattr(metrics, name) for name in RATES}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _add_trace(trace: Trace, into: _Gathered) -> None:
@@ -502,7 +488,7 @@ def _row(
     measures: dict[str, _Compared],
     on_beds: dict[str, _Compared],
 ) -> Row:
-    usable = [boot for boot in found.boots if boot.rates.get(PRIMARY) is not None]
+    usable = [boot for boot in found.boots if boot.trials]
     beds = {bed: [boot for boot in usable if boot.bed == bed] for bed in on_beds}
     seen = found.per_skb.get("tracepoint_netif_receive_skb", 0)
     return Row(
@@ -530,22 +516,22 @@ def _row(
         ip_rcv_per_packet=found.per_skb["ip_rcv"] / seen
         if seen and "ip_rcv" in found.per_skb
         else None,
-        traced_pps=_median(found.traced_pps),
+        traced_pps=median(found.traced_pps),
         trace_missed=found.missed,
         drop_shares=_drop_shares(usable),
         drop_packets=_drop_packets(usable),
         void_trials=found.void_trials,
         measures={
-            name: Beside(median=median, change=change, change_blocks=blocks, verdict=verdict)
+            name: Beside(median=middle, change=change, change_blocks=blocks, verdict=verdict)
             for name, (change, blocks, verdict) in measures.items()
-            if (median := _median(_median(b.of(name).values()) for b in found.boots)) is not None
+            if (middle := median(median(b.of(name).values()) for b in found.boots)) is not None
         },
         functions=_typical([costs for costs in found.functions if costs]),
     )
 
 
 def _rates_over(boots: Sequence[BootFigures]) -> dict[str, float | None]:
-    return {name: _median(boot.rates.get(name) for boot in boots) for name in RATES}
+    return {name: median(boot.rates.get(name) for boot in boots) for name in RATES}
 
 
 def _by_bed(found: dict[str | None, dict[str, Any]]) -> dict[str, Any]:
@@ -566,7 +552,7 @@ def _drop_packets(boots: Sequence[BootFigures]) -> dict[str, int]:
 def _drop_shares(boots: Sequence[BootFigures]) -> dict[str, float]:
     offered = [boot for boot in boots if boot.offered > 0]
     shares = {
-        place: _median(boot.drops.get(place, 0) / boot.offered for boot in offered)
+        place: median(boot.drops.get(place, 0) / boot.offered for boot in offered)
         for place in _drop_packets(offered)
     }
     return {place: share for place, share in shares.items() if share is not None}
@@ -593,8 +579,3 @@ def _title(campaign: Campaign, step: str) -> str | None:
     if not patches:
         return None
     return re.sub(r"^\d+-|\.patch$", "", str(patches[-1])).replace("-", " ")
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return statistics.median(present) if present else None

@@ -111,7 +111,7 @@ class Decision(_Kept):
     """The good end's figure, where it was measured beside."""
     blocks: int
     why: str | None = None
-    """What became of its kernel, if that is dead."""
+    """What became of its kernel, if that is dead, or of what should have been measured."""
 
 
 class Journal(_Kept):
@@ -285,7 +285,8 @@ def _look_at_ratios(
 ) -> Document:
     found = ratios(rows[point], rows[question.good], question.metric)
     if not found:
-        return {}
+        waited = sum(rows[name].get("unsaturated_trials", 0) for name in (point, question.good))
+        return {"why": f"{waited} trials did not saturate the receiver"} if waited else {}
     logs = np.log(found)
     seen: Document = {"value": math.exp(hodges_lehmann(logs)), "blocks": len(found)}
     with contextlib.suppress(ValueError):  # too few blocks for an interval

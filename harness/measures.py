@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from harness.plan import CELLS, Cell, Extra
+from harness.plan import CELLS, PACED_SHARES, Cell, Extra
 from harness.samples import Trial, Window
 
 
@@ -68,14 +68,30 @@ _PMU: Mapping[str, tuple[str, str, str]] = {
 """Title, unit and event of what the interrupt's CPU counted itself, per packet at IP."""
 _ROUND_TRIP = ("mean", "p50", "p90", "p99")
 _EXPECTED_US = {Cell(moderation=False, busy_poll=True): 0.16, Cell(True, False): 0.06}
+_PACED_SOURCE = "/proc/stat: time in which the interrupt's CPU was not idle"
+
+
+def paced_measure(share: float | None) -> str:
+    """The name of CPU time a packet at ``share`` of what the receiver takes, or at a fixed rate."""
+    return f"paced{'' if share is None else round(100 * share)}_cpu_ns_per_packet"
+
+
+PACED = tuple(paced_measure(share) for share in (None, *PACED_SHARES))
+"""All its names."""
 MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
-        "paced_cpu_ns_per_packet": Measure(
-            "CPU time a packet at a paced load",
-            "ns",
-            source="/proc/stat: time in which the interrupt's CPU was not idle",
-            also="cpu",
+        paced_measure(None): Measure(
+            "CPU time a packet at a paced load", "ns", source=_PACED_SOURCE, also="cpu"
         ),
+        **{
+            paced_measure(share): Measure(
+                f"CPU time a packet at {share:.0%} of the load that saturates",
+                "ns",
+                source=_PACED_SOURCE,
+                also="cpu",
+            )
+            for share in PACED_SHARES
+        },
         **{
             name: Measure(title, unit, source=f"{_PMU_SOURCE}: {event}")
             for name, (title, unit, event) in _PMU.items()

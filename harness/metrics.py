@@ -11,15 +11,16 @@ after everything settled: a NIC's own statistics reach the host once a second
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
 
+from harness import receive_path, saturation
+from harness.counted import Delta, queue_counters
 from harness.plan import VOID_RULES
 from harness.samples import (
+    Boot,
     Campaign,
     Counters,
-    CpuTime,
     Placement,
     ProcessPlacement,
     Snapshot,
@@ -28,42 +29,10 @@ from harness.samples import (
     Whole,
     Window,
 )
+from harness.saturation import Saturation
 
 Tolerances = Mapping[str, Mapping[str, float]]
 
-# Frames the port counted in port_rx_packets (MC_CMD_MAC_RX_PKTS, taken at the
-# MAC, before descriptors are looked for) and dropped itself.
-_PORT_RING_DROPS = ("port_rx_nodesc_drops",)
-_PORT_OTHER_DROPS = (
-    "port_rx_bad",
-    "port_rx_overflow",
-    "port_rx_pm_discard_bb_overflow",
-    "port_rx_pm_discard_vfifo_full",
-    "port_rx_pm_discard_qbb",
-    "port_rx_pm_discard_mapping",
-    "port_rx_dp_q_disabled_packets",
-    "port_rx_dp_di_dropped_packets",
-)
-# Frames the driver took from a queue (rx-N.rx_packets) and did not pass on.
-_DRIVER_DROPS = (
-    "rx_nodesc_trunc",
-    "rx_noskb_drops",
-    "rx_frm_trunc",
-    "rx_eth_crc_err",
-    "rx_xdp_drops",
-    "rx_xdp_bad_drops",
-    "rx_mport_bad",
-)
-# The driver keeps these in 32 bits (efx_get_uint_stat, atomic_read).
-_DRIVER_WRAP = 1 << 32
-# What the driver puts into rx_dropped itself (efx_ef10_update_stats_common); the port's
-# drops only on a firmware without virtual adapters, whose own counters it takes otherwise.
-_SFC_IN_LINK_DROPPED = ("rx_nodesc_trunc", "rx_noskb_drops")
-# Frames the port counted and keeps for itself: flow control.
-_PORT_KEPT = ("port_rx_pause", "port_rx_control")
-# Drops of a function that does not control its port and sees no port_ counters, such as a VF.
-_ADAPTER_RING_DROPS = ("rx_overflow",)
-_ADAPTER_OTHER_DROPS = ("rx_bad",)
 _IP_DROPS = ("InHdrErrors", "InAddrErrors", "InUnknownProtos", "InDiscards")
 _IP_EXT_DROPS = ("InNoRoutes", "InTruncatedPkts")
 # No UDP buffer is charged less than this for a frame (sk_buff and data).
@@ -105,7 +74,13 @@ class TrialMetrics:
     """Frames that reached the port over the whole trial."""
     drops: Mapping[str, int] = field(default_factory=dict)
     """Packets dropped over the whole trial, by place (:data:`DROP_PLACES`)."""
+    pauses: Mapping[str, int] = field(default_factory=dict)
+    """Pause frames over the whole trial, ``sent`` and ``received`` by the dut's port."""
+    saturation: Saturation | None = None
+    """Of a timed trial."""
     void: tuple[Void, ...] = ()
+    rates_void: tuple[Void, ...] = ()
+    """Why its rates do not count, though what a packet costs does."""
 
 
 def recorded_tolerances(campaign: Campaign) -> Tolerances:
@@ -119,27 +94,44 @@ def recorded_tolerances(campaign: Campaign) -> Tolerances:
     return tolerances
 
 
-def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMetrics:
-    """Rates, drops and reasons not to count ``trial``."""
+def measure(
+    trial: Trial, campaign: Campaign, tolerances: Tolerances, *, holdoff_us: float = 0.0
+) -> TrialMetrics:
+    """Rates, drops and reasons not to count ``trial``.
+
+    ``holdoff_us`` is the interrupt moderation under which it was measured.
+    """
     irq_cpu, netserver_cpu = _planned_cpus(campaign)
+    cpus = () if irq_cpu is None else (irq_cpu,)
+    judged: Saturation | None = None
     rates: dict[str, float | None] = {}
     void: list[Void] = list(trial.void)
     window = trial.window or _traced_window(trial)
     if window is not None:
         rates = _rates(window, irq_cpu)
         if trial.paced_pps:
-            rates["paced_cpu_ns_per_packet"] = _Delta(window.start, window.end).cost_ns(irq_cpu)
+            rates["paced_cpu_ns_per_packet"] = Delta(window.start, window.end).cost_ns(irq_cpu)
             void += _paced_rule(rates["stack_rx_pps"], trial.paced_pps, tolerances)
+        if trial.kind == "timed":
+            judged = saturation.judge(
+                window.start,
+                window.end,
+                cpus=cpus,
+                holdoff_us=holdoff_us,
+                limits=tolerances[saturation.RULE],
+            )
+        void += receive_path.softirq_rules(window, cpus, tolerances)
         if trial.window is not None:
             rates["interrupts_per_packet"] = _interrupts_per_packet(trial.window)
             void += _moved(trial.window.placement, irq_cpu, netserver_cpu, tolerances)
             void += _spread(window, campaign, tolerances)
         void += _window_rules(window, irq_cpu, tolerances)
     drops: dict[str, int] = {}
+    pauses: dict[str, int] = {}
     offered = None
     if trial.whole is not None:
-        delta = _Delta(trial.whole.before, trial.whole.after)
-        drops = _drops(delta)
+        delta = Delta(trial.whole.before, trial.whole.after)
+        drops, pauses = _drops(delta), delta.pauses()
         offered = delta.offered
         void += _backwards(trial.whole.before, trial.whole.after)
         void += _conservation(trial, trial.whole, delta, drops, tolerances)
@@ -149,7 +141,18 @@ def measure(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> TrialMe
         void.append(Void(rule="counters-missing", detail="no count of packets at IP"))
     void += _stream_rules(trial, window)
     void += _trace_rules(trial, tolerances)
-    return TrialMetrics(offered_packets=offered, drops=drops, void=tuple(_once(void)), **rates)
+    void += _ramp_rule(trial)
+    return TrialMetrics(
+        offered_packets=offered,
+        drops=drops,
+        pauses=pauses,
+        saturation=judged,
+        void=tuple(_once(void)),
+        rates_void=(Void(rule=saturation.RULE, detail=judged.why),)
+        if judged and judged.saturated is False
+        else (),
+        **rates,
+    )
 
 
 def void_alone(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> tuple[Void, ...]:
@@ -159,7 +162,12 @@ def void_alone(trial: Trial, campaign: Campaign, tolerances: Tolerances) -> tupl
         irq_cpu, netserver_cpu = _planned_cpus(campaign)
         before, after = trial.whole.before, trial.whole.after
         void += _moved(_placed(before, after), irq_cpu, netserver_cpu, tolerances)
-        void += _window_rules(Window(start=before, end=after), irq_cpu, tolerances)
+        whole = Window(start=before, end=after)
+        void += _window_rules(whole, irq_cpu, tolerances)
+        # Who polls the queue itself does so on its own CPU.
+        polls = trial.cell is not None and trial.cell.busy_poll
+        planned = {cpu for cpu in (irq_cpu, netserver_cpu if polls else None) if cpu is not None}
+        void += receive_path.softirq_rules(whole, planned, tolerances, polled=polls)
     return tuple(_once(void))
 
 
@@ -201,7 +209,7 @@ def _planned_cpus(campaign: Campaign) -> tuple[int | None, int | None]:
 
 
 def _rates(window: Window, irq_cpu: int | None) -> dict[str, float | None]:
-    delta = _Delta(window.start, window.end)
+    delta = Delta(window.start, window.end)
     if delta.duration_s <= 0:
         return dict.fromkeys(
             ("nic_rx_pps", "stack_rx_pps", "delivered_pps", "cpu_ns_per_packet"), None
@@ -221,133 +229,20 @@ def _rates(window: Window, irq_cpu: int | None) -> dict[str, float | None]:
 
 
 def _interrupts_per_packet(window: Window) -> float | None:
-    packets = _Delta(window.start, window.end).ip_in
+    packets = Delta(window.start, window.end).ip_in
     interrupts = sum(sum(cpus.values()) for cpus in window.placement.irq.values())
     return interrupts / packets if packets and window.placement.irq else None
 
 
-@dataclass(frozen=True)
-class _Delta:
-    """What happened between two snapshots of one host."""
-
-    before: Snapshot
-    after: Snapshot
-
-    @property
-    def duration_s(self) -> float:
-        return (self.after.monotonic_ns - self.before.monotonic_ns) / 1e9
-
-    def nic(self, *names: str) -> int:
-        """Sum of what ``ethtool -S`` counted under ``names``; 0 for those it has not."""
-        return _grown(self.before.nic, self.after.nic, names)
-
-    def link(self, *names: str) -> int:
-        return _grown(self.before.link, self.after.link, names)
-
-    def snmp(self, table: str, *names: str) -> int:
-        return _grown(self.before.snmp.get(table, {}), self.after.snmp.get(table, {}), names)
-
-    def netstat(self, table: str, *names: str) -> int:
-        return _grown(self.before.netstat.get(table, {}), self.after.netstat.get(table, {}), names)
-
-    @property
-    def is_sfc(self) -> bool:
-        return "port_rx_packets" in self.after.nic
-
-    @property
-    def has_adapter(self) -> bool:
-        """Does the function's virtual adapter count, as it does on full-feature firmware?"""
-        return "rx_unicast" in self.after.nic and "rx_overflow" in self.after.nic
-
-    def nic_ring_drops(self) -> int:
-        if self.is_sfc:
-            return self.nic(*_PORT_RING_DROPS)
-        return self.nic(*_ADAPTER_RING_DROPS) if self.has_adapter else self.link("rx_missed_errors")
-
-    def nic_other_drops(self) -> int:
-        if self.is_sfc:
-            return self.nic(*_PORT_OTHER_DROPS)
-        return self.nic(*_ADAPTER_OTHER_DROPS) if self.has_adapter else 0
-
-    def driver_drops(self, names: Iterable[str] = _DRIVER_DROPS) -> int:
-        return sum(self.nic(name) % _DRIVER_WRAP for name in names)
-
-    @property
-    def offered(self) -> int | None:
-        """Frames at the port; without such a counter, those taken or missed."""
-        if self.is_sfc:
-            return self.nic("port_rx_packets")
-        taken = self.nic_delivered
-        return None if taken is None else taken + self.nic_ring_drops()
-
-    @cached_property
-    def nic_delivered(self) -> int | None:
-        """Frames taken from receive queues; the driver counts these as they come."""
-        queues = _queue_counters(tuple(self.after.nic))
-        if queues:
-            return self.nic(*queues)
-        return self.link("rx_packets") if "rx_packets" in self.after.link else None
-
-    @property
-    def ip_in(self) -> int | None:
-        known = "InReceives" in self.after.snmp.get("Ip", {})
-        return self.snmp("Ip", "InReceives") if known else None
-
-    @property
-    def datagrams(self) -> int | None:
-        known = "InDatagrams" in self.after.snmp.get("Udp", {})
-        return self.snmp("Udp", "InDatagrams") if known else None
-
-    @cached_property
-    def softnet_dropped(self) -> int:
-        before = {line.cpu: line.dropped for line in self.before.softnet}
-        return sum(line.dropped - before.get(line.cpu, 0) for line in self.after.softnet)
-
-    def busy_ns(self, cpu: int | None) -> int | None:
-        """Kernel time of ``cpu``, or of all CPUs when none was named."""
-        before = {line.cpu: line for line in self.before.cpu}
-        lines = [line for line in self.after.cpu if cpu is None or line.cpu == cpu]
-        if not lines or any(line.cpu not in before for line in lines):
-            return None
-        return sum(_kernel_ns(line) - _kernel_ns(before[line.cpu]) for line in lines)
-
-    def cost_ns(self, cpu: int | None) -> float | None:
-        """Time for each packet at IP in which ``cpu``, or every CPU, was not idle."""
-        before = {line.cpu: line for line in self.before.cpu}
-        lines = [line for line in self.after.cpu if cpu in (None, line.cpu) and line.cpu in before]
-        if not lines or not self.ip_in:
-            return None
-        idle_ns = sum(line.idle_ns - before[line.cpu].idle_ns for line in lines)
-        return (self.duration_s * 1e9 * len(lines) - idle_ns) / self.ip_in
-
-
-@lru_cache(maxsize=16)
-def _queue_counters(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Which of a driver's counters are those of its receive queues (``rx-0.rx_packets``)."""
-    return tuple(name for name in names if name.endswith(".rx_packets"))
-
-
-def _kernel_ns(line: CpuTime) -> int:
-    return line.system_ns + line.irq_ns + line.softirq_ns
-
-
-def _grown(before: Counters, after: Counters, names: Iterable[str]) -> int:
-    return sum(after.get(name, 0) - before.get(name, 0) for name in names)
-
-
-def _drops(delta: _Delta) -> dict[str, int]:
-    sfc = delta.is_sfc
-    nic_in_link = delta.driver_drops(_SFC_IN_LINK_DROPPED) if sfc else 0
-    if sfc and not delta.has_adapter:
-        nic_in_link += delta.nic(*_PORT_RING_DROPS)
+def _drops(delta: Delta) -> dict[str, int]:
     backlog = delta.softnet_dropped
     return {
         "nic_ring": delta.nic_ring_drops(),
         "nic_other": delta.nic_other_drops(),
-        "driver": delta.driver_drops() if sfc or delta.has_adapter else 0,
+        "driver": delta.driver_drops() if delta.is_sfc or delta.has_adapter else 0,
         "softnet": backlog,
         # rx_dropped gathers the driver's own, the backlog's and the core's drops.
-        "core": max(0, delta.link("rx_dropped") - nic_in_link - backlog)
+        "core": max(0, delta.link("rx_dropped") - delta.nic_in_link() - backlog)
         + delta.link("rx_nohandler"),
         "other_host": delta.link("rx_otherhost_dropped"),
         "ip": delta.snmp("Ip", *_IP_DROPS)
@@ -361,7 +256,7 @@ def _drops(delta: _Delta) -> dict[str, int]:
 
 
 def _conservation(
-    trial: Trial, whole: Whole, delta: _Delta, drops: Mapping[str, int], tolerances: Tolerances
+    trial: Trial, whole: Whole, delta: Delta, drops: Mapping[str, int], tolerances: Tolerances
 ) -> Iterator[Void]:
     """The four laws; each compares what went in with what came out and was named."""
 
@@ -385,7 +280,7 @@ def _conservation(
             "nic-conservation",
             delta.nic("port_rx_packets") - drops["nic_ring"],
             taken,
-            more=drops["nic_other"] + delta.nic(*_PORT_KEPT),
+            more=drops["nic_other"] + delta.port_kept(),
         )
     if taken is not None and ip_in is not None:
         between = sum(drops[name] for name in ("driver", "softnet", "core", "other_host"))
@@ -452,8 +347,8 @@ def _spread(window: Window, campaign: Campaign, tolerances: Tolerances) -> Itera
     declared = "queues-spread" in (campaign.provenance.get("void_rules") or {})
     if not declared or not isinstance(planned, int):
         return
-    delta = _Delta(window.start, window.end)
-    taken = {name: delta.nic(name) for name in _queue_counters(tuple(window.end.nic))}
+    delta = Delta(window.start, window.end)
+    taken = {name: delta.nic(name) for name in queue_counters(tuple(window.end.nic))}
     busiest = sorted(taken.values(), reverse=True)
     allowed = tolerances["queues-spread"]
     slack = max(allowed["packets"], allowed["share"] * sum(busiest))
@@ -467,7 +362,7 @@ def _spread(window: Window, campaign: Campaign, tolerances: Tolerances) -> Itera
 
 def _window_rules(window: Window, irq_cpu: int | None, tolerances: Tolerances) -> Iterator[Void]:
     yield from _backwards(window.start, window.end)
-    delta = _Delta(window.start, window.end)
+    delta = Delta(window.start, window.end)
     packets = delta.ip_in
     if packets is not None and packets < tolerances["no-load"]["packets"]:
         yield Void(rule="no-load", detail=f"{packets} packets reached IP during the window")
@@ -492,11 +387,24 @@ def _paced_rule(pps: float | None, asked: int, tolerances: Tolerances) -> Iterat
         yield Void(rule="rate-missed", detail=f"{pps:,.0f} packets/s at IP, asked {asked:,}")
 
 
+def _ramp_rule(trial: Trial) -> Iterator[Void]:
+    if trial.ramp is not None and trial.ramp.get("steady") is False:
+        rates = ", ".join(f"{pps:,.0f}" for pps in trial.ramp.get("rates_pps", ())[-4:])
+        yield Void(rule="ramp-unsteady", detail=f"packets/s before the first window: … {rates}")
+
+
+def model_rule(boot: Boot) -> Iterator[Void]:
+    """That the NIC's model, where there is one, did what it was asked to during ``boot``."""
+    errors = (boot.nic_model or {}).get("internal_errors")
+    if isinstance(errors, int) and errors > 0:
+        yield Void(rule="nic-model-error", detail=f"{errors} errors of the model, see its log")
+
+
 def _backwards(before: Snapshot, after: Snapshot) -> Iterator[Void]:
     """Counters of the receive path that fell: a reset or a reboot within the trial."""
     fell = [
         name
-        for name in ("port_rx_packets", *_queue_counters(tuple(after.nic)))
+        for name in ("port_rx_packets", *queue_counters(tuple(after.nic)))
         if after.nic.get(name, 0) < before.nic.get(name, 0)
     ]
     fell += [

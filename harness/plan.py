@@ -32,12 +32,20 @@ MAX_BLOCKS = 1000
 """More is a slip of the keyboard: of three steps on machines, a week and a half."""
 MAX_LAYOUTS = 100
 
-SATURATED = 1 / 2000
-"""Interrupts per packet up to which a receiver counts as saturated.
+LIST_STAGES: Mapping[str, int] = MappingProxyType(
+    {
+        "netif_receive_skb_list": 2,
+        "netif_receive_skb_list_internal": 4,
+        "__netif_receive_skb_list_core": 5,
+        "ip_list_rcv": 7,
+    }
+)
+"""Functions through which every packet goes in a list, and from which step on."""
+SINGLY_BEFORE = 7
+"""The step from which on ``ip_rcv`` is not called for each packet any more."""
 
-A NIC interrupts when polling has emptied its queue, so each interrupt follows a
-moment in which the receiver waited for the load.
-"""
+PACED_SHARES = (0.1, 0.5, 0.9)
+"""Of the rate at which the receiver is saturated: where CPU time a packet is measured."""
 
 BedKind = Literal["virtual", "hardware"]
 TrialKind = Literal["warmup", "timed", "trace", "paced", "icache", "latency", "ndr"]
@@ -92,6 +100,8 @@ class Profile:
     layouts: int = 1
     """Each kernel is linked in so many layouts, which blocks take in turn."""
     extras: tuple[Extra, ...] = ()
+    paced_shares: tuple[float, ...] = PACED_SHARES
+    """Of what the receiver takes; empty where hosts.yaml names a rate."""
 
     def trials_of(self, ordinal: int) -> Iterator[PlannedTrial]:
         """The trials of a boot in that block of its bed; each kind has a load of its own."""
@@ -102,8 +112,9 @@ class Profile:
         if ordinal <= self.trace_blocks:
             yield PlannedTrial("trace", 0, self.trace_s)
         if "cpu" in self.extras:
-            for index in range(self.trials):
-                yield PlannedTrial("paced", index, self.window_s)
+            paced = itertools.product(self.paced_shares or (None,), range(self.trials))
+            for index, (share, _) in enumerate(paced):
+                yield PlannedTrial("paced", index, self.window_s, share)
         if "icache" in self.extras:
             yield PlannedTrial("icache", 0, self.trace_s)
         if "latency" in self.extras:
@@ -127,6 +138,8 @@ class PlannedTrial:
     kind: TrialKind
     index: int
     duration_s: float
+    share: float | None = None
+    """Of what the receiver takes, that the load is held to."""
 
 
 @dataclass(frozen=True)
@@ -267,8 +280,11 @@ def profile(
     bed_kind: BedKind = "virtual",
     blocks: int | None = None,
     extras: Sequence[Extra] = (),
+    paced_pps: int | None = None,
 ) -> Profile:
     """The profile ``name`` for a kind of bed, with another number of blocks if given.
+
+    ``paced_pps`` is the bed's own rate of a paced load, in place of shares.
 
     Raises:
         ConfigurationError: no such profile, or no possible number of blocks.
@@ -284,7 +300,11 @@ def profile(
             hint="leave --also icache out: where a machine's CPU has counters, they are read "
             "in every timed trial",
         )
-    found = replace(found, extras=tuple(extra for extra in EXTRAS if extra in extras))
+    found = replace(
+        found,
+        extras=tuple(extra for extra in EXTRAS if extra in extras),
+        paced_shares=() if paced_pps else PACED_SHARES,
+    )
     if blocks is None:
         return found
     if not 1 <= blocks <= MAX_BLOCKS:
@@ -334,6 +354,17 @@ def _seed_of(bed: str, seed: int) -> int:
 def kernel_of(step: str) -> str:
     """The step of the series that runs under the name ``step``."""
     return step.removesuffix("again")
+
+
+def step_number(step: str) -> int | None:
+    """How many patches of the series ``step`` has; ``None`` of one that is not of the series.
+
+    2m has the lists of step 2 only while interrupt moderation is on.
+    """
+    kernel = kernel_of(step)
+    if kernel not in ALL_STEPS:
+        return None
+    return 1 if kernel == "2m" else int(re.sub(r"\D", "", kernel))
 
 
 _RANGE = re.compile(r"([0-9]{1,18})\s*-\s*([0-9]{1,18})")
@@ -476,9 +507,36 @@ VOID_RULES: Mapping[str, VoidRule] = MappingProxyType(
         "queues-spread": VoidRule(
             "packets arrive in no more receive queues than planned", {"share": 0.01, "packets": 64}
         ),
+        "softirq-moved": VoidRule(
+            "the interface's packets are processed by the receive softirq of the planned CPU",
+            {"share": 0.01, "packets": 64},
+        ),
+        "rps-used": VoidRule("no CPU is woken for packets that another one took", {"times": 0}),
+        "list-path": VoidRule(
+            "packets go through the lists that a step has and past ip_rcv from step 7 on, as a "
+            "traced trial of the boot shows, or of the step where the boot has none",
+            {"share": 0.05, "packets": 64},
+        ),
         "process-moved": VoidRule("netserver runs on the planned CPU alone", {"samples": 0}),
         "stream-failed": VoidRule("every netperf stream ends with status 0"),
         "stream-short": VoidRule("every netperf stream lasts through the window"),
+        "ramp-unsteady": VoidRule("the load has settled before the window opens"),
+        "unsaturated": VoidRule(
+            "the receiver is saturated, or rates are the load's and void (what a packet costs "
+            "stays): the CPU of the interrupt is not idle, its queue hardly ever empty, and work "
+            "is left over",
+            {
+                "idle_share": 0.05,
+                "waiting_share": 0.05,
+                "squeezed_share": 0.5,
+                "drop_share": 0.001,
+                # Of results in which no CPU's times were read; a packet.
+                "interrupts": 1 / 2000,
+            },
+        ),
+        "rate-unknown": VoidRule(
+            "a load that is a share of what the receiver takes needs timed trials that tell it"
+        ),
         "rate-missed": VoidRule(
             "where the load is paced, packets at IP arrive at its rate", {"share": 0.05}
         ),
@@ -490,6 +548,7 @@ VOID_RULES: Mapping[str, VoidRule] = MappingProxyType(
         "cell-missing": VoidRule("the dut can be set up as a cell of latency asks"),
         "counter-reset": VoidRule("no counter runs backwards"),
         "counters-missing": VoidRule("the counters of the trial were read"),
+        "nic-model-error": VoidRule("a NIC that is a model has met no error of its own"),
         "link-flapped": VoidRule("the link stays up"),
         "cpu-throttled": VoidRule(
             "the CPU under load is not taken away by the machine below, nor slowed down "

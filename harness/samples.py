@@ -43,6 +43,8 @@ class Softnet(_Raw):
     processed: int = 0
     dropped: int = 0
     time_squeeze: int = 0
+    received_rps: int | None = None
+    """``None``: not read, as in results of earlier versions."""
 
 
 class CpuTime(_Raw):
@@ -76,6 +78,12 @@ class Snapshot(_Raw):
     """As ``ethtool -S`` names them."""
     link: Counters = Field(default_factory=dict)
     """As ``struct rtnl_link_stats64`` names them."""
+    net_rx: Counters = Field(default_factory=dict)
+    """Receive softirqs by CPU (``/proc/softirqs``); empty: not read."""
+    net_rx_budget: int | None = None
+    """Packets after which a receive softirq ends (``net.core.netdev_budget``)."""
+    speed_mbps: int | None = None
+    """Of the link; not read within a window."""
     cpu: list[CpuTime] = Field(default_factory=list)
     throttled: Counters = Field(default_factory=dict)
     """How often its temperature slowed each CPU down, where the CPU counts that."""
@@ -213,8 +221,16 @@ class Trial(_Raw):
     index: int
     window: Window | None = None
     trace: Trace | None = None
+    ramp: dict[str, Any] | None = None
+    """Rates seen until the load had settled, and whether it had: ``steady``."""
     paced_pps: int | None = None
     """What the load was held to; ``None``: not at all."""
+    paced_share: float | None = None
+    """The share of :attr:`paced_of_pps` that is; ``None``: a rate that hosts.yaml names."""
+    paced_of_pps: float | None = None
+    """What the receiver was found to take, the same for all boots of a block."""
+    paced_of_saturated: bool | None = None
+    """Was the receiver saturated when it took that?"""
     cell: Cell | None = None
     round_trips: RoundTrips | None = None
     search: list[RateTried] | None = None
@@ -256,6 +272,8 @@ class Boot(_Raw):
     placement_host: dict[str, Any] | None = None
     trials: list[Trial] = Field(default_factory=list)
     nic_model: dict[str, Any] | None = None
+    link_mbps: dict[str, int | None] = Field(default_factory=dict)
+    """By role, the speed of its link once it was set up; ``None``: it does not say."""
     times_s: dict[str, float | None] = Field(default_factory=dict)
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
@@ -264,6 +282,13 @@ class Boot(_Raw):
         """This boot, ended by ``error``."""
         failure = Failure.model_validate({"class": type(error).__name__, "message": error.message})
         return self.model_copy(update={"outcome": "failed", "error": failure})
+
+
+def holdoff_us(settings: Mapping[str, Any]) -> float:
+    """The interrupt moderation that a boot's ``settings`` set up; 0: not known."""
+    after = (settings.get("dut") or {}).get("after") or {}
+    usecs = (after.get("coalesce") or {}).get("rx_usecs")
+    return float(usecs) if isinstance(usecs, int | float) else 0.0
 
 
 class Options(_Raw):

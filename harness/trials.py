@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from harness import plan, samples, workload
+from harness import pacing, plan, samples, workload
 from harness.config import Bed, Load
 from harness.errors import (
     HarnessError,
@@ -42,6 +43,8 @@ _LAST_PACKETS_S = 0.3
 _STEADY = 0.25
 _LEAST_PPS = 1000
 _ATTACH_S = 240.0
+_FIRST_SHARE = 0.5
+"""Of what the stack takes, where the search for the rate without loss begins."""
 _LEAST_SHARE = 1e-4
 """Of all instructions, for a function to be kept by name."""
 
@@ -95,7 +98,9 @@ class BootUnderWay:
             "trials": [],
             "times_s": {},
         }
-        self._root = root
+        self.root = root
+        self.taken: pacing.Taken | None = None
+        """What its paced loads are shares of."""
         self._up = contextlib.ExitStack()
         self._bed: RunningBed | None = None
         self._started_s = time.monotonic()
@@ -104,6 +109,11 @@ class BootUnderWay:
     def bed(self) -> RunningBed:
         assert self._bed is not None
         return self._bed
+
+    @property
+    def holdoff_us(self) -> float:
+        """The interrupt moderation that was set up."""
+        return samples.holdoff_us(self.kept.get("settings", {}))
 
     @property
     def up(self) -> bool:
@@ -123,7 +133,7 @@ class BootUnderWay:
         self.close()
         self._took("all")
         boot = samples.Boot.model_validate(self.kept | {"outcome": "ok"})
-        samples.write_boot(self._root, boot.failed(error) if error else boot)
+        samples.write_boot(self.root, boot.failed(error) if error else boot)
         if not isinstance(error, HostLostError):  # how that ends is not known yet
             self._note(END)
 
@@ -172,9 +182,13 @@ def measure_together(
         if trials["timed"]:
             with progress.task(f"{len(trials['timed'])} trials of {len(boots)} boots"):
                 _under_load(setup, boots, trials["timed"], blamed)
-        if trials["paced"]:
-            with progress.task(f"{len(trials['paced'])} paced trials of {len(boots)} boots"):
-                _under_load(setup, boots, trials["paced"], blamed, setup.bed.paced_pps)
+        if trials["paced"] or trials["ndr"]:
+            _learn_what_is_taken(setup, boots)
+        for share, planned in itertools.groupby(trials["paced"], lambda one: one.share):
+            name = "paced trials" if share is None else f"trials paced to {share:.0%}"
+            these = list(planned)
+            with progress.task(f"{len(these)} {name} of {len(boots)} boots"):
+                _paced(setup, boots, these, share, blamed)
         for kind, (name, measure) in _ALONE.items():
             for trial, boot in itertools.product(trials[kind], boots):
                 if boot.up:
@@ -188,6 +202,48 @@ def measure_together(
                 with blamed(boot):
                     _put_back(boot)
                     boot.finish()
+
+
+def _learn_what_is_taken(setup: Setup, boots: Sequence[BootUnderWay]) -> None:
+    """Have all boots of a block know the same of what the receiver takes."""
+    cpu, up = setup.bed.placement.irq_cpu, [boot for boot in boots if boot.up]
+    own = pacing.slowest(
+        pacing.taken(boot.kept["trials"], cpu, holdoff_us=boot.holdoff_us) for boot in up
+    )
+    known = None
+    if up and not setup.plan.profile.slice_s:
+        planned = [boot.planned for boot in boots]
+        known = pacing.kept(up[0].root, setup.plan, planned[0].block, cpu, planned)
+    for boot in up:
+        boot.taken = known or own
+
+
+def _paced(
+    setup: Setup,
+    boots: Sequence[BootUnderWay],
+    planned: Sequence[plan.PlannedTrial],
+    share: float | None,
+    blamed: Callable[[BootUnderWay], AbstractContextManager[None]],
+) -> None:
+    """Trials at one paced load; all void where it is a share of what nobody knows."""
+    up = [boot for boot in boots if boot.up]
+    if not up:
+        return
+    taken = up[0].taken
+    if share is None:
+        _under_load(setup, up, planned, blamed, setup.bed.paced_pps)
+    elif taken is not None:
+        of: dict[str, Any] = {
+            "paced_share": share,
+            "paced_of_pps": taken.pps,
+            "paced_of_saturated": taken.saturated,
+        }
+        _under_load(setup, up, planned, blamed, taken.paced(share), of)
+    else:
+        void = {"rule": "rate-unknown", "detail": "no timed trial told what the receiver takes"}
+        for boot, trial in itertools.product(up, planned):
+            head = {"kind": trial.kind, "index": trial.index, "paced_share": share}
+            boot.kept["trials"].append(samples.Trial.model_validate(head | {"void": [void]}))
 
 
 @contextlib.contextmanager
@@ -264,12 +320,15 @@ def _round_trips(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> 
 
 
 def _highest_rate(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
-    load = _Load(setup.bed.paced_pps)
+    first_pps = setup.bed.paced_pps or (
+        boot.taken.paced(_FIRST_SHARE) if boot.taken else pacing.FIRST_PPS
+    )
+    load = _Load(first_pps)
     _load_up(setup, boot.bed, load)
     found: dict[str, Any] = {"kind": trial.kind, "index": trial.index, "void": load.void}
     if not load.void:
         found["ndr_pps"], found["search"] = workload.highest_rate(
-            setup.load, boot.bed, first_pps=setup.bed.paced_pps, trial_s=trial.duration_s
+            setup.load, boot.bed, first_pps=first_pps, trial_s=trial.duration_s
         )
         if why := workload.why_no_highest_rate(found["ndr_pps"], found["search"]):
             found["void"] = [{"rule": "rate-not-found", "detail": why}]
@@ -302,6 +361,7 @@ def _prepare(setup: Setup, boot: BootUnderWay) -> None:
             "inventory", interface=bed.generator_interface, within_s=60
         ),
     }
+    kept["link_mbps"] = {role: of.get("speed_mbps") for role, of in kept["inventory"].items()}
     _same_netperf(kept["inventory"])
 
 
@@ -342,16 +402,17 @@ def _under_load(
     planned: Sequence[plan.PlannedTrial],
     blamed: Callable[[BootUnderWay], AbstractContextManager[None]],
     paced_pps: int | None = None,
+    of: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """One load a boot over the trials of ``planned``: up, steady, windows, down, settled.
 
     With several boots all but one are frozen at any moment, and they take turns:
     what slows this machine down for a second slows all of them down.
     The trials of a boot share what only the whole of a load can tell: netperf's own
-    counts and the balance of the counters before and after.
+    counts and the balance of the counters before and after, and what a paced load is a share of.
     """
     together = len(boots) > 1
-    loads = {boot: _Load(paced_pps) for boot in boots if boot.up}
+    loads = {boot: _Load(paced_pps, of) for boot in boots if boot.up}
     for boot, load in loads.items():
         with blamed(boot):
             _load_up(setup, boot.bed, load)
@@ -383,8 +444,11 @@ def _under_load(
 class _Load:
     """What one load on one boot has shown so far."""
 
-    def __init__(self, paced_pps: int | None = None) -> None:
+    def __init__(
+        self, paced_pps: int | None = None, of: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self.paced_pps = paced_pps
+        self.of = of
         self.before: dict[str, Any] = {}
         self.ramp: dict[str, Any] | None = None
         self.void: list[dict[str, str]] = []
@@ -455,6 +519,7 @@ def _load_down(
         "void": load.void,
         "ramp": load.ramp,
         "paced_pps": load.paced_pps,
+        **load.of,
     }
     shared["netperf"] = bed.generator.call("netperf_wait", timeout_s=30, within_s=60)
     time.sleep(_SETTLE_S)

@@ -14,18 +14,22 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .ethtool import Ethtool
+from .faults import AgentError
 from .inventory import NET, existing, interface_irqs, parse_interrupts, read_text
 
 _PROC = Path("/proc")
 _THROTTLED = "devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"
 _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 # Words of /proc/net/softnet_stat; the last one is there since Linux 5.10.
+_SOFTNET_RPS = 9
 _SOFTNET_CPU = 12
+_CPU_TIMES = 8
+_BUDGET = _PROC / "sys" / "net" / "core" / "netdev_budget"
 _RTM_GETSTATS = 94
 _RTM_NEWSTATS = 92
 _STATS_LINK_64 = 1
@@ -66,6 +70,7 @@ class Counters:
         self._ethtool = Ethtool(existing(interface))
         self._index = socket.if_nametoindex(interface)
         self._carrier = NET / interface / "carrier_changes"
+        self._speed = NET / interface / "speed"
         self._tasks = tasks
         self._irqs = set(interface_irqs(interface))
         self._throttled = {
@@ -82,7 +87,7 @@ class Counters:
     def snapshot(self) -> dict[str, Any]:
         """Everything, now."""
         with _Files(self._followed()) as files:
-            return self._parsed(self._read(files))
+            return self._parsed(self._read(files)) | {"speed_mbps": _positive(self._speed)}
 
     def window(
         self,
@@ -154,17 +159,20 @@ class Counters:
 
     def _parsed(self, raw: _Raw) -> dict[str, Any]:
         texts = {name: text.decode() for name, text in raw.texts.items()}
+        cpu = parse_cpu(texts["stat"])
         return {
             "monotonic_ns": raw.monotonic_ns,
             "read_ns": raw.read_ns,
             "snmp": parse_snmp(texts["snmp"]),
             "netstat": parse_snmp(texts["netstat"]),
-            "softnet": parse_softnet(texts["softnet"]),
+            "softnet": parse_softnet(texts["softnet"], [row["cpu"] for row in cpu]),
+            "net_rx": parse_softirqs(texts["softirqs"], "NET_RX"),
+            "net_rx_budget": _positive(_BUDGET),
             "nic": self._ethtool.statistics(raw.nic),
             "link": dict(zip(_LINK64, _words64(raw.link)))
             | {"carrier_changes": int(texts["carrier"])},
             "interrupts": parse_interrupts(texts["interrupts"], self._irqs),
-            "cpu": parse_cpu(texts["stat"]),
+            "cpu": cpu,
             "throttled": raw.throttled,
             "processes": [parse_task(stat) | {"cpu_ns": cpu_ns} for stat, cpu_ns in raw.tasks],
             "udp_sockets": parse_udp(texts["udp"]),
@@ -182,33 +190,67 @@ def parse_snmp(text: str) -> dict[str, dict[str, int]]:
     return groups
 
 
-def parse_softnet(text: str) -> list[dict[str, int]]:
-    """/proc/net/softnet_stat, a row for each CPU online."""
+def parse_softnet(text: str, online: Sequence[int] | None = None) -> list[dict[str, int]]:
+    """/proc/net/softnet_stat, a row for each CPU online.
+
+    Kernels before 5.10 do not say which: there the rows are those of ``online`` in turn.
+
+    Raises:
+        AgentError: the text has another form, or no row for each CPU.
+    """
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    told = all(len(words) > _SOFTNET_CPU for words in lines)
+    if not told and online is not None and len(lines) != len(online):
+        raise _unreadable("net/softnet_stat", f"{len(lines)} rows for {len(online)} CPUs")
     rows = []
-    for index, line in enumerate(text.splitlines()):
-        words = [int(word, 16) for word in line.split()]
-        rows.append(
-            {
-                "cpu": words[_SOFTNET_CPU] if len(words) > _SOFTNET_CPU else index,
-                "processed": words[0],
-                "dropped": words[1],
-                "time_squeeze": words[2],
-            }
-        )
+    for index, words in enumerate(lines):
+        numbers = _numbers("net/softnet_stat", words, least=3, base=16)
+        row = {
+            "cpu": numbers[_SOFTNET_CPU] if told else index if online is None else online[index],
+            "processed": numbers[0],
+            "dropped": numbers[1],
+            "time_squeeze": numbers[2],
+        }
+        if len(numbers) > _SOFTNET_RPS:
+            row["received_rps"] = numbers[_SOFTNET_RPS]
+        rows.append(row)
     return rows
 
 
+def parse_softirqs(text: str, name: str) -> dict[str, int]:
+    """How often each CPU ran the softirq ``name``, from /proc/softirqs; {} if it is not there.
+
+    Raises:
+        AgentError: the text has another form.
+    """
+    header, *lines = text.splitlines() or [""]
+    cpus = [word[3:] for word in header.split()]
+    if not all(word.startswith("CPU") for word in header.split()):
+        raise _unreadable("softirqs", header)
+    for line in lines:
+        found, _, counts = line.partition(":")
+        if found.strip() == name:
+            return dict(zip(cpus, _numbers("softirqs", counts.split(), least=len(cpus))))
+    return {}
+
+
 def parse_cpu(text: str) -> list[dict[str, int]]:
-    """The CPU rows of /proc/stat in nanoseconds; its own unit is the tick."""
+    """The CPU rows of /proc/stat in nanoseconds; its own unit is the tick.
+
+    Raises:
+        AgentError: the text has another form.
+    """
     rows = []
     for line in text.splitlines():
-        name, *words = line.split()
+        name, *words = line.split() or [""]
         if not name.startswith("cpu") or name == "cpu":
             continue
-        user, nice, system, idle, iowait, irq, softirq, steal, *_ = map(int, words)
+        [number] = _numbers("stat", [name[3:]])
+        times = _numbers("stat", words, least=_CPU_TIMES)
+        user, nice, system, idle, iowait, irq, softirq, steal, *_ = times
         rows.append(
             {
-                "cpu": int(name.removeprefix("cpu")),
+                "cpu": number,
                 "user_ns": (user + nice) * _NS_PER_TICK,
                 "system_ns": system * _NS_PER_TICK,
                 "irq_ns": irq * _NS_PER_TICK,
@@ -218,6 +260,24 @@ def parse_cpu(text: str) -> list[dict[str, int]]:
             }
         )
     return rows
+
+
+def _numbers(path: str, words: Sequence[str], *, least: int = 1, base: int = 10) -> list[int]:
+    """``words`` of a row of /proc/``path``; numbers as the kernel writes them, and no others."""
+    digits = "0123456789abcdef"[:base]
+    if len(words) < least or not all(0 < len(w) <= 20 and set(w) <= set(digits) for w in words):
+        raise _unreadable(path, " ".join(words))
+    return [int(word, base) for word in words]
+
+
+def _unreadable(path: str, what: str) -> AgentError:
+    return AgentError(f"/proc/{path} has a form that is not known: {what:.80}")
+
+
+def _positive(path: Path) -> int | None:
+    """The number in a file of /proc or /sys; None where there is none, or -1 for unknown."""
+    text = read_text(path)
+    return int(text) if text and text.isdecimal() and text.isascii() and int(text) else None
 
 
 def parse_task(stat: bytes) -> dict[str, Any]:
@@ -267,6 +327,7 @@ class _Files:
         "netstat": "net/netstat",
         "softnet": "net/softnet_stat",
         "interrupts": "interrupts",
+        "softirqs": "softirqs",
         "stat": "stat",
         "udp": "net/udp",
     }

@@ -33,6 +33,7 @@ from harness.hosts.labgrid import Place
 from harness.measures import MEASURES
 from harness.progress import Progress
 from harness.report import document
+from harness.report.expect import require_paced
 
 
 @click.command()
@@ -114,6 +115,7 @@ def bisect(
     bed = config.bed(hosts, bed_name)
     if tree and steps is not None:
         raise ConfigurationError("--tree and --steps exclude each other")
+    require_paced(metric, bed.name, bed.paced_pps)
     commits = kernels.commits_between(tree, good, bad) if tree else []
     titles = {commit.name: commit.subject for commit in commits}
     question = bisection.Question(
@@ -249,6 +251,7 @@ class _Bench:
             bed_kind=self.place.bed.kind,
             blocks=blocks,
             extras=(measure.also,) if measure and measure.also else (),
+            paced_pps=self.place.bed.paced_pps,
         )
         if question.exact:
             return replace(chosen, warmups=0, trials=0, trace_blocks=blocks, slice_s=0.0, layouts=1)

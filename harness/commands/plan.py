@@ -24,6 +24,7 @@ from harness.commands import (
 from harness.plan import (
     AA_STEPS,
     MIN_BLOCKS_FOR_VERDICT,
+    PACED_SHARES,
     VOID_RULES,
     Extra,
     Plan,
@@ -66,7 +67,13 @@ def plan(
     beds = config.beds(config.load(config.locate(hosts_path)), bed_name, bed_names)
     chosen = make_plan(
         AA_STEPS if aa else parse_steps(steps),
-        profile(profile_name, bed_kind=beds[0].kind, blocks=blocks, extras=also),
+        profile(
+            profile_name,
+            bed_kind=beds[0].kind,
+            blocks=blocks,
+            extras=also,
+            paced_pps=beds[0].paced_pps,
+        ),
         seed=secrets.randbits(31) if seed is None else seed,
         beds=[bed.name for bed in beds],
     )
@@ -92,7 +99,7 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
         f"{timing.trace_s:g} s under the probes"
     )
     also = {
-        "cpu": f"CPU time per packet at {bed.paced_pps:,} packets/s",
+        "cpu": f"CPU time per packet at {_paced(bed)}",
         "icache": "instructions per packet, and misses in a simulated icache",
         "latency": "round trips with moderation and busy polling on and off",
         "ndr": "the highest rate without loss",
@@ -156,6 +163,13 @@ def _changes(bed: config.Bed, extras: Collection[str]) -> Iterator[str]:
     yield f"  address: {bed.generator.address}, the other's as a neighbour, no IPv6"
     if {"cpu", "ndr"} & set(extras):
         yield "  pacing: a token bucket on its interface while a load is paced"
+
+
+def _paced(bed: config.Bed) -> str:
+    if bed.paced_pps:
+        return f"{bed.paced_pps:,} packets/s"
+    shares = [f"{share:.0%}" for share in PACED_SHARES]
+    return f"{', '.join(shares[:-1])} and {shares[-1]} of what the slowest step takes"
 
 
 def _switched(offloads: config.Offloads | None) -> str | None:

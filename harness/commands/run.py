@@ -30,7 +30,7 @@ from harness.hosts import boots
 from harness.journal import Journal
 from harness.progress import Progress
 from harness.report import document, render
-from harness.report.expect import Finding, hold, parse, require
+from harness.report.expect import Finding, hold, parse, require, require_measured
 
 
 @click.command()
@@ -108,6 +108,7 @@ def run(
         bed_kind=beds[0].kind,
         blocks=kept.blocks if kept else blocks,
         extras=kept.trial.get("extras", ()) if kept else also,
+        paced_pps=beds[0].paced_pps,
     )
     drawn = plan.make_plan(
         wanted,
@@ -116,6 +117,7 @@ def run(
         beds=[bed.name for bed in beds],
     )
     expected = [parse(text, wanted) for text in expect]
+    require_measured(expected, chosen.extras, beds[0].name, beds[0].paced_pps)
     findings: list[Finding] = []
     with (
         Progress() as progress,

@@ -64,6 +64,7 @@ def document(analysis: Analysis) -> Document:
             "variants": campaign.variants,
             "provenance": campaign.provenance,
         },
+        "notes": list(analysis.notes),
         "boots_done": analysis.boots_done,
         "boots_planned": analysis.boots_planned,
         "problems": list(analysis.problems),
@@ -91,6 +92,7 @@ def document(analysis: Analysis) -> Document:
                 "kind": trial.kind,
                 "index": trial.index,
                 "reasons": [{"rule": void.rule, "detail": void.detail} for void in trial.reasons],
+                "rates_only": trial.rates_only,
             }
             for trial in analysis.void
         ],
@@ -160,6 +162,7 @@ def _row(row: Row) -> Document:
         "drops": row.drop_shares,
         "drop_packets": row.drop_packets,
         "void_trials": row.void_trials,
+        "timed_trials": row.timed_trials,
         "unsaturated_trials": row.unsaturated_trials,
         "measures": {name: _beside(row.step, name, found) for name, found in row.measures.items()},
         "functions": {name: asdict(cost) for name, cost in row.functions.items()},

@@ -148,7 +148,10 @@ def _steps(one: Document, other: Document) -> Iterator[Document]:
     if not one["virtual"] and not one["campaign"]["beds"]:  # rates of unlike machines
         for step in (one["baseline"], *_common(one, other)):
             if all(step in side for side in rows):
-                rates = [[boot[PRIMARY] for boot in side[step]["by_boot"]] for side in rows]
+                rates = [
+                    [boot[PRIMARY] for boot in side[step]["by_boot"] if PRIMARY in boot]
+                    for side in rows
+                ]
                 yield _step(step, PRIMARY, *rates)
 
 

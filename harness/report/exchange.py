@@ -58,12 +58,13 @@ class _Case:
 def _cases(report: Document) -> Iterator[_Case]:
     for row in report["rows"]:
         problems = [text for text in report["problems"] if f"-s{row['step']}: " in text]
+        void = _without_rates(report, row)
         yield _Case(
             kind="measured",
             name=f"step{row['step']}",
             step=row["step"],
-            outcome="error" if problems else "done",
-            detail=_UNPRINTABLE.sub("?", "\n".join(problems)),
+            outcome="error" if problems else "open" if void else "done",
+            detail=_UNPRINTABLE.sub("?", "\n".join(problems or void)),
             figures={name: row[name] for name in FIGURES if row[name] is not None},
         )
     for found in report["expectations"]:
@@ -75,6 +76,19 @@ def _cases(report: Document) -> Iterator[_Case]:
             detail=found["why"],
             figures={},
         )
+
+
+def _without_rates(report: Document, row: Document) -> list[str]:
+    """Why no timed trial of a step counts for rates; empty if one does or none was planned."""
+    if any(boot["trials"] for boot in row["by_boot"]):
+        return []
+    own = [
+        void for void in report["void"] if (void["step"], void["kind"]) == (row["step"], "timed")
+    ]
+    return [
+        f"no rate: {len(own)} timed trials void, such as by {reason['rule']}: {reason['detail']}"
+        for reason in (own[0]["reasons"] if own else ())[:1]
+    ]
 
 
 def junit(report: Document) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.errors import ConfigurationError, HarnessError
-from harness.measures import MEASURES
+from harness.measures import MEASURES, PACED, paced_measure
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
 from harness.stats import (
     CONFIDENCE,
@@ -139,13 +139,47 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
     )
 
 
+def require_measured(
+    expectations: Sequence[Expectation], extras: Sequence[str], bed: str, paced_pps: int | None
+) -> None:
+    """Refuse to expect what a campaign that measures ``extras`` beside the rate cannot tell.
+
+    Raises:
+        ConfigurationError: it names the expectation, and the option that is missing.
+    """
+    for one in expectations:
+        also = MEASURES[one.metric].also if one.metric in MEASURES else None
+        if also is not None and also not in extras:
+            raise ConfigurationError(
+                f"expectation {one.text!r} is about what this run does not measure",
+                hint=f"add --also {also}",
+            )
+        require_paced(one.metric, bed, paced_pps)
+
+
+def require_paced(metric: str, bed: str, paced_pps: int | None) -> None:
+    """Refuse the CPU time of another paced load than ``bed`` has.
+
+    Raises:
+        ConfigurationError: it names those it has.
+    """
+    fixed = paced_measure(None)
+    if metric in PACED and (metric == fixed) != bool(paced_pps):
+        can = [fixed] if paced_pps else [name for name in PACED if name != fixed]
+        raise ConfigurationError(
+            f"bed {bed} does not measure {metric}",
+            hint=f"name {' or '.join(can)}, or change paced_pps of the bed in hosts.yaml",
+        )
+
+
 def check(expectation: Expectation, report: Document) -> Finding:
     """What a report document says of ``expectation``."""
     if not report["complete"]:
-        return Finding(expectation.text, expectation.step, "open", "the campaign is incomplete")
+        why = report.get("no_verdict") or "the campaign is incomplete"
+        return Finding(expectation.text, expectation.step, "open", why)
     rows = {row["step"]: row for row in report["rows"]}
     if expectation.other is None:
-        return _check_figure(expectation, _figure(rows[expectation.step], expectation.metric))
+        return _check_figure(expectation, rows[expectation.step])
     return _check_ratio(expectation, rows[expectation.step], rows[expectation.other])
 
 
@@ -238,9 +272,22 @@ def _by_block(row: Document, other: Document, metric: str) -> dict[int, float]:
     return {block: ratio for block, ratio in found.items() if ratio is not None}
 
 
-def _check_figure(expectation: Expectation, figure: float | None) -> Finding:
+def _waited(metric: str, *rows: Document) -> str:
+    """How many trials of ``rows`` are void for ``metric``, a rate, if any; behind a reason."""
+    if metric not in RATE_METRICS:
+        return ""
+    told = [
+        f"step {row['step']}: {row['unsaturated_trials']} of {row['timed_trials']}"
+        for row in rows
+        if row.get("unsaturated_trials")
+    ]
+    return f"; trials that did not saturate the receiver: {', '.join(told)}" if told else ""
+
+
+def _check_figure(expectation: Expectation, row: Document) -> Finding:
+    figure = _figure(row, expectation.metric)
     outcome: Literal["met", "missed", "open"] = "open"
-    why = "there is no such figure for this step"
+    why = "there is no such figure for this step" + _waited(expectation.metric, row)
     if figure is not None:
         outcome = "met" if _COMPARE[expectation.sign](figure, expectation.bound) else "missed"
         why = f"it is {figure:.6g}"
@@ -255,7 +302,8 @@ def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Fi
             expectation.text,
             expectation.step,
             "open",
-            f"{len(found)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs",
+            f"{len(found)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs"
+            + _waited(expectation.metric, row, other),
         )
     logs = np.log(found)
     low, high, confidence = signed_rank_interval(logs)

@@ -22,6 +22,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from harness.measures import PACED
 from harness.plan import CELLS, Cell
 from harness.report.text import PLACES, percent
 
@@ -84,9 +85,10 @@ def _drawn(report: Document) -> Iterator[Plot]:
             "(dot), range of the blocks (thin), interval (thick, where there are enough blocks). "
             f"Diamonds: {report['published']['source']}.",
         )
-    if rows:
-        figure, [axes] = _figure([2.5], legend_rows=-(-len(rows) // 5))
-        _rates(axes, rows)
+    rated = [row for row in rows if any(boot["trials"] for boot in row["by_boot"])]
+    if rated:
+        figure, [axes] = _figure([2.5], legend_rows=-(-len(rated) // 5))
+        _rates(axes, rated)
         beds = " A line joins the boots of a bed, each with a mark of its own."
         yield _plot(
             figure,
@@ -117,14 +119,16 @@ def _drawn(report: Document) -> Iterator[Plot]:
             "Where packets went",
             "Shares of the frames that reached the NIC, from before the load to after it.",
         )
-    paced = "paced_cpu_ns_per_packet" in report["measures"]
+    paced = next((name for name in reversed(PACED) if name in report["measures"]), None)
     if paced or any(row["cpu_ns_per_packet"] for row in rows):
         figure, [axes] = _figure([1.7])
         _cost(axes, rows, paced=paced)
         yield _plot(
             figure,
             "cost",
-            f"CPU time of a packet{' at a paced load' * paced}",
+            report["measures"][paced]["title"].replace("time a", "time of a")
+            if paced
+            else "CPU time of a packet",
             "System, interrupt and softirq time of the interrupt's CPU for each packet at IP: "
             "boots (dots) and their median (bar).",
         )
@@ -259,7 +263,7 @@ def _rates(axes: Axes, rows: list[Document]) -> None:
         # A line joins boots of one bed.
         beds = list(dict.fromkeys(boot["bed"] for boot in row["by_boot"]))
         for bed in beds:
-            boots = [boot for boot in row["by_boot"] if boot["bed"] == bed]
+            boots = [boot for boot in row["by_boot"] if boot["bed"] == bed and boot["trials"]]
             axes.plot(
                 [boot["block"] for boot in boots],
                 [boot["stack_rx_pps"] / 1e3 for boot in boots],
@@ -345,10 +349,10 @@ def _round_trips(axes: Axes, rows: list[Document], cell: Cell) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def _cost(axes: Axes, rows: list[Document], *, paced: bool) -> None:
+def _cost(axes: Axes, rows: list[Document], *, paced: str | None) -> None:
     """At the paced load, if there was one: at full load it is hardly more than 1 / rate."""
     if paced:
-        _measured(axes, rows, "paced_cpu_ns_per_packet")
+        _measured(axes, rows, paced)
     else:
         name = "cpu_ns_per_packet"
         for place, row in enumerate(rows):

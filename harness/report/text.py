@@ -225,10 +225,12 @@ def head_lines(report: Document) -> list[str]:
     lines = [" · ".join(fact for fact in facts if fact)]
     if report["virtual"]:
         lines.append(report["label"])
-    if not report["complete"]:
+    if report["boots_done"] < report["boots_planned"]:
         lines.append(
             f"INCOMPLETE: {report['boots_done']} of {report['boots_planned']} boots are finished"
         )
+    elif not report["complete"]:
+        lines.append("NOT COMPARABLE: the boots were not alike")
     return lines
 
 
@@ -310,27 +312,20 @@ def percent(ratio: float) -> str:
 
 def below_lines(report: Document) -> Iterator[str]:
     """What one has to know beside the table; nothing that was left out goes unsaid."""
+    missing = report["boots_done"] < report["boots_planned"]
     for problem in report["problems"]:
-        yield f"not measured: {problem}"
+        yield f"{'not measured' if missing else 'not alike'}: {problem}"
     yield from _of_the_nic(report)
     yield from _absent(report)
     for void in report["void"]:
         reasons = "; ".join(f"{reason['rule']}: {reason['detail']}" for reason in void["reasons"])
-        yield (
-            f"void: block {void['block']}, step {void['step']}, "
-            f"{void['kind']} trial {void['index'] + 1}: {reasons}"
-        )
-    waited = [
-        f"{row['step']}: {row['unsaturated_trials']} of "
-        f"{sum(len(boot['by_trial']) for boot in row['by_boot'])}"
-        for row in report["rows"]
-        if row["unsaturated_trials"]
-    ]
-    if waited:
-        yield (
-            "trials that did not saturate the receiver, whose rates are the load's and not the "
-            f"kernel's: {', '.join(waited)}"
-        )
+        if not void["rates_only"]:
+            yield (
+                f"void: block {void['block']}, step {void['step']}, "
+                f"{void['kind']} trial {void['index'] + 1}: {reasons}"
+            )
+    yield from _void_for_rates(report)
+    yield from (f"note: {note}" for note in report["notes"])
     if report["settings_varied"]:
         yield f"settings that differed between boots: {', '.join(report['settings_varied'])}"
     for row in report["rows"]:
@@ -359,6 +354,24 @@ def below_lines(report: Document) -> Iterator[str]:
     rates = " / ".join(f"{pps / 1e6:.2f}" for pps in published["stack_rx_pps"].values())
     steps = ", ".join(published["stack_rx_pps"])
     yield f"* {published['source']}; {rates} Mpps after steps {steps}"
+
+
+def _void_for_rates(report: Document) -> Iterator[str]:
+    """How many trials did not saturate the receiver, by step, and what one of them showed."""
+    waited = [
+        f"{row['step']}: {row['unsaturated_trials']} of {row['timed_trials']}"
+        for row in report["rows"]
+        if row["unsaturated_trials"]
+    ]
+    if not waited:
+        return
+    first = next(void for void in report["void"] if void["rates_only"])
+    yield (
+        "void for rates, which are the load's and not the kernel's where the receiver was not "
+        f"saturated: timed trials of step {', '.join(waited)} (what a packet costs counts; "
+        f"block {first['block']}, step {first['step']}, trial {first['index'] + 1}: "
+        f"{first['reasons'][0]['detail']})"
+    )
 
 
 def _without_verdict(report: Document) -> list[str]:

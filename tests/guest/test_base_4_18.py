@@ -33,7 +33,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 
 
 def test_lists_come_with_the_steps(campaign: Campaign) -> None:
-    assert campaign.report["void"] == []
+    assert [void for void in campaign.report["void"] if not void["rates_only"]] == []
     assert campaign.row("0")["list_len_p50"] is None
     assert campaign.row("0")["ip_rcv_per_packet"] == pytest.approx(1, abs=0.02)
     assert campaign.row("2")["list_len_max"] > 1

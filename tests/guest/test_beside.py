@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness import config
+from harness.plan import PACED_SHARES
 from tests.guest.conftest import harness
 
 pytestmark = pytest.mark.guest
@@ -30,6 +31,7 @@ def test_what_is_measured_beside_the_rate(tmp_path: Path) -> None:
         (trial["kind"], trial["index"]): {reason["rule"] for reason in trial["reasons"]}
         for trial in report["void"]
     }
+    assert {trial["paced_share"] for trial in found["paced"]} == {*PACED_SHARES}
     for trial in found["paced"]:
         start, end = _ends(trial, "monotonic_ns")
         share = _packets(trial) / (end - start) * 1e9 / trial["paced_pps"]

@@ -68,6 +68,25 @@ def test_counts_add_up(campaign: Campaign) -> None:
     assert broken == []
 
 
+def test_packets_went_the_way_that_is_measured(campaign: Campaign) -> None:
+    rules = {reason["rule"] for trial in campaign.report["void"] for reason in trial["reasons"]}
+    assert not rules & {"softirq-moved", "rps-used", "list-path", "nic-model-error"}
+    for boot in boots(campaign):
+        assert boot["link_mbps"].keys() == {"dut", "generator"}
+        for trial in boot["trials"]:
+            if window := trial["window"]:
+                assert trial["whole"]["after"]["speed_mbps"] == 10_000
+                for row in window["end"]["softnet"]:
+                    assert row["received_rps"] == 0
+                assert {"0", "1"} <= window["end"]["net_rx"].keys()
+
+
+def test_saturation_was_judged_by_what_the_cpu_did(campaign: Campaign) -> None:
+    assert not any("saturat" in note for note in campaign.report["notes"])
+    for row in campaign.report["rows"]:
+        assert row["unsaturated_trials"] < row["timed_trials"] or row["stack_rx_pps"] is None
+
+
 def test_interrupt_and_netserver_stayed_where_they_were_put(campaign: Campaign) -> None:
     for boot in boots(campaign):
         for trial in boot["trials"]:

@@ -98,7 +98,10 @@ def test_steps_0_2_8(lab: Lab, method: str, tmp_path: Path) -> None:
     assert by_step["2"]["list_len_max"] > 1
     assert by_step["2"]["ip_rcv_per_packet"] == pytest.approx(1, abs=0.01)
     assert by_step["8"]["ip_rcv_per_packet"] < 0.01
-    assert all(row["stack_rx_pps"] > 0 for row in by_step.values())
+    for row in by_step.values():
+        # Where the generator shares this machine's CPUs, it may be what limits the rate.
+        assert row["unsaturated_trials"] or row["stack_rx_pps"] > 0
+        assert row["cpu_ns_per_packet"] > 0
     assert lab.rack.dut.run("uname", "-r") == known_good
     written = "".join(path.read_text(errors="replace") for path in out.rglob("*.*"))
     assert PASSWORD not in written

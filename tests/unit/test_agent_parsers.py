@@ -72,13 +72,14 @@ def test_snmp() -> None:
 
 def test_softnet_knows_its_cpu_where_the_kernel_says_it() -> None:
     assert counters.parse_softnet(SOFTNET) == [
-        {"cpu": 1, "processed": 0x7A740, "dropped": 0x11, "time_squeeze": 2}
+        {"cpu": 1, "processed": 0x7A740, "dropped": 0x11, "time_squeeze": 2, "received_rps": 0}
     ]
     assert counters.parse_softnet(SOFTNET_4_18 * 2)[1] == {
         "cpu": 1,
         "processed": 0xBE5C,
         "dropped": 0,
         "time_squeeze": 3,
+        "received_rps": 0,
     }
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from harness import ndr, workload
 from harness.analysis import analyse
 from harness.measures import MEASURES
-from harness.plan import CELLS, EXTRAS, profile
+from harness.plan import CELLS, EXTRAS, PACED_SHARES, profile
 from harness.report import document, render
 from harness.report.expect import check, parse
 from harness.report.plots import plots
@@ -88,11 +88,12 @@ def with_extras(boot: Json, block: int, _position: int, step: str) -> Json:
     rng = random.Random(10 * block + better)
     cost_ns = 9000 * (0.9 if better else 1.0) * rng.uniform(0.99, 1.01)
     host = Host()
-    paced = trial(host, "paced", 0, _PACED_PPS, 4.0, int(step))
-    paced["paced_pps"] = _PACED_PPS
-    start, end = (paced["window"][which]["cpu"][0] for which in ("start", "end"))
-    end["idle_ns"] = start["idle_ns"] + round(4e9 - cost_ns * _PACED_PPS * 4)
-    boot["trials"].append(paced)
+    for index, share in enumerate((None, *PACED_SHARES)):
+        paced = trial(host, "paced", index, _PACED_PPS, 4.0, int(step))
+        paced |= {"paced_pps": _PACED_PPS, "paced_share": share}
+        start, end = (paced["window"][which]["cpu"][0] for which in ("start", "end"))
+        end["idle_ns"] = start["idle_ns"] + round(4e9 - cost_ns * _PACED_PPS * 4)
+        boot["trials"].append(paced)
     boot["trials"].append(_emulated(trial(host, "icache", 0, 40_000, 2.0, int(step)), better))
     for index, cell in enumerate(CELLS):
         slower = 1.04 if better and index == 1 else 1.0
@@ -206,9 +207,10 @@ def test_where_the_instructions_are_is_told_by_function(report: Json) -> None:
 def test_the_page_judges_and_draws_what_was_paced(report: Json) -> None:
     verdicts, _, rest = render(report, "html").partition("<h2>Results</h2>")
     assert "CPU time a packet at a paced load: step 8 against step 0: lower" in verdicts
+    assert "CPU time a packet at 90% of the load that saturates: step 8 against" in verdicts
     assert "step 8 against step 0: lower" not in rest
     drawn = {plot.name: plot for plot in plots(report)}
-    assert drawn["cost"].title == "CPU time of a packet at a paced load"
+    assert drawn["cost"].title == "CPU time of a packet at 90% of the load that saturates"
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,7 @@ def test_a_paced_trial_off_its_rate_is_void(tmp_path: Path) -> None:
 
     root = make_campaign(tmp_path, effects={"0": 1, "8": 1}, blocks=1, edit=edit)
     report = document(analyse(ResultDirectory.open(root)))
-    assert [void["reasons"][0]["rule"] for void in report["void"]] == ["rate-missed"] * 2
+    assert [void["reasons"][0]["rule"] for void in report["void"]] == ["rate-missed"] * 8
     assert "paced_cpu_ns_per_packet" not in report["measures"]
 
 
@@ -298,4 +300,13 @@ def test_extras_add_trials_of_their_own_to_every_boot() -> None:
     usual = [trial.kind for trial in profile("quick").trials_of(2)]
     kinds = [trial.kind for trial in profile("quick", extras=EXTRAS).trials_of(2)]
     assert kinds[: len(usual)] == usual
-    assert kinds[len(usual) :] == ["paced"] * 3 + ["icache"] + ["latency"] * 4 + ["ndr"]
+    assert kinds[len(usual) :] == ["paced"] * 9 + ["icache"] + ["latency"] * 4 + ["ndr"]
+
+
+def test_a_load_is_paced_to_shares_or_to_the_rate_that_a_bed_names() -> None:
+    def paced(pps: int | None) -> list[tuple[int, float | None]]:
+        trials = profile("quick", extras=["cpu"], paced_pps=pps).trials_of(2)
+        return [(trial.index, trial.share) for trial in trials if trial.kind == "paced"]
+
+    assert paced(None) == [(index, PACED_SHARES[index // 3]) for index in range(9)]
+    assert paced(40_000) == [(index, None) for index in range(3)]

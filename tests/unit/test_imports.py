@@ -31,13 +31,26 @@ FLOW = [
     "ndr",
     "workload",
     "tracing",
+    "pacing",
     "trials",
     "campaign",
     "selftest",
 ]
 """From hosts.yaml to a campaign; each may import those before it."""
 
-RESULTS = ["samples", "measures", "metrics", "stats", "analysis", "report", "bisect"]
+RESULTS = [
+    "samples",
+    "measures",
+    "counted",
+    "saturation",
+    "receive_path",
+    "metrics",
+    "figures",
+    "stats",
+    "analysis",
+    "report",
+    "bisect",
+]
 """What works offline on a result directory; each may import those before it and the plan."""
 
 ISLANDS = {"nic": {"numpy"}, "agent": {"bcc", "psutil", "pyroute2"}}
@@ -46,6 +59,7 @@ ISLANDS = {"nic": {"numpy"}, "agent": {"bcc", "psutil", "pyroute2"}}
 ALSO = {
     # What the lines above do not give, with the reason.
     "trials": {*RESULTS},  # they are written to the result directory
+    "pacing": {"samples", "counted", "saturation"},  # what was measured before
     "campaign": {*RESULTS},  # it writes the rest of it
     "hosts": {"nic"},  # a guest's NIC is the model
     **{module: {"plan"} for module in RESULTS},  # the directory holds its plan
