@@ -30,7 +30,8 @@ from .counters import Counters
 from .doctor import Doctor
 from .emulated import Emulated, symbols
 from .faults import AgentError, ControllerGone
-from .inventory import inventory, read_text, see_own_interfaces
+from .foreign import read_text
+from .inventory import inventory, see_own_interfaces
 from .kernel_config import kernel_config
 from .kernels import Kernels
 from .lease import Lease

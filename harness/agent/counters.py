@@ -14,12 +14,15 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import cpus
 from .ethtool import Ethtool
-from .inventory import NET, existing, interface_irqs, parse_interrupts, read_text
+from .faults import parsing
+from .foreign import read_text, shown
+from .inventory import NET, existing, interface_irqs, parse_interrupts
 
 _PROC = Path("/proc")
 _THROTTLED = "devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"
@@ -153,13 +156,13 @@ class Counters:
         return _Raw(at_ns, took_ns, texts, nic, link, tasks, throttled)
 
     def _parsed(self, raw: _Raw) -> dict[str, Any]:
-        texts = {name: text.decode() for name, text in raw.texts.items()}
+        texts = {name: shown(text) for name, text in raw.texts.items()}
         return {
             "monotonic_ns": raw.monotonic_ns,
             "read_ns": raw.read_ns,
             "snmp": parse_snmp(texts["snmp"]),
             "netstat": parse_snmp(texts["netstat"]),
-            "softnet": parse_softnet(texts["softnet"]),
+            "softnet": parse_softnet(texts["softnet"], cpus.online()),
             "nic": self._ethtool.statistics(raw.nic),
             "link": dict(zip(_LINK64, _words64(raw.link)))
             | {"carrier_changes": int(texts["carrier"])},
@@ -171,6 +174,7 @@ class Counters:
         }
 
 
+@parsing("/proc/net/snmp")
 def parse_snmp(text: str) -> dict[str, dict[str, int]]:
     """/proc/net/snmp or netstat: pairs of lines, names above numbers."""
     groups: dict[str, dict[str, int]] = {}
@@ -182,14 +186,22 @@ def parse_snmp(text: str) -> dict[str, dict[str, int]]:
     return groups
 
 
-def parse_softnet(text: str) -> list[dict[str, int]]:
-    """/proc/net/softnet_stat, a row for each CPU online."""
+@parsing("/proc/net/softnet_stat")
+def parse_softnet(text: str, online: Sequence[int] | None = None) -> list[dict[str, int]]:
+    """/proc/net/softnet_stat, a row for each CPU online.
+
+    Before Linux 5.10 a row does not say whose it is: they are in the order of ``online``.
+    """
     rows = []
     for index, line in enumerate(text.splitlines()):
         words = [int(word, 16) for word in line.split()]
         rows.append(
             {
-                "cpu": words[_SOFTNET_CPU] if len(words) > _SOFTNET_CPU else index,
+                "cpu": words[_SOFTNET_CPU]
+                if len(words) > _SOFTNET_CPU
+                else index
+                if online is None
+                else online[index],
                 "processed": words[0],
                 "dropped": words[1],
                 "time_squeeze": words[2],
@@ -198,11 +210,12 @@ def parse_softnet(text: str) -> list[dict[str, int]]:
     return rows
 
 
+@parsing("/proc/stat")
 def parse_cpu(text: str) -> list[dict[str, int]]:
     """The CPU rows of /proc/stat in nanoseconds; its own unit is the tick."""
     rows = []
     for line in text.splitlines():
-        name, *words = line.split()
+        name, *words = line.split() or [""]
         if not name.startswith("cpu") or name == "cpu":
             continue
         user, nice, system, idle, iowait, irq, softirq, steal, *_ = map(int, words)
@@ -220,6 +233,7 @@ def parse_cpu(text: str) -> list[dict[str, int]]:
     return rows
 
 
+@parsing("/proc/PID/stat")
 def parse_task(stat: bytes) -> dict[str, Any]:
     """Process id, name and last CPU of a task, from /proc/PID/stat."""
     begin, end = stat.index(b"("), stat.rindex(b")")
@@ -230,6 +244,7 @@ def parse_task(stat: bytes) -> dict[str, Any]:
     }
 
 
+@parsing("/proc/net/udp")
 def parse_udp(text: str) -> list[dict[str, Any]]:
     """/proc/net/udp: every IPv4 socket with what waits in it and what it dropped."""
     rows = []
@@ -326,8 +341,9 @@ def _whole(file: int) -> bytes:
     return b"".join(chunks)
 
 
+@parsing("/proc/net/snmp")
 def _sample(at_ns: int, snmp: bytes) -> dict[str, int]:
-    groups = parse_snmp(snmp.decode())
+    groups = parse_snmp(shown(snmp))
     return {
         "monotonic_ns": at_ns,
         "ip_in_receives": groups["Ip"]["InReceives"],

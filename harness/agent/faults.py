@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import struct
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Literal
 
@@ -24,6 +27,15 @@ class ControllerGone(BaseException):
 
     The normal end of an agent and no failure of the call it ends, as KeyboardInterrupt is none.
     """
+
+
+@contextlib.contextmanager
+def parsing(what: str) -> Iterator[None]:
+    """Whatever a parser stumbles over is an AgentError that names ``what``; also a decorator."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error) as e:
+        raise AgentError(f"{what} is not as expected: {type(e).__name__}: {e!s:.200}") from e
 
 
 def need(module: str, *, package: str) -> ModuleType:

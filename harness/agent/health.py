@@ -10,7 +10,7 @@ from typing import Any
 
 from . import programs
 from .faults import AgentError
-from .inventory import read_text
+from .foreign import read_text
 
 _CPU = Path("/sys/devices/system/cpu")
 _TIMEX_BYTES = 512  # struct timex, 208 on x86-64, with room

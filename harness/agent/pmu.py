@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import programs
+from . import cpus, programs
 
 EVENTS = ("cycles", "instructions", "L1-icache-load-misses")
 
@@ -206,7 +206,7 @@ def parse(
 
 def _kept_apart(pid: int, cpu: int) -> None:
     """perf neither on the CPU it watches nor in the agent's way when it is told something."""
-    away = set(range(os.cpu_count() or 1)) - {cpu}
+    away = set(cpus.apart_from(cpu))
     own = os.sched_getaffinity(0)
     with contextlib.suppress(OSError):
         os.sched_setaffinity(pid, away - own if len(own) == 1 and away - own else away or own)
