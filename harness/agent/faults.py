@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Literal
 
+from . import packages
+
 Kind = Literal["infrastructure", "configuration", "void"]
 
 
@@ -38,16 +40,16 @@ def parsing(what: str) -> Iterator[None]:
         raise AgentError(f"{what} is not as expected: {type(e).__name__}: {e!s:.200}") from e
 
 
-def need(module: str, *, package: str) -> ModuleType:
+def need(module: str) -> ModuleType:
     """The third-party ``module``, imported when first used.
 
     Raises:
-        AgentError: it is not installed; the hint names the Debian ``package``.
+        AgentError: it is not installed; the hint names this distribution's package.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise AgentError(
             f"this host's python3 cannot import {module}: {error}",
-            hint=f"install the package {package} on the host",
+            hint=packages.hint(module),
         ) from error

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import cmdline, programs
+from . import cmdline, packages, programs
 from .faults import AgentError
 from .loaders import loader_of
 from .record import Places, Record, changing, synced
@@ -225,7 +225,7 @@ class Kernels:
         else:
             raise AgentError(
                 "this host can make no initramfs",
-                hint="install initramfs-tools (Debian) or dracut (RHEL)",
+                hint=packages.install("initramfs"),
             )
         try:
             programs.run(command, timeout_s=_INITRAMFS_S, env={"TMPDIR": str(scratch)})

@@ -168,7 +168,7 @@ class Links:
 @contextmanager
 def rtnetlink() -> Iterator[Any]:
     """pyroute2's rtnetlink; what the kernel refuses is an OSError."""
-    pyroute2 = need("pyroute2", package="python3-pyroute2")
+    pyroute2 = need("pyroute2")
     try:
         with pyroute2.IPRoute() as route:
             yield route
@@ -178,5 +178,5 @@ def rtnetlink() -> Iterator[Any]:
 
 def netlink_error() -> type[Exception]:
     """What a call of :func:`rtnetlink` raises within it."""
-    error: type[Exception] = need("pyroute2", package="python3-pyroute2").NetlinkError
+    error: type[Exception] = need("pyroute2").NetlinkError
     return error

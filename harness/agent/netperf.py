@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import packages
 from .cpus import allowed, as_list, online
 from .faults import AgentError
 from .foreign import read_text
 
 Sleep = Callable[[float], None]
 
-_PACKAGE_HINT = "install the package netperf on the host"
 _POLL_S = 0.05
 _START_S = 20.0
 _END_S = 2.0
@@ -422,7 +422,9 @@ def _catches(pid: int, number: signal.Signals) -> bool:
 def _started(command: list[str], *, cpus: Sequence[int] | None) -> subprocess.Popen[str]:
     """``command``, which gets SIGKILL when the agent dies, on ``cpus`` from its first moment."""
     if shutil.which(command[0]) is None:
-        raise AgentError(f"{command[0]} is not installed on this host", hint=_PACKAGE_HINT)
+        raise AgentError(
+            f"{command[0]} is not installed on this host", hint=packages.hint("netperf")
+        )
     own = os.sched_getaffinity(0)
     try:
         # The agent's own place is not one for the load to inherit.
@@ -437,7 +439,7 @@ def _started(command: list[str], *, cpus: Sequence[int] | None) -> subprocess.Po
         )
     except FileNotFoundError as error:
         raise AgentError(
-            "setpriv is not installed on this host", hint="install the package util-linux"
+            "setpriv is not installed on this host", hint=packages.hint("util-linux")
         ) from error
     except OSError as error:
         raise AgentError(
@@ -481,7 +483,7 @@ def _died(process: subprocess.Popen[str], what: str) -> AgentError:
     missing = "No such file" in said or "not found" in said
     return AgentError(
         f"{what} ended with status {process.returncode}: {said or 'it said nothing'}",
-        hint=_PACKAGE_HINT if missing else None,
+        hint=packages.hint("netperf") if missing else None,
     )
 
 
