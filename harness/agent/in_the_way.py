@@ -64,7 +64,7 @@ def _programs(interface: str, index: int) -> Iterator[Found]:
         kind = qdisc.get_attr("TCA_KIND")
         yield {
             "what": f"tc {kind}",
-            "detail": f"a {kind} qdisc on {interface} with {filters or 'no'} filters",
+            "detail": f"a {kind} qdisc on {interface} {'with' if filters else 'without'} filters",
             "remedy": f"tc qdisc del dev {interface} {kind}",
             "stops": filters > 0,
         }

@@ -57,28 +57,34 @@ def packet_taps(interface: str, index: int, *, without: Iterable[int] = ()) -> l
     ``in_path``: it is given IPv4 packets. ``detail`` and ``remedy`` are for people. What only
     processes ``without`` hold is left out.
     """
-    rows = parse_ptype(read_text(_PROC / "net/ptype") or "")
-    foreign = [row for row in rows if _concerns(row, interface)]
-    if not foreign:
-        return []
-    sockets = parse_packet(read_text(_PROC / "net/packet") or "")
-    holders = _holders({one.inode for one in sockets})
+    sockets = [
+        one
+        for one in parse_packet(read_text(_PROC / "net/packet") or "")
+        if one.protocol and one.interface in (0, index)
+    ]
+    # /proc/net/ptype has no sockets of one protocol that are bound to an interface, such as a
+    # DHCP client's for IPv4 (ptype_specific, net/core/net-procfs.c); what is no socket it has.
+    rows = [_row(one, interface) for one in sockets]
+    rows += [
+        row
+        for row in parse_ptype(read_text(_PROC / "net/ptype") or "")
+        if _concerns(row, interface)
+    ]
+    holders = _holders({one.inode for one in sockets}) if sockets else {}
     mine = set(without)
-    found: dict[Row, dict[str, Any]] = {}
-    for row in foreign:
-        at = 0 if row.device is None else index
-        protocol = _ALL if row.type == "ALL" else int(row.type, 16)
+    found: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for row in rows:
         pids = {
             pid
             for one in sockets
-            if (one.protocol, one.interface) == (protocol, at)
+            if _row(one, interface)[:2] == row[:2]
             for pid in holders.get(one.inode, ())
         }
-        if pids and pids <= mine:
+        if (pids and pids <= mine) or row[:2] in found:
             continue
         processes = [{"pid": pid, "name": _name(pid)} for pid in sorted(pids - mine)]
         detail, remedy = _told(row, processes, interface)
-        found[row] = {
+        found[row[:2]] = {
             **row._asdict(),
             "in_path": row.type in _IN_PATH,
             "processes": processes,
@@ -88,11 +94,18 @@ def packet_taps(interface: str, index: int, *, without: Iterable[int] = ()) -> l
     return [*found.values()]
 
 
+def _row(one: Socket, interface: str) -> Row:
+    kind = "ALL" if one.protocol == _ALL else f"{one.protocol:04x}"
+    return Row(kind, interface if one.interface else None, "packet_rcv")
+
+
 def _told(row: Row, processes: Sequence[Mapping[str, Any]], interface: str) -> tuple[str, str]:
     """Whose it is, in words, and how to be rid of it."""
     whose = ", ".join(f"{one['name']} (process {one['pid']})" for one in processes)
     where = f"on {interface}" if row.device else f"on all interfaces, {interface} among them,"
-    what = {"ALL": "all packets", f"{_IPV4:04x}": "IPv4 packets"}.get(row.type, f"type {row.type}")
+    what = {"ALL": "all packets", f"{_IPV4:04x}": "IPv4 packets"}.get(
+        row.type, f"type {row.type} packets"
+    )
     if not _SOCKET_FUNCTIONS.fullmatch(row.function):
         return (
             f"the kernel's {row.function} takes {what} {where}".rstrip(","),
