@@ -17,8 +17,12 @@ from .foreign import read_text
 # (grub-core/commands/loadenv.c and the file systems' read hooks).
 _WRITABLE = ("ext2", "ext3", "ext4", "xfs", "vfat")
 _BLOCK = Path("/sys/dev/block")
-# What Linux puts together of other devices, and firmware or GRUB does not write to.
-_MADE_UP = re.compile(r"(dm-|md|bcache|loop|drbd|nbd|rbd|zram|zd)\d*")
+# Disks and their partitions as the kernel names them. All else it makes of them (dm-0, md127p1,
+# bcache0, loop0) or reaches otherwise than the firmware does.
+_DISK = re.compile(
+    r"(?:sd[a-z]+|hd[a-z]+|x?vd[a-z]+)\d*"
+    r"|(?:nvme\d+(?:c\d+)?n|mmcblk|pmem)\d+(?:p\d+)?|cciss!c\d+d\d+(?:p\d+)?"
+)
 _COLUMNS = "SOURCE,FSTYPE,UUID,FSROOT,MAJ:MIN,OPTIONS"
 _MANY_PATHS = re.compile(r"(part\d+-)?mpath-")
 
@@ -92,7 +96,7 @@ def _made_up(mount: Mount) -> str | None:
     name = _device(mount)
     if name is None:
         return f"{mount.source or 'a device'} that is no disk's partition"
-    if not _MADE_UP.fullmatch(name) and not mount.source.startswith("/dev/mapper/"):
+    if _DISK.fullmatch(name):
         return None
     uuid = read_text(Path("/sys/class/block") / name / "dm/uuid") or ""
     if _MANY_PATHS.match(uuid):
@@ -100,7 +104,7 @@ def _made_up(mount: Mount) -> str | None:
     for begin, what in (("LVM-", "LVM"), ("CRYPT-", "an encrypted disk")):
         if uuid.startswith(begin):
             return f"{what}, {mount.source}"
-    return f"{'RAID, ' if name.startswith('md') else ''}{mount.source}"
+    return f"{'RAID, ' if mount.source.startswith('/dev/md') else ''}{mount.source or name}"
 
 
 def _device(mount: Mount) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from harness import workload
-from harness.agent import reached, taps
+from harness.agent import reached, stacked, taps
 from harness.agent.faults import AgentError
 from harness.agent.health import default_routes
 from harness.errors import InfrastructureError
@@ -47,7 +47,7 @@ def _inside(check: str) -> Any:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     if isinstance(found, list) and found and str(found[0]).startswith("not here: "):
-        pytest.skip(f"this kernel has {found[0]}")
+        pytest.skip(str(found[0]))
     return found
 
 
@@ -137,6 +137,54 @@ def test_programs_and_members_are_found_and_gone() -> None:
     assert bridge["detail"] == "dut belongs to br0 (bridge)"
     [macvlan] = found["macvlan"]
     assert macvlan["what"] == "macvlan above"
+
+
+def _table(*rows: tuple[int, str, str | None, set[int], int | None]) -> dict[int, Any]:
+    return {
+        index: stacked.Interface(index, name, kind, frozenset(below), master)
+        for index, name, kind, below, master in rows
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "wire"),
+    [
+        # bond of two, a VLAN on it, a bridge on that; ssh is on the bridge
+        (
+            [
+                (1, "dut", None, set(), 3),
+                (2, "eth1", None, set(), 3),
+                (3, "bond0", "bond", {1, 2}, None),
+                (4, "bond0.5", "vlan", {3}, 5),
+                (5, "br0", "bridge", {4}, None),
+                (6, "eth2", None, set(), None),
+            ],
+            {"dut", "eth1", "bond0", "bond0.5", "br0"},
+        ),
+        # the test interface is a VLAN, ssh another one of the same card
+        (
+            [
+                (1, "eth0", None, set(), None),
+                (2, "dut", "vlan", {1}, None),
+                (3, "eth0.7", "vlan", {1}, None),
+            ],
+            {"dut", "eth0", "eth0.7"},
+        ),
+        # a VRF routes for both and carries nothing from one to the other
+        (
+            [
+                (1, "dut", None, set(), 3),
+                (2, "eth1", None, set(), 3),
+                (3, "mgmt", "vrf", {1, 2}, None),
+            ],
+            {"dut"},
+        ),
+        # what is below is in another namespace, and its master is not to be seen
+        ([(1, "dut", "macvlan", {99}, 98)], {"dut"}),
+    ],
+)
+def test_stacks_that_not_every_kernel_makes(rows: Any, wire: set[str]) -> None:
+    assert set(stacked.together(["dut"], _table(*rows))) == wire
 
 
 TAP = {

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyroute2
@@ -76,8 +77,8 @@ def elsewhere() -> Any:
     with subprocess.Popen(["unshare", "--net", "sleep", "60"]) as holder:
         try:
             end_s = time.monotonic() + 5
-            own = os.stat("/proc/self/ns/net").st_ino
-            while os.stat(f"/proc/{holder.pid}/ns/net").st_ino == own:
+            own = Path("/proc/self/ns/net").stat().st_ino
+            while Path(f"/proc/{holder.pid}/ns/net").stat().st_ino == own:
                 assert time.monotonic() < end_s
                 time.sleep(0.01)
             ip(f"link set far netns {holder.pid}")
@@ -91,7 +92,8 @@ def taps() -> Any:
     ip("link add dut type veth peer name far", "link set far up", "link set dut up")
     before = in_the_way.found("dut")
     script = (
-        "import ctypes, os, socket, sys, time; ctypes.CDLL(None).prctl(15, os.fsencode(sys.argv[1])); "
+        "import ctypes, os, socket, sys, time; "
+        "ctypes.CDLL(None).prctl(15, os.fsencode(sys.argv[1])); "
         "one = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0); "
         "one.bind((sys.argv[2], int(sys.argv[3]))) if sys.argv[2] else "
         "None; print(flush=True); time.sleep(60)"
@@ -142,23 +144,8 @@ def programs() -> Any:
     found["xdp off"] = in_the_way.found("dut")["in_the_way"]
     subprocess.run(["tc", "qdisc", "add", "dev", "dut", "clsact"], check=True)
     found["clsact"] = in_the_way.found("dut")["in_the_way"]
-    filters = [
-        "tc",
-        "filter",
-        "add",
-        "dev",
-        "dut",
-        "ingress",
-        "protocol",
-        "ip",
-        "u32",
-        "match",
-        "u32",
-        "0",
-        "0",
-        "flowid",
-        "1:1",
-    ]
+    words = "filter add dev dut ingress protocol ip u32 match u32 0 0 flowid 1:1"
+    filters = ["tc", *words.split()]
     if subprocess.run(filters, capture_output=True, check=False).returncode == 0:
         found["filter"] = in_the_way.found("dut")["in_the_way"]
     subprocess.run(["tc", "qdisc", "del", "dev", "dut", "clsact"], check=True)
