@@ -13,7 +13,7 @@ import functools
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,11 @@ class Kernels:
                 that is not ours would be replaced. Nothing of it stays.
         """
         a_release(release)
-        with changing(self._places) as record, opened(directory, self._uid) as upload:
+        with (
+            _refusals(release),
+            changing(self._places) as record,
+            opened(directory, self._uid) as upload,
+        ):
             if version_of(upload.image).split(" ")[0] != release:
                 raise AgentError(
                     f"the bzImage is of {version_of(upload.image)[:80]!r}, not of {release}",
@@ -123,7 +127,7 @@ class Kernels:
         Raises:
             AgentError: one of them is running.
         """
-        with changing(self._places) as record:
+        with _refusals("the harness's kernels"), changing(self._places) as record:
             ours = record.data["kernels"]
             gone = [a_release(r) for r in (ours if releases is None else releases)]
             running = self._places.release()
@@ -317,6 +321,15 @@ class Kernels:
         places = self._places
         config = places.boot / f"config-{release}"
         return places.kernels / release, config, places.modules / release
+
+
+@contextlib.contextmanager
+def _refusals(of: str) -> Iterator[None]:
+    """What the system refuses is an AgentError, as what is looked at and is not right."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise AgentError(f"{of}: {told(error)}") from error
 
 
 def _remove(path: Path) -> None:

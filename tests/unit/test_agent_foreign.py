@@ -298,7 +298,7 @@ def test_a_copy_for_the_loader_is_whole_or_not_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfile", cut)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(AgentError, match="No space"):
         ours.install(release=RELEASE, directory=files)
     assert kernel.read_bytes() == content
     assert not list(esp.rglob(".*.part"))
