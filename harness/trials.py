@@ -354,6 +354,7 @@ def _prepare(setup: Setup, boot: BootUnderWay) -> None:
     if kept["release"] != image.release:
         raise KernelError(f"the dut runs {kept['release']}, not {image.release}")
     kept["settings"] = workload.apply_settings(setup.bed, bed)
+    workload.require_free_way(bed, kept["settings"])
     kept["placement_host"] = bed.placed
     kept["inventory"] = {
         "dut": bed.dut.call("inventory", interface=bed.dut_interface, within_s=60),

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import ndr
 from harness.config import Bed, Load
-from harness.errors import TrialVoidError
+from harness.errors import InfrastructureError, TrialVoidError
 from harness.hosts.bed import RunningBed
 from harness.plan import NDR_CONFIRMATIONS, NDR_LOSS, Cell
 
@@ -36,6 +36,24 @@ def apply_settings(bed_config: Bed, bed: RunningBed) -> dict[str, Any]:
         role: agents(bed)[role].call("settings_apply", within_s=60, **wanted[role])
         for role in wanted
     }
+
+
+def require_free_way(bed: RunningBed, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise an :class:`InfrastructureError` if others stand between a NIC and its stack.
+
+    ``settings`` are what :func:`apply_settings` returned.
+    """
+    for role, done in settings.items():
+        found = [
+            *(tap for tap in done.get("packet_taps") or () if tap["in_path"]),
+            *(one for one in done.get("in_the_way") or () if one["stops"]),
+        ]
+        if found:
+            raise InfrastructureError(
+                f"{agents(bed)[role].host}: packets do not reach the stack in lists, "
+                "or not at all: " + "; ".join(str(one["detail"]) for one in found),
+                hint="; ".join(str(one["remedy"]) for one in found),
+            )
 
 
 def start_load(
@@ -196,6 +214,13 @@ def _settings(bed_config: Bed, bed: RunningBed) -> dict[str, dict[str, Any]]:
             "irq_cpu": bed_config.placement.irq_cpu,
             "coalesce": bed_config.coalesce.model_dump() if bed_config.coalesce else None,
             "rps": False,
+            "rfs": False,
+            "threaded": False,
+            "napi_defer_hard_irqs": bed_config.napi_defer_hard_irqs,
+            "gro_flush_timeout_ns": bed_config.gro_flush_timeout_ns,
+            "busy_read_us": 0,
+            "busy_poll_us": 0,
+            "process_cpus": [bed_config.netserver_cpu],
             "irqbalance": False if bed_config.irqbalance == "off" else None,
             "governor": bed_config.governor,
         },
@@ -203,5 +228,6 @@ def _settings(bed_config: Bed, bed: RunningBed) -> dict[str, dict[str, Any]]:
             "interface": bed.generator_interface,
             "address": str(generator_address),
             "peer": {"address": str(dut_address.ip), "mac": bed.dut_mac},
+            "process_cpus": bed.netperf_cpus,
         },
     }

@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import select
 import signal
 import subprocess
@@ -30,7 +31,8 @@ from .counters import Counters
 from .doctor import Doctor
 from .emulated import Emulated, symbols
 from .faults import AgentError, ControllerGone
-from .inventory import inventory, read_text, see_own_interfaces
+from .foreign import read_text
+from .inventory import inventory, see_own_interfaces
 from .kernel_config import kernel_config
 from .kernels import Kernels
 from .lease import Lease
@@ -41,6 +43,7 @@ from .settings import Settings
 from .trace import Tracer
 
 PROTOCOL = 1
+_NO_CHARACTER = re.compile(r"(?<!\\ud[89ab][0-9a-f]{2})\\udc[89a-f][0-9a-f]")
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -60,11 +63,13 @@ class _Channel:
             self._receive()
         line, newline, rest = self._pending.partition(b"\n")
         self._pending = rest
-        return line.decode() if newline else None
+        return line.decode(errors="replace") if newline else None
 
     def send(self, message: dict[str, Any]) -> None:
         """Raises ControllerGone where nobody reads any more."""
-        data = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        text = json.dumps(message, separators=(",", ":"))
+        # Bytes of somebody's file that are no characters are none for the controller, either.
+        data = _NO_CHARACTER.sub(r"\\ufffd", text).encode() + b"\n"
         try:
             while data:
                 data = data[os.write(self._out, data) :]
@@ -228,7 +233,7 @@ def _request(line: str) -> tuple[int, str, dict[str, Any]]:
     try:
         request = json.loads(line)
         return request["id"], request["call"], request.get("args") or {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise AgentError(f"not a request: {line[:200]!r}", kind="configuration") from error
 
 

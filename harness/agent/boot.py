@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
-from . import cmdline, programs
+from . import cmdline, packages, programs
 from .faults import AgentError
 from .kernels import a_release
 from .loaders import loader_of
@@ -192,7 +192,7 @@ class Boot:
 
     def _kexec_why_not(self) -> str | None:
         if programs.found("kexec") is None:
-            return "kexec is not installed: install kexec-tools"
+            return f"kexec is not installed: {packages.install('kexec-tools')}"
         if self._places.text(_LOADED) is None:
             return "the running kernel has no kexec (CONFIG_KEXEC, CONFIG_KEXEC_FILE)"
         if self._places.text("proc/sys/kernel/kexec_load_disabled") == "1":

@@ -54,7 +54,7 @@ _LOADER: Any = __spec__.loader
 
 def bcc() -> Any:
     """The module, or an AgentError that names its package."""
-    return need("bcc", package="python3-bpfcc")
+    return need("bcc")
 
 
 def probe_source(name: str, program_dir: str | None) -> str:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .ethtool import Ethtool
-from .faults import AgentError
-from .inventory import NET, existing, interface_irqs, parse_interrupts, read_text
+from .faults import parsing
+from .foreign import read_text, shown
+from .inventory import NET, existing, interface_irqs, parse_interrupts
 
 _PROC = Path("/proc")
 _THROTTLED = "devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"
@@ -158,7 +159,7 @@ class Counters:
         return _Raw(at_ns, took_ns, texts, nic, link, tasks, throttled)
 
     def _parsed(self, raw: _Raw) -> dict[str, Any]:
-        texts = {name: text.decode() for name, text in raw.texts.items()}
+        texts = {name: shown(text) for name, text in raw.texts.items()}
         cpu = parse_cpu(texts["stat"])
         return {
             "monotonic_ns": raw.monotonic_ns,
@@ -179,6 +180,7 @@ class Counters:
         }
 
 
+@parsing("/proc/net/snmp")
 def parse_snmp(text: str) -> dict[str, dict[str, int]]:
     """/proc/net/snmp or netstat: pairs of lines, names above numbers."""
     groups: dict[str, dict[str, int]] = {}
@@ -190,6 +192,7 @@ def parse_snmp(text: str) -> dict[str, dict[str, int]]:
     return groups
 
 
+@parsing("/proc/net/softnet_stat")
 def parse_softnet(text: str, online: Sequence[int] | None = None) -> list[dict[str, int]]:
     """/proc/net/softnet_stat, a row for each CPU online.
 
@@ -201,10 +204,10 @@ def parse_softnet(text: str, online: Sequence[int] | None = None) -> list[dict[s
     lines = [line.split() for line in text.splitlines() if line.strip()]
     told = all(len(words) > _SOFTNET_CPU for words in lines)
     if not told and online is not None and len(lines) != len(online):
-        raise _unreadable("net/softnet_stat", f"{len(lines)} rows for {len(online)} CPUs")
+        raise ValueError(f"{len(lines)} rows for {len(online)} CPUs")
     rows = []
     for index, words in enumerate(lines):
-        numbers = _numbers("net/softnet_stat", words, least=3, base=16)
+        numbers = _numbers(words, least=3, base=16)
         row = {
             "cpu": numbers[_SOFTNET_CPU] if told else index if online is None else online[index],
             "processed": numbers[0],
@@ -217,6 +220,7 @@ def parse_softnet(text: str, online: Sequence[int] | None = None) -> list[dict[s
     return rows
 
 
+@parsing("/proc/softirqs")
 def parse_softirqs(text: str, name: str) -> dict[str, int]:
     """How often each CPU ran the softirq ``name``, from /proc/softirqs; {} if it is not there.
 
@@ -226,14 +230,15 @@ def parse_softirqs(text: str, name: str) -> dict[str, int]:
     header, *lines = text.splitlines() or [""]
     cpus = [word[3:] for word in header.split()]
     if not all(word.startswith("CPU") for word in header.split()):
-        raise _unreadable("softirqs", header)
+        raise ValueError(header[:80])
     for line in lines:
         found, _, counts = line.partition(":")
         if found.strip() == name:
-            return dict(zip(cpus, _numbers("softirqs", counts.split(), least=len(cpus))))
+            return dict(zip(cpus, _numbers(counts.split(), least=len(cpus))))
     return {}
 
 
+@parsing("/proc/stat")
 def parse_cpu(text: str) -> list[dict[str, int]]:
     """The CPU rows of /proc/stat in nanoseconds; its own unit is the tick.
 
@@ -245,8 +250,8 @@ def parse_cpu(text: str) -> list[dict[str, int]]:
         name, *words = line.split() or [""]
         if not name.startswith("cpu") or name == "cpu":
             continue
-        [number] = _numbers("stat", [name[3:]])
-        times = _numbers("stat", words, least=_CPU_TIMES)
+        [number] = _numbers([name[3:]])
+        times = _numbers(words, least=_CPU_TIMES)
         user, nice, system, idle, iowait, irq, softirq, steal, *_ = times
         rows.append(
             {
@@ -262,16 +267,12 @@ def parse_cpu(text: str) -> list[dict[str, int]]:
     return rows
 
 
-def _numbers(path: str, words: Sequence[str], *, least: int = 1, base: int = 10) -> list[int]:
-    """``words`` of a row of /proc/``path``; numbers as the kernel writes them, and no others."""
+def _numbers(words: Sequence[str], *, least: int = 1, base: int = 10) -> list[int]:
+    """Numbers as the kernel writes them, and no others."""
     digits = "0123456789abcdef"[:base]
     if len(words) < least or not all(0 < len(w) <= 20 and set(w) <= set(digits) for w in words):
-        raise _unreadable(path, " ".join(words))
+        raise ValueError(" ".join(words)[:80])
     return [int(word, base) for word in words]
-
-
-def _unreadable(path: str, what: str) -> AgentError:
-    return AgentError(f"/proc/{path} has a form that is not known: {what:.80}")
 
 
 def _positive(path: Path) -> int | None:
@@ -280,6 +281,7 @@ def _positive(path: Path) -> int | None:
     return int(text) if text and text.isdecimal() and text.isascii() and int(text) else None
 
 
+@parsing("/proc/PID/stat")
 def parse_task(stat: bytes) -> dict[str, Any]:
     """Process id, name and last CPU of a task, from /proc/PID/stat."""
     begin, end = stat.index(b"("), stat.rindex(b")")
@@ -290,6 +292,7 @@ def parse_task(stat: bytes) -> dict[str, Any]:
     }
 
 
+@parsing("/proc/net/udp")
 def parse_udp(text: str) -> list[dict[str, Any]]:
     """/proc/net/udp: every IPv4 socket with what waits in it and what it dropped."""
     rows = []
@@ -387,8 +390,9 @@ def _whole(file: int) -> bytes:
     return b"".join(chunks)
 
 
+@parsing("/proc/net/snmp")
 def _sample(at_ns: int, snmp: bytes) -> dict[str, int]:
-    groups = parse_snmp(snmp.decode())
+    groups = parse_snmp(shown(snmp))
     return {
         "monotonic_ns": at_ns,
         "ip_in_receives": groups["Ip"]["InReceives"],

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from . import card, health, programs
+from . import card, cpus, health, in_the_way, packages, programs
 from .boot import Boot
 from .faults import AgentError
 from .health import Check, check
@@ -47,7 +47,8 @@ class Doctor:
             ("interface", lambda: self._checks.extend(card.checks(interface, dut, irq_cpu))),
             ("netperf", lambda: self._netperf(dut)),
             ("ssh", lambda: self._apart_from_ssh(interface)),
-            ("CPUs", lambda: self._cpus(dut)),
+            ("between NIC and stack", lambda: self._in_the_way(interface)),
+            ("CPUs", lambda: self._cpus(dut, irq_cpu)),
             ("clock", lambda: self._clock(now_s)),
             ("disk", lambda: self._disk(dut)),
         ]
@@ -85,16 +86,13 @@ class Doctor:
             remedy="the agent needs /usr/bin/python3 of version 3.9 or later",
             needed=True,
         )
-        wanted = [("psutil", "python3-psutil"), ("pyroute2", "python3-pyroute2")]
-        if role == "dut":
-            wanted.append(("bcc", "python3-bcc" if health.rhel() else "python3-bpfcc"))
-        for module, package in wanted:
+        for module in ("psutil", "pyroute2", *(["bcc"] if role == "dut" else [])):
             there = importlib.util.find_spec(module) is not None
             self._add(
                 module,
                 ok=there,
                 detail="there" if there else f"python3 cannot import {module}",
-                remedy=health.install(package),
+                remedy=health.install(module),
                 needed=True,
             )
 
@@ -105,40 +103,61 @@ class Doctor:
             program,
             ok=version is not None,
             detail=version or "not installed",
-            remedy="install netperf 2.7 from its source: RHEL has no package"
-            if health.rhel()
-            else "apt-get install netperf (section non-free of the sources)",
+            remedy=health.install("netperf"),
             needed=True,
         )
         if version is not None and program == "netperf":
             self._add(
                 "netperf version",
-                ok=version >= "2.7",
+                ok=packages.at_least(version, "2.7"),
                 detail=version,
                 remedy="2.7 or later: older ones pace and report otherwise",
                 needed=False,
             )
 
     def _apart_from_ssh(self, interface: str) -> None:
-        lying = {
-            "the default route": interface in health.default_routes(),
-            "this ssh connection": interface in health.ssh_interfaces(),
-        }
-        through = [what for what, here in lying.items() if here]
+        through, why = health.carried(interface)
         self._add(
             "apart from ssh",
             ok=not through,
-            detail=f"{interface} carries {' and '.join(through)}" if through else "yes",
+            detail=f"{interface} carries {' and '.join(through)}"
+            if through
+            else f"yes, as far as can be seen: {why}"
+            if why
+            else "yes",
             remedy="the test interface needs a network of its own",
             needed=True,
         )
 
-    def _cpus(self, role: str) -> None:
+    def _in_the_way(self, interface: str) -> None:
+        found = in_the_way.found(interface)
+        stops = [tap["in_path"] for tap in found["packet_taps"]]
+        stops += [one["stops"] for one in found["in_the_way"]]
+        rows = [*found["packet_taps"], *found["in_the_way"]]
+        self._add(
+            "between NIC and stack",
+            ok=not any(stops),
+            detail="; ".join(row["detail"] for row in rows) or "nothing of others",
+            remedy="; ".join(row["remedy"] for row in rows),
+            needed=True,
+        )
+
+    def _cpus(self, role: str, irq_cpu: int | None) -> None:
         found = inventory()
+        if irq_cpu is not None:
+            online = irq_cpu in cpus.online()
+            self._add(
+                "the interrupt's CPU",
+                ok=online,
+                detail=f"CPU {irq_cpu} is {'online' if online else 'not online'}",
+                remedy=f"choose placement.irq_cpu of those online: {found['cpus_online']}",
+                needed=True,
+            )
         self._add(
             "CPUs",
             ok=found["cpus"] >= 2,
-            detail=f"{found['cpus']}, clocksource {found['clocksource']}",
+            detail=f"{found['cpus']} online ({found['cpus_online']}), "
+            f"clocksource {found['clocksource']}",
             remedy="one CPU receives; what watches it needs another",
             needed=False,
         )
@@ -219,10 +238,7 @@ class Doctor:
             else "headers"
             if headers
             else f"neither BTF nor headers ({release})",
-            remedy=health.install(
-                f"kernel-devel-{release}" if health.rhel() else f"linux-headers-{release}"
-            )
-            + "; only `harness trace` of this kernel needs them",
+            remedy=health.install("headers") + "; only `harness trace` of this kernel needs them",
             needed=False,
         )
 
@@ -254,7 +270,7 @@ class Doctor:
             "initramfs",
             ok=maker is not None,
             detail=maker or "neither mkinitramfs nor dracut",
-            remedy=health.install("dracut" if health.rhel() else "initramfs-tools"),
+            remedy=health.install("initramfs"),
             needed=True,
         )
         state = self._boot.state()
@@ -285,7 +301,6 @@ class Doctor:
             "perf",
             ok=bool(tool and counters),
             detail=f"{tool or 'not installed'}; the CPU {'has' if counters else 'lacks'} counters",
-            remedy=health.install("perf" if health.rhel() else "linux-perf")
-            + "; without it, no cycles and cache misses per packet",
+            remedy=health.install("perf") + "; without it, no cycles and cache misses per packet",
             needed=False,
         )

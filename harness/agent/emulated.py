@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .faults import AgentError
-from .inventory import read_text
+from .foreign import read_text
 
 _DEVICES = Path("/sys/bus/pci/devices")
 _VENDOR, _DEVICE = "0x1af4", "0x1110"
@@ -93,7 +93,7 @@ def symbols(addresses: Sequence[int]) -> list[tuple[str, int]]:
     """For each address the function it lies in, and how far; the user's programs are one."""
     starts: list[int] = []
     names: list[str] = []
-    for line in sorted(_KALLSYMS.read_text().splitlines()):
+    for line in sorted(_KALLSYMS.read_text(errors="replace").splitlines()):
         start, kind, name = line.split()[:3]
         if kind in "tTwW":
             starts.append(int(start, 16))

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import netlink
+from .faults import AgentError
 from .ntuple import Ntuple
 
 _SIOCETHTOOL = 0x8946
@@ -28,6 +29,7 @@ _GRXFHINDIR, _SRXFHINDIR, _GCHANNELS, _SCHANNELS = 0x38, 0x39, 0x3C, 0x3D
 _SET_OF_STATS = 1
 _NAME_BYTES = 32
 _SLACK = 512
+_MOST = 1 << 16
 
 # Words of struct ethtool_coalesce after the command.
 _COALESCE_WORDS = 22
@@ -79,7 +81,7 @@ class Ethtool:
 
     def statistics(self, values: bytes) -> dict[str, int]:
         """Counters by the names ``ethtool -S`` shows."""
-        numbers = struct.unpack(f"{len(values) // 8}Q", values)
+        numbers = struct.unpack(f"{len(values) // 8}Q", values[: len(values) & ~7])
         return dict(zip(self._names(), numbers))
 
     def channels(self) -> Channels | None:
@@ -102,6 +104,7 @@ class Ethtool:
         size = struct.unpack("II", answer)[1] if answer else 0
         if not size:
             return None
+        _bounded(size, "buckets")
         answer = self._read(struct.pack("II", _GRXFHINDIR, size) + bytes(4 * size))
         return list(struct.unpack(f"{size}I", answer[8:])) if answer else None
 
@@ -160,7 +163,7 @@ class Ethtool:
 
     def _names(self) -> list[str]:
         driver = self.driver()
-        count = driver.n_stats if driver else 0
+        count = _bounded(driver.n_stats if driver else 0, "statistics")
         if len(self._stat_names) != count:
             request = struct.pack("III", _GSTRINGS, _SET_OF_STATS, count)
             room = bytes(_NAME_BYTES * (count + _SLACK))
@@ -189,6 +192,13 @@ class Ethtool:
                 handle, _SIOCETHTOOL, struct.pack("16sP16x", self._name, ctypes.addressof(data))
             )
         return data.raw
+
+
+def _bounded(count: int, what: str) -> int:
+    """``count`` itself, for which room is made before the kernel is asked again."""
+    if count > _MOST:
+        raise AgentError(f"the driver says that it has {count} {what}")
+    return count
 
 
 def _text(field: bytes) -> str:

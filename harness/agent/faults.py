@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import struct
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Literal
+
+from . import packages
 
 Kind = Literal["infrastructure", "configuration", "void"]
 
@@ -26,16 +31,25 @@ class ControllerGone(BaseException):
     """
 
 
-def need(module: str, *, package: str) -> ModuleType:
+@contextlib.contextmanager
+def parsing(what: str) -> Iterator[None]:
+    """Whatever a parser stumbles over is an AgentError that names ``what``; also a decorator."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error) as e:
+        raise AgentError(f"{what} is not as expected: {type(e).__name__}: {e!s:.200}") from e
+
+
+def need(module: str) -> ModuleType:
     """The third-party ``module``, imported when first used.
 
     Raises:
-        AgentError: it is not installed; the hint names the Debian ``package``.
+        AgentError: it is not installed; the hint names this distribution's package.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise AgentError(
             f"this host's python3 cannot import {module}: {error}",
-            hint=f"install the package {package} on the host",
+            hint=packages.hint(module),
         ) from error

@@ -8,8 +8,6 @@ and grubenv has to lie where GRUB can write.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,9 @@ from typing import Any
 
 from . import cmdline, programs
 from .faults import AgentError
+from .firmware import directory_read, named_there
+from .foreign import kept, read_bytes
+from .mounts import mount_of, why_grub_cannot_write
 from .record import Places, synced, written
 
 _BEGIN = "### BEGIN receive-batching (written by its harness, removed with its kernels) ###\n"
@@ -24,9 +25,6 @@ _END = "### END receive-batching ###\n"
 _SECTION = re.compile(re.escape(_BEGIN) + r".*?" + re.escape(_END), re.DOTALL)
 _ENV_BYTES = 1024
 _ENV_HEADER = b"# GRUB Environment Block\n"
-# GRUB writes blocks it has looked up: a file system must not move or checksum them
-# (grub-core/commands/loadenv.c and the file systems' read hooks).
-_WRITABLE = ("ext2", "ext3", "ext4", "xfs", "vfat")
 _PREFIX = "receive-batching-"
 _TAKEN = "receive_batching_taken"
 
@@ -38,8 +36,7 @@ class Grub:
 
     def __init__(self, places: Places) -> None:
         self._places = places
-        at = (places.boot / "grub2", places.boot / "grub")
-        self.directory = next((d for d in at if (d / "grub.cfg").is_file()), None)
+        self.directory, self._why_unsure = directory_read(places)
 
     def why_not(self) -> str | None:
         """Why a one-shot boot cannot be trusted here, or None."""
@@ -47,20 +44,23 @@ class Grub:
             return "no grub.cfg in /boot/grub or /boot/grub2"
         if programs.found("grub-editenv", "grub2-editenv") is None:
             return "grub-editenv is not installed"
-        try:
-            text = (self.directory / "grub.cfg").read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            return f"grub.cfg cannot be read: {error.strerror}"
+        text = self._configuration()
         if 'default="${next_entry}"' not in text or "save_env next_entry" not in text:
             return "grub.cfg has no one-shot entry (next_entry): write it anew with update-grub"
         if "custom.cfg" not in text:
             return "grub.cfg does not read custom.cfg: /etc/grub.d/41_custom is missing or off"
+        if self._why_unsure is not None:
+            return f"which configuration GRUB reads is not sure: {self._why_unsure}"
+        if not named_there(self._places, self.directory):
+            return (
+                f"the kernel that GRUB started is not named in {self.directory}/grub.cfg: "
+                "it reads another one"
+            )
         return self._env_not_writable()
 
     def default(self) -> dict[str, Any]:
         """What decides which kernel boots when nothing else was asked for."""
-        assert self.directory is not None
-        text = (self.directory / "grub.cfg").read_text(encoding="utf-8", errors="replace")
+        text = self._configuration()
         chosen = re.findall(r"^\s*set default=(.*)$", text, re.MULTILINE)
         file = self._places.text("etc/default/grub") or ""
         wanted = re.findall(r"^\s*GRUB_DEFAULT=(.*)$", file, re.MULTILINE)
@@ -83,14 +83,15 @@ class Grub:
         """Have entries for just these releases with these parameters; none leaves nothing."""
         assert self.directory is not None
         path = (self.directory / "custom.cfg").resolve()
-        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        there = path.is_file()
+        old = kept(path.read_bytes()) if there else ""
         theirs = _SECTION.sub("", old)
         if not wanted:
             if self.taken():
                 self._edit("unset", _TAKEN)
             if theirs == old:
                 return
-            if theirs.strip():
+            if theirs:
                 written(path, theirs, mode=path.stat().st_mode & 0o777)
             else:
                 path.unlink()
@@ -100,7 +101,7 @@ class Grub:
         newline = "" if not theirs or theirs.endswith("\n") else "\n"
         text = f"{theirs}{newline}{_BEGIN}{ours}{_END}"
         if text != old:
-            written(path, text, mode=path.stat().st_mode & 0o777 if old else 0o644)
+            written(path, text, mode=path.stat().st_mode & 0o777 if there else 0o644)
 
     def arm(self, release: str) -> None:
         """Boot ``release`` at the next start of the machine, and only then."""
@@ -116,19 +117,20 @@ class Grub:
 
     def _entry(self, release: str, words: Sequence[str]) -> str:
         directory = self._places.kernels / release
-        held = json.loads(
-            programs.run(
-                ["findmnt", "--json", "--output", "UUID", "--target", str(directory)],
-                timeout_s=10,
-            )
-        )
-        uuid = held["filesystems"][0]["uuid"]
+        mount = mount_of(directory)
+        uuid = mount.uuid
         if not uuid or not re.fullmatch(r"[0-9A-Za-z-]{4,64}", uuid):
             raise AgentError(f"the file system of {directory} has no UUID: {uuid}")
         relative = programs.found("grub-mkrelpath", "grub2-mkrelpath")
         if relative is None:
             raise AgentError("grub-mkrelpath is not installed on this host")
         at = programs.run([relative, str(directory)], timeout_s=10).strip()
+        if mount.root != "/" and mount.type != "btrfs" and not at.startswith(f"{mount.root}/"):
+            raise AgentError(
+                f"{directory} is {at or '/'} by {relative}, but {mount.root} of "
+                f"{mount.source} is mounted there",
+                hint="mount /boot itself, not a directory of it (a bind mount)",
+            )
         initramfs = (directory / "initrd.img").is_file()
         return (
             f"menuentry 'receive-batching {release}' --unrestricted --id '{_PREFIX}{release}' {{\n"
@@ -139,17 +141,18 @@ class Grub:
             + "}\n"
         )
 
+    def _configuration(self) -> str:
+        assert self.directory is not None
+        return kept(read_bytes(self.directory / "grub.cfg") or b"")
+
     def _grubenv(self) -> Path:
         assert self.directory is not None
         return (self.directory / "grubenv").resolve()
 
     def _env(self) -> dict[str, str]:
-        try:
-            text = self._grubenv().read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return {}
+        text = kept(read_bytes(self._grubenv()) or b"")
         return dict(
-            line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] != "#"
+            line.split("=", 1) for line in text.split("\n") if "=" in line and line[0] != "#"
         )
 
     def _edit(self, *words: str) -> None:
@@ -164,6 +167,8 @@ class Grub:
     def _env_not_writable(self) -> str | None:
         at = self._grubenv()
         try:
+            # What was just written has no blocks before it is on disk.
+            synced(at)
             content, status = at.read_bytes(), at.stat()
         except OSError as error:
             return f"{at}: {error.strerror}; make it with grub-editenv {at} create"
@@ -171,17 +176,4 @@ class Grub:
             return f"{at} is no environment block of 1024 bytes"
         if status.st_blocks * 512 < _ENV_BYTES:
             return f"{at} is sparse or kept in its inode: GRUB cannot clear a one-shot there"
-        try:
-            found = programs.run(
-                ["findmnt", "--json", "--output", "SOURCE,FSTYPE", "--target", str(at)],
-                timeout_s=10,
-            )
-            mount = json.loads(found)["filesystems"][0]
-        except (AgentError, ValueError, LookupError) as error:
-            return f"which file system holds {at} is not known: {error}"
-        if mount["fstype"] not in _WRITABLE:
-            return f"{at} is on {mount['fstype']}, where GRUB cannot clear a one-shot"
-        device = os.path.realpath(mount["source"])
-        if re.match(r"(dm-|md)", Path(device).name):
-            return f"{at} is on LVM, RAID or an encrypted disk, where GRUB cannot clear a one-shot"
-        return None
+        return why_grub_cannot_write(at)

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import ctypes
-import socket
+import ipaddress
 from pathlib import Path
 from typing import Any
 
-from . import programs
+from . import cpus, packages, programs, reached, stacked
 from .faults import AgentError
-from .inventory import read_text
+from .foreign import read_text
 
 _CPU = Path("/sys/devices/system/cpu")
 _TIMEX_BYTES = 512  # struct timex, 208 on x86-64, with room
@@ -36,14 +36,12 @@ def check(name: str, *, ok: bool, detail: object, remedy: str | None = None, nee
 
 def rhel() -> bool:
     """Is this one of the Fedora family?"""
-    text = read_text(Path("/etc/os-release")) or ""
-    lines = [line for line in text.splitlines() if line.startswith(("ID=", "ID_LIKE="))]
-    return any(name in line for line in lines for name in ("rhel", "fedora", "centos"))
+    return packages.family() == "rhel"
 
 
 def install(package: str) -> str:
-    """The command that installs ``package`` here."""
-    return f"{'dnf' if rhel() else 'apt-get'} install {package}"
+    """The command that installs ``package`` here, by the name the table has for it, or its own."""
+    return packages.install(package, of="rhel" if rhel() else None)
 
 
 def number(path: Path) -> int | None:
@@ -52,42 +50,52 @@ def number(path: Path) -> int | None:
     return int(text) if text and text.lstrip("-").isdigit() else None
 
 
-def default_routes(text: str | None = None) -> set[str]:
-    """Interfaces with a default route, from /proc/net/route."""
+def default_routes(text: str | None = None, text_v6: str | None = None) -> set[str]:
+    """Interfaces with a default route, from /proc/net/route and ipv6_route."""
     rows = (text if text is not None else read_text(Path("/proc/net/route")) or "").splitlines()
     found = set()
     for row in rows[1:]:
         words = row.split()
         if len(words) > 7 and words[1] == words[7] == "00000000":
             found.add(words[0])
+    if text_v6 is None:
+        text_v6 = (read_text(Path("/proc/net/ipv6_route")) or "") if text is None else ""
+    for row in text_v6.splitlines():
+        words = row.split()
+        # One that only says "unreachable" is of lo.
+        if len(words) > 9 and words[:2] == ["0" * 32, "00"] and words[9] != "lo":
+            found.add(words[9])
     return found
 
 
-def ssh_interfaces() -> set[str]:
-    """Interfaces with the address at which the sshd above this process was reached."""
-    import psutil
+def carried(interface: str) -> tuple[list[str], str | None]:
+    """What goes over the wire of ``interface`` beside a test, and what of it cannot be told.
 
-    at: set[str] = set()
-    for process in psutil.Process().parents():
-        if process.name().startswith("sshd"):
-            # Its name changed from connections to net_connections in psutil 6.
-            ask = getattr(process, "net_connections", None) or process.connections
-            at |= {row.laddr.ip for row in ask("inet") if row.status == psutil.CONN_ESTABLISHED}
-    at = {ip.partition("%")[0].replace("::ffff:", "") for ip in at}
-    return {
-        name
-        for name, addresses in psutil.net_if_addrs().items()
-        for address in addresses
-        if address.family in (socket.AF_INET, socket.AF_INET6)
-        and address.address.partition("%")[0] in at
-        and name != "lo"
-    }
+    Whatever is stacked above it or beside it counts: a bridge that holds it, a VLAN on it,
+    the other VLAN of the card below it.
+    """
+    table = stacked.interfaces()
+    wire = stacked.together([interface], table)
+    reached_by = reached.connections()
+    found = [
+        f"{what} ({wire[name]})" if name != interface else what
+        for what, names in (
+            ("the default route", default_routes()),
+            ("this ssh connection", reached.interfaces(table, reached_by)),
+        )
+        for name in sorted(names)
+        if name in wire
+    ]
+    inside = [one.local for one in reached_by if ipaddress.ip_address(one.local).is_loopback]
+    why = f"ssh comes by {inside[0]}, a tunnel whose way is not to be seen" if inside else None
+    return found, why
 
 
 def governors_at_hand() -> bool:
     """Can the performance governor be chosen?"""
-    path = _CPU / "cpu0/cpufreq/scaling_available_governors"
-    return "performance" in (read_text(path) or "").split()
+    paths = [_CPU / f"cpu{cpu}/cpufreq/scaling_available_governors" for cpu in cpus.online()]
+    found = [text.split() for path in paths if (text := read_text(path)) is not None]
+    return bool(found) and all("performance" in words for words in found)
 
 
 def switches() -> dict[str, Judged]:

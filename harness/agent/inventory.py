@@ -16,26 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import nic
+from . import cpus, in_the_way, nic
 from .ethtool import Ethtool
-from .faults import AgentError
+from .faults import AgentError, parsing
+from .foreign import printable, read_text
+from .setting import number
 
 NET = Path("/sys/class/net")
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000
 _CPUFREQ = "/sys/devices/system/cpu"
 _CPUINFO = Path("/proc/cpuinfo")
 _CLOCKSOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
-
-
-def read_text(path: Path) -> str | None:
-    """The text of a /proc or /sys file without its last newline; None where there is none.
-
-    Some attributes exist and refuse to be read, the speed of a link that is down among them.
-    """
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
 
 
 def in_first_namespace() -> bool:
@@ -61,10 +52,10 @@ def see_own_interfaces() -> None:
         or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) != 0
         or libc.mount(b"sysfs", b"/sys", b"sysfs", 0, None) != 0
     ):
-        number = ctypes.get_errno()
-        if number == errno.EBUSY:
+        code = ctypes.get_errno()
+        if code == errno.EBUSY:
             return  # it is this namespace's own already
-        why = os.strerror(number)
+        why = os.strerror(code)
         sys.stderr.write(f"/sys may show the interfaces of another network namespace: {why}\n")
 
 
@@ -74,10 +65,10 @@ def existing(interface: str) -> str:
     Raises:
         AgentError: this host (or network namespace) has no such interface.
     """
-    if not (NET / interface).exists():
-        have = ", ".join(sorted(path.name for path in NET.iterdir())) or "none"
+    if not re.fullmatch(r"[^/\s\0]{1,15}", interface) or not (NET / interface).exists():
+        have = ", ".join(sorted(printable(path.name) for path in NET.iterdir())) or "none"
         raise AgentError(
-            f"no interface {interface} on this host",
+            f"no interface {printable(interface)} on this host",
             kind="configuration",
             hint=f"the host has: {have}",
         )
@@ -94,7 +85,9 @@ def inventory(
     if interface is None and mac is not None:
         interface = _named_by(mac)
     answer: dict[str, Any] = {
-        "cpus": os.cpu_count(),
+        "cpus": len(cpus.online()),
+        "cpus_online": cpus.as_list(cpus.online()),
+        "cpus_allowed": cpus.as_list(cpus.allowed()),
         "cpu_model": _cpu_model(),
         "governors": governors(),
         "irqbalance": irqbalance_running(),
@@ -107,8 +100,7 @@ def inventory(
     at = NET / interface
     driver = Ethtool(interface).driver()
     pci_id, irqs = _pci_id(at), interface_irqs(interface)
-    speed = read_text(at / "speed")
-    numa_node = read_text(at / "device" / "numa_node")
+    speed = number(read_text(at / "speed"))
     return answer | {
         "interface": interface,
         "mac": read_text(at / "address"),
@@ -116,9 +108,9 @@ def inventory(
         "bus": driver.bus if driver else None,
         "firmware": driver.firmware if driver else None,
         "pci_id": pci_id,
-        "mtu": int(read_text(at / "mtu") or 0),
-        "speed_mbps": int(speed) if speed and int(speed) > 0 else None,
-        "numa_node": int(numa_node) if numa_node else None,
+        "mtu": number(read_text(at / "mtu")) or 0,
+        "speed_mbps": speed if speed and speed > 0 else None,
+        "numa_node": number(read_text(at / "device" / "numa_node")),
         "link": read_text(at / "carrier") == "1",
         "irqs": [{"irq": irq, "name": name} for irq, name in irqs.items()],
         "rx_queues": len(list((at / "queues").glob("rx-*"))),
@@ -129,7 +121,17 @@ def inventory(
             firmware=driver.firmware if driver else None,
             irqs=irqs,
         ),
+        **_in_the_way(interface),
     }
+
+
+def _in_the_way(interface: str) -> dict[str, Any]:
+    """None of it where this host cannot tell: without pyroute2, which the doctor asks for."""
+    try:
+        return in_the_way.found(interface)
+    except (AgentError, OSError) as error:
+        sys.stderr.write(f"what is in the way on {interface} is not known: {error}\n")
+        return {"packet_taps": None, "in_the_way": None}
 
 
 def interface_irqs(interface: str) -> dict[int, str]:
@@ -138,43 +140,51 @@ def interface_irqs(interface: str) -> dict[int, str]:
     numbers: set[int] = set()
     # A virtio device is a child of the PCI function that owns its vectors.
     for owner in (device, device.parent):
-        numbers |= {int(path.name) for path in owner.glob("msi_irqs/*")}
+        numbers |= {int(path.name) for path in owner.glob("msi_irqs/*") if path.name.isdigit()}
         if not numbers:
-            legacy = int(read_text(owner / "irq") or 0)
+            legacy = number(read_text(owner / "irq")) or 0
             numbers |= {legacy} if legacy > 0 else set()
         if numbers:
             break
-    table = parse_interrupts(Path("/proc/interrupts").read_text(encoding="utf-8"), numbers)
+    table = parse_interrupts(read_text(Path("/proc/interrupts")) or "", numbers)
     return {int(irq): row["name"] for irq, row in table.items() if row["name"]}
 
 
+@parsing("/proc/interrupts")
 def parse_interrupts(text: str, wanted: set[int]) -> dict[str, dict[str, Any]]:
-    """Rows of /proc/interrupts by number: ``{"24": {"name": "eth0-0", "counts": {"0": 17}}}``."""
-    lines = text.splitlines()
-    cpus = [word.removeprefix("CPU") for word in lines[0].split()] if lines else []
+    """Rows of /proc/interrupts by number: ``{"24": {"name": "eth0-0", "counts": {"0": 17}}}``.
+
+    Its columns are the CPUs online.
+
+    Raises:
+        AgentError: it is no such table.
+    """
+    lines = text.split("\n")
+    online = [word[len("CPU") :] for word in lines[0].split() if word.startswith("CPU")]
     rows: dict[str, dict[str, Any]] = {}
     for line in lines[1:]:
-        number, _, rest = line.partition(":")
-        number = number.strip()
-        if not number.isdigit() or int(number) not in wanted:
+        irq, _, rest = line.partition(":")
+        irq = irq.strip()
+        if not re.fullmatch("[0-9]{1,9}", irq) or int(irq) not in wanted:
             continue
         words = rest.split()
         # After the counts: chip, then "edge"/"level" joined to the hardware number or after it.
-        tail = words[len(cpus) + 2 :]
+        tail = words[len(online) + 2 :]
         if tail and re.fullmatch(r"(?i)edge|level", tail[0]):
             tail = tail[1:]
-        counts = dict(zip(cpus, map(int, words[: len(cpus)])))
-        rows[number] = {"name": " ".join(tail), "counts": counts}
+        counts = dict(zip(online, map(int, words[: len(online)])))
+        rows[irq] = {"name": " ".join(tail), "counts": counts}
     return rows
 
 
 def governors() -> dict[str, str] | None:
     """The cpufreq governor of each CPU; None where the CPU's frequency is not ours to set."""
     found = {
-        path.parent.parent.name.removeprefix("cpu"): read_text(path) or ""
+        path.parent.parent.name.removeprefix("cpu"): read_text(path)
         for path in sorted(Path(_CPUFREQ).glob("cpu[0-9]*/cpufreq/scaling_governor"))
     }
-    return found or None
+    # That of a CPU that is offline refuses to be read.
+    return {cpu: governor for cpu, governor in found.items() if governor} or None
 
 
 def irqbalance_running() -> bool:
@@ -190,8 +200,10 @@ def _cpu_model() -> str | None:
 def _named_by(mac: str) -> str:
     for path in sorted(NET.iterdir()):
         if (read_text(path / "address") or "").lower() == mac.lower():
-            return path.name
-    have = ", ".join(f"{p.name} {read_text(p / 'address')}" for p in sorted(NET.iterdir()))
+            return printable(path.name)
+    have = ", ".join(
+        f"{printable(p.name)} {read_text(p / 'address')}" for p in sorted(NET.iterdir())
+    )
     raise AgentError(
         f"no interface with the address {mac} on this host",
         kind="configuration",

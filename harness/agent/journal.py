@@ -11,12 +11,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from .faults import AgentError
-from .inventory import NET, in_first_namespace, read_text
+from .foreign import read_text
+from .inventory import NET, in_first_namespace
 
 # /run is empty after a reboot, as are the settings.
 _JOURNALS = Path("/run/receive-batching")
@@ -40,7 +42,7 @@ class Journal:
             return
         try:
             _JOURNALS.mkdir(exist_ok=True, mode=0o700)
-            self._file = self._path.open("a+", encoding="utf-8")
+            self._file = self._path.open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
             sys.stderr.write(f"no journal of the settings: {error}\n")
             return
@@ -54,13 +56,13 @@ class Journal:
             ) from error
         self.left = self._left()
 
-    def start(self) -> None:
-        """An empty journal for this agent's own changes."""
-        self._write(self._device, fresh=True)
+    def start(self, still: Sequence[tuple[str, Any]] = ()) -> None:
+        """A journal for this agent's own changes, of which ``still`` are to be put back first."""
+        self._write(self._device, *still, fresh=True)
 
     def add(self, name: str, old: Any) -> None:
         """Once this returns the change may be made."""
-        self._write([name, old])
+        self._write((name, old))
 
     def close(self, *, keep: bool) -> None:
         """``keep``: something could not be put back, the next agent is to try again."""
@@ -75,17 +77,18 @@ class Journal:
         lines = []
         for line in self._file:
             # A line cut short was never followed by its change.
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 lines.append(json.loads(line))
         same = bool(lines) and lines[0] == self._device
-        return [(name, old) for name, old in lines[1:]] if same else []
+        changes = (line for line in lines[1:] if isinstance(line, list) and len(line) == 2)
+        return [(name, old) for name, old in changes if isinstance(name, str)] if same else []
 
-    def _write(self, line: Any, *, fresh: bool = False) -> None:
+    def _write(self, *lines: Any, fresh: bool = False) -> None:
         if self._file is None:
             return
         if fresh:
             self._file.truncate(0)
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write("".join(json.dumps(line) + "\n" for line in lines))
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .faults import AgentError
+from .foreign import shown
 
 _MAX_BYTES = 2 << 20
 _MODULES = Path("/proc/modules")
@@ -31,7 +32,7 @@ def kernel_config() -> dict[str, Any]:
     return {
         "release": release,
         "config": _first(places, release).decode(errors="replace"),
-        "modules": sorted(line.split()[0] for line in modules.decode().splitlines() if line),
+        "modules": sorted(line.split()[0] for line in shown(modules).splitlines() if line.strip()),
     }
 
 

@@ -9,17 +9,19 @@ each /boot/vmlinuz-* for a kernel, and the newest for the default.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import cmdline, programs
+from . import cmdline, packages, programs
 from .faults import AgentError
 from .loaders import loader_of
 from .record import Places, Record, changing, synced
+from .setting import told
 from .upload import Upload, opened, version_of
 
 _RELEASE = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+~-]{0,63}")
@@ -60,7 +62,11 @@ class Kernels:
                 that is not ours would be replaced. Nothing of it stays.
         """
         a_release(release)
-        with changing(self._places) as record, opened(directory, self._uid) as upload:
+        with (
+            _refusals(release),
+            changing(self._places) as record,
+            opened(directory, self._uid) as upload,
+        ):
             if version_of(upload.image).split(" ")[0] != release:
                 raise AgentError(
                     f"the bzImage is of {version_of(upload.image)[:80]!r}, not of {release}",
@@ -87,16 +93,28 @@ class Kernels:
             self._room(upload, upload.unpacked_bytes())
             entry = {"cmdline": words, "digest": digest, "complete": False}
             record.data["kernels"][release] = entry
-            record.save()
             try:
+                record.save()
                 self._put(upload, release, initramfs=initramfs)
                 entry["complete"] = True
                 record.save()
                 self._entries(record)
-            except BaseException:
-                self._take_away(record, [release])
+            except BaseException as error:
+                self._taken_back(record, release, error)
                 raise
             return {"release": release, "kept": False, **entry}
+
+    def _taken_back(self, record: Record, release: str, error: BaseException) -> None:
+        """Remove what there is of ``release``, and raise an AgentError for what is no end."""
+        why = "; ".join(self._removed(record, [release]))
+        if not isinstance(error, Exception) or (isinstance(error, AgentError) and not why):
+            return
+        message = str(error) if isinstance(error, AgentError) else f"{release}: {told(error)}"
+        raise AgentError(
+            message + (f"\n  and this could not be removed: {why}" if why else ""),
+            kind=error.kind if isinstance(error, AgentError) else "infrastructure",
+            hint=error.hint if isinstance(error, AgentError) else None,
+        ) from error
 
     def installed(self) -> list[dict[str, Any]]:
         """Every kernel of ours on this host, those half installed included."""
@@ -109,7 +127,7 @@ class Kernels:
         Raises:
             AgentError: one of them is running.
         """
-        with changing(self._places) as record:
+        with _refusals("the harness's kernels"), changing(self._places) as record:
             ours = record.data["kernels"]
             gone = [a_release(r) for r in (ours if releases is None else releases)]
             running = self._places.release()
@@ -225,7 +243,7 @@ class Kernels:
         else:
             raise AgentError(
                 "this host can make no initramfs",
-                hint="install initramfs-tools (Debian) or dracut (RHEL)",
+                hint=packages.install("initramfs"),
             )
         try:
             programs.run(command, timeout_s=_INITRAMFS_S, env={"TMPDIR": str(scratch)})
@@ -241,34 +259,81 @@ class Kernels:
             loader.entries(record.complete() if loader.why_not() is None else {})
 
     def _take_away(self, record: Record, releases: Sequence[str]) -> None:
-        """The entries first, then what they name, then the record of it."""
+        """As :meth:`_removed`.
+
+        Raises:
+            AgentError: something of them stays; all else is gone, and the record knows.
+        """
+        if why := self._removed(record, releases):
+            raise AgentError(
+                f"not removed: {'; '.join(why)}",
+                hint="once that is mended, `harness hosts clean` removes the rest",
+            )
+
+    def _removed(self, record: Record, releases: Sequence[str]) -> list[str]:
+        """Remove the entries first, then what they name, then the record of it.
+
+        What fails stops nothing else: it is returned, and its release stays in the record.
+        """
+        failed: list[str] = []
+
+        def tried(act: Callable[[], object]) -> bool:
+            try:
+                act()
+            except Exception as error:  # noqa: BLE001 - the rest has to go all the same
+                failed.append(told(error))
+                return False
+            return True
+
         for release in releases:
             record.data["kernels"][release]["complete"] = False
-        if record.data["kernels"]:
-            record.save()
-        loader = loader_of(self._places)
-        if loader is not None and loader.pending() in releases:
-            loader.disarm()
-        self._entries(record)
+        # Where there is no room for that, room is what the rest of this makes.
+        tried(record.save)
+        failed.clear()
+        tried(lambda: self._disarm(releases))
+        tried(lambda: self._entries(record))
+        if failed:
+            # Entries that are still there may have been meant for what stays installed.
+            failed[-1] = f"boot entries: {failed[-1]}"
         armed = record.data["armed"]
         if armed is not None and armed["release"] in releases:
             record.data["armed"] = None
+        kept = bool(failed)
         for release in releases:
-            for path in self._paths(release):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-            del record.data["kernels"][release]
+            whole = [tried(functools.partial(_remove, path)) for path in self._paths(release)]
+            if all(whole) and not kept:
+                del record.data["kernels"][release]
         if not record.data["kernels"]:
-            with contextlib.suppress(OSError):
-                self._places.kernels.rmdir()
             shutil.rmtree(self._places.state / "tmp", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._places.kernels.rmdir()
         os.sync()
-        record.save()
+        tried(record.save)
+        return failed
+
+    def _disarm(self, releases: Sequence[str]) -> None:
+        loader = loader_of(self._places)
+        if loader is not None and loader.pending() in releases:
+            loader.disarm()
 
     def _paths(self, release: str) -> tuple[Path, Path, Path]:
         """All that an installed kernel is."""
         places = self._places
         config = places.boot / f"config-{release}"
         return places.kernels / release, config, places.modules / release
+
+
+@contextlib.contextmanager
+def _refusals(of: str) -> Iterator[None]:
+    """What the system refuses is an AgentError, as what is looked at and is not right."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise AgentError(f"{of}: {told(error)}") from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

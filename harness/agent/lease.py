@@ -122,7 +122,7 @@ class Lease:
             return _record(self._path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise AgentError(
                 f"the lease in {self._path} cannot be read: {error}",
                 hint="`harness hosts release HOST --break` removes it",

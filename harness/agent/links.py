@@ -12,6 +12,8 @@ from typing import Any
 from .faults import need
 
 _NUD_PERMANENT = 0x80
+_IFA_F_PERMANENT = 0x80
+_SCOPE_LINK = 253
 _IFF_UP = 0x1
 _ROOT = 0xFFFFFFFF
 _PACER = 0x7262 << 16
@@ -43,14 +45,48 @@ class Links:
 
     def set_addresses(self, wanted: list[str]) -> None:
         """Raises OSError where the kernel refuses."""
-        now = set(self.addresses())
+        self._set_addresses(set(self.addresses()), set(wanted))
+
+    def addresses_v6(self) -> list[str]:
+        """The IPv6 addresses somebody gave it: those the kernel finds by itself are left out.
+
+        They are gone once IPv6 is switched off, and do not come back by themselves.
+        """
         with self._route() as route:
-            for verb, some in (("del", now - set(wanted)), ("add", set(wanted) - now)):
-                for text in sorted(some):
-                    at = ipaddress.IPv4Interface(text)
-                    route.addr(
-                        verb, index=self._index, address=str(at.ip), prefixlen=at.network.prefixlen
-                    )
+            rows = route.get_addr(family=socket.AF_INET6, index=self._index)
+        found = {
+            f"{row.get_attr('IFA_ADDRESS')}/{row['prefixlen']}"
+            for row in rows
+            if row["family"] == socket.AF_INET6
+            and row["scope"] != _SCOPE_LINK
+            and (row.get_attr("IFA_FLAGS") or row["flags"]) & _IFA_F_PERMANENT
+        }
+        return sorted(found)
+
+    def set_addresses_v6(self, wanted: list[str]) -> None:
+        """Raises OSError where the kernel refuses."""
+        self._set_addresses(set(self.addresses_v6()), set(wanted))
+
+    def _set_addresses(self, now: set[str], wanted: set[str]) -> None:
+        """All of it is tried; the first refusal is raised afterwards."""
+        refused: OSError | None = None
+        for verb, some in (("del", now - wanted), ("add", wanted - now)):
+            for text in sorted(some):
+                at = ipaddress.ip_interface(text)
+                family = socket.AF_INET if at.version == 4 else socket.AF_INET6
+                try:
+                    with self._route() as route:
+                        route.addr(
+                            verb,
+                            family=family,
+                            index=self._index,
+                            address=str(at.ip),
+                            prefixlen=at.network.prefixlen,
+                        )
+                except OSError as error:
+                    refused = refused or error
+        if refused is not None:
+            raise refused
 
     def neighbours(self) -> dict[str, str]:
         """The permanent IPv4 neighbours: address to MAC address."""
@@ -69,9 +105,14 @@ class Links:
             for address in now.keys() - wanted.keys():
                 route.neigh("del", dst=address, ifindex=self._index)
             for address, mac in wanted.items():
-                route.neigh(
-                    "replace", dst=address, lladdr=mac, ifindex=self._index, state=_NUD_PERMANENT
-                )
+                if now.get(address) != mac:
+                    route.neigh(
+                        "replace",
+                        dst=address,
+                        lladdr=mac,
+                        ifindex=self._index,
+                        state=_NUD_PERMANENT,
+                    )
 
     def way_to(self, address: str) -> tuple[str, str, str | None]:
         """Interface, own address and the next hop's MAC address, if known, on the way there."""
@@ -120,9 +161,22 @@ class Links:
 
     @contextmanager
     def _route(self) -> Iterator[Any]:
-        pyroute2 = need("pyroute2", package="python3-pyroute2")
-        try:
-            with pyroute2.IPRoute() as route:
-                yield route
-        except pyroute2.NetlinkError as error:
-            raise OSError(error.code, str(error)) from error
+        with rtnetlink() as route:
+            yield route
+
+
+@contextmanager
+def rtnetlink() -> Iterator[Any]:
+    """pyroute2's rtnetlink; what the kernel refuses is an OSError."""
+    pyroute2 = need("pyroute2")
+    try:
+        with pyroute2.IPRoute() as route:
+            yield route
+    except pyroute2.NetlinkError as error:
+        raise OSError(error.code, str(error)) from error
+
+
+def netlink_error() -> type[Exception]:
+    """What a call of :func:`rtnetlink` raises within it."""
+    error: type[Exception] = need("pyroute2").NetlinkError
+    return error

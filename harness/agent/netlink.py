@@ -16,7 +16,6 @@ from typing import Any
 
 from .faults import need
 
-_PACKAGE = "python3-pyroute2"
 _RINGS = {"rx": "RX", "tx": "TX", "max_rx": "RX_MAX", "max_tx": "TX_MAX"}
 
 
@@ -52,7 +51,7 @@ def set_rx_ring(interface: str, entries: int) -> bool:
 @contextlib.contextmanager
 def _rings() -> Iterator[Any]:
     """pyroute2's ethtool netlink; None where library or kernel is too old for it."""
-    pyroute2 = need("pyroute2", package=_PACKAGE)
+    pyroute2 = need("pyroute2")
     if not has_rings():
         yield None
         return
@@ -88,7 +87,7 @@ def set_offloads(interface: str, wanted: Mapping[str, bool]) -> None:
 
 @contextlib.contextmanager
 def _ethtool() -> Iterator[Any]:
-    pyroute2 = need("pyroute2", package=_PACKAGE)
+    pyroute2 = need("pyroute2")
     errors = importlib.import_module("pyroute2.ethtool.ioctl")
     try:
         call = pyroute2.Ethtool()

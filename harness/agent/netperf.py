@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import packages
+from .cpus import allowed, as_list, online
 from .faults import AgentError
+from .foreign import read_text
 
 Sleep = Callable[[float], None]
 
-_PACKAGE_HINT = "install the package netperf on the host"
 _POLL_S = 0.05
 _START_S = 20.0
 _END_S = 2.0
@@ -164,9 +166,13 @@ class Load:
         # -R 1: netperf keeps to the local link unless told that it may be routed.
         command += ["--", "-m", str(message_bytes), "-R", "1", "-k", _SELECTORS]
         command += ["-s", str(send_buffer_bytes)] if send_buffer_bytes else []
-        for index in range(streams):
-            pinned = [cpus[index % len(cpus)]] if cpus else None
-            self._streams.append(_Stream(_started(command, cpus=pinned)))
+        try:
+            for index in range(streams):
+                pinned = [cpus[index % len(cpus)]] if cpus else None
+                self._streams.append(_Stream(_started(command, cpus=pinned)))
+        except BaseException:
+            self.netperf_stop()
+            raise
         pids = [stream.process.pid for stream in self._streams]
         niced = [_niced(pid, nice) for pid in pids]
         end_s = time.monotonic() + 0.8 * settle_s
@@ -211,11 +217,7 @@ class Load:
         if process.returncode != 0:
             raise self._stream_died(self._streams[0], target, port)
         self._streams = []
-        values = _values(process.communicate()[0])
-        try:
-            return {name: float(values[key]) for key, name in _RR_SELECTORS.items()}
-        except (KeyError, ValueError) as error:
-            raise AgentError(f"netperf UDP_RR printed no {error}") from error
+        return parse_round_trips(process.communicate()[0])
 
     def netperf_sending(self) -> dict[str, Any]:
         """How many streams are past their set-up.
@@ -339,9 +341,10 @@ def parse_stream(
 
     def number(key: str) -> float | None:
         try:
-            return float(values[key])
+            found = float(values[key])
         except (KeyError, ValueError):
             return None
+        return found if math.isfinite(found) else None
 
     sent, received = number("LOCAL_BYTES_SENT"), number("REMOTE_BYTES_RECVD")
     elapsed_s = number("ELAPSED_TIME")
@@ -360,6 +363,22 @@ def parse_stream(
     }
 
 
+def parse_round_trips(stdout: str) -> dict[str, float]:
+    """UDP_RR's times in µs and its rate.
+
+    Raises:
+        AgentError: one of them is missing or no number.
+    """
+    values = _values(stdout)
+    try:
+        found = {name: float(values[key]) for key, name in _RR_SELECTORS.items()}
+    except (KeyError, ValueError) as error:
+        raise AgentError(f"netperf UDP_RR printed no {error}") from error
+    if odd := [name for name, value in found.items() if not math.isfinite(value)]:
+        raise AgentError(f"netperf UDP_RR printed no number for {', '.join(odd)}")
+    return found
+
+
 def _values(stdout: str) -> dict[str, str]:
     return dict(line.partition("=")[::2] for line in stdout.splitlines() if "=" in line)
 
@@ -368,8 +387,8 @@ def descendants(pid: int) -> list[int]:
     """Children of ``pid`` and theirs, oldest generation first."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            stat = path.read_text(encoding="utf-8", errors="replace")
+        with contextlib.suppress(LookupError, ValueError):
+            stat = read_text(path) or ""
             parent = int(stat[stat.rindex(")") + 2 :].split()[1])
             children.setdefault(parent, []).append(int(path.parent.name))
     found: list[int] = []
@@ -392,8 +411,9 @@ def _signalled(pids: Sequence[int], number: signal.Signals) -> list[int]:
 
 def _catches(pid: int, number: signal.Signals) -> bool:
     """Has ``pid`` a handler for ``number``? False for a process that is gone."""
-    with contextlib.suppress(OSError):
-        status = Path(f"/proc/{pid}/status").read_text()
+    with contextlib.suppress(StopIteration, LookupError, ValueError):
+        # A process's own name may be no UTF-8.
+        status = read_text(Path(f"/proc/{pid}/status")) or ""
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
         return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
     return False
@@ -402,11 +422,13 @@ def _catches(pid: int, number: signal.Signals) -> bool:
 def _started(command: list[str], *, cpus: Sequence[int] | None) -> subprocess.Popen[str]:
     """``command``, which gets SIGKILL when the agent dies, on ``cpus`` from its first moment."""
     if shutil.which(command[0]) is None:
-        raise AgentError(f"{command[0]} is not installed on this host", hint=_PACKAGE_HINT)
+        raise AgentError(
+            f"{command[0]} is not installed on this host", hint=packages.hint("netperf")
+        )
     own = os.sched_getaffinity(0)
     try:
         # The agent's own place is not one for the load to inherit.
-        os.sched_setaffinity(0, range(os.cpu_count() or 1) if cpus is None else cpus)
+        os.sched_setaffinity(0, online() if cpus is None else cpus)
         return subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "--", *command],
             stdin=subprocess.DEVNULL,
@@ -417,13 +439,13 @@ def _started(command: list[str], *, cpus: Sequence[int] | None) -> subprocess.Po
         )
     except FileNotFoundError as error:
         raise AgentError(
-            "setpriv is not installed on this host", hint="install the package util-linux"
+            "setpriv is not installed on this host", hint=packages.hint("util-linux")
         ) from error
     except OSError as error:
         raise AgentError(
             f"cannot start {command[0]} on CPU {cpus}: {error.strerror}",
             kind="configuration",
-            hint=f"CPUs of this host: {sorted(own)}",
+            hint=f"CPUs allowed to processes here: {as_list(allowed())}",
         ) from error
     finally:
         os.sched_setaffinity(0, own)
@@ -461,14 +483,14 @@ def _died(process: subprocess.Popen[str], what: str) -> AgentError:
     missing = "No such file" in said or "not found" in said
     return AgentError(
         f"{what} ended with status {process.returncode}: {said or 'it said nothing'}",
-        hint=_PACKAGE_HINT if missing else None,
+        hint=packages.hint("netperf") if missing else None,
     )
 
 
 def _listening(port: int) -> bool:
     for name in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/net", name).read_text().splitlines()[1:]:
+        with contextlib.suppress(LookupError, ValueError):
+            for line in (read_text(Path("/proc/net", name)) or "").splitlines()[1:]:
                 words = line.split()
                 if words[3] == _LISTEN and int(words[1].rpartition(":")[2], 16) == port:
                     return True

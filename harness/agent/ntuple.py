@@ -13,6 +13,8 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .faults import AgentError
+
 _GRXCLSRLCNT, _GRXCLSRULE, _GRXCLSRLALL = 0x2E, 0x2F, 0x30
 _SRXCLSRLDEL, _SRXCLSRLINS = 0x31, 0x32
 _UDP_V4_FLOW = 0x02
@@ -22,6 +24,7 @@ _LOC_ANY, _LOC_SPECIAL = 0xFFFFFFFF, 0x80000000
 # struct ethtool_flow_ext behind, queue, location.
 _RXNFC = struct.Struct("=II Q I4s4sHHB39x20s 4s4sHHB39x20s 4xQI4x I4x")
 _NO_EXT = bytes(20)
+_MOST = 1 << 16
 _ANY, _ONE = bytes(4), b"\xff" * 4
 _ABSENT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV)
 
@@ -44,6 +47,8 @@ class Ntuple:
         try:
             answer = _unpacked(self._call(_request(_GRXCLSRLCNT)))
             count = answer.rules
+            if count > _MOST:
+                raise AgentError(f"the driver says that it has {count} receive rules")
             request = _request(_GRXCLSRLALL, count=count) + bytes(4 * count)
             raw = self._call(request)
         except OSError as error:

@@ -19,14 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import programs
+from . import cpus, packages, programs
 
 EVENTS = ("cycles", "instructions", "L1-icache-load-misses")
 
 _START_S = 10.0
 _END_S = 5.0
 _ENV = {"LC_ALL": "C"}
-_INSTALL = "install perf (linux-perf, linux-tools or perf)"
 # A wrapper of that name, which wants a perf of the running kernel's own, may stand before these.
 _KEPT = ("/usr/lib/linux-tools/*/perf", "/usr/lib/linux-tools-*/perf")
 # Of the window's length, by which the time in which events were on may differ from it.
@@ -67,7 +66,7 @@ class Pmu:
             self._why = "the dut's CPU has no counters (no PMU)"
             return
         self._program = _program()
-        self._why = None if self._program else f"perf is not on the dut: {_INSTALL}"
+        self._why = None if self._program else f"perf is not on the dut: {packages.install('perf')}"
 
 
 class Watch:
@@ -206,7 +205,7 @@ def parse(
 
 def _kept_apart(pid: int, cpu: int) -> None:
     """perf neither on the CPU it watches nor in the agent's way when it is told something."""
-    away = set(range(os.cpu_count() or 1)) - {cpu}
+    away = set(cpus.apart_from(cpu))
     own = os.sched_getaffinity(0)
     with contextlib.suppress(OSError):
         os.sched_setaffinity(pid, away - own if len(own) == 1 and away - own else away or own)
@@ -216,8 +215,11 @@ def _kept_apart(pid: int, cpu: int) -> None:
 
 def _program() -> str | None:
     named = programs.found("perf")
-    others = sorted(str(path) for pattern in _KEPT for path in Path("/").glob(pattern[1:]))
-    for program in [*([named] if named else []), *reversed(others)]:
+    others = [str(path) for pattern in _KEPT for path in Path("/").glob(pattern[1:])]
+    others.sort(
+        key=lambda path: ([int(part[:9]) for part in re.findall(r"\d+", path)], path), reverse=True
+    )
+    for program in [*([named] if named else []), *others]:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(
                 [program, "version"],

@@ -43,7 +43,7 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        errors="replace",
+        errors="surrogateescape",  # paths in it are given on
         start_new_session=True,
         env={**os.environ, "LC_ALL": "C", **(env or {})},
     )

@@ -8,14 +8,15 @@ receive-side-scaling table, else a rule that sends UDP to the first.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .cpus import parse_mask
 from .ethtool import Ethtool
-from .inventory import NET, read_text
+from .inventory import NET
 from .ntuple import Ntuple, Rule
-from .setting import Setting, write_text
+from .setting import Setting, number, queue_files, write_each
 
 # What a driver answers to a rule its NIC has no filter for.
 _NO_SUCH_RULE = (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL)
@@ -24,7 +25,7 @@ Rules = Sequence[Mapping[str, Any]]
 
 
 def settings(interface: str, ethtool: Ethtool) -> list[Setting]:
-    """Queues in use, rules for UDP, and RPS, which would spread again what they gather."""
+    """Queues in use, rules for UDP, and RPS and RFS, which would spread again what they gather."""
     at = NET / interface / "queues"
     ntuple = ethtool.ntuple()
     return [
@@ -37,7 +38,8 @@ def settings(interface: str, ethtool: Ethtool) -> list[Setting]:
         Setting(
             "ntuple", lambda: _rules(ntuple), lambda value: _set_rules(ntuple, value), _rules_hold
         ),
-        Setting("rps", lambda: _rps(at), lambda value: _set_rps(at, value), _rps_holds),
+        _of_queues("rps", at, "rps_cpus", lambda one, other: parse_mask(one) == parse_mask(other)),
+        _of_queues("rfs", at, "rps_flow_cnt", lambda one, other: number(one) == number(other)),
     ]
 
 
@@ -127,19 +129,15 @@ def _covered(rule: Mapping[str, Any], rules: Rules) -> bool:
     return rule in rules or {**rule, "destination": None} in rules
 
 
-def _rps(queues: Path) -> dict[str, str]:
-    masks = {path.parent.name: read_text(path) for path in sorted(queues.glob("rx-*/rps_cpus"))}
-    return {queue: mask or "0" for queue, mask in masks.items()}
-
-
-def _set_rps(queues: Path, value: dict[str, str]) -> None:
-    for queue, mask in value.items():
-        if (queues / queue).exists():
-            write_text(queues / queue / "rps_cpus", mask)
-
-
-def _rps_holds(is_now: dict[str, str], wanted: dict[str, str]) -> bool:
-    def cpus(mask: str) -> int:
-        return int(mask.replace(",", ""), 16)
-
-    return all(cpus(is_now[queue]) == cpus(m) for queue, m in wanted.items() if queue in is_now)
+def _of_queues(name: str, queues: Path, file: str, same: Callable[[str, str], bool]) -> Setting:
+    """What ``file`` of each receive queue holds; a queue that went away needs nothing."""
+    return Setting(
+        name,
+        lambda: queue_files(queues, file),
+        lambda value: write_each(
+            ((queues / queue / file, text) for queue, text in value.items()), same
+        ),
+        lambda is_now, wanted: all(
+            same(is_now[queue], text) for queue, text in wanted.items() if queue in is_now
+        ),
+    )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .faults import AgentError
+from .foreign import given_back, kept, read_bytes
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ class Places:
         return platform.release()
 
     def text(self, path: str) -> str | None:
-        """The text of ``path`` under the root, stripped; None where it cannot be read."""
-        try:
-            return (self.root / path).read_text(encoding="utf-8", errors="replace").strip()
-        except OSError:
-            return None
+        """The text of ``path`` under the root, stripped; None where it cannot be read.
+
+        It is as :func:`~.foreign.kept` has it: the kernel's command line is to be given on.
+        """
+        content = read_bytes(self.root / path)
+        return None if content is None else kept(content).strip()
 
 
 class Record:
@@ -78,15 +80,15 @@ class Record:
             "left": None,
         }
         try:
-            text = self.path.read_text(encoding="utf-8")
+            content = self.path.read_bytes()
         except FileNotFoundError:
             return
         try:
-            data = json.loads(text)
+            data = json.loads(content)
             assert data["version"] == 1
             self.data = {**self.data, **data}
             assert isinstance(self.data["kernels"], dict)
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
+        except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
             raise AgentError(
                 f"{self.path} is not a record of this harness: {error}",
                 hint="it names what was installed: remove that by hand, then the file",
@@ -133,12 +135,21 @@ def changing(places: Places) -> Iterator[Record]:
 
 
 def written(path: Path, text: str, *, mode: int) -> None:
-    """Replace ``path`` by ``text``: whole or not at all, and on disk once this returns."""
+    """Replace ``path`` by ``text``: whole or not at all, and on disk once this returns.
+
+    What of ``text`` is somebody else's is as :func:`~.foreign.kept` read it. A file that
+    was there keeps its owner.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(given_back(text))
             file.flush()
+            if path.exists():
+                was = path.stat()
+                # FAT has no owners.
+                with contextlib.suppress(PermissionError):
+                    os.fchown(file.fileno(), was.st_uid, was.st_gid)
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         Path(name).replace(path)

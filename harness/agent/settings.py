@@ -3,57 +3,35 @@
 
 A change is journalled before it is made and read back after it; everything is put
 back in reverse order when the agent ends, and by the next agent if this one was killed.
+Whatever goes wrong while changes are made, those already made are taken back.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from ipaddress import IPv4Interface
-from pathlib import Path
 from typing import Any
 
-from . import offloads, queues
-from .ethtool import Ethtool
+from . import cpus, in_the_way
 from .faults import AgentError
-from .inventory import NET, existing, governors, interface_irqs, irqbalance_running, read_text
+from .foreign import read_text
+from .inventory import NET, existing
 from .journal import Journal, end_holder, journalled
-from .links import Links
+from .known import ABSENT, HINTS, UNSUPPORTED
+from .known import known as _known
+from .known import readings as _readings
 from .offloads import FEATURES, with_offload
 from .queues import with_queues, with_rule
-from .setting import Setting, write_text
+from .setting import Setting, put_back, told
 
 _CARRIER_S = 10.0
-_PROC_SYS = Path("/proc/sys")
-_BUSY_READ = _PROC_SYS / "net/core/busy_read"
-_CPU = Path("/sys/devices/system/cpu")
-# Read and recorded, never changed: a rate means little without them.
-_SYSCTLS = (
-    "net/core/rmem_default",
-    "net/core/rmem_max",
-    "net/core/netdev_max_backlog",
-    "net/core/netdev_budget",
-    "net/core/netdev_budget_usecs",
-    "net/core/dev_weight",
-    "net/core/gro_normal_batch",
-    "net/core/busy_read",
-    "net/core/busy_poll",
-    "net/core/default_qdisc",
-    "net/ipv4/ip_early_demux",
-    "net/ipv4/udp_early_demux",
-    "net/ipv4/conf/all/rp_filter",
-)
-_SWITCHES = {
-    "turbo_intel_off": "intel_pstate/no_turbo",
-    "turbo": "cpufreq/boost",
-    "smt": "smt/control",
-}
+
+Step = tuple[str, Callable[[Any], Any]]
+"""A setting, or one offload of them, and what is wanted of it given what is."""
 
 
 class Settings:
@@ -63,6 +41,7 @@ class Settings:
         self._changes: list[tuple[str, Setting, Any]] = []
         self._before: dict[str, dict[str, Any]] = {}
         self._journal: dict[str, Journal] = {}
+        self._own_cpus: set[int] | None = None
 
     def read(self, *, interface: str) -> dict[str, Any]:
         """All settings of the host and the interface, those never changed included."""
@@ -79,9 +58,15 @@ class Settings:
         rx_ring: int | None = None,
         offloads: dict[str, bool] | None = None,
         irq_cpu: int | None = None,
+        process_cpus: Sequence[int] = (),
         coalesce: dict[str, Any] | None = None,
         rps: bool | None = None,
+        rfs: bool | None = None,
+        threaded: bool | None = None,
+        napi_defer_hard_irqs: int | None = None,
+        gro_flush_timeout_ns: int | None = None,
         busy_read_us: int | None = None,
+        busy_poll_us: int | None = None,
         pacing_bytes_per_s: int | None = None,
         irqbalance: bool | None = None,
         governor: str | None = None,
@@ -91,27 +76,43 @@ class Settings:
 
         ``steering`` brings packets into ``rx_queues`` queues: ``rss`` by the table alone,
         ``ntuple`` by a rule alone, ``auto`` by a rule only where nothing else can.
-        ``offloads`` go by the names of :data:`~.offloads.FEATURES`. What the driver does
-        not support is ``skipped``.
+        ``offloads`` go by the names of :data:`~.offloads.FEATURES`; RPS, RFS and threaded
+        NAPI can only be switched off. The load will run on ``process_cpus``. What the driver
+        does not support is ``skipped``; ``in_the_way`` and ``packet_taps`` are what others
+        have put between the NIC and the stack (:mod:`~.in_the_way`).
 
         Raises:
-            AgentError: a setting was refused or did not take, or another agent works on
-                this interface. Everything changed so far has been put back.
+            AgentError: a setting was refused or did not take, a CPU is not to be had, or
+                another agent works on this interface. Everything changed so far has been
+                put back; what could not be is named.
         """
-        if rps:
-            raise AgentError("RPS can only be switched off", kind="configuration")
+        if rps or rfs or threaded:
+            raise AgentError(
+                "RPS, RFS and threaded NAPI can only be switched off", kind="configuration"
+            )
         if unknown := (offloads or {}).keys() - FEATURES.keys():
             raise AgentError(f"no offload {', '.join(sorted(unknown))}", kind="configuration")
-        known = _known(existing(interface))
-        recovered = self._recovered(interface, known)
-        before = self._before.setdefault(interface, _readings(interface, known))
-        skipped: list[dict[str, str]] = []
-        at = None if address is None else str(IPv4Interface(address))
-        ruled = steering == "ntuple"
-        # In the order in which one needs the other; what reads as None is not on this host.
+        existing(interface)
+        if irq_cpu is not None:
+            cpus.require(irq_cpu, "the interface's interrupts")
+        for cpu in process_cpus:
+            cpus.require(cpu, "the load's processes", processes=True)
+        at = None if address is None else _address(address)
+        # In the order in which one needs the other.
+        off = {"rps": rps, "rfs": rfs}
+        numbers = {
+            "rps_sock_flow_entries": None if rfs is None else 0,
+            "threaded": None if threaded is None else 0,
+            "napi_defer_hard_irqs": napi_defer_hard_irqs,
+            "gro_flush_timeout_ns": gro_flush_timeout_ns,
+            "busy_read_us": busy_read_us,
+            "busy_poll_us": busy_poll_us,
+            "pacing_bytes_per_s": pacing_bytes_per_s,
+        }
         steps: list[tuple[str, bool, Callable[[Any], Any]]] = [
             ("irqbalance", irqbalance is False, lambda _: "inactive"),
             ("governor", governor is not None, lambda now: dict.fromkeys(now, governor)),
+            ("ipv6_addresses", at is not None, lambda _: []),
             ("ipv6_off", at is not None, lambda _: 1),
             ("rings", rx_ring is not None, lambda now: now | {"rx": rx_ring}),
             *(
@@ -123,50 +124,60 @@ class Settings:
                 rx_queues is not None and steering in ("auto", "rss"),
                 lambda now: with_queues(now, rx_queues or 1, channels=steering == "auto"),
             ),
-            ("addresses", at is not None, lambda now: sorted({*now, at})),
+            ("addresses", at is not None, lambda now: sorted({*now, str(at)})),
             ("up", True, lambda _: True),
             ("neighbours", peer is not None, lambda now: now | _neighbour(peer)),
             ("coalesce", coalesce is not None, lambda now: now | (coalesce or {})),
             ("irq_affinity", irq_cpu is not None, lambda now: dict.fromkeys(now, str(irq_cpu))),
-            ("rps", rps is False, lambda now: dict.fromkeys(now, "0")),
-            ("busy_read_us", busy_read_us is not None, lambda _: busy_read_us),
-            ("pacing_bytes_per_s", pacing_bytes_per_s is not None, lambda _: pacing_bytes_per_s),
+            *((n, on is False, lambda now: dict.fromkeys(now, "0")) for n, on in off.items()),
+            *((n, to is not None, partial(_number_wanted, to)) for n, to in numbers.items()),
         ]
+        ruled = steering == "ntuple" or (steering == "auto" and rx_queues == 1)
+        by_rule = partial(with_rule, destination=None if at is None else str(at.ip))
         try:
-            for name, asked, wanted_from in steps:
-                setting = known[name.partition(".")[0]]
-                why = self._change(interface, setting, wanted_from) if asked else None
-                if why is not None:
-                    skipped.append({"setting": name, "why": why})
-                    ruled |= name == "rx_queues" and steering == "auto" and rx_queues == 1
-            if ruled:
-                to = None if at is None else str(IPv4Interface(at).ip)
-                why = self._change(interface, known["ntuple"], partial(with_rule, destination=to))
-                if why is not None:
-                    skipped.append({"setting": "ntuple", "why": why})
-        except Exception:
-            self.restore()
+            settings = _known(interface)
+            recovered = self._recovered(interface, settings)
+            before = self._before.setdefault(interface, _readings(interface, settings))
+            wanted = [(name, wanted_from) for name, asked, wanted_from in steps if asked]
+            skipped = self._made(interface, settings, wanted)
+            if ruled and (steering == "ntuple" or "rx_queues" in {s["setting"] for s in skipped}):
+                skipped += self._made(interface, settings, [("ntuple", by_rule)])
+            if at is not None and not _carrier(interface, sleep):
+                why = f"no carrier within {_CARRIER_S:.0f} s"
+                skipped.append({"setting": "link", "why": why})
+            if irq_cpu is not None:
+                self._stay_off(irq_cpu)
+            return {
+                "before": before,
+                "after": _readings(interface, settings),
+                "skipped": skipped,
+                "recovered": recovered,
+                **in_the_way.found(interface),
+            }
+        except BaseException as error:
+            self._taken_back(error)
             raise
-        if at is not None and not _carrier(interface, sleep):
-            skipped.append({"setting": "link", "why": f"no carrier within {_CARRIER_S:.0f} s"})
-        if irq_cpu is not None:
-            _stay_off(irq_cpu)
-        after = _readings(interface, known)
-        return {"before": before, "after": after, "skipped": skipped, "recovered": recovered}
 
     def restore(self) -> dict[str, Any]:
         """Put back every change, the last one first; a failure does not stop the rest."""
         restored: list[str] = []
         failed: list[dict[str, str]] = []
+        unfinished: set[str] = set()
         while self._changes:
-            _, setting, old = self._changes.pop()
-            why = _put_back(setting, old)
+            interface, setting, old = self._changes[-1]
+            why = put_back(setting, old)
+            # Only now: whatever ends this agent meanwhile, the journal still has it.
+            self._changes.pop()
             if why is None:
                 restored.append(setting.name)
             else:
                 failed.append({"setting": setting.name, "why": why})
-        for journal in self._journal.values():
-            journal.close(keep=bool(failed))
+                unfinished.add(interface)
+        if self._own_cpus is not None:
+            _put_on(self._own_cpus)
+            self._own_cpus = None
+        for interface, journal in self._journal.items():
+            journal.close(keep=interface in unfinished)
         self._journal.clear()
         self._before.clear()
         return {"restored": restored, "failed": failed}
@@ -181,6 +192,7 @@ class Settings:
         """
         restored: list[str] = []
         failed: list[dict[str, str]] = []
+        busy: AgentError | None = None
         for interface in journalled():
             if end_others:
                 end_holder(interface)
@@ -189,38 +201,70 @@ class Settings:
             except OSError as error:
                 failed.append({"setting": interface, "why": f"{error}: the interface is gone"})
                 continue
-            known = _known(interface)
+            except AgentError as error:
+                busy = busy or error
+                continue
             kept = len(failed)
-            for name, old in reversed(journal.left):
-                why = _put_back(known[name], old) if name in known else "unknown setting"
+            for name, why in _put_back_all(_known(interface), journal):
                 if why is None:
                     restored.append(f"{interface} {name}")
                 else:
                     failed.append({"setting": f"{interface} {name}", "why": why})
             journal.close(keep=len(failed) > kept)
+        if busy is not None:
+            raise busy
         return {"restored": restored, "failed": failed}
+
+    def _taken_back(self, error: BaseException) -> None:
+        """Put everything back, and raise an AgentError in place of an ``error`` that is none."""
+        left = self.restore()["failed"]
+        if not isinstance(error, Exception):
+            return  # the end of this agent, or of its controller
+        named = "; ".join(f"{one['setting']}: {one['why']}" for one in left)
+        if isinstance(error, AgentError) and not named:
+            return
+        kind = error.kind if isinstance(error, AgentError) else "infrastructure"
+        hint = error.hint if isinstance(error, AgentError) else None
+        message = told(error) + (f"\n  and this could not be put back: {named}" if named else "")
+        raise AgentError(message, kind=kind, hint=hint) from error
+
+    def _made(
+        self, interface: str, settings: dict[str, Setting], wanted: Sequence[Step]
+    ) -> list[dict[str, str]]:
+        """Make each change in turn; those that do not apply to this host, and why."""
+        whys = (
+            (name, self._change(interface, settings[name.partition(".")[0]], wanted_from))
+            for name, wanted_from in wanted
+        )
+        return [{"setting": name, "why": why} for name, why in whys if why is not None]
 
     def _change(
         self, interface: str, setting: Setting, wanted_from: Callable[[Any], Any]
     ) -> str | None:
         """Why it does not apply to this host, or None once it holds."""
         now = setting.read()
-        wanted = None if now in (None, {}) and setting.name in _ABSENT else wanted_from(now)
-        if wanted is None:
-            return _ABSENT[setting.name]
+        # What reads as None or as nothing is not on this host.
+        absent = now in (None, {}) and setting.name in ABSENT
+        wanted = None if absent and setting.name not in _OFF else wanted_from(now)
+        if absent and setting.name in _OFF and wanted in (0, {}):
+            return None  # what is not there is off
+        if wanted is None or absent:
+            return ABSENT[setting.name]
         if setting.holds(now, wanted):
             return None
         if (interface, setting.name) not in {(at, done.name) for at, done, _ in self._changes}:
             self._journal[interface].add(setting.name, now)
             self._changes.append((interface, setting, now))
-        hint = _HINTS.get(setting.name)
+        hint = HINTS.get(setting.name)
         try:
             setting.write(wanted)
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in _UNSUPPORTED:
+        except AgentError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in UNSUPPORTED:
                 return f"the driver does not support it: {error}"
             raise AgentError(
-                f"{interface}: {setting.name} was refused: {error}", hint=hint
+                f"{interface}: {setting.name} was refused: {told(error)}", hint=hint
             ) from error
         after = setting.read()
         if not setting.holds(after, wanted):
@@ -229,177 +273,81 @@ class Settings:
             )
         return None
 
-    def _recovered(self, interface: str, known: dict[str, Setting]) -> list[str]:
-        """Open the journal, and put back what an agent that was killed left in it."""
+    def _recovered(self, interface: str, settings: dict[str, Setting]) -> list[str]:
+        """Open the journal, and put back what an agent that was killed left in it.
+
+        What cannot be put back now is tried again at this agent's own end.
+        """
         if interface in self._journal:
             return []
-        journal = self._journal[interface] = Journal(interface)
-        recovered = []
-        for name, old in reversed(journal.left):
-            why = _put_back(known[name], old) if name in known else "unknown setting"
-            sys.stderr.write(f"a killed agent left {name} changed: {why or 'put back'}\n")
-            recovered.append(name)
-        journal.start()
-        return recovered
+        journal = Journal(interface)
+        left = dict(journal.left)
+        failed = set()
+        try:
+            done = _put_back_all(settings, journal)
+            for name, why in done:
+                sys.stderr.write(f"a killed agent left {name} changed: {why or 'put back'}\n")
+                failed |= {name} if why is not None and name in settings else set()
+            again = [(name, old) for name, old in left.items() if name in failed]
+            journal.start(again)
+        except BaseException:
+            journal.close(keep=True)
+            raise
+        self._journal[interface] = journal
+        self._changes += [(interface, settings[name], old) for name, old in again]
+        return [name for name, _ in done]
+
+    def _stay_off(self, irq_cpu: int) -> None:
+        """The agent itself goes to the last CPU that does not receive, where there is one."""
+        others = cpus.apart_from(irq_cpu)
+        if self._own_cpus is None:
+            self._own_cpus = os.sched_getaffinity(0)
+        if others:
+            _put_on({others[-1]})
 
 
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
-_ABSENT = {
-    "governor": "the host has no cpufreq",
-    "ipv6_off": "the kernel has no IPv6",
-    "rx_queues": "the queue count is fixed and there is no indirection table",
-    "ntuple": "the driver has no receive rules",
-    "rings": "the driver's rings have one size",
-    "offloads": "the driver cannot change it, or the kernel does not know it",
-    "coalesce": "the driver has no interrupt moderation",
-    "irq_affinity": "the interface has no interrupt of its own",
-    "rps": "the kernel has no RPS",
-    "busy_read_us": "the kernel has no busy polling",
-}
-_HINTS = {
-    "irqbalance": "stop irqbalance on the host, or ask for `irqbalance: null`",
-    "rings": "`ethtool -g` shows the largest size; many NICs take powers of two alone",
-    "governor": "see /sys/devices/system/cpu/cpu0/cpufreq/scaling_available_governors",
-    "irq_affinity": "an interrupt managed by its driver cannot be moved: choose another CPU",
-    "addresses": "is the address used elsewhere on this host?",
-    "pacing_bytes_per_s": "pacing needs the kernel's tbf (CONFIG_NET_SCH_TBF) on the generator, "
-    "on an interface whose queueing nobody has set up",
-}
+_OFF = (
+    "rps",
+    "rfs",
+    "rps_sock_flow_entries",
+    "threaded",
+    "napi_defer_hard_irqs",
+    "gro_flush_timeout_ns",
+    "busy_read_us",
+    "busy_poll_us",
+)
+"""Settings that are as good as off where the kernel does not know them."""
 
 
-def _known(interface: str) -> dict[str, Setting]:
-    """Every setting that can be changed, by name."""
-    ethtool = Ethtool(interface)
-    links = Links(interface)
-    conf = _PROC_SYS / "net/ipv6/conf" / interface / "disable_ipv6"
-    settings = [
-        Setting("irqbalance", _irqbalance, _set_irqbalance),
-        Setting("governor", governors, _set_governors),
-        Setting(
-            "ipv6_off",
-            lambda: _number(read_text(conf)),
-            lambda value: write_text(conf, str(value)),
-        ),
-        Setting("addresses", links.addresses, links.set_addresses),
-        Setting("up", links.up, links.set_up),
-        Setting("neighbours", links.neighbours, links.set_neighbours),
-        Setting(
-            "coalesce",
-            ethtool.coalesce,
-            lambda value: ethtool.set_coalesce(**value),
-            _coalesce_holds,
-        ),
-        Setting(
-            "irq_affinity",
-            lambda: {str(irq): _affinity(irq, "smp") for irq in interface_irqs(interface)},
-            _set_affinity,
-            _affinity_holds,
-        ),
-        Setting(
-            "busy_read_us",
-            lambda: _number(read_text(_BUSY_READ)),
-            lambda value: write_text(_BUSY_READ, str(value)),
-        ),
-        Setting("pacing_bytes_per_s", links.pacing, links.set_pacing),
-        *offloads.settings(interface, ethtool),
-        *queues.settings(interface, ethtool),
+def _put_back_all(settings: dict[str, Setting], journal: Journal) -> list[tuple[str, str | None]]:
+    """Each setting of the journal, the last change first, with why it is not as it was."""
+    return [
+        (name, put_back(settings[name], old) if name in settings else "unknown setting")
+        for name, old in reversed(journal.left)
     ]
-    return {setting.name: setting for setting in settings}
 
 
-def _readings(interface: str, known: dict[str, Setting]) -> dict[str, Any]:
-    at = NET / interface
-    ethtool = Ethtool(interface)
-    return {
-        "interface": interface,
-        **{name: setting.read() for name, setting in known.items()},
-        "irq_effective_affinity": {
-            str(irq): _affinity(irq, "effective") for irq in interface_irqs(interface)
-        },
-        "xps": {
-            path.parent.name: read_text(path)
-            for path in sorted((at / "queues").glob("tx-*/xps_cpus"))
-        },
-        "through": ethtool.through(),
-        "gro": ethtool.gro(),
-        "mtu": _number(read_text(at / "mtu")),
-        "napi_defer_hard_irqs": _number(read_text(at / "napi_defer_hard_irqs")),
-        "gro_flush_timeout_ns": _number(read_text(at / "gro_flush_timeout")),
-        "sysctl": {
-            name.replace("/", "."): text
-            for name in _SYSCTLS
-            if (text := read_text(_PROC_SYS / name)) is not None
-        },
-        "cpu": {
-            name: text
-            for name, path in _SWITCHES.items()
-            if (text := read_text(_CPU / path)) is not None
-        },
-    }
-
-
-def _put_back(setting: Setting, old: Any) -> str | None:
-    """Why ``setting`` is not as it was, or None."""
+def _address(text: str) -> IPv4Interface:
     try:
-        setting.write(old)
-        now = setting.read()
-    except (OSError, AgentError) as error:
-        return str(error)
-    return None if setting.holds(now, old) else f"wanted {old}, is {now}"
+        return IPv4Interface(text)
+    except ValueError as error:
+        raise AgentError(f"not an address: {error}", kind="configuration") from error
 
 
-def _coalesce_holds(is_now: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
-    # A NIC's timer has steps of its own: drivers round, and `after` says to what.
-    return (
-        is_now is not None
-        and is_now["adaptive_rx"] == wanted["adaptive_rx"]
-        and abs(is_now["rx_usecs"] - wanted["rx_usecs"]) <= wanted["rx_usecs"] // 4
-    )
+def _number_wanted(wanted: int | None, _now: Any) -> int | None:
+    return wanted
 
 
 def _neighbour(peer: dict[str, str] | None) -> dict[str, str]:
     return {peer["address"]: peer["mac"].lower()} if peer else {}
 
 
-def _affinity(irq: int, kind: str) -> str | None:
-    at = Path("/proc/irq", str(irq))
-    return read_text(at / ("smp_affinity_list" if kind == "smp" else "effective_affinity_list"))
-
-
-def _set_affinity(value: dict[str, str | None]) -> None:
-    for irq, cpus in value.items():
-        path = Path("/proc/irq", irq, "smp_affinity_list")
-        if cpus is not None and path.exists():
-            write_text(path, cpus)
-
-
-def _affinity_holds(is_now: dict[str, str | None], wanted: dict[str, str | None]) -> bool:
-    # A vector that went away with its queue has nothing to be put back.
-    return all(_cpus(is_now[irq]) == _cpus(cpus) for irq, cpus in wanted.items() if irq in is_now)
-
-
-def _cpus(text: str | None) -> set[int]:
-    found: set[int] = set()
-    for part in filter(None, (text or "").split(",")):
-        first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
-    return found
-
-
-def _irqbalance() -> str:
-    return "active" if irqbalance_running() else "inactive"
-
-
-def _set_irqbalance(value: str) -> None:
-    if shutil.which("systemctl") is None:
-        raise OSError("irqbalance runs, and there is no systemctl to stop it with")
-    verb = "start" if value == "active" else "stop"
-    subprocess.run(["systemctl", verb, "irqbalance"], stdin=subprocess.DEVNULL, capture_output=True)
-
-
-def _set_governors(value: dict[str, str]) -> None:
-    for cpu, governor in value.items():
-        write_text(_CPU / f"cpu{cpu}" / "cpufreq" / "scaling_governor", governor)
+def _put_on(wanted: set[int]) -> None:
+    """This process on the CPUs ``wanted``; it is no fault where they went offline meanwhile."""
+    try:
+        os.sched_setaffinity(0, wanted)
+    except OSError as error:
+        sys.stderr.write(f"the agent stays where it is: CPUs {cpus.as_list(wanted)}: {error}\n")
 
 
 def _carrier(interface: str, sleep: Callable[[float], None]) -> bool:
@@ -409,14 +357,3 @@ def _carrier(interface: str, sleep: Callable[[float], None]) -> bool:
             return False
         sleep(0.1)
     return True
-
-
-def _stay_off(irq_cpu: int) -> None:
-    """The agent itself goes to the last CPU that does not receive, where there is one."""
-    others = [cpu for cpu in range(os.cpu_count() or 1) if cpu != irq_cpu]
-    if others:
-        os.sched_setaffinity(0, others[-1:])
-
-
-def _number(text: str | None) -> int | None:
-    return None if text is None else int(text)

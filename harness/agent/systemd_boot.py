@@ -71,7 +71,7 @@ class SystemdBoot:
         directory = at / "loader/entries"
         kernels = at / "receive-batching"
         apart = kernels.resolve() != self._places.kernels.resolve()
-        for path in directory.glob(f"{_PREFIX}*.conf"):
+        for path in sorted(directory.glob(f"{_PREFIX}*.conf")):
             if path.name[len(_PREFIX) : -len(".conf")] not in wanted:
                 path.unlink()
         if apart and kernels.is_dir():
@@ -119,8 +119,15 @@ class SystemdBoot:
             )
         to.mkdir(parents=True, exist_ok=True)
         for name in names:
-            shutil.copyfile(source / name, to / name)
-            synced(to / name)
+            # Whole or not at all: an entry may name it already.
+            part = to / f".{name}.part"
+            try:
+                shutil.copyfile(source / name, part)
+                synced(part)
+                part.replace(to / name)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
 
     def _partition(self) -> Path:
         """Where the entries are: XBOOTLDR or the ESP."""

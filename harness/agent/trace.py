@@ -22,6 +22,7 @@ from typing import Any
 from .btf import VMLINUX
 from .compiler import bcc, compiled, probe_source, takes_loops
 from .counters import Counters, Sleep
+from .cpus import possible
 from .faults import AgentError
 from .inventory import existing
 
@@ -299,7 +300,7 @@ class _Program:
             found = re.search(r"^recursion_misses:\s*(\d+)", text, re.MULTILINE)
             lost += int(found[1]) if found else 0
         with contextlib.suppress(OSError):
-            for line in (_TRACEFS / "kprobe_profile").read_text().splitlines():
+            for line in (_TRACEFS / "kprobe_profile").read_text(errors="replace").splitlines():
                 name, _hits, misses = line.split()[:3]
                 lost += int(misses) if name.startswith(f"{self._group}_") else 0
         return lost
@@ -398,7 +399,7 @@ def _probeable() -> list[str]:
 def _drop_reasons() -> dict[int, str]:
     """Names of the reasons that skb:kfree_skb has, by number; none before Linux 5.17."""
     with contextlib.suppress(OSError):
-        shape = (_TRACEFS / "events" / "skb" / _DROP / "format").read_text()
+        shape = (_TRACEFS / "events" / "skb" / _DROP / "format").read_text(errors="replace")
         return {int(n): name for n, name in re.findall(r'\{ (\d+), "(\w+)" \}', shape)}
     return {}
 
@@ -430,7 +431,7 @@ def _added(per_cpu: Any) -> dict[str, Any]:
     return session | {
         "calls": sum(cpu.calls for cpu in called),
         "packets": sum(cpu.packets for cpu in called),
-        "by_cpu": {str(n): cpu.packets for n, cpu in enumerate(per_cpu) if cpu.calls},
+        "by_cpu": {str(n): cpu.packets for n, cpu in zip(possible(), per_cpu) if cpu.calls},
         "lengths": lengths[:-1],
         "overflow": lengths[-1],
         "cut": sum(cpu.cut for cpu in called),
@@ -442,7 +443,7 @@ def _added(per_cpu: Any) -> dict[str, Any]:
 def _sweep() -> None:
     """Kprobe events of agents that were killed; no program is attached to them any more."""
     with contextlib.suppress(OSError):
-        for line in (_TRACEFS / "kprobe_events").read_text().splitlines():
+        for line in (_TRACEFS / "kprobe_events").read_text(errors="replace").splitlines():
             found = re.match(r"p\d*:(receive_lists_(\d+)/\S+)", line)
             if found and not Path("/proc", found[2]).exists():
                 _append(_TRACEFS / "kprobe_events", f"-:{found[1]}")

@@ -14,6 +14,7 @@ import shutil
 import stat
 import struct
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -127,6 +128,10 @@ class Upload:
         """
         left = self.unpacked_bytes()
         made = {to}
+        with _of_an_archive():
+            self._unpack(release, to, left, made)
+
+    def _unpack(self, release: str, to: Path, left: int, made: set[Path]) -> None:
         for member, inside in self._members(release):
             path = to / inside
             directory = path if member.isdir() else path.parent
@@ -149,35 +154,43 @@ class Upload:
         self._files["modules.tar"].seek(0)
         top = PurePosixPath("lib/modules", release)
         count = 0
-        try:
-            with tarfile.open(fileobj=self._files["modules.tar"], mode="r:gz") as self._tar:
-                for member in self._tar:
-                    count += 1
-                    path = PurePosixPath(member.name)
-                    if path in (top / "build", top / "source") and member.issym():
-                        continue  # they lead to where the kernel was built
-                    if path in top.parents and member.isdir():
-                        continue
-                    if (
-                        count > _MEMBERS
-                        or ".." in path.parts
-                        or path.is_absolute()
-                        or (top not in (path, *path.parents))
-                    ):
-                        raise _no_modules(f"{member.name!r:.120} is not under {top}")
-                    if not (member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)):
-                        raise _no_modules(f"{member.name!r:.120} is no plain file")
-                    yield member, path.relative_to(top)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise _no_modules(str(error)) from error
+        with tarfile.open(fileobj=self._files["modules.tar"], mode="r:gz") as self._tar:
+            for member in self._tar:
+                count += 1
+                path = PurePosixPath(member.name)
+                if path in (top / "build", top / "source") and member.issym():
+                    continue  # they lead to where the kernel was built
+                if path in top.parents and member.isdir():
+                    continue
+                if (
+                    count > _MEMBERS
+                    or ".." in path.parts
+                    or path.is_absolute()
+                    or (top not in (path, *path.parents))
+                ):
+                    raise _no_modules(f"{member.name!r:.120} is not under {top}")
+                if not (member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)):
+                    raise _no_modules(f"{member.name!r:.120} is no plain file")
+                yield member, path.relative_to(top)
 
     def _chunks(self, name: str) -> Iterator[bytes]:
         file = self._files[name]
         file.seek(0)
         while chunk := file.read(1 << 20):
             yield chunk
+
+
+@contextlib.contextmanager
+def _of_an_archive() -> Iterator[None]:
+    """Whatever a spoilt archive raises, as it is listed or read, is an AgentError."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise _no_modules(f"it holds {error.filename!r:.120} twice") from error
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, struct.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise _no_modules(str(error)) from error
 
 
 def _no_modules(why: str) -> AgentError:

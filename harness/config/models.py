@@ -321,6 +321,16 @@ class BedSettings(Model):
     coalesce: Coalesce | None = Field(
         default=None, description="interrupt moderation on the dut; null leaves it as it is"
     )
+    napi_defer_hard_irqs: Annotated[int, Field(ge=0, le=1000)] | None = Field(
+        default=0,
+        description="polls without packets after which the dut's interrupt is on again; "
+        "null leaves it as it is",
+    )
+    gro_flush_timeout_ns: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = Field(
+        default=0,
+        description="how long the dut's NAPI may hold packets and interrupts back, in ns; "
+        "null leaves it as it is",
+    )
     irqbalance: Literal["off"] | None = Field(
         default="off", description="irqbalance during a trial; null leaves it as it is"
     )

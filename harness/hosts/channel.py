@@ -35,6 +35,39 @@ _KINDS: dict[str, type[HarnessError]] = {
     "infrastructure": InfrastructureError,
     "void": TrialVoidError,
 }
+REFUSAL = "receive-batching-agent: "
+"""Begins the one line of a host on which the agent cannot run, and says what it needs."""
+# Any shell and any Python 3 can read these two: nothing newer is read before they have looked.
+# Only directories of root's are searched, and his PATH is not: it may be the caller's.
+_LAUNCHER = f"""\
+#!/bin/sh
+# The agent of the receive-batching harness: this script, and a zip archive behind it.
+found= new_enough='import sys; sys.exit(sys.version_info < (3, 9))'
+for python in /usr/bin/python3 /usr/local/bin/python3 /usr/bin/python3.[0-9]* \\
+    /usr/local/bin/python3.[0-9]* /opt/python3*/bin/python3 /usr/libexec/platform-python; do
+    case "$python" in *-config | *[!0-9n]) continue ;; esac
+    [ -x "$python" ] || continue
+    if "$python" -I -c "$new_enough" </dev/null 2>/dev/null; then
+        exec "$python" -I "$0" "$@"
+    fi
+    found="$found $python: $("$python" -V 2>&1),"
+done
+echo "{REFUSAL}needs Python 3.9 or later; this host has ${{found:-no python3 in /usr/bin}}" >&2
+exit 69
+"""
+_MAIN = f"""\
+import sys
+
+if sys.version_info < (3, 9):
+    sys.stderr.write(
+        "{REFUSAL}needs Python 3.9 or later; %s is %s\\n"
+        % (sys.executable, sys.version.split()[0])
+    )
+    sys.exit(69)
+from harness.agent.__main__ import main
+
+sys.exit(main())
+"""
 _LINE_LIMIT = 32 << 20
 _LINES_WAITING = 4
 _LOG_LIMIT = 4 << 20
@@ -46,7 +79,7 @@ def agent_archive() -> tuple[str, bytes]:
     package = Path(__file__).parent.parent / "agent"
     members = {
         "harness/__init__.py": b"",
-        "__main__.py": b"from harness.agent.__main__ import main\n\nmain()\n",
+        "__main__.py": _MAIN.encode(),
     }
     members |= {
         f"harness/agent/{path.name}": path.read_bytes() for path in sorted(package.glob("*.py"))
@@ -60,7 +93,7 @@ def agent_archive() -> tuple[str, bytes]:
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
     # Isolated: neither the environment nor the caller's directory says what is imported.
-    content = b"#!/usr/bin/python3 -I\n" + packed.getvalue()
+    content = _LAUNCHER.encode() + packed.getvalue()
     return f"receive-batching-agent-{hashlib.sha256(content).hexdigest()[:16]}.pyz", content
 
 

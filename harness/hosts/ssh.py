@@ -21,7 +21,7 @@ from harness import process
 from harness.config import SshHost
 from harness.errors import HostLostError, HostRefusedError, InfrastructureError
 from harness.hosts import control, hostkeys
-from harness.hosts.channel import Agent, agent_archive, outcome, parsed
+from harness.hosts.channel import REFUSAL, Agent, agent_archive, outcome, parsed
 
 AGENT_HOME = ".cache/receive-batching"
 """Where the user's own copies of the agent are, in his home there."""
@@ -182,8 +182,9 @@ class SshTarget:
         try:
             return Agent(self.argv(self._agent(host)), host=host, log=log, watch=watch)
         except HostLostError as error:
-            if error.message.rpartition("\n")[2].lstrip(" |").startswith("sudo:"):
-                raise _not_allowed(host, error.message.rpartition("\n")[2].lstrip(" |")) from error
+            said = error.message.rpartition("\n")[2].lstrip(" |")
+            if said.startswith(("sudo:", REFUSAL)):
+                raise _not_allowed(host, said) from error
             raise
 
     def ask(
@@ -202,7 +203,7 @@ class SshTarget:
                 if isinstance(answer, dict) and answer.get("id") == 1:
                     return outcome(host, answer)
         said = process.harmless(done.stderr.decode(errors="replace")).strip().splitlines()[-5:]
-        if said and said[-1].startswith("sudo:"):
+        if said and said[-1].startswith(("sudo:", REFUSAL)):
             raise _not_allowed(host, said[-1])
         raise HostLostError(
             f"{host}: no answer to {call}" + "".join(f"\n  | {line}" for line in said),
@@ -240,10 +241,16 @@ class SshTarget:
         as_root = [] if "root" in said.splitlines() else ["sudo", "-n"]
         if "here" in said.splitlines():
             return [*as_root, installed]
-        return [*as_root, "/usr/bin/python3", self.send_agent(host=host)]
+        return [*as_root, "/bin/sh", self.send_agent(host=host)]
 
 
 def _not_allowed(host: str, said: str) -> HostRefusedError:
+    if said.startswith(REFUSAL):
+        return HostRefusedError(
+            f"{host}: the agent {process.harmless(said[len(REFUSAL) :])}",
+            hint=f"install Python 3.9 or later on {host}, as /usr/bin/python3.9 for example, "
+            "with psutil and pyroute2 for it",
+        )
     return HostRefusedError(
         f"{host}: the agent was not started: {process.harmless(said)}",
         hint=f"`harness hosts sudoers {host}` prints what an administrator has to allow",
