@@ -391,6 +391,11 @@ class Ipmi(Model):
     cipher_suite: Annotated[int, Field(ge=3, le=17)] | None = Field(
         default=None, description="cipher suite; null leaves it to ipmitool"
     )
+    privilege: Literal["user", "operator", "administrator"] | None = Field(
+        default=None,
+        description="privilege level asked for, no higher than the account's; the power needs "
+        "operator; null leaves it to ipmitool, which asks for administrator",
+    )
 
 
 class RedfishPower(Model):
