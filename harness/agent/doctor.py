@@ -18,17 +18,21 @@ from .faults import AgentError
 from .health import Check, check
 from .inventory import inventory
 from .kernel_config import kernel_config
+from .kernels import Kernels
 
 _ROLES = ("dut", "generator")
-_BOOT_MIB, _VAR_MIB, _GENERATOR_VAR_MIB = 160, 1024, 64
+_LEAST_KERNELS = 2
+"""The one that runs, and the one that is booted next."""
+_VAR_MIB, _GENERATOR_VAR_MIB = 1024, 64
 _CLOCK_S = 120.0
 
 
 class Doctor:
-    """The call. ``boot`` is asked what the host can boot."""
+    """The call. ``boot`` is asked what the host can boot, ``kernels`` how many there is room for."""
 
-    def __init__(self, boot: Boot) -> None:
+    def __init__(self, boot: Boot, kernels: Kernels) -> None:
         self._boot = boot
+        self._kernels = kernels
         self._checks: list[Check] = []
 
     def examine(
@@ -186,7 +190,8 @@ class Doctor:
     def _disk(self, role: str) -> None:
         places = {"/var": _VAR_MIB if role == "dut" else _GENERATOR_VAR_MIB}
         if role == "dut":
-            places |= {"/boot": _BOOT_MIB, "/lib/modules": _VAR_MIB}
+            places |= {"/lib/modules": _VAR_MIB}
+            self._boot_room()
         for path, mib in places.items():
             there = next(at for at in (Path(path), *Path(path).parents) if at.exists())
             status = os.statvfs(there)
@@ -198,6 +203,21 @@ class Doctor:
                 remedy=f"free {mib} MiB; `harness hosts clean` removes kernels of the harness",
                 needed=True,
             )
+
+    def _boot_room(self) -> None:
+        """A campaign boots one kernel while another runs; the more fit, the fewer are sent anew."""
+        room = self._kernels.room()
+        fit = room["fit"] + room["ours"]
+        self._add(
+            "space in /boot",
+            ok=fit >= _LEAST_KERNELS,
+            detail=f"{room['free_mib']} MiB free; {fit} kernels of ours fit, some "
+            f"{room['each_mib']} MiB each. A campaign has one for each step and layout, and "
+            "removes those that are not needed next where they do not fit all",
+            remedy=f"free {_LEAST_KERNELS * room['each_mib']} MiB: old kernels of the "
+            f"distribution ({health.autoremove()})",
+            needed=True,
+        )
 
     def _kernel_config(self) -> None:
         try:

@@ -46,6 +46,11 @@ def install(package: str) -> str:
     return f"{'dnf' if rhel() else 'apt-get'} install {package}"
 
 
+def autoremove() -> str:
+    """The command that removes kernels of the distribution that are not used any more."""
+    return "dnf remove --oldinstallonly" if rhel() else "apt-get autoremove --purge"
+
+
 def number(path: Path) -> int | None:
     """The number in a /sys file."""
     text = read_text(path)

@@ -92,6 +92,13 @@ KeyringEntry = Annotated[
 ]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 Command = Annotated[tuple[Word, ...], Field(min_length=1, max_length=64)]
+KernelConsole = Annotated[
+    str,
+    _pattern(
+        r"^(tty[A-Za-z]{1,8}[0-9]{1,3}|hvc[0-9]{1,2})(,[0-9a-z,]{1,32})?$",
+        "a console as kernels name it, such as ttyS1,115200n8",
+    ),
+]
 Suite = Annotated[str, _pattern(r"^[a-z][a-z0-9-]{0,31}$", "a Debian suite such as trixie")]
 Governor = Annotated[
     str, _pattern(r"^[a-z][a-z_]{0,15}$", "a cpufreq governor such as performance, or null")
@@ -469,7 +476,19 @@ class Boot(Model):
         description="auto takes kexec where it can, else the boot loader's one-shot entry",
     )
     timeout_s: Annotated[int, Field(ge=30, le=3600)] = Field(
-        default=300, description="seconds within which a kernel has to be up"
+        default=300,
+        description="seconds within which a kernel has to be up, from its beginning: what the "
+        "firmware takes before is not counted",
+    )
+    firmware_s: Annotated[int, Field(ge=0, le=3600)] | None = Field(
+        default=None,
+        description="seconds the firmware may take besides; null: one and a half times what it "
+        "took at a boot before, or twice timeout_s while that is not known",
+    )
+    console: KernelConsole | None = Field(
+        default=None,
+        description="console= for kernels under test, where the host's own command line names no "
+        "serial line; null adds none",
     )
 
 
