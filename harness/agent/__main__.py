@@ -34,6 +34,7 @@ from .inventory import inventory, read_text, see_own_interfaces
 from .kernel_config import kernel_config
 from .kernels import Kernels
 from .lease import Lease
+from .needs import needs
 from .netconsole import netconsole
 from .netperf import Load
 from .pmu import Pmu
@@ -138,6 +139,7 @@ class Agent:
             "kernel_list": kernels.installed,
             "kernel_remove": kernels.remove,
             "kernel_room": kernels.room,
+            "needs": needs,
             "boot_can": boot.can,
             "boot_prepare": boot.prepare,
             "boot_go": boot.go,

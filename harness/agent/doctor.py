@@ -28,7 +28,7 @@ _CLOCK_S = 120.0
 
 
 class Doctor:
-    """The call. ``boot`` is asked what the host can boot, ``kernels`` how many there is room for."""
+    """The call. ``boot`` is asked what the host can boot, ``kernels`` what there is room for."""
 
     def __init__(self, boot: Boot, kernels: Kernels) -> None:
         self._boot = boot

@@ -25,6 +25,7 @@ _SIOCETHTOOL = 0x8946
 _GDRVINFO, _GCOALESCE, _SCOALESCE = 0x03, 0x0E, 0x0F
 _GRINGPARAM, _SRINGPARAM, _GSTRINGS, _GSTATS, _GGRO = 0x10, 0x11, 0x1B, 0x1D, 0x2B
 _GRXFHINDIR, _SRXFHINDIR, _GCHANNELS, _SCHANNELS = 0x38, 0x39, 0x3C, 0x3D
+_GPERMADDR = 0x20
 _SET_OF_STATS = 1
 _NAME_BYTES = 32
 _SLACK = 512
@@ -81,6 +82,14 @@ class Ethtool:
         """Counters by the names ``ethtool -S`` shows."""
         numbers = struct.unpack(f"{len(values) // 8}Q", values)
         return dict(zip(self._names(), numbers))
+
+    def permanent_address(self) -> str | None:
+        """The address the NIC was made with, six bytes in lower case."""
+        answer = self._read(struct.pack("II32x", _GPERMADDR, 32))
+        size = struct.unpack_from("II", answer)[1] if answer else 0
+        if answer is None or size != 6 or not any(answer[8:14]):
+            return None
+        return ":".join(f"{byte:02x}" for byte in answer[8:14])
 
     def channels(self) -> Channels | None:
         """Queues, where the driver lets them be counted."""

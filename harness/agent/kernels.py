@@ -91,6 +91,7 @@ class Kernels:
                 record.data["known_good"] = known_good
             self._refuse_to_replace(release)
             evicted = self._make_room(record, upload, [a_release(one) for one in may_go])
+            record.data["known_good"] = known_good  # without kernels there was none to keep
             entry = {"cmdline": words, "digest": digest, "complete": False}
             record.data["kernels"][release] = entry
             record.save()

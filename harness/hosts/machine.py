@@ -78,6 +78,7 @@ class Machine:
         self._by_firmware, self._cycled, self._left_at_s = True, False, 0.0
         self._begun_s: float | None = None
         self._booted: list[str] = []
+        self._mac: str | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -254,15 +255,24 @@ class Machine:
         """
         agent = self.reached()
         with contextlib.closing(agent):
-            self._inventory(agent)
+            self._mac = self._inventory(agent).get("mac")
             state = agent.call("boot_state")
             self.known_good = state["known_good"] if state["ours"] else agent.ready["release"]
 
-    def mac(self, agent: Agent) -> str:
-        """The address of its interface, which was there when it was met."""
+    def interface(self, agent: Agent) -> tuple[str, str]:
+        """Name and address of its interface, which was there when it was met.
+
+        Another kernel may name it otherwise: it is known by its address then.
+        """
         try:
-            return str(self._inventory(agent)["mac"])
+            return self.config.interface, str(self._inventory(agent)["mac"])
         except ConfigurationError as error:
+            if self._mac is not None:
+                with contextlib.suppress(ConfigurationError):
+                    found = agent.call("inventory", mac=self._mac, within_s=60)
+                    name = str(found["interface"])
+                    self._progress.say(f"{self.name}: {self.config.interface} is {name} now")
+                    return name, str(found["mac"])
             raise InfrastructureError(
                 f"{error.message}, but there was one before",
                 hint="did the NIC fail, or has this kernel no driver for it? Its console tells",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config import SshHost
+from harness.config import Bed, Kernel, SshHost
 from harness.errors import (
     DiedLeavingError,
     HarnessError,
@@ -26,8 +26,11 @@ from harness.hosts.lease import Leases, calls_to
 from harness.hosts.machine import Machine
 from harness.hosts.ssh import SshTarget
 from harness.journal import Journal
-from harness.kernels import HostConfig, Image
+from harness.kernels import HostConfig, Image, bootable, of_host
 from harness.progress import Progress
+
+_LEAST_KERNELS = 2
+"""The one that runs, and the one that is booted next: all others can make room."""
 
 
 @dataclass(kw_only=True)
@@ -66,14 +69,16 @@ class MachineBoots(Boots):
                 dut = self._dut.boot(agent, image, note).watched_by(self._check)
             up.callback(_end, dut)
             self._still_mine()
+            dut_interface, dut_mac = self._dut.interface(dut)
+            generator_interface, generator_mac = self._generator.interface(sending)
             cpus = self._bed.placement.netperf_cpus
             yield MachineBed(
                 dut=dut,
                 generator=sending,
-                dut_interface=self._bed.dut.interface,
-                dut_mac=self._dut.mac(dut),
-                generator_interface=self._bed.generator.interface,
-                generator_mac=self._generator.mac(sending),
+                dut_interface=dut_interface,
+                dut_mac=dut_mac,
+                generator_interface=generator_interface,
+                generator_mac=generator_mac,
                 netperf_prefix=[],
                 netperf_cpus=[] if cpus == "auto" else list(cpus),
                 netperf_nice=0,
@@ -181,6 +186,46 @@ def opened(
                 boots.close()
             raise
         boots.close()
+
+
+def looked_at(bed: Bed, kernel: Kernel, *, resumed: bool = False) -> None:
+    """What is known of both machines of ``bed`` before anything is built for them.
+
+    Of a campaign that is ``resumed`` one may have been left in a hang.
+
+    Raises:
+        ConfigurationError: a host has no such interface as hosts.yaml says, or would not come
+            up with the configuration it says.
+        InfrastructureError: one cannot be reached, or there is no room for kernels.
+    """
+    for name, host in ((bed.dut_name, bed.dut), (bed.generator_name, bed.generator)):
+        assert isinstance(host, SshHost)
+        with tempfile.TemporaryDirectory(prefix="rb-") as scratch:
+            try:
+                agent = SshTarget.of(host).start_agent(host=name, log=Path(scratch) / "agent.log")
+            except HostLostError:
+                # Whoever has a power button is brought up when its turn comes.
+                if resumed or host.power is not None:
+                    continue
+                raise
+            with contextlib.closing(agent):
+                agent.call("inventory", interface=host.interface, within_s=60)
+                if name == bed.dut_name:
+                    _require_bootable(agent, name, host, kernel)
+
+
+def _require_bootable(agent: Agent, name: str, host: SshHost, kernel: Kernel) -> None:
+    if not of_host(kernel, virtual=False):
+        bootable.require(kernel, name, agent.call("needs", interface=host.interface)["drivers"])
+    room = agent.call("kernel_room")
+    if room["fit"] + room["ours"] < _LEAST_KERNELS:
+        raise InfrastructureError(
+            f"{name}: /boot has room for {room['fit'] + room['ours']} kernels of some "
+            f"{room['each_mib']} MiB, {room['free_mib']} MiB are free; one has to fit beside the "
+            "one that runs",
+            hint="remove old kernels of the distribution there (apt-get autoremove --purge, dnf "
+            f"remove --oldinstallonly); harness hosts clean {name} removes those of the harness",
+        )
 
 
 def host_config(name: str, host: SshHost, *, resumed: bool = False) -> HostConfig:

@@ -169,7 +169,7 @@ def chosen(kernel: Kernel, host: HostConfig | None = None) -> Configuration:
     if host is None:
         raise ConfigurationError(
             "kernel.config is the host's, and there is no host to ask",
-            hint="name a bed whose dut is of kind ssh, or write config: benchmark",
+            hint="name a bed whose dut is of kind ssh; for a virtual bed write config: benchmark",
         )
     for name in host.modules[:_MAX_MODULES]:
         if not _MODULE.fullmatch(name):

@@ -377,4 +377,4 @@ def test_an_interface_that_is_not_there_before_the_boot_and_after_it(
     with pytest.raises(ConfigurationError, match="no interface eth1"):
         machine.meet()
     with pytest.raises(InfrastructureError, match="there was one before"):
-        machine.mac(machine.reached())
+        machine.interface(machine.reached())
