@@ -51,6 +51,7 @@ class MachineBoots(Boots):
         self._bed, self._dut, self._generator = place.bed, dut, generator
         self._place, self._leases = place, leases
         self._sending: Agent | None = None
+        self._speeds_mbps: dict[str, int] = {}
 
     @contextmanager
     def boot(
@@ -83,6 +84,7 @@ class MachineBoots(Boots):
                 netperf_cpus=[] if cpus == "auto" else list(cpus),
                 netperf_nice=0,
                 placed={},
+                speeds_mbps=self._speeds_mbps,
                 machine=self._dut,
             )
 
