@@ -30,6 +30,7 @@ from .counters import Counters
 from .doctor import Doctor
 from .emulated import Emulated, symbols
 from .faults import AgentError, ControllerGone
+from .firewall import firewall
 from .inventory import inventory, read_text, see_own_interfaces
 from .kernel_config import kernel_config
 from .kernels import Kernels
@@ -40,6 +41,7 @@ from .netperf import Load
 from .pmu import Pmu
 from .settings import Settings
 from .trace import Tracer
+from .way import Way
 
 PROTOCOL = 1
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -98,6 +100,7 @@ class Agent:
         self._settings = Settings()
         self._load = Load()
         self._tracer = Tracer()
+        self._way = Way()
         lease = Lease()
         self._pmu = Pmu()
         self._counters: dict[str, Counters] = {}
@@ -140,6 +143,10 @@ class Agent:
             "kernel_remove": kernels.remove,
             "kernel_room": kernels.room,
             "needs": needs,
+            "firewall": firewall,
+            "way_listen": self._way.listen,
+            "way_try": self._way.tried,
+            "way_end": self._way.end,
             "boot_can": boot.can,
             "boot_prepare": boot.prepare,
             "boot_go": boot.go,
@@ -152,6 +159,7 @@ class Agent:
 
     def close(self) -> None:
         """Leave the host as it was found; nothing that fails here stops the rest."""
+        self._way.end()
         for last in (self._tracer.close, self._load.stop, self._settings.restore):
             try:
                 left = last()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from . import card, health, programs
+from . import around, card, health, programs
 from .boot import Boot
 from .faults import AgentError
 from .health import Check, check
@@ -49,6 +49,7 @@ class Doctor:
         steps: list[tuple[str, Callable[[], object]]] = [
             ("python", lambda: self._python(dut)),
             ("interface", lambda: self._checks.extend(card.checks(interface, dut, irq_cpu))),
+            ("around", lambda: self._checks.extend(around.checks(interface, dut))),
             ("netperf", lambda: self._netperf(dut)),
             ("ssh", lambda: self._apart_from_ssh(interface)),
             ("CPUs", lambda: self._cpus(dut)),
@@ -146,8 +147,6 @@ class Doctor:
             remedy="one CPU receives; what watches it needs another",
             needed=False,
         )
-        if role != "dut":
-            return
         governors = set((found["governors"] or {}).values())
         self._add(
             "governor",
@@ -158,6 +157,8 @@ class Doctor:
         )
         for what, (ok, detail, remedy) in health.switches().items():
             self._add(what, ok=ok, detail=detail, remedy=remedy, needed=False)
+        if role != "dut":
+            return
         running = found["irqbalance"]
         can_stop = not running or programs.found("systemctl") is not None
         self._add(
