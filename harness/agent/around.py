@@ -56,9 +56,9 @@ def listener(port: int, root: str = "/") -> dict[str, Any] | None:
         for line in (read_text(base / "proc/net" / name) or "").splitlines()[1:]:
             words = line.split()
             local = words[1].rpartition(":")[2] if len(words) > 9 else ""
-            if re.fullmatch(r"[0-9A-Fa-f]{1,8}", local) and words[3] == _LISTEN:
-                if int(local, 16) == port:
-                    inodes.add(words[9])
+            listens = re.fullmatch(r"[0-9A-Fa-f]{1,8}", local) and words[3] == _LISTEN
+            if listens and int(local, 16) == port:
+                inodes.add(words[9])
     if not inodes:
         return None
     for handle in (base / "proc").glob("[0-9]*/fd/*"):
@@ -184,11 +184,8 @@ def manager(interface: str, root: str = "/") -> tuple[str | None, str]:
     if device is not None:
         file = "/etc/NetworkManager/conf.d/05-receive-batching.conf"
         text = rf"[keyfile]\nunmanaged-devices=interface-name:{interface}\n"
-        return (
-            f"NetworkManager ({device})",
-            f"printf '{text}' > {file} && nmcli general reload && nmcli device set {interface} "
-            "managed no",
-        )
+        reload = f"nmcli general reload && nmcli device set {interface} managed no"
+        return f"NetworkManager ({device})", f"printf '{text}' > {file} && {reload}"
     return None, ""
 
 

@@ -14,6 +14,7 @@ from .faults import AgentError
 from .inventory import read_text
 
 _WITHIN_S = 10.0
+_HOOKS = ("input", "prerouting", "ingress")
 _CHAIN = re.compile(r"[\w.-]{1,64}")
 
 
@@ -27,8 +28,12 @@ def firewall(interface: str, *, root: str = "/") -> dict[str, Any]:
         return {"kind": "firewalld", "opens": opens}
     if re.search(r"^ENABLED=yes\s*$", _text(base / "etc/ufw/ufw.conf"), re.MULTILINE):
         return {"kind": "ufw", "opens": f"ufw insert 1 allow in on {interface}"}
-    for family, table, chain in filtering(_nft()):
-        opens = f'nft insert rule {family} {table} {chain} iifname "{interface}" accept'
+    if chains := filtering(_nft()):
+        # Each of them judges a packet; that one accepts it does not spare it the next.
+        opens = "; ".join(
+            f'nft insert rule {family} {table} {chain} iifname "{interface}" accept'
+            for family, table, chain in chains
+        )
         return {"kind": "nftables", "opens": opens}
     # Of the old kind, which nft does not show.
     if "filter" in _text(base / "proc/net/ip_tables_names").split():
@@ -37,7 +42,9 @@ def firewall(interface: str, *, root: str = "/") -> dict[str, Any]:
 
 
 def filtering(said: str) -> list[tuple[str, str, str]]:
-    """Family, table and name of the chains that may refuse what comes in, from ``nft -j list ruleset``.
+    """Family, table and name of the chains that may refuse what comes in.
+
+    From ``nft -j list ruleset``.
 
     A chain without a rule that accepts by default refuses nothing.
     """
@@ -50,11 +57,7 @@ def filtering(said: str) -> list[tuple[str, str, str]]:
     found = []
     for row in rows:
         chain = row.get("chain")
-        if not isinstance(chain, dict) or chain.get("hook") not in (
-            "input",
-            "prerouting",
-            "ingress",
-        ):
+        if not isinstance(chain, dict) or chain.get("hook") not in _HOOKS:
             continue
         at = _of(chain, "name")
         judges = chain.get("policy") == "drop" or at in ruled

@@ -109,10 +109,12 @@ class Way:
 def _said(way: Any, target: str, source: str, port: int, word: str) -> str | None:
     try:
         way(target, source, port, word.encode())
-    except (OSError, OverflowError, UnicodeError) as error:
-        if isinstance(error, TimeoutError):
-            return "no answer"
-        return os.strerror(error.errno) if getattr(error, "errno", None) else str(error)
+    except socket.timeout:
+        return "no answer"
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno else str(error)
+    except (OverflowError, UnicodeError) as error:
+        return str(error)
     return None
 
 
@@ -136,7 +138,7 @@ def _by_udp(target: str, source: str, port: int, word: bytes) -> None:
             try:
                 if line.recv(_LONGEST) == word:
                     return
-            except TimeoutError:
+            except socket.timeout:
                 if not left:
                     raise
     raise OSError("another one answers there")
