@@ -84,7 +84,12 @@ class Machine:
     @property
     def longest_boot_s(self) -> float:
         """Within so long :meth:`boot` is over, power cycle and all."""
-        return 2.0 * (2.0 * self.config.boot.timeout_s + self._firmware_s)
+        return 2.0 * (self.config.boot.timeout_s + self.patience_s)
+
+    @property
+    def patience_s(self) -> float:
+        """Within so long a machine that was left rebooting answers, its firmware's time and all."""
+        return self.config.boot.timeout_s + self._firmware_s
 
     @contextmanager
     def watched(self) -> Iterator[None]:

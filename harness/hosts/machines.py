@@ -170,7 +170,7 @@ def opened(
                 campaign=campaign,
                 holder=campaign,
                 # A harness that was killed may have left one of them rebooting, or in a hang.
-                wait_s=max(one.config.boot.timeout_s for one in machines.values()),
+                wait_s=max(one.patience_s for one in machines.values()),
                 say=progress.say,
                 journal=Journal(directory),
                 revive=lambda name, lost: machines[name].cycle(lost),
@@ -222,7 +222,7 @@ def _require_bootable(agent: Agent, name: str, host: SshHost, kernel: Kernel) ->
     room = agent.call("kernel_room")
     if room["fit"] + room["ours"] < _LEAST_KERNELS:
         raise InfrastructureError(
-            f"{name}: /boot has room for {room['fit'] + room['ours']} kernels of some "
+            f"{name}: no room: /boot takes {room['fit'] + room['ours']} kernels of some "
             f"{room['each_mib']} MiB, {room['free_mib']} MiB are free; one has to fit beside the "
             "one that runs",
             hint="remove old kernels of the distribution there (apt-get autoremove --purge, dnf "

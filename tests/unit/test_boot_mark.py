@@ -264,3 +264,32 @@ def test_what_was_kept_and_is_broken_is_not_known(
     assert firmware.measured("rx") is None
     firmware.keep("rx", 70)
     assert firmware.measured("rx") == 70
+
+
+# Whatever a console says
+
+
+@given(
+    st.lists(
+        st.binary(max_size=30)
+        | st.sampled_from([b"Linux version ", OURS.encode(), b"TOKEN", b"\n", PANIC.encode(),
+                           b"Kernel panic - not syncing", b"\x1b[2J", b"\xff\xfe", b"\r"]),
+        max_size=12,
+    ),
+    st.booleans(),
+)  # fmt: skip
+def test_whatever_a_console_says_is_of_one_kernel_or_the_other(
+    chunks: list[bytes], left: bool
+) -> None:
+    from harness import process
+
+    text = process.harmless(b"".join(chunks).decode(errors="replace"))
+    machine = Machine.__new__(Machine)
+    machine._console = cast("Any", SimpleNamespace(text=lambda since: text[since:]))
+    machine._since, machine._own_from = 0, None
+    machine._left_behind, machine._token, machine.release = left, "TOKEN", OURS
+    before, begun = machine._parted()
+    assert before + begun == text
+    if left and "TOKEN" in text:
+        assert "TOKEN" not in before
+    assert isinstance(machine.said_since_start(), str)

@@ -206,7 +206,7 @@ def test_an_interface_that_was_renamed_is_told_before_building(
 def test_a_boot_without_room_is_told_before_building(monkeypatch: pytest.MonkeyPatch) -> None:
     looked = Looked(monkeypatch)
     looked.answers["kernel_room"] = {"fit": 1, "ours": 0, "each_mib": 60, "free_mib": 80}
-    with pytest.raises(InfrastructureError, match="/boot has room for 1 kernels of some 60 MiB"):
+    with pytest.raises(InfrastructureError, match="no room: /boot takes 1 kernels of some 60 MiB"):
         machines.looked_at(*bed())
     looked.answers["kernel_room"]["ours"] = 3
     machines.looked_at(*bed())
