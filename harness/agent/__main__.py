@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .around import others
 from .boot import Boot
 from .counters import Counters
 from .doctor import Doctor
@@ -144,6 +145,7 @@ class Agent:
             "kernel_room": kernels.room,
             "needs": needs,
             "firewall": firewall,
+            "others": others,
             "way_listen": self._way.listen,
             "way_try": self._way.tried,
             "way_end": self._way.end,

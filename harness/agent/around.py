@@ -28,7 +28,10 @@ _STREAM_PPS = 850_000
 of the published measurement.
 """
 _RECEIVER_PPS = 5_000_000
+# One of the system's own: it comes back at each boot. What was begun by ssh does not.
+_UNIT = re.compile(r"/system\.slice/(?:\S*/)?(?!sshd?[@.])([\w@.\\-]+\.service)$", re.MULTILINE)
 _NM_UNMANAGED = "10"
+_NM_FIELDS = "GENERAL.STATE,GENERAL.CONNECTION,DHCP4.OPTION"
 
 
 def checks(interface: str, role: str) -> Iterator[Check]:
@@ -68,7 +71,7 @@ def listener(port: int, root: str = "/") -> dict[str, Any] | None:
             continue
         if found and found[1] in inodes:
             of = handle.parent.parent
-            unit = re.search(r"([\w@.\\-]+\.(?:service|socket))", read_text(of / "cgroup") or "")
+            unit = _UNIT.search(read_text(of / "cgroup") or "")
             return {
                 "pid": int(of.name),
                 "name": read_text(of / "comm") or "?",
@@ -155,7 +158,7 @@ def _speed(interface: str) -> Check:
 
 
 def _managed(interface: str) -> Check:
-    by, remedy = manager(interface)
+    by, remedy, _ = manager(interface)
     return check(
         "set up by",
         ok=by is None,
@@ -165,8 +168,20 @@ def _managed(interface: str) -> Check:
     )
 
 
-def manager(interface: str, root: str = "/") -> tuple[str | None, str]:
-    """What sets ``interface`` up beside us, and how to keep it from that for good: hosts reboot."""
+def others(*, interface: str) -> dict[str, Any]:
+    """Whoever would undo a run on ``interface``: ``manager`` with its ``remedy`` and whether it
+    asks for an address by ``dhcp``, and the ``service`` that holds netserver's port.
+    """
+    by, remedy, dhcp = manager(interface)
+    held = listener(PORT)
+    service = held["unit"] if held else None
+    return {"manager": by, "remedy": remedy, "dhcp": dhcp, "service": service, "port": PORT}
+
+
+def manager(interface: str, root: str = "/") -> tuple[str | None, str, bool]:
+    """What sets ``interface`` up beside us, how to keep it from that for good (hosts reboot), and
+    whether it asks for an address by DHCP, and takes ours away while it has none.
+    """
     base = Path(root)
     index = read_text(base / "sys/class/net" / interface / "ifindex") or "0"
     state = re.search(
@@ -176,24 +191,27 @@ def manager(interface: str, root: str = "/") -> tuple[str | None, str]:
     if state and state[1] not in ("unmanaged", "pending", "linger"):
         file = "/etc/systemd/network/05-receive-batching.network"
         text = rf"[Match]\nName={interface}\n[Link]\nUnmanaged=yes\n"
+        leased = (base / f"run/systemd/netif/leases/{index}").exists()
         return (
             f"systemd-networkd ({state[1]})",
             f"printf '{text}' > {file} && networkctl reload",
+            leased or state[1] == "configuring",
         )
     device = _network_manager(interface)
     if device is not None:
         file = "/etc/NetworkManager/conf.d/05-receive-batching.conf"
         text = rf"[keyfile]\nunmanaged-devices=interface-name:{interface}\n"
         reload = f"nmcli general reload && nmcli device set {interface} managed no"
-        return f"NetworkManager ({device})", f"printf '{text}' > {file} && {reload}"
-    return None, ""
+        remedy = f"printf '{text}' > {file} && {reload}"
+        return f"NetworkManager ({device})", remedy, "DHCP" in device or "connecting" in device
+    return None, "", False
 
 
 def _network_manager(interface: str) -> str | None:
     """The state it has the interface in; None where it leaves it alone or is not there."""
     try:
         said = programs.run(
-            ["nmcli", "-g", "GENERAL.STATE,GENERAL.CONNECTION", "device", "show", interface],
+            ["nmcli", "-g", _NM_FIELDS, "device", "show", interface],
             timeout_s=_WITHIN_S,
         )
     except AgentError:
@@ -209,7 +227,8 @@ def nm_state(said: str) -> str | None:
         return None
     words = " ".join(number[1:]).strip("()")[:40] or number[0]
     name = lines[1].strip()[:40] if len(lines) > 1 else ""
-    return f"{words}, {name}" if name else words
+    by = ", by DHCP" if any("ip_address" in line for line in lines[2:]) else ""
+    return (f"{words}, {name}" if name else words) + by
 
 
 def _firewall(interface: str) -> Check:

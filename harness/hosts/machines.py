@@ -212,8 +212,26 @@ def looked_at(bed: Bed, kernel: Kernel, *, resumed: bool = False) -> None:
                 raise
             with contextlib.closing(agent):
                 agent.call("inventory", interface=host.interface, within_s=60)
+                _require_alone(agent, name, host, serves=name == bed.dut_name)
                 if name == bed.dut_name:
                     _require_bootable(agent, name, host, kernel)
+
+
+def _require_alone(agent: Agent, name: str, host: SshHost, *, serves: bool) -> None:
+    """Refuse what would undo a run at each boot, with the command that ends it for good."""
+    found = agent.call("others", interface=host.interface)
+    if found["dhcp"]:
+        raise InfrastructureError(
+            f"{name}: {found['manager']} asks for an address on {host.interface} by DHCP, and "
+            "takes the test address away",
+            hint=f"as root there: {found['remedy']}",
+        )
+    if serves and found["service"]:
+        raise InfrastructureError(
+            f"{name}: {found['service']} holds TCP port {found['port']}, which is netserver's, and "
+            "comes back at each boot",
+            hint=f"there: sudo systemctl disable --now {found['service']}",
+        )
 
 
 def _require_bootable(agent: Agent, name: str, host: SshHost, kernel: Kernel) -> None:

@@ -32,9 +32,8 @@ def bed_of(rack: Rack, tmp_path: Path) -> tuple[config.Bed, config.Load]:
 
 
 @pytest.fixture
-def met(rack: Rack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+def met(rack: Rack, tmp_path: Path) -> Iterator[Machine]:
     """The dut as a campaign meets it, and left in its own kernel, without ours."""
-    monkeypatch.setenv("RECEIVE_BATCHING_CACHE", str(tmp_path / "cache"))
     rack.switch_on()
     bed, _ = bed_of(rack, tmp_path)
     assert isinstance(bed.dut, config.SshHost)
@@ -107,7 +106,8 @@ def test_a_way_that_is_closed_is_told_and_by_which_protocol(rack: Rack, tmp_path
     # There is no nft on it; this drops UDP as a firewall does, before any socket.
     closed = (
         f"tc qdisc add dev {INTERFACE} ingress && "
-        f"tc filter add dev {INTERFACE} ingress protocol ip u32 match ip protocol 17 0xff action drop"
+        f"tc filter add dev {INTERFACE} ingress protocol ip u32 "
+        "match ip protocol 17 0xff action drop"
     )
     rack.dut.run("sudo", "-n", "sh", "-c", closed)
     try:

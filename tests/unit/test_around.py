@@ -77,6 +77,22 @@ def test_a_service_is_named(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("0::/system.slice/netperf.service", "netperf.service"),
+        ("1:name=systemd:/system.slice/netserver@1.service\n0::/", "netserver@1.service"),
+        ("0::/system.slice/ssh.service", None),
+        ("0::/system.slice/sshd@3-x.service", None),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/x.service", None),
+        ("0::/user.slice/user-1000.slice/session-3.scope", None),
+    ],
+)
+def test_which_service_comes_back(cgroup: str, unit: str | None) -> None:
+    found = around._UNIT.search(cgroup)
+    assert (found[1] if found else None) == unit
+
+
 @given(st.text(max_size=200))
 def test_whatever_proc_says_of_sockets(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     root = tmp_path_factory.mktemp("root")
@@ -93,6 +109,10 @@ def test_whatever_proc_says_of_sockets(tmp_path_factory: pytest.TempPathFactory,
     [
         ("100 (connected)\nWired connection 1\n", "connected, Wired connection 1"),
         ("70 (connecting (getting IP configuration))\n\n", "connecting (getting IP configuration"),
+        (
+            "100 (connected)\nstatic\nexpiry = 1 | ip_address = 10.0.0.7\n",
+            "connected, static, by DHCP",
+        ),
         ("30 (disconnected)\n\n", "disconnected"),
         ("10 (unmanaged)\n\n", None),
         ("", None),
@@ -131,14 +151,19 @@ def test_networkd(
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(content)
-    found, remedy = manager("eth1", root=str(tmp_path))
+    found, remedy, dhcp = manager("eth1", root=str(tmp_path))
+    assert dhcp is ("configuring" in text)
+    (tmp_path / "run/systemd/netif/leases").mkdir()
+    (tmp_path / "run/systemd/netif/leases/7").write_text("ADDRESS=10.0.0.7\n")
+    assert manager("eth1", root=str(tmp_path))[2] is (by is not None)
     assert found == by
     assert ("Unmanaged=yes" in remedy and "Name=eth1" in remedy) is (by is not None)
 
 
 def test_networkmanager_is_told_to_leave_it_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "run", lambda *_, **__: "100 (connected)\nWired\n")
-    by, remedy = manager("lo", root="/nosuch")
+    by, remedy, dhcp = manager("lo", root="/nosuch")
+    assert not dhcp
     assert by == "NetworkManager (connected, Wired)"
     assert "nmcli device set lo managed no" in remedy
     assert "unmanaged-devices=interface-name:lo" in remedy  # hosts under test reboot often

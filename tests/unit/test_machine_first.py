@@ -171,6 +171,13 @@ class Looked:
         self.answers: dict[str, Any] = {
             "inventory": {"mac": "02:00:00:00:00:01"},
             "kernel_room": {"fit": 4, "ours": 0, "each_mib": 60, "free_mib": 300},
+            "others": {
+                "manager": None,
+                "remedy": "",
+                "dhcp": False,
+                "service": None,
+                "port": 12865,
+            },
             "needs": {"drivers": {"xfs": "the root file system is xfs", "nvme": "its disk"}},
         }
         self.lost = False
@@ -210,6 +217,30 @@ def test_a_boot_without_room_is_told_before_building(monkeypatch: pytest.MonkeyP
         machines.looked_at(*bed())
     looked.answers["kernel_room"]["ours"] = 3
     machines.looked_at(*bed())
+
+
+@pytest.mark.parametrize("name", ["rx", "tx"])
+def test_whoever_would_undo_a_run_is_told_before_building(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = Looked(monkeypatch)
+    alone = looked.answers["others"]
+    managed = {"manager": "NetworkManager (connecting)", "remedy": "nmcli …", "dhcp": True}
+    looked.answers[f"{name} others"] = alone | managed
+    with pytest.raises(InfrastructureError, match=f"{name}: NetworkManager.*DHCP") as caught:
+        machines.looked_at(*bed())
+    assert "nmcli" in (caught.value.hint or "")
+    looked.answers[f"{name} others"] = alone | managed | {"dhcp": False}  # an address of its own
+    machines.looked_at(*bed())
+    looked.answers[f"{name} others"] = alone | {"service": "netperf.service"}
+    if name == "tx":  # it serves nothing
+        machines.looked_at(*bed())
+        return
+    with pytest.raises(
+        InfrastructureError, match=r"netperf\.service holds TCP port 12865"
+    ) as caught:
+        machines.looked_at(*bed())
+    assert "systemctl disable --now netperf.service" in (caught.value.hint or "")
 
 
 def test_a_machine_that_hangs_is_not_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
