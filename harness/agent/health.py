@@ -158,7 +158,8 @@ _NO_WATCHDOG = (
     "needs a power cycle"
 )
 _NO_CONSOLE = (
-    "add console=ttyS0,115200n8 (or the BMC's port) to the kernel command line: "
+    "add console=ttyS0,115200n8 (or the BMC's port) to the kernel command line, or say it as "
+    "boot.console of this host in hosts.yaml, for kernels under test alone: "
     "without one, a dead kernel says nothing"
 )
 _CRASH = "kernels under test panic into it and take minutes to come back: systemctl disable kdump"

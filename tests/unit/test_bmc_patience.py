@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from harness import config
 from harness.errors import ConfigurationError, InfrastructureError
 from harness.hosts import power, redfish
 from tests.bmc import IpmiBmc, Odd, RedfishBmc, missing_for_ipmi
+from tests.unit.test_power import OPENSSL, certificate
 
 pytestmark = pytest.mark.unit
 
@@ -139,6 +143,48 @@ def test_a_bmc_that_starts_refuses_connections() -> None:
         timer.join()
         bmc.__exit__()
     assert machine.acts == ["off"]
+
+
+@contextlib.contextmanager
+def in_front_of(port: int, *, drops: int) -> Iterator[int]:
+    """A port that closes the first ``drops`` connections at once, and passes on the others."""
+
+    def passed_on(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        for number in itertools.count():
+            try:
+                line, _ = listening.accept()
+            except OSError:
+                return
+            if number < drops:
+                line.close()
+                continue
+            to = socket.create_connection(("127.0.0.1", port))
+            for pair in ((line, to), (to, line)):
+                threading.Thread(target=passed_on, args=pair, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listening.getsockname()[1]
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+@OPENSSL
+def test_a_handshake_that_is_broken_off_is_begun_again(tmp_path: Path) -> None:
+    made, key = certificate(tmp_path, "IP:127.0.0.1")
+    machine = Machine()
+    with (
+        RedfishBmc(machine, certificate=made, key=key) as bmc,
+        in_front_of(int(bmc.url.rpartition(":")[2]), drops=3) as port,
+    ):
+        bmc.url = f"https://127.0.0.1:{port}"
+        by_redfish(bmc, ca=made).on()
+    assert machine.acts == ["on"]
 
 
 @pytest.mark.parametrize("odd", [(503, {}, BUSY), (429, {}, b""), (412, {}, b""), (428, {}, b"")])
@@ -331,6 +377,9 @@ def test_ipmi_the_privilege_level_is_named_and_given() -> None:
             by_ipmi(bmc, privilege="user").off()
         assert "privilege: operator" in (caught.value.hint or "")
         by_ipmi(bmc, privilege="operator").off()
+        described = by_ipmi(bmc, privilege="operator")._config  # type: ignore[attr-defined]
+    # The console is had with the same.
+    assert power.ipmi_command(described)[-2:] == ["-L", "OPERATOR"]
     assert set(machine.acts) == {"off"}
 
 
