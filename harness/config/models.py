@@ -483,7 +483,7 @@ class Boot(Model):
     firmware_s: Annotated[int, Field(ge=0, le=3600)] | None = Field(
         default=None,
         description="seconds the firmware may take besides; null: one and a half times what it "
-        "took at a boot before, or twice timeout_s while that is not known",
+        "took at a boot before, or timeout_s again while that is not known",
     )
     console: KernelConsole | None = Field(
         default=None,

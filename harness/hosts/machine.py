@@ -36,7 +36,7 @@ from harness.progress import Progress
 _ASK_AGAIN_S = 2.0
 _SILENT_S = 120.0
 _BANNER = "Linux version "
-_FIRMWARE = 2.0
+_FIRMWARE = 1.0
 """Until a machine's own way through its firmware was seen, so many times ``boot.timeout_s`` are
 allowed for it: servers take up to ten minutes.
 """
@@ -75,7 +75,7 @@ class Machine:
         self._left_behind = False
         self._token: str | None = None
         self._own_from: int | None = None
-        self._by_firmware, self._cycled, self._left_at_s = True, False, 0.0
+        self._by_firmware, self._cycled, self._under_way, self._left_at_s = True, False, False, 0.0
         self._begun_s: float | None = None
         self._booted: list[str] = []
         self._mac: str | None = None
@@ -301,14 +301,14 @@ class Machine:
         """Tell it to boot; its line is of no use any more."""
         self._mark()
         self._left_behind, self._token = True, token
-        self._by_firmware, self._cycled = method != "kexec", False
+        self._by_firmware, self._cycled, self._under_way = method != "kexec", False, True
         self._left_at_s = time.monotonic()
         agent.call("boot_go", method=method)
         self.ssh.forget()
 
     def _mark(self) -> None:
         self._since = self._console.position if self._console else 0
-        self._left_behind, self._own_from = False, None
+        self._left_behind, self._own_from, self._under_way = False, None, False
 
     def _send_console(self, agent: Agent) -> None:
         """Netconsole is the kernel's own affair: each has to be told."""
@@ -380,6 +380,7 @@ class Machine:
         if self._by_firmware:
             # Up to the kernel's first word if that was seen, else to its answer.
             firmware.keep(self.name, (self._begun_s or time.monotonic()) - self._left_at_s)
+        self._under_way = False
         # Also where its beginning was not seen, or is forgotten in time.
         self._own_from = self._console.position if self._console else None
         return agent.watched_by(self.check)
@@ -417,12 +418,15 @@ class Machine:
     @property
     def _firmware_s(self) -> float:
         """How long the machine may take before a kernel begins, if it does not begin by kexec."""
-        measured_s = firmware.measured(self.name)
+        known_s = self._known_firmware_s
+        return _FIRMWARE * self.config.boot.timeout_s if known_s is None else known_s
+
+    @property
+    def _known_firmware_s(self) -> float | None:
         if self.config.boot.firmware_s is not None:
             return float(self.config.boot.firmware_s)
-        if measured_s is not None:
-            return firmware.MARGIN * measured_s
-        return _FIRMWARE * self.config.boot.timeout_s
+        measured_s = firmware.measured(self.name)
+        return None if measured_s is None else firmware.MARGIN * measured_s
 
     def _late_s(self, began_s: float) -> float:
         """When a kernel has to be up that is awaited since ``began_s``.
@@ -430,13 +434,18 @@ class Machine:
         What its firmware takes is not the kernel's: where its console shows the kernel begin,
         the time counts from there.
         """
-        awaited = self._left_behind and not self._cycled
+        awaited = self._under_way and not self._cycled
         if self._begun_s is None and awaited and self._beginning(self.said()) is not None:
             self._begun_s = time.monotonic()
         if self._begun_s is not None:
             return self._begun_s + self.config.boot.timeout_s
-        allowed_s = self._firmware_s if self._by_firmware or self._cycled else 0.0
-        return began_s + self.config.boot.timeout_s + allowed_s
+        return began_s + self.config.boot.timeout_s + self._allowed_s()
+
+    def _allowed_s(self) -> float:
+        """For the firmware: of a boot that was ordered, or of a reset nobody ordered, if known."""
+        if self._cycled or (self._under_way and self._by_firmware):
+            return self._firmware_s
+        return 0.0 if self._under_way else self._known_firmware_s or 0.0
 
     def _answering(self, as_wanted: Callable[[Mapping[str, Any]], bool]) -> Agent:
         """An agent on a host that is ``as_wanted``, within the time a boot may take.
@@ -458,10 +467,12 @@ class Machine:
                 last = error
             else:
                 if as_wanted(agent.ready):
+                    self._cycled = False
                     return agent
                 agent.close()
                 last = HostLostError(f"{self.name} has not left the kernel it ran")
             time.sleep(_ASK_AGAIN_S)
+        self._cycled = False
         raise HostLostError(
             f"{self.name} did not come up in {time.monotonic() - began_s:.0f} s"
             + (f": {last.message}" if last else "")
