@@ -17,8 +17,8 @@ GUEST_RUN := bubblewrap openssh-client iproute2 procps util-linux
 PYTHON_BUILD := git python3-venv
 # In the tests: looks at the HTML report, counts what a CPU does; so named in Debian alone.
 OF_DEBIAN := $(shell . /etc/os-release && test "$$ID" = debian && echo chromium linux-perf)
-# In the tests: BMCs and what speaks to them, a boot loader's tools, compilers of a lab.
-PEERS := ipmitool openipmi openssl grub-common ccache distcc
+# In the tests: BMCs and what speaks to them, a boot loader's tools, compilers of a lab, a firewall.
+PEERS := ipmitool openipmi openssl grub-common ccache distcc nftables
 PACKAGES := $(PYTHON_BUILD) $(KERNEL_BUILD) $(KERNEL_SOURCE) $(GUEST_IMAGE) $(GUEST_RUN)
 
 help:

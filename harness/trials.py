@@ -35,6 +35,7 @@ from harness.journal import BEGIN, END, Journal
 from harness.kernels import Image
 from harness.progress import Progress
 
+_LINK_S, _LINK_POLL_S = 15.0, 0.5
 _SETTLE_S = 1.3  # the NIC's statistics reach the driver once a second
 _RAMP_S = 30
 _RAMP_SAMPLES = 8
@@ -357,13 +358,12 @@ def _prepare(setup: Setup, boot: BootUnderWay) -> None:
     workload.require_free_way(bed, kept["settings"])
     kept["placement_host"] = bed.placed
     kept["inventory"] = {
-        "dut": bed.dut.call("inventory", interface=bed.dut_interface, within_s=60),
-        "generator": bed.generator.call(
-            "inventory", interface=bed.generator_interface, within_s=60
-        ),
+        "dut": _with_link(bed.dut, bed.dut_interface),
+        "generator": _with_link(bed.generator, bed.generator_interface),
     }
     kept["link_mbps"] = {role: of.get("speed_mbps") for role, of in kept["inventory"].items()}
     _same_netperf(kept["inventory"])
+    _same_link(bed, kept["inventory"])
 
 
 def _put_back(boot: BootUnderWay) -> None:
@@ -380,6 +380,30 @@ def _put_back(boot: BootUnderWay) -> None:
             f"the dut's kernel complained: {death}",
             hint=f"console: {boot.directory / 'console.log'}",
         )
+
+
+def _with_link(agent: Any, interface: str) -> Any:
+    """The inventory of a host once its link is up: a NIC that was just set up negotiates."""
+    until = time.monotonic() + _LINK_S
+    while True:
+        found = agent.call("inventory", interface=interface, within_s=60)
+        if found.get("link", True) or time.monotonic() > until:
+            return found
+        time.sleep(_LINK_POLL_S)
+
+
+def _same_link(bed: RunningBed, inventory: dict[str, Any]) -> None:
+    """Refuse a link of another speed than at the boots before: rates would not compare."""
+    for role, found in inventory.items():
+        speed = found.get("speed_mbps")
+        before = bed.speeds_mbps.setdefault(role, speed) if speed else speed
+        if speed != before:
+            raise InfrastructureError(
+                f"the link of the {role} ({found.get('interface')}) came up with {speed} Mbit/s, "
+                f"and with {before} at a boot before",
+                hint="look at cable, transceiver and the other end, fix the speed on both "
+                "(ethtool -s … autoneg off speed …), and go on by --resume",
+            )
 
 
 def _same_netperf(inventory: dict[str, Any]) -> None:

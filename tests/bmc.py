@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 USER = "admin"
 PASSWORD = """se"same's $(id):x"""  # noqa: S105
@@ -38,6 +38,8 @@ IPMI_NEEDS = ("ipmi_sim", "ipmitool")
 _UUID = "4c4c4544-0036-3510-8054-b7c04f573232"
 
 Machine = Callable[[str], bool | None] | Sequence[str]
+Odd = tuple[int, dict[str, str], bytes]
+Trouble = Callable[[dict[str, Any]], Literal["close"] | Odd | None]
 
 
 def missing_for_ipmi() -> str | None:
@@ -59,7 +61,9 @@ class RedfishBmc:
     ``certificate`` and ``key`` make it HTTPS. :attr:`refuses` is a status with
     which all but the root is answered; :attr:`hangs` takes requests and never
     answers, :attr:`hangs_at` only those to addresses that end so; :attr:`says`
-    is sent, chunk by chunk, in place of any answer.
+    is sent, chunk by chunk, in place of any answer. :attr:`meets` sees each request before
+    anything is done about it, and :attr:`parts` once it is done: a status to answer with,
+    with headers and body, ``"close"`` to drop the connection, or None.
     """
 
     user = USER
@@ -73,8 +77,12 @@ class RedfishBmc:
         certificate: Path | None = None,
         key: Path | None = None,
         sessions: bool = False,
+        port: int = 0,
     ) -> None:
         self.machine = machine
+        self.meets: Trouble = _no_trouble
+        self.parts: Trouble = _no_trouble
+        self._port = port
         self.refuses: int | None = None
         self.hangs = False
         self.hangs_at: str | None = None
@@ -106,7 +114,9 @@ class RedfishBmc:
             context.load_cert_chain(*self._tls)
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._emulator = RedfishAuthMiddleware(_emulator().wsgi_app, str(users))
-        server = make_server("127.0.0.1", 0, self._answer, threaded=True, ssl_context=context)
+        server = make_server(
+            "127.0.0.1", self._port, self._answer, threaded=True, ssl_context=context
+        )
         server.daemon_threads = True  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -127,6 +137,8 @@ class RedfishBmc:
         self.asked.append(f"{method} {path}")
         if self.hangs or (self.hangs_at and path.endswith(self.hangs_at)):
             self._free.wait()
+        if (odd := self.meets(environ)) is not None:
+            return _troubled(odd, environ, start)
         if self.says is not None:
             start("200 OK", [("Content-Type", "application/json")])
             return self.says
@@ -140,6 +152,8 @@ class RedfishBmc:
         _CURRENT.bmc = self
         parts, status, headers = run_wsgi_app(self._emulator, environ)
         answer = b"".join(parts)
+        if (odd := self.parts(environ)) is not None:
+            return _troubled(odd, environ, start)
         if self.allows is not None and method == "GET":
             answer = _allowing(answer, self.allows)
             headers["Content-Length"] = str(len(answer))
@@ -162,6 +176,22 @@ class RedfishBmc:
         location = f"{path.rstrip('/')}/{token}"
         start("201 Created", [("X-Auth-Token", token), ("Location", location)])
         return [b"{}"]
+
+
+def _no_trouble(environ: dict[str, Any]) -> None:
+    return None
+
+
+def _troubled(
+    odd: Literal["close"] | Odd, environ: dict[str, Any], start: Callable[..., Any]
+) -> Iterable[bytes]:
+    if odd == "close":
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        start("200 OK", [])
+        return []
+    status, headers, body = odd
+    start(f"{status} Odd", [("Content-Type", "application/json"), *headers.items()])
+    return [body]
 
 
 _CURRENT = threading.local()

@@ -26,21 +26,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .around import others
 from .boot import Boot
 from .counters import Counters
 from .doctor import Doctor
 from .emulated import Emulated, symbols
 from .faults import AgentError, ControllerGone
+from .firewall import firewall
 from .foreign import read_text
 from .inventory import inventory, see_own_interfaces
 from .kernel_config import kernel_config
 from .kernels import Kernels
 from .lease import Lease
+from .needs import needs
 from .netconsole import netconsole
 from .netperf import Load
 from .pmu import Pmu
 from .settings import Settings
 from .trace import Tracer
+from .way import Way
 
 PROTOCOL = 1
 _NO_CHARACTER = re.compile(r"(?<!\\ud[89ab][0-9a-f]{2})\\udc[89a-f][0-9a-f]")
@@ -102,6 +106,7 @@ class Agent:
         self._settings = Settings()
         self._load = Load()
         self._tracer = Tracer()
+        self._way = Way()
         lease = Lease()
         self._pmu = Pmu()
         self._counters: dict[str, Counters] = {}
@@ -142,18 +147,26 @@ class Agent:
             "kernel_install": kernels.install,
             "kernel_list": kernels.installed,
             "kernel_remove": kernels.remove,
+            "kernel_room": kernels.room,
+            "needs": needs,
+            "firewall": firewall,
+            "others": others,
+            "way_listen": self._way.listen,
+            "way_try": self._way.tried,
+            "way_end": self._way.end,
             "boot_can": boot.can,
             "boot_prepare": boot.prepare,
             "boot_go": boot.go,
             "boot_cancel": boot.cancel,
             "boot_state": boot.state,
-            "doctor": Doctor(boot).examine,
+            "doctor": Doctor(boot, kernels).examine,
             "settings_recover": self._settings.recover,
             "symbols": symbols,
         }
 
     def close(self) -> None:
         """Leave the host as it was found; nothing that fails here stops the rest."""
+        self._way.end()
         for last in (self._tracer.close, self._load.stop, self._settings.restore):
             try:
                 left = last()

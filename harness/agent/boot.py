@@ -41,8 +41,10 @@ class Boot:
             "loader_why": why,
         }
 
-    def prepare(self, *, release: str, method: str) -> dict[str, Any]:
+    def prepare(self, *, release: str, method: str, token: str | None = None) -> dict[str, Any]:
         """Load ``release`` for kexec, or set it as the boot loader's one-shot entry.
+
+        ``token`` is put on its command line, which it prints as it begins.
 
         Raises:
             AgentError: the host cannot do that, the kernel is not installed whole, or
@@ -60,6 +62,8 @@ class Boot:
             why = self._kexec_why_not() if method == "kexec" else self._loader_why_not()
             if why is not None:
                 raise AgentError(f"{method} cannot be used on this host: {why}")
+            if token is not None:
+                entry["cmdline"] = cmdline.marked(entry["cmdline"], token)
             record.data["armed"] = {
                 "release": release,
                 "method": method,

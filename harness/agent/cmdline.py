@@ -11,12 +11,22 @@ from .faults import AgentError
 OURS = "receive_batching.release"
 """Marks a boot as one of ours. The dot makes the kernel ignore it: it looks like a module's."""
 
+TOKEN = "receive_batching.boot"  # noqa: S105
+"""Tells one boot of ours from every other: kernels print their command line as they begin."""
+
 _LIMIT = 2048  # COMMAND_LINE_SIZE on x86, arch/x86/include/asm/setup.h
 _ADDED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,:/=@+%-]{0,255}")
 # What the loader itself puts there, and what marks another boot of ours.
-_LOADERS_OWN = ("BOOT_IMAGE", "initrd", OURS)
+_LOADERS_OWN = ("BOOT_IMAGE", "initrd", OURS, TOKEN)
 # Of these each one given counts; of all others the last.
 _MANY = ("console", "earlycon", "earlyprintk", "netconsole")
+# What on the host's own line undoes a parameter that is added, whichever comes last.
+_UNDOES = {
+    "loglevel": ("quiet", "console=null", "console=ttynull", "console="),
+    "softlockup_panic": ("nowatchdog", "nosoftlockup", "watchdog_thresh=0"),
+    "nmi_watchdog": ("nowatchdog", "watchdog_thresh=0"),
+}
+_A_TOKEN = re.compile(r"[0-9a-f]{8,32}")
 
 
 def words(line: str) -> list[str]:
@@ -53,14 +63,33 @@ def composed(known: Sequence[str], added: Sequence[str], release: str) -> list[s
                 kind="configuration",
                 hint="NAME or NAME=VALUE without spaces and quotes",
             )
-    replaced = {word.partition("=")[0] for word in added} - {*_MANY}
-    kept = [word for word in known if word.partition("=")[0] not in replaced and word not in added]
+    names = {word.partition("=")[0] for word in added}
+    replaced = names - {*_MANY}
+    undoing = {word for name in names for word in _UNDOES.get(name, ())}
+    kept = [
+        word
+        for word in known
+        if word.partition("=")[0] not in replaced and word not in added and word not in undoing
+    ]
     # What stands behind -- is for init.
     end = kept.index("--") if "--" in kept else len(kept)
     whole = [*kept[:end], *added, f"{OURS}={release}", *kept[end:]]
     if len(for_kernel(whole)) >= _LIMIT:
         raise AgentError(f"the command line for {release} is longer than {_LIMIT} characters")
     return whole
+
+
+def marked(parameters: Sequence[str], token: str) -> list[str]:
+    """The same for the one boot that ``token`` names.
+
+    Raises:
+        AgentError: it is none.
+    """
+    if not isinstance(token, str) or not _A_TOKEN.fullmatch(token):
+        raise AgentError(f"{token!r:.80} is no mark of a boot", kind="configuration")
+    kept = [word for word in parameters if word.partition("=")[0] != TOKEN]
+    end = kept.index("--") if "--" in kept else len(kept)
+    return [*kept[:end], f"{TOKEN}={token}", *kept[end:]]
 
 
 def mounted_by_kernel(parameters: Sequence[str], partition: str) -> list[str]:

@@ -12,23 +12,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from . import card, cpus, health, in_the_way, packages, programs
+from . import around, card, cpus, health, in_the_way, packages, programs
 from .boot import Boot
 from .faults import AgentError
 from .health import Check, check
 from .inventory import inventory
 from .kernel_config import kernel_config
+from .kernels import Kernels
 
 _ROLES = ("dut", "generator")
-_BOOT_MIB, _VAR_MIB, _GENERATOR_VAR_MIB = 160, 1024, 64
+_LEAST_KERNELS = 2
+"""The one that runs, and the one that is booted next."""
+_VAR_MIB, _GENERATOR_VAR_MIB = 1024, 64
 _CLOCK_S = 120.0
 
 
 class Doctor:
-    """The call. ``boot`` is asked what the host can boot."""
+    """The call. ``boot`` is asked what the host can boot, ``kernels`` what there is room for."""
 
-    def __init__(self, boot: Boot) -> None:
+    def __init__(self, boot: Boot, kernels: Kernels) -> None:
         self._boot = boot
+        self._kernels = kernels
         self._checks: list[Check] = []
 
     def examine(
@@ -45,6 +49,7 @@ class Doctor:
         steps: list[tuple[str, Callable[[], object]]] = [
             ("python", lambda: self._python(dut)),
             ("interface", lambda: self._checks.extend(card.checks(interface, dut, irq_cpu))),
+            ("around", lambda: self._checks.extend(around.checks(interface, dut))),
             ("netperf", lambda: self._netperf(dut)),
             ("ssh", lambda: self._apart_from_ssh(interface)),
             ("between NIC and stack", lambda: self._in_the_way(interface)),
@@ -161,8 +166,6 @@ class Doctor:
             remedy="one CPU receives; what watches it needs another",
             needed=False,
         )
-        if role != "dut":
-            return
         governors = set((found["governors"] or {}).values())
         self._add(
             "governor",
@@ -173,6 +176,8 @@ class Doctor:
         )
         for what, (ok, detail, remedy) in health.switches().items():
             self._add(what, ok=ok, detail=detail, remedy=remedy, needed=False)
+        if role != "dut":
+            return
         running = found["irqbalance"]
         can_stop = not running or programs.found("systemctl") is not None
         self._add(
@@ -205,7 +210,8 @@ class Doctor:
     def _disk(self, role: str) -> None:
         places = {"/var": _VAR_MIB if role == "dut" else _GENERATOR_VAR_MIB}
         if role == "dut":
-            places |= {"/boot": _BOOT_MIB, "/lib/modules": _VAR_MIB}
+            places |= {"/lib/modules": _VAR_MIB}
+            self._boot_room()
         for path, mib in places.items():
             there = next(at for at in (Path(path), *Path(path).parents) if at.exists())
             status = os.statvfs(there)
@@ -217,6 +223,21 @@ class Doctor:
                 remedy=f"free {mib} MiB; `harness hosts clean` removes kernels of the harness",
                 needed=True,
             )
+
+    def _boot_room(self) -> None:
+        """A campaign boots one kernel while another runs; the more fit, the fewer are sent anew."""
+        room = self._kernels.room()
+        fit = room["fit"] + room["ours"]
+        self._add(
+            "space in /boot",
+            ok=fit >= _LEAST_KERNELS,
+            detail=f"{room['free_mib']} MiB free; {fit} kernels of ours fit, some "
+            f"{room['each_mib']} MiB each. A campaign has one for each step and layout, and "
+            "removes those that are not needed next where they do not fit all",
+            remedy=f"free {_LEAST_KERNELS * room['each_mib']} MiB: old kernels of the "
+            f"distribution ({health.autoremove()})",
+            needed=True,
+        )
 
     def _kernel_config(self) -> None:
         try:

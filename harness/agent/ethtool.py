@@ -26,6 +26,7 @@ _SIOCETHTOOL = 0x8946
 _GDRVINFO, _GCOALESCE, _SCOALESCE = 0x03, 0x0E, 0x0F
 _GRINGPARAM, _SRINGPARAM, _GSTRINGS, _GSTATS, _GGRO = 0x10, 0x11, 0x1B, 0x1D, 0x2B
 _GRXFHINDIR, _SRXFHINDIR, _GCHANNELS, _SCHANNELS = 0x38, 0x39, 0x3C, 0x3D
+_GPAUSEPARAM, _GPERMADDR = 0x12, 0x20
 _SET_OF_STATS = 1
 _NAME_BYTES = 32
 _SLACK = 512
@@ -83,6 +84,22 @@ class Ethtool:
         """Counters by the names ``ethtool -S`` shows."""
         numbers = struct.unpack(f"{len(values) // 8}Q", values[: len(values) & ~7])
         return dict(zip(self._names(), numbers))
+
+    def permanent_address(self) -> str | None:
+        """The address the NIC was made with, six bytes in lower case."""
+        answer = self._read(struct.pack("II32x", _GPERMADDR, 32))
+        size = struct.unpack_from("II", answer)[1] if answer else 0
+        if answer is None or size != 6 or not any(answer[8:14]):
+            return None
+        return ":".join(f"{byte:02x}" for byte in answer[8:14])
+
+    def pause(self) -> dict[str, bool] | None:
+        """Whether pause frames are negotiated (``autoneg``), heeded (``rx``) and sent (``tx``)."""
+        answer = self._read(struct.pack("I12x", _GPAUSEPARAM))
+        if answer is None:
+            return None
+        _, autoneg, rx, tx = struct.unpack("4I", answer)
+        return {"autoneg": bool(autoneg), "rx": bool(rx), "tx": bool(tx)}
 
     def channels(self) -> Channels | None:
         """Queues, where the driver lets them be counted."""

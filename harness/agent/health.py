@@ -44,6 +44,11 @@ def install(package: str) -> str:
     return packages.install(package, of="rhel" if rhel() else None)
 
 
+def autoremove() -> str:
+    """The command that removes kernels of the distribution that are not used any more."""
+    return "dnf remove --oldinstallonly" if rhel() else "apt-get autoremove --purge"
+
+
 def number(path: Path) -> int | None:
     """The number in a /sys file."""
     text = read_text(path)
@@ -161,7 +166,8 @@ _NO_WATCHDOG = (
     "needs a power cycle"
 )
 _NO_CONSOLE = (
-    "add console=ttyS0,115200n8 (or the BMC's port) to the kernel command line: "
+    "add console=ttyS0,115200n8 (or the BMC's port) to the kernel command line, or say it as "
+    "boot.console of this host in hosts.yaml, for kernels under test alone: "
     "without one, a dead kernel says nothing"
 )
 _CRASH = "kernels under test panic into it and take minutes to come back: systemctl disable kdump"

@@ -198,9 +198,15 @@ def _cpu_model() -> str | None:
 
 
 def _named_by(mac: str) -> str:
-    for path in sorted(NET.iterdir()):
-        if (read_text(path / "address") or "").lower() == mac.lower():
-            return printable(path.name)
+    wanted = mac.lower()
+    same = [
+        path.name
+        for path in sorted(NET.iterdir())
+        if wanted in ((read_text(path / "address") or "").lower(), permanent_address(path.name))
+    ]
+    # A bridge, a bond or a VLAN has the address of what is under it.
+    for name in sorted(same, key=lambda one: not (NET / one / "device").exists()):
+        return printable(name)
     have = ", ".join(
         f"{printable(p.name)} {read_text(p / 'address')}" for p in sorted(NET.iterdir())
     )
@@ -209,6 +215,14 @@ def _named_by(mac: str) -> str:
         kind="configuration",
         hint=f"the host has: {have or 'none'}",
     )
+
+
+def permanent_address(interface: str) -> str | None:
+    """The address that is the NIC's own, whatever it was given since; None where it has none."""
+    try:
+        return Ethtool(interface).permanent_address()
+    except OSError:
+        return None
 
 
 def _pci_id(at: Path) -> str | None:

@@ -51,11 +51,17 @@ class Kernels:
         self._uid = int(uid) if uid.isdigit() else os.getuid()
 
     def install(
-        self, *, release: str, directory: str, cmdline_add: Sequence[str] = ()
+        self,
+        *,
+        release: str,
+        directory: str,
+        cmdline_add: Sequence[str] = (),
+        may_go: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Install ``bzImage``, ``config`` and ``modules.tar`` of ``directory`` as ``release``.
 
-        The same content again only brings the boot entry up to date.
+        The same content again only brings the boot entry up to date. Where there is no room,
+        those of ours make it that ``may_go``, one after the other; never the running one.
 
         Raises:
             AgentError: a file is not what it has to be, there is no room, or something
@@ -90,7 +96,8 @@ class Kernels:
                 self._take_away(record, [release])
                 record.data["known_good"] = known_good
             self._refuse_to_replace(release)
-            self._room(upload, upload.unpacked_bytes())
+            evicted = self._make_room(record, upload, [a_release(one) for one in may_go])
+            record.data["known_good"] = known_good  # without kernels there was none to keep
             entry = {"cmdline": words, "digest": digest, "complete": False}
             record.data["kernels"][release] = entry
             try:
@@ -102,7 +109,7 @@ class Kernels:
             except BaseException as error:
                 self._taken_back(record, release, error)
                 raise
-            return {"release": release, "kept": False, **entry}
+            return {"release": release, "kept": False, "evicted": evicted, **entry}
 
     def _taken_back(self, record: Record, release: str, error: BaseException) -> None:
         """Remove what there is of ``release``, and raise an AgentError for what is no end."""
@@ -169,28 +176,82 @@ class Kernels:
                     hint="it is left alone: give the kernel another name",
                 )
 
-    def _room(self, upload: Upload, modules_bytes: int) -> None:
-        """Raises AgentError where it would not fit; the initramfs is as large as others here."""
+    def _make_room(self, record: Record, upload: Upload, may_go: Sequence[str]) -> list[str]:
+        """What had to go for it.
+
+        Raises:
+            AgentError: it would not fit even so; then nothing has gone.
+        """
+        left = [
+            one
+            for one in dict.fromkeys(may_go)
+            if one in record.data["kernels"] and one != self._places.release()
+        ]
+        needed = self._needed(upload)
+        self._require_fits(needed, [path for one in left for path in self._paths(one)])
+        gone: list[str] = []
+        while True:
+            try:
+                self._require_fits(needed)
+            except AgentError:
+                if not left:
+                    raise
+                gone.append(left.pop(0))
+                self._take_away(record, gone[-1:])
+            else:
+                return gone
+
+    def room(self) -> dict[str, Any]:
+        """How many more kernels /boot takes, each as large as the distribution's own are.
+
+        ``ours`` are there already; each of them but the running one can make room for another.
+        """
+        images = [
+            path.stat().st_size for path in self._places.boot.glob("vmlinuz-*") if path.is_file()
+        ]
+        each = max(images, default=16 << 20) + self._initramfs_bytes() * 5 // 4
+        free = shutil.disk_usage(self._places.boot).free
+        return {
+            "each_mib": -(-each >> 20),
+            "free_mib": free >> 20,
+            "fit": max(0, free - _SPARE) // each,
+            "ours": len(self.installed()),
+        }
+
+    def _initramfs_bytes(self) -> int:
+        """As large as others here."""
         others = [
             path.stat().st_size
             for pattern in ("initrd.img-*", "initramfs-*.img")
             for path in self._places.boot.glob(pattern)
             if path.is_file() and "rescue" not in path.name
         ]
-        initramfs = max(others, default=64 << 20)
+        return max(others, default=64 << 20)
+
+    def _needed(self, upload: Upload) -> dict[Path, int]:
+        modules_bytes, initramfs = upload.unpacked_bytes(), self._initramfs_bytes()
         # The state directory itself may have to be made yet.
         var = self._places.state.parent.parent
-        need = {
+        return {
             self._places.boot: upload.size("bzImage") + upload.size("config") + initramfs * 5 // 4,
             self._places.modules: modules_bytes + modules_bytes // 10,
             var: modules_bytes + 2 * initramfs,
         }
+
+    def _require_fits(self, need: dict[Path, int], gone: Sequence[Path] = ()) -> None:
+        """Raises AgentError where it would not, with ``gone`` away."""
+        freed: dict[int, int] = {}
+        for top in gone:
+            for path in (top, *top.rglob("*")) if top.is_dir() else (top,):
+                with contextlib.suppress(OSError):
+                    status = path.lstat()
+                    freed[status.st_dev] = freed.get(status.st_dev, 0) + status.st_blocks * 512
         by_device: dict[int, tuple[list[str], int]] = {}
         for path, size in need.items():
             names, sum_ = by_device.get(path.stat().st_dev, ([], _SPARE))
             by_device[path.stat().st_dev] = ([*names, str(path)], sum_ + size)
-        for names, size in by_device.values():
-            free = shutil.disk_usage(names[0]).free
+        for device, (names, size) in by_device.items():
+            free = shutil.disk_usage(names[0]).free + freed.get(device, 0)
             if free < size:
                 raise AgentError(
                     f"no room: {' and '.join(names)} need {size >> 20} MiB, "

@@ -323,7 +323,17 @@ class Load:
         error = _died(stream.process, "netperf")
         self.netperf_stop()
         if "onnection refused" in str(error) or "establish the control" in str(error):
-            error.hint = f"is a netserver listening on {target} port {port}?"
+            # The harness starts a load only once it has seen netserver listen there.
+            error.hint = (
+                f"netserver listens on {target}, and TCP port {port} does not reach it: a "
+                "firewall there or on the way? `harness doctor` tries the way from here to there, "
+                "and names the command that opens it"
+            )
+        elif "o route to host" in str(error) or "timed out" in str(error):
+            error.hint = (
+                f"{target} is not reached, or its firewall rejects TCP port {port}: `harness "
+                "doctor` tries the way, and names the command that opens it"
+            )
         elif "could not resolve" in str(error):
             error.hint = "the network namespace needs an interface with an address that is up"
         return error

@@ -405,13 +405,24 @@ def _drop_reasons() -> dict[int, str]:
 
 
 def _located(stage: _Stage, probeable: list[str]) -> _Stage:
-    # The list head is the first argument and never a constant: it stays the first in a clone.
-    clone = re.compile(re.escape(stage.name) + r"(\.(constprop|isra)\.\d+)*")
-    names = sorted({name for name in probeable if clone.fullmatch(name)}, key=len)
+    names = _clones(stage.name, probeable)
     stage.function = names[0] if names else None
     if not names:
         stage.why = f"this kernel has no traceable function {stage.name}"
+        if any(name.startswith(f"{stage.name}.") for name in probeable):
+            stage.why += ", only parts of it (.part, .cold), which are not all its calls"
     return stage
+
+
+def _clones(function: str, probeable: list[str]) -> list[str]:
+    """``function`` itself, or what gcc and clang made of it, the best first.
+
+    The list head is the first argument and never a constant: it stays the first in a clone. A
+    ``part`` or a ``cold`` part is none: it is not come to at every call.
+    """
+    clone = re.compile(re.escape(function) + r"(\.(constprop|isra|llvm|lto_priv)\.\d+)*")
+    names = {name for name in probeable if clone.fullmatch(name)}
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 def _added(per_cpu: Any) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from harness.commands import hosts_option
 from harness.errors import ConfigurationError, InfrastructureError
 from harness.process import harmless
 
+_BOTH = 2
+
 if TYPE_CHECKING:
     from harness.hosts.doctor import Finding
 
@@ -25,14 +27,19 @@ if TYPE_CHECKING:
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
+@click.option(
+    "--flood", is_flag=True, help="Also load the dut for two seconds: is the generator strong?"
+)
 @hosts_option
 def doctor(
-    names: tuple[str, ...], bed_name: str | None, form: str, hosts_path: Path | None
+    names: tuple[str, ...], bed_name: str | None, form: str, flood: bool, hosts_path: Path | None
 ) -> None:
     """Check everything a run needs of each HOST, and say the remedy of what fails.
 
-    Without HOST: the machines of the default bed. Nothing is changed on them. The
-    exit code is 3 if a run cannot do without something that is missing.
+    Without HOST: the machines of the default bed, and the way between them, for which both have
+    their test addresses for some seconds. With HOST nothing is changed. --flood sends at full
+    rate for 2 s, some 10 s with what belongs to it. The exit code is 3 if a run cannot do
+    without something that is missing.
     """
     from harness.hosts.doctor import examine
 
@@ -53,6 +60,17 @@ def doctor(
             rows.append(row)
             if form == "table":
                 _show(row)
+    if not names and len(chosen) == _BOTH and all(_reached(rows) for rows in found.values()):
+        from harness.hosts import between
+
+        bed = config.bed(loaded, bed_name)
+        rows = found[f"bed {bed.name}"] = []
+        if form == "table":
+            click.secho(f"bed {bed.name}, from {bed.generator_name} to {bed.dut_name}", bold=True)
+        for row in between.examine(bed, loaded.load, flood=flood):
+            rows.append(row)
+            if form == "table":
+                _show(row)
     if form == "json":
         click.echo(
             json.dumps({n: [asdict(r) for r in rows] for n, rows in found.items()}, indent=2)
@@ -62,6 +80,12 @@ def doctor(
         raise InfrastructureError(
             "; ".join(f"{name} lacks: {', '.join(what)}" for name, what in lacking.items() if what)
         )
+
+
+def _reached(rows: list[Finding]) -> bool:
+    """Was an agent there, and the interface?"""
+    there = {row.check for row in rows if row.ok}
+    return {"agent", "interface"} <= there
 
 
 def _machines(loaded: config.HostsFile, bed_name: str | None) -> list[str]:

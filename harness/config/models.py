@@ -113,6 +113,13 @@ Word = Annotated[
 Command = Annotated[
     tuple[Word, ...], Field(min_length=1, max_length=64), AfterValidator(_program_from_the_file)
 ]
+KernelConsole = Annotated[
+    str,
+    _pattern(
+        r"^(tty[A-Za-z]{1,8}[0-9]{1,3}|hvc[0-9]{1,2})(,[0-9a-z,]{1,32})?$",
+        "a console as kernels name it, such as ttyS1,115200n8",
+    ),
+]
 Suite = Annotated[str, _pattern(r"^[a-z][a-z0-9-]{0,31}$", "a Debian suite such as trixie")]
 Governor = Annotated[
     str, _pattern(r"^[a-z][a-z_]{0,15}$", "a cpufreq governor such as performance, or null")
@@ -422,6 +429,11 @@ class Ipmi(Model):
     cipher_suite: Annotated[int, Field(ge=3, le=17)] | None = Field(
         default=None, description="cipher suite; null leaves it to ipmitool"
     )
+    privilege: Literal["user", "operator", "administrator"] | None = Field(
+        default=None,
+        description="privilege level asked for, no higher than the account's; the power needs "
+        "operator; null leaves it to ipmitool, which asks for administrator",
+    )
 
 
 class RedfishPower(Model):
@@ -495,7 +507,19 @@ class Boot(Model):
         description="auto takes kexec where it can, else the boot loader's one-shot entry",
     )
     timeout_s: Annotated[int, Field(ge=30, le=3600)] = Field(
-        default=300, description="seconds within which a kernel has to be up"
+        default=300,
+        description="seconds within which a kernel has to be up, from its beginning: what the "
+        "firmware takes before is not counted",
+    )
+    firmware_s: Annotated[int, Field(ge=0, le=3600)] | None = Field(
+        default=None,
+        description="seconds the firmware may take besides; null: one and a half times what it "
+        "took at a boot before, or timeout_s again while that is not known",
+    )
+    console: KernelConsole | None = Field(
+        default=None,
+        description="console= for kernels under test, where the host's own command line names no "
+        "serial line; null adds none",
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +39,8 @@ class RunningBed:
     netperf_nice: int
     placed: dict[str, Any]
     """Where what it is made of runs on this machine."""
+    speeds_mbps: dict[str, int] = field(default_factory=dict)
+    """Of each host's link, by role, as met first; the boots of a bed of machines share it."""
 
     def freeze(self) -> None:
         """Stop dut and load where they are; only of beds that share a machine."""

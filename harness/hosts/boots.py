@@ -57,10 +57,16 @@ def made_meanwhile(bed: Bed) -> AbstractContextManager[None]:
 def kernel_config(kernel: Kernel, *beds: Bed, resumed: bool = False) -> HostConfig | None:
     """What the kernels for all of ``beds`` are configured after, if it is the duts' own kernel.
 
+    Machines are looked at first, whatever it is: what is wrong with one is told before building.
+
     Raises:
-        InfrastructureError: a dut cannot be asked.
-        ConfigurationError: their kernels are not configured alike.
+        InfrastructureError: a machine cannot be asked, or has no room.
+        ConfigurationError: their kernels are not configured alike, or a machine is not as
+            hosts.yaml says.
     """
+    for bed in beds:
+        if not isinstance(bed.dut, QemuHost):
+            machines.looked_at(bed, kernel, resumed=resumed)
     found: HostConfig | None = None
     for bed in beds:
         if not of_host(kernel, virtual=isinstance(bed.dut, QemuHost)):
@@ -70,7 +76,7 @@ def kernel_config(kernel: Kernel, *beds: Bed, resumed: bool = False) -> HostConf
         if found not in (None, own):
             raise ConfigurationError(
                 f"the kernels of {beds[0].dut_name} and {bed.dut_name} are not configured alike",
-                hint="say kernel.config: benchmark in hosts.yaml, or the name of a file",
+                hint="name a .config that both boot with as kernel.config in hosts.yaml",
             )
         found = own
     return found

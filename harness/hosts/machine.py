@@ -9,8 +9,9 @@ cycle returns to the kernel the machine ran when it was first met.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from harness.errors import (
     InfrastructureError,
     KernelError,
 )
-from harness.hosts import console, power
+from harness.hosts import console, firmware, power
 from harness.hosts.bed import kernel_death
 from harness.hosts.channel import Agent
 from harness.hosts.ssh import UPLOADS, SshTarget
@@ -35,17 +36,24 @@ from harness.progress import Progress
 _ASK_AGAIN_S = 2.0
 _SILENT_S = 120.0
 _BANNER = "Linux version "
+_FIRMWARE = 1.0
+"""Until a machine's own way through its firmware was seen, so many times ``boot.timeout_s`` are
+allowed for it: servers take up to ten minutes.
+"""
 _REFUSALS = 5
 """A system that is coming up may refuse a login so often, and let it in then."""
 _CMDLINE = [
     "panic=10",
     "oops=panic",
     "softlockup_panic=1",
-    "hardlockup_panic=1",
+    # What kernel.hardlockup_panic is as a parameter, in all bases (kernel/watchdog.c).
+    "nmi_watchdog=panic",
+    # Of a host that boots quiet no beginning would be seen, and no warning.
+    "loglevel=7",
     "systemd.watchdog_sec=60",
 ]
-"""A kernel that dies gives way to the known-good one by itself. One that hangs is to, where the
-machine has a watchdog and the kernel its driver; that was not tried.
+"""A kernel that dies says so and gives way to the known-good one by itself. One that hangs is to,
+where the machine has a watchdog and the kernel its driver; that was not tried.
 """
 
 
@@ -64,12 +72,24 @@ class Machine:
         self._power = power.connect(config.power, name) if config.power else None
         self._console: console.Console | None = None
         self._since = 0
+        self._left_behind = False
+        self._token: str | None = None
+        self._own_from: int | None = None
+        self._by_firmware, self._cycled, self._under_way, self._left_at_s = True, False, False, 0.0
+        self._begun_s: float | None = None
+        self._booted: list[str] = []
+        self._mac: str | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
     @property
     def longest_boot_s(self) -> float:
         """Within so long :meth:`boot` is over, power cycle and all."""
-        return 4.0 * self.config.boot.timeout_s
+        return 2.0 * (self.config.boot.timeout_s + self.patience_s)
+
+    @property
+    def patience_s(self) -> float:
+        """Within so long a machine that was left rebooting answers, its firmware's time and all."""
+        return self.config.boot.timeout_s + self._firmware_s
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -93,8 +113,31 @@ class Machine:
         return self._parted()[1]
 
     def _parted(self) -> tuple[str, str]:
-        left, banner, begun = self.said().partition(_BANNER)
-        return (left, banner + begun) if banner else ("", left)
+        """What its console said of the kernel that was left, and of the one that came.
+
+        A kernel of ours is known by its boot's own token or by its release. The host's own may
+        boot quiet: as long as nobody was seen to begin, all is of the one that was left.
+        """
+        said = self.said()
+        if not self._left_behind:
+            before, banner, begun = said.partition(_BANNER)
+            return (before, banner + begun) if banner else ("", said)
+        begins = self._beginning(said)
+        if begins is not None:
+            return said[:begins], said[begins:]
+        if self._own_from is not None and self._console is not None:
+            return said, self._console.text(since=self._own_from)
+        return said, ""
+
+    def _beginning(self, said: str) -> int | None:
+        """Where in ``said`` the kernel begins that was to be booted; None: it is not seen to."""
+        if self._token is None:
+            at = said.find(_BANNER)
+            return None if at < 0 else at
+        if (marked := said.find(self._token)) >= 0:
+            return max(said.rfind(_BANNER, 0, marked), 0) or marked
+        at = said.find(f"{_BANNER}{self.release} ")
+        return None if at < 0 else at
 
     def check(self) -> None:
         """Raise a :class:`KernelError` if its console says that its kernel died."""
@@ -139,6 +182,7 @@ class Machine:
             ) from why
         self._progress.say(f"{self.name}: power cycle")
         self._power.cycle()
+        self._cycled = True
         self.ssh.forget()
 
     def boot(self, agent: Agent, image: Image, note: Callable[..., None]) -> Agent:
@@ -152,13 +196,17 @@ class Machine:
         with contextlib.closing(agent):
             before = self.boot_id = str(agent.ready["boot_id"])
             method = self._method(agent)
-            whole = {one["release"] for one in agent.call("kernel_list") if one["complete"]}
-            if image.release not in whole:
-                self._install(agent, image)
-            agent.call("boot_prepare", release=image.release, method=method, within_s=120)
+            there = agent.call("kernel_list")
+            if image.release not in {one["release"] for one in there if one["complete"]}:
+                self._install(agent, image, [one["release"] for one in there])
+            self._booted = [one for one in self._booted if one != image.release] + [image.release]
+            token = secrets.token_hex(8)
+            agent.call(
+                "boot_prepare", release=image.release, method=method, token=token, within_s=120
+            )
             note("leaving", boot_id=before, release=image.release)
             self.boot_id, self.release = None, image.release
-            self._leave(agent, method)
+            self._leave(agent, method, token)
         up = self._came_up(image.release, agent)
         with contextlib.ExitStack() as refused:
             refused.callback(up.close)
@@ -212,15 +260,24 @@ class Machine:
         """
         agent = self.reached()
         with contextlib.closing(agent):
-            self._inventory(agent)
+            self._mac = self._inventory(agent).get("mac")
             state = agent.call("boot_state")
             self.known_good = state["known_good"] if state["ours"] else agent.ready["release"]
 
-    def mac(self, agent: Agent) -> str:
-        """The address of its interface, which was there when it was met."""
+    def interface(self, agent: Agent) -> tuple[str, str]:
+        """Name and address of its interface, which was there when it was met.
+
+        Another kernel may name it otherwise: it is known by its address then.
+        """
         try:
-            return str(self._inventory(agent)["mac"])
+            return self.config.interface, str(self._inventory(agent)["mac"])
         except ConfigurationError as error:
+            if self._mac is not None:
+                with contextlib.suppress(ConfigurationError):
+                    found = agent.call("inventory", mac=self._mac, within_s=60)
+                    name = str(found["interface"])
+                    self._progress.say(f"{self.name}: {self.config.interface} is {name} now")
+                    return name, str(found["mac"])
             raise InfrastructureError(
                 f"{error.message}, but there was one before",
                 hint="did the NIC fail, or has this kernel no driver for it? Its console tells",
@@ -240,14 +297,18 @@ class Machine:
     def _inventory(self, agent: Agent) -> Any:
         return agent.call("inventory", interface=self.config.interface, within_s=60)
 
-    def _leave(self, agent: Agent, method: str) -> None:
+    def _leave(self, agent: Agent, method: str, token: str | None = None) -> None:
         """Tell it to boot; its line is of no use any more."""
         self._mark()
+        self._left_behind, self._token = True, token
+        self._by_firmware, self._cycled, self._under_way = method != "kexec", False, True
+        self._left_at_s = time.monotonic()
         agent.call("boot_go", method=method)
         self.ssh.forget()
 
     def _mark(self) -> None:
         self._since = self._console.position if self._console else 0
+        self._left_behind, self._own_from, self._under_way = False, None, False
 
     def _send_console(self, agent: Agent) -> None:
         """Netconsole is the kernel's own affair: each has to be told."""
@@ -275,19 +336,30 @@ class Machine:
             hint=f"harness doctor {self.name}",
         )
 
-    def _install(self, agent: Agent, image: Image) -> None:
+    def _install(self, agent: Agent, image: Image, there: Sequence[str]) -> None:
+        """Where /boot is full, what is not needed now makes room: what no boot of this campaign
+        was of, then what was booted longest ago. It is sent again when its turn comes.
+        """
+        may_go = [one for one in there if one not in self._booted] + self._booted
         with self._progress.task(f"{self.name}: installing {image.release}"):
             directory = self.ssh.send(packed(image), f"{UPLOADS}/{image.release}")
             try:
-                agent.call(
+                done = agent.call(
                     "kernel_install",
                     release=image.release,
                     directory=directory,
-                    cmdline_add=_CMDLINE,
+                    cmdline_add=self._added(),
+                    may_go=may_go,
                     within_s=900,
                 )
             finally:
                 self.ssh.run(["rm", "-rf", directory])
+        for release in done.get("evicted") or ():
+            self._progress.say(f"{self.name}: removed {release}, to make room in /boot")
+
+    def _added(self) -> list[str]:
+        console = self.config.boot.console
+        return [*_CMDLINE, f"console={console}"] if console else _CMDLINE
 
     def _came_up(self, release: str, left: Agent) -> Agent:
         before = left.ready
@@ -305,6 +377,12 @@ class Machine:
             with contextlib.closing(agent):
                 self._require_started(release, agent)
             raise self._fell_back(release, agent.ready["release"])
+        if self._by_firmware:
+            # Up to the kernel's first word if that was seen, else to its answer.
+            firmware.keep(self.name, (self._begun_s or time.monotonic()) - self._left_at_s)
+        self._under_way = False
+        # Also where its beginning was not seen, or is forgotten in time.
+        self._own_from = self._console.position if self._console else None
         return agent.watched_by(self.check)
 
     def _require_well_left(self, release: str) -> None:
@@ -337,16 +415,48 @@ class Machine:
             f"{self.name}: {release} was never booted, {running} runs: {why}", hint=hint
         )
 
+    @property
+    def _firmware_s(self) -> float:
+        """How long the machine may take before a kernel begins, if it does not begin by kexec."""
+        known_s = self._known_firmware_s
+        return _FIRMWARE * self.config.boot.timeout_s if known_s is None else known_s
+
+    @property
+    def _known_firmware_s(self) -> float | None:
+        if self.config.boot.firmware_s is not None:
+            return float(self.config.boot.firmware_s)
+        measured_s = firmware.measured(self.name)
+        return None if measured_s is None else firmware.MARGIN * measured_s
+
+    def _late_s(self, began_s: float) -> float:
+        """When a kernel has to be up that is awaited since ``began_s``.
+
+        What its firmware takes is not the kernel's: where its console shows the kernel begin,
+        the time counts from there.
+        """
+        awaited = self._under_way and not self._cycled
+        if self._begun_s is None and awaited and self._beginning(self.said()) is not None:
+            self._begun_s = time.monotonic()
+        if self._begun_s is not None:
+            return self._begun_s + self.config.boot.timeout_s
+        return began_s + self.config.boot.timeout_s + self._allowed_s()
+
+    def _allowed_s(self) -> float:
+        """For the firmware: of a boot that was ordered, or of a reset nobody ordered, if known."""
+        if self._cycled or (self._under_way and self._by_firmware):
+            return self._firmware_s
+        return 0.0 if self._under_way else self._known_firmware_s or 0.0
+
     def _answering(self, as_wanted: Callable[[Mapping[str, Any]], bool]) -> Agent:
         """An agent on a host that is ``as_wanted``, within the time a boot may take.
 
         Raises:
             HostLostError: there is none by then.
         """
-        deadline = time.monotonic() + self.config.boot.timeout_s
+        began_s, self._begun_s = time.monotonic(), None
         last: HarnessError | None = None
         refusals = 0
-        while time.monotonic() < deadline:
+        while time.monotonic() < self._late_s(began_s):
             try:
                 agent = self.ssh.start_agent(host=self.name, log=self._log)
             except HostRefusedError as error:
@@ -357,12 +467,14 @@ class Machine:
                 last = error
             else:
                 if as_wanted(agent.ready):
+                    self._cycled = False
                     return agent
                 agent.close()
                 last = HostLostError(f"{self.name} has not left the kernel it ran")
             time.sleep(_ASK_AGAIN_S)
+        self._cycled = False
         raise HostLostError(
-            f"{self.name} did not come up in {self.config.boot.timeout_s} s"
+            f"{self.name} did not come up in {time.monotonic() - began_s:.0f} s"
             + (f": {last.message}" if last else "")
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config import SshHost
+from harness.config import Bed, Kernel, SshHost
 from harness.errors import (
     DiedLeavingError,
     HarnessError,
@@ -26,8 +26,11 @@ from harness.hosts.lease import Leases, calls_to
 from harness.hosts.machine import Machine
 from harness.hosts.ssh import SshTarget
 from harness.journal import Journal
-from harness.kernels import HostConfig, Image
+from harness.kernels import HostConfig, Image, bootable, of_host
 from harness.progress import Progress
+
+_LEAST_KERNELS = 2
+"""The one that runs, and the one that is booted next: all others can make room."""
 
 
 @dataclass(kw_only=True)
@@ -48,6 +51,7 @@ class MachineBoots(Boots):
         self._bed, self._dut, self._generator = place.bed, dut, generator
         self._place, self._leases = place, leases
         self._sending: Agent | None = None
+        self._speeds_mbps: dict[str, int] = {}
 
     @contextmanager
     def boot(
@@ -68,18 +72,21 @@ class MachineBoots(Boots):
                 dut = self._dut.boot(agent, image, note).watched_by(self._check)
             up.callback(_end, dut)
             self._still_mine()
+            dut_interface, dut_mac = self._dut.interface(dut)
+            generator_interface, generator_mac = self._generator.interface(sending)
             cpus = self._bed.placement.netperf_cpus
             yield MachineBed(
                 dut=dut,
                 generator=sending,
-                dut_interface=self._bed.dut.interface,
-                dut_mac=self._dut.mac(dut),
-                generator_interface=self._bed.generator.interface,
-                generator_mac=self._generator.mac(sending),
+                dut_interface=dut_interface,
+                dut_mac=dut_mac,
+                generator_interface=generator_interface,
+                generator_mac=generator_mac,
                 netperf_prefix=[],
                 netperf_cpus=[] if cpus == "auto" else list(cpus),
                 netperf_nice=0,
                 placed={},
+                speeds_mbps=self._speeds_mbps,
                 machine=self._dut,
             )
 
@@ -165,7 +172,7 @@ def opened(
                 campaign=campaign,
                 holder=campaign,
                 # A harness that was killed may have left one of them rebooting, or in a hang.
-                wait_s=max(one.config.boot.timeout_s for one in machines.values()),
+                wait_s=max(one.patience_s for one in machines.values()),
                 say=progress.say,
                 journal=Journal(directory),
                 revive=lambda name, lost: machines[name].cycle(lost),
@@ -183,6 +190,64 @@ def opened(
                 boots.close()
             raise
         boots.close()
+
+
+def looked_at(bed: Bed, kernel: Kernel, *, resumed: bool = False) -> None:
+    """What is known of both machines of ``bed`` before anything is built for them.
+
+    Of a campaign that is ``resumed`` one may have been left in a hang.
+
+    Raises:
+        ConfigurationError: a host has no such interface as hosts.yaml says, or would not come
+            up with the configuration it says.
+        InfrastructureError: one cannot be reached, or there is no room for kernels.
+    """
+    for name, host in ((bed.dut_name, bed.dut), (bed.generator_name, bed.generator)):
+        assert isinstance(host, SshHost)
+        with tempfile.TemporaryDirectory(prefix="rb-") as scratch:
+            try:
+                agent = SshTarget.of(host).start_agent(host=name, log=Path(scratch) / "agent.log")
+            except HostLostError:
+                # Whoever has a power button is brought up when its turn comes.
+                if resumed or host.power is not None:
+                    continue
+                raise
+            with contextlib.closing(agent):
+                agent.call("inventory", interface=host.interface, within_s=60)
+                _require_alone(agent, name, host, serves=name == bed.dut_name)
+                if name == bed.dut_name:
+                    _require_bootable(agent, name, host, kernel)
+
+
+def _require_alone(agent: Agent, name: str, host: SshHost, *, serves: bool) -> None:
+    """Refuse what would undo a run at each boot, with the command that ends it for good."""
+    found = agent.call("others", interface=host.interface)
+    if found["dhcp"]:
+        raise InfrastructureError(
+            f"{name}: {found['manager']} asks for an address on {host.interface} by DHCP, and "
+            "takes the test address away",
+            hint=f"as root there: {found['remedy']}",
+        )
+    if serves and found["service"]:
+        raise InfrastructureError(
+            f"{name}: {found['service']} holds TCP port {found['port']}, which is netserver's, and "
+            "comes back at each boot",
+            hint=f"there: sudo systemctl disable --now {found['service']}",
+        )
+
+
+def _require_bootable(agent: Agent, name: str, host: SshHost, kernel: Kernel) -> None:
+    if not of_host(kernel, virtual=False):
+        bootable.require(kernel, name, agent.call("needs", interface=host.interface)["drivers"])
+    room = agent.call("kernel_room")
+    if room["fit"] + room["ours"] < _LEAST_KERNELS:
+        raise InfrastructureError(
+            f"{name}: no room: /boot takes {room['fit'] + room['ours']} kernels of some "
+            f"{room['each_mib']} MiB, {room['free_mib']} MiB are free; one has to fit beside the "
+            "one that runs",
+            hint="remove old kernels of the distribution there (apt-get autoremove --purge, dnf "
+            f"remove --oldinstallonly); harness hosts clean {name} removes those of the harness",
+        )
 
 
 def host_config(name: str, host: SshHost, *, resumed: bool = False) -> HostConfig:

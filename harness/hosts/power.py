@@ -22,6 +22,9 @@ from harness.hosts import secrets
 _WITHIN_S = 30.0
 _POLL_S = 0.5
 _LEAST_S = 1.0
+_LEAST_ANSWER_S = 5.0
+_SHOWS_S = 8.0
+"""Within so long an order shows that was taken and not answered."""
 _TAIL_BYTES = 16 << 10
 _LAST_LINES = 3
 
@@ -128,6 +131,7 @@ class _Redfish(Power):
         asked = {
             "act": act, "url": bmc.url, "user": bmc.user, "password": self._password,
             "system": bmc.system, "ca": str(bmc.ca) if bmc.ca else None, "within_s": self._within_s,
+            "until": time.monotonic() + self._within_s,  # the same clock for every process
         }  # fmt: skip
         done = self._run(
             [sys.executable, "-m", "harness.hosts.redfish"], self._within_s, stdin=json.dumps(asked)
@@ -138,16 +142,34 @@ class _Redfish(Power):
             raise self._refused(f"broke our client: {_last(done.stderr)}") from error
         if "on" in answer:
             return bool(answer["on"])
+        if answer.get("configuration"):
+            raise ConfigurationError(
+                f"{self.host}: {self.bmc} {process.harmless(str(answer['refused']))[:1000]}",
+                hint=f"say it in hosts.yaml: hosts.{self.host}.power.redfish.system",
+            )
         raise self._refused(
             _without(self._password, str(answer["refused"]))[:1000], hint=answer["hint"]
         )
 
 
+class _PassingError(InfrastructureError):
+    """What a BMC answers while it is busy or starting; asked again it may answer otherwise."""
+
+    def __init__(self, error: InfrastructureError, *, maybe_done: bool) -> None:
+        super().__init__(error.message, hint=error.hint)
+        self.maybe_done = maybe_done
+        """May an order be under way all the same? It is not given twice then."""
+
+
 class _Polled(Power):
-    """Power by one who only takes orders: a change is asked for until it is seen."""
+    """Power by one who only takes orders: a change is asked for until it is seen.
+
+    What may pass is waited out until the time is up. An order that may have been taken is
+    looked for by its effect, and given again only once it is known that there was none.
+    """
 
     def status(self) -> bool:
-        return self._ask(self._within_s)
+        return self._known(self._deadline())
 
     def on(self) -> None:
         self._switch("on", self._deadline())
@@ -157,25 +179,74 @@ class _Polled(Power):
 
     def cycle(self) -> None:
         deadline = self._deadline()
-        if self._ask(self._left(deadline)):
-            self._tell("cycle", self._left(deadline))
+        if self._known(deadline):
+            self._order("cycle", deadline)
             self._await("cycle", deadline)
         else:
             self._switch("on", deadline)
 
     def _switch(self, act: str, deadline: float) -> None:
-        if self._ask(self._left(deadline)) is not (act == "on"):
-            self._tell(act, self._left(deadline))
+        if self._known(deadline) is not (act == "on"):
+            self._order(act, deadline)
             self._await(act, deadline)
 
-    def _await(self, act: str, deadline: float) -> None:
-        while self._ask(self._left(deadline)) is (act == "off"):
-            if self._left(deadline) < _POLL_S + _LEAST_S:
-                raise self._refused(
-                    f"took “{act}”, but the host is still {'on' if act == 'off' else 'off'} "
-                    f"after {self._within_s:.0f} s"
-                )
+    def _known(self, deadline: float) -> bool:
+        """Whether the host is on, asked again while the answer is one that may pass."""
+        while True:
+            try:
+                return self._ask(self._left(deadline))
+            except _PassingError:
+                if self._left(deadline) < _POLL_S + _LEAST_S:
+                    raise
+                time.sleep(_POLL_S)
+
+    def _order(self, act: str, deadline: float) -> None:
+        """Give the order; what was refused for the moment is ordered again, as long as there is
+        time. One that may have been taken shows in the end by what becomes of the host.
+        """
+        while True:
+            try:
+                return self._tell(act, self._left(deadline))
+            except _PassingError as error:
+                if self._left(deadline) < _POLL_S + _LEAST_S:
+                    raise
+                if error.maybe_done:
+                    if act == "cycle" or self._seen(act, deadline):
+                        return None
+                else:
+                    time.sleep(_POLL_S)
+
+    def _seen(self, act: str, deadline: float) -> bool:
+        """Whether an order that was perhaps taken shows within :data:`_SHOWS_S`."""
+        until = min(deadline - _POLL_S - _LEAST_S, time.monotonic() + _SHOWS_S)
+        while self._known(deadline) is (act == "off"):
+            if time.monotonic() > until:
+                return False
             time.sleep(_POLL_S)
+        return True
+
+    def _await(self, act: str, deadline: float) -> None:
+        """Return once the host is as ``act``, which was taken, leaves it."""
+        trouble: InfrastructureError | None = None
+        while True:
+            try:
+                if self._ask(self._left(deadline)) is not (act == "off"):
+                    return
+                trouble = None
+            except InfrastructureError as error:  # the act itself has not failed
+                trouble = error
+            if self._left(deadline) < _POLL_S + _LEAST_S:
+                break
+            time.sleep(_POLL_S)
+        if trouble is not None:
+            raise InfrastructureError(
+                f"{trouble.message}\n  it took “{act}” before; whether that was done is not known",
+                hint=trouble.hint,
+            ) from trouble
+        raise self._refused(
+            f"took “{act}”, but the host is still {'on' if act == 'off' else 'off'} "
+            f"after {self._within_s:.0f} s"
+        )
 
     def _deadline(self) -> float:
         return time.monotonic() + self._within_s
@@ -185,11 +256,11 @@ class _Polled(Power):
 
     @abc.abstractmethod
     def _ask(self, within_s: float) -> bool:
-        """Whether the host is on."""
+        """Whether the host is on; a :class:`_PassingError` where it may tell a moment later."""
 
     @abc.abstractmethod
     def _tell(self, act: str, within_s: float) -> None:
-        """Begin ``act``: on, off or cycle."""
+        """Begin ``act``: on, off or cycle; errors as of :meth:`_ask`."""
 
 
 class _Ipmi(_Polled):
@@ -203,20 +274,31 @@ class _Ipmi(_Polled):
         for state in ("on", "off"):
             if said.endswith(f"is {state}"):
                 return state == "on"
-        raise self._refused(f"does not say whether the host is on: {said[:200]}")
+        raise _PassingError(
+            self._refused(f"does not say whether the host is on: {said[:200]}"), maybe_done=False
+        )
 
     def _tell(self, act: str, within_s: float) -> None:
         self._ipmitool(act, within_s)
 
     def _ipmitool(self, act: str, within_s: float) -> str:
-        command = [*ipmi_command(self._config), "chassis", "power", act]
-        done = self._run(command, within_s, env=self._env, hint=IPMITOOL_HINT)
+        # Only -v tells a password that is wrong from a BMC that does not answer.
+        command = [*ipmi_command(self._config), "-v", "chassis", "power", act]
+        # One that was lost is not waited for to the end: it may be asked again.
+        patience_s = min(within_s, max(_LEAST_ANSWER_S, self._within_s / 2))
+        try:
+            done = self._run(command, patience_s, env=self._env, hint=IPMITOOL_HINT)
+        except InfrastructureError as error:
+            if isinstance(getattr(error.__cause__, "__cause__", None), subprocess.TimeoutExpired):
+                raise _PassingError(error, maybe_done=True) from error
+            raise
         if done.returncode != 0:
             said = _without(self._env["IPMI_PASSWORD"], _last(done.stderr or done.stdout))
-            hint = None
-            if "Unable to establish" in said:
-                hint = IPMI_REFUSED_HINT
-            raise self._refused(f"refused “{act}”: {said}", hint=hint)
+            refused = self._refused(f"refused “{act}”: {said}", hint=_ipmi_hint(said))
+            if any(word in said for word in _IPMI_FINAL):
+                raise refused
+            sent = "Unable to establish" not in said and "failed:" not in said
+            raise _PassingError(refused, maybe_done=sent)
         return done.stdout
 
 
@@ -249,17 +331,42 @@ class _Command(_Polled):
 
 
 IPMITOOL_HINT = "apt-get install ipmitool"
-IPMI_REFUSED_HINT = (
-    "it is out of reach, or user or password are wrong, or the cipher suite; IPMI tells not which"
+_IPMI_PRIVILEGE_HINT = (
+    "say `privilege: operator` (or user, administrator) beside its user in hosts.yaml: ipmitool "
+    "asks for administrator, and an account gets no more than it has; the power needs operator"
 )
+IPMI_REFUSED_HINT = (
+    "it is out of reach, or user or password are wrong, or the cipher suite, or the account is no "
+    "administrator (then say `privilege: operator` in hosts.yaml); IPMI tells not which"
+)
+# What no waiting changes, of ipmitool's plugins/lanplus/lanplus_strings.c and the completion
+# codes of lib/ipmi_strings.c. All else (node busy, timeout, out of space, initialization in
+# progress, not supported in present state, no session at all) may pass.
+_IPMI_PRIVILEGE = (
+    "Insufficient privilege", "nvalid role", "nauthorized role", "privilege level"
+)  # fmt: skip
+_IPMI_FINAL = (
+    *_IPMI_PRIVILEGE, "HMAC is invalid", "nauthorized name", "nvalid name length",
+    "no cipher suite match", "o matching authentication", "o matching integrity",
+    "o matching cipher", "invalid authentication algorithm", "invalid integrity algorithm",
+    "invalid confidentiality algorithm", "Address lookup for", "Invalid command", "Unknown command",
+    "Could not open", "nvalid option", "Usage:", "usage:", "lib not found", "BMC does not support",
+)  # fmt: skip
+
+
+def _ipmi_hint(said: str) -> str | None:
+    if any(word in said for word in _IPMI_PRIVILEGE):
+        return _IPMI_PRIVILEGE_HINT
+    return IPMI_REFUSED_HINT if "Unable to establish" in said else None
 
 
 def ipmi_command(bmc: config.Ipmi) -> list[str]:
     """``ipmitool`` with all but the password, which is in :func:`ipmi_environment`."""
     suite = [] if bmc.cipher_suite is None else ["-C", str(bmc.cipher_suite)]
+    level = [] if bmc.privilege is None else ["-L", bmc.privilege.upper()]
     return [
         "ipmitool", "-I", "lanplus", "-H", bmc.hostname, "-p", str(bmc.port), "-U", bmc.user,
-        "-E", *suite,
+        "-E", *suite, *level,
     ]  # fmt: skip
 
 

@@ -27,6 +27,8 @@ Make = Callable[[Path, Sequence[str], Mapping[str, str]], None]
 
 _MAX_BYTES = 2 << 20
 _MAX_MODULES = 4096
+_PAHOLE = 122
+"""As in CONFIG_PAHOLE_VERSION: lib/Kconfig.debug asks for 1.16, and for 1.21 with DWARF 5."""
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set", re.ASCII)
 _SET = re.compile(
     # Strings end up in make and in shells, some of them without their quotes.
@@ -147,8 +149,12 @@ class Configuration:
         lost = [line for name, line in asked.items() if not _given(line, have.get(name))]
         if lost:
             raise KernelError(
-                f"the kernel's configuration does not take {', '.join(lost)}",
-                hint="the source lacks them, or what they depend on; is it one of the known bases?",
+                f"the kernel's configuration does not take {', '.join(lost)}"
+                + "".join(f"\n  {why}" for why in _lacking_tools(lost, have)),
+                hint="the source lacks them, or what they depend on; is it one of the known bases?"
+                if not _lacking_tools(lost, have)
+                else "apt-get install dwarves, of a newer release (backports) if it has too old a "
+                "one",
             )
 
 
@@ -171,7 +177,7 @@ def chosen(kernel: Kernel, host: HostConfig | None = None) -> Configuration:
     if host is None:
         raise ConfigurationError(
             "kernel.config is the host's, and there is no host to ask",
-            hint="name a bed whose dut is of kind ssh, or write config: benchmark",
+            hint="name a bed whose dut is of kind ssh; for a virtual bed write config: benchmark",
         )
     for name in host.modules[:_MAX_MODULES]:
         if not _MODULE.fullmatch(name):
@@ -244,6 +250,18 @@ def merged(base: str, fragment: str) -> str:
             have.pop(name, None)  # of the options of a choice kconfig takes the last
             have[name] = line
     return "".join(f"{line}\n" for line in have.values())
+
+
+def _lacking_tools(lost: Sequence[str], have: Mapping[str, str]) -> list[str]:
+    """Why options were not taken, of which kconfig only asks a program's version."""
+    if not any(line.startswith("CONFIG_DEBUG_INFO_BTF=") for line in lost):
+        return []
+    said = have.get("CONFIG_PAHOLE_VERSION", "").rpartition("=")[2]
+    if not said.isdigit() or int(said) >= _PAHOLE:
+        return []
+    if int(said) == 0:
+        return ["types (BTF) are made by pahole, which is not installed or says no version"]
+    return [f"pahole is {int(said) / 100:.2f}, too old for types (BTF): 1.22 or later is needed"]
 
 
 def _given(asked: str, have: str | None) -> bool:

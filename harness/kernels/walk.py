@@ -73,7 +73,18 @@ KCFLAGS = "-fno-var-tracking-assignments"
 """Spares gcc a part of the debug information that nothing reads: code and BTF stay the same."""
 _MODULAR = re.compile(r"^CONFIG_\w+=m$", re.MULTILINE)
 _COMPILED = re.compile(r"^\s+(?:CC|AS|LDS)(?: \[M\])?\s+\S+\.(?:o|lds)$")
-_COMPILE_ERROR = re.compile(r"(?:\berror:|Error \d+$|undefined reference|No rule to make)")
+_SAID_BY_MAKE = re.compile(r"^make(\[\d+\])?: ")
+_STEP = re.compile(r"^\s+[A-Z][A-Z0-9_+-]*( \[M\])?\s+\S+$|^\s*$|\bwarning: ")
+# What a tool says that cannot do its work; make's own "Error 1" only follows from it.
+_CAUSE = re.compile(
+    r"\berror:|\bERROR\b|\bfatal\b|undefined (?:reference|symbol)|multiple definition"
+    r"|No rule to make|too old|is not supported|not found\b|No such file|command not found"
+    r"|cannot find|Cannot allocate|No space left|Permission denied|Killed|Segmentation fault"
+    r"|internal compiler error|^FAILED|Failed to|failed to|unrecognized|undeclared"
+    r"|region .* overflowed|relocation truncated|Assertion|\bBUG\b.*pahole",
+)
+_CONTEXT = 4
+_CAUSES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,9 +269,28 @@ def _write_script(path: Path, text: str) -> None:
 
 
 def _build_error(log: Path, status: int) -> KernelError:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    first = next((i for i, line in enumerate(lines) if _COMPILE_ERROR.search(line)), len(lines) - 1)
-    shown = "\n".join(f"  | {line}" for line in lines[max(0, first - 1) : first + 4])
-    return KernelError(
-        f"the kernel does not build (make: {status})\n{shown}", hint=f"the whole log: {log}"
+    shown = "\n".join(
+        f"  | {line[:300]}" for line in causes(log.read_text(encoding="utf-8", errors="replace"))
     )
+    return KernelError(
+        f"the kernel does not build (make: {status})\n{process.harmless(shown)}",
+        hint=f"the whole log: {log}",
+    )
+
+
+def causes(log: str) -> list[str]:
+    """The lines of a build's ``log`` that say why it failed.
+
+    The first that names a cause, what stands around it, and further causes from there on. Where
+    none is known for one, what was said last before make gave up.
+    """
+    lines = log.splitlines()
+    told = [line for line in lines if not _SAID_BY_MAKE.match(line) or "No rule to make" in line]
+    at = [i for i, line in enumerate(told) if _CAUSE.search(line) and not _STEP.search(line)]
+    if not at:
+        last = [line for line in told if not _STEP.search(line)]
+        return [*last[-_CONTEXT:], *lines[-1:]]
+    first = at[0]
+    around = list(range(max(0, first - 1), min(len(told), first + _CONTEXT)))
+    beyond = [i for i in at if i > around[-1]][: _CAUSES - 1]
+    return [told[i] for i in (*around, *beyond)]

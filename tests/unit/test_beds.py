@@ -351,6 +351,7 @@ def test_kernels_after_the_duts_own_have_to_be_alike(
     beds = config.beds(loaded, None, ["a", "b"])
     said = {"rx1": HostConfig("CONFIG_A=y", ()), "rx2": HostConfig("CONFIG_A=y", ())}
     monkeypatch.setattr("harness.hosts.machines.host_config", lambda name, _, **__: said[name])
+    monkeypatch.setattr("harness.hosts.machines.looked_at", lambda *_, **__: None)
     assert boots.kernel_config(loaded.kernel, *beds) == said["rx1"]
     said["rx2"] = HostConfig("CONFIG_A=m", ())
     with pytest.raises(ConfigurationError, match="rx1 and rx2 are not configured alike"):

@@ -48,6 +48,8 @@ class Host:
         self.refuses: HarnessError | None = None
         self.says = ""
         self.cycles = 0
+        self.token = ""
+        self.added: list[str] = []
 
     def start_agent(self, **_: Any) -> Any:
         if self.refuses:
@@ -65,6 +67,10 @@ class Host:
         self.calls.append(name)
         if name == "inventory" and not self.has_nic:
             raise ConfigurationError(f"rx: no interface {arguments['interface']} on this host")
+        if name == "boot_prepare":
+            self.token = arguments["token"]
+        if name == "kernel_install":
+            self.added = arguments["cmdline_add"]
         if name == "boot_go":
             self.boot += 1
             coming = OWN if arguments["method"] == "known-good" else self.comes_up
@@ -106,6 +112,7 @@ def made(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     monkeypatch.setattr(machines.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(machines.time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
     monkeypatch.setattr(machines, "packed", lambda _: tmp_path)
+    monkeypatch.setenv("RECEIVE_BATCHING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(machines.power, "connect", lambda *_: host)
 
     def make(*, power: bool = True, **boot: Any) -> Machine:
@@ -370,4 +377,4 @@ def test_an_interface_that_is_not_there_before_the_boot_and_after_it(
     with pytest.raises(ConfigurationError, match="no interface eth1"):
         machine.meet()
     with pytest.raises(InfrastructureError, match="there was one before"):
-        machine.mac(machine.reached())
+        machine.interface(machine.reached())

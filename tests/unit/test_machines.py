@@ -21,6 +21,7 @@ from harness.agent import health, journal, settings
 from harness.agent.boot import Boot
 from harness.agent.doctor import Doctor
 from harness.agent.faults import AgentError
+from harness.agent.kernels import Kernels
 from harness.cli import cli
 from harness.errors import HostLostError, HostRefusedError, InfrastructureError
 from harness.hosts import doctor, hostkeys
@@ -194,7 +195,7 @@ def test_the_doctor_tells_what_stops_it(rx: config.SshHost, tmp_path: Path) -> N
 
 
 def test_the_doctor_on_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    examine = Doctor(Boot()).examine
+    examine = Doctor(Boot(), Kernels()).examine
     rows = examine(interface="lo", role="dut", irq_cpu=0, now_s=time.time())
     found = {row["check"]: row for row in rows}
     assert found["python"]["ok"]
@@ -223,7 +224,7 @@ def test_the_doctor_reads_the_configuration_that_kernels_are_made_after(
         return {"release": "6.12", "config": "", "modules": ["sfc", "xfs"]}
 
     monkeypatch.setattr(on_host_doctor, "kernel_config", kernel_config)
-    rows = Doctor(Boot()).examine(interface="lo", role="dut")
+    rows = Doctor(Boot(), Kernels()).examine(interface="lo", role="dut")
     [row] = [row for row in rows if row["check"] == "kernel config"]
     told = (
         ("readable; 2 modules are loaded", None)

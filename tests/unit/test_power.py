@@ -177,8 +177,11 @@ def test_redfish_says_what_the_system_allows(machine: Machine) -> None:
 def test_redfish_finds_the_system_by_name(machine: Machine) -> None:
     with RedfishBmc(machine) as bmc:
         assert redfish(bmc, system=bmc.system).status() is False
-        said = refusal(redfish(bmc, system="System.Embedded.1"))
-        assert f"no system System.Embedded.1; there are: {bmc.system}" in said.message
+        with pytest.raises(ConfigurationError) as caught:
+            redfish(bmc, system="System.Embedded.1").status()
+    said = caught.value
+    assert f"no system System.Embedded.1; there are: {bmc.system}" in said.message
+    assert said.hint == "say it in hosts.yaml: hosts.dut.power.redfish.system"
 
 
 def test_redfish_wrong_password(machine: Machine) -> None:
@@ -193,7 +196,7 @@ def test_redfish_wrong_password(machine: Machine) -> None:
 def test_redfish_refused(machine: Machine, status: int) -> None:
     with RedfishBmc(machine) as bmc:
         bmc.refuses = status
-        said = refusal(redfish(bmc), "on")
+        said = refusal(redfish(bmc, within_s=5), "on")
     assert f"answered {status}" in said.message
     assert "\x1b" not in said.message
     assert machine.acts == []
@@ -207,8 +210,8 @@ def test_redfish_refused(machine: Machine, status: int) -> None:
 def test_redfish_garbage(machine: Machine, said: bytes) -> None:
     with RedfishBmc(machine) as bmc:
         bmc.says = [said]
-        with bounded(10):
-            message = refusal(redfish(bmc, within_s=8)).message
+        with bounded(8):
+            message = refusal(redfish(bmc, within_s=4)).message
     assert "\x1b" not in message
     assert len(message) < 1500
 
@@ -251,7 +254,7 @@ def test_redfish_nobody_listens() -> None:
         free.bind(("127.0.0.1", 0))
         bmc = RedfishBmc(lambda _: None)
         bmc.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        assert "cannot be reached" in refusal(redfish(bmc)).message
+        assert "cannot be reached" in refusal(redfish(bmc, within_s=4)).message
 
 
 def certificate(directory: Path, name: str) -> tuple[Path, Path]:
@@ -342,7 +345,7 @@ def test_ipmi_wrong_password_and_refusal(machine: Machine) -> None:
         assert "password" in (said.hint or "")
         assert "wrong-one" not in f"{said}{said.__cause__!r}"
         bmc.refuses = True
-        assert "refused" in refusal(ipmi(bmc), "on").message
+        assert "refused" in refusal(ipmi(bmc, within_s=4), "on").message
     assert machine.acts == []
 
 

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""The drivers without which this host would not come up, or not be reached by its test interface.
+
+Its root file system and the devices under it, up to the bus, and the NIC behind the interface.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_DEEPEST = 16
+
+
+def needs(*, interface: str, root: str = "/") -> dict[str, dict[str, str]]:
+    """``{"drivers": {NAME: WHAT_FOR}}``, names as modules have them, built in or not."""
+    base = Path(root)
+    found: dict[str, str] = {}
+    for kind, device in mounted(_text(base / "proc/self/mountinfo")):
+        found.setdefault(kind, f"the root file system is {kind}")
+        for name in _below(base / "sys/dev/block" / device, base, _DEEPEST):
+            found.setdefault(name, "the root file system's disk is behind it")
+    for name in _drivers(base / "sys/class/net" / interface / "device", base):
+        found.setdefault(name, f"{interface} is behind it")
+    return {"drivers": found}
+
+
+def mounted(mountinfo: str) -> list[tuple[str, str]]:
+    """File system and device (``major:minor``) of what is mounted as root last."""
+    rows = []
+    for line in mountinfo.splitlines():
+        words = line.split()
+        if "-" not in words[6:] or len(words) < 10 or words[4] != "/":
+            continue
+        kind = words[words.index("-", 6) + 1]
+        if re.fullmatch(r"\d+:\d+", words[2]) and re.fullmatch(r"[\w.-]{1,32}", kind):
+            rows.append((kind, words[2]))
+    return rows[-1:]
+
+
+def _below(block: Path, base: Path, depth: int) -> Iterator[str]:
+    """Of a block device and those it is made of: mapped, RAID, a partition, a disk."""
+    if depth == 0:
+        return
+    at = _resolved(block)
+    if at is None:
+        return
+    uuid = _text(at / "dm/uuid")
+    if uuid:
+        yield "dm_mod"
+        if uuid.startswith("CRYPT-"):
+            yield "dm_crypt"
+    level = _text(at / "md/level")
+    if re.fullmatch(r"(raid(0|1|10|4|5|6)|linear)", level):
+        yield "raid456" if level in ("raid4", "raid5", "raid6") else level
+    yield from _drivers(at, base)
+    for slave in sorted((at / "slaves").glob("*")):
+        yield from _below(slave, base, depth - 1)
+
+
+def _drivers(device: Path, base: Path) -> Iterator[str]:
+    """The modules of the drivers of ``device`` and of all it hangs on."""
+    at = _resolved(device)
+    top = base / "sys/devices"
+    while at is not None and top in at.parents:
+        driver = _resolved(at / "driver/module")
+        if driver is not None and re.fullmatch(r"\w{1,63}", driver.name):
+            yield driver.name
+        at = at.parent
+
+
+def _resolved(path: Path) -> Path | None:
+    try:
+        return path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
