@@ -62,7 +62,8 @@ def from_package(package: str) -> Source:
             return from_tarball(tarball)
     raise InfrastructureError(
         f"{package} is not installed: there is no /usr/src/{package}.tar.xz",
-        hint=f"apt-get install {package}, or name a tarball or a git tree in hosts.yaml",
+        hint=f"apt-get install {package}; where no package source has it, name a git tree by "
+        "--tree, or a tarball as kernel.source in hosts.yaml",
     )
 
 
@@ -173,8 +174,17 @@ class Tree:
         def unpack(home: Path) -> None:
             _unpack(source, home / "linux")
 
-        home = cache.root() / "sources" / cache.digest(source.identity)
-        return cls(cache.entry(home, unpack, what=f"the source {source}"))
+        return cls(cache.entry(cls._home_of(source), unpack, what=f"the source {source}"))
+
+    @classmethod
+    def kept(cls, source: Source) -> Tree | None:
+        """The same if it is there."""
+        home = cls._home_of(source)
+        return cls(home) if home.is_dir() else None
+
+    @staticmethod
+    def _home_of(source: Source) -> Path:
+        return cache.root() / "sources" / cache.digest(source.identity)
 
     def linked(self, home: Path) -> Tree:
         """The same source once more in ``home``, of links: quick, and moved on its own."""
