@@ -270,7 +270,7 @@ def _room_for_root(target: Path) -> Iterator[Path]:
     name = f"rb-root-{os.geteuid()}-{cache.digest(str(cache.root()), target.name)}-"
     base = target.parent if os.geteuid() == 0 else open_to_all()
     for left in base.glob(f"{name}*"):
-        if left.stat().st_uid == os.geteuid():
+        if _own(left):
             _remove_root(left)
     room = Path(tempfile.mkdtemp(prefix=name, dir=base))
     room.chmod(0o755)
@@ -278,6 +278,10 @@ def _room_for_root(target: Path) -> Iterator[Path]:
         yield room
     finally:
         _remove_root(room)
+
+
+def _own(path: Path) -> bool:
+    return path.stat().st_uid == os.geteuid()
 
 
 def open_to_all() -> Path:
