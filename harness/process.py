@@ -38,6 +38,47 @@ _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
 )
 _LAST_WORDS_S = 1.0
+_SYSTEM = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+
+PACKAGES = {
+    # of Debian and Ubuntu
+    "apt-get": "apt", "as": "binutils", "bc": "bc", "bison": "bison", "cp": "coreutils",
+    "debugfs": "e2fsprogs", "depmod": "kmod", "distcc": "distcc", "e2fsck": "e2fsprogs",
+    "flex": "flex", "gcc": "gcc", "genext2fs": "genext2fs", "git": "git", "ip": "iproute2",
+    "ld": "binutils", "make": "make", "mksquashfs": "squashfs-tools",
+    "mmdebstrap": "mmdebstrap", "newuidmap": "uidmap", "nsenter": "util-linux",
+    "objcopy": "binutils", "objdump": "binutils", "openssl": "openssl", "pahole": "dwarves",
+    "perl": "perl", "readelf": "binutils", "resize2fs": "e2fsprogs", "setpriv": "util-linux",
+    "sfdisk": "fdisk", "ssh": "openssh-client", "ssh-agent": "openssh-client",
+    "ssh-keygen": "openssh-client", "sysctl": "procps", "tar": "tar", "taskset": "util-linux",
+    "tune2fs": "e2fsprogs", "unshare": "util-linux", "unsquashfs": "squashfs-tools",
+    "xz": "xz-utils",
+}  # fmt: skip
+"""Which package has a program that is started on this machine."""
+
+
+def search_path(given: str | None) -> str:
+    """``given``, a value of $PATH, and behind it the system's directories that it lacks.
+
+    An ordinary user's login shell leaves out sbin, where ip, depmod and chroot may be.
+    """
+    own = given.split(os.pathsep) if given else []
+    return os.pathsep.join([*own, *(part for part in _SYSTEM if part not in own)])
+
+
+# Here and at once: what is started inherits it, and starts further programs by it.
+os.environ["PATH"] = search_path(os.environ.get("PATH"))
+
+
+def package_hint(*programs: str) -> str | None:
+    """How ``programs`` are installed, if it is known of one of them."""
+    packages = {PACKAGES[name] for name in map(_name, programs) if name in PACKAGES}
+    return f"apt-get install {' '.join(sorted(packages))}" if packages else None
+
+
+def _name(program: str) -> str:
+    return program.rpartition("/")[2]
+
 
 # What in a shell's environment steers the programs we start: where they look, what they
 # take for given, in which language they speak.
@@ -177,7 +218,9 @@ def not_started(
         return InfrastructureError(f"{program} cannot be started in {cwd}: no such directory")
     if error.errno == errno.ENOENT:
         if shutil.which(command[0]) is None:
-            return InfrastructureError(f"{program} is not installed", hint=hint)
+            return InfrastructureError(
+                f"{program} is not installed", hint=hint or package_hint(command[0])
+            )
         return InfrastructureError(
             f"{program} cannot be started: the interpreter it names is not installed",
             hint="its first line, #!…, has to name a program that is there",

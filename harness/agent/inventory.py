@@ -49,7 +49,7 @@ def see_own_interfaces() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if (
         libc.unshare(_CLONE_NEWNS) != 0
-        or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) != 0
+        or not _made_private(libc)
         or libc.mount(b"sysfs", b"/sys", b"sysfs", 0, None) != 0
     ):
         code = ctypes.get_errno()
@@ -57,6 +57,13 @@ def see_own_interfaces() -> None:
             return  # it is this namespace's own already
         why = os.strerror(code)
         sys.stderr.write(f"/sys may show the interfaces of another network namespace: {why}\n")
+
+
+def _made_private(libc: ctypes.CDLL) -> bool:
+    """What is mounted from here on is seen by nobody else; in a chroot / is no mount point."""
+    return any(
+        libc.mount(b"none", at, None, _MS_REC | _MS_PRIVATE, None) == 0 for at in (b"/", b"/sys")
+    )
 
 
 def existing(interface: str) -> str:

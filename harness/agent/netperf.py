@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import packages
+from . import packages, programs
 from .cpus import allowed, as_list, online
 from .faults import AgentError
 from .foreign import read_text
@@ -94,7 +93,7 @@ class Load:
         command = [*command_prefix, "netserver", "-D", "-4", "-L", address, "-p", str(port)]
         # In a process namespace of its own even the processes netserver forks
         # for its connections cannot outlive the agent.
-        contained = Path("/proc/self/ns/pid").exists() and shutil.which("unshare") is not None
+        contained = Path("/proc/self/ns/pid").exists() and programs.found("unshare") is not None
         if contained:
             # Not by --kill-child, which today's unshare does by pidfds: since Linux 5.3.
             command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
@@ -431,9 +430,9 @@ def _catches(pid: int, number: signal.Signals) -> bool:
 
 def _started(command: list[str], *, cpus: Sequence[int] | None) -> subprocess.Popen[str]:
     """``command``, which gets SIGKILL when the agent dies, on ``cpus`` from its first moment."""
-    if shutil.which(command[0]) is None:
+    if programs.found(command[0]) is None:
         raise AgentError(
-            f"{command[0]} is not installed on this host", hint=packages.hint("netperf")
+            f"{command[0]} is not installed on this host", hint=packages.hint(command[0])
         )
     own = os.sched_getaffinity(0)
     try:

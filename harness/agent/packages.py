@@ -52,6 +52,13 @@ _NAMES: Mapping[str, Mapping[str, str | None]] = {
         ("kmod",) + ("kmod",) * 5,
     )
 }  # fmt: skip
+_HAS: Mapping[str, str] = {
+    "chroot": "coreutils",
+    "netserver": "netperf",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+}
+"""Programs that are not called as their package is."""
 _BESIDE: Mapping[tuple[str, str], str] = {
     ("netperf", "debian"): " (section non-free of the sources)",
     ("netperf", "ubuntu"): " (section multiverse of the sources)",
@@ -95,7 +102,8 @@ def install(what: str, *, of: str | None = None, release: str | None = None) -> 
 
 
 def hint(what: str) -> str:
-    """How whoever looks after a host gets ``what``, for a message."""
+    """How whoever looks after a host gets ``what``, a program or a module, for a message."""
+    what = _HAS.get(what, what)
     command = install(what)
     if command == _SOURCES.get(what):
         return f"on the host: {command}"

@@ -16,10 +16,20 @@ _SYSTEM = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TAIL_LINES = 5
 
 
+def _path() -> str:
+    """$PATH, and behind it what of the system's it lacks."""
+    parts = [*os.environ.get("PATH", "").split(":"), *_SYSTEM.split(":")]
+    return ":".join(dict.fromkeys(filter(None, parts)))
+
+
+# Here and at once: by it a program finds those that it starts itself. A login shell's path,
+# and that of a sudo without secure_path, may leave out sbin.
+os.environ["PATH"] = _path()
+
+
 def found(*names: str) -> str | None:
     """The path of the first of ``names`` that is installed; they are one program's names."""
-    path = f"{os.environ.get('PATH', '')}:{_SYSTEM}"
-    return next((at for name in names if (at := shutil.which(name, path=path))), None)
+    return next((at for name in names if (at := shutil.which(name, path=_path()))), None)
 
 
 def run(

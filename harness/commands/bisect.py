@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from harness import bisect as bisection
-from harness import campaign, config, kernels, plan, samples
+from harness import campaign, config, kernels, needs, plan, samples
 from harness.analysis import analyse
 from harness.commands import (
     PathOf,
@@ -141,6 +141,12 @@ def bisect(
 
         place = up.enter_context(acquired(bed))
         host = kernel_config(hosts.kernel, place.bed)
+        ends = (question.points[0], question.points[-1])
+        job = needs.of_kernels(
+            hosts.kernel, ends, 1, tree=None, host=host, bed=bed, together=2, results=directory
+        )
+        # Commits are as good as never kept.
+        needs.require(replace(job, kernels=lambda: len(ends)) if tree else job)
 
         def build(points: Sequence[str], layouts: int) -> dict[str, tuple[kernels.Image, ...]]:
             if tree:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from harness import config, kernels, plan
+from harness import config, kernels, needs, plan
 from harness.commands import bed_option, hosts_option, steps_option, tree_option
 from harness.hosts import boots
 from harness.progress import Progress
@@ -37,13 +37,11 @@ def build(
     """
     hosts = config.load(config.locate(hosts_path))
     with Progress() as progress, boots.acquired(config.bed(hosts, bed_name)) as place:
+        wanted = plan.parse_steps(steps)
+        host = boots.kernel_config(hosts.kernel, place.bed)
+        needs.require(needs.of_kernels(hosts.kernel, wanted, layouts, tree=tree, host=host))
         made = kernels.layouts(
-            hosts.kernel,
-            plan.parse_steps(steps),
-            layouts,
-            tree=tree,
-            host=boots.kernel_config(hosts.kernel, place.bed),
-            progress=progress,
+            hosts.kernel, wanted, layouts, tree=tree, host=host, progress=progress
         )
     for step, images in made.items():
         for image in images:

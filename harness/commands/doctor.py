@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from harness import config
+from harness import config, plan
 from harness.commands import hosts_option
 from harness.errors import ConfigurationError, InfrastructureError
 from harness.process import harmless
@@ -19,6 +20,8 @@ _BOTH = 2
 
 if TYPE_CHECKING:
     from harness.hosts.doctor import Finding
+
+_HERE = "this machine"
 
 
 @click.command()
@@ -37,40 +40,43 @@ def doctor(
     """Check everything a run needs of each HOST, and say the remedy of what fails.
 
     Without HOST: the machines of the default bed, and the way between them, for which both have
-    their test addresses for some seconds. With HOST nothing is changed. --flood sends at full
-    rate for 2 s, some 10 s with what belongs to it. The exit code is 3 if a run cannot do
-    without something that is missing.
+    their test addresses for some seconds; or this machine, if the bed is virtual. With HOST
+    nothing is changed. --flood sends at full rate for 2 s, some 10 s with what belongs to it. The
+    exit code is 3 if a run cannot do without something that is missing.
     """
     from harness.hosts.doctor import examine
 
     loaded = config.load(config.locate(hosts_path))
     chosen = names or _machines(loaded, bed_name)
     found: dict[str, list[Finding]] = {}
-    for name in chosen:
-        host = config.host(loaded, name)
-        if not isinstance(host, config.SshHost):
-            raise ConfigurationError(
-                f"host {name} is of kind {host.kind}: only machines of kind ssh are checked"
-            )
-        role, irq_cpu = _role(loaded, name)
-        rows = found[name] = []
+
+    def take(name: str, title: str, rows: Iterable[Finding]) -> None:
+        found[name] = []
         if form == "table":
-            click.secho(f"{name} ({role}, {host.hostname})", bold=True)
-        for row in examine(name, host, role=role, irq_cpu=irq_cpu):
-            rows.append(row)
+            click.secho(title, bold=True)
+        for row in rows:
+            found[name].append(row)
             if form == "table":
                 _show(row)
+
+    for name in chosen:
+        host = config.host(loaded, name)
+        if isinstance(host, config.SshHost):
+            role, irq_cpu = _role(loaded, name)
+            rows = examine(name, host, role=role, irq_cpu=irq_cpu)
+            take(name, f"{name} ({role}, {host.hostname})", rows)
+        elif isinstance(host, config.LabgridHost):
+            raise ConfigurationError(
+                f"host {name} is of kind labgrid: its place says where it is only once acquired"
+            )
+        elif _HERE not in found:
+            take(_HERE, f"{_HERE}, which runs virtual beds", _here(loaded, name))
     if not names and len(chosen) == _BOTH and all(_reached(rows) for rows in found.values()):
         from harness.hosts import between
 
         bed = config.bed(loaded, bed_name)
-        rows = found[f"bed {bed.name}"] = []
-        if form == "table":
-            click.secho(f"bed {bed.name}, from {bed.generator_name} to {bed.dut_name}", bold=True)
-        for row in between.examine(bed, loaded.load, flood=flood):
-            rows.append(row)
-            if form == "table":
-                _show(row)
+        title = f"bed {bed.name}, from {bed.generator_name} to {bed.dut_name}"
+        take(f"bed {bed.name}", title, between.examine(bed, loaded.load, flood=flood))
     if form == "json":
         click.echo(
             json.dumps({n: [asdict(r) for r in rows] for n, rows in found.items()}, indent=2)
@@ -91,12 +97,36 @@ def _reached(rows: list[Finding]) -> bool:
 def _machines(loaded: config.HostsFile, bed_name: str | None) -> list[str]:
     bed = config.bed(loaded, bed_name)
     of = ((bed.dut_name, bed.dut), (bed.generator_name, bed.generator))
+    if bed.kind == "virtual":
+        return [bed.dut_name]
     names = [name for name, host in of if isinstance(host, config.SshHost)]
     if not names:
         raise ConfigurationError(
             f"bed {bed.name} is of no machines", hint="name a host of kind ssh, or a --bed"
         )
     return names
+
+
+def _here(loaded: config.HostsFile, name: str) -> Iterator[Finding]:
+    """Every check of this machine for a `harness run` on the virtual bed with ``name``."""
+    from harness import needs
+
+    of = [bed for bed, entry in loaded.beds.items() if name in (entry.dut, entry.generator)]
+    if not of:
+        raise ConfigurationError(f"host {name} is in no bed")
+    steps = plan.parse_steps("0,2,8")
+    layouts = plan.profile("quick").layouts
+    yield from needs.examine(
+        needs.of_kernels(
+            loaded.kernel,
+            steps,
+            layouts,
+            tree=None,
+            host=None,
+            bed=config.bed(loaded, of[0]),
+            together=len(steps),
+        )
+    )
 
 
 def _role(loaded: config.HostsFile, name: str) -> tuple[Literal["dut", "generator"], int | None]:

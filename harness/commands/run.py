@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from harness import campaign, config, kernels, plan, samples
+from harness import campaign, config, kernels, needs, plan, samples
 from harness.analysis import analyse
 from harness.commands import (
     also_option,
@@ -127,18 +127,26 @@ def run(
         # By name: of two campaigns that begin at once, one gets all.
         by_name = sorted(beds, key=lambda bed: bed.name)
         places = {bed.name: up.enter_context(boots.acquired(bed)) for bed in by_name}
+        host = boots.kernel_config(
+            hosts.kernel, *(places[bed.name].bed for bed in beds), resumed=kept is not None
+        )
+        to_build = list(dict.fromkeys(plan.kernel_of(step) for step in wanted))
+        layouts = min(chosen.layouts, drawn.blocks_of_a_bed)
+        needs.require(
+            needs.of_kernels(
+                hosts.kernel,
+                to_build,
+                layouts,
+                tree=tree,
+                host=host,
+                bed=beds[0],
+                together=max(len(group) for group in drawn.groups()),
+                results=directory,
+            )
+        )
         with boots.made_meanwhile(beds[0]):
             made = kernels.layouts(
-                hosts.kernel,
-                list(dict.fromkeys(plan.kernel_of(step) for step in wanted)),
-                min(chosen.layouts, drawn.blocks_of_a_bed),
-                tree=tree,
-                host=boots.kernel_config(
-                    hosts.kernel,
-                    *(places[bed.name].bed for bed in beds),
-                    resumed=kept is not None,
-                ),
-                progress=progress,
+                hosts.kernel, to_build, layouts, tree=tree, host=host, progress=progress
             )
             built = {step: made[plan.kernel_of(step)] for step in wanted}
             campaign_id = kept.id if kept else Journal(directory).begin_campaign()

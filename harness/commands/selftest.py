@@ -12,7 +12,7 @@ from typing import TextIO
 
 import click
 
-from harness import process
+from harness import needs, process
 from harness.commands import PathOf
 from harness.progress import Progress
 from harness.report.expect import ExpectationMissedError
@@ -42,6 +42,7 @@ def rack(out: Path | None, sudoers: TextIO | None) -> None:
     """
     from harness.selftest import rack as racks
 
+    needs.require(racks.needed())
     with tempfile.TemporaryDirectory(prefix="rack-", dir="/var/tmp") as temporary:
         began = time.monotonic()
         with (
@@ -100,6 +101,7 @@ def faults(names: tuple[str, ...], fast: bool, out: Path | None, form: str) -> N
     if unknown := [name for name in names if name not in known]:
         raise click.UsageError(f"no fault is called {unknown[0]!r}; {', '.join(known)}")
     chosen = [known[name] for name in names or known if known[name].fast or not fast]
+    needs.require(racks.needed())
     found: list[suite.Outcome] = []
     with contextlib.ExitStack() as up:
         # Also if it is interrupted.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness import config, kernels, plan, tracing, workload
+from harness import config, kernels, needs, plan, tracing, workload
 from harness.commands import Seconds, hosts_option
 from harness.errors import ConfigurationError
 from harness.hosts.channel import Agent
@@ -114,6 +114,7 @@ def _virtual(
     bed = config.bed(hosts, named[0])
     assert isinstance(bed.dut, config.QemuHost)
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
+        needs.require(needs.of_kernels(hosts.kernel, [wanted], 1, tree=None, host=None, bed=bed))
         image = kernels.images(hosts.kernel, [wanted], progress=progress)[wanted]
         made_with = equipment(bed.dut, image, progress)
         with contextlib.ExitStack() as up:

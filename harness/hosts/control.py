@@ -8,15 +8,16 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 import threading
 from pathlib import Path
+
+from harness import runtime
 
 PERSIST_S = 60
 """A connection nobody uses ends after so long, should this process be killed."""
 
-_LONGEST = 40
-"""Of the directory's name: %C is 40 characters, OpenSSH adds 17, a socket's path holds 107."""
+_NAME_BYTES = 40 + 17
+"""%C is 40 characters, and OpenSSH adds 17 for a while."""
 _END_S = 5.0
 _lock = threading.Lock()
 _made: dict[int, Path] = {}
@@ -36,9 +37,7 @@ def _directory() -> Path:
     with _lock:
         pid = os.getpid()
         if pid not in _made:
-            base = os.environ.get("XDG_RUNTIME_DIR", "")
-            usable = 0 < len(base) <= _LONGEST - 12 and os.access(base, os.W_OK)
-            _made[pid] = Path(tempfile.mkdtemp(prefix="rb-", dir=base if usable else "/tmp"))  # noqa: S108 - mkdtemp is private
+            _made[pid] = runtime.made(name_bytes=_NAME_BYTES)
             atexit.register(_close, pid)
         return _made[pid]
 

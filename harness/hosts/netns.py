@@ -8,23 +8,18 @@ veth pair joins the generator's interface to the end the NIC model listens on.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import process
+from harness import namespaces, process
 from harness.config.addresses import GENERATOR_MAC
 from harness.errors import InfrastructureError
 from harness.hosts.channel import Agent
 
 INTERFACE = "gen0"
 WIRE = "wire0"
-_HINT = (
-    "an ordinary user needs user namespaces: sysctl kernel.unprivileged_userns_clone=1, "
-    "on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +31,7 @@ class Namespace:
 
     def command(self, argv: list[str]) -> list[str]:
         """``argv`` as a command that runs inside the namespace and dies with the harness."""
-        user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
+        user = ["--user", "--preserve-credentials"] if namespaces.of_users_first() else []
         return [
             "nsenter", f"--target={self.agent.pid}", "--net", *user, "--",
             "setpriv", "--pdeathsig=KILL", "--", *argv,
@@ -49,13 +44,11 @@ def start(*, log: Path, watch: Callable[[], None] = lambda: None) -> Namespace:
     Raises:
         InfrastructureError: the system does not allow it; the hint says what to allow.
     """
-    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    probe = process.run(
-        ["unshare", *user, "--net", "true"], check=False, hint="apt-get install util-linux"
-    )
+    user = ["--user", "--map-root-user"] if namespaces.of_users_first() else []
+    probe = process.run(["unshare", *user, "--net", "true"], check=False)
     if probe.returncode != 0:
         raise InfrastructureError(
-            f"no network namespace can be made: {probe.stderr.strip()}", hint=_HINT
+            f"no network namespace can be made: {probe.stderr.strip()}", hint=namespaces.remedy()
         )
     agent = Agent(
         [
@@ -80,7 +73,7 @@ def start(*, log: Path, watch: Callable[[], None] = lambda: None) -> Namespace:
             f"link set {WIRE} arp off promisc on up",
             f"link set {INTERFACE} up",
         ):
-            process.run(namespace.command(["ip", *words.split()]), hint="apt-get install iproute2")
+            process.run(namespace.command(["ip", *words.split()]))
         for interface in (INTERFACE, WIRE):
             process.run(
                 namespace.command(

@@ -178,11 +178,9 @@ def start(
         *(icache.arguments(icache_plugin, runtime) if icache_plugin else []),
         *extra_arguments,
     ]  # fmt: skip
-    shared = [directory, runtime, image.directory, disk.directory]
-    shared += [icache_plugin.parent] if icache_plugin else []
     with (directory / "qemu.log").open("w", encoding="utf-8") as log:
         started = process.start(
-            ["setpriv", "--pdeathsig=KILL", "--", *tools.qemu(arguments, shared=shared)],
+            ["setpriv", "--pdeathsig=KILL", "--", *tools.qemu(arguments)],
             hint="apt-get install util-linux",
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -261,7 +259,7 @@ def _kvm_boots(image: Image, tools: Tools) -> bool:
             *machine("kvm"), "-m", "512M", "-kernel", str(image.kernel),
             "-append", "console=ttyS0 panic=-1", "-serial", f"file:{console}",
         ]  # fmt: skip
-        command = tools.qemu(qemu, shared=[making, image.directory])
+        command = tools.qemu(qemu)
         with contextlib.suppress(InfrastructureError):  # no end in time is a verdict too
             process.run(command, check=False, timeout_s=_KVM_PROOF_S)
         said = console.read_text(errors="replace", encoding="utf-8") if console.exists() else ""

@@ -13,14 +13,13 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import images, process
+from harness import images, process, runtime
 from harness.config import Bed, MachineCpus, NetnsHost, QemuHost
 from harness.errors import ConfigurationError, InfrastructureError
 from harness.hosts import icache, netns, qemu
@@ -30,6 +29,7 @@ from harness.kernels.build import Image
 from harness.progress import Progress
 
 _MODEL_START_S = 20.0
+_SOCKET_NAME_BYTES = len("nic-control")
 _NETPERF_NICE = 2
 """Two thirds of the weight of the vCPU and of the NIC model, wherever they share a CPU."""
 
@@ -203,9 +203,7 @@ def virtual_bed(
     cpus = machine_cpus(bed)
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as up:
-        runtime = Path(
-            up.enter_context(tempfile.TemporaryDirectory(prefix="rb-", ignore_cleanup_errors=True))
-        )
+        sockets = up.enter_context(runtime.directory(name_bytes=_SOCKET_NAME_BYTES))
         namespace = netns.start(log=directory / "generator-agent.log")
         up.callback(namespace.agent.close)
         _yield_to_others(namespace.agent.pid)
@@ -213,8 +211,8 @@ def virtual_bed(
             namespace,
             wire=netns.WIRE,
             mac=bed.dut.nic.mac,
-            socket=runtime / "nic",
-            control=runtime / "nic-control",
+            socket=sockets / "nic",
+            control=sockets / "nic-control",
             log=directory / "nic.log",
             cpu=cpus.model,
         )
@@ -225,9 +223,9 @@ def virtual_bed(
             disk=equipment.disk,
             tools=equipment.tools,
             accelerator=equipment.accelerator,
-            nic_socket=runtime / "nic",
+            nic_socket=sockets / "nic",
             directory=directory,
-            runtime=runtime,
+            runtime=sockets,
             icache_plugin=equipment.icache,
         )
         up.callback(guest.stop)

@@ -8,22 +8,26 @@ whose own are missing or too old. Neither needs root, given user namespaces.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cache, process
+from harness import cache, namespaces, process
 from harness.errors import InfrastructureError
 from harness.progress import Progress
 
 SUITE = "trixie"
 GUEST_USER = "harness"
+_MIRROR = "http://deb.debian.org/debian"
 _GUEST_SETUP = Path(__file__).with_name("guest-setup.sh")
 _TOOLS_SETUP = Path(__file__).with_name("tools-setup.sh")
 _GUEST_PACKAGES = (
@@ -34,11 +38,9 @@ _GUEST_PACKAGES = (
     "python3", "python3-bpfcc", "python3-psutil", "python3-pyroute2",
 )  # fmt: skip
 _UNREAD = ("man", "doc", "locale", "info")
-_SCRATCH = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (inside the root alone)
-_UNSHARE_HINT = (
-    "an ordinary user needs user namespaces (sysctl kernel.unprivileged_userns_clone=1, on Ubuntu "
-    "kernel.apparmor_restrict_unprivileged_userns=0), the package uidmap and a line in /etc/subuid"
-)
+_IN_MEMORY = "/dev/shm"  # noqa: S108 (the files have no name there)
+_WRITTEN_BYTES = 1 << 30
+_DEVICES = ("-device", "help")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,18 @@ def made_meanwhile() -> Iterator[None]:
         process.end(maker)
 
 
+def lacking() -> list[str]:
+    """Which of the two have to be made yet; a search for this system's own tools is part of it."""
+    guest = [] if _guest_home().is_dir() else ["guest image"]
+    return guest + ([] if _tools_home().is_dir() or own_tools() else ["tools root"])
+
+
+def kept_tools() -> Tools | None:
+    """The tools, if nothing has to be made for them."""
+    home = _tools_home()
+    return own_tools() or (Tools(root=home / "root") if home.is_dir() else None)
+
+
 def _guest_home() -> Path:
     key = cache.digest(SUITE, _GUEST_PACKAGES, _GUEST_SETUP.read_text(encoding="utf-8"))
     return cache.root() / "guests" / key
@@ -120,32 +134,55 @@ def guest_image(progress: Progress) -> GuestImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """Where QEMU and netperf are run from: this system, or a root of their own."""
+    """Where QEMU and netperf are run from: this system, or a root of their own.
+
+    Programs of the root are started by the root's own loader, with its libraries. That
+    asks for no right and no namespace, so it works in a chroot or a container as well.
+    """
 
     root: Path | None
 
-    def qemu(self, arguments: list[str], *, shared: list[Path]) -> list[str]:
-        """The command for QEMU; ``shared`` are directories it has to see (all writable)."""
+    def qemu(self, arguments: Sequence[str]) -> list[str]:
+        """The command for QEMU."""
         if self.root is None:
             return ["qemu-system-x86_64", *arguments]
-        bound = [word for path in _SCRATCH for word in ("--tmpfs", path)]
-        bound += [word for path in shared for word in ("--bind", str(path), str(path))]
+        share = self.root / "usr/share"
         return [
-            "bwrap", "--die-with-parent", "--bind", str(self.root), "/", "--dev", "/dev",
-            *(["--dev-bind", "/dev/kvm", "/dev/kvm"] if os.access("/dev/kvm", os.W_OK) else []),
-            "--proc", "/proc", "--ro-bind", "/sys", "/sys",
-            *bound, "qemu-system-x86_64", *arguments,
+            "env", f"QEMU_MODULE_DIR={self._libraries}/qemu", f"TMPDIR={_scratch()}",
+            *self._loader, "--argv0", "qemu-system-x86_64",
+            str(self.root / "usr/bin/qemu-system-x86_64"),
+            "-L", str(share / "qemu"), "-L", str(share / "seabios"), *arguments,
         ]  # fmt: skip
 
     def netperf_prefix(self) -> list[str]:
-        """What goes before ``netperf`` for a process that may chroot."""
-        return [] if self.root is None or shutil.which("netperf") else ["chroot", str(self.root)]
+        """What goes before ``netperf``."""
+        if self.root is None or shutil.which("netperf"):
+            return []
+        loader = process.quoted([*self._loader, f"{self.root}/usr/bin/"])
+        return ["sh", "-c", f'exec {loader}"$0" "$@"']
+
+    @property
+    def _libraries(self) -> str:
+        return f"{self.root}/usr/lib/x86_64-linux-gnu"
+
+    @property
+    def _loader(self) -> list[str]:
+        loader = f"{self.root}/usr/lib64/ld-linux-x86-64.so.2"
+        return [loader, "--inhibit-cache", "--library-path", self._libraries]
+
+
+def _scratch() -> str:
+    """Where QEMU keeps what a guest writes to its disk: in memory, where there is room."""
+    with contextlib.suppress(OSError):
+        if os.access(_IN_MEMORY, os.W_OK) and shutil.disk_usage(_IN_MEMORY).free > _WRITTEN_BYTES:
+            return _IN_MEMORY
+    return tempfile.gettempdir()
 
 
 def tools(progress: Progress) -> Tools:
     """A QEMU with vfio-user-pci and a netperf: the system's own if it has both."""
-    if shutil.which("netperf") and _has_vfio_user(["qemu-system-x86_64"]):
-        return Tools(root=None)
+    if own := own_tools():
+        return own
 
     def make(making: Path) -> None:
         with progress.task("tools root (QEMU, netperf)"):
@@ -160,25 +197,32 @@ def tools(progress: Progress) -> Tools:
 
     home = cache.entry(_tools_home(), make, what="the tools root")
     found = Tools(root=home / "root")
-    if not _has_vfio_user(found.qemu([], shared=[])):
+    # Fails, with its own words, where it cannot run at all.
+    if not _has_vfio_user(process.run(found.qemu(_DEVICES)).stdout):
         raise InfrastructureError(
-            "the QEMU of the tools root has no vfio-user-pci", hint=_UNSHARE_HINT
+            f"the QEMU in {home} has no vfio-user-pci",
+            hint="remove that directory, so that it is made anew, and see that the mirror has "
+            f"{SUITE}-backports",
         )
     return found
 
 
-def _has_vfio_user(qemu: list[str]) -> bool:
-    if shutil.which(qemu[0]) is None:
-        return False
-    devices = process.run([*qemu, "-device", "help"], check=False)
-    return '"vfio-user-pci"' in devices.stdout
+def own_tools() -> Tools | None:
+    """This system's own QEMU and netperf, if they will do."""
+    if shutil.which("netperf") is None or shutil.which("qemu-system-x86_64") is None:
+        return None
+    own = Tools(root=None)
+    return own if _has_vfio_user(process.run(own.qemu(_DEVICES), check=False).stdout) else None
+
+
+def _has_vfio_user(devices: str) -> bool:
+    return '"vfio-user-pci"' in devices
 
 
 def make_key(path: Path, comment: str) -> None:
     """A new ed25519 key pair without a passphrase: ``path`` and ``path``.pub."""
     process.run(
         ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)],
-        hint="apt-get install openssh-client",
     )
 
 
@@ -198,34 +242,82 @@ def debootstrap(
     Raises:
         InfrastructureError: mmdebstrap is missing or failed.
     """
-    command = [
-        "mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}",
-        *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in _UNREAD),
-        f"--customize-hook={setup}",
-        *(f"--customize-hook=copy-out {path} {to}" for path, to in copied_out),
-        SUITE, str(target), *_mirror(),
-    ]  # fmt: skip
-    process.run(
-        command,
-        env={**process.environment(), **env, "TMPDIR": str(target.parent)},
-        hint=_UNSHARE_HINT,
-    )
+    with _room_for_root(target) as room:
+        # Hooks run as the root that is being made, to whom this directory may be closed.
+        hook = Path(shutil.copy(setup, room / setup.name))
+        hook.chmod(0o755)
+        command = [
+            "mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}",
+            *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in _UNREAD),
+            f"--customize-hook={process.quoted([str(hook)])} \"$1\"",
+            *(f"--customize-hook=copy-out {path} {to}" for path, to in copied_out),
+            SUITE, str(target), mirror(),
+        ]  # fmt: skip
+        process.run(
+            command,
+            cwd=room,
+            env={**process.environment(), **env, "TMPDIR": str(room)},
+            hint=None if os.geteuid() == 0 else namespaces.remedy_for_images(),
+        )
 
 
-def _mirror() -> list[str]:
-    """The Debian mirror this machine's apt already uses; none: mmdebstrap's own default."""
-    targets = process.run(
-        [
-            "apt-get",
-            "indextargets",
-            "--format",
-            "$(ORIGIN) $(SUITE) $(REPO_URI)",
-            "Created-By: Packages",
-        ],
-        check=False,
-    )
-    for line in targets.stdout.splitlines():
-        found = re.fullmatch(r"Debian (?:old)*stable (\S+)", line.strip())
-        if found:
-            return [found.group(1)]
-    return []
+@contextmanager
+def _room_for_root(target: Path) -> Iterator[Path]:
+    """A directory for what is to become ``target``, and for nothing else.
+
+    Without root the new system's users are those of /etc/subuid, to whom a home directory
+    is closed; then it is elsewhere. What a maker that was killed has left goes.
+    """
+    name = f"rb-root-{os.geteuid()}-{cache.digest(str(cache.root()), target.name)}-"
+    base = target.parent if os.geteuid() == 0 else open_to_all()
+    for left in base.glob(f"{name}*"):
+        if _own(left):
+            _remove_root(left)
+    room = Path(tempfile.mkdtemp(prefix=name, dir=base))
+    room.chmod(0o755)
+    try:
+        yield room
+    finally:
+        _remove_root(room)
+
+
+def _own(path: Path) -> bool:
+    return path.stat().st_uid == os.geteuid()
+
+
+def open_to_all() -> Path:
+    """The roomiest directory that users of /etc/subuid may reach."""
+    known = dict.fromkeys([cache.root(), Path(tempfile.gettempdir()), Path("/var/tmp")])  # noqa: S108 (mkdtemp is private)
+    reached = [
+        path
+        for path in known
+        if os.access(path, os.W_OK)
+        and all(part.stat().st_mode & stat.S_IXOTH for part in (path, *path.parents))
+    ]
+    if not reached:
+        raise InfrastructureError(
+            f"a Debian system can be made in none of {', '.join(map(str, known))}",
+            hint="set TMPDIR to a directory that can be written, and reached by all users",
+        )
+    return max(reached, key=lambda path: shutil.disk_usage(path).free)
+
+
+def _remove_root(room: Path) -> None:
+    shutil.rmtree(room, ignore_errors=True)
+    if room.exists():  # what belongs to users of /etc/subuid
+        helper = ["mmdebstrap", "--unshare-helper", "rm", "-rf"]
+        process.run([*helper, *map(str, room.iterdir())], check=False)
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def mirror() -> str:
+    """The Debian mirror this machine's apt already uses, or else the one that all may use."""
+    form = "$(ORIGIN) $(SUITE) $(REPO_URI)"
+    with contextlib.suppress(InfrastructureError):  # a system without apt
+        targets = process.run(
+            ["apt-get", "indextargets", "--format", form, "Created-By: Packages"], check=False
+        )
+        for line in targets.stdout.splitlines():
+            if found := re.fullmatch(r"Debian (?:old)*stable (\S+?)/*", line.strip()):
+                return found.group(1)
+    return _MIRROR

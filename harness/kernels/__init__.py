@@ -10,6 +10,7 @@ from harness import patches
 from harness.config import Kernel
 from harness.kernels.build import Image, build_steps
 from harness.kernels.build import build_commits as _build_commits
+from harness.kernels.build import missing as _missing
 from harness.kernels.configuration import HostConfig, chosen
 from harness.kernels.packing import packed
 from harness.kernels.source import Commit, Tree, commits_between, files_between, from_git, resolve
@@ -25,6 +26,7 @@ __all__ = [
     "files_between",
     "images",
     "layouts",
+    "missing",
     "of_host",
     "packed",
 ]
@@ -90,6 +92,39 @@ def layouts(
         toolchain=toolchain_of(kernel),
         layouts=count,
         progress=progress,
+    )
+
+
+def missing(
+    kernel: Kernel,
+    steps: Sequence[str],
+    count: int,
+    *,
+    tree: Path | None = None,
+    host: HostConfig | None = None,
+) -> int:
+    """How many of the kernels of :func:`layouts` are not kept yet; nothing is made.
+
+    Raises:
+        ConfigurationError, InfrastructureError: as there, as far as it is known by now.
+    """
+    configuration = chosen(kernel, host)
+    source = from_git(tree) if tree else resolve(kernel.source)
+    unpacked = Tree.kept(source)
+    if kernel.series == "auto" and unpacked is None:
+        return len(steps) * count
+    series = (
+        patches.series_for(unpacked.directory)
+        if unpacked and kernel.series == "auto"
+        else patches.series(kernel.series)
+    )
+    return _missing(
+        source,
+        series,
+        steps,
+        configuration=configuration.on(series.base),
+        toolchain=toolchain_of(kernel),
+        layouts=count,
     )
 
 

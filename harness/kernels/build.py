@@ -77,13 +77,44 @@ def build_steps(
             message holds the first error of the compiler and names the log.
         InfrastructureError: a build tool is missing or there is too little space.
     """
+    config = configuration.identity
+    name = cache.digest(source.identity, config, toolchain.identity, KCFLAGS)
+    objects = cache.root() / "objects" / name
+    return {
+        variant.step: _images(variant, objects, configuration, toolchain, layouts, progress)
+        for variant in _variants(source, series, steps, configuration, toolchain)
+    }
+
+
+def missing(
+    source: Source,
+    series: Series,
+    steps: Sequence[str],
+    *,
+    configuration: Configuration,
+    toolchain: Toolchain,
+    layouts: int,
+) -> int:
+    """How many of the images that :func:`build_steps` would give are not kept yet."""
+    return sum(
+        not _home(variant, layout).is_dir()
+        for variant in _variants(source, series, steps, configuration, toolchain)
+        for layout in range(1, layouts + 1)
+    )
+
+
+def _variants(
+    source: Source,
+    series: Series,
+    steps: Sequence[str],
+    configuration: Configuration,
+    toolchain: Toolchain,
+) -> Iterator[Variant]:
     compiler, config = toolchain.identity, configuration.identity
-    objects = cache.root() / "objects" / cache.digest(source.identity, config, compiler, KCFLAGS)
     touched = {name for patch in series.patches for name in patch.files}
     chosen = [patch for patch in series.optional if patch.name in steps]
     # Such as they touch beside the series has to lie at the same addresses in all steps, too.
     beside = sorted({name for patch in chosen for name in patch.files} - touched)
-    images: dict[str, tuple[Image, ...]] = {}
     for step in steps:
         files = series.patches_for(step)
         changes = [cache.digest(_diff(path)) for path in files]
@@ -94,7 +125,7 @@ def build_steps(
             with tree.held():
                 yield tree.directory, tree.move_to(files)
 
-        variant = Variant(
+        yield Variant(
             step=step,
             name=f"step {step}",
             content=cache.digest(source.identity, changes, config, compiler, *beside),
@@ -106,8 +137,10 @@ def build_steps(
             },
             place=place,
         )
-        images[step] = _images(variant, objects, configuration, toolchain, layouts, progress)
-    return images
+
+
+def _home(variant: Variant, layout: int) -> Path:
+    return cache.root() / "kernels" / variant.key(layout)
 
 
 def build_commits(
@@ -179,8 +212,7 @@ def _images(
                 walk = Walk(directory, objects, configuration, toolchain)
                 walk.make_image(making, variant, layout, written, progress)
 
-        where = cache.root() / "kernels" / variant.key(layout)
-        kept = cache.entry(where, make, what=f"the {variant.title(layout)}")
+        kept = cache.entry(_home(variant, layout), make, what=f"the {variant.title(layout)}")
         record = json.loads((kept / "image.json").read_text(encoding="utf-8"))
         named = {"step": variant.step, "patches": tuple(record["patches"])}
         return Image(**{**record, **named}, directory=kept)

@@ -63,7 +63,8 @@ def from_package(package: str) -> Source:
             return from_tarball(tarball)
     raise InfrastructureError(
         f"{package} is not installed: there is no /usr/src/{package}.tar.xz",
-        hint=f"apt-get install {package}, or name a tarball or a git tree in hosts.yaml",
+        hint=f"apt-get install {package}; where no package source has it, name a git tree by "
+        "--tree, or a tarball as kernel.source in hosts.yaml",
     )
 
 
@@ -194,12 +195,22 @@ class Tree:
         def unpack(home: Path) -> None:
             _unpack(source, home / "linux")
 
-        home = cache.root() / "sources" / cache.digest(source.identity)
+        home = cls._home_of(source)
         if home.is_dir() and not patches.is_kernel(home / "linux"):
             # Of an earlier harness, which kept what it then refused.
             with cache.locked(home, what=f"the source {source}"):
                 shutil.rmtree(home, ignore_errors=True)
         return cls(cache.entry(home, unpack, what=f"the source {source}"))
+
+    @classmethod
+    def kept(cls, source: Source) -> Tree | None:
+        """The same if it is there."""
+        home = cls._home_of(source)
+        return cls(home) if patches.is_kernel(home / "linux") else None
+
+    @staticmethod
+    def _home_of(source: Source) -> Path:
+        return cache.root() / "sources" / cache.digest(source.identity)
 
     def held(self) -> AbstractContextManager[None]:
         """Nobody else moves it meanwhile, also for another configuration's kernels."""

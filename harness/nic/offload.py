@@ -149,7 +149,7 @@ def _row_sums(dwords: npt.NDArray[np.uint32]) -> Qwords:
     """The sum of each row. Short rows are summed by columns, three times faster."""
     total: Qwords
     if dwords.shape[1] <= _SHORT_ROW:
-        total = dwords.T.astype(np.uint64, order="C").sum(axis=0)
+        total = dwords.T.astype(np.uint64, order="C").sum(axis=0, dtype=np.uint64)
     else:
         total = dwords.sum(axis=1, dtype=np.uint64)
     return total

@@ -82,9 +82,13 @@ def machine_image(tools: Tools, progress: Progress) -> MachineImage:
             system.unlink()
             _install_boot_loader(MachineImage(directory=making), tools)
 
+    return MachineImage(directory=cache.entry(image_home(), make, what="the machine image"))
+
+
+def image_home() -> Path:
+    """Where the image is kept once it is made."""
     key = cache.digest(images.SUITE, _PACKAGES, _SETUP.read_text(encoding="utf-8"), _DISK_MIB)
-    home = cache.entry(cache.root() / "machines" / key, make, what="the machine image")
-    return MachineImage(directory=home)
+    return cache.root() / "machines" / key
 
 
 def copy(image: MachineImage, disk: Path, files: Mapping[str, tuple[str, int]]) -> None:
@@ -152,7 +156,7 @@ def _install_boot_loader(image: MachineImage, tools: Tools) -> None:
         "-device", "virtio-blk-pci,drive=root",
         "-serial", f"file:{console}",
     ]  # fmt: skip
-    process.run(tools.qemu(arguments, shared=[image.directory]), timeout_s=_BOOT_LOADER_S)
+    process.run(tools.qemu(arguments), timeout_s=_BOOT_LOADER_S)
     said = console.read_text(errors="replace", encoding="utf-8")
     if "boot loader installed" not in said:
         raise process.failed(["grub-install", "/dev/vda"], 1, said)

@@ -194,9 +194,7 @@ class Machine:
             log=self.directory / "nic.log",
         )
         self._nic = nic
-        command = self.tools.qemu(
-            self._arguments(nic_socket), shared=[self.directory, self.runtime]
-        )
+        command = self.tools.qemu(self._arguments(nic_socket))
         for socket_of_the_last in (self._monitor, self._debugger):
             socket_of_the_last.unlink(missing_ok=True)
         with (self.directory / "qemu.log").open("a", encoding="utf-8") as log:

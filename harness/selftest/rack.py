@@ -14,7 +14,6 @@ import re
 import signal
 import socketserver
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
@@ -23,22 +22,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from harness import images, process
+from harness import images, needs, process, runtime
 from harness.errors import HarnessError, InfrastructureError
 from harness.hosts import netns
 from harness.hosts.qemu import free_port
 from harness.hosts.ssh import SshTarget
 from harness.progress import Progress
-from harness.selftest.image import MACHINE_USER, copy, machine_image
+from harness.selftest.image import MACHINE_USER, copy, image_home, machine_image
 from harness.selftest.machine import INTERFACE, Machine
 
 SUDOERS = f"{MACHINE_USER} ALL=(ALL) NOPASSWD: ALL\n"
 _DUT, _GENERATOR = "dut", "generator"
+_SOCKET_NAME_BYTES = len("generator-nic-control")
 _VCPUS = 2
 _MEMORY_MIB = {_DUT: 1024, _GENERATOR: 768}
 _MAC = {_DUT: "02:00:00:00:01:02", _GENERATOR: "02:00:00:00:01:01"}
 ADDRESSES = {_DUT: "198.18.1.2/24", _GENERATOR: "198.18.1.1/24"}
 _WIRE = {_DUT: netns.WIRE, _GENERATOR: netns.INTERFACE}
+
+
+def needed() -> needs.Job:
+    """What a rack needs of this machine."""
+    return needs.Job(
+        guests=True,
+        guests_mib=sum(_MEMORY_MIB.values()),
+        machines="kept" if image_home().is_dir() else "to be made",
+    )
 
 
 class Rack:
@@ -159,9 +168,7 @@ class Rack:
         tools = images.tools(self._progress)
         self._image = machine_image(tools, self._progress)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._runtime = Path(
-            up.enter_context(tempfile.TemporaryDirectory(prefix="rb-", ignore_cleanup_errors=True))
-        )
+        self._runtime = up.enter_context(runtime.directory(name_bytes=_SOCKET_NAME_BYTES))
         starter = up.enter_context(ThreadPoolExecutor(max_workers=1))
         namespace = netns.start(log=self.directory / "cable.log")
         up.callback(namespace.agent.close)

@@ -56,8 +56,7 @@ def running(lines: int, directory: Path) -> Iterator[mmap.mmap]:
     command = images.tools(Progress(bars=False)).qemu(
         ["-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg,thread=multi",
          "-drive", f"file={disk},format=raw,if=none,id=boot,readonly=on",
-         "-device", "virtio-blk-pci,drive=boot,bootindex=0", *icache.arguments(plugin, directory)],
-        shared=[directory, plugin.parent],
+         "-device", "virtio-blk-pci,drive=boot,bootindex=0", *icache.arguments(plugin, directory)]
     )  # fmt: skip
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as started:
         try:

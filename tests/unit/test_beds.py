@@ -305,6 +305,7 @@ def lab(machine: Machine, hosts: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
     monkeypatch.setattr("harness.commands.run.boots.opened", opened)
     monkeypatch.setattr("harness.commands.run.boots.kernel_config", lambda *_, **__: None)
     monkeypatch.setattr("harness.commands.run.kernels.layouts", built)
+    monkeypatch.setattr("harness.commands.run.needs.require", lambda _: None)
     return seen
 
 

@@ -17,7 +17,16 @@ pytestmark = pytest.mark.unit
 
 PACKAGE = Path(harness.__file__).parent
 
-GROUND = ["errors", "terminal", "process", "resources", "cache", "progress"]
+GROUND = [
+    "errors",
+    "terminal",
+    "process",
+    "namespaces",
+    "runtime",
+    "resources",
+    "cache",
+    "progress",
+]
 """What all but the islands may import; each may import those before it."""
 
 FLOW = [
@@ -28,6 +37,7 @@ FLOW = [
     "images",
     "journal",
     "hosts",
+    "needs",
     "ndr",
     "workload",
     "tracing",

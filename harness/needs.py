@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: MIT
+"""What a run needs of this machine, tried before anything is made, and told in one message.
+
+Where there is a cheap way to use the very thing that is needed, that is the check, and what
+it said is the answer; the rest is looked at. Before campaigns in the flow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from harness import cache, images, kernels, namespaces, process, runtime
+from harness.config import Bed, Kernel, QemuHost
+from harness.errors import HarnessError, InfrastructureError
+from harness.hosts import netns
+from harness.hosts.doctor import Finding
+
+_TO_RUN = ("env", "ip", "nsenter", "setpriv", "sh", "ssh", "ssh-keygen", "sysctl", "taskset")
+_TO_RUN_TOO = ("unshare",)
+_TO_BUILD = (
+    "gcc", "make", "ld", "as", "objcopy", "objdump", "readelf", "flex", "bison", "bc", "pahole",
+    "depmod", "mksquashfs", "tar", "xz", "cp",
+)  # fmt: skip
+_TO_MAKE_IMAGES = ("mmdebstrap", "genext2fs", "tar")
+_TO_MAKE_MACHINES = ("debugfs", "e2fsck", "resize2fs", "tune2fs", "sfdisk", "dd")
+_HEADERS = "#include <gelf.h>\n#include <openssl/ssl.h>\n"
+_MIB, _GIB = 1 << 20, 1 << 30
+# As they were found: a source with its objects, a kernel, what mmdebstrap fills while it works.
+_BUILD_BYTES, _KERNEL_BYTES = 6 * _GIB, 80 * _MIB
+_IMAGE_BYTES = {"guest image": 2 * _GIB, "tools root": _GIB, "machine image": 4 * _GIB}
+_TEMPORARY_BYTES = 64 * _MIB
+_LIMITS = (
+    # of a process, the least that will do, what asks for it, its option of ulimit
+    (resource.RLIMIT_NOFILE, 256, "open files", "-n"),
+    (resource.RLIMIT_NPROC, 256, "processes of a user", "-u"),
+    (resource.RLIMIT_FSIZE, 2 * _GIB, "bytes of a file", "-f"),
+    (resource.RLIMIT_AS, 8 * _GIB, "bytes of address space", "-v"),
+    (resource.RLIMIT_DATA, 4 * _GIB, "bytes of data", "-d"),
+    (resource.RLIMIT_CPU, 3600, "seconds of CPU", "-t"),
+)
+_CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+_MIRROR_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be done on this machine, as far as it decides what is needed of it."""
+
+    guests: bool
+    """Does it run guests? If not, it builds kernels at most."""
+    guests_mib: int = 0
+    """Memory of all guests that are up together."""
+    kernels: Callable[[], int] | None = None
+    """How many kernels have to be built; raises what is in the way of knowing. None: none."""
+    machines: Literal["kept", "to be made"] | None = None
+    """Are the guests machines of a rack, and is their image there?"""
+    results: Path | None = None
+    """The directory that takes the results."""
+
+
+def of_kernels(
+    kernel: Kernel,
+    steps: Sequence[str],
+    layouts: int,
+    *,
+    tree: Path | None,
+    host: kernels.HostConfig | None,
+    results: Path | None = None,
+    bed: Bed | None = None,
+    together: int = 1,
+) -> Job:
+    """To build kernels and, with ``bed``, to boot them there, ``together`` at a time.
+
+    The other arguments are those of :func:`harness.kernels.layouts`.
+    """
+    dut = bed.dut if bed else None
+    return Job(
+        guests=isinstance(dut, QemuHost),
+        guests_mib=together * dut.memory_mib if isinstance(dut, QemuHost) else 0,
+        kernels=lambda: kernels.missing(kernel, steps, layouts, tree=tree, host=host),
+        results=results,
+    )
+
+
+def require(job: Job) -> None:
+    """See that this machine has all that ``job`` needs.
+
+    Raises:
+        InfrastructureError: it names everything that is missing, each with its remedy.
+        ConfigurationError: the kernels asked for cannot be had at all.
+    """
+    lacking = [row for row in examine(job) if row.needed and not row.ok]
+    if not lacking:
+        return
+    if len(lacking) == 1:
+        [row] = lacking
+        raise InfrastructureError(f"this machine: {row.check}: {row.detail}", hint=row.remedy)
+    lines = [f"this machine lacks {len(lacking)} of the things that are needed:"]
+    for row in lacking:
+        lines.append(f"  {row.check}: {row.detail}")
+        lines += [f"    → {row.remedy}"] if row.remedy else []
+    raise InfrastructureError(
+        "\n".join(lines), hint="nothing was made yet; `harness doctor` shows all that is looked at"
+    )
+
+
+def examine(job: Job) -> Iterator[Finding]:
+    """Every check, as far as the ones before allow.
+
+    Raises:
+        ConfigurationError: the kernels asked for cannot be had at all.
+    """
+    if job.guests:
+        yield _processor()
+    yield from _directories(job)
+    number, about_kernels = _kernels(job)
+    yield from about_kernels
+    lacking = images.lacking() if job.guests else []
+    if job.machines == "to be made":
+        lacking.append("machine image")
+    yield _programs(job, number, lacking)
+    if number:
+        yield _headers()
+    if job.guests:
+        yield from _guests(job, lacking)
+    yield _disk(cache.root(), _bytes(number, [] if os.geteuid() else lacking))
+    if lacking and os.geteuid():
+        yield _disk_for_images(lacking)
+    yield from _limits()
+
+
+def _guests(job: Job, lacking: list[str]) -> Iterator[Finding]:
+    yield _namespace()
+    if lacking:
+        yield _images(lacking)
+        yield from _mirror()
+    if (tools := images.kept_tools()) is not None:
+        yield _tools(tools)
+    yield _memory(job.guests_mib)
+
+
+def _processor() -> Finding:
+    found = platform.machine()
+    return Finding(
+        check="processor",
+        ok=found == "x86_64",
+        detail=found,
+        remedy=None if found == "x86_64" else "guests and kernels are x86-64: use such a machine",
+    )
+
+
+def _directories(job: Job) -> Iterator[Finding]:
+    yield _cache()
+    try:
+        made = runtime.made(name_bytes=0)
+        made.rmdir()
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+    except (InfrastructureError, OSError) as error:
+        yield _failed("temporary files", error, "set TMPDIR to a directory that can be written")
+    else:
+        yield Finding(
+            check="temporary files",
+            ok=free >= _TEMPORARY_BYTES,
+            detail=f"{free // _MIB} MiB are free in {tempfile.gettempdir()}",
+            remedy=None if free >= _TEMPORARY_BYTES else "free some space, or set TMPDIR",
+        )
+    if job.results is not None:
+        yield _results(job.results)
+
+
+def _cache() -> Finding:
+    """Whether something can be kept, locked and executed there."""
+    root = cache.root()
+    remedy = "name another place in RECEIVE_BATCHING_CACHE"
+    if not root.is_absolute():  # no HOME, and no entry in passwd that says it
+        return _failed("cache", f"there is no home directory to keep things in: {root}", remedy)
+    if any(letter.isspace() or letter in ":'\"$\\" for letter in str(root)):
+        return _failed("cache", f"kernels cannot be built in {str(root)!r}: its characters", remedy)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (
+            cache.locked(root / "needs", what="a check"),
+            tempfile.TemporaryDirectory(prefix=".needs-", dir=root) as scratch,
+        ):
+            script = Path(scratch) / "script"
+            script.write_text("#!/bin/sh\n")
+            script.chmod(0o700)
+            process.run([str(script)])
+    except PermissionError as error:
+        if os.access(root, os.W_OK):
+            return _failed("cache", f"nothing in {root} can be executed (mounted noexec?)", remedy)
+        return _failed("cache", f"{root}: {error.strerror}", remedy)
+    except (OSError, HarnessError) as error:
+        return _failed("cache", f"{root}: {getattr(error, 'strerror', None) or error}", remedy)
+    return Finding(check="cache", ok=True, detail=str(root))
+
+
+def _results(directory: Path) -> Finding:
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    return Finding(
+        check="results",
+        ok=ok,
+        detail=str(directory) if ok else f"{there} is no directory that you can write in",
+        remedy=None if ok else "name another by --out",
+    )
+
+
+def _kernels(job: Job) -> tuple[int, list[Finding]]:
+    """How many have to be built, and what is to be said of them."""
+    if job.kernels is None:
+        return 0, []
+    try:
+        number = job.kernels()
+    except InfrastructureError as error:
+        return 1, [Finding(check="kernels", ok=False, detail=error.message, remedy=error.hint)]
+    said = f"{number} to be built" if number else "all are kept"
+    return number, [Finding(check="kernels", ok=True, detail=said)]
+
+
+def _programs(job: Job, number: int, lacking: list[str]) -> Finding:
+    wanted = {*(_TO_RUN + _TO_RUN_TOO if job.guests else ("ssh",))}
+    wanted |= {*_TO_BUILD} if number else set()
+    wanted |= {*_TO_MAKE_IMAGES} if lacking else set()
+    wanted |= {"newuidmap"} if lacking and os.geteuid() else set()
+    wanted |= {*_TO_MAKE_MACHINES} if job.machines else set()
+    missing = sorted(name for name in wanted if shutil.which(name) is None)
+    if not missing:
+        return Finding(check="programs", ok=True, detail=f"all {len(wanted)} are there")
+    hint = process.package_hint(*missing) or ""
+    if shutil.which("apt-get") is None:
+        packages = hint.removeprefix("apt-get install ")
+        hint = f"install them by your system's package manager; Debian's packages are {packages}"
+    return Finding(
+        check="programs", ok=False, detail=f"not installed: {', '.join(missing)}", remedy=hint
+    )
+
+
+def _headers() -> Finding:
+    """What the kernel's own tools include."""
+    remedy = "apt-get install libelf-dev libssl-dev libc6-dev"
+    try:
+        said = process.run(["gcc", "-E", "-x", "c", "-"], stdin=_HEADERS, check=False)
+    except InfrastructureError as error:
+        return _failed("headers", error, "apt-get install gcc")
+    if said.returncode:
+        lines = [line for line in said.stderr.splitlines() if "error:" in line] or [said.stderr]
+        return _failed("headers", lines[0].strip(), remedy)
+    return Finding(check="headers", ok=True, detail="libelf's and OpenSSL's are there")
+
+
+def _namespace() -> Finding:
+    """The generator's, with its wire and an agent in it."""
+    with tempfile.TemporaryDirectory(prefix="rb-needs-") as scratch:
+        try:
+            namespace = netns.start(log=Path(scratch) / "log")
+        except HarnessError as error:
+            return _failed("network namespace", error, namespaces.remedy())
+        with contextlib.closing(namespace.agent):
+            pass
+    how = "in a namespace of users" if namespaces.of_users_first() else "as root"
+    return Finding(check="network namespace", ok=True, detail=f"can be made, {how}")
+
+
+def _images(lacking: list[str]) -> Finding:
+    """Whether mmdebstrap may do what it has to; this is how it asks that itself."""
+    what = f"making {' and '.join(lacking)}"
+    if shutil.which("mmdebstrap") is None:
+        return _failed(what, "mmdebstrap is not installed", "apt-get install mmdebstrap")
+    if os.geteuid() == 0:
+        command = ["unshare", "--mount", "--propagation", "unchanged", "--", "true"]
+        remedy = namespaces.remedy()
+    else:
+        command = ["mmdebstrap", "--unshare-helper", "true"]
+        remedy = namespaces.remedy_for_images()
+    tried = process.run(command, check=False)
+    if tried.returncode:
+        said = process.harmless(tried.stderr).strip().splitlines() or ["it said nothing"]
+        return _failed(what, "; ".join(said[:3]), remedy)
+    return Finding(check=what, ok=True, detail="allowed")
+
+
+def _mirror() -> Iterator[Finding]:
+    """Whether apt gets a file of the mirror by its own means, proxies among them."""
+    helper = Path("/usr/lib/apt/apt-helper")
+    if not helper.exists():
+        return
+    address = f"{images.mirror()}/dists/{images.SUITE}/InRelease"
+    with tempfile.TemporaryDirectory(prefix="rb-needs-") as scratch:
+        command = [str(helper), "-oAPT::Sandbox::User=", "download-file", address, f"{scratch}/got"]
+        try:
+            process.run(command, timeout_s=_MIRROR_S)
+        except InfrastructureError as error:
+            said = error.message.splitlines()[-1].lstrip(" |")
+            remedy = "see that this machine reaches it, by apt's own proxy setting if need be"
+            yield _failed("Debian mirror", f"{address}: {said}", remedy)
+        else:
+            yield Finding(check="Debian mirror", ok=True, detail=images.mirror())
+
+
+def _tools(tools: images.Tools) -> Finding:
+    """Whether the kept QEMU and netperf run here."""
+    try:
+        process.run(tools.qemu(["--version"]))
+        process.run([*tools.netperf_prefix(), "netperf", "-V"])
+    except InfrastructureError as error:
+        remedy = f"remove {tools.root}, so that it is made anew" if tools.root else None
+        return _failed("QEMU and netperf", error, remedy)
+    where = str(tools.root) if tools.root else "this system's own"
+    return Finding(check="QEMU and netperf", ok=True, detail=where)
+
+
+def _memory(guests_mib: int) -> Finding:
+    free_mib = min(psutil.virtual_memory().available, _cgroup_bytes()) // _MIB
+    ok = free_mib >= guests_mib
+    return Finding(
+        check="memory",
+        ok=ok,
+        detail=f"{free_mib} MiB are free, the guests that are up together take {guests_mib}",
+        remedy=None if ok else "name fewer --steps, or a lower memory_mib in hosts.yaml",
+    )
+
+
+def _cgroup_bytes(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """The least that a container's control group allows; no bound without one."""
+    bounds = [1 << 62]
+    for name in _CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" is none
+            bounds.append(int((root / name).read_text()))
+    return min(bounds)
+
+
+def _bytes(number: int, lacking: list[str]) -> int:
+    building = _BUILD_BYTES + number * _KERNEL_BYTES if number else 0
+    return building + sum(_IMAGE_BYTES[name] for name in lacking)
+
+
+def _disk(where: Path, wanted: int) -> Finding:
+    there = next(path for path in (where, *where.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    ok = free >= wanted
+    return Finding(
+        check="disk",
+        ok=ok,
+        detail=f"{free / _GIB:.1f} GiB are free for {where}, {wanted / _GIB:.1f} may be needed",
+        remedy=None if ok else "free some space, or name another place in RECEIVE_BATCHING_CACHE",
+    )
+
+
+def _disk_for_images(lacking: list[str]) -> Finding:
+    """Where an ordinary user's images are made may be elsewhere than where they are kept."""
+    try:
+        return _disk(images.open_to_all(), _bytes(0, lacking))
+    except InfrastructureError as error:
+        return _failed("disk", error, error.hint)
+
+
+def _limits() -> Iterator[Finding]:
+    low = []
+    for limit, least, what, option in _LIMITS:
+        soft, _ = resource.getrlimit(limit)
+        unlimited = soft == resource.RLIM_INFINITY
+        if not unlimited and soft < least and not (what.startswith("proc") and not os.geteuid()):
+            low.append((f"{soft} {what}, {least} are needed", f"ulimit {option}"))
+    yield Finding(
+        check="limits",
+        ok=not low,
+        detail="; ".join(said for said, _ in low) or "none too low",
+        remedy=f"raise them: {', '.join(option for _, option in low)}" if low else None,
+    )
+
+
+def _failed(check: str, why: HarnessError | OSError | str, remedy: str | None) -> Finding:
+    if isinstance(why, HarnessError):
+        return Finding(check=check, ok=False, detail=why.message, remedy=why.hint or remedy)
+    return Finding(check=check, ok=False, detail=str(why), remedy=remedy)
