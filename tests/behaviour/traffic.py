@@ -39,7 +39,7 @@ GENERATOR, DUT, BROADCAST4 = "198.18.0.1", "198.18.0.2", "198.18.0.255"
 GENERATOR6, DUT6 = "2001:2::1", "2001:2::2"
 BEYOND, BEYOND6 = "198.19.0.{}", "2001:2:0:1::{:x}"
 """Where the guest has a route to, through the generator."""
-ANY = "0.0.0.0"
+ANY = "0.0.0.0"  # noqa: S104 - of no socket
 INVALID = "192.0.2.{}"
 """Sources to which the guest's route, where it has one, leads through another device."""
 TAGGED, TAGGED6 = "198.51.100.{}", "2001:2:0:a::{:x}"

@@ -70,7 +70,7 @@ def test_a_missing_netserver_names_the_package(beds: Beds) -> None:
     with beds.up() as bed:
         bed.guest.ssh.run(["sudo", "mv", "/usr/bin/netserver", "/usr/bin/netserver.away"])
         with pytest.raises(InfrastructureError, match="netserver") as caught:
-            bed.dut.call("netserver_start", address="0.0.0.0", port=12865)
+            bed.dut.call("netserver_start", address="0.0.0.0", port=12865)  # noqa: S104
         assert "install the package netperf" in (caught.value.hint or "")
 
 
