@@ -72,7 +72,7 @@ def existing(interface: str) -> str:
     Raises:
         AgentError: this host (or network namespace) has no such interface.
     """
-    if not re.fullmatch(r"[^/\s\0]{1,15}", interface) or not (NET / interface).exists():
+    if not re.fullmatch(r"(?!\.{1,2}$)[^/\s\0]{1,15}", interface) or not (NET / interface).exists():
         have = ", ".join(sorted(printable(path.name) for path in NET.iterdir())) or "none"
         raise AgentError(
             f"no interface {printable(interface)} on this host",

@@ -58,7 +58,7 @@ def _program_from_the_file(command: tuple[str, ...], info: ValidationInfo) -> tu
 
 Cpu = Annotated[int, Field(ge=0, le=4095)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Cpus = Annotated[tuple[Cpu, ...], Field(min_length=1, max_length=64)]
+Cpus = Annotated[tuple[Cpu, ...], Field(min_length=1, max_length=1024)]
 FilePath = Annotated[Path, AfterValidator(_from_the_file)]
 Name = Annotated[
     str, _pattern(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$", "a name of letters, digits, - and _")

@@ -175,3 +175,10 @@ def test_a_cpu_offline_has_no_governor(
     assert inventory.governors() == {"0": "powersave", "2": "powersave"}
     monkeypatch.setattr("harness.agent.health._CPU", frequencies)
     assert governors_at_hand()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../lo", "a b", "\0", "x" * 16, "\udce9"])
+def test_names_that_no_interface_has(name: str) -> None:
+    with pytest.raises(AgentError, match="no interface") as caught:
+        inventory.existing(name)
+    str(caught.value).encode()
