@@ -10,7 +10,7 @@ hold-off time, whatever the load. So three things have to hold, all read on the 
 2. the receive queue was hardly ever empty: after each interrupt polling goes on until it
    is, and then nothing is taken for as long as the hold-off lasts or until a packet comes;
 3. work was left over: softirqs ended with their budget used up (``time_squeeze``), the
-   NIC's ring overflowed, or its port asked the sender to pause.
+   NIC's ring or a CPU's backlog overflowed, or the port asked the sender to pause.
 
 The second and third are needed where a reader on the same CPU takes all time that the
 receive path leaves, which is then never idle. Readings without the CPU's times, as old
@@ -49,7 +49,8 @@ class Saturation:
     squeezed_share: float | None = None
     """Of the packets that were taken in softirqs which ended with work left over."""
     drop_share: float = 0.0
-    """Of the packets that came to the NIC: lost for want of room in its ring."""
+    """Of the packets that came to the NIC: lost for want of room in its ring, or in the backlog
+    of a CPU where a driver without NAPI puts them."""
     pauses_sent: int = 0
 
 
@@ -104,7 +105,7 @@ def _judged(found: Saturation, limits: Mapping[str, float]) -> Saturation:
     if not left_over:
         lacking.append(
             f"softirqs left no work over ({found.squeezed_share:.0%} of packets in those that "
-            "did) and the NIC dropped none"
+            "did) and none was dropped for want of room"
         )
     why = "; ".join(lacking) or f"CPU {found.cpu} was idle for {found.idle_share:.1%}"
     return replace(found, saturated=not lacking, why=why)
@@ -152,5 +153,5 @@ def _squeezed(delta: Delta, cpus: Collection[int]) -> float | None:
 
 
 def _dropped(delta: Delta, packets: int) -> float:
-    lost = max(0, delta.nic_ring_drops())
+    lost = max(0, delta.nic_ring_drops()) + max(0, delta.softnet_dropped)
     return lost / (packets + lost)

@@ -102,6 +102,13 @@ def test_a_port_that_pauses_its_sender_has_more_than_it_takes() -> None:
     assert (found.saturated, found.pauses_sent) == (True, 495)
 
 
+def test_a_backlog_that_overflows_is_work_left_over() -> None:
+    """Of a driver without NAPI, such as veth's, it is what a ring is of others."""
+    start, end = _window(squeezed=0.0)
+    end["softnet"][0]["dropped"] = 10**6
+    assert _judge((start, end)).saturated is True
+
+
 def test_without_a_plan_the_cpu_that_took_the_packets_is_judged() -> None:
     ends = _window()
     for end in ends:
