@@ -112,7 +112,7 @@ class Batch:
     def set_prefix(self, lengths: Int64s | int, hashes: npt.NDArray[np.uint32] | int) -> None:
         """Write what the receive prefix tells: ES_DZ_RX_PREFIX_HASH and …_PKTLEN."""
         self.ring.prefix_lengths[self.first : self.last] = lengths
-        self.ring.prefix_hashes[self.first : self.last] = hashes
+        self.ring.set_hashes(self.first, self.last, hashes)
 
     def prefixed(self, octets: int) -> npt.NDArray[Any]:
         """Prefix and frame of each, ``octets`` in all, as elements of a void type."""
@@ -165,6 +165,8 @@ class SlotRing:
         self.prefix_hashes: npt.NDArray[np.uint32] = np.ndarray(
             self.slots, "<u4", buffer.data, _PREFIX_OFFSET, (slot,)
         )
+        # A hash that was written last, and to how many slots in turn.
+        self._hash_run: tuple[int | None, int] = (0, self.slots)
         self._groups: dict[int, npt.NDArray[Any]] = {}
         self.head = 0
         self._tail = 0
@@ -177,6 +179,17 @@ class SlotRing:
                 self.slots, f"V{octets}", self.buffer.data, _PREFIX_OFFSET, (self.slot,)
             )
         return found
+
+    def set_hashes(self, first: int, last: int, hashes: npt.NDArray[np.uint32] | int) -> None:
+        """Write the hashes of consecutive slots; a flood's is soon in all of them."""
+        alike = hashes if isinstance(hashes, int) else None
+        value, run = self._hash_run
+        if alike is None or alike != value:
+            run = 0
+        elif run >= self.slots:
+            return
+        self.prefix_hashes[first:last] = hashes
+        self._hash_run = alike, run + last - first
 
     def put(self, frame: bytes | bytearray) -> bool:
         """Fill the next slot, as the kernel would; False when it is not free."""

@@ -265,3 +265,18 @@ def test_a_header_checksum_is_written_whatever_the_length_says() -> None:
     frame[24:26] = b"\xde\xad"
     assert not offload.finish_checksums(frame, ip=True, l4=True)
     assert int(np.frombuffer(bytes(frame[14:34]), ">u2").sum(dtype=np.uint32)) % 0xFFFF == 0
+
+
+def test_a_hash_that_is_everywhere_gives_way_to_another(driver: MiniDriver) -> None:
+    """Whatever turns they take, and wherever in the ring they begin."""
+    rss(driver, 1)
+    flows = [udp4(b"udp" * 10, source=bytes((10, 0, 0, n))) for n in range(3)]
+    mixed = [*flows, udp4(b"tcp" * 10, protocol=6)]
+    for turn, count in enumerate((64, 1, 64, 65, 3, 64, 64, 1, 63, 64, 2, 100, 1, 64, 64)):
+        sent = mixed if turn % 5 == 3 else [flows[turn // 2 % 3]] * count
+        for at in range(0, len(sent), 20):
+            driver.refill()
+            driver.wire.inject(*sent[at : at + 20])
+            driver.nic.receive()
+            for frame, _, hashed in driver.receive_hashed():
+                assert hashed == toeplitz(frame[26 : 38 if frame[23] == 6 else 34])
