@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import pwd
 import resource
 import shutil
 import tempfile
@@ -123,6 +124,7 @@ def examine(job: Job) -> Iterator[Finding]:
     """
     if job.guests:
         yield _processor()
+    yield _user()
     yield from _directories(job)
     number, about_kernels = _kernels(job)
     yield from about_kernels
@@ -158,6 +160,16 @@ def _processor() -> Finding:
         detail=found,
         remedy=None if found == "x86_64" else "guests and kernels are x86-64: use such a machine",
     )
+
+
+def _user() -> Finding:
+    """OpenSSH does nothing for a user whom the system does not know, as in some containers."""
+    try:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        said = f"number {os.geteuid()} is in no passwd, and ssh works for known users alone"
+        return _failed("user", said, "run it as a user of this system, or add one of that number")
+    return Finding(check="user", ok=True, detail=name)
 
 
 def _directories(job: Job) -> Iterator[Finding]:

@@ -25,6 +25,7 @@ NOBODY = 65534
 LOGIN = "/usr/local/bin:/usr/bin:/bin"
 CODE = Path(harness.__file__).parents[1]
 SHIPPED = ("harness", "kernel-patches", "probes", "hosts.yaml", "pyproject.toml")
+OF_TESTS = ("playwright", "scipy", "scipy.libs", "mypy", "scapy", "hypothesis", "*__mypyc*")
 UNREAD = ("test", "tests", "idlelib", "site-packages", "__pycache__", "config-*")
 
 
@@ -53,7 +54,7 @@ def interpreter(home: Path) -> Path:
     environment, ours, checkout = (home / name for name in ("venv", "packages", "checkout"))
     subprocess.run([readable(home), "-m", "venv", "--without-pip", environment], check=True)
     # What is installed as editable would lead back to where it lies.
-    leave = shutil.ignore_patterns("__pycache__", "*.pth", "__editable__*")
+    leave = shutil.ignore_patterns("__pycache__", "*.pth", "__editable__*", *OF_TESTS)
     shutil.copytree(sysconfig.get_paths()["purelib"], ours, symlinks=True, ignore=leave)
     checkout.mkdir()
     for name in SHIPPED:
