@@ -136,7 +136,7 @@ def examine(job: Job) -> Iterator[Finding]:
         yield _headers()
     if job.guests:
         yield from _guests(job, lacking)
-    yield _disk(cache.root(), _bytes(number, [] if os.geteuid() else lacking))
+    yield _disk("disk", cache.root(), _bytes(number, [] if os.geteuid() else lacking))
     if lacking and os.geteuid():
         yield _disk_for_images(lacking)
     yield from _limits()
@@ -287,7 +287,7 @@ def _namespace() -> Finding:
 
 def _images(lacking: list[str]) -> Finding:
     """Whether mmdebstrap may do what it has to; this is how it asks that itself."""
-    what = f"making {' and '.join(lacking)}"
+    what = "making images"
     if shutil.which("mmdebstrap") is None:
         return _failed(what, "mmdebstrap is not installed", "apt-get install mmdebstrap")
     if os.geteuid() == 0:
@@ -300,7 +300,7 @@ def _images(lacking: list[str]) -> Finding:
     if tried.returncode:
         said = process.harmless(tried.stderr).strip().splitlines() or ["it said nothing"]
         return _failed(what, "; ".join(said[:3]), remedy)
-    return Finding(check=what, ok=True, detail="allowed")
+    return Finding(check=what, ok=True, detail=f"allowed: {' and '.join(lacking)}")
 
 
 def _mirror() -> Iterator[Finding]:
@@ -358,12 +358,12 @@ def _bytes(number: int, lacking: list[str]) -> int:
     return building + sum(_IMAGE_BYTES[name] for name in lacking)
 
 
-def _disk(where: Path, wanted: int) -> Finding:
+def _disk(check: str, where: Path, wanted: int) -> Finding:
     there = next(path for path in (where, *where.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     ok = free >= wanted
     return Finding(
-        check="disk",
+        check=check,
         ok=ok,
         detail=f"{free / _GIB:.1f} GiB are free for {where}, {wanted / _GIB:.1f} may be needed",
         remedy=None if ok else "free some space, or name another place in RECEIVE_BATCHING_CACHE",
@@ -373,9 +373,9 @@ def _disk(where: Path, wanted: int) -> Finding:
 def _disk_for_images(lacking: list[str]) -> Finding:
     """Where an ordinary user's images are made may be elsewhere than where they are kept."""
     try:
-        return _disk(images.open_to_all(), _bytes(0, lacking))
+        return _disk("disk to make images", images.open_to_all(), _bytes(0, lacking))
     except InfrastructureError as error:
-        return _failed("disk", error, error.hint)
+        return _failed("disk to make images", error, error.hint)
 
 
 def _limits() -> Iterator[Finding]:
