@@ -87,6 +87,20 @@ without() {
     esac
 }
 
+offered() {
+    apt-cache show --no-all-versions "$1" 2>/dev/null | grep -q .
+}
+
+# Is all that is missing such as one can do without, and in no list that apt has got? Then
+# there is nothing to ask apt for, or an administrator, each time anew.
+beyond_apt() {
+    ls "${APT_LISTS:-/var/lib/apt/lists}"/*Packages* >/dev/null 2>&1 || return 1
+    for package in $missing; do
+        case " $kernel_source $tests " in *" $package "*) ;; *) return 1 ;; esac
+        ! offered "$package" || return 1
+    done
+}
+
 # Lists that somebody else is just writing are waited for.
 updated() {
     tries=0
@@ -133,6 +147,10 @@ system() {
     missing=${missing# }
     [ -n "$missing" ] || return 0
 
+    if beyond_apt; then
+        for package in $missing; do without "$package"; done
+        return 0
+    fi
     say "System packages to install: $missing"
     say "  to build kernels: $kernel_build"
     say "  the kernel itself: $kernel_source"
@@ -146,7 +164,7 @@ system() {
     there=
     hopeless=
     for package in $missing; do
-        if apt-cache show --no-all-versions "$package" 2>/dev/null | grep -q .; then
+        if offered "$package"; then
             there="$there $package"
         else
             without "$package"

@@ -54,8 +54,8 @@ def remedy(*, proc: Path = _PROC) -> str:
         return f"as root: {'; '.join(changes)}"
     if in_chroot(proc=proc):
         return (
-            "in a chroot only root may make namespaces: run it as root there, enter the system by "
-            "systemd-nspawn or unshare --mount --root=DIR, or run it outside"
+            "in a chroot only root may make namespaces: run it as root there, start that system by "
+            "systemd-nspawn, or run it outside"
         )
     status = _read(proc / "self/status")
     if re.search(r"^Seccomp:\s*[12]$", status, re.MULTILINE):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import pwd
 import resource
 import shutil
 import tempfile
@@ -123,6 +124,7 @@ def examine(job: Job) -> Iterator[Finding]:
     """
     if job.guests:
         yield _processor()
+    yield _user()
     yield from _directories(job)
     number, about_kernels = _kernels(job)
     yield from about_kernels
@@ -134,7 +136,7 @@ def examine(job: Job) -> Iterator[Finding]:
         yield _headers()
     if job.guests:
         yield from _guests(job, lacking)
-    yield _disk(cache.root(), _bytes(number, [] if os.geteuid() else lacking))
+    yield _disk("disk", cache.root(), _bytes(number, [] if os.geteuid() else lacking))
     if lacking and os.geteuid():
         yield _disk_for_images(lacking)
     yield from _limits()
@@ -158,6 +160,16 @@ def _processor() -> Finding:
         detail=found,
         remedy=None if found == "x86_64" else "guests and kernels are x86-64: use such a machine",
     )
+
+
+def _user() -> Finding:
+    """OpenSSH does nothing for a user whom the system does not know, as in some containers."""
+    try:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        said = f"number {os.geteuid()} is in no passwd, and ssh works for known users alone"
+        return _failed("user", said, "run it as a user of this system, or add one of that number")
+    return Finding(check="user", ok=True, detail=name)
 
 
 def _directories(job: Job) -> Iterator[Finding]:
@@ -275,7 +287,7 @@ def _namespace() -> Finding:
 
 def _images(lacking: list[str]) -> Finding:
     """Whether mmdebstrap may do what it has to; this is how it asks that itself."""
-    what = f"making {' and '.join(lacking)}"
+    what = "making images"
     if shutil.which("mmdebstrap") is None:
         return _failed(what, "mmdebstrap is not installed", "apt-get install mmdebstrap")
     if os.geteuid() == 0:
@@ -288,7 +300,7 @@ def _images(lacking: list[str]) -> Finding:
     if tried.returncode:
         said = process.harmless(tried.stderr).strip().splitlines() or ["it said nothing"]
         return _failed(what, "; ".join(said[:3]), remedy)
-    return Finding(check=what, ok=True, detail="allowed")
+    return Finding(check=what, ok=True, detail=f"allowed: {' and '.join(lacking)}")
 
 
 def _mirror() -> Iterator[Finding]:
@@ -346,12 +358,12 @@ def _bytes(number: int, lacking: list[str]) -> int:
     return building + sum(_IMAGE_BYTES[name] for name in lacking)
 
 
-def _disk(where: Path, wanted: int) -> Finding:
+def _disk(check: str, where: Path, wanted: int) -> Finding:
     there = next(path for path in (where, *where.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     ok = free >= wanted
     return Finding(
-        check="disk",
+        check=check,
         ok=ok,
         detail=f"{free / _GIB:.1f} GiB are free for {where}, {wanted / _GIB:.1f} may be needed",
         remedy=None if ok else "free some space, or name another place in RECEIVE_BATCHING_CACHE",
@@ -361,9 +373,9 @@ def _disk(where: Path, wanted: int) -> Finding:
 def _disk_for_images(lacking: list[str]) -> Finding:
     """Where an ordinary user's images are made may be elsewhere than where they are kept."""
     try:
-        return _disk(images.open_to_all(), _bytes(0, lacking))
+        return _disk("disk to make images", images.open_to_all(), _bytes(0, lacking))
     except InfrastructureError as error:
-        return _failed("disk", error, error.hint)
+        return _failed("disk to make images", error, error.hint)
 
 
 def _limits() -> Iterator[Finding]:

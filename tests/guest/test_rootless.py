@@ -25,14 +25,15 @@ NOBODY = 65534
 LOGIN = "/usr/local/bin:/usr/bin:/bin"
 CODE = Path(harness.__file__).parents[1]
 SHIPPED = ("harness", "kernel-patches", "probes", "hosts.yaml", "pyproject.toml")
+OF_TESTS = ("playwright", "scipy", "scipy.libs", "mypy", "scapy", "hypothesis", "*__mypyc*")
 UNREAD = ("test", "tests", "idlelib", "site-packages", "__pycache__", "config-*")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run as an ordinary user")
 def test_an_ordinary_user_gets_the_same_bed(beds: Beds, built: dict[str, Image]) -> None:
-    home = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    home = Path(tempfile.mkdtemp(prefix="r-", dir="/var/tmp"))
     try:
-        python = interpreter(home / "python")
+        python = interpreter(home / "p")
         keep(home / ".cache/receive-batching", beds, [built["0"], built["8"]])
         subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", str(home)], check=True)
         done = as_user(home, [str(python), "-m", "harness", "doctor"])
@@ -49,35 +50,44 @@ def test_an_ordinary_user_gets_the_same_bed(beds: Beds, built: dict[str, Image])
 
 def interpreter(home: Path) -> Path:
     """This Python with its packages and the checkout, where any user can read all of them."""
-    base = Path(sys.base_prefix)
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    if base in (Path("/usr"), Path("/usr/local")):
-        base_python = Path(os.path.realpath(sys.executable))
-    else:
-        leave = shutil.ignore_patterns(*UNREAD)
-        shutil.copytree(base / "lib", home / "base/lib", symlinks=True, ignore=leave)
-        base_python = home / "base/bin" / version
-        base_python.parent.mkdir()
-        shutil.copy(os.path.realpath(sys.executable), base_python)
-    if sysconfig.get_config_var("Py_ENABLE_SHARED") and base_python.is_relative_to(home):
-        # Its library is beside it, and it looks for that where it was installed.
-        real = base_python.rename(base_python.with_name(f"{version}.real"))
-        base_python.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={home}/base/lib exec {real} "$@"\n')
-        base_python.chmod(0o755)
-    environment = home / "venv"
-    subprocess.run([base_python, "-m", "venv", "--without-pip", environment], check=True)
-    packages = environment / "lib" / version / "site-packages"
-    ours = home / "packages"
+    home.mkdir()
+    environment, ours, checkout = (home / name for name in ("venv", "packages", "checkout"))
+    subprocess.run([readable(home), "-m", "venv", "--without-pip", environment], check=True)
     # What is installed as editable would lead back to where it lies.
-    leave = shutil.ignore_patterns("__pycache__", "*.pth", "__editable__*")
+    leave = shutil.ignore_patterns("__pycache__", "*.pth", "__editable__*", *OF_TESTS)
     shutil.copytree(sysconfig.get_paths()["purelib"], ours, symlinks=True, ignore=leave)
-    checkout = home / "checkout"
+    checkout.mkdir()
     for name in SHIPPED:
         copy = shutil.copytree if (CODE / name).is_dir() else shutil.copy
-        checkout.mkdir(exist_ok=True)
         copy(CODE / name, checkout / name)
+    [packages] = environment.glob("lib/python3*/site-packages")
     (packages / "ours.pth").write_text(f"{checkout}\n{ours}\n")
     return environment / "bin/python"
+
+
+def readable(home: Path) -> Path:
+    """A Python of this version that others can start: this one, the system's, or a copy."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    real = Path(os.path.realpath(sys.executable))
+    for known in (real, Path("/usr/bin") / version):
+        if known.exists() and as_user(Path("/"), [str(known), "-c", "import venv"]).returncode == 0:
+            return known
+    return copied(home, real, version)
+
+
+def copied(home: Path, real: Path, version: str) -> Path:
+    """A copy of the interpreter ``real`` in ``home``, with its standard library."""
+    base = Path(sys.base_prefix)
+    leave = shutil.ignore_patterns(*UNREAD)
+    shutil.copytree(base / "lib", home / "lib", symlinks=True, ignore=leave)
+    program = home / "bin" / version
+    program.parent.mkdir()
+    # Where it looks for a library of its own is written in it, and may be no longer.
+    was, now = (os.fsencode(path / "lib") for path in (base, home))
+    assert len(now) <= len(was) or not sysconfig.get_config_var("Py_ENABLE_SHARED")
+    program.write_bytes(real.read_bytes().replace(was + b"\0", now.ljust(len(was), b"\0") + b"\0"))
+    program.chmod(0o755)
+    return program
 
 
 def keep(root: Path, beds: Beds, images: list[Image]) -> None:

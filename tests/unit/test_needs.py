@@ -247,7 +247,7 @@ def test_who_has_no_range_in_subuid_is_told_the_command(monkeypatch: pytest.Monk
 def test_an_idle_job_needs_next_to_nothing(own_cache: Path) -> None:
     found = rows(IDLE)
     assert all(row.ok for row in found.values()), found
-    assert {"cache", "temporary files", "programs", "disk", "limits"} == set(found)
+    assert {"user", "cache", "temporary files", "programs", "disk", "limits"} == set(found)
 
 
 def test_the_cache_has_to_be_a_directory_that_can_be_written(
@@ -282,6 +282,12 @@ def test_a_cache_that_nothing_can_be_executed_in_is_told(tmp_path: Path) -> None
         capture_output=True, text=True,
     )  # fmt: skip
     assert "noexec" in done.stdout, done.stderr
+
+
+def test_a_user_whom_the_system_does_not_know_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs.os, "geteuid", lambda: 3_999_999_999)
+    row = rows(IDLE)["user"]
+    assert (row.ok, "3999999999" in row.detail) == (False, True)
 
 
 def test_a_result_directory_that_cannot_be_written(tmp_path: Path) -> None:

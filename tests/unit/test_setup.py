@@ -51,7 +51,9 @@ class System:
         # The script completes the path by sbin, which has no dpkg-query.
         return subprocess.run(
             [shutil.which("sh") or "sh", str(self.checkout / "setup.sh"), *words],
-            env={"PATH": str(self.bin), "LOCK_SLEEP_S": "0", **env},
+            env={
+                "PATH": str(self.bin), "LOCK_SLEEP_S": "0", "APT_LISTS": f"{self.root}/lists", **env
+            },
             stdin=NO_TERMINAL, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 
@@ -155,6 +157,22 @@ def test_a_release_without_the_kernels_source_says_what_to_name(system: System) 
     assert "--tree DIR" in done.stdout
     assert "tarball" in done.stdout
     assert [line for line in system.done if "install" in line] == []
+
+
+def test_what_no_list_has_is_not_asked_for_again(system: System) -> None:
+    system.has(*(name for name in ALL if name != "linux-source-6.12"))
+    system.could_have("gcc")
+    system.program("id", "echo 1000")  # and has no sudo
+    done = system.setup("system", "check")
+    assert done.returncode == 3  # there are no lists yet
+    (system.root / "lists").mkdir()
+    (system.root / "lists/of_Packages.lz4").touch()
+    done = system.setup("system", "check")
+    assert (done.returncode, done.stderr, system.done) == (0, "", [])
+    assert "--tree DIR" in done.stdout
+    assert "ccache is in none of this system's package sources" in done.stdout
+    system.could_have("linux-source-6.12")
+    assert system.setup("system").returncode == 3
 
 
 def test_a_needed_package_that_no_source_has_stops_it(system: System) -> None:
