@@ -22,18 +22,18 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tabulate import tabulate
 
-from harness.errors import ConfigurationError, InfrastructureError, KernelError
-from harness.measures import MEASURES
+from harness.base.errors import ConfigurationError, InfrastructureError, KernelError
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
-from harness.report.expect import (
+from harness.report.text import percent
+from harness.results.expect import (
     RATE_METRICS,
     ExpectationMissedError,
     ExpectationOpenError,
     ratios,
 )
-from harness.report.text import percent
-from harness.samples import write_atomic
-from harness.stats import CONFIDENCE, hodges_lehmann, signed_rank_interval
+from harness.results.measures import MEASURES
+from harness.results.samples import write_atomic
+from harness.results.stats import CONFIDENCE, hodges_lehmann, signed_rank_interval
 
 FIGURE_METRICS = ("ip_rcv_per_packet", "list_len_p50", "list_len_p90", "list_len_max")
 METRICS = (*RATE_METRICS, *MEASURES, *FIGURE_METRICS)

@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from harness import terminal
-from harness.errors import (
+from harness.base import terminal
+from harness.base.errors import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
     ConfigurationError,

@@ -21,11 +21,12 @@ from typing import Literal
 
 import psutil
 
-from harness import cache, images, kernels, namespaces, process, runtime
+from harness import images, kernels
+from harness.base import cache, namespaces, process, runtime
+from harness.base.errors import HarnessError, InfrastructureError
+from harness.beds.machine.doctor import Finding
+from harness.beds.virtual import netns
 from harness.config import Bed, Kernel, QemuHost
-from harness.errors import HarnessError, InfrastructureError
-from harness.hosts import netns
-from harness.hosts.doctor import Finding
 
 _TO_RUN = ("env", "ip", "nsenter", "setpriv", "sh", "ssh", "ssh-keygen", "sysctl", "taskset")
 _TO_RUN_TOO = ("unshare",)

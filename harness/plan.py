@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
-from harness.errors import ConfigurationError
+from harness.base.errors import ConfigurationError
 
 BASELINE = "0"
 SERIES_STEPS = tuple(str(step) for step in range(9))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from harness.hosts.channel import Agent
+from harness.beds.access.channel import Agent
 
 SCHEMA, VERSION = "receive-batching/trace", 1
 TRUTH = "tracepoint_netif_receive_skb"

@@ -26,25 +26,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from .around import others
 from .boot import Boot
+from .boot.kernel_config import kernel_config
+from .boot.kernels import Kernels
+from .boot.needs import needs
+from .boot.netconsole import netconsole
 from .counters import Counters
+from .counters.emulated import Emulated, symbols
+from .counters.pmu import Pmu
 from .doctor import Doctor
-from .emulated import Emulated, symbols
+from .doctor.around import others
+from .doctor.firewall import firewall
 from .faults import AgentError, ControllerGone
-from .firewall import firewall
 from .foreign import read_text
 from .inventory import inventory, see_own_interfaces
-from .kernel_config import kernel_config
-from .kernels import Kernels
 from .lease import Lease
-from .needs import needs
-from .netconsole import netconsole
-from .netperf import Load
-from .pmu import Pmu
+from .load import Load
+from .load.way import Way
 from .settings import Settings
-from .trace import Tracer
-from .way import Way
+from .tracing import Tracer
 
 PROTOCOL = 1
 _NO_CHARACTER = re.compile(r"(?<!\\ud[89ab][0-9a-f]{2})\\udc[89a-f][0-9a-f]")

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import cpus, in_the_way, nic
-from .ethtool import Ethtool
+from . import cpus
 from .faults import AgentError, parsing
 from .foreign import printable, read_text
-from .setting import number
+from .interface import in_the_way, nic
+from .interface.ethtool import Ethtool
+from .settings.setting import number
 
 NET = Path("/sys/class/net")
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000

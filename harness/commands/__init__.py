@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from harness.errors import ConfigurationError, InfrastructureError
+from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.plan import EXTRAS, MAX_BLOCKS, PROFILE_NAMES
 
 

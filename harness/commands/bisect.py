@@ -15,8 +15,13 @@ from typing import Any
 import click
 
 from harness import bisect as bisection
-from harness import campaign, config, kernels, needs, plan, samples
-from harness.analysis import analyse
+from harness import config, kernels, needs, plan
+from harness.base.errors import ConfigurationError
+from harness.base.progress import Progress
+from harness.beds.bed import Boots
+from harness.beds.labgrid import Place
+from harness.beds.registry import acquired, kernel_config, made_meanwhile, opened
+from harness.campaign import run as campaign
 from harness.commands import (
     PathOf,
     bed_option,
@@ -26,14 +31,11 @@ from harness.commands import (
     require_apart,
     seed_option,
 )
-from harness.errors import ConfigurationError
-from harness.hosts.bed import Boots
-from harness.hosts.boots import acquired, kernel_config, made_meanwhile, opened
-from harness.hosts.labgrid import Place
-from harness.measures import MEASURES
-from harness.progress import Progress
 from harness.report import document
-from harness.report.expect import require_paced
+from harness.results import samples
+from harness.results.analysis import analyse
+from harness.results.expect import require_paced
+from harness.results.measures import MEASURES
 
 
 @click.command()

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from harness import config, kernels, needs, plan
+from harness.base.progress import Progress
+from harness.beds import registry as boots
 from harness.commands import bed_option, hosts_option, steps_option, tree_option
-from harness.hosts import boots
-from harness.progress import Progress
 
 
 @click.command()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from harness.analysis import analyse
 from harness.commands import PathOf
-from harness.report import compare as sides
 from harness.report import document
-from harness.samples import ResultDirectory
+from harness.results import compare as sides
+from harness.results.analysis import analyse
+from harness.results.samples import ResultDirectory
 
 
 @click.command()

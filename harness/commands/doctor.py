@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from harness import config, plan
+from harness.base.errors import ConfigurationError, InfrastructureError
+from harness.base.process import harmless
 from harness.commands import hosts_option
-from harness.errors import ConfigurationError, InfrastructureError
-from harness.process import harmless
 
 _BOTH = 2
 
 if TYPE_CHECKING:
-    from harness.hosts.doctor import Finding
+    from harness.beds.machine.doctor import Finding
 
 _HERE = "this machine"
 
@@ -44,7 +44,7 @@ def doctor(
     nothing is changed. --flood sends at full rate for 2 s, some 10 s with what belongs to it. The
     exit code is 3 if a run cannot do without something that is missing.
     """
-    from harness.hosts.doctor import examine
+    from harness.beds.machine.doctor import examine
 
     loaded = config.load(config.locate(hosts_path))
     chosen = names or _machines(loaded, bed_name)
@@ -72,7 +72,7 @@ def doctor(
         elif _HERE not in found:
             take(_HERE, f"{_HERE}, which runs virtual beds", _here(loaded, name))
     if not names and len(chosen) == _BOTH and all(_reached(rows) for rows in found.values()):
-        from harness.hosts import between
+        from harness.beds.machine import between
 
         bed = config.bed(loaded, bed_name)
         title = f"bed {bed.name}, from {bed.generator_name} to {bed.dut_name}"

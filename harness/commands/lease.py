@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from harness import config
+from harness.base.errors import ConfigurationError
+from harness.beds.machine.lease import Call, State, calls_to
 from harness.commands import hosts_option
-from harness.errors import ConfigurationError
-from harness.hosts.lease import Call, State, calls_to
 
 
 @click.command()

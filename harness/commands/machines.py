@@ -11,11 +11,12 @@ from pathlib import Path
 import click
 
 from harness import config
+from harness.base.errors import ConfigurationError, HostRefusedError, InfrastructureError
+from harness.beds.access import hostkeys
+from harness.beds.access.channel import agent_archive
+from harness.beds.access.ssh import AGENT_HOME, AGENT_INSTALLED, UPLOADS, SshTarget
+from harness.beds.machine import lease
 from harness.commands import hosts_option
-from harness.errors import ConfigurationError, HostRefusedError, InfrastructureError
-from harness.hosts import hostkeys, lease
-from harness.hosts.channel import agent_archive
-from harness.hosts.ssh import AGENT_HOME, AGENT_INSTALLED, UPLOADS, SshTarget
 
 _SUDOERS = """\
 # /etc/sudoers.d/receive-batching on {host}

@@ -14,11 +14,11 @@ from tabulate import tabulate
 
 from harness import config
 from harness import patches as kernel_patches
+from harness.base.errors import KernelError
+from harness.base.progress import Progress
 from harness.commands import PathOf, hosts_option
-from harness.errors import KernelError
 from harness.kernels.deep import CHECKS, Finding, check_deep
 from harness.kernels.source import Tree, from_git, from_package, resolve
-from harness.progress import Progress
 
 _tree = click.argument("tree", type=PathOf(file_okay=False, exists=True))
 _series = click.option(

@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 
 from harness import config
+from harness.base.errors import ConfigurationError, HarnessError
+from harness.beds.machine import lease
 from harness.commands import PathOf, hosts_option
-from harness.errors import ConfigurationError, HarnessError
-from harness.hosts import lease
 
 _POLL_S = 0.2
 
@@ -27,7 +27,7 @@ def power(host: str, act: str, yes: bool, hosts_path: Path | None) -> None:
 
     It is not taken from a host that somebody else has, if that can be asked.
     """
-    from harness.hosts import power
+    from harness.beds.machine import power
 
     machine = _machine(hosts_path, host)
     if machine.power is None:
@@ -56,7 +56,7 @@ def power(host: str, act: str, yes: bool, hosts_path: Path | None) -> None:
 @hosts_option
 def console(host: str, log_path: Path | None, hosts_path: Path | None) -> None:
     """Print what HOST says on its console, until Ctrl-C."""
-    from harness.hosts import console
+    from harness.beds.machine import console
 
     if log_path is not None and not log_path.absolute().parent.is_dir():
         raise ConfigurationError(f"{log_path.parent} is no directory that could hold the log")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
-from harness import samples, terminal
-from harness.analysis import analyse
+from harness.base import terminal
 from harness.commands import PathOf
 from harness.report import FORMATS, document, render, schema
-from harness.report.expect import hold, parse, require
-from harness.samples import ResultDirectory
+from harness.results import samples
+from harness.results.analysis import analyse
+from harness.results.expect import hold, parse, require
+from harness.results.samples import ResultDirectory
 
 
 def _print_schema(context: click.Context, _: click.Parameter, name: str | None) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import click
 
 from harness import config
+from harness.base.errors import InfrastructureError
+from harness.beds.access.ssh import SshTarget
+from harness.beds.machine import lease
 from harness.commands import hosts_option
 from harness.commands.machines import machine
-from harness.errors import InfrastructureError
-from harness.hosts import lease
-from harness.hosts.ssh import SshTarget
 
 
 @click.command()

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import click
 
-from harness import campaign, config, kernels, needs, plan, samples
-from harness.analysis import analyse
+from harness import config, kernels, needs, plan
+from harness.base.errors import ConfigurationError
+from harness.base.progress import Progress
+from harness.base.write_ahead import WriteAheadLog
+from harness.beds import registry as boots
+from harness.campaign import run as campaign
 from harness.commands import (
     also_option,
     bed_option,
@@ -25,12 +29,10 @@ from harness.commands import (
     steps_option,
     tree_option,
 )
-from harness.errors import ConfigurationError
-from harness.hosts import boots
-from harness.journal import Journal
-from harness.progress import Progress
 from harness.report import document, render
-from harness.report.expect import Finding, hold, parse, require, require_measured
+from harness.results import samples
+from harness.results.analysis import analyse
+from harness.results.expect import Finding, hold, parse, require, require_measured
 
 
 @click.command()
@@ -149,7 +151,7 @@ def run(
                 hosts.kernel, to_build, layouts, tree=tree, host=host, progress=progress
             )
             built = {step: made[plan.kernel_of(step)] for step in wanted}
-            campaign_id = kept.id if kept else Journal(directory).begin_campaign()
+            campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
             opened = {
                 name: up.enter_context(
                     boots.opened(

@@ -12,10 +12,11 @@ from typing import TextIO
 
 import click
 
-from harness import needs, process
+from harness import needs
+from harness.base import process
+from harness.base.progress import Progress
 from harness.commands import PathOf
-from harness.progress import Progress
-from harness.report.expect import ExpectationMissedError
+from harness.results.expect import ExpectationMissedError
 
 
 @click.group()

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness import config, kernels, needs, plan, tracing, workload
+from harness import config, kernels, needs, plan, tracing
+from harness.base.errors import ConfigurationError
+from harness.base.progress import Progress
+from harness.beds.access.channel import Agent
+from harness.beds.access.ssh import SshTarget
+from harness.beds.virtual import equipment, virtual_bed
+from harness.campaign import workload
 from harness.commands import Seconds, hosts_option
-from harness.errors import ConfigurationError
-from harness.hosts.channel import Agent
-from harness.hosts.ssh import SshTarget
-from harness.hosts.virtual import equipment, virtual_bed
-from harness.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Group

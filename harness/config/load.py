@@ -20,6 +20,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from harness.base.errors import ConfigurationError
+from harness.base.resources import shipped
 from harness.config import addresses
 from harness.config.document import MAX_BYTES, Document, KeyPath, RefusedError, parse, shortened
 from harness.config.models import (
@@ -34,8 +36,6 @@ from harness.config.models import (
     QemuHost,
     SshHost,
 )
-from harness.errors import ConfigurationError
-from harness.resources import shipped
 
 _MAX_ERRORS = 10
 _WORDS = {

@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cache, namespaces, process
-from harness.errors import InfrastructureError
-from harness.progress import Progress
+from harness.base import cache, namespaces, process
+from harness.base.errors import InfrastructureError
+from harness.base.progress import Progress
 
 SUITE = "trixie"
 GUEST_USER = "harness"

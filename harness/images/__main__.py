@@ -6,8 +6,8 @@ from __future__ import annotations
 import signal
 import sys
 
+from harness.base.progress import Progress
 from harness.images import guest_image, tools
-from harness.progress import Progress
 
 # Like an interruption: whatever was begun is ended and removed.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import patches
+from harness.base.progress import Progress
 from harness.config import Kernel
 from harness.kernels.build import Image, build_steps
 from harness.kernels.build import build_commits as _build_commits
@@ -15,7 +16,6 @@ from harness.kernels.configuration import HostConfig, chosen
 from harness.kernels.packing import packed
 from harness.kernels.source import Commit, Tree, commits_between, files_between, from_git, resolve
 from harness.kernels.toolchain import toolchain_of
-from harness.progress import Progress
 
 __all__ = [
     "Commit",

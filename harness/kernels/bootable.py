@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from harness.base.errors import ConfigurationError
 from harness.config import Kernel
-from harness.errors import ConfigurationError
 from harness.kernels.configuration import chosen, options
 
 # Module to option, by the Makefiles of drivers/{ata,nvme,scsi,block,md,net,usb,mmc}, fs and

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness import cache
-from harness.errors import ConfigurationError, InfrastructureError
+from harness.base import cache
+from harness.base.errors import ConfigurationError, InfrastructureError
+from harness.base.progress import Progress
 from harness.kernels.configuration import Configuration
 from harness.kernels.source import Source, Tree, Worktree, from_git
 from harness.kernels.toolchain import Toolchain
 from harness.kernels.walk import KCFLAGS, Variant, Walk
 from harness.patches import Series
-from harness.progress import Progress
 
 _FREE_BYTES = 6 << 30
 _TOUCHED_BYTES = 120_000

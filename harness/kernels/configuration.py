@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness import cache
+from harness.base import cache
+from harness.base.errors import ConfigurationError, KernelError
 from harness.config import Kernel
-from harness.errors import ConfigurationError, KernelError
 
 FRAGMENT = Path(__file__).with_name("benchmark.config")
 MACHINE = Path(__file__).with_name("machine.config")

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from harness import cache, process
-from harness.errors import HarnessError, KernelError
+from harness.base import cache, process
+from harness.base.errors import HarnessError, KernelError
+from harness.base.progress import Progress
 from harness.kernels.configuration import benchmark
 from harness.kernels.source import Source, Tree
 from harness.patches import Patch, Series
 from harness.patches.git import variables
-from harness.progress import Progress
 
 CHECKS: Mapping[str, str] = MappingProxyType(
     {

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import cache, process
+from harness.base import cache, process
 
 if TYPE_CHECKING:
     from harness.kernels.build import Image

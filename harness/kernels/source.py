@@ -21,8 +21,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cache, config, patches, process
-from harness.errors import ConfigurationError, InfrastructureError
+from harness import config, patches
+from harness.base import cache, process
+from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.patches.git import command, environment, git, is_top_of_git_tree
 
 _TOUCHED = re.compile(r"^(?:---|\+\+\+) [ab]/(\S+)", re.MULTILINE)

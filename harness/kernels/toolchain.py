@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import process
+from harness.base import process
+from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.config import Kernel
-from harness.errors import ConfigurationError, InfrastructureError
 
 _PROOF = "int proof(void) { return 0; }\n"
 _PROOF_S = 30.0

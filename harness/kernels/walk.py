@@ -18,13 +18,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cache, process
-from harness.errors import InfrastructureError, KernelError
+from harness.base import cache, process
+from harness.base.errors import InfrastructureError, KernelError
+from harness.base.progress import Progress
 from harness.kernels import packing
 from harness.kernels.configuration import Configuration
 from harness.kernels.toolchain import Toolchain
 from harness.patches.git import variables
-from harness.progress import Progress
 
 _LAYOUT = Path(__file__).with_name("layout.py")
 _LD = f"""#!/bin/sh

@@ -15,8 +15,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import process
-from harness.errors import ConfigurationError, InfrastructureError
+from harness.base import process
+from harness.base.errors import ConfigurationError, InfrastructureError
 
 _SETTINGS = {
     "user.name": "receive-batching harness",

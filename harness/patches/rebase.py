@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import ConfigurationError, KernelError
+from harness.base.errors import ConfigurationError, KernelError
 from harness.patches.git import git, is_top_of_git_tree, unfinished
 from harness.patches.series import Patch, Series, base_of
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import ConfigurationError, InfrastructureError
-from harness.resources import shipped
+from harness.base.errors import ConfigurationError, InfrastructureError
+from harness.base.resources import shipped
 
 _FILE_NAME = re.compile(r"(\d{4})([a-z]?)-[\w.+-]+\.patch")
 _PREFIX = re.compile(r"^\s*(\[[^\]]*\]\s*)+")

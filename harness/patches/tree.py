@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.errors import ConfigurationError, HarnessError, KernelError
+from harness.base.errors import ConfigurationError, HarnessError, KernelError
 from harness.patches.git import checkout_files, git, is_top_of_git_tree, unfinished
 from harness.patches.series import Patch, Series, base_of, series_for
 

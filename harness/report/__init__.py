@@ -15,12 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from harness.analysis import PRIMARY, Analysis, Beside, ListLengths, OnBed, Row
-from harness.errors import ConfigurationError
-from harness.measures import MEASURES, RATES
+from harness.base.errors import ConfigurationError
 from harness.plan import BASELINE
 from harness.report import exchange, text
-from harness.stats import CONFIDENCE, Verdict
+from harness.results.analysis import PRIMARY, Analysis, Beside, ListLengths, OnBed, Row
+from harness.results.measures import MEASURES, RATES
+from harness.results.stats import CONFIDENCE, Verdict
 
 SCHEMA = "receive-batching/report"
 VERSION = 1

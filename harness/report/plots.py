@@ -22,9 +22,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.measures import PACED
 from harness.plan import CELLS, Cell
 from harness.report.text import PLACES, percent
+from harness.results.measures import PACED
 
 Document = dict[str, Any]
 

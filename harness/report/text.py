@@ -17,10 +17,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from harness.measures import ROUND_TRIP_PERCENTILES
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
-from harness.report.expect import Finding
-from harness.stats import CONFIDENCE
+from harness.results.expect import Finding
+from harness.results.measures import ROUND_TRIP_PERCENTILES
+from harness.results.stats import CONFIDENCE
 
 Document = dict[str, Any]
 

@@ -22,9 +22,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from harness.errors import InfrastructureError
-from harness.hosts.ssh import UPLOADS
-from harness.journal import Journal
+from harness.base.errors import InfrastructureError
+from harness.base.write_ahead import WriteAheadLog
+from harness.beds.access.ssh import UPLOADS
 from harness.selftest.machine import INTERFACE, Machine
 from harness.selftest.rack import Rack
 
@@ -142,7 +142,7 @@ class Scene:
 
     def has_come_to(self, event: str) -> bool:
         """Is ``event`` in the campaign's journal?"""
-        return any(noted["event"] == event for noted in Journal(self.out).noted())
+        return any(noted["event"] == event for noted in WriteAheadLog(self.out).noted())
 
 
 def run(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:

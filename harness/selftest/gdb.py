@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.errors import InfrastructureError
+from harness.base.errors import InfrastructureError
 
 _PATIENCE_S = 20.0
 _TRIES = 500

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import cache, images, process
-from harness.errors import InfrastructureError
-from harness.hosts import qemu
+from harness import images
+from harness.base import cache, process
+from harness.base.errors import InfrastructureError
+from harness.base.progress import Progress
+from harness.beds.virtual import qemu
 from harness.images import Tools
-from harness.progress import Progress
 
 MACHINE_USER = "bench"
 _SETUP = Path(__file__).with_name("machine-setup.sh")

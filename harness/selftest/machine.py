@@ -16,12 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import process
-from harness.errors import HostLostError, InfrastructureError
-from harness.hosts import qemu
-from harness.hosts.netns import Namespace
-from harness.hosts.ssh import SshTarget
-from harness.hosts.virtual import NicModel
+from harness.base import process
+from harness.base.errors import HostLostError, InfrastructureError
+from harness.beds.access.ssh import SshTarget
+from harness.beds.virtual import NicModel, qemu
+from harness.beds.virtual.netns import Namespace
 from harness.images import Tools
 from harness.selftest import gdb
 

@@ -22,12 +22,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from harness import images, needs, process, runtime
-from harness.errors import HarnessError, InfrastructureError
-from harness.hosts import netns
-from harness.hosts.qemu import free_port
-from harness.hosts.ssh import SshTarget
-from harness.progress import Progress
+from harness import images, needs
+from harness.base import process, runtime
+from harness.base.errors import HarnessError, InfrastructureError
+from harness.base.progress import Progress
+from harness.beds.access.ssh import SshTarget
+from harness.beds.virtual import netns
+from harness.beds.virtual.qemu import free_port
 from harness.selftest.image import MACHINE_USER, copy, image_home, machine_image
 from harness.selftest.machine import INTERFACE, Machine
 

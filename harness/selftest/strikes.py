@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from harness.errors import HarnessError
+from harness.base.errors import HarnessError
 from harness.selftest.faults import BACK_S, Fault, Scene
 from harness.selftest.image import MACHINE_USER
 

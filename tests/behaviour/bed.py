@@ -28,12 +28,13 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from harness import config, process, workload
-from harness.errors import HarnessError, KernelError
-from harness.hosts import netns
-from harness.hosts.virtual import VirtualBed, equipment, virtual_bed
+from harness import config
+from harness.base import process
+from harness.base.errors import HarnessError, KernelError
+from harness.base.progress import Progress
+from harness.beds.virtual import VirtualBed, equipment, netns, virtual_bed
+from harness.campaign import workload
 from harness.kernels import Image
-from harness.progress import Progress
 from tests.behaviour import traffic
 from tests.behaviour.scene import Scene
 

@@ -10,14 +10,15 @@ from email import message_from_string
 from email.policy import default
 from pathlib import Path
 
-from harness import cache, config, patches
+from harness import config, patches
+from harness.base import cache
+from harness.base.progress import Progress
 from harness.kernels import Image
 from harness.kernels.build import build_steps
 from harness.kernels.configuration import FRAGMENT, Configuration
 from harness.kernels.source import Source, Tree, resolve
 from harness.kernels.toolchain import toolchain_of
 from harness.patches import Patch, Series
-from harness.progress import Progress
 
 HERE = Path(__file__).parent
 LAST_STEP = "8"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import patches
-from harness.errors import KernelError
+from harness.base.errors import KernelError
 from harness.kernels import Image
 from harness.kernels.source import Tree
 from tests.behaviour import kernels

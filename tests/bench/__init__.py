@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 
 from tabulate import tabulate
 
-from harness.errors import EXIT_INTERRUPTED, HarnessError
-from harness.process import failed
+from harness.base.errors import EXIT_INTERRUPTED, HarnessError
+from harness.base.process import failed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from harness import config, kernels, plan
-from harness.errors import ConfigurationError
-from harness.hosts.virtual import Equipment, equipment, machine_cpus
-from harness.progress import Progress
+from harness.base.errors import ConfigurationError
+from harness.base.progress import Progress
+from harness.beds.virtual import Equipment, equipment, machine_cpus
 
 
 @dataclass(frozen=True, kw_only=True)

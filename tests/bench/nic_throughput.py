@@ -38,12 +38,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import config, kernels, process
-from harness.errors import InfrastructureError
-from harness.hosts import netns, qemu
-from harness.hosts.channel import Agent
-from harness.hosts.virtual import Equipment, NicModel, machine_cpus
-from harness.progress import Progress
+from harness import config, kernels
+from harness.base import process
+from harness.base.errors import InfrastructureError
+from harness.base.progress import Progress
+from harness.beds.access.channel import Agent
+from harness.beds.virtual import Equipment, NicModel, machine_cpus, netns, qemu
 from tests.bench import command, ranged, show, spread
 from tests.bench.blaster import PORT
 from tests.bench.guest import Setup, options, ready

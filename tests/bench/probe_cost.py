@@ -22,13 +22,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import process, workload
-from harness.errors import InfrastructureError
-from harness.hosts import netns
-from harness.hosts.bed import RunningBed
-from harness.hosts.channel import agent_archive
-from harness.hosts.virtual import virtual_bed
-from harness.progress import Progress
+from harness.base import process
+from harness.base.errors import InfrastructureError
+from harness.base.progress import Progress
+from harness.beds.access.channel import agent_archive
+from harness.beds.bed import RunningBed
+from harness.beds.virtual import netns, virtual_bed
+from harness.campaign import workload
 from tests.bench import command, ranged, show, spread
 from tests.bench.guest import Setup, options, ready
 from tests.bench.nic_throughput import Machine, Nic, blaster, sink

@@ -15,7 +15,8 @@ import sys
 
 sys.path.insert(0, sys.argv[1])
 
-from harness.agent import compiler, trace
+from harness.agent import tracing as trace
+from harness.agent.tracing import compiler
 
 IFINDEX = socket.if_nametoindex(sys.argv[2])
 SOURCE = compiler.probe_source("receive_lists.bpf.c", None)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.process import failed
+from harness.base.process import failed
 from tests.bench import command, ranged, show, spread
 from tests.unit.synthetic import make_campaign
 

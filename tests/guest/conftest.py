@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from harness import config, kernels, plan
-from harness.hosts.bed import RunningBed
-from harness.hosts.virtual import Equipment, equipment, virtual_bed
-from harness.progress import Progress
+from harness.base.progress import Progress
+from harness.beds.bed import RunningBed
+from harness.beds.virtual import Equipment, equipment, virtual_bed
 from harness.selftest.rack import Rack
 
 STEPS = ("0", "2", "8")

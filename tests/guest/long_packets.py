@@ -46,7 +46,7 @@ def load(kind: int, attach_type: int, *program: bytes) -> int:
 
 
 def drop(interface: str) -> int:
-    from harness.agent.btf import VMLINUX, Btf
+    from harness.agent.tracing.btf import VMLINUX, Btf
 
     found = Btf(VMLINUX.read_bytes()).member_offsets(
         ("sk_buff", "len"), ("sk_buff", "dev"), ("net_device", "ifindex")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import config
-from harness.hosts import console, power
+from harness.beds.machine import console, power
 from harness.selftest.rack import Rack
 from tests.bmc import IPMI_PASSWORD, PASSWORD, IpmiBmc, RedfishBmc
 

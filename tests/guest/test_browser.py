@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from harness.analysis import analyse
 from harness.report import document, render
-from harness.samples import ResultDirectory
+from harness.results.analysis import analyse
+from harness.results.samples import ResultDirectory
 from tests.unit.synthetic import make_campaign
 from tests.unit.test_beside import with_extras
 

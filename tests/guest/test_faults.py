@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness import images, samples
-from harness.errors import HostLostError, InfrastructureError, KernelError
+from harness import images
+from harness.base.errors import HostLostError, InfrastructureError, KernelError
+from harness.results import samples
 from tests.guest.conftest import Beds
 
 pytestmark = pytest.mark.guest

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import images, process
-from harness.hosts import icache
-from harness.progress import Progress
+from harness import images
+from harness.base import process
+from harness.base.progress import Progress
+from harness.beds.virtual import icache
 
 pytestmark = pytest.mark.guest
 

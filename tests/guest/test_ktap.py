@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from harness import config
-from harness.analysis import analyse
 from harness.kernels.source import Tree, resolve
 from harness.report import document, render
-from harness.report.expect import hold, parse
-from harness.samples import ResultDirectory
+from harness.results.analysis import analyse
+from harness.results.expect import hold, parse
+from harness.results.samples import ResultDirectory
 from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.guest

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from harness import config
-from harness.hosts import between
-from harness.hosts.machine import Machine
+from harness.base.progress import Progress
+from harness.beds.machine import between
+from harness.beds.machine.machine import Machine
 from harness.kernels import Image
-from harness.progress import Progress
 from harness.selftest.machine import INTERFACE
 from harness.selftest.rack import Rack
 

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from harness import config, kernels
-from harness.hosts.channel import Agent
-from harness.hosts.ssh import UPLOADS, SshTarget
+from harness.beds.access.channel import Agent
+from harness.beds.access.ssh import UPLOADS, SshTarget
 from harness.selftest import faults
 from harness.selftest.faults import Fault
 from harness.selftest.image import MACHINE_USER

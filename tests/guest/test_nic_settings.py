@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from harness import config, workload
+from harness import config
+from harness.campaign import workload
 from tests.guest.conftest import Beds
 
 pytestmark = pytest.mark.guest

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import config, process
-from harness.errors import ConfigurationError, HostLostError
+from harness import config
+from harness.base import process
+from harness.base.errors import ConfigurationError, HostLostError
 from harness.selftest.machine import INTERFACE, Machine
 from harness.selftest.rack import ADDRESSES, Rack
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness import cache
+from harness.base import cache
 from harness.kernels import Image
 from tests.guest.conftest import Beds
 

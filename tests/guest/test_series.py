@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 
 from harness import config, patches
-from harness.errors import InfrastructureError
+from harness.base.errors import InfrastructureError
+from harness.base.progress import Progress
 from harness.kernels.deep import check_deep
 from harness.kernels.source import Source, Tree, from_package, resolve
-from harness.progress import Progress
 
 pytestmark = pytest.mark.guest
 

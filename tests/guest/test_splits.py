@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import config, kernels, process, tracing, workload
-from harness.hosts import netns
-from harness.hosts.bed import RunningBed
-from harness.hosts.channel import agent_archive
+from harness import config, kernels, tracing
+from harness.base import process
+from harness.beds.access.channel import agent_archive
+from harness.beds.bed import RunningBed
+from harness.beds.virtual import netns
+from harness.campaign import workload
 from tests.bench.blaster import frame
 from tests.guest.conftest import equipped
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import config, tracing, workload
-from harness.hosts import netns
-from harness.hosts.bed import RunningBed
+from harness import config, tracing
+from harness.beds.bed import RunningBed
+from harness.beds.virtual import netns
+from harness.campaign import workload
 from tests.guest.conftest import Beds
 
 pytestmark = pytest.mark.guest

@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 
 from harness import config
-from harness.errors import ConfigurationError, InfrastructureError, LeaseLostError
-from harness.hosts import labgrid, labgrid_client
+from harness.base.errors import ConfigurationError, InfrastructureError, LeaseLostError
+from harness.beds import labgrid
+from harness.beds.labgrid import client as labgrid_client
 
 pytest.importorskip("labgrid", reason="needs labgrid: pip install -e '.[dev]'")
 pytestmark = pytest.mark.labgrid
@@ -269,7 +270,7 @@ def test_what_is_not_there_is_told(lab: Lab, bed: Beds) -> None:
 def test_a_killed_harness_leaves_no_place_acquired(lab: Lab, bed: Beds) -> None:
     script = (
         "import json, sys, time; from pathlib import Path; from harness import config\n"
-        "from harness.hosts import labgrid\n"
+        "from harness.beds import labgrid\n"
         "with labgrid.acquired(config.bed(config.load(Path(sys.argv[1])))):\n"
         "    print('acquired', flush=True); time.sleep(600)\n"
     )

@@ -10,7 +10,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.agent.record import Places
+from harness.agent.boot.record import Places
 
 GRUB_CFG = """
 if [ -s $prefix/grubenv ]; then

@@ -18,10 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.agent import cpus, in_the_way, inventory, journal, known, settings
-from harness.agent.ethtool import Ethtool
+from harness.agent import cpus, inventory, settings
 from harness.agent.faults import AgentError, ControllerGone
-from harness.agent.setting import Setting
+from harness.agent.interface import in_the_way
+from harness.agent.interface.ethtool import Ethtool
+from harness.agent.settings import journal, known
+from harness.agent.settings.setting import Setting
 
 DUT = "dut"
 WANTED: dict[str, Any] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.plan import balanced_blocks, boots_of, void_rules_record
-from harness.samples import Boot, Campaign, write_boot, write_campaign
+from harness.results.samples import Boot, Campaign, write_boot, write_campaign
 
 Json = dict[str, Any]
 

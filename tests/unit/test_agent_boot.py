@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.agent import cmdline, programs
-from harness.agent.boot import Boot
+from harness.agent import programs
+from harness.agent.boot import Boot, cmdline
+from harness.agent.boot.kernels import Kernels
 from harness.agent.faults import AgentError
-from harness.agent.kernels import Kernels
 from tests.unit.fake_machine import (
     RELEASE,
     Machine,
@@ -483,7 +483,7 @@ def test_the_command_line_is_that_of_the_known_good_kernel(host: Machine, upload
 
 
 def test_two_agents_at_once(host: Machine, upload: str) -> None:
-    from harness.agent.record import changing
+    from harness.agent.boot.record import changing
 
     with changing(host), pytest.raises(AgentError, match="another agent"):
         Kernels(host, sudo_uid=UID).remove()

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from harness.agent import counters, cpus, inventory, netperf, pmu, settings
+from harness.agent import counters, cpus, inventory, settings
+from harness.agent import load as netperf
+from harness.agent.counters import pmu
+from harness.agent.doctor.health import governors_at_hand
 from harness.agent.faults import AgentError
-from harness.agent.health import governors_at_hand
 
 pytestmark = pytest.mark.unit
 
@@ -173,7 +175,7 @@ def test_a_cpu_offline_has_no_governor(
     # It refuses to be read; a directory does, too.
     (frequencies / "cpu1/cpufreq/scaling_governor").mkdir(parents=True)
     assert inventory.governors() == {"0": "powersave", "2": "powersave"}
-    monkeypatch.setattr("harness.agent.health._CPU", frequencies)
+    monkeypatch.setattr("harness.agent.doctor.health._CPU", frequencies)
     assert governors_at_hand()
 
 

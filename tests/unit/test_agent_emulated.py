@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.agent import emulated
+from harness.agent.counters import emulated
 from harness.agent.faults import AgentError
 
 pytestmark = pytest.mark.unit

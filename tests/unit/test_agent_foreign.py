@@ -16,21 +16,13 @@ from typing import Any
 import pytest
 
 from harness.agent import __main__ as agent_main
-from harness.agent import (
-    cmdline,
-    foreign,
-    grub,
-    inventory,
-    kernels,
-    netperf,
-    programs,
-    record,
-)
-from harness.agent.boot import Boot
+from harness.agent import foreign, inventory, programs
+from harness.agent import load as netperf
+from harness.agent.boot import Boot, cmdline, grub, kernels, record
+from harness.agent.boot.kernels import Kernels
+from harness.agent.boot.record import Record, changing
+from harness.agent.boot.upload import Upload
 from harness.agent.faults import AgentError
-from harness.agent.kernels import Kernels
-from harness.agent.record import Record, changing
-from harness.agent.upload import Upload
 from tests.unit.fake_machine import (
     RELEASE,
     Machine,

@@ -16,30 +16,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.agent import (
-    cmdline,
-    counters,
-    cpus,
-    firmware,
-    foreign,
-    grub,
-    health,
-    inventory,
-    journal,
-    lease,
-    mounts,
-    netperf,
-    nic,
-    packages,
-    pmu,
-    reached,
-    taps,
-    upload,
-)
-from harness.agent.ethtool import Ethtool
+from harness.agent import counters, cpus, foreign, inventory, lease, packages
+from harness.agent import load as netperf
+from harness.agent.boot import cmdline, firmware, grub, mounts, upload
+from harness.agent.boot.record import Places, Record
+from harness.agent.counters import pmu
+from harness.agent.doctor import health
 from harness.agent.faults import AgentError
-from harness.agent.ntuple import Ntuple
-from harness.agent.record import Places, Record
+from harness.agent.interface import nic, reached, taps
+from harness.agent.interface.ethtool import Ethtool
+from harness.agent.interface.ntuple import Ntuple
+from harness.agent.settings import journal
 from tests.unit import test_agent_grub, test_agent_parsers, test_agent_ways
 from tests.unit.fake_machine import CMDLINE, GRUB_CFG
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from harness.agent import firmware, grub, mounts, programs
-from harness.agent.boot import Boot
+from harness.agent import programs
+from harness.agent.boot import Boot, firmware, grub, mounts
+from harness.agent.boot.grub import Grub
+from harness.agent.boot.kernels import Kernels
 from harness.agent.faults import AgentError
-from harness.agent.grub import Grub
-from harness.agent.kernels import Kernels
 from tests.unit.fake_machine import GRUB_CFG, RELEASE, Machine, machine, path_with, tree, uploaded
 
 pytestmark = [

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from harness.agent import nic, ntuple, offloads, queues
-from harness.agent.ntuple import Ntuple, Rule
+from harness.agent.interface import nic, ntuple
+from harness.agent.interface.ntuple import Ntuple, Rule
+from harness.agent.settings import offloads, queues
 
 pytestmark = pytest.mark.unit
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness.agent import doctor as on_host
-from harness.agent import faults, packages, pmu
+from harness.agent import faults, packages
 from harness.agent.boot import Boot
+from harness.agent.counters import pmu
 
 pytestmark = pytest.mark.unit
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.agent import btf, compiler, counters, inventory, netperf, trace
+from harness.agent import counters, inventory
+from harness.agent import load as netperf
+from harness.agent import tracing as trace
 from harness.agent.faults import AgentError
+from harness.agent.tracing import btf, compiler
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.agent import pmu
+from harness.agent.counters import pmu
 
 pytestmark = pytest.mark.unit
 

@@ -19,9 +19,9 @@ import pytest
 
 import harness.agent
 from harness import images
-from harness.agent import journal
 from harness.agent.faults import AgentError
-from harness.progress import Progress
+from harness.agent.settings import journal
+from harness.base.progress import Progress
 
 pytestmark = pytest.mark.unit
 
@@ -167,11 +167,11 @@ def test_from_a_zipapp(tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr("__main__.py", "from harness.agent.__main__ import main\n\nmain()\n")
         packed.writestr("harness/__init__.py", "")
-        for path in (ROOT / "harness" / "agent").glob("*.py"):
-            packed.write(path, f"harness/agent/{path.name}")
+        for path in (ROOT / "harness" / "agent").rglob("*.py"):
+            packed.write(path, path.relative_to(ROOT))
         packed.write(ROOT / "probes" / "receive_lists.bpf.c", "probes/receive_lists.bpf.c")
     script = """
-from harness.agent.compiler import probe_source
+from harness.agent.tracing.compiler import probe_source
 print(len(probe_source("receive_lists.bpf.c", None)))
 """
     found = subprocess.run(

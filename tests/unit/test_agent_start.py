@@ -12,9 +12,9 @@ from zipfile import ZipFile
 
 import pytest
 
-from harness.errors import HostRefusedError
-from harness.hosts.channel import REFUSAL, agent_archive
-from harness.hosts.ssh import SshTarget
+from harness.base.errors import HostRefusedError
+from harness.beds.access.channel import REFUSAL, agent_archive
+from harness.beds.access.ssh import SshTarget
 
 pytestmark = pytest.mark.unit
 

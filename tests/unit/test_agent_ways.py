@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from harness import workload
-from harness.agent import reached, stacked, taps
+from harness.agent.doctor.health import default_routes
 from harness.agent.faults import AgentError
-from harness.agent.health import default_routes
-from harness.errors import InfrastructureError
+from harness.agent.interface import reached, stacked, taps
+from harness.base.errors import InfrastructureError
+from harness.campaign import workload
 from tests.unit import ways_inside
 
 pytestmark = pytest.mark.unit

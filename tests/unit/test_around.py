@@ -17,16 +17,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.agent import around, programs
-from harness.agent import firewall as firewalls
-from harness.agent.around import listener, manager, nm_state, paused
-from harness.agent.ethtool import Ethtool
+from harness.agent import programs
+from harness.agent.doctor import around
+from harness.agent.doctor import firewall as firewalls
+from harness.agent.doctor.around import listener, manager, nm_state, paused
+from harness.agent.doctor.firewall import filtering, firewall
 from harness.agent.faults import AgentError
-from harness.agent.firewall import filtering, firewall
-from harness.agent.way import Way
-from harness.errors import InfrastructureError
-from harness.hosts import between
-from harness.trials import _same_link
+from harness.agent.interface.ethtool import Ethtool
+from harness.agent.load.way import Way
+from harness.base.errors import InfrastructureError
+from harness.beds.machine import between
+from harness.campaign.trials import _same_link
 from tests.unit.test_agent_process import Agent, in_namespace
 from tests.unit.test_machine_first import bed
 

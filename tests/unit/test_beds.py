@@ -20,14 +20,17 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import campaign, config, plan, samples
-from harness.analysis import analyse
+from harness import config, plan
+from harness.base.errors import ConfigurationError, HostLostError, KernelError
+from harness.base.progress import Progress
+from harness.base.write_ahead import WriteAheadLog
+from harness.beds import registry as boots
+from harness.campaign import run as campaign
+from harness.campaign.trials import image_of
 from harness.cli import cli
-from harness.errors import ConfigurationError, HostLostError, KernelError
-from harness.hosts import boots
 from harness.kernels import HostConfig, Image
-from harness.progress import Progress
-from harness.trials import image_of
+from harness.results import samples
+from harness.results.analysis import analyse
 from tests.unit.test_campaign import Bed, Machine, outcomes, setup
 
 pytestmark = pytest.mark.unit
@@ -232,7 +235,7 @@ def test_what_a_killed_harness_left_is_asked_of_its_own_bed(
 ) -> None:
     made, (one, other) = rig(("a", "b"), blocks=2)
     [last] = [boot for boot in made.plan.boots() if (boot.block, boot.position) == (2, 3)]
-    journal = campaign.Journal(tmp_path)
+    journal = WriteAheadLog(tmp_path)
     journal.note(last.directory, "begin")
     journal.note(last.directory, "leaving", release=f"r{last.step}")
     one.takes_along = {f"r{last.step}"}
@@ -247,11 +250,11 @@ def test_what_a_killed_harness_left_is_asked_of_its_own_bed(
 
 
 def test_a_campaign_has_its_name_before_it_holds_machines(tmp_path: Path) -> None:
-    journal = campaign.Journal(tmp_path / "new")
+    journal = WriteAheadLog(tmp_path / "new")
     name = journal.begin_campaign()
-    assert campaign.Journal(tmp_path / "new").begin_campaign() == name
+    assert WriteAheadLog(tmp_path / "new").begin_campaign() == name
     assert journal.unfinished() == {}
-    assert campaign.Journal(tmp_path / "other").begin_campaign() != name
+    assert WriteAheadLog(tmp_path / "other").begin_campaign() != name
 
 
 def test_other_beds_are_no_resumption(machine: Machine) -> None:
@@ -351,8 +354,10 @@ def test_kernels_after_the_duts_own_have_to_be_alike(
     loaded = config.load(hosts)
     beds = config.beds(loaded, None, ["a", "b"])
     said = {"rx1": HostConfig("CONFIG_A=y", ()), "rx2": HostConfig("CONFIG_A=y", ())}
-    monkeypatch.setattr("harness.hosts.machines.host_config", lambda name, _, **__: said[name])
-    monkeypatch.setattr("harness.hosts.machines.looked_at", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "harness.beds.machine.machines.host_config", lambda name, _, **__: said[name]
+    )
+    monkeypatch.setattr("harness.beds.machine.machines.looked_at", lambda *_, **__: None)
     assert boots.kernel_config(loaded.kernel, *beds) == said["rx1"]
     said["rx2"] = HostConfig("CONFIG_A=m", ())
     with pytest.raises(ConfigurationError, match="rx1 and rx2 are not configured alike"):

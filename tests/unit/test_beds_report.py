@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.analysis import analyse
-from harness.errors import ConfigurationError
+from harness.base.errors import ConfigurationError
 from harness.report import document, render
-from harness.report.compare import compare
-from harness.report.expect import check, hold, parse
-from harness.samples import ResultDirectory, read_campaign
-from harness.stats import Paired, beds_p, judge
+from harness.results.analysis import analyse
+from harness.results.compare import compare
+from harness.results.expect import check, hold, parse
+from harness.results.samples import ResultDirectory, read_campaign
+from harness.results.stats import Paired, beds_p, judge
 from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit

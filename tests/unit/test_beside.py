@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import ndr, workload
-from harness.analysis import analyse
-from harness.measures import MEASURES
+from harness.campaign import ndr, workload
 from harness.plan import CELLS, EXTRAS, PACED_SHARES, profile
 from harness.report import document, render
-from harness.report.expect import check, parse
 from harness.report.plots import plots
-from harness.samples import ResultDirectory
+from harness.results.analysis import analyse
+from harness.results.expect import check, parse
+from harness.results.measures import MEASURES
+from harness.results.samples import ResultDirectory
 from tests.unit.synthetic import Host, make_campaign, trial
 
 pytestmark = pytest.mark.unit

@@ -18,10 +18,10 @@ import pytest
 from click.testing import CliRunner
 
 from harness import config
+from harness.beds.access.channel import Agent
+from harness.beds.machine import between
+from harness.beds.machine.doctor import Finding
 from harness.cli import cli
-from harness.hosts import between
-from harness.hosts.channel import Agent
-from harness.hosts.doctor import Finding
 from tests.unit.test_agent_process import in_namespace
 
 pytestmark = pytest.mark.unit
@@ -189,7 +189,7 @@ def test_the_command_asks_between_only_once_both_were_reached(
         asked.append(flood)
         yield Finding(check="data to the dut", ok=False, detail="no answer", remedy="open it")
 
-    monkeypatch.setattr("harness.hosts.doctor.examine", examine)
+    monkeypatch.setattr("harness.beds.machine.doctor.examine", examine)
     monkeypatch.setattr(between, "examine", tried)
 
     def run(*words: str) -> Any:

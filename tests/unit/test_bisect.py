@@ -16,18 +16,15 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import bisect, campaign, kernels, plan, samples
-from harness.analysis import analyse
+from harness import bisect, kernels, plan
+from harness.base.errors import ConfigurationError, HarnessError, InfrastructureError, KernelError
+from harness.campaign import run as campaign
 from harness.commands import bisect as command
-from harness.errors import (
-    ConfigurationError,
-    HarnessError,
-    InfrastructureError,
-    KernelError,
-)
 from harness.report import document
-from harness.report.expect import ExpectationMissedError, ExpectationOpenError
-from harness.samples import Boot, ResultDirectory, boot_directory, write_boot
+from harness.results import samples
+from harness.results.analysis import analyse
+from harness.results.expect import ExpectationMissedError, ExpectationOpenError
+from harness.results.samples import Boot, ResultDirectory, boot_directory, write_boot
 from tests.unit.synthetic import Host, make_campaign, trial
 from tests.unit.test_kernel_source import git
 

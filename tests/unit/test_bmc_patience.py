@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import config
-from harness.errors import ConfigurationError, InfrastructureError
-from harness.hosts import power, redfish
+from harness.base.errors import ConfigurationError, InfrastructureError
+from harness.beds.machine import power
+from harness.beds.machine.power import redfish
 from tests.bmc import IpmiBmc, Odd, RedfishBmc, missing_for_ipmi
 from tests.unit.test_power import OPENSSL, certificate
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.agent import cmdline
+from harness.agent.boot import cmdline
 from harness.agent.faults import AgentError
-from harness.errors import DiedLeavingError, HostLostError, KernelError
-from harness.hosts import firmware
-from harness.hosts import machine as machines
-from harness.hosts.machine import Machine
+from harness.base.errors import DiedLeavingError, HostLostError, KernelError
+from harness.beds.machine import firmware
+from harness.beds.machine import machine as machines
+from harness.beds.machine.machine import Machine
 from tests.unit.test_machine import IMAGE, OURS, OWN, PANIC, Host, boot, host, ignored, made
 
 __all__ = ["host", "made"]
@@ -298,7 +298,7 @@ def test_what_was_kept_and_is_broken_is_not_known(
 def test_whatever_a_console_says_is_of_one_kernel_or_the_other(
     chunks: list[bytes], left: bool
 ) -> None:
-    from harness import process
+    from harness.base import process
 
     text = process.harmless(b"".join(chunks).decode(errors="replace"))
     machine = Machine.__new__(Machine)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.agent.trace import _clones
-from harness.errors import KernelError
+from harness.agent.tracing import _clones
+from harness.base.errors import KernelError
 from harness.kernels import configuration
 from harness.kernels.walk import _build_error, causes
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import cache
-from harness.errors import InfrastructureError
+from harness.base import cache
+from harness.base.errors import InfrastructureError
 
 pytestmark = pytest.mark.unit
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from harness import campaign, plan, samples
+from harness import plan
+from harness.base.errors import DiedLeavingError, HostLostError, KernelError
+from harness.base.progress import Progress
+from harness.base.write_ahead import WriteAheadLog
+from harness.beds.access.channel import Pending
+from harness.campaign import run as campaign
 from harness.config import Load
-from harness.errors import DiedLeavingError, HostLostError, KernelError
-from harness.hosts.channel import Pending
-from harness.journal import Journal
-from harness.progress import Progress
+from harness.results import samples
 from tests.unit import synthetic
 
 WINDOWS_TAKE = 3
@@ -254,7 +256,7 @@ def test_what_a_killed_harness_left_is_looked_at_before_it_is_repeated(
 ) -> None:
     hardware = setup(machine, "hardware", blocks=1)
     first = next(hardware.plan.boots())
-    journal = Journal(tmp_path)
+    journal = WriteAheadLog(tmp_path)
     journal.note(first.directory, "begin")
     journal.note(first.directory, "leaving", release=f"r{first.step}")
     machine.takes_along = {f"r{first.step}"} if guilty else set()
@@ -269,7 +271,7 @@ def test_what_a_killed_harness_left_is_looked_at_before_it_is_repeated(
 
 
 def test_a_journal_cut_short_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = WriteAheadLog(tmp_path)
     journal.note("b01", "begin")
     journal.note("b01", "up", boot_id="x")
     journal.path.write_text(journal.path.read_text() + '{"boot": "b01", "ev')

@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 import pytest
 
-from harness import cli, errors
+from harness import cli
+from harness.base import errors
 
 pytestmark = pytest.mark.unit
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from harness.analysis import analyse
+from harness.base.errors import ConfigurationError
 from harness.commands.compare import compare as command
-from harness.errors import ConfigurationError
 from harness.report import document
-from harness.report.compare import compare, table
-from harness.samples import ResultDirectory
+from harness.results.analysis import analyse
+from harness.results.compare import compare, table
+from harness.results.samples import ResultDirectory
 from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import config
+from harness.base.errors import ConfigurationError
+from harness.base.resources import shipped
 from harness.config.document import RefusedError, parse
-from harness.errors import ConfigurationError
-from harness.resources import shipped
 
 pytestmark = pytest.mark.unit
 

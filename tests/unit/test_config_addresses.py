@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from harness import config
-from harness.agent import systemd_boot
-from harness.errors import ConfigurationError
+from harness.agent.boot import systemd_boot
+from harness.base.errors import ConfigurationError
+from harness.base.resources import shipped
 from harness.plan import MAX_BLOCKS, parse_step, profile
-from harness.resources import shipped
 
 pytestmark = pytest.mark.unit
 

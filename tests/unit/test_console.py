@@ -17,9 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness import config, process
-from harness.errors import InfrastructureError
-from harness.hosts import console
+from harness import config
+from harness.base import process
+from harness.base.errors import InfrastructureError
+from harness.beds.machine import console
 from tests.bmc import IpmiBmc, missing_for_ipmi
 
 pytestmark = pytest.mark.unit
@@ -172,7 +173,7 @@ def _arguments() -> list[str]:
 def test_a_command_ends_with_its_input_when_the_harness_is_killed(tmp_path: Path) -> None:
     holder = (
         "import time; from pathlib import Path; from harness import config; "
-        "from harness.hosts import console; "
+        "from harness.beds.machine import console; "
         "kept = console.start(config.CommandConsole(command=('cat',)), 'dut', "
         f"Path({str(tmp_path / 'log')!r})); print(kept._running.pid, flush=True); time.sleep(60)"
     )

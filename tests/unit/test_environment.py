@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness import cache, kernels, patches, process
+from harness import kernels, patches
+from harness.base import cache, process
+from harness.base.errors import ConfigurationError, HarnessError, InfrastructureError
+from harness.base.progress import Progress
+from harness.beds.machine import power
 from harness.config import CommandPower, Kernel
-from harness.errors import ConfigurationError, HarnessError, InfrastructureError
-from harness.hosts import power
 from harness.kernels import configuration, toolchain, walk
 from harness.kernels.source import Tree, Worktree, commits_between, from_git, from_tarball
 from harness.patches.git import git, is_top_of_git_tree
-from harness.progress import Progress
 
 pytestmark = pytest.mark.unit
 

@@ -11,10 +11,10 @@ import junitparser
 import kcidb_io
 import pytest
 
-from harness.analysis import analyse
 from harness.report import document, render
-from harness.report.expect import hold, parse
-from harness.samples import ResultDirectory
+from harness.results.analysis import analyse
+from harness.results.expect import hold, parse
+from harness.results.samples import ResultDirectory
 from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit

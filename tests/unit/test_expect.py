@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis import analyse
-from harness.errors import ConfigurationError
+from harness.base.errors import ConfigurationError
 from harness.plan import AA_STEPS
 from harness.report import document
-from harness.report.expect import (
+from harness.results.analysis import analyse
+from harness.results.expect import (
     ExpectationMissedError,
     ExpectationOpenError,
     check,
@@ -20,7 +20,7 @@ from harness.report.expect import (
     parse,
     require,
 )
-from harness.samples import ResultDirectory
+from harness.results.samples import ResultDirectory
 from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit

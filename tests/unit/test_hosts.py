@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from harness import config
-from harness.errors import ConfigurationError, HostLostError, InfrastructureError
-from harness.hosts import virtual as beds
-from harness.hosts.channel import Agent, agent_archive, outcome, parsed
-from harness.hosts.qemu import kernel_death
+from harness.base.errors import ConfigurationError, HostLostError, InfrastructureError
+from harness.beds import virtual as beds
+from harness.beds.access.channel import Agent, agent_archive, outcome, parsed
+from harness.beds.virtual.qemu import kernel_death
 
 pytestmark = pytest.mark.unit
 

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import config
+from harness.base.errors import ConfigurationError
+from harness.base.resources import shipped
 from harness.config.document import parse
-from harness.errors import ConfigurationError
-from harness.resources import shipped
 
 pytestmark = pytest.mark.unit
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Data flows one way: which module may import which, read from the source of all of them."""
+"""Data flows one way: which room may import which, read from the source of all of them."""
 
 from __future__ import annotations
 
@@ -17,65 +17,37 @@ pytestmark = pytest.mark.unit
 
 PACKAGE = Path(harness.__file__).parent
 
-GROUND = [
-    "errors",
-    "terminal",
-    "process",
-    "namespaces",
-    "runtime",
-    "resources",
-    "cache",
-    "progress",
-]
-"""What all but the islands may import; each may import those before it."""
-
 FLOW = [
+    "base",
     "config",
     "patches",
     "plan",
     "kernels",
     "images",
-    "journal",
-    "hosts",
+    "beds",
     "needs",
-    "ndr",
-    "workload",
-    "tracing",
-    "pacing",
-    "trials",
+    "results",
+    "report",
     "campaign",
+    "tracing",
+    "bisect",
     "selftest",
 ]
-"""From hosts.yaml to a campaign; each may import those before it."""
+"""From hosts.yaml to a verdict; each room may import those before it."""
 
-RESULTS = [
-    "samples",
-    "measures",
-    "counted",
-    "saturation",
-    "receive_path",
-    "metrics",
-    "figures",
-    "stats",
-    "analysis",
-    "report",
-    "bisect",
-]
-"""What works offline on a result directory; each may import those before it and the plan."""
+OFFLINE = {"results", "report"}
+"""What reads an old result directory: no kernel, no bed, no program is needed for it."""
+
+BASE = [
+    "errors", "terminal", "process", "namespaces", "runtime", "resources", "cache", "progress",
+    "write_ahead",
+]  # fmt: skip
+"""The order within the base; each may import those before it."""
 
 ISLANDS = {"nic": {"numpy"}, "agent": {"bcc", "psutil", "pyroute2"}}
 """What imports nothing of the rest, and which packages beside the standard library."""
 
-ALSO = {
-    # What the lines above do not give, with the reason.
-    "trials": {*RESULTS},  # they are written to the result directory
-    "pacing": {"samples", "counted", "saturation"},  # what was measured before
-    "campaign": {*RESULTS},  # it writes the rest of it
-    "hosts": {"nic"},  # a guest's NIC is the model
-    **{module: {"plan"} for module in RESULTS},  # the directory holds its plan
-}
-
-ALL = [*GROUND, *FLOW, *RESULTS, *ISLANDS]
+ALL = [*FLOW, *ISLANDS]
 TOP = {"__init__": set[str](), "cli": {*ALL}, "commands": {*ALL, "cli"}, "__main__": {"cli"}}
 
 
@@ -84,11 +56,10 @@ def allowed(module: str) -> set[str]:
         return TOP[module]
     if module in ISLANDS:
         return set()
-    before: set[str] = set()
-    for line in (GROUND, FLOW, RESULTS):
-        if module in line:
-            before.update(line[: line.index(module)])
-            return before | ALSO.get(module, set()) | (set() if line is GROUND else {*GROUND})
+    if module in OFFLINE:
+        return {"base", "plan", *OFFLINE}
+    if module in FLOW:
+        return {*FLOW[: FLOW.index(module)]} | ({"nic"} if module == "beds" else set())
     raise AssertionError(f"harness/{module} has no place in the flow: give it one in this table")
 
 
@@ -107,66 +78,80 @@ def imported(source: str, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]
             yield from ((*module, name.name) for name in node.names)
 
 
-def breaches(module: str, source: str, package: tuple[str, ...]) -> list[str]:
+def breaches(inside: tuple[str, ...], source: str) -> list[str]:
+    """What the file at ``inside`` the package imports against the rule."""
+    room = inside[0].removesuffix(".py")
+    own = inside[1].removesuffix(".py") if room == "base" and len(inside) > 1 else None
     found = []
-    for name in imported(source, package):
+    for name in imported(source, ("harness", *inside[:-1])):
         if name[0] == "harness":
             other = name[1] if len(name) > 1 else "__init__"
-            known = other in {*ALL, *TOP}
-            if known and other != module and other not in allowed(module):
-                found.append(f"{module} imports {'.'.join(name)}")
+            told = ".".join(name)
+            if other in {*ALL, *TOP} and other != room and other not in allowed(room):
+                found.append(f"{room} imports {told}")
+            below = BASE[: BASE.index(own)] if own in BASE else BASE
+            if room == other == "base" and len(name) > 2 and name[2] in {*BASE} - {*below, own}:
+                found.append(f"base/{own} imports {told}")
         elif (
-            module in ISLANDS and name[0] not in sys.stdlib_module_names and name[0] not in
-            ISLANDS[module]
-        ):  # fmt: skip
-            found.append(f"{module} imports {name[0]}")
+            room in ISLANDS
+            and name[0] not in sys.stdlib_module_names
+            and name[0] not in ISLANDS[room]
+        ):
+            found.append(f"{room} imports {name[0]}")
     return found
 
 
-def modules() -> list[Path]:
+def files() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*.py") if "data" not in path.parts)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_modules_import_only_what_stands_before_them(path: Path) -> None:
-    inside = path.relative_to(PACKAGE)
-    module = inside.parts[0].removesuffix(".py")
-    allowed(module)
-    assert breaches(module, path.read_text(), ("harness", *inside.parts[:-1])) == []
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_room_imports_only_what_stands_before_it(path: Path) -> None:
+    inside = path.relative_to(PACKAGE).parts
+    allowed(inside[0].removesuffix(".py"))
+    assert breaches(inside, path.read_text()) == []
 
 
 @pytest.mark.parametrize(
-    ("module", "source", "breach"),
+    ("inside", "source", "breach"),
     [
-        ("nic", "import harness.errors", "nic imports harness.errors"),
-        ("nic", "from harness import errors", "nic imports harness.errors"),
-        ("nic", "from ..errors import X", "nic imports harness.errors.X"),
-        ("nic", "from .rings import X", None),
-        ("nic", "import numpy, select", None),
-        ("nic", "import pydantic", "nic imports pydantic"),
+        ("nic/x.py", "import harness.base.errors", "nic imports harness.base.errors"),
+        ("nic/x.py", "from harness import base", "nic imports harness.base"),
+        ("nic/x.py", "from ..base.errors import X", "nic imports harness.base.errors.X"),
+        ("nic/x.py", "from .rings import X", None),
+        ("nic/x.py", "import numpy, select", None),
+        ("nic/x.py", "import pydantic", "nic imports pydantic"),
         (
-            "agent",
-            "def f():\n  from harness.process import run",
-            "agent imports harness.process.run",
+            "agent/load/x.py",
+            "def f():\n  from harness.base.process import run",
+            "agent imports harness.base.process.run",
         ),
-        ("agent", "import bcc", None),
-        ("stats", "from harness.hosts import qemu", "stats imports harness.hosts.qemu"),
-        ("stats", "from harness.samples import Trial", None),
-        ("report", "from harness.kernels.build import X", "report imports harness.kernels.build.X"),
-        ("samples", "import harness.stats", "samples imports harness.stats"),
+        ("agent/x.py", "import bcc", None),
+        ("results/stats.py", "from harness.beds import bed", "results imports harness.beds.bed"),
+        ("results/stats.py", "from harness.results.samples import Trial", None),
         (
-            "config",
+            "report/text.py",
+            "from harness.kernels.build import X",
+            "report imports harness.kernels.build.X",
+        ),
+        (
+            "config/load.py",
             "if TYPE_CHECKING:\n  from harness.plan import P",
             "config imports harness.plan.P",
         ),
-        ("hosts", "from harness.kernels import Image", None),
-        ("kernels", "from harness import cli", "kernels imports harness.cli"),
-        ("errors", "from harness.process import run", "errors imports harness.process.run"),
-        ("commands", "from harness import campaign, report", None),
+        ("beds/bed.py", "from harness.kernels import Image", None),
+        ("kernels/build.py", "from harness import cli", "kernels imports harness.cli"),
+        (
+            "base/errors.py",
+            "from harness.base.process import run",
+            "base/errors imports harness.base.process.run",
+        ),
+        ("base/process.py", "from harness.base.errors import X", None),
+        ("commands/run.py", "from harness import campaign, report", None),
     ],
 )
-def test_the_rule_bites(module: str, source: str, breach: str | None) -> None:
-    assert breaches(module, source, ("harness", module)) == ([breach] if breach else [])
+def test_the_rule_bites(inside: str, source: str, breach: str | None) -> None:
+    assert breaches(Path(inside).parts, source) == ([breach] if breach else [])
 
 
 def test_the_agent_runs_on_the_python_of_rhel_9() -> None:
@@ -176,6 +161,6 @@ def test_the_agent_runs_on_the_python_of_rhel_9() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_a_module_without_a_place_is_noticed() -> None:
+def test_a_room_without_a_place_is_noticed() -> None:
     with pytest.raises(AssertionError, match="harness/helpers has no place"):
         allowed("helpers")

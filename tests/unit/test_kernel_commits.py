@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.base.errors import ConfigurationError, KernelError
+from harness.base.progress import Progress
 from harness.config import Kernel
-from harness.errors import ConfigurationError, KernelError
 from harness.kernels import Commit, build, build_commits, commits_between
 from harness.kernels.source import Worktree
-from harness.progress import Progress
 from tests.unit.test_kernel_source import git
 
 pytestmark = [

@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 from harness import kernels
-from harness.agent import kernel_config
+from harness.agent.boot import kernel_config
 from harness.agent.faults import AgentError
+from harness.base.errors import ConfigurationError, InfrastructureError, KernelError
+from harness.base.progress import Progress
 from harness.config import Distcc, Kernel
-from harness.errors import ConfigurationError, InfrastructureError, KernelError
 from harness.kernels import HostConfig, build, configuration, walk
 from harness.kernels.configuration import MACHINE, chosen, clean, merged, options
 from harness.kernels.toolchain import Toolchain, toolchain_of
-from harness.progress import Progress
 from tests.unit.test_kernel_source import git
 
 pytestmark = pytest.mark.unit

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import ConfigurationError, HarnessError
+from harness.base.errors import ConfigurationError, HarnessError
 from harness.kernels import build, configuration
 from harness.kernels.source import Tree, from_git, from_tarball
 

@@ -18,11 +18,11 @@ from click.testing import CliRunner
 import harness.agent.lease as on_host
 from harness import config
 from harness.agent.faults import AgentError
+from harness.base.errors import HostLostError, InfrastructureError, LeaseLostError
+from harness.base.write_ahead import WriteAheadLog
+from harness.beds.access.ssh import SshTarget
+from harness.beds.machine import lease
 from harness.cli import cli
-from harness.errors import HostLostError, InfrastructureError, LeaseLostError
-from harness.hosts import lease
-from harness.hosts.ssh import SshTarget
-from harness.journal import Journal
 
 pytestmark = pytest.mark.unit
 
@@ -224,7 +224,7 @@ def test_all_are_taken_in_one_order_and_freed(bed: Bed) -> None:
 def test_what_a_killed_harness_left_in_a_hang_is_revived_while_it_is_ours(
     bed: Bed, tmp_path: Path
 ) -> None:
-    journal = Journal(tmp_path)
+    journal = WriteAheadLog(tmp_path)
     bed.cut.add("rx")
     revived = []
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from harness import config
-from harness.errors import (
+from harness.base.errors import (
     ConfigurationError,
     DiedLeavingError,
     HarnessError,
@@ -20,10 +20,10 @@ from harness.errors import (
     InfrastructureError,
     KernelError,
 )
-from harness.hosts import machine as machines
-from harness.hosts.machine import Machine
-from harness.hosts.machines import MachineBoots
-from harness.progress import Progress
+from harness.base.progress import Progress
+from harness.beds.machine import machine as machines
+from harness.beds.machine.machine import Machine
+from harness.beds.machine.machines import MachineBoots
 
 pytestmark = pytest.mark.unit
 

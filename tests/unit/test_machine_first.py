@@ -17,13 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import config
-from harness.agent import ethtool, inventory
+from harness.agent import inventory
+from harness.agent.boot.kernels import Kernels
+from harness.agent.boot.needs import mounted, needs
 from harness.agent.faults import AgentError
-from harness.agent.kernels import Kernels
-from harness.agent.needs import mounted, needs
-from harness.errors import ConfigurationError, HostLostError, InfrastructureError
-from harness.hosts import machines
-from harness.hosts.machine import Machine
+from harness.agent.interface import ethtool
+from harness.base.errors import ConfigurationError, HostLostError, InfrastructureError
+from harness.beds.machine import machines
+from harness.beds.machine.machine import Machine
 from harness.kernels import bootable
 from tests.unit.fake_machine import Machine as Disk
 from tests.unit.fake_machine import machine as disk
@@ -69,8 +70,8 @@ def test_nine_kernels_go_through_a_boot_of_a_few(
     rx: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: int
 ) -> None:
     (rx.boot / "initrd.img-6.12.1-amd64").write_bytes(bytes(1 << 20))
-    monkeypatch.setattr("harness.agent.kernels._SPARE", 90 << 20)
-    monkeypatch.setattr("harness.agent.kernels.shutil.disk_usage", Full(rx, places))
+    monkeypatch.setattr("harness.agent.boot.kernels._SPARE", 90 << 20)
+    monkeypatch.setattr("harness.agent.boot.kernels.shutil.disk_usage", Full(rx, places))
     # What is freed is not what this file system says: the pieces are small.
     monkeypatch.setattr(Kernels, "_require_fits", fits_after(rx, Full(rx, places)))
     before, there, gone = tree(rx.root), [], []
@@ -102,7 +103,7 @@ def test_nothing_goes_where_that_would_not_be_enough(
 ) -> None:
     install(rx, tmp_path / "up", "6.12.117-a", [])
     monkeypatch.setattr(
-        "harness.agent.kernels.shutil.disk_usage", lambda _: SimpleNamespace(free=0)
+        "harness.agent.boot.kernels.shutil.disk_usage", lambda _: SimpleNamespace(free=0)
     )
     with pytest.raises(AgentError, match="no room: "):
         install(rx, tmp_path / "up", "6.12.117-b", ["6.12.117-a", "nosuch-1"])
@@ -123,7 +124,7 @@ def test_how_many_there_is_room_for(rx: Disk, monkeypatch: pytest.MonkeyPatch) -
     (rx.boot / "initrd.img-6.12.1-amd64").write_bytes(bytes(40 << 20))
     (rx.boot / "vmlinuz-6.12.1-amd64").write_bytes(bytes(10 << 20))
     monkeypatch.setattr(
-        "harness.agent.kernels.shutil.disk_usage", lambda _: SimpleNamespace(free=200 << 20)
+        "harness.agent.boot.kernels.shutil.disk_usage", lambda _: SimpleNamespace(free=200 << 20)
     )
     assert Kernels(rx).room() == {"each_mib": 60, "free_mib": 200, "fit": 3, "ours": 0}
 

@@ -17,16 +17,18 @@ from click.testing import CliRunner
 
 from harness import config
 from harness.agent import doctor as on_host_doctor
-from harness.agent import health, journal, settings
+from harness.agent import settings
 from harness.agent.boot import Boot
-from harness.agent.doctor import Doctor
+from harness.agent.boot.kernels import Kernels
+from harness.agent.doctor import Doctor, health
 from harness.agent.faults import AgentError
-from harness.agent.kernels import Kernels
+from harness.agent.settings import journal
+from harness.base.errors import HostLostError, HostRefusedError, InfrastructureError
+from harness.beds.access import hostkeys
+from harness.beds.access.ssh import SshTarget
+from harness.beds.machine import doctor
+from harness.beds.machine.machines import host_config
 from harness.cli import cli
-from harness.errors import HostLostError, HostRefusedError, InfrastructureError
-from harness.hosts import doctor, hostkeys
-from harness.hosts.machines import host_config
-from harness.hosts.ssh import SshTarget
 from harness.kernels import HostConfig
 
 pytestmark = pytest.mark.unit

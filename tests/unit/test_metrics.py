@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.metrics import measure, recorded_tolerances, void_alone
-from harness.samples import Campaign, Trial, read_campaign
+from harness.results.metrics import measure, recorded_tolerances, void_alone
+from harness.results.samples import Campaign, Trial, read_campaign
 from tests.unit.synthetic import Flow, Host, make_campaign, trial
 
 pytestmark = pytest.mark.unit

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import images, namespaces, needs, process, runtime
-from harness.errors import InfrastructureError
-from harness.hosts.doctor import Finding
+from harness import images, needs
+from harness.base import namespaces, process, runtime
+from harness.base.errors import InfrastructureError
+from harness.beds.machine.doctor import Finding
 
 pytestmark = pytest.mark.unit
 
@@ -76,7 +77,7 @@ def test_a_path_without_sbin_is_completed(path: str | None) -> None:
     assert parts[: len(LOGIN.split(":"))] == LOGIN.split(":") or not path
 
 
-@pytest.mark.parametrize("module", ["harness.process", "harness.agent.programs"])
+@pytest.mark.parametrize("module", ["harness.base.process", "harness.agent.programs"])
 def test_programs_of_sbin_are_started_from_a_login_shell(tmp_path: Path, module: str) -> None:
     # The second is found by the first, which inherits the path.
     script = f"import {module} as m; print(m.run(['sh', '-c', 'command -v chroot'], timeout_s=9))"
@@ -98,7 +99,8 @@ def test_a_missing_program_is_installed_by_its_own_package(
 def test_the_agent_names_the_package_of_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.agent import netperf, programs
+    from harness.agent import load as netperf
+    from harness.agent import programs
     from harness.agent.faults import AgentError
 
     monkeypatch.setattr(programs, "_SYSTEM", "")
@@ -456,8 +458,8 @@ def test_a_plain_chroot_is_good_enough_for_root(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     inside = (
-        "from pathlib import Path; from harness import namespaces; "
-        "from harness.hosts import netns; "
+        "from pathlib import Path; from harness.base import namespaces; "
+        "from harness.beds.virtual import netns; "
         "assert namespaces.in_chroot(); "
         "up = netns.start(log=Path('/tmp/log')); "
         "print(up.agent.call('inventory', interface='gen0')['interface']); up.agent.close()"

@@ -13,16 +13,19 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from harness import campaign, config, pacing, plan, samples
-from harness.analysis import analyse
+from harness import config, plan
+from harness.base.errors import ConfigurationError
+from harness.base.progress import Progress
+from harness.beds.access.channel import Pending
+from harness.campaign import pacing
+from harness.campaign import run as campaign
+from harness.campaign.pacing import Taken
 from harness.commands.plan import plan as plan_command
-from harness.errors import ConfigurationError
-from harness.hosts.channel import Pending
-from harness.pacing import Taken
-from harness.progress import Progress
 from harness.report import document, render
-from harness.report.expect import parse, require_measured, require_paced
-from harness.samples import ResultDirectory, Trial
+from harness.results import samples
+from harness.results.analysis import analyse
+from harness.results.expect import parse, require_measured, require_paced
+from harness.results.samples import ResultDirectory, Trial
 from tests.unit.synthetic import Host, make_campaign, trial
 from tests.unit.test_campaign import WINDOWS_TAKE, Bed, Machine, setup
 
@@ -246,7 +249,7 @@ def test_a_share_of_what_nobody_knows_is_void(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
-    monkeypatch.setattr("harness.pacing.taken", lambda *_, **__: None)
+    monkeypatch.setattr("harness.campaign.pacing.taken", lambda *_, **__: None)
     _run(tmp_path, "virtual", None)
     for path in tmp_path.glob("boots/*/boot.json"):
         paced = [one for one in samples.read_boot(path).trials if one.kind == "paced"]

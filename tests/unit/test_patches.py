@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness import patches
-from harness.errors import ConfigurationError, InfrastructureError, KernelError
+from harness.base.errors import ConfigurationError, InfrastructureError, KernelError
 from harness.plan import ALL_STEPS
 
 pytestmark = pytest.mark.unit

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import ConfigurationError
+from harness.base.errors import ConfigurationError
 from harness.plan import (
     ALL_STEPS,
     SERIES_STEPS,

@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from harness import config
-from harness.errors import ConfigurationError, InfrastructureError
-from harness.hosts import power
+from harness.base.errors import ConfigurationError, InfrastructureError
+from harness.beds.machine import power
 from tests.bmc import IpmiBmc, RedfishBmc, missing_for_ipmi
 
 pytestmark = pytest.mark.unit

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness import process
-from harness.errors import InfrastructureError
-from harness.hosts.ssh import SshTarget
+from harness.base import process
+from harness.base.errors import InfrastructureError
+from harness.beds.access.ssh import SshTarget
 
 pytestmark = pytest.mark.unit
 

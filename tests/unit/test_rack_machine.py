@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from harness.errors import HostLostError
-from harness.hosts.qemu import free_port
+from harness.base.errors import HostLostError
+from harness.beds.virtual.qemu import free_port
 from harness.selftest import machine
 
 pytestmark = pytest.mark.unit

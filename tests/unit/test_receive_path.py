@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis import analyse
-from harness.metrics import measure, recorded_tolerances, void_alone
 from harness.plan import ALL_STEPS, LIST_STAGES, VOID_RULES, step_number
-from harness.receive_path import list_rules, unproven
 from harness.report import document, render
-from harness.report.expect import check, parse
-from harness.samples import Campaign, ResultDirectory, Trace, Trial, read_campaign
+from harness.results.analysis import analyse
+from harness.results.expect import check, parse
+from harness.results.metrics import measure, recorded_tolerances, void_alone
+from harness.results.receive_path import list_rules, unproven
+from harness.results.samples import Campaign, ResultDirectory, Trace, Trial, read_campaign
 from tests.unit.synthetic import Host, make_campaign, trial
 
 pytestmark = pytest.mark.unit

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.counted import Delta
 from harness.plan import VOID_RULES
-from harness.receive_path import softirq_rules
-from harness.samples import Window
+from harness.results.counted import Delta
+from harness.results.receive_path import softirq_rules
+from harness.results.samples import Window
 
 pytestmark = [
     pytest.mark.unit,

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from harness.analysis import Analysis, analyse, list_lengths
+from harness.base.errors import ConfigurationError
 from harness.commands.plan import plan as plan_command
 from harness.commands.report import report as report_command
-from harness.errors import ConfigurationError
 from harness.report import FORMATS, document, render
-from harness.samples import ResultDirectory, Stage
+from harness.results.analysis import Analysis, analyse, list_lengths
+from harness.results.samples import ResultDirectory, Stage
 from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from harness.analysis import analyse
 from harness.report import document, render
-from harness.samples import ResultDirectory
+from harness.results.analysis import analyse
+from harness.results.samples import ResultDirectory
 from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit

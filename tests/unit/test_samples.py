@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import ConfigurationError, InfrastructureError
-from harness.samples import (
+from harness.base.errors import ConfigurationError, InfrastructureError
+from harness.results.samples import (
     Boot,
     ResultDirectory,
     read_boot,

@@ -12,18 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis import analyse
 from harness.plan import AA_STEPS
 from harness.report import FORMATS, document, render
-from harness.report.expect import (
-    ExpectationOpenError,
-    check,
-    no_difference_in_aa,
-    parse,
-    require,
-)
-from harness.samples import ResultDirectory, Snapshot
-from harness.saturation import Saturation, judge
+from harness.results.analysis import analyse
+from harness.results.expect import ExpectationOpenError, check, no_difference_in_aa, parse, require
+from harness.results.samples import ResultDirectory, Snapshot
+from harness.results.saturation import Saturation, judge
 from tests.unit.synthetic import Flow, Host, make_campaign
 from tests.unit.test_bisect import Bed, bisected, question
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness import config
-from harness.errors import ConfigurationError
-from harness.hosts import secrets
+from harness.base.errors import ConfigurationError
+from harness.beds.machine.power import secrets
 
 pytestmark = pytest.mark.unit
 

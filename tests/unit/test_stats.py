@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu, wilcoxon
 
 from harness.plan import balanced_blocks
-from harness.stats import (
+from harness.results.stats import (
     CONFIDENCE,
     Paired,
     hodges_lehmann,

@@ -16,8 +16,9 @@ import click
 import pytest
 
 import harness
-from harness import cli, terminal
-from harness.errors import EXIT_BUG
+from harness import cli
+from harness.base import terminal
+from harness.base.errors import EXIT_BUG
 
 pytestmark = pytest.mark.unit
 
@@ -268,7 +269,7 @@ def test_a_latin_1_terminal_without_a_home(here: Path) -> None:
 
 def test_what_goes_to_stderr_never_ends_what_is_done() -> None:
     script = (
-        "import os, sys\nfrom harness import terminal\nfrom harness.progress import Progress\n"
+        "import os, sys\nfrom harness.base import terminal\nfrom harness.base.progress import Progress\n"
         "terminal.prepare()\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 2)\n"
         "with Progress(bars=False) as progress, progress.task('…'):\n    pass\nprint('through')\n"
     )
@@ -278,7 +279,7 @@ def test_what_goes_to_stderr_never_ends_what_is_done() -> None:
 
 def test_a_closed_stdout_takes_no_file(tmp_path: Path) -> None:
     script = (
-        "import harness.terminal as t\ntry: t.prepare()\nexcept Exception: pass\n"
+        "import harness.base.terminal as t\ntry: t.prepare()\nexcept Exception: pass\n"
         f"file = open({str(tmp_path / 'x')!r}, 'w')\nassert file.fileno() > 2, file.fileno()\n"
     )
     done = subprocess.run(

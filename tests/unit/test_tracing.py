@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from harness import tracing
+from harness.base.errors import ConfigurationError
 from harness.commands import trace
-from harness.errors import ConfigurationError
 
 pytestmark = pytest.mark.unit
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from harness import config, workload
+from harness import config
 from harness.agent.settings import Settings
-from harness.errors import ConfigurationError, TrialVoidError
+from harness.base.errors import ConfigurationError, TrialVoidError
+from harness.campaign import workload
 from harness.plan import Cell
 
 pytestmark = pytest.mark.unit

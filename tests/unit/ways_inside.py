@@ -20,7 +20,9 @@ from typing import Any
 
 import pyroute2
 
-from harness.agent import health, in_the_way, inventory, settings, stacked
+from harness.agent import inventory, settings
+from harness.agent.doctor import health
+from harness.agent.interface import in_the_way, stacked
 
 _ETH_P_ALL, _ETH_P_IP, _ETH_P_ARP = 0x0003, 0x0800, 0x0806
 _BPF = {"x86_64": 321, "aarch64": 280}

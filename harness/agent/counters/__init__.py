@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: MIT
+"""What the kernel counted: one reading of every counter, and a window between two.
+
+A reading is taken raw and parsed afterwards, because under receive load the
+agent shares the machine with what it measures and each microsecond between the
+first and the last file is an error of the rates. Names are the kernel's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.agent.faults import parsing
+from harness.agent.foreign import read_text, shown
+from harness.agent.interface.ethtool import Ethtool
+from harness.agent.inventory import NET, existing, interface_irqs, parse_interrupts
+
+_PROC = Path("/proc")
+_THROTTLED = "devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"
+_NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+# Words of /proc/net/softnet_stat; the last one is there since Linux 5.10.
+_SOFTNET_RPS = 9
+_SOFTNET_CPU = 12
+_CPU_TIMES = 8
+_BUDGET = _PROC / "sys" / "net" / "core" / "netdev_budget"
+_RTM_GETSTATS = 94
+_RTM_NEWSTATS = 92
+_STATS_LINK_64 = 1
+_WINDOW_NICE = -10
+_CPUCLOCK_SCHED = 2
+_FILE_BYTES = 1 << 16
+# struct rtnl_link_stats64, in its order.
+_LINK64 = (  # noqa: SIM905 - a list of 25 lines reads no better
+    "rx_packets tx_packets rx_bytes tx_bytes rx_errors tx_errors rx_dropped tx_dropped multicast "
+    "collisions rx_length_errors rx_over_errors rx_crc_errors rx_frame_errors rx_fifo_errors "
+    "rx_missed_errors tx_aborted_errors tx_carrier_errors tx_fifo_errors tx_heartbeat_errors "
+    "tx_window_errors rx_compressed tx_compressed rx_nohandler rx_otherhost_dropped"
+).split()
+
+Sleep = Callable[[float], None]
+
+
+class _Raw(NamedTuple):
+    """One reading, not yet parsed."""
+
+    monotonic_ns: int
+    read_ns: int
+    texts: dict[str, bytes]
+    nic: bytes
+    link: bytes
+    tasks: list[tuple[bytes, int]]
+    throttled: dict[str, int]
+
+
+class Counters:
+    """The counters of one interface and of the tasks that serve it.
+
+    ``tasks`` gives the process ids to follow; it is asked anew before each snapshot and
+    each window, since netserver has a process for each connection.
+    """
+
+    def __init__(self, interface: str, tasks: Callable[[], Iterable[int]]) -> None:
+        self._ethtool = Ethtool(existing(interface))
+        self._index = socket.if_nametoindex(interface)
+        self._carrier = NET / interface / "carrier_changes"
+        self._speed = NET / interface / "speed"
+        self._tasks = tasks
+        self._irqs = set(interface_irqs(interface))
+        self._throttled = {
+            path.parents[1].name.removeprefix("cpu"): path
+            for path in sorted(Path("/sys").glob(_THROTTLED))
+        }
+        self._softirqd = [
+            int(path.parent.name)
+            for path in _PROC.glob("[0-9]*/comm")
+            # A process may end between being listed and being read.
+            if (read_text(path) or "").startswith("ksoftirqd/")
+        ]
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything, now."""
+        with _Files(self._followed()) as files:
+            return self._parsed(self._read(files)) | {"speed_mbps": _positive(self._speed)}
+
+    def window(
+        self,
+        *,
+        duration_s: float,
+        sample_s: float,
+        sleep: Sleep,
+        opened: Callable[[], None] = lambda: None,
+        closed: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
+        """Two readings ``duration_s`` apart, and samples between them.
+
+        ``sleep`` waits, or raises where nobody is left to wait for. The rates of the
+        window follow from the readings' own times, not from ``duration_s``. ``opened`` and
+        ``closed`` are called where the first and the last reading take the packet counters.
+        """
+        taken: list[tuple[int, bytes, list[bytes]]] = []
+        with _Files(self._followed()) as files, _preferred():
+            first = self._read(files, opened)
+            due = first.monotonic_ns
+            end = due + int(duration_s * 1e9)
+            while (due := due + int(sample_s * 1e9)) < end:
+                sleep(max(0.0, (due - time.monotonic_ns()) / 1e9))
+                taken.append((time.monotonic_ns(), files.snmp(), files.places()))
+            sleep(max(0.0, (end - time.monotonic_ns()) / 1e9))
+            last = self._read(files, closed)
+        start, finish = self._parsed(first), self._parsed(last)
+        processes: dict[int, dict[str, Any]] = {}
+        for place in (parse_task(text) for _, _, places in taken for text in places):
+            row = processes.setdefault(
+                place["pid"],
+                {
+                    "pid": place["pid"],
+                    "name": place["name"],
+                    "cpus": Counter[str](),
+                    "affinity": [],
+                },
+            )
+            row["cpus"][str(place["last_cpu"])] += 1
+        for pid, row in processes.items():
+            row["affinity"] = _affinity(pid)
+        return {
+            "start": start,
+            "end": finish,
+            "placement": {
+                "irq": interrupt_deltas(start["interrupts"], finish["interrupts"]),
+                "processes": [*processes.values()],
+            },
+            "samples": [_sample(at_ns, snmp) for at_ns, snmp, _ in taken],
+        }
+
+    def _followed(self) -> list[int]:
+        return [*self._tasks(), *self._softirqd, os.getpid()]
+
+    def _read(self, files: _Files, at_packets: Callable[[], None] = lambda: None) -> _Raw:
+        before_ns = time.monotonic_ns()
+        snmp = files.snmp()
+        at_ns = (before_ns + time.monotonic_ns()) // 2
+        at_packets()
+        nic = self._ethtool.statistics_values()
+        link = _link_statistics(self._index)
+        texts = files.texts() | {"snmp": snmp, "carrier": self._carrier.read_bytes()}
+        tasks = files.tasks()
+        took_ns = time.monotonic_ns() - before_ns
+        throttled = {
+            cpu: int(text) for cpu, path in self._throttled.items() if (text := read_text(path))
+        }
+        return _Raw(at_ns, took_ns, texts, nic, link, tasks, throttled)
+
+    def _parsed(self, raw: _Raw) -> dict[str, Any]:
+        texts = {name: shown(text) for name, text in raw.texts.items()}
+        cpu = parse_cpu(texts["stat"])
+        return {
+            "monotonic_ns": raw.monotonic_ns,
+            "read_ns": raw.read_ns,
+            "snmp": parse_snmp(texts["snmp"]),
+            "netstat": parse_snmp(texts["netstat"]),
+            "softnet": parse_softnet(texts["softnet"], [row["cpu"] for row in cpu]),
+            "net_rx": parse_softirqs(texts["softirqs"], "NET_RX"),
+            "net_rx_budget": _positive(_BUDGET),
+            "nic": self._ethtool.statistics(raw.nic),
+            "link": dict(zip(_LINK64, _words64(raw.link)))
+            | {"carrier_changes": int(texts["carrier"])},
+            "interrupts": parse_interrupts(texts["interrupts"], self._irqs),
+            "cpu": cpu,
+            "throttled": raw.throttled,
+            "processes": [parse_task(stat) | {"cpu_ns": cpu_ns} for stat, cpu_ns in raw.tasks],
+            "udp_sockets": parse_udp(texts["udp"]),
+        }
+
+
+@parsing("/proc/net/snmp")
+def parse_snmp(text: str) -> dict[str, dict[str, int]]:
+    """/proc/net/snmp or netstat: pairs of lines, names above numbers."""
+    groups: dict[str, dict[str, int]] = {}
+    lines = text.splitlines()
+    for names, numbers in zip(lines[::2], lines[1::2]):
+        group, _, words = names.partition(":")
+        values = map(int, numbers.partition(":")[2].split())
+        groups[group] = dict(zip(words.split(), values))
+    return groups
+
+
+@parsing("/proc/net/softnet_stat")
+def parse_softnet(text: str, online: Sequence[int] | None = None) -> list[dict[str, int]]:
+    """/proc/net/softnet_stat, a row for each CPU online.
+
+    Kernels before 5.10 do not say which: there the rows are those of ``online`` in turn.
+
+    Raises:
+        AgentError: the text has another form, or no row for each CPU.
+    """
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    told = all(len(words) > _SOFTNET_CPU for words in lines)
+    if not told and online is not None and len(lines) != len(online):
+        raise ValueError(f"{len(lines)} rows for {len(online)} CPUs")
+    rows = []
+    for index, words in enumerate(lines):
+        numbers = _numbers(words, least=3, base=16)
+        row = {
+            "cpu": numbers[_SOFTNET_CPU] if told else index if online is None else online[index],
+            "processed": numbers[0],
+            "dropped": numbers[1],
+            "time_squeeze": numbers[2],
+        }
+        if len(numbers) > _SOFTNET_RPS:
+            row["received_rps"] = numbers[_SOFTNET_RPS]
+        rows.append(row)
+    return rows
+
+
+@parsing("/proc/softirqs")
+def parse_softirqs(text: str, name: str) -> dict[str, int]:
+    """How often each CPU ran the softirq ``name``, from /proc/softirqs; {} if it is not there.
+
+    Raises:
+        AgentError: the text has another form.
+    """
+    header, *lines = text.splitlines() or [""]
+    cpus = [word[3:] for word in header.split()]
+    if not all(word.startswith("CPU") for word in header.split()):
+        raise ValueError(header[:80])
+    for line in lines:
+        found, _, counts = line.partition(":")
+        if found.strip() == name:
+            return dict(zip(cpus, _numbers(counts.split(), least=len(cpus))))
+    return {}
+
+
+@parsing("/proc/stat")
+def parse_cpu(text: str) -> list[dict[str, int]]:
+    """The CPU rows of /proc/stat in nanoseconds; its own unit is the tick.
+
+    Raises:
+        AgentError: the text has another form.
+    """
+    rows = []
+    for line in text.splitlines():
+        name, *words = line.split() or [""]
+        if not name.startswith("cpu") or name == "cpu":
+            continue
+        [number] = _numbers([name[3:]])
+        times = _numbers(words, least=_CPU_TIMES)
+        user, nice, system, idle, iowait, irq, softirq, steal, *_ = times
+        rows.append(
+            {
+                "cpu": number,
+                "user_ns": (user + nice) * _NS_PER_TICK,
+                "system_ns": system * _NS_PER_TICK,
+                "irq_ns": irq * _NS_PER_TICK,
+                "softirq_ns": softirq * _NS_PER_TICK,
+                "idle_ns": (idle + iowait) * _NS_PER_TICK,
+                "steal_ns": steal * _NS_PER_TICK,
+            }
+        )
+    return rows
+
+
+def _numbers(words: Sequence[str], *, least: int = 1, base: int = 10) -> list[int]:
+    """Numbers as the kernel writes them, and no others."""
+    digits = "0123456789abcdef"[:base]
+    if len(words) < least or not all(0 < len(w) <= 20 and set(w) <= set(digits) for w in words):
+        raise ValueError(" ".join(words)[:80])
+    return [int(word, base) for word in words]
+
+
+def _positive(path: Path) -> int | None:
+    """The number in a file of /proc or /sys; None where there is none, or -1 for unknown."""
+    text = read_text(path)
+    return int(text) if text and text.isdecimal() and text.isascii() and int(text) else None
+
+
+@parsing("/proc/PID/stat")
+def parse_task(stat: bytes) -> dict[str, Any]:
+    """Process id, name and last CPU of a task, from /proc/PID/stat."""
+    begin, end = stat.index(b"("), stat.rindex(b")")
+    return {
+        "pid": int(stat[:begin]),
+        "name": stat[begin + 1 : end].decode(errors="replace"),
+        "last_cpu": int(stat[end + 2 :].split()[36]),
+    }
+
+
+@parsing("/proc/net/udp")
+def parse_udp(text: str) -> list[dict[str, Any]]:
+    """/proc/net/udp: every IPv4 socket with what waits in it and what it dropped."""
+    rows = []
+    for line in text.splitlines()[1:]:
+        words = line.split()
+        address, _, port = words[1].partition(":")
+        # The address is printed as a number of the machine's own byte order.
+        local = socket.inet_ntoa(struct.pack("=I", int(address, 16)))
+        rows.append(
+            {
+                "local": f"{local}:{int(port, 16)}",
+                "drops": int(words[-1]),
+                "queued_bytes": int(words[4].partition(":")[2], 16),
+            }
+        )
+    return rows
+
+
+def interrupt_deltas(
+    before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, int]]:
+    """Interrupts between two readings, by number and CPU; CPUs that took none are left out."""
+    deltas: dict[str, dict[str, int]] = {}
+    for irq, row in after.items():
+        earlier = before.get(irq, {}).get("counts", {})
+        moved = {cpu: count - earlier.get(cpu, 0) for cpu, count in row["counts"].items()}
+        deltas[irq] = {cpu: count for cpu, count in moved.items() if count}
+    return deltas
+
+
+class _Files:
+    """The files of a reading, opened once: that is most of what a reading costs."""
+
+    _names = {  # noqa: RUF012 - never changed
+        "netstat": "net/netstat",
+        "softnet": "net/softnet_stat",
+        "interrupts": "interrupts",
+        "softirqs": "softirqs",
+        "stat": "stat",
+        "udp": "net/udp",
+    }
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pids = [*pids]
+        self._stack = contextlib.ExitStack()
+        self._open: dict[str, int] = {}
+        self._stat: dict[int, int] = {}
+
+    def __enter__(self) -> _Files:
+        with self._stack:
+            self._snmp = self._opened("net/snmp")
+            self._open = {name: self._opened(path) for name, path in self._names.items()}
+            for pid in self._pids:
+                with contextlib.suppress(OSError):
+                    self._stat[pid] = self._opened(f"{pid}/stat")
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def snmp(self) -> bytes:
+        return os.pread(self._snmp, _FILE_BYTES, 0)
+
+    def texts(self) -> dict[str, bytes]:
+        return {name: _whole(file) for name, file in self._open.items()}
+
+    def places(self) -> list[bytes]:
+        """/proc/PID/stat of each task that is still there."""
+        return [text for text, _ in self.tasks(timed=False)]
+
+    def tasks(self, *, timed: bool = True) -> list[tuple[bytes, int]]:
+        """The same, and the CPU time of each in ns."""
+        read = []
+        for pid, file in self._stat.items():
+            with contextlib.suppress(OSError):
+                text = os.pread(file, _FILE_BYTES, 0)
+                # The clock clock_getcpuclockid(3) gives: nanoseconds, where stat has ticks.
+                clock = (~pid << 3) | _CPUCLOCK_SCHED
+                read.append((text, time.clock_gettime_ns(clock) if timed else 0))
+        return read
+
+    def _opened(self, name: str) -> int:
+        file = os.open(_PROC / name, os.O_RDONLY | os.O_CLOEXEC)
+        self._stack.callback(os.close, file)
+        return file
+
+
+def _whole(file: int) -> bytes:
+    """A file of many records comes a page at a time."""
+    os.lseek(file, 0, os.SEEK_SET)
+    chunks = []
+    while chunk := os.read(file, _FILE_BYTES):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+@parsing("/proc/net/snmp")
+def _sample(at_ns: int, snmp: bytes) -> dict[str, int]:
+    groups = parse_snmp(shown(snmp))
+    return {
+        "monotonic_ns": at_ns,
+        "ip_in_receives": groups["Ip"]["InReceives"],
+        "udp_in_datagrams": groups["Udp"]["InDatagrams"],
+    }
+
+
+def _affinity(pid: int) -> list[int]:
+    try:
+        return sorted(os.sched_getaffinity(pid))
+    except ProcessLookupError:
+        return []
+
+
+def _words64(data: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"{len(data) // 8}Q", data[: len(data) & ~7])
+
+
+def _link_statistics(index: int) -> bytes:
+    """struct rtnl_link_stats64 of the interface, by the one netlink message that asks for it."""
+    request = struct.pack("=IHHIIBBHII", 28, _RTM_GETSTATS, 1, 0, 0, 0, 0, 0, index, _STATS_LINK_64)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        netlink.send(request)
+        answer = netlink.recv(8192)
+    # Headers: message 16, if_stats_msg 12, attribute 4.
+    if struct.unpack_from("H", answer, 4)[0] != _RTM_NEWSTATS:
+        return b""
+    (length,) = struct.unpack_from("H", answer, 28)
+    return answer[32 : 28 + length]
+
+
+@contextlib.contextmanager
+def _preferred() -> Iterator[None]:
+    """The agent is woken in time while the load it watches wants every CPU."""
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    # A user namespace's root may not: there the window is as exact as the load leaves it.
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, _WINDOW_NICE)
+    try:
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, usual)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: MIT
+"""What a CPU's own counters count over a window, by ``perf stat``.
+
+perf is started before the window with its events off and told to switch them on and
+off where the window takes its packet counters; it sleeps in between. A count that
+cannot be had is ``absent`` with its reason, never 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.agent import cpus, packages, programs
+
+EVENTS = ("cycles", "instructions", "L1-icache-load-misses")
+
+_START_S = 10.0
+_END_S = 5.0
+_ENV = {"LC_ALL": "C"}
+# A wrapper of that name, which wants a perf of the running kernel's own, may stand before these.
+_KEPT = ("/usr/lib/linux-tools/*/perf", "/usr/lib/linux-tools-*/perf")
+# Of the window's length, by which the time in which events were on may differ from it.
+_TOLERANCE = 0.1
+_PMUS = Path("/sys/bus/event_source/devices")
+# cpu, cpu_core, cpum_cf; armv8_pmuv3_0; riscv-pmu: those of cores, as the kernel names them.
+_COUNTS = re.compile(r"cpu|arm|riscv")
+_EVENT = re.compile(r"(?:\w+/)?(?P<name>[^/:]+)/?(?::(?P<modifier>\w+))?")
+
+
+class Pmu:
+    """The counters of this host; looks once for a perf that works."""
+
+    def __init__(self) -> None:
+        self._program: str | None = None
+        self._why: str | None = None
+
+    @contextlib.contextmanager
+    def over(self, cpu: int) -> Iterator[Watch]:
+        """perf on ``cpu``, ready, events off; it is gone when the context ends."""
+        if self._program is None and self._why is None:
+            self._look()
+        watch = Watch(cpu)
+        try:
+            if self._program is None:
+                watch.why = self._why
+            else:
+                self._why = watch.start(self._program)
+                if self._why:
+                    # What perf refused once it refuses before every window.
+                    self._program = None
+            yield watch
+        finally:
+            watch.end()
+
+    def _look(self) -> None:
+        if not any(_COUNTS.match(path.name) for path in _PMUS.glob("*")):
+            self._why = "the dut's CPU has no counters (no PMU)"
+            return
+        self._program = _program()
+        self._why = None if self._program else f"perf is not on the dut: {packages.install('perf')}"
+
+
+class Watch:
+    """One window on one CPU."""
+
+    def __init__(self, cpu: int) -> None:
+        self._cpu = cpu
+        self._process: subprocess.Popen[bytes] | None = None
+        self._open = contextlib.ExitStack()
+        self._complaint = os.memfd_create("complaint")
+        self._open.callback(os.close, self._complaint)
+        self._control = self._acks = self._log = -1
+        self._opened_s = self._lasted_s = 0.0
+        self.why: str | None = None
+
+    def start(self, program: str) -> str | None:
+        """Why perf does not run, or None once it is ready."""
+        control, self._control = os.pipe()
+        self._acks, acks = os.pipe()
+        self._log, log = os.pipe()
+        for file in (self._control, self._acks, self._log):
+            self._open.callback(os.close, file)
+        command = [program, "stat", "-x", ",", "-e", ",".join(EVENTS), "-C", str(self._cpu)]
+        command += ["-D", "-1", "--control", f"fd:{control},{acks}", "--log-fd", str(log)]
+        try:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._complaint,
+                env=os.environ | _ENV,
+                pass_fds=(control, acks, log),
+            )
+        except OSError as error:
+            self.why = f"{program} cannot be started: {error.strerror}"
+        finally:
+            for file in (control, acks, log):
+                os.close(file)
+        if self._process is not None:
+            _kept_apart(self._process.pid, self._cpu)
+            self._say("disable")
+            self.why = self._acknowledged(_START_S)
+        return self.why
+
+    def open(self) -> None:
+        """The window begins."""
+        self._opened_s = time.monotonic()
+        self._say("enable")
+
+    def close(self) -> None:
+        """The window is over."""
+        self._say("disable")
+        self._lasted_s = time.monotonic() - self._opened_s
+
+    def read(self) -> dict[str, Any]:
+        """By event: ``counts``, as :func:`parse` gives them, and why those ``absent`` are."""
+        counts: dict[str, dict[str, float]] = {}
+        absent: dict[str, str] = {}
+        if self.why is None:
+            self.why = self._acknowledged(_END_S) or self._acknowledged(_END_S)
+        if self.why is None:
+            assert self._process is not None
+            self._process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_S)
+            said = b""
+            while select.select([self._log], [], [], 0)[0] and (
+                more := os.read(self._log, 1 << 16)
+            ):
+                said += more
+            counts, absent = parse(said.decode(errors="replace"), window_s=self._lasted_s)
+        for event in EVENTS:
+            if event not in counts:
+                absent.setdefault(event, self.why or "perf said nothing of it")
+        return {"cpu": self._cpu, "counts": counts, "absent": absent}
+
+    def end(self) -> None:
+        """Idempotent."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self._open.close()
+
+    def _say(self, word: str) -> None:
+        if self._process is not None and self.why is None:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._control, f"{word}\n".encode())
+
+    def _acknowledged(self, within_s: float) -> str | None:
+        """Why perf did not do what it was told last, or None."""
+        if select.select([self._acks], [], [], within_s)[0] and os.read(self._acks, 5):
+            return None
+        said = os.pread(self._complaint, 1 << 16, 0).decode(errors="replace")
+        return f"perf stat: {_gist(said)}" if said.strip() else "perf stat does not answer"
+
+
+def parse(
+    text: str, *, window_s: float | None = None
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Counts and absences from the lines of ``perf stat -x,``, by names of :data:`EVENTS`.
+
+    A ``count`` is of the ``on_s`` seconds in which the event was on; perf has scaled it where
+    the event had a counter for a share of them alone (``running``). Several lines of one event
+    are those of unlike cores, each counted by a PMU of its own. With ``window_s``, events that
+    were not on for about so long are absent.
+    """
+    counts: dict[str, dict[str, float]] = {}
+    absent: dict[str, str] = {}
+    for line in text.splitlines():
+        words = line.split(",")
+        event = _EVENT.fullmatch(words[2]) if len(words) >= 5 else None
+        if event is None or event["name"] not in EVENTS:
+            continue
+        name = event["name"]
+        if words[0].startswith("<"):
+            absent.setdefault(name, f"{words[0].strip('<>')} by the CPU's PMU")
+            continue
+        if event["modifier"]:
+            absent[name] = f"counted as {words[2]} alone"
+            continue
+        try:
+            count, ran_s, running = float(words[0]), float(words[3]) / 1e9, float(words[4]) / 100
+        except ValueError:
+            absent[name] = f"perf said {line[:80]!r}"
+            continue
+        on_s = ran_s / running if running else 0.0
+        if window_s and abs(on_s - window_s) > _TOLERANCE * window_s:
+            absent[name] = f"counted over {on_s:.2f} s of {window_s:.2f} s"
+            continue
+        one = counts.setdefault(name, {"count": 0.0, "on_s": on_s, "running": 1.0})
+        one["count"] += count
+        one["running"] = min(one["running"], running)
+    return counts, {name: why for name, why in absent.items() if name not in counts}
+
+
+def _kept_apart(pid: int, cpu: int) -> None:
+    """perf neither on the CPU it watches nor in the agent's way when it is told something."""
+    away = set(cpus.apart_from(cpu))
+    own = os.sched_getaffinity(0)
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(pid, away - own if len(own) == 1 and away - own else away or own)
+        # Such a process is never put in place of another when it wakes.
+        os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
+
+
+def _program() -> str | None:
+    named = programs.found("perf")
+    others = [str(path) for pattern in _KEPT for path in Path("/").glob(pattern[1:])]
+    others.sort(
+        key=lambda path: ([int(part[:9]) for part in re.findall(r"\d+", path)], path), reverse=True
+    )
+    for program in [*([named] if named else []), *others]:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(
+                [program, "version"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_START_S,
+                check=False,
+            )
+            if done.returncode == 0:
+                return program
+    return None
+
+
+def _gist(said: str) -> str:
+    """The first line of perf's complaint that says something."""
+    lines = [line.strip() for line in said.splitlines()]
+    return next(line for line in lines if line not in ("", "Error:", "Events disabled"))[:200]

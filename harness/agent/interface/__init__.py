@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""An interface of a host: what its driver, the kernel and the card say of it."""

@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: MIT
+"""Lengths of the packet lists, counted in the kernel by the bcc program in probes/.
+
+Hides how a stage is found in the running kernel and attached (fentry where that
+works, a kprobe where it does not), and what the kernel says it lost. A stage the
+kernel does not have is reported with the reason, never guessed from a version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.agent.counters import Counters, Sleep
+from harness.agent.cpus import possible
+from harness.agent.faults import AgentError
+from harness.agent.inventory import existing
+
+from .btf import VMLINUX
+from .compiler import bcc, compiled, probe_source, takes_loops
+
+_SOURCE = "receive_lists.bpf.c"
+_TRACEFS = Path("/sys/kernel/tracing")
+_STAGE = re.compile(r"^(SESSION_)?STAGE\((count_\w+), (\d+), (\w+)\)$", re.MULTILINE)
+_TRACEPOINT = "netif_receive_skb"
+_DROP = "kfree_skb"
+_SAMPLE_S = 0.2
+
+
+@dataclass
+class _Stage:
+    """One function of the receive path and how it is, or why it cannot be, probed."""
+
+    name: str
+    handler: str
+    index: int
+    function: str | None = None
+    attach: str | None = None
+    why: str | None = None
+
+    def shown(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "function": self.function,
+            "attach": self.attach,
+            "why": self.why,
+        }
+
+
+class Tracer:
+    """The probes of one agent. Compiled once, attached only while asked to be."""
+
+    def __init__(self) -> None:
+        self._program: _Program | None = None
+        self._lost = 0
+
+    def can(self, *, program_dir: str | None = None) -> dict[str, Any]:
+        """Compile, attach and detach everything, and say what came of it.
+
+        To be called before there is load: the compiler takes seconds of a CPU.
+        """
+        times_s: dict[str, float] = {}
+        try:
+            with _timed(times_s, "compile"):
+                program = self._compiled(program_dir)
+            was_attached = program.attached
+            with _timed(times_s, "attach"):
+                program.attach()
+            if not was_attached:
+                with _timed(times_s, "detach"):
+                    program.detach()
+        except AgentError as error:
+            return {"ok": False, "stages": [], "why": str(error), "hint": error.hint}
+        return {
+            "ok": program.truth.attach is not None,
+            "stages": [stage.shown() for stage in program.stages],
+            "why": program.truth.why,
+            "hint": None,
+            "times_s": times_s,
+        }
+
+    def attach(
+        self, *, interface: str | None = None, program_dir: str | None = None
+    ) -> dict[str, Any]:
+        """Attach now and stay attached, silent, until :meth:`detach` or the agent's end.
+
+        One attachment serves every interface; one that is named only has to exist.
+        """
+        if interface is not None:
+            existing(interface)
+        program = self._compiled(program_dir)
+        program.attach()
+        return {"stages": [stage.shown() for stage in program.stages]}
+
+    def detach(self) -> dict[str, Any]:
+        """Idempotent."""
+        if self._program is not None:
+            self._program.detach()
+        return {}
+
+    def trace(
+        self,
+        *,
+        interface: str,
+        duration_s: float,
+        counters: Counters,
+        sleep: Sleep,
+        program_dir: str | None = None,
+    ) -> dict[str, Any]:
+        """Count for ``duration_s`` what arrives on ``interface``, and only that.
+
+        Raises:
+            AgentError: the program cannot be compiled or attached on this host.
+        """
+        index = socket.if_nametoindex(existing(interface))
+        program = self._compiled(program_dir)
+        was_attached = program.attached
+        program.attach()
+        try:
+            edges: list[int] = []
+
+            def gate(ifindex: int) -> None:
+                program.count(ifindex)
+                edges.append(time.monotonic_ns())
+
+            program.clear()
+            lost = program.lost()
+            try:
+                window = counters.window(
+                    duration_s=duration_s,
+                    sample_s=_SAMPLE_S,
+                    sleep=sleep,
+                    opened=lambda: gate(index),
+                    closed=lambda: gate(0),
+                )
+            finally:
+                program.count(0)
+            return {
+                "duration_s": (edges[1] - edges[0]) / 1e9,
+                **program.counts(),
+                "missed": program.lost() - lost,
+                **window,
+            }
+        finally:
+            if not was_attached:
+                program.detach()
+
+    def watch(self, *, interface: str, program_dir: str | None = None) -> dict[str, Any]:
+        """Count from now on what arrives on ``interface``, until :meth:`detach`."""
+        index = socket.if_nametoindex(existing(interface))
+        program = self._compiled(program_dir, session=True)
+        program.attach()
+        program.count(0)
+        program.clear()
+        self._lost = program.lost()
+        program.count(index)
+        return {"stages": [stage.shown() for stage in (*program.stages, program.dropped)]}
+
+    def read(self) -> dict[str, Any]:
+        """All that was counted since :meth:`watch`, splits and drops too; counting goes on."""
+        if self._program is None or not self._program.attached:
+            raise AgentError("nothing is watched", kind="configuration")
+        return {
+            "monotonic_ns": time.monotonic_ns(),
+            **self._program.counts(),
+            "drops": self._program.drops(),
+            "missed": self._program.lost() - self._lost,
+        }
+
+    def close(self) -> None:
+        """Detach and free all."""
+        if self._program is not None:
+            self._program.detach()
+            self._program = None
+
+    def _compiled(self, program_dir: str | None, *, session: bool = False) -> _Program:
+        source = probe_source(_SOURCE, program_dir)
+        kept = self._program
+        if kept is None or (kept.source, kept.session) != (source, session):
+            self.close()
+            self._program = kept = _Program(source, program_dir, session=session)
+        return kept
+
+
+class _Program:
+    """The compiled program and what of it is attached."""
+
+    def __init__(self, source: str, program_dir: str | None, *, session: bool) -> None:
+        if os.geteuid() != 0:
+            raise AgentError("tracing needs root on this host", kind="configuration")
+        self.source = source
+        self.session = session
+        self.attached = False
+        self.truth = _Stage(_TRACEPOINT, "count_skb", 1, function=f"net:{_TRACEPOINT}")
+        probed = _probeable()
+        self.stages = [
+            _located(_Stage(name, handler, int(index)), probed)
+            for only_session, handler, index, name in _STAGE.findall(source)
+            if session or not only_session
+        ]
+        self.dropped = _Stage(f"skb:{_DROP}", "count_drop", 0)
+        self._flags = ["-DSESSION"] if session else []
+        self._program_dir = program_dir
+        self._detachers: list[Callable[[], None]] = []
+        self._group = f"receive_lists_{os.getpid()}"
+        _sweep()
+        self._with_kprobes = False
+        if VMLINUX.exists():
+            self._bpf = compiled(source, self._flags, program_dir=program_dir)
+        else:  # no fentry: not one compilation is spent on it
+            self._flags.append("-DNO_FENTRY")
+            self._compile_kprobes()
+
+    def attach(self) -> None:
+        """Everything that can be; what cannot says why in its stage."""
+        if self.attached:
+            return
+        self.attached = True
+        self.count(0)
+        if self._with_kprobes or not all(map(self._attach_fentry, self._present())):
+            # Only now the kprobes are worth the time they take to compile.
+            self._compile_kprobes()
+            for stage in self._present():
+                if not self._attach_fentry(stage):
+                    self._attach_kprobe(stage)
+        self._attach_tracepoint(self.truth, _TRACEPOINT)
+        if self.session:
+            self._reasons = _drop_reasons()
+            if self._reasons:
+                self._attach_tracepoint(self.dropped, _DROP)
+            else:
+                self.dropped.why = "this kernel gives no reasons"
+
+    def detach(self) -> None:
+        """Idempotent; the compiled program is kept."""
+        self.attached = False
+        self._detach_all()
+
+    def count(self, ifindex: int) -> None:
+        """Count the packets of this interface from now on; none with 0."""
+        self._bpf[b"wanted"][ctypes.c_int(0)] = ctypes.c_uint(ifindex)
+
+    def clear(self) -> None:
+        """All counts to 0."""
+        for name in (b"list_stages", b"skb_stages", *([b"nestings"] * self.session)):
+            table = self._bpf[name]
+            for key in range(len(table)):
+                table.clearitem(key)
+        if self.session:
+            self._bpf[b"drops"].clear()
+
+    def counts(self) -> dict[str, Any]:
+        """The counts of all CPUs together, as a trace reports them."""
+        stages = []
+        packets = {}
+        for stage in self.stages:
+            if stage.handler != "count_list" or stage.attach is None:
+                continue
+            stages.append(stage.shown() | _added(self._bpf[b"list_stages"][stage.index]))
+            packets[stage.name] = stages[-1]["packets"]
+        per_skb = {
+            stage.name: sum(self._bpf[b"skb_stages"][stage.index])
+            for stage in self.stages
+            if stage.handler == "count_skb" and stage.attach is not None
+        }
+        return {
+            "stages": stages,
+            "per_skb": {
+                **per_skb,
+                "ip_list_rcv_packets": packets.get("ip_list_rcv", 0),
+                f"tracepoint_{_TRACEPOINT}": sum(self._bpf[b"skb_stages"][self.truth.index]),
+            },
+        }
+
+    def drops(self) -> list[dict[str, Any]] | None:
+        """Packets dropped, by the function that did it and its reason; None if not counted."""
+        if self.dropped.attach is None:
+            return None
+        return [
+            {
+                "function": self._bpf.ksym(drop.location).decode(),
+                "reason": self._reasons.get(drop.reason, str(drop.reason)),
+                "packets": sum(per_cpu),
+            }
+            for drop, per_cpu in self._bpf[b"drops"].items()
+        ]
+
+    def lost(self) -> int:
+        """Events the kernel did not run the program for, since it was attached or loaded."""
+        lost = 0
+        for function in self._bpf.funcs.values():
+            text = Path(f"/proc/self/fdinfo/{function.fd}").read_text()
+            found = re.search(r"^recursion_misses:\s*(\d+)", text, re.MULTILINE)
+            lost += int(found[1]) if found else 0
+        with contextlib.suppress(OSError):
+            for line in (_TRACEFS / "kprobe_profile").read_text(errors="replace").splitlines():
+                name, _hits, misses = line.split()[:3]
+                lost += int(misses) if name.startswith(f"{self._group}_") else 0
+        return lost
+
+    def _present(self) -> list[_Stage]:
+        return [stage for stage in self.stages if stage.function is not None]
+
+    def _attach_fentry(self, stage: _Stage) -> bool:
+        if stage.attach == "kprobe":
+            return False
+        if stage.function != stage.name:
+            stage.why = "a copy the compiler made has no type for fentry"
+            return False
+        name = _fentry_programs(self._bpf).get(stage.name)
+        if name is None:
+            stage.why = "the kernel has no types for fentry"
+            return False
+        try:
+            self._bpf.attach_kfunc(fn_name=name)
+        except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
+            stage.why = str(error)
+            return False
+        self._detachers.append(lambda: self._bpf.detach_kfunc(fn_name=name))
+        stage.attach, stage.why = "fentry", None
+        return True
+
+    def _attach_tracepoint(self, stage: _Stage, name: str) -> None:
+        tracepoint = name.encode()
+        try:
+            self._bpf.attach_raw_tracepoint(tp=tracepoint, fn_name=b"tracepoint_" + tracepoint)
+        except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
+            stage.attach, stage.why = None, str(error)
+        else:
+            stage.attach, stage.why = "tracepoint", None
+            self._detachers.append(lambda: self._bpf.detach_raw_tracepoint(tp=tracepoint))
+
+    def _attach_kprobe(self, stage: _Stage) -> None:
+        """By way of tracefs: the only place where a kernel of any age counts missed kprobes."""
+        events = _TRACEFS / "kprobe_events"
+        # The group again in the event's name: kprobe_profile shows no more than that.
+        event = f"{self._group}/{self._group}_{stage.name}"
+        handler = f"kprobed_{stage.name}".encode()
+        tracepoint = event.replace("/", ":").encode()
+        try:
+            _append(events, f"p:{event} {stage.function}")
+            try:
+                self._bpf.load_func(handler, bcc().BPF.KPROBE)
+                self._bpf.attach_tracepoint(tp=tracepoint, fn_name=handler)
+            except BaseException:
+                _append(events, f"-:{event}")
+                raise
+        except Exception as error:  # noqa: BLE001 - bcc raises nothing narrower
+            stage.attach, stage.why = None, f"fentry: {stage.why}; kprobe: {error}"
+            return
+
+        def detach() -> None:
+            self._bpf.detach_tracepoint(tp=tracepoint)
+            _append(events, f"-:{event}")
+
+        self._detachers.append(detach)
+        stage.attach, stage.why = "kprobe", None
+
+    def _compile_kprobes(self) -> None:
+        """The same program with a kprobe's handler beside each fentry's; once."""
+        if self._with_kprobes:
+            return
+        self._with_kprobes = True
+        self._detach_all()
+        flags = [*self._flags, "-DKPROBES", *([] if takes_loops() else ["-DUNROLLED"])]
+        self._bpf = compiled(self.source, flags, program_dir=self._program_dir)
+
+    def _detach_all(self) -> None:
+        while self._detachers:
+            self._detachers.pop()()
+
+
+def _fentry_programs(bpf: Any) -> dict[str, bytes]:
+    """By function; the names KFUNC_PROBE gives differ between versions of bcc."""
+    lib = bcc().lib
+    names = [lib.bpf_function_name(bpf.module, i) for i in range(lib.bpf_num_functions(bpf.module))]
+    found = (re.fullmatch(rb"kfunc__(?:vmlinux__)?(\w+)", name) for name in names)
+    return {match[1].decode(): match[0] for match in found if match}
+
+
+def _probeable() -> list[str]:
+    """Functions that can be traced; from kallsyms where the kernel has no function tracer."""
+    for path, column in ((_TRACEFS / "available_filter_functions", 0), (Path("/proc/kallsyms"), 2)):
+        with contextlib.suppress(OSError):
+            lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+            return [line.split()[column] for line in lines if "_r" in line]
+    raise AgentError(
+        "neither tracefs nor kallsyms can be read", hint="mount tracefs at /sys/kernel/tracing"
+    )
+
+
+def _drop_reasons() -> dict[int, str]:
+    """Names of the reasons that skb:kfree_skb has, by number; none before Linux 5.17."""
+    with contextlib.suppress(OSError):
+        shape = (_TRACEFS / "events" / "skb" / _DROP / "format").read_text(errors="replace")
+        return {int(n): name for n, name in re.findall(r'\{ (\d+), "(\w+)" \}', shape)}
+    return {}
+
+
+def _located(stage: _Stage, probeable: list[str]) -> _Stage:
+    names = _clones(stage.name, probeable)
+    stage.function = names[0] if names else None
+    if not names:
+        stage.why = f"this kernel has no traceable function {stage.name}"
+        if any(name.startswith(f"{stage.name}.") for name in probeable):
+            stage.why += ", only parts of it (.part, .cold), which are not all its calls"
+    return stage
+
+
+def _clones(function: str, probeable: list[str]) -> list[str]:
+    """``function`` itself, or what gcc and clang made of it, the best first.
+
+    The list head is the first argument and never a constant: it stays the first in a clone. A
+    ``part`` or a ``cold`` part is none: it is not come to at every call.
+    """
+    clone = re.compile(re.escape(function) + r"(\.(constprop|isra|llvm|lto_priv)\.\d+)*")
+    names = {name for name in probeable if clone.fullmatch(name)}
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def _added(per_cpu: Any) -> dict[str, Any]:
+    """struct stage_counts of every CPU as one."""
+    lengths = [sum(column) for column in zip(*(cpu.lengths for cpu in per_cpu))]
+    called = [cpu for cpu in per_cpu if cpu.calls]
+    session = {}
+    if hasattr(per_cpu[0], "queues"):
+        queues = [sum(column) for column in zip(*(cpu.queues for cpu in per_cpu))]
+        session = {
+            "by_queue": {str(n): packets for n, packets in enumerate(queues[:-1]) if packets}
+            | ({"other": queues[-1]} if queues[-1] else {}),
+            "sublists": sum(cpu.sublists for cpu in per_cpu),
+            "passed": sum(cpu.passed for cpu in per_cpu),
+            "splits": [sum(cpu.splits[i] for cpu in per_cpu) for i in (0, 1)],
+        }
+    return session | {
+        "calls": sum(cpu.calls for cpu in called),
+        "packets": sum(cpu.packets for cpu in called),
+        "by_cpu": {str(n): cpu.packets for n, cpu in zip(possible(), per_cpu) if cpu.calls},
+        "lengths": lengths[:-1],
+        "overflow": lengths[-1],
+        "cut": sum(cpu.cut for cpu in called),
+        "min": min((cpu.min for cpu in called), default=None),
+        "max": max((cpu.max for cpu in called), default=None),
+    }
+
+
+def _sweep() -> None:
+    """Kprobe events of agents that were killed; no program is attached to them any more."""
+    with contextlib.suppress(OSError):
+        for line in (_TRACEFS / "kprobe_events").read_text(errors="replace").splitlines():
+            found = re.match(r"p\d*:(receive_lists_(\d+)/\S+)", line)
+            if found and not Path("/proc", found[2]).exists():
+                _append(_TRACEFS / "kprobe_events", f"-:{found[1]}")
+
+
+def _append(path: Path, line: str) -> None:
+    # tracefs cannot seek to the end, which a file opened by Python for appending does.
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        os.write(file, line.encode() + b"\n")
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def _timed(times_s: dict[str, float], name: str) -> Any:
+    begin_s = time.monotonic()
+    yield
+    times_s[name] = round(time.monotonic() - begin_s, 3)

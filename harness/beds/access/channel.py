@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: MIT
+"""The line to the agent on a host: calls and answers as JSON lines over its standard streams.
+
+Hides how the agent is packed and named by its content, and how its end is told
+apart: a call the agent refuses is an error of the class it names; an agent that
+ends or falls silent is a :class:`HostLostError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import queue
+import subprocess
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from harness.base import process, resources
+from harness.base.errors import (
+    ConfigurationError,
+    HarnessError,
+    HostLostError,
+    InfrastructureError,
+    TrialVoidError,
+)
+
+_KINDS: dict[str, type[HarnessError]] = {
+    "configuration": ConfigurationError,
+    "infrastructure": InfrastructureError,
+    "void": TrialVoidError,
+}
+REFUSAL = "receive-batching-agent: "
+"""Begins the one line of a host on which the agent cannot run, and says what it needs."""
+# Any shell and any Python 3 can read these two: nothing newer is read before they have looked.
+# Only directories of root's are searched, and his PATH is not: it may be the caller's.
+_LAUNCHER = f"""\
+#!/bin/sh
+# The agent of the receive-batching harness: this script, and a zip archive behind it.
+found= new_enough='import sys; sys.exit(sys.version_info < (3, 9))'
+for python in /usr/bin/python3 /usr/local/bin/python3 /usr/bin/python3.[0-9]* \\
+    /usr/local/bin/python3.[0-9]* /opt/python3*/bin/python3 /usr/libexec/platform-python; do
+    case "$python" in *-config | *[!0-9n]) continue ;; esac
+    [ -x "$python" ] || continue
+    if "$python" -I -c "$new_enough" </dev/null 2>/dev/null; then
+        exec "$python" -I "$0" "$@"
+    fi
+    found="$found $python: $("$python" -V 2>&1),"
+done
+echo "{REFUSAL}needs Python 3.9 or later; this host has ${{found:-no python3 in /usr/bin}}" >&2
+exit 69
+"""
+_MAIN = f"""\
+import sys
+
+if sys.version_info < (3, 9):
+    sys.stderr.write(
+        "{REFUSAL}needs Python 3.9 or later; %s is %s\\n"
+        % (sys.executable, sys.version.split()[0])
+    )
+    sys.exit(69)
+from harness.agent.__main__ import main
+
+sys.exit(main())
+"""
+_LINE_LIMIT = 32 << 20
+_LINES_WAITING = 4
+_LOG_LIMIT = 4 << 20
+_POLL_S = 0.5
+
+
+def agent_archive() -> tuple[str, bytes]:
+    """The agent as a zip application: its name, which its content decides, and that content."""
+    package = Path(__file__).parents[2] / "agent"
+    members = {
+        "harness/__init__.py": b"",
+        "__main__.py": _MAIN.encode(),
+    }
+    members |= {
+        f"harness/agent/{path.relative_to(package)}": path.read_bytes()
+        for path in sorted(package.rglob("*.py"))
+    }
+    members |= {
+        f"probes/{path.name}": path.read_bytes()
+        for path in sorted(resources.shipped("probes").glob("*.[ch]"))
+    }
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
+    # Isolated: neither the environment nor the caller's directory says what is imported.
+    content = _LAUNCHER.encode() + packed.getvalue()
+    return f"receive-batching-agent-{hashlib.sha256(content).hexdigest()[:16]}.pyz", content
+
+
+def outcome(host: str, answer: Mapping[str, Any]) -> Any:
+    """The result in an ``answer`` of the agent on ``host``; a refusal is raised as its class."""
+    if refused := answer.get("error"):
+        if not isinstance(refused, dict):
+            raise HostLostError(f"{host}: not an answer: {str(answer)[:200]!r}")
+        kind = _KINDS.get(str(refused.get("kind")), InfrastructureError)
+        raise kind(f"{host}: {refused.get('message')}", hint=refused.get("hint"))
+    return answer.get("result")
+
+
+def parsed(line: str | bytes) -> Any:
+    """The answer in ``line``; no text in it can steer a terminal.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    try:
+        return _harmless(json.loads(line))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str):
+        return process.harmless(value)
+    if isinstance(value, dict):
+        return {process.harmless(name): _harmless(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_harmless(one) for one in value]
+    return value
+
+
+class Pending:
+    """A call under way. No other may be made to its agent before its result is taken."""
+
+    def __init__(self, arrived: Callable[[], bool], result: Callable[[], Any]) -> None:
+        self.arrived = arrived
+        """Is the answer there? Raises what :meth:`Agent.call` does if none can come."""
+        self.result = result
+        """The answer, awaited; raises what :meth:`Agent.call` does."""
+
+
+class Agent:
+    """A running agent. Closing it makes the agent stop what it started and restore what it set."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        host: str,
+        log: Path,
+        watch: Callable[[], None] = lambda: None,
+        start_timeout_s: float = 60.0,
+    ) -> None:
+        """Start ``command`` and wait for its agent to be ready.
+
+        ``watch`` is called while answers are awaited and raises if what the host
+        depends on has died. ``log`` takes what the command writes to stderr, up to 4 MiB.
+        """
+        self.host = host
+        self._watch = watch
+        self._log = log
+        self._lines: queue.Queue[str | None] = queue.Queue(_LINES_WAITING)
+        self._number = 0
+        self._process = process.start(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+        )
+        log.touch()
+        for reader in (self._read, self._keep_log):
+            threading.Thread(target=reader, daemon=True).start()
+        try:
+            self.ready = self._greeting(start_timeout_s)
+        except BaseException:
+            process.end(self._process)
+            raise
+
+    def _greeting(self, within_s: float) -> dict[str, Any]:
+        ready = self._answer("start", within_s).get("ready")
+        if not isinstance(ready, dict) or not {"release", "boot_id"} <= ready.keys():
+            raise HostLostError(f"{self.host}: not the greeting of an agent: {str(ready)[:200]!r}")
+        return ready
+
+    @property
+    def pid(self) -> int:
+        """The agent's process on its host."""
+        return int(self.ready["pid"])
+
+    def call(self, name: str, /, *, within_s: float = 30.0, **args: object) -> Any:
+        """The agent's answer to ``name``.
+
+        Raises:
+            HostLostError: no answer came within ``within_s`` seconds, or the agent ended.
+            HarnessError: the agent refused; the class is the one it named.
+        """
+        return self.begin(name, within_s=within_s, **args).result()
+
+    def begin(self, name: str, /, *, within_s: float = 30.0, **args: object) -> Pending:
+        """Start :meth:`call` without waiting for its end."""
+        deadline = time.monotonic() + within_s
+        self._number += 1
+        request = json.dumps({"id": self._number, "call": name, "args": args})
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(request + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            self._watch()
+            raise self._lost(f"the agent was gone before {name}") from error
+
+        def arrived() -> bool:
+            if self._lines.empty():
+                self._watch()
+                if time.monotonic() > deadline:
+                    raise self._no_answer(name, within_s)
+            return not self._lines.empty()
+
+        return Pending(arrived, lambda: self._result(name, deadline - time.monotonic()))
+
+    def _result(self, name: str, within_s: float) -> Any:
+        deadline = time.monotonic() + within_s
+        answer = self._answer(name, within_s)
+        while isinstance(answer.get("id"), int) and answer["id"] < self._number:
+            # That was for a call which was interrupted.
+            if time.monotonic() > deadline:
+                raise self._no_answer(name, within_s)
+            answer = self._answer(name, deadline - time.monotonic())
+        if answer.get("id") != self._number:
+            raise HostLostError(f"{self.host}: the agent answered out of turn to {name}")
+        return outcome(self.host, answer)
+
+    def close(self, *, timeout_s: float = 30.0) -> None:
+        """Let the agent put everything back and end; one that does not is killed."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            process.end(self._process)
+
+    def watched_by(self, watch: Callable[[], None]) -> Self:
+        """The same, with another ``watch``."""
+        self._watch = watch
+        return self
+
+    def kill(self) -> None:
+        """End the line at once; for a host that is thrown away."""
+        process.end(self._process, grace_s=0.5)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        while line := self._process.stdout.readline(_LINE_LIMIT):
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _keep_log(self) -> None:
+        assert self._process.stderr is not None
+        left = _LOG_LIMIT
+        with self._log.open("a", buffering=1, encoding="utf-8") as log:
+            while text := self._process.stderr.readline(65536):
+                log.write(text[:left])
+                left -= min(left, len(text))
+
+    def _answer(self, name: str, timeout_s: float) -> dict[str, Any]:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                line = self._lines.get(timeout=_POLL_S)
+            except queue.Empty:
+                self._watch()
+                if time.monotonic() > deadline:
+                    raise self._no_answer(name, timeout_s) from None
+                continue
+            if line is None:
+                self._lines.put(None)
+                time.sleep(_POLL_S)
+                self._watch()
+                raise self._lost(f"the agent ended during {name}")
+            try:
+                answer = parsed(line)
+            except ValueError as error:
+                raise HostLostError(f"{self.host}: not an answer: {line[:200]!r}") from error
+            if isinstance(answer, dict):
+                return answer
+            if time.monotonic() > deadline:
+                raise self._no_answer(name, timeout_s)
+
+    def _no_answer(self, name: str, within_s: float) -> HostLostError:
+        return self._lost(f"no answer to {name} for {within_s:.0f} s")
+
+    def _lost(self, what: str) -> HostLostError:
+        log = process.harmless(self._log.read_text(errors="replace", encoding="utf-8"))
+        said = log.strip().splitlines()[-5:]
+        told = "".join(f"\n  | {line}" for line in said)
+        return HostLostError(f"{self.host}: {what}{told}")

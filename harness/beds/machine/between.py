@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: MIT
+"""What is between the two machines of a bed, tried by packets: the doctor's checks of both.
+
+Both are given their test addresses for some seconds, as a run does; their agents put them back,
+also when the line is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import HarnessError
+from harness.beds.access.channel import Agent
+from harness.beds.access.ssh import SshTarget
+from harness.beds.machine import lease
+from harness.beds.machine.doctor import Finding
+from harness.config import Bed, Load, SshHost
+
+_PORT = 12865
+_LINK_S = 15.0
+_FLOOD_S = 2.0
+_RAMP_S = 1.5
+_LOST = 0.001
+
+
+def examine(bed: Bed, load: Load, *, flood: bool = False) -> Iterator[Finding]:
+    """The way from generator to dut and back; with ``flood``, what comes of two seconds of load."""
+    hosts = {"dut": (bed.dut_name, bed.dut), "generator": (bed.generator_name, bed.generator)}
+    with contextlib.ExitStack() as up:
+        agents: dict[str, Agent] = {}
+        try:
+            scratch = Path(up.enter_context(tempfile.TemporaryDirectory(prefix="rb-doctor-")))
+            for role, (name, host) in hosts.items():
+                assert isinstance(host, SshHost)
+                lease.asked(name, host).require_not_anothers()
+                agent = SshTarget.of(host).start_agent(host=name, log=scratch / role)
+                up.enter_context(contextlib.closing(agent))
+                agents[role] = agent
+            yield _linked(bed, agents)
+            yield from way(bed, agents)
+            if flood:
+                yield from flooded(bed, load, agents)
+        except HarnessError as error:
+            yield Finding(
+                check="the way", ok=False, detail=error.message, remedy=error.hint, needed=False
+            )
+
+
+def _linked(bed: Bed, agents: dict[str, Agent]) -> Finding:
+    """Set both up, and see what their links came up with."""
+    found = {role: _inventory(bed, role, agent) for role, agent in agents.items()}
+    for role, other in (("dut", "generator"), ("generator", "dut")):
+        peer = getattr(bed, other).address
+        agents[role].call(
+            "settings_apply",
+            interface=getattr(bed, role).interface,
+            address=str(getattr(bed, role).address),
+            peer={"address": str(peer.ip), "mac": found[other]["mac"]},
+            within_s=60,
+        )
+    until = time.monotonic() + _LINK_S
+    while time.monotonic() < until:
+        found = {role: _inventory(bed, role, agent) for role, agent in agents.items()}
+        if all(one["link"] for one in found.values()):
+            break
+        time.sleep(0.5)
+    speeds = {role: one["speed_mbps"] for role, one in found.items()}
+    down = [role for role, one in found.items() if not one["link"]]
+    told = ", ".join(f"{role} {speed or 'unknown'}" for role, speed in speeds.items())
+    return Finding(
+        check="links of both",
+        ok=not down and len(set(speeds.values())) == 1,
+        detail=f"no carrier: {', '.join(down)}" if down else f"Mbit/s: {told}",
+        remedy=None
+        if not down and len(set(speeds.values())) == 1
+        else "one cable between the two, or the same speed at both: a faster sender fills the "
+        "queue of what is between",
+        needed=bool(down),
+    )
+
+
+def _inventory(bed: Bed, role: str, agent: Agent) -> Any:
+    return agent.call("inventory", interface=getattr(bed, role).interface, within_s=60)
+
+
+def way(bed: Bed, agents: dict[str, Agent]) -> Iterator[Finding]:
+    """Whether TCP and UDP, as netperf sends them, reach the dut, and its answers the generator."""
+    dut, generator = agents["dut"], agents["generator"]
+    assert isinstance(bed.dut, SshHost)
+    assert isinstance(bed.generator, SshHost)
+    target, source = str(bed.dut.address.ip), str(bed.generator.address.ip)
+    try:
+        listens = dut.call("way_listen", address=target, port=_PORT)
+        ports = {"tcp": listens["tcp"], "udp": listens["udp"]}
+        said = generator.call(
+            "way_try", target=target, source=source, word=listens["word"], **ports, within_s=60
+        )
+    finally:
+        heard = dut.call("way_end")
+    for protocol, what in (("tcp", "control"), ("udp", "data")):
+        why, arrived = said[protocol], heard.get(protocol, 0) > 0
+        yield Finding(
+            check=f"{what} to the dut",
+            ok=why is None,
+            detail=f"{protocol.upper()} from {source} to {target} port {ports[protocol]}: "
+            + ("answered" if why is None else _told(why, arrived=arrived)),
+            remedy=None if why is None else _remedy(bed, agents, arrived=arrived),
+        )
+
+
+def _told(why: str, *, arrived: bool) -> str:
+    if arrived:
+        return f"{why}; it came there, and what the dut answered did not come back"
+    return f"{why}; nothing came there"
+
+
+def _remedy(bed: Bed, agents: dict[str, Agent], *, arrived: bool) -> str:
+    """The command that opens the direction that is closed, where a firewall is at work."""
+    role = "generator" if arrived else "dut"
+    name = bed.generator_name if arrived else bed.dut_name
+    found = agents[role].call("firewall", interface=getattr(bed, role).interface, within_s=30)
+    if found["opens"]:
+        return f"{found['kind']} on {name} is in the way: sudo {found['opens']}"
+    other = bed.dut_name if arrived else bed.generator_name
+    return (
+        f"no firewall was found on {name}: is the cable in the right port, does a switch between "
+        f"filter, does {other} filter what it sends?"
+    )
+
+
+def flooded(bed: Bed, load: Load, agents: dict[str, Agent]) -> Iterator[Finding]:
+    """What ``load`` does in two seconds: offered, taken, interrupts a packet, is it enough?"""
+    dut, generator = agents["dut"], agents["generator"]
+    assert isinstance(bed.dut, SshHost)
+    assert isinstance(bed.generator, SshHost)
+    cpus = bed.placement.netperf_cpus
+    dut.call(
+        "netserver_start", address=str(bed.dut.address.ip), port=_PORT, cpu=bed.netserver_cpu,
+        within_s=60,
+    )  # fmt: skip
+    try:
+        generator.call(
+            "netperf_start", target=str(bed.dut.address.ip), port=_PORT, streams=load.streams,
+            message_bytes=load.message_bytes, cpus=[] if cpus == "auto" else list(cpus),
+            duration_s=60, within_s=90,
+        )  # fmt: skip
+        time.sleep(_RAMP_S)
+        sends = bed.generator.interface
+        before = generator.call("counters", interface=sends)
+        window = dut.call(
+            "window", interface=bed.dut.interface, duration_s=_FLOOD_S, within_s=_FLOOD_S + 30
+        )
+        after = generator.call("counters", interface=sends)
+    finally:
+        generator.call("netperf_stop", within_s=60)
+        dut.call("netserver_stop", within_s=60)
+    yield judged_flood(before, after, window)
+
+
+def judged_flood(before: Any, after: Any, window: Any) -> Finding:
+    """From the generator's counters around the dut's window."""
+    offered_pps = _rate(before, after, lambda one: one["link"]["tx_packets"])
+    start, end = window["start"], window["end"]
+    taken_pps = _rate(start, end, lambda one: one["link"]["rx_packets"])
+    udp_pps = _rate(start, end, lambda one: one["snmp"]["Udp"]["InDatagrams"])
+    interrupts_s = _rate(start, end, _interrupts)
+    lost = 1 - udp_pps / offered_pps if offered_pps else 0.0
+    # Whatever the moderation: one that is full loses, at the ring or at the socket.
+    saturated = lost > _LOST
+    per = f"{interrupts_s / taken_pps:.4f}" if taken_pps else "no packets, so no"
+    return Finding(
+        check="flood",
+        ok=saturated,
+        detail=f"offered {offered_pps:,.0f} packets/s, {taken_pps:,.0f} at the NIC, {udp_pps:,.0f} "
+        f"read; {per} interrupts a packet; "
+        + (f"{lost:.1%} lost: it saturates" if saturated else "nothing is lost: no saturation"),
+        remedy=None
+        if saturated
+        else "rates will be the load's and not the kernel's: more placement.netperf_cpus or "
+        "load.streams, a stronger generator, no pause frames",
+        needed=False,
+    )
+
+
+def _interrupts(one: Any) -> int:
+    return sum(sum(row["counts"].values()) for row in one["interrupts"].values())
+
+
+def _rate(start: Any, end: Any, of: Any) -> float:
+    took_s = (end["monotonic_ns"] - start["monotonic_ns"]) / 1e9
+    return float(of(end) - of(start)) / took_s if took_s > 0 else 0.0

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""How long machines take from being told to boot until a kernel begins, as seen at boots before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from pathlib import Path
+
+from harness.base import cache
+
+MARGIN = 1.5
+"""So many times what was measured is waited for: memory training takes longer now and then."""
+_LEAST_S = 30.0
+
+
+def measured(name: str) -> float | None:
+    """Of the host ``name``, in seconds; None while no boot through its firmware was seen."""
+    try:
+        said = json.loads(_kept(name).read_text())["firmware_s"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    known = isinstance(said, (int, float)) and math.isfinite(said) and 0 < said < 86400
+    return max(_LEAST_S, float(said)) if known else None
+
+
+def keep(name: str, firmware_s: float) -> None:
+    """The longest counts; that it cannot be kept is no failure."""
+    longest_s = max(firmware_s, measured(name) or 0.0)
+    path = _kept(name)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.new")
+        new.write_text(json.dumps({"firmware_s": longest_s}))
+        new.replace(path)
+
+
+def _kept(name: str) -> Path:
+    return cache.root() / "hosts" / f"{name}.boot.json"

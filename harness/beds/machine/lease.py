@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: MIT
+"""The leases of a bed: all of its hosts or none, kept while the harness lives, and no longer.
+
+Each host keeps its own lease (:mod:`harness.agent.lease`). Refreshing goes over an ssh
+command of its own, the agent started for one call: the campaign's line to the agent
+takes one call at a time and is gone during a boot, and an agent that refreshed by itself
+would hold the host for a controller that died behind a line nobody closed. It costs the
+host a login and a start of Python, though. So between acts, from two fifths of the time
+on, :meth:`Leases.still_mine` refreshes by the agents that are up; the thread and ssh are
+for acts that last longer, from half of the time on.
+
+A refresh that is refused loses the lease at once; one that does not get through is tried
+again, and the lease is lost when its time is over by this machine's clock, which is
+before it is over on the host. Nobody else can have had the host until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from harness import config
+from harness.base.errors import HarnessError, HostLostError, InfrastructureError, LeaseLostError
+from harness.base.write_ahead import WriteAheadLog
+from harness.beds.access.ssh import SshTarget
+
+Call = Callable[..., Any]
+"""``call(name, **arguments)``: one call of an agent on the host, answered in bounded time."""
+
+TTL_S = 600.0
+_BETWEEN_ACTS = 0.4
+_DURING_ACTS = 0.5
+_MARGIN = 0.05
+"""Of the time, taken off for clocks that do not run alike."""
+_RETRY_S = 15.0
+_ASK_AGAIN_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a host says of its lease."""
+
+    host: str
+    owner: str | None
+    holder: str | None
+    campaign: str | None
+    left_s: float
+
+    @classmethod
+    def of(cls, host: str, answer: object) -> Self:
+        """Read from the agent's answer.
+
+        Raises:
+            HostLostError: it is none.
+        """
+        said = answer if isinstance(answer, dict) else {}
+        words = {name: said.get(name) for name in ("owner", "holder", "campaign")}
+        left_s = said.get("left_s")
+        if not isinstance(left_s, int | float) or not all(
+            word is None or (isinstance(word, str) and word.isprintable())
+            for word in words.values()
+        ):
+            raise HostLostError(f"{host}: not the state of a lease: {str(answer)[:200]!r}")
+        return cls(host=host, left_s=left_s, **words)
+
+    def require_not_anothers(self) -> None:
+        """Raise an :class:`InfrastructureError` that names who has it, if somebody else has."""
+        if self.owner not in (None, owner()):
+            raise InfrastructureError(
+                str(self),
+                hint="if nobody is at work there any more: "
+                f"harness hosts release {self.host} --break",
+            )
+
+    def __str__(self) -> str:
+        if self.owner is None:
+            return f"{self.host}: free"
+        of = f" (campaign {self.campaign})" if self.campaign else ""
+        return f"{self.host}: held by {self.owner}{of}, for {self.left_s:.0f} s if not refreshed"
+
+
+@dataclass
+class _Held:
+    refreshed_s: float
+    until_s: float
+    tried_s: float
+    trouble: str | None = None
+    away: bool = False
+
+
+class Leases:
+    """The leases of several hosts under one holder; a context manager that takes and frees them."""
+
+    def __init__(
+        self,
+        calls: Mapping[str, Call],
+        *,
+        campaign: str,
+        holder: str | None = None,
+        ttl_s: float = TTL_S,
+        wait_s: float = 0.0,
+        say: Callable[[str], None] = lambda _: None,
+        journal: WriteAheadLog | None = None,
+        revive: Callable[[str, HostLostError], None] | None = None,
+    ) -> None:
+        """``calls`` by host name. Who goes on with a campaign gives its ``holder`` again.
+
+        A host that does not answer yet is waited for. If that was in vain, but by what
+        ``journal`` notes it is still ours, it is waited for once more after ``revive``.
+        """
+        self.holder = holder or secrets.token_hex(16)
+        self._calls = calls
+        self._campaign = campaign
+        self._ttl_s = ttl_s
+        self._wait_s = wait_s
+        self._say = say
+        self._journal = journal
+        self._revive = revive
+        self._held: dict[str, _Held] = {}
+        self._lost: LeaseLostError | None = None
+        self._refreshing = threading.RLock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True, name="leases")
+
+    def __enter__(self) -> Self:
+        """Take all, in the order of their names, or none.
+
+        Raises:
+            InfrastructureError: one is held by somebody else, who is named, or not reached.
+        """
+        try:
+            deadline_s = _now_s() + self._wait_s
+            for host in sorted(self._calls):
+                began_s = self._take(host, deadline_s)
+                self._held[host] = _Held(began_s, self._until_s(began_s, self._ttl_s), began_s)
+        except BaseException:
+            self._free()
+            raise
+        self._thread.start()
+        return self
+
+    def _take(self, host: str, deadline_s: float) -> float:
+        """When the lease of ``host`` began that is ours now."""
+        waits = revived = False
+        while True:
+            began_s = _now_s()
+            try:
+                self._calls[host](
+                    "lease_take",
+                    owner=owner(),
+                    holder=self.holder,
+                    ttl_s=self._ttl_s,
+                    campaign=self._campaign,
+                )
+            except HostLostError as error:
+                left_s = deadline_s - _now_s()
+                if left_s <= 0:
+                    ours = self._journal is not None and self._journal.holds(host)
+                    if revived or not ours or self._revive is None:
+                        raise
+                    self._revive(host, error)
+                    revived, deadline_s = True, _now_s() + self._wait_s
+                elif not waits:
+                    self._say(f"{error.message}; it is waited for, {left_s:.0f} s at most")
+                waits = True
+                time.sleep(_ASK_AGAIN_S)
+            else:
+                self._note(host, self._ttl_s)
+                return began_s
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._free()
+
+    def check(self) -> None:
+        """Raise if a lease is known to be lost; asks nobody, for use while an act goes on.
+
+        Raises:
+            LeaseLostError: from here on nothing may be done to the hosts.
+        """
+        for host, held in self._held.items():
+            over_s = _now_s() - held.until_s
+            if self._lost is None and over_s > 0:
+                why = f": {held.trouble}" if held.trouble else ""
+                self._lose(host, f"it could not be refreshed in time{why}")
+        if self._lost is not None:
+            raise self._lost
+
+    def still_mine(self, agents: Mapping[str, Call] | None = None) -> None:
+        """To be called before each act: refreshes what is due.
+
+        ``agents`` have no call under way (``{host: agent.call}``); a host without one is
+        asked by ssh.
+
+        Raises:
+            LeaseLostError: from here on nothing may be done to the hosts.
+        """
+        self.check()
+        self._refresh_due(_BETWEEN_ACTS, agents or {})
+        self.check()
+
+    @contextlib.contextmanager
+    def rebooting(self, host: str, *, within_s: float) -> Iterator[None]:
+        """Keep the lease of ``host`` while it cannot answer: for ``within_s`` seconds at most.
+
+        Raises:
+            InfrastructureError: it could not be had for so long; the host is not to be rebooted.
+            LeaseLostError: it is somebody else's.
+        """
+        held = self._held[host]
+        with self._refreshing:
+            self.check()
+            self._refresh(host, self._ttl_s + within_s)
+            self.check()
+            if held.trouble:
+                raise InfrastructureError(
+                    f"the lease of {host} could not be had for a reboot: {held.trouble}"
+                )
+            held.away = True
+        try:
+            yield
+        finally:
+            held.away = False
+            with self._refreshing:
+                self._refresh(host, self._ttl_s)
+
+    def _keep(self) -> None:
+        while not self._ended.wait(min(_RETRY_S, self._ttl_s / 20)):
+            with contextlib.suppress(LeaseLostError):
+                self.check()
+            if self._lost is not None:
+                return
+            self._refresh_due(_DURING_ACTS, {})
+
+    def _refresh_due(self, share: float, agents: Mapping[str, Call]) -> None:
+        with self._refreshing:
+            for host, held in self._held.items():
+                now_s = _now_s()
+                due = now_s - held.refreshed_s >= share * self._ttl_s
+                failed_just_now = held.trouble and now_s - held.tried_s < self._ttl_s / 40
+                if due and not held.away and not failed_just_now and self._lost is None:
+                    self._refresh(host, self._ttl_s, agents.get(host))
+
+    def _refresh(self, host: str, ttl_s: float, call: Call | None = None) -> None:
+        held = self._held[host]
+        began_s = held.tried_s = _now_s()
+        try:
+            answer = (call or self._calls[host])("lease_refresh", holder=self.holder, ttl_s=ttl_s)
+            found = State.of(host, answer)
+        except HarnessError as error:
+            held.trouble = error.message
+            return
+        if answer.get("held") is not True:
+            by = found.owner
+            self._lose(host, f"it is held by {by} now" if by else "somebody ended it")
+            return
+        held.trouble = None
+        held.refreshed_s, held.until_s = began_s, self._until_s(began_s, ttl_s)
+        self._note(host, ttl_s)
+
+    def _note(self, host: str, left_s: float) -> None:
+        if self._journal is not None:
+            with contextlib.suppress(HarnessError):  # it is as good as it was
+                self._journal.note_lease(host, left_s)
+
+    def _lose(self, host: str, why: str) -> None:
+        self._note(host, 0)
+        self._lost = self._lost or LeaseLostError(
+            f"the lease of {host} was lost: {why}",
+            hint=f"nothing more was done to the hosts; who has it: harness hosts lease {host}",
+        )
+
+    def _free(self) -> None:
+        """A host that cannot be asked, or is somebody else's by now, needs no freeing."""
+        for host in reversed(list(self._held)):
+            with contextlib.suppress(HarnessError):
+                self._calls[host]("lease_free", holder=self.holder)
+                self._note(host, 0)
+        self._held.clear()
+
+    @staticmethod
+    def _until_s(began_s: float, ttl_s: float) -> float:
+        return began_s + ttl_s * (1 - _MARGIN)
+
+
+def calls_to(name: str, host: config.SshHost) -> Call:
+    """Calls to the agent on ``host``, each by an ssh command of its own."""
+    target = SshTarget.of(host)
+
+    def call(what: str, /, **arguments: object) -> Any:
+        return target.ask(what, arguments, host=name)
+
+    return call
+
+
+def asked(name: str, host: config.SshHost) -> State:
+    """What ``host`` says of its lease."""
+    return State.of(name, calls_to(name, host)("lease_state"))
+
+
+def owner() -> str:
+    """This user on this machine, as others are told who holds a host."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # Python before 3.13 raises the first
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def _now_s() -> float:
+    # A controller that was suspended has lost its time all the same.
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,0 +1,504 @@
+# SPDX-License-Identifier: MIT
+"""A machine reached by ssh: a kernel installed beside its own, booted once, taken back.
+
+Hides what a boot of a machine takes: kexec or the boot loader's one-shot entry, waiting for a
+host that goes away and comes back, and telling apart what can come back instead. Any power
+cycle returns to the kernel the machine ran when it was first met.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.base.errors import (
+    ConfigurationError,
+    DiedLeavingError,
+    HarnessError,
+    HostLostError,
+    HostRefusedError,
+    InfrastructureError,
+    KernelError,
+)
+from harness.base.progress import Progress
+from harness.beds.access.channel import Agent
+from harness.beds.access.ssh import UPLOADS, SshTarget
+from harness.beds.bed import kernel_death
+from harness.beds.machine import console, firmware, power
+from harness.config import NetconsoleConsole, SshHost
+from harness.kernels import Image, packed
+
+_ASK_AGAIN_S = 2.0
+_SILENT_S = 120.0
+_BANNER = "Linux version "
+_FIRMWARE = 1.0
+"""Until a machine's own way through its firmware was seen, so many times ``boot.timeout_s`` are
+allowed for it: servers take up to ten minutes.
+"""
+_REFUSALS = 5
+"""A system that is coming up may refuse a login so often, and let it in then."""
+_CMDLINE = [
+    "panic=10",
+    "oops=panic",
+    "softlockup_panic=1",
+    # What kernel.hardlockup_panic is as a parameter, in all bases (kernel/watchdog.c).
+    "nmi_watchdog=panic",
+    # Of a host that boots quiet no beginning would be seen, and no warning.
+    "loglevel=7",
+    "systemd.watchdog_sec=60",
+]
+"""A kernel that dies says so and gives way to the known-good one by itself. One that hangs is to,
+where the machine has a watchdog and the kernel its driver; that was not tried.
+"""
+
+
+class Machine:
+    """One machine: reached, watched, booted, power-cycled."""
+
+    def __init__(self, name: str, config: SshHost, directory: Path, progress: Progress) -> None:
+        self.name, self.config = name, config
+        self.ssh = SshTarget.of(config)
+        self.known_good: str | None = None
+        self.boot_id: str | None = None
+        self.release: str | None = None
+        self._log = directory / f"{name}-agent.log"
+        self._console_log = directory / f"{name}-console.log"
+        self._progress = progress
+        self._power = power.connect(config.power, name) if config.power else None
+        self._console: console.Console | None = None
+        self._since = 0
+        self._left_behind = False
+        self._token: str | None = None
+        self._own_from: int | None = None
+        self._by_firmware, self._cycled, self._under_way, self._left_at_s = True, False, False, 0.0
+        self._begun_s: float | None = None
+        self._booted: list[str] = []
+        self._mac: str | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def longest_boot_s(self) -> float:
+        """Within so long :meth:`boot` is over, power cycle and all."""
+        return 2.0 * (self.config.boot.timeout_s + self.patience_s)
+
+    @property
+    def patience_s(self) -> float:
+        """Within so long a machine that was left rebooting answers, its firmware's time and all."""
+        return self.config.boot.timeout_s + self._firmware_s
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Keep its console, where it has one."""
+        if self.config.console is None:
+            yield
+            return
+        with console.start(self.config.console, self.name, self._console_log) as self._console:
+            self._console.check()
+            self._mark()
+            yield
+
+    def said(self) -> str:
+        """What its console said since it was last told to boot."""
+        if self._console is None:
+            return ""
+        return self._console.text(since=self._since)
+
+    def said_since_start(self) -> str:
+        """The same from where a kernel began: what stands before is of the one that was left."""
+        return self._parted()[1]
+
+    def _parted(self) -> tuple[str, str]:
+        """What its console said of the kernel that was left, and of the one that came.
+
+        A kernel of ours is known by its boot's own token or by its release. The host's own may
+        boot quiet: as long as nobody was seen to begin, all is of the one that was left.
+        """
+        said = self.said()
+        if not self._left_behind:
+            before, banner, begun = said.partition(_BANNER)
+            return (before, banner + begun) if banner else ("", said)
+        begins = self._beginning(said)
+        if begins is not None:
+            return said[:begins], said[begins:]
+        if self._own_from is not None and self._console is not None:
+            return said, self._console.text(since=self._own_from)
+        return said, ""
+
+    def _beginning(self, said: str) -> int | None:
+        """Where in ``said`` the kernel begins that was to be booted; None: it is not seen to."""
+        if self._token is None:
+            at = said.find(_BANNER)
+            return None if at < 0 else at
+        if (marked := said.find(self._token)) >= 0:
+            return max(said.rfind(_BANNER, 0, marked), 0) or marked
+        at = said.find(f"{_BANNER}{self.release} ")
+        return None if at < 0 else at
+
+    def check(self) -> None:
+        """Raise a :class:`KernelError` if its console says that its kernel died."""
+        if death := kernel_death(self.said_since_start()):
+            raise KernelError(
+                f"{self.name}: the kernel died: {death}", hint=f"console: {self._console_log}"
+            )
+
+    def reached(self) -> Agent:
+        """An agent on it; a host that does not answer is waited for, then power-cycled.
+
+        Raises:
+            InfrastructureError: it does not come back, or answers and lets nobody in.
+        """
+        agent = self._reached()
+        self._mark()  # what its console said so far is not of what comes now
+        return agent.watched_by(self.check)
+
+    def _reached(self) -> Agent:
+        try:
+            self.ssh.run(["true"])
+            return self.ssh.start_agent(host=self.name, log=self._log)
+        except HostLostError:
+            pass
+        try:
+            return self._answering(lambda _: True)
+        except HostLostError as error:
+            self._progress.say(f"{self.name}: {error.message}")
+            self.cycle(error)
+            return self._answering(lambda _: True)
+
+    def cycle(self, why: HarnessError) -> None:
+        """Cut its power and give it back.
+
+        Raises:
+            HarnessError: ``why``, if there is no way to.
+        """
+        if self._power is None:
+            raise InfrastructureError(
+                f"{why.message}\n  and {self.name} has no power to cycle",
+                hint=f"bring {self.name} up by hand, and say hosts.{self.name}.power in hosts.yaml",
+            ) from why
+        self._progress.say(f"{self.name}: power cycle")
+        self._power.cycle()
+        self._cycled = True
+        self.ssh.forget()
+
+    def boot(self, agent: Agent, image: Image, note: Callable[..., None]) -> Agent:
+        """An agent on ``image``, which ``agent`` installs if it is not there and boots once.
+
+        Raises:
+            KernelError: the kernel did not come up; the known-good one is up again.
+            DiedLeavingError: the kernel that ran before died; the known-good one is up again.
+            InfrastructureError: the host cannot be had, or boots otherwise than asked.
+        """
+        with contextlib.closing(agent):
+            before = self.boot_id = str(agent.ready["boot_id"])
+            method = self._method(agent)
+            there = agent.call("kernel_list")
+            if image.release not in {one["release"] for one in there if one["complete"]}:
+                self._install(agent, image, [one["release"] for one in there])
+            self._booted = [one for one in self._booted if one != image.release] + [image.release]
+            token = secrets.token_hex(8)
+            agent.call(
+                "boot_prepare", release=image.release, method=method, token=token, within_s=120
+            )
+            note("leaving", boot_id=before, release=image.release)
+            self.boot_id, self.release = None, image.release
+            self._leave(agent, method, token)
+        up = self._came_up(image.release, agent)
+        with contextlib.ExitStack() as refused:
+            refused.callback(up.close)
+            self.boot_id = up.ready["boot_id"]
+            note("up", boot_id=self.boot_id)
+            state = up.call("boot_state")
+            stays = "an entry is still armed" if state["one_shot_pending"] else None
+            if stays or not state["default_untouched"]:
+                raise InfrastructureError(
+                    f"{self.name}: {image.release} would be booted again: "
+                    f"{stays or 'the default entry is another than before'}",
+                    hint=f"harness restore {self.name}; then look at its boot loader",
+                )
+            self._send_console(up)
+            refused.pop_all()
+        return up
+
+    def runs_its_own(self, agent: Agent) -> bool:
+        """Is it in the kernel it was met with? Nothing else waits to be booted from here on."""
+        agent.call("boot_cancel", within_s=120)
+        if self.known_good is None:
+            return True
+        as_met = agent.ready["release"] == self.known_good
+        return as_met and not agent.call("boot_state")["ours"]
+
+    def back_to_known_good(self, agent: Agent) -> None:
+        """Boot the kernel it was met with.
+
+        Raises:
+            KernelError: another came up, or the one that was left died on its way out.
+        """
+        with contextlib.closing(agent):
+            self._progress.say(f"{self.name}: back to {self.known_good}")
+            self._leave(agent, "known-good")
+        try:
+            self._came_up(str(self.known_good), agent).close()
+        except DiedLeavingError as error:
+            raise KernelError(error.message, hint=error.hint) from error
+        except KernelError as error:
+            # It took a power cycle, and is there all the same?
+            with contextlib.closing(self._answering(lambda _: True)) as now:
+                if now.ready["release"] != self.known_good:
+                    raise
+            self._progress.say(error.message)
+
+    def meet(self) -> None:
+        """Learn which kernel it is to run in the end.
+
+        Raises:
+            ConfigurationError: it has no such interface as hosts.yaml says.
+        """
+        agent = self.reached()
+        with contextlib.closing(agent):
+            self._mac = self._inventory(agent).get("mac")
+            state = agent.call("boot_state")
+            self.known_good = state["known_good"] if state["ours"] else agent.ready["release"]
+
+    def interface(self, agent: Agent) -> tuple[str, str]:
+        """Name and address of its interface, which was there when it was met.
+
+        Another kernel may name it otherwise: it is known by its address then.
+        """
+        try:
+            return self.config.interface, str(self._inventory(agent)["mac"])
+        except ConfigurationError as error:
+            if self._mac is not None:
+                with contextlib.suppress(ConfigurationError):
+                    found = agent.call("inventory", mac=self._mac, within_s=60)
+                    name = str(found["interface"])
+                    self._progress.say(f"{self.name}: {self.config.interface} is {name} now")
+                    return name, str(found["mac"])
+            raise InfrastructureError(
+                f"{error.message}, but there was one before",
+                hint="did the NIC fail, or has this kernel no driver for it? Its console tells",
+            ) from error
+
+    def became(self) -> KernelError | None:
+        """What it went through since its last boot; ``None``: it runs as it did."""
+        try:
+            agent = self._answering(lambda _: True)
+        except HostLostError as error:
+            return self._did_not_come_back(self.release, error)
+        with contextlib.closing(agent):
+            if agent.ready["boot_id"] == self.boot_id:
+                return None
+            return self._fell_back(self.release, agent.ready["release"])
+
+    def _inventory(self, agent: Agent) -> Any:
+        return agent.call("inventory", interface=self.config.interface, within_s=60)
+
+    def _leave(self, agent: Agent, method: str, token: str | None = None) -> None:
+        """Tell it to boot; its line is of no use any more."""
+        self._mark()
+        self._left_behind, self._token = True, token
+        self._by_firmware, self._cycled, self._under_way = method != "kexec", False, True
+        self._left_at_s = time.monotonic()
+        agent.call("boot_go", method=method)
+        self.ssh.forget()
+
+    def _mark(self) -> None:
+        self._since = self._console.position if self._console else 0
+        self._left_behind, self._own_from, self._under_way = False, None, False
+
+    def _send_console(self, agent: Agent) -> None:
+        """Netconsole is the kernel's own affair: each has to be told."""
+        if isinstance(self.config.console, NetconsoleConsole):
+            where = self.config.console.netconsole
+            agent.call(
+                "netconsole",
+                interface=where.interface,
+                address=str(where.address),
+                port=where.port,
+                within_s=60,
+            )
+
+    def _method(self, agent: Agent) -> str:
+        can = agent.call("boot_can", within_s=60)
+        wanted = self.config.boot.method
+        if wanted in ("auto", "kexec") and can["kexec"]:
+            return "kexec"
+        if wanted in ("auto", "one-shot") and can["loader"]:
+            return "one-shot"
+        why = [f"kexec: {can['kexec_why']}"] * (wanted != "one-shot")
+        why += [f"one-shot: {can['loader_why']}"] * (wanted != "kexec")
+        raise InfrastructureError(
+            f"{self.name} cannot boot a kernel once: {'; '.join(why)}",
+            hint=f"harness doctor {self.name}",
+        )
+
+    def _install(self, agent: Agent, image: Image, there: Sequence[str]) -> None:
+        """Where /boot is full, what is not needed now makes room: what no boot of this campaign
+        was of, then what was booted longest ago. It is sent again when its turn comes.
+        """
+        may_go = [one for one in there if one not in self._booted] + self._booted
+        with self._progress.task(f"{self.name}: installing {image.release}"):
+            directory = self.ssh.send(packed(image), f"{UPLOADS}/{image.release}")
+            try:
+                done = agent.call(
+                    "kernel_install",
+                    release=image.release,
+                    directory=directory,
+                    cmdline_add=self._added(),
+                    may_go=may_go,
+                    within_s=900,
+                )
+            finally:
+                self.ssh.run(["rm", "-rf", directory])
+        for release in done.get("evicted") or ():
+            self._progress.say(f"{self.name}: removed {release}, to make room in /boot")
+
+    def _added(self) -> list[str]:
+        console = self.config.boot.console
+        return [*_CMDLINE, f"console={console}"] if console else _CMDLINE
+
+    def _came_up(self, release: str, left: Agent) -> Agent:
+        before = left.ready
+        try:
+            agent = self._answering(lambda ready: ready["boot_id"] != before["boot_id"])
+        except HostLostError as error:
+            gone = self._did_not_come_back(release, error)
+            self._require_well_left(before["release"])
+            raise gone from error
+        with contextlib.ExitStack() as refused:
+            refused.callback(agent.close)
+            self._require_well_left(before["release"])
+            refused.pop_all()
+        if agent.ready["release"] != release:
+            with contextlib.closing(agent):
+                self._require_started(release, agent)
+            raise self._fell_back(release, agent.ready["release"])
+        if self._by_firmware:
+            # Up to the kernel's first word if that was seen, else to its answer.
+            firmware.keep(self.name, (self._begun_s or time.monotonic()) - self._left_at_s)
+        self._under_way = False
+        # Also where its beginning was not seen, or is forgotten in time.
+        self._own_from = self._console.position if self._console else None
+        return agent.watched_by(self.check)
+
+    def _require_well_left(self, release: str) -> None:
+        """Raise a :class:`DiedLeavingError` if ``release`` died on its way out."""
+        if death := kernel_death(self._parted()[0]):
+            raise DiedLeavingError(
+                f"{self.name}: {release} died when it was told to boot another kernel: {death}",
+                release,
+                hint=f"console: {self._console_log}",
+            )
+
+    def _require_started(self, release: str, agent: Agent) -> None:
+        """Raise an :class:`InfrastructureError` if ``release`` was not even tried."""
+        running, said, state = agent.ready["release"], self.said(), agent.call("boot_state")
+        hint = f"harness doctor {self.name} looks at its boot loader"
+        if state["one_shot_pending"] == release:
+            why = "the boot loader did not take its one-shot entry"
+        elif state["ours"]:
+            why = "another kernel was started in its place"
+        elif (
+            _BANNER in said
+            and f"{_BANNER}{release} " not in said
+            and state["one_shot_taken"] != release
+        ):
+            why = "its console does not show that it was started"
+            hint += "; or did the kernel die before its console was up?"
+        else:
+            return
+        raise InfrastructureError(
+            f"{self.name}: {release} was never booted, {running} runs: {why}", hint=hint
+        )
+
+    @property
+    def _firmware_s(self) -> float:
+        """How long the machine may take before a kernel begins, if it does not begin by kexec."""
+        known_s = self._known_firmware_s
+        return _FIRMWARE * self.config.boot.timeout_s if known_s is None else known_s
+
+    @property
+    def _known_firmware_s(self) -> float | None:
+        if self.config.boot.firmware_s is not None:
+            return float(self.config.boot.firmware_s)
+        measured_s = firmware.measured(self.name)
+        return None if measured_s is None else firmware.MARGIN * measured_s
+
+    def _late_s(self, began_s: float) -> float:
+        """When a kernel has to be up that is awaited since ``began_s``.
+
+        What its firmware takes is not the kernel's: where its console shows the kernel begin,
+        the time counts from there.
+        """
+        awaited = self._under_way and not self._cycled
+        if self._begun_s is None and awaited and self._beginning(self.said()) is not None:
+            self._begun_s = time.monotonic()
+        if self._begun_s is not None:
+            return self._begun_s + self.config.boot.timeout_s
+        return began_s + self.config.boot.timeout_s + self._allowed_s()
+
+    def _allowed_s(self) -> float:
+        """For the firmware: of a boot that was ordered, or of a reset nobody ordered, if known."""
+        if self._cycled or (self._under_way and self._by_firmware):
+            return self._firmware_s
+        return 0.0 if self._under_way else self._known_firmware_s or 0.0
+
+    def _answering(self, as_wanted: Callable[[Mapping[str, Any]], bool]) -> Agent:
+        """An agent on a host that is ``as_wanted``, within the time a boot may take.
+
+        Raises:
+            HostLostError: there is none by then.
+        """
+        began_s, self._begun_s = time.monotonic(), None
+        last: HarnessError | None = None
+        refusals = 0
+        while time.monotonic() < self._late_s(began_s):
+            try:
+                agent = self.ssh.start_agent(host=self.name, log=self._log)
+            except HostRefusedError as error:
+                last, refusals = error, refusals + 1
+                if refusals == _REFUSALS:
+                    raise
+            except HarnessError as error:  # also a system that is not yet ready
+                last = error
+            else:
+                if as_wanted(agent.ready):
+                    self._cycled = False
+                    return agent
+                agent.close()
+                last = HostLostError(f"{self.name} has not left the kernel it ran")
+            time.sleep(_ASK_AGAIN_S)
+        self._cycled = False
+        raise HostLostError(
+            f"{self.name} did not come up in {time.monotonic() - began_s:.0f} s"
+            + (f": {last.message}" if last else "")
+        )
+
+    def _did_not_come_back(self, release: str | None, lost: HostLostError) -> KernelError:
+        """Take it back by a power cycle; the error says how ``release`` ended."""
+        death = kernel_death(self.said_since_start())
+        silent = self._console is not None and self._console.silence_s > _SILENT_S
+        how = death or ("it hangs: its console is silent" if silent else "it does not answer")
+        self.cycle(lost)
+        self._answering(lambda _: True).close()
+        return KernelError(
+            f"{self.name}: {release} is gone: {how}; after a power cycle the host is back",
+            hint=f"console: {self._console_log}" if self._console else None,
+        )
+
+    def _fell_back(self, release: str | None, running: str) -> KernelError:
+        death = kernel_death(self.said_since_start())
+        if self._console is None:
+            how, hint = (
+                "it has no console",
+                f"say hosts.{self.name}.console to see the next one die",
+            )
+        else:
+            how, hint = "nothing on its console says why", f"console: {self._console_log}"
+        return KernelError(
+            f"{self.name}: {release} is gone and {running} runs: {death or how}", hint=hint
+        )

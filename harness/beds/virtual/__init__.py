@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: MIT
+"""A virtual bed: a guest with a NIC model, a namespace that loads it, the wire between them.
+
+Hides the order in which namespace, NIC model and guest come up and go down, and
+how they share this machine's CPUs so that none starves another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import images
+from harness.base import process, runtime
+from harness.base.errors import ConfigurationError, InfrastructureError
+from harness.base.progress import Progress
+from harness.beds.bed import Block, Boots, RunningBed
+from harness.beds.virtual import icache, netns, qemu
+from harness.config import Bed, MachineCpus, NetnsHost, QemuHost
+from harness.images import GuestImage, Tools
+from harness.kernels.build import Image
+
+_MODEL_START_S = 20.0
+_SOCKET_NAME_BYTES = len("nic-control")
+_NETPERF_NICE = 2
+"""Two thirds of the weight of the vCPU and of the NIC model, wherever they share a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equipment:
+    """What a virtual bed is made with; the same for every boot of a campaign."""
+
+    disk: GuestImage
+    tools: Tools
+    accelerator: str
+    icache: Path | None = None
+    """A plugin of the emulator, if that is to count instructions."""
+
+
+def equipment(
+    host: QemuHost, image: Image, progress: Progress, *, counts: bool = False
+) -> Equipment:
+    """What a virtual bed of ``host`` needs, made if it is not kept yet.
+
+    ``image`` is any kernel: the accelerator is proven by booting it. A bed that ``counts``
+    has an emulator that can count instructions.
+
+    Raises:
+        ConfigurationError: it is to count, and there is no emulator.
+    """
+    tools = images.tools(progress)
+    accelerator = qemu.accelerator_that_works(host.accelerator, image=image, tools=tools)
+    if counts and accelerator != "tcg":
+        raise ConfigurationError(
+            f"instructions are counted by an emulator, and the guest runs by {accelerator.upper()}",
+            hint="say accelerator: tcg for the dut in hosts.yaml, or leave --also icache out",
+        )
+    return Equipment(
+        disk=images.guest_image(progress),
+        tools=tools,
+        accelerator=accelerator,
+        icache=icache.plugin() if counts else None,
+    )
+
+
+@dataclass(kw_only=True)
+class VirtualBed(RunningBed):
+    """A guest and its load, up and reached."""
+
+    nic: NicModel
+    guest: qemu.Guest
+
+    def freeze(self) -> None:
+        """Stop guest and load where they are, so that another bed has the machine."""
+        self.guest.freeze()
+        self.generator.call("netperf_pause")
+
+    def thaw(self) -> None:
+        """Let both go on."""
+        self.guest.thaw()
+        self.generator.call("netperf_resume")
+
+    def nic_counters(self) -> dict[str, Any]:
+        """The model's own."""
+        return self.nic.counters()
+
+    def executed(self) -> list[Block]:
+        """What the guest did while it was counted last."""
+        return icache.blocks(self.guest.runtime)
+
+    def console(self) -> str:
+        """All that the guest wrote so far."""
+        return self.guest.console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VirtualBoots(Boots):
+    """Boots guests of one virtual bed, as many at once as are asked for."""
+
+    bed: Bed
+    equipment: Equipment
+
+    @property
+    def accelerator(self) -> str:
+        """``kvm`` or ``tcg``."""
+        return self.equipment.accelerator
+
+    def boot(
+        self,
+        image: Image,
+        directory: Path,
+        note: Callable[..., None],  # noqa: ARG002
+    ) -> AbstractContextManager[RunningBed]:
+        """A guest on ``image``; there is nothing to note, it ends with the harness."""
+        return virtual_bed(self.bed, image, self.equipment, directory)
+
+
+class NicModel:
+    """The NIC model's process and its control socket."""
+
+    def __init__(
+        self,
+        namespace: netns.Namespace,
+        *,
+        wire: str,
+        mac: str,
+        socket: Path,
+        control: Path,
+        log: Path,
+        cpu: int | None = None,
+    ) -> None:
+        """Start it in ``namespace`` on the interface ``wire``; QEMU finds it at ``socket``."""
+        command = namespace.command(
+            [
+                *([] if cpu is None else ["taskset", "-c", str(cpu)]),
+                sys.executable, "-m", "harness.nic", "--socket", str(socket),
+                "--control", str(control), "--interface", wire, "--mac", mac, "--log", str(log),
+            ]
+        )  # fmt: skip
+        self._control = control
+        self._stderr = log.with_name("nic-stderr.log")
+        with self._stderr.open("w", encoding="utf-8") as stderr:
+            self.process = process.start(
+                command,
+                hint="apt-get install util-linux",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                encoding="utf-8",
+                errors="replace",
+            )
+        assert self.process.stdout is not None
+        ready = self.process.stdout.readline()
+        if not ready:
+            self.process.wait()
+            self.check()
+
+    def check(self) -> None:
+        """Raise an :class:`InfrastructureError` if the model has ended."""
+        if self.process.poll() is not None:
+            said = self._stderr.read_text(errors="replace", encoding="utf-8")
+            raise process.failed(["python", "-m", "harness.nic"], self.process.returncode, said)
+
+    def counters(self) -> dict[str, Any]:
+        """The model's own counters, by name."""
+        return self._ask({"call": "counters"})
+
+    def _ask(self, request: dict[str, object]) -> dict[str, Any]:
+        try:
+            with socket.socket(socket.AF_UNIX) as line:
+                line.settimeout(_MODEL_START_S)
+                line.connect(str(self._control))
+                line.sendall(json.dumps(request).encode() + b"\n")
+                answer = json.loads(line.makefile().readline())
+        except (OSError, ValueError) as error:
+            self.check()
+            raise InfrastructureError(f"the NIC model does not answer: {error}") from error
+        return dict(answer.get("counters", answer))
+
+    def stop(self) -> None:
+        """End it."""
+        process.end(self.process)
+
+
+@contextmanager
+def virtual_bed(
+    bed: Bed, image: Image, equipment: Equipment, directory: Path
+) -> Iterator[VirtualBed]:
+    """Bring up ``bed`` with the dut on ``image``; on leaving nothing of it remains.
+
+    ``directory`` keeps console, logs and what the model said.
+    """
+    assert isinstance(bed.dut, QemuHost)
+    assert isinstance(bed.generator, NetnsHost)
+    cpus = machine_cpus(bed)
+    directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as up:
+        sockets = up.enter_context(runtime.directory(name_bytes=_SOCKET_NAME_BYTES))
+        namespace = netns.start(log=directory / "generator-agent.log")
+        up.callback(namespace.agent.close)
+        _yield_to_others(namespace.agent.pid)
+        model = NicModel(
+            namespace,
+            wire=netns.WIRE,
+            mac=bed.dut.nic.mac,
+            socket=sockets / "nic",
+            control=sockets / "nic-control",
+            log=directory / "nic.log",
+            cpu=cpus.model,
+        )
+        up.callback(model.stop)
+        guest = qemu.start(
+            bed.dut,
+            image=image,
+            disk=equipment.disk,
+            tools=equipment.tools,
+            accelerator=equipment.accelerator,
+            nic_socket=sockets / "nic",
+            directory=directory,
+            runtime=sockets,
+            icache_plugin=equipment.icache,
+        )
+        up.callback(guest.stop)
+
+        def watch() -> None:
+            guest.check()
+            model.check()
+
+        guest.wait_for_ssh()
+        others = sorted({cpus.model, *cpus.netperf} - {cpus.vcpus[0]}) or [cpus.model]
+        guest.pin(cpus.vcpus, others)
+        dut = guest.ssh.start_agent(host=bed.dut_name, log=directory / "dut-agent.log", watch=watch)
+        up.callback(dut.kill)
+        yield VirtualBed(
+            dut=dut,
+            generator=namespace.agent,
+            dut_interface=dut.call("inventory", mac=bed.dut.nic.mac, within_s=60)["interface"],
+            dut_mac=bed.dut.nic.mac,
+            generator_interface=netns.INTERFACE,
+            generator_mac=namespace.mac,
+            netperf_prefix=equipment.tools.netperf_prefix(),
+            netperf_cpus=list(cpus.netperf),
+            netperf_nice=_NETPERF_NICE,
+            placed={
+                "vcpu_threads": [cpus.vcpus[i % len(cpus.vcpus)] for i in range(bed.dut.vcpus)],
+                "qemu_other_threads": others,
+                "nic_model": [cpus.model],
+                "netperf": list(cpus.netperf),
+                "netperf_nice": _NETPERF_NICE,
+            },
+            nic=model,
+            guest=guest,
+        )
+
+
+def machine_cpus(bed: Bed) -> MachineCpus:
+    """Where vCPU threads, NIC model and netperf go on this machine.
+
+    The vCPU that receives gets a CPU for itself where there are three. With two, the
+    model and netperf share the second, and one stream of ten the first: it takes at
+    most two fifths of it. So the load is always more than the guest can take, or
+    the rate of a faster kernel would be the generator's.
+
+    Raises:
+        ConfigurationError: hosts.yaml names a CPU this process may not use.
+    """
+    mine = sorted(os.sched_getaffinity(0))
+    if not isinstance(bed.cpus, MachineCpus):
+        first, second, third = mine[0], mine[min(1, len(mine) - 1)], mine[min(2, len(mine) - 1)]
+        netperf = mine[3:] or [third] * 9 + [first] * (third != first and len(mine) == 2)
+        return MachineCpus(vcpus=(first, second), model=third, netperf=tuple(netperf))
+    if missing := {*bed.cpus.vcpus, bed.cpus.model, *bed.cpus.netperf} - set(mine):
+        raise ConfigurationError(
+            f"beds.{bed.name}.cpus names {sorted(missing)}, which this process may not use",
+            hint=f"it may use {mine}; or say cpus: auto",
+        )
+    return bed.cpus
+
+
+def _yield_to_others(pid: int) -> None:
+    """Let the session of ``pid`` run after others: nice values count only within a session."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(_NETPERF_NICE), encoding="utf-8")

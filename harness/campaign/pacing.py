@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""How many packets a second a receiver takes, of which paced loads are shares.
+
+All boots of a block get the same loads, or what they cost could not be compared. Where
+they are up together, the slowest of them tells, so that the largest share is below what
+each takes. Where they are up one after the other, the slowest boot of the bed's first
+block tells, in all later blocks; within the first it is the boot that came first.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import plan
+from harness.results import samples, saturation
+from harness.results.counted import Delta
+
+FIRST_PPS = 40_000
+"""Where a search begins that has nothing to begin with."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Packets a second at IP, and whether the receiver was saturated by them."""
+
+    pps: float
+    saturated: bool
+
+    def paced(self, share: float) -> int:
+        """The load that is ``share`` of it."""
+        return max(1, round(share * self.pps))
+
+
+def taken(trials: Iterable[samples.Trial], cpu: int, *, holdoff_us: float = 0.0) -> Taken | None:
+    """The median over a boot's timed trials, over the saturated ones if there are any."""
+    found: list[Taken] = []
+    for trial in trials:
+        if trial.kind != "timed" or trial.window is None or trial.void:
+            continue
+        start, end = trial.window.start, trial.window.end
+        delta = Delta(start, end)
+        if not delta.ip_in or delta.duration_s <= 0:
+            continue
+        judged = saturation.judge(start, end, cpus=[cpu], holdoff_us=holdoff_us)
+        found.append(Taken(delta.ip_in / delta.duration_s, judged.saturated is True))
+    chosen = [one.pps for one in found if one.saturated] or [one.pps for one in found]
+    return Taken(statistics.median(chosen), any(one.saturated for one in found)) if found else None
+
+
+def slowest(boots: Iterable[Taken | None]) -> Taken | None:
+    """Of those that are known."""
+    known = [one for one in boots if one is not None]
+    return min(known, key=lambda one: one.pps, default=None)
+
+
+def kept(
+    root: Path, planned: plan.Plan, block: int, cpu: int, own: Sequence[plan.PlannedBoot]
+) -> Taken | None:
+    """What finished boots under ``root`` say for ``block``, none of ``own`` among them."""
+    bed = planned.bed_of(block)
+    others = [boot for boot in planned.boots() if planned.bed_of(boot.block) == bed]
+    others = [boot for boot in others if boot not in own]
+    for boot in _finished(root, [one for one in others if one.block == block]):
+        for trial in boot.trials:
+            if trial.paced_of_pps:
+                return Taken(trial.paced_of_pps, trial.paced_of_saturated is True)
+    before = sorted({one.block for one in others if one.block < block})
+    by_block = (
+        slowest(
+            taken(boot.trials, cpu, holdoff_us=samples.holdoff_us(boot.settings))
+            for boot in _finished(root, [one for one in others if one.block == number])
+        )
+        for number in before
+    )
+    return next((found for found in by_block if found is not None), None)
+
+
+def _finished(root: Path, boots: Iterable[plan.PlannedBoot]) -> Iterable[samples.Boot]:
+    for boot in boots:
+        path = samples.boot_directory(root, boot) / "boot.json"
+        if path.is_file() and (found := samples.read_boot(path)).outcome == "ok":
+            yield found

@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: MIT
-"""The hosts of a bed: brought up, reached, watched, and left as they were."""

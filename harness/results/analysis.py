@@ -1,0 +1,581 @@
+# SPDX-License-Identifier: MIT
+"""A whole result directory boiled down to one row a step and what may be said of it.
+
+Reads boots one after the other and keeps only their figures, so memory does not
+grow with the raw counters. An incomplete campaign gets rows and no verdict.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from harness.plan import (
+    BASELINE,
+    MIN_BLOCKS_FOR_VERDICT,
+    SINGLY_BEFORE,
+    PlannedBoot,
+    step_number,
+)
+from harness.results.figures import BootFigures, BootRead, FunctionCost, VoidTrial, median, read
+from harness.results.measures import MEASURES, RATES
+from harness.results.metrics import recorded_tolerances
+from harness.results.receive_path import LIST_RULE
+from harness.results.samples import Boot, Campaign, ResultDirectory, Stage, Trace, Void
+from harness.results.stats import Paired, Verdict, block_ratio, judge, took_turns
+
+PRIMARY = "stack_rx_pps"
+DRIVER_STAGE = "netif_receive_skb_list"
+"""Where the driver hands its list to the stack: the list length of the table."""
+LONGEST_COUNTED = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListLengths:
+    """Lengths of the lists seen at one stage, per list; ``lengths`` as in a trace."""
+
+    name: str
+    lists: int
+    packets: int
+    p50: int
+    p90: int
+    max: int
+    lengths: tuple[int, ...]
+    overflow: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """One measure of one step, and how it compares with the baseline's."""
+
+    median: float
+    """Over boots, of the median over each boot's trials."""
+    change: Paired | None
+    change_blocks: tuple[int, ...]
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnBed:
+    """One step on one of several beds."""
+
+    bed: str
+    boots: int
+    rates: dict[str, float | None]
+    change: Paired | None
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One step over all its boots."""
+
+    step: str
+    title: str | None
+    release: str | None
+    boots: tuple[BootFigures, ...]
+    rates: dict[str, float | None]
+    """Median over boots of each of :data:`RATES`; of several beds there is none."""
+    beds: tuple[OnBed, ...]
+    """The same by bed, where there are several."""
+    change: Paired | None
+    """The primary rate against the baseline's of the same block."""
+    change_blocks: tuple[int, ...]
+    verdict: Verdict | None
+    stages: tuple[ListLengths, ...]
+    ip_rcv_per_packet: float | None
+    traced_pps: float | None
+    trace_missed: int
+    drop_shares: dict[str, float]
+    """Median over boots: packets dropped there for each that reached the NIC."""
+    drop_packets: dict[str, int]
+    void_trials: int
+    measures: dict[str, Beside]
+    functions: dict[str, FunctionCost]
+    """Where the instructions of ``emulated_instructions_per_packet`` are, most first."""
+
+    @property
+    def timed_trials(self) -> int:
+        """Timed trials that count, for rates or only for what a packet costs."""
+        return sum(len(boot.trials) for boot in self.boots)
+
+    @property
+    def unsaturated_trials(self) -> int:
+        """Those of them whose rates are void: the receiver at times waited for the load."""
+        return sum(boot.unsaturated for boot in self.boots)
+
+    @property
+    def driver_lists(self) -> ListLengths | None:
+        """Lists at :data:`DRIVER_STAGE`, or ``None`` for a step that makes none."""
+        return next((stage for stage in self.stages if stage.name == DRIVER_STAGE), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """Everything a report says about a campaign."""
+
+    campaign: Campaign
+    rows: tuple[Row, ...]
+    absent: dict[str, tuple[str, ...]]
+    """Why measures that were asked for were not taken, in all trials or in some."""
+    void: tuple[VoidTrial, ...]
+    problems: tuple[str, ...]
+    """Why the campaign is incomplete; empty when it is complete."""
+    notes: tuple[str, ...]
+    """What has to be known of the campaign beside its rows."""
+    boots_done: int
+    boots_planned: int
+    settings: dict[str, Any]
+    """Of the hosts, as the first boot recorded them: before, after, restored.
+
+    Of several beds this is by bed, and so is :attr:`inventory`.
+    """
+    settings_varied: tuple[str, ...]
+    """Settings that were not the same in every boot of a bed, by dotted name."""
+    inventory: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned boot ended well, under conditions that were the same."""
+        return not self.problems
+
+    @property
+    def judged_blocks(self) -> int:
+        """Fewest blocks any step could be compared over."""
+        compared = [len(row.change_blocks) for row in self.rows if row.step != BASELINE]
+        return min(compared, default=0)
+
+    @property
+    def no_verdict(self) -> str | None:
+        """Why no step has a verdict, or ``None`` if one has."""
+        if not self.complete:
+            if self.boots_done < self.boots_planned:
+                return f"incomplete: {self.boots_done} of {self.boots_planned} boots"
+            return "; ".join(self.problems)
+        if any(row.verdict for row in self.rows):
+            return None
+        if not any(row.step == BASELINE for row in self.rows):
+            return f"step {BASELINE} was not booted: nothing to compare with"
+        if len(self.rows) < 2:
+            return f"only step {BASELINE} was booted: nothing to compare"
+        waited = sum(row.unsaturated_trials for row in self.rows)
+        if waited and self.campaign.blocks >= MIN_BLOCKS_FOR_VERDICT:
+            return (
+                f"the receiver was not saturated in {waited} of "
+                f"{sum(row.timed_trials for row in self.rows)} timed trials, whose rates are void: "
+                f"{self.judged_blocks} of {MIN_BLOCKS_FOR_VERDICT} blocks are left"
+            )
+        return (
+            "not enough boots for a verdict "
+            f"({self.judged_blocks} of {MIN_BLOCKS_FOR_VERDICT} blocks)"
+        )
+
+
+@dataclass
+class _Gathered:
+    """What has been read of one step so far."""
+
+    boots: list[BootFigures] = field(default_factory=list)
+    stages: dict[str, Stage] = field(default_factory=dict)
+    per_skb: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    missed: int = 0
+    traced_pps: list[float] = field(default_factory=list)
+    void_trials: int = 0
+    absent: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    functions: list[dict[str, FunctionCost]] = field(default_factory=list)
+
+    def add(self, boot: BootRead) -> None:
+        """One boot more of this step."""
+        self.boots.append(boot.figures)
+        self.void_trials += sum(not trial.rates_only for trial in boot.void)
+        self.functions += boot.functions
+        self.traced_pps += boot.traced_pps
+        for trace in boot.traces:
+            _add_trace(trace, self)
+        for name, why in boot.absent.items():
+            self.absent[name] |= why
+
+    def on(self, bed: str) -> list[BootFigures]:
+        """The boots of one bed."""
+        return [boot for boot in self.boots if boot.bed == bed]
+
+
+def analyse(result: ResultDirectory) -> Analysis:
+    """Read every boot of ``result`` and compare the steps.
+
+    Raises:
+        ConfigurationError: a boot of another format or campaign.
+    """
+    campaign = result.campaign
+    tolerances = recorded_tolerances(campaign)
+    gathered: dict[str, _Gathered] = {step: _Gathered() for step in campaign.steps}
+    boots: list[BootRead] = []
+    done = 0
+    first: dict[str | None, Boot] = {}
+    varied: set[str] = set()
+    for boot in result.boots():
+        if boot.outcome == "ok":
+            done += 1
+            one = first.setdefault(boot.bed, boot.model_copy(update={"trials": []}))
+            varied |= _differences(one.settings, boot.settings)
+            boots.append(read(boot, campaign, tolerances))
+    boots = _by_the_same_way(boots)
+    for found in boots:
+        gathered[found.figures.boot.step].add(found)
+    problems = (*result.problems, *_links_differ(boots))
+    complete = not problems
+    measured = [
+        name
+        for name in MEASURES
+        if any(name in boot.measures for found in gathered.values() for boot in found.boots)
+    ]
+    compared = {
+        metric: _compared(metric, campaign.steps, gathered, judged=complete)
+        for metric in (PRIMARY, *measured)
+    }
+    on_beds = {
+        bed: _compared(
+            PRIMARY,
+            campaign.steps,
+            {step: _Gathered(boots=found.on(bed)) for step, found in gathered.items()},
+            judged=complete,
+        )
+        for bed in campaign.beds
+    }
+    rows = tuple(
+        _row(
+            step,
+            campaign,
+            gathered[step],
+            compared[PRIMARY][step],
+            {name: compared[name][step] for name in measured},
+            {bed: found[step] for bed, found in on_beds.items()},
+        )
+        for step in campaign.steps
+    )
+    return Analysis(
+        campaign=campaign,
+        rows=rows,
+        absent=_absent(gathered.values()),
+        void=tuple(trial for boot in boots for trial in boot.void),
+        problems=problems,
+        notes=tuple(_notes(campaign, boots)),
+        boots_done=done,
+        boots_planned=sum(len(row) for row in campaign.order),
+        settings=_by_bed({bed: boot.settings for bed, boot in first.items()}),
+        settings_varied=tuple(sorted(varied)),
+        inventory=_by_bed({bed: boot.inventory for bed, boot in first.items()}),
+    )
+
+
+def _by_the_same_way(boots: Sequence[BootRead]) -> list[BootRead]:
+    """``boots``, those void whose packets did not go the way their step has for them.
+
+    A boot that was not traced is taken to be as the traced ones of its step on its bed. Who
+    takes packets off a list in step 6 is not seen there, but from step 7 on.
+    """
+    wrong = [one for one in boots if one.path]
+
+    def shown(one: BootRead) -> Iterable[BootRead]:
+        boot, number = one.figures.boot, step_number(one.figures.boot.step)
+        for other in wrong:
+            step = other.figures.boot.step
+            same = one.path is None and step == boot.step
+            later = number == SINGLY_BEFORE - 1 and (step_number(step) or 0) >= SINGLY_BEFORE
+            if other.figures.bed == one.figures.bed and (same or later):
+                yield other
+
+    judged = []
+    for one in boots:
+        reasons = one.path or tuple(
+            Void(
+                rule=LIST_RULE,
+                detail=f"block {other.figures.boot.block}, step {other.figures.boot.step}: "
+                f"{void.detail}",
+            )
+            for other in shown(one)
+            for void in other.path or ()
+        )
+        judged.append(one.voided(reasons[:1]) if reasons else one)
+    return judged
+
+
+def _links_differ(boots: Sequence[BootRead]) -> list[str]:
+    """A line for each bed and host whose link had not one speed in all boots."""
+    speeds: dict[tuple[str | None, str], dict[int, list[PlannedBoot]]] = {}
+    for boot in boots:
+        for role, seen in boot.link_mbps.items():
+            found = speeds.setdefault((boot.figures.bed, role), {})
+            for mbps in seen:
+                found.setdefault(mbps, []).append(boot.figures.boot)
+    lines = []
+    for (bed, role), found in speeds.items():
+        if len(found) > 1:
+            told = ", ".join(
+                f"{mbps} Mbit/s in {len(where)} boots (such as {where[0].directory})"
+                for mbps, where in sorted(found.items(), key=lambda one: -len(one[1]))
+            )
+            where = f" of bed {bed}" if bed else ""
+            lines.append(f"the link of the {role}{where} had not one speed: {told}")
+    return lines
+
+
+def _notes(campaign: Campaign, boots: Sequence[BootRead]) -> Iterable[str]:
+    """What bears on the figures and is no trial's own."""
+    pauses: dict[str | None, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for boot in boots:
+        for way, frames in boot.figures.pauses.items():
+            pauses[boot.figures.bed][way] += frames
+    for bed, ways in pauses.items():
+        told = " and ".join(f"{way} {frames:,}" for way, frames in sorted(ways.items()))
+        yield (
+            f"pause frames{f' on bed {bed}' if bed else ''} during the timed trials: the dut's "
+            f"port {told}; a sender that is paused loses nothing and looks like no drops"
+        )
+    if any("interrupts" in boot.figures.judged_by for boot in boots):
+        yield (
+            "saturation was judged by interrupts a packet, the CPU's times were not read: "
+            "moderation fools that rule"
+        )
+    if any("nothing" in boot.figures.judged_by for boot in boots):
+        yield (
+            "whether the receiver was saturated is not known of some trials: neither its CPU's "
+            "times nor interrupts were read"
+        )
+    if any(boot.unlike_loads for boot in boots):
+        yield (
+            "paced loads are shares of a rate at which the receiver was not saturated: "
+            "of the load's own"
+        )
+    for step in campaign.steps:
+        of_step = [boot for boot in boots if boot.figures.boot.step == step]
+        lacking = dict.fromkeys(name for boot in of_step for name in boot.unproven)
+        if lacking:
+            where = ", ".join(lacking)
+            yield f"step {step}: no probe was at {where}, so that lists came there is open"
+
+
+def _typical(boots: Sequence[Mapping[str, FunctionCost]]) -> dict[str, FunctionCost]:
+    """Medians over boots; a function that a boot does not name cost it nothing."""
+    nothing = FunctionCost(calls=0.0, instructions=0.0, misses=0.0)
+    names = {name for boot in boots for name in boot}
+    found = {}
+    for name in names:
+        costs = [boot.get(name, nothing) for boot in boots]
+        found[name] = FunctionCost(
+            calls=statistics.median(cost.calls for cost in costs),
+            instructions=statistics.median(cost.instructions for cost in costs),
+            misses=statistics.median(cost.misses for cost in costs),
+        )
+    return dict(sorted(found.items(), key=lambda one: (-one[1].instructions, one[0])))
+
+
+def _absent(gathered: Iterable[_Gathered]) -> dict[str, tuple[str, ...]]:
+    reasons: dict[str, set[str]] = defaultdict(set)
+    for found in gathered:
+        for name, why in found.absent.items():
+            reasons[name] |= why
+    return {name: tuple(sorted(reasons[name])) for name in MEASURES if name in reasons}
+
+
+def _add_trace(trace: Trace, into: _Gathered) -> None:
+    into.missed += trace.missed
+    for name, count in trace.per_skb.items():
+        into.per_skb[name] += count
+    for stage in trace.stages:
+        known = into.stages.get(stage.name)
+        into.stages[stage.name] = stage if known is None else _joined(known, stage)
+
+
+def _joined(one: Stage, other: Stage) -> Stage:
+    size = max(len(one.lengths), len(other.lengths))
+    lengths = [
+        (one.lengths[i] if i < len(one.lengths) else 0)
+        + (other.lengths[i] if i < len(other.lengths) else 0)
+        for i in range(size)
+    ]
+    longest = [stage.max for stage in (one, other) if stage.max is not None]
+    return Stage(
+        name=one.name,
+        function=one.function,
+        attach=one.attach,
+        calls=one.calls + other.calls,
+        packets=one.packets + other.packets,
+        lengths=lengths,
+        overflow=one.overflow + other.overflow,
+        max=max(longest, default=None),
+    )
+
+
+def list_lengths(stage: Stage) -> ListLengths | None:
+    """Percentiles over the lists of one stage; ``None`` when it saw no list.
+
+    Empty lists are left out: a poll that found nothing is no batch. A percentile
+    among lists too long to be counted exactly is given as one more than the
+    longest counted.
+    """
+    counts = np.asarray([*stage.lengths[1:], stage.overflow], dtype=np.int64)
+    lists = int(counts.sum())
+    if lists == 0:
+        return None
+    reached = np.cumsum(counts)
+    p50, p90 = (int(np.searchsorted(reached, math.ceil(q * lists))) + 1 for q in (0.5, 0.9))
+    longest = int(np.flatnonzero(counts)[-1]) + 1
+    return ListLengths(
+        name=stage.name,
+        lists=lists,
+        packets=stage.packets,
+        p50=p50,
+        p90=p90,
+        max=longest if stage.max is None else stage.max,
+        lengths=tuple(stage.lengths),
+        overflow=stage.overflow,
+    )
+
+
+_Compared = tuple[Paired | None, tuple[int, ...], Verdict | None]
+
+
+def _compared(
+    metric: str, steps: Sequence[str], gathered: dict[str, _Gathered], *, judged: bool
+) -> dict[str, _Compared]:
+    """Each step's change of ``metric``, its blocks, and a verdict where there can be one."""
+    changes = {step: _change(step, gathered, metric) for step in steps}
+    found = [(step, pair) for step in steps if step != BASELINE and (pair := changes[step][0])]
+    verdicts: dict[str, Verdict | None] = {}
+    if judged:
+        outcomes = judge([pair for _, pair in found])
+        verdicts = dict(zip((step for step, _ in found), outcomes, strict=True))
+    return {step: (*changes[step], verdicts.get(step)) for step in steps}
+
+
+def _change(
+    step: str, gathered: dict[str, _Gathered], metric: str
+) -> tuple[Paired | None, tuple[int, ...]]:
+    """Ratios of ``step`` to the baseline by block, where both have a positive value."""
+    if BASELINE not in gathered:
+        return None, ()
+    base, own = (
+        {boot.boot.block: boot for boot in gathered[name].boots} for name in (BASELINE, step)
+    )
+    found = {
+        block: block_ratio(
+            own[block].of(metric),
+            base[block].of(metric),
+            took_turns=took_turns(own[block].turns, base[block].turns),
+        )
+        for block in sorted(own.keys() & base.keys())
+    }
+    ratios = {block: ratio for block, ratio in found.items() if ratio is not None}
+    if not ratios:
+        return None, ()
+    beds = tuple(bed for block in ratios if (bed := own[block].bed))
+    return Paired(ratios=tuple(ratios.values()), beds=beds), tuple(ratios)
+
+
+def _row(
+    step: str,
+    campaign: Campaign,
+    found: _Gathered,
+    compared: _Compared,
+    measures: dict[str, _Compared],
+    on_beds: dict[str, _Compared],
+) -> Row:
+    usable = [boot for boot in found.boots if boot.trials]
+    beds = {bed: [boot for boot in usable if boot.bed == bed] for bed in on_beds}
+    seen = found.per_skb.get("tracepoint_netif_receive_skb", 0)
+    return Row(
+        step=step,
+        title=_title(campaign, step),
+        release=next((boot.release for boot in found.boots), None),
+        boots=tuple(usable),
+        rates=dict.fromkeys(RATES) if beds else _rates_over(usable),
+        beds=tuple(
+            OnBed(
+                bed=bed,
+                boots=len(boots),
+                rates=_rates_over(boots),
+                change=on_beds[bed][0],
+                verdict=on_beds[bed][2],
+            )
+            for bed, boots in beds.items()
+        ),
+        change=compared[0],
+        change_blocks=compared[1],
+        verdict=compared[2],
+        stages=tuple(
+            lengths for stage in found.stages.values() if (lengths := list_lengths(stage))
+        ),
+        ip_rcv_per_packet=found.per_skb["ip_rcv"] / seen
+        if seen and "ip_rcv" in found.per_skb
+        else None,
+        traced_pps=median(found.traced_pps),
+        trace_missed=found.missed,
+        drop_shares=_drop_shares(usable),
+        drop_packets=_drop_packets(usable),
+        void_trials=found.void_trials,
+        measures={
+            name: Beside(median=middle, change=change, change_blocks=blocks, verdict=verdict)
+            for name, (change, blocks, verdict) in measures.items()
+            if (middle := median(median(b.of(name).values()) for b in found.boots)) is not None
+        },
+        functions=_typical([costs for costs in found.functions if costs]),
+    )
+
+
+def _rates_over(boots: Sequence[BootFigures]) -> dict[str, float | None]:
+    return {name: median(boot.rates.get(name) for boot in boots) for name in RATES}
+
+
+def _by_bed(found: dict[str | None, dict[str, Any]]) -> dict[str, Any]:
+    """What is known of each bed; of the only one, without its name."""
+    if found.keys() <= {None}:
+        return found.get(None, {})
+    return {bed: about for bed, about in found.items() if bed}
+
+
+def _drop_packets(boots: Sequence[BootFigures]) -> dict[str, int]:
+    total: dict[str, int] = defaultdict(int)
+    for boot in boots:
+        for place, packets in boot.drops.items():
+            total[place] += packets
+    return {place: packets for place, packets in total.items() if packets}
+
+
+def _drop_shares(boots: Sequence[BootFigures]) -> dict[str, float]:
+    offered = [boot for boot in boots if boot.offered > 0]
+    shares = {
+        place: median(boot.drops.get(place, 0) / boot.offered for boot in offered)
+        for place in _drop_packets(offered)
+    }
+    return {place: share for place, share in shares.items() if share is not None}
+
+
+def _differences(one: Any, other: Any, name: str = "") -> set[str]:
+    """Dotted names of what is set during a run and is not the same in both."""
+    if name.rpartition(".")[2] in ("irq_affinity", "irq_effective_affinity"):
+        # Interrupts have other numbers after another boot; they come in the same order.
+        one, other = ([*each.values()] if isinstance(each, dict) else each for each in (one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {
+            found
+            for key in one.keys() | other.keys()
+            if key not in ("before", "restored")  # how a host was found is its own affair
+            for found in _differences(one.get(key), other.get(key), f"{name}.{key}".strip("."))
+        }
+    return set() if one == other else {name}
+
+
+def _title(campaign: Campaign, step: str) -> str | None:
+    """What the last patch of a step does, as its file name says."""
+    patches = campaign.variants.get(step, {}).get("patches") or []
+    if not patches:
+        return None
+    return re.sub(r"^\d+-|\.patch$", "", str(patches[-1])).replace("-", " ")

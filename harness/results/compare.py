@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""Two campaigns side by side: what each found for a step, and whether that differs.
+
+What is compared is the ratio to the baseline, which each campaign measured within
+its own blocks. Rates themselves are compared on hardware only: those of a virtual
+bed belong to the hour they were taken in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from harness.base.errors import ConfigurationError
+from harness.plan import MIN_BLOCKS_FOR_VERDICT
+from harness.report.text import percent
+from harness.results.analysis import PRIMARY
+from harness.results.stats import outcome_of, rank_sum_interval
+
+Document = dict[str, Any]
+
+SCHEMA = "receive-batching/comparison"
+VERSION = 1
+_NONE = "—"
+
+# What has to be the same for two campaigns to have measured the same thing.
+_SAME_PLAN = ("bed", "bed_kind", "accelerator", "load", "placement")
+_SAME_HOST = (
+    "cpus",
+    "cpu_model",
+    "driver",
+    "pci_id",
+    "firmware",
+    "mtu",
+    "speed_mbps",
+    "governors",
+)
+_SAME_SETTINGS = (
+    "rx_queues",
+    "coalesce",
+    "rps",
+    "xps",
+    "rings",
+    "gro",
+    "gro_flush_timeout_ns",
+    "napi_defer_hard_irqs",
+    "ntuple",
+    "cpu",
+    "governor",
+)
+
+
+def compare(one: Document, other: Document) -> Document:
+    """``other`` against ``one``, two report documents.
+
+    Raises:
+        ConfigurationError: they did not measure the same thing; it says in what they differ.
+    """
+    reasons = list(_reasons(one, other))
+    if reasons:
+        raise ConfigurationError(
+            "these campaigns cannot be compared:\n  " + "\n  ".join(reasons),
+            hint="measure again with what differs made the same",
+        )
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "campaigns": [
+            {name: side["campaign"][name] for name in ("id", "created", "kernel", "seed")}
+            for side in (one, other)
+        ],
+        "label": one["label"],
+        "steps": list(_steps(one, other)),
+    }
+
+
+def _reasons(one: Document, other: Document) -> Iterator[str]:
+    for name, side in (("first", one), ("second", other)):
+        if not side["complete"]:
+            yield (
+                f"the {name} is incomplete: {side['boots_done']} of "
+                f"{side['boots_planned']} boots are finished"
+            )
+    for name in _SAME_PLAN:
+        yield from _differs(name, one["campaign"][name], other["campaign"][name])
+    yield from _differs(
+        "turns of boots", *(bool(side["campaign"]["trial"].get("slice_s")) for side in (one, other))
+    )
+    beds = one["campaign"]["beds"] or [""]
+    if one["virtual"]:
+        for name in ("cpu_model", "host_cpus"):
+            yield from _differs(
+                f"this machine's {name}",
+                *(side["campaign"]["provenance"].get(name) for side in (one, other)),
+            )
+    for role in [f"{bed} {role}".strip() for bed in beds for role in ("dut", "generator")]:
+        hosts = [_of_role(side, "inventory").get(role, {}) for side in (one, other)]
+        yield from _common_differ(role, *({n: h[n] for n in _SAME_HOST if n in h} for h in hosts))
+        roles = [_of_role(side, "settings").get(role) or {} for side in (one, other)]
+        was = [settings.get("after") or {} for settings in roles]
+        for name in _SAME_SETTINGS:
+            yield from _differs(f"{role}: {name}", *(settings.get(name) for settings in was))
+        # Kernels know more and more of these.
+        yield from _common_differ(role, *(settings.get("sysctl") or {} for settings in was))
+        offloads = [settings.get("offloads") or {} for settings in was]
+        yield from _common_differ(role, *({n: o[n]["on"] for n in o} for o in offloads))
+    if not _common(one, other):
+        yield "no step but the baseline is in both"
+
+
+def _common_differ(role: str, one: Document, other: Document) -> Iterator[str]:
+    """In what both have."""
+    for name in sorted(one.keys() & other.keys()):
+        yield from _differs(f"{role}: {name}", one[name], other[name])
+
+
+def _of_role(side: Document, name: str) -> Document:
+    """What ``side`` has under ``name``, by role; of several beds by bed and role."""
+    if not side["campaign"]["beds"]:
+        return dict(side[name])
+    return {
+        f"{bed} {role}": found for bed, roles in side[name].items() for role, found in roles.items()
+    }
+
+
+def _differs(name: str, one: Any, other: Any) -> Iterator[str]:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in sorted(one.keys() | other.keys()):
+            yield from _differs(f"{name}.{key}", one.get(key), other.get(key))
+    elif one != other:
+        yield f"{name}: {one} and {other}"
+
+
+def _common(one: Document, other: Document) -> list[str]:
+    there = {row["step"] for row in other["rows"]}
+    return [row["step"] for row in one["rows"] if row["step"] in there - {one["baseline"]}]
+
+
+def _steps(one: Document, other: Document) -> Iterator[Document]:
+    rows = [{row["step"]: row for row in side["rows"]} for side in (one, other)]
+    for step in _common(one, other):
+        yield _step(
+            step, "ratio_to_step0", *(list(s[step]["ratio_by_block"].values()) for s in rows)
+        )
+    if not one["virtual"] and not one["campaign"]["beds"]:  # rates of unlike machines
+        for step in (one["baseline"], *_common(one, other)):
+            if all(step in side for side in rows):
+                rates = [
+                    [boot[PRIMARY] for boot in side[step]["by_boot"] if PRIMARY in boot]
+                    for side in rows
+                ]
+                yield _step(step, PRIMARY, *rates)
+
+
+def _step(step: str, metric: str, one: list[float], other: list[float]) -> Document:
+    found: Document = {
+        "step": step,
+        "metric": metric,
+        "medians": [float(np.median(side)) if side else None for side in (one, other)],
+        "blocks": [len(one), len(other)],
+        "change": None,
+        "interval": None,
+        "confidence": None,
+        "verdict": None,
+    }
+    if min(len(one), len(other)) < MIN_BLOCKS_FOR_VERDICT:
+        return found
+    estimate, low, high, confidence = rank_sum_interval(np.log(one), np.log(other))
+    return found | {
+        "change": float(np.exp(estimate)),
+        "interval": [float(np.exp(low)), float(np.exp(high))],
+        "confidence": confidence,
+        "verdict": outcome_of(low, high),
+    }
+
+
+def table(comparison: Document) -> str:
+    """For a terminal."""
+    one, other = comparison["campaigns"]
+    rows = [
+        [
+            step["step"],
+            "change over step 0" if step["metric"] == "ratio_to_step0" else "stack packets/s",
+            *(_value(step, index) for index in (0, 1)),
+            _NONE
+            if step["change"] is None
+            else f"{percent(step['change'])} ({percent(step['interval'][0])} … "
+            f"{percent(step['interval'][1])}, {step['confidence']:.0%})",
+            step["verdict"]
+            or f"not enough boots ({min(step['blocks'])} of {MIN_BLOCKS_FOR_VERDICT})",
+        ]
+        for step in comparison["steps"]
+    ]
+    headers = ["step", "of", "first", "second", "second over first", "verdict"]
+    return "\n".join(
+        [
+            f"first: {one['created']}, kernel {one['kernel']}, seed {one['seed']}",
+            f"second: {other['created']}, kernel {other['kernel']}, seed {other['seed']}",
+            comparison["label"],
+            "",
+            tabulate(rows, headers=headers, disable_numparse=True),
+        ]
+    )
+
+
+def _value(step: Document, index: int) -> str:
+    value = step["medians"][index]
+    if value is None:
+        return _NONE
+    return percent(value) if step["metric"] == "ratio_to_step0" else f"{value:,.0f}"

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: MIT
+"""Expectations for CI: one line that a finished campaign meets, misses or leaves open.
+
+An expectation has one of two forms::
+
+    step8 stack_rx_pps > 1.15x step0     a metric against another step's, by the block
+    step8 ip_rcv_per_packet < 0.01       a metric against a number
+
+The factor may be left out (``> step0``). The first form is met when all of the
+interval over blocks is on the wanted side, missed when none of it is, and open
+otherwise, so that noise neither passes nor fails a build. The second takes the
+step's figure in the report as it is. An incomplete campaign leaves all open.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from harness.base.errors import ConfigurationError, HarnessError
+from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
+from harness.results.measures import MEASURES, PACED, paced_measure
+from harness.results.stats import (
+    CONFIDENCE,
+    beds_p,
+    block_ratio,
+    holm,
+    signed_rank_interval,
+    took_turns,
+)
+
+Document = dict[str, Any]
+
+RATE_METRICS = ("stack_rx_pps", "delivered_pps", "nic_rx_pps", "cpu_ns_per_packet")
+OTHER_METRICS = (
+    "ip_rcv_per_packet",
+    "list_len_p50",
+    "list_len_p90",
+    "list_len_max",
+    "interrupts_per_packet",
+    "unsaturated_trials",
+    "void_trials",
+)
+
+_COMPARE: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
+    {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+)
+_NUMBER = r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
+_FORM = re.compile(
+    rf"""\s* step(?P<step>\w+) \s+ (?P<metric>\w+) \s* (?P<sign>>=|<=|>|<) \s*
+    (?: (?:(?P<factor>{_NUMBER})\s*x\s+)? step(?P<other>\w+) | (?P<number>{_NUMBER}) ) \s*""",
+    re.VERBOSE,
+)
+
+
+class ExpectationMissedError(HarnessError):
+    """The campaign shows that an expectation does not hold."""
+
+    exit_code = 6
+
+
+class ExpectationOpenError(HarnessError):
+    """The campaign cannot tell whether an expectation holds."""
+
+    exit_code = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """``step``'s ``metric`` on the ``sign`` side of ``bound``, times ``other``'s if given."""
+
+    text: str
+    step: str
+    metric: str
+    sign: str
+    bound: float
+    other: str | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether an expectation holds, and the figures that say so."""
+
+    expected: str
+    step: str
+    outcome: Literal["met", "missed", "open"]
+    why: str
+
+    def __str__(self) -> str:
+        return f"expected {self.expected}: {self.outcome} ({self.why})"
+
+
+def parse(text: str, steps: Sequence[str]) -> Expectation:
+    """Read one expectation about a campaign of ``steps``.
+
+    Raises:
+        ConfigurationError: it has neither form, or names a step or metric there is not.
+    """
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(
+            f"expectation {text!r} cannot be read",
+            hint="write 'step8 stack_rx_pps > 1.15x step0' or 'step8 ip_rcv_per_packet < 0.01'",
+        )
+    other = match["other"]
+    for step in (match["step"], other):
+        if step is not None and step not in steps:
+            raise ConfigurationError(
+                f"expectation {text!r} is about step {step}, which is not measured",
+                hint=f"steps of this campaign: {', '.join(steps)}",
+            )
+    compared = (*RATE_METRICS, *MEASURES)
+    metrics = compared if other is not None else (*compared, *OTHER_METRICS)
+    if match["metric"] not in metrics:
+        raise ConfigurationError(
+            f"expectation {text!r} names {match['metric']!r}, which is not to be compared so",
+            hint=f"metrics of this form: {', '.join(metrics)}",
+        )
+    if other is not None and other == match["step"]:
+        raise ConfigurationError(f"expectation {text!r} compares a step with itself")
+    bound = float(match["number"] or match["factor"] or 1.0)
+    if not np.isfinite(bound):
+        raise ConfigurationError(f"expectation {text!r:.200} names no number that can be reached")
+    if other is not None and bound <= 0:
+        raise ConfigurationError(f"expectation {text!r} has a factor of 0")
+    return Expectation(
+        text=" ".join(text.split()),
+        step=match["step"],
+        metric=match["metric"],
+        sign=match["sign"],
+        bound=bound,
+        other=other,
+    )
+
+
+def require_measured(
+    expectations: Sequence[Expectation], extras: Sequence[str], bed: str, paced_pps: int | None
+) -> None:
+    """Refuse to expect what a campaign that measures ``extras`` beside the rate cannot tell.
+
+    Raises:
+        ConfigurationError: it names the expectation, and the option that is missing.
+    """
+    for one in expectations:
+        also = MEASURES[one.metric].also if one.metric in MEASURES else None
+        if also is not None and also not in extras:
+            raise ConfigurationError(
+                f"expectation {one.text!r} is about what this run does not measure",
+                hint=f"add --also {also}",
+            )
+        require_paced(one.metric, bed, paced_pps)
+
+
+def require_paced(metric: str, bed: str, paced_pps: int | None) -> None:
+    """Refuse the CPU time of another paced load than ``bed`` has.
+
+    Raises:
+        ConfigurationError: it names those it has.
+    """
+    fixed = paced_measure(None)
+    if metric in PACED and (metric == fixed) != bool(paced_pps):
+        can = [fixed] if paced_pps else [name for name in PACED if name != fixed]
+        raise ConfigurationError(
+            f"bed {bed} does not measure {metric}",
+            hint=f"name {' or '.join(can)}, or change paced_pps of the bed in hosts.yaml",
+        )
+
+
+def check(expectation: Expectation, report: Document) -> Finding:
+    """What a report document says of ``expectation``."""
+    if not report["complete"]:
+        why = report.get("no_verdict") or "the campaign is incomplete"
+        return Finding(expectation.text, expectation.step, "open", why)
+    rows = {row["step"]: row for row in report["rows"]}
+    if expectation.other is None:
+        return _check_figure(expectation, rows[expectation.step])
+    return _check_ratio(expectation, rows[expectation.step], rows[expectation.other])
+
+
+def hold(report: Document, expectations: Sequence[Expectation]) -> list[Finding]:
+    """Hold ``report`` against ``expectations`` and write into it what became of each."""
+    findings = [check(expectation, report) for expectation in expectations]
+    findings += no_difference_in_aa(report)
+    report["expectations"] = [asdict(finding) for finding in findings]
+    return findings
+
+
+def no_difference_in_aa(report: Document) -> list[Finding]:
+    """What a comparison of the baseline with itself has to show: nothing; else no findings.
+
+    The rate stands for itself. Measures beside it are one finding, corrected for how many
+    they are.
+    """
+    if tuple(report["campaign"]["steps"]) != AA_STEPS:
+        return []
+    step = AA_STEPS[1]
+    expected = f"no difference between step {AA_STEPS[0]} and itself"
+    if not report["verdicts"]:
+        return [Finding(expected, step, "open", report["no_verdict"])]
+    [verdict] = report["verdicts"]
+    low, high = verdict["interval"]
+    found = verdict["verdict"] in ("faster", "slower") or verdict["beds_differ"]
+    finding = Finding(
+        expected,
+        step,
+        "missed" if found else "met",
+        f"{verdict['confidence']:.0%} interval {low:.3f}x to {high:.3f}x"
+        + ", but beds differ" * verdict["beds_differ"],
+    )
+    measures = next(row["measures"] for row in report["rows"] if row["step"] == step)
+    told = {name: beside["verdict"] for name, beside in measures.items() if beside["verdict"]}
+    return [finding, *([_none_differs(step, expected, told)] if told else [])]
+
+
+def _none_differs(step: str, expected: str, verdicts: dict[str, Document]) -> Finding:
+    """Whether any measure differs, by Holm's correction over all of them."""
+    corrected = holm([verdict["p_value"] for verdict in verdicts.values()])
+    name, least = min(zip(verdicts, corrected, strict=True), key=lambda one: one[1])
+    blocks = max(verdict["blocks"] for verdict in verdicts.values())
+    could_tell = len(verdicts) * 2 * 0.5**blocks < 1 - CONFIDENCE
+    return Finding(
+        f"{expected} in what was measured beside the rate",
+        step,
+        "missed" if least < 1 - CONFIDENCE else "met" if could_tell else "open",
+        f"least of {len(verdicts)} corrected p-values {least:.3f} ({name})"
+        if could_tell
+        else f"{blocks} blocks are too few to tell of {len(verdicts)} measures",
+    )
+
+
+def require(findings: Sequence[Finding]) -> None:
+    """Raise for the worst finding; nothing happens when all are met.
+
+    Raises:
+        ExpectationMissedError: at least one was missed.
+        ExpectationOpenError: none was missed and at least one is open.
+    """
+    for outcome, error in (("missed", ExpectationMissedError), ("open", ExpectationOpenError)):
+        told = [str(finding) for finding in findings if finding.outcome == outcome]
+        if told:
+            raise error("\n".join(told))
+
+
+def _figure(row: Document, metric: str) -> float | None:
+    if metric in MEASURES:
+        row, metric = row["measures"].get(metric, {}), "median"
+    figure: float | None = row.get(metric)
+    return figure
+
+
+def ratios(row: Document, other: Document, metric: str) -> list[float]:
+    """``row``'s metric over ``other``'s, one for each block in which both have it."""
+    return list(_by_block(row, other, metric).values())
+
+
+def _by_block(row: Document, other: Document, metric: str) -> dict[int, float]:
+    own, against = ({boot["block"]: boot for boot in side["by_boot"]} for side in (row, other))
+    found = {
+        block: block_ratio(
+            _trials(own[block], metric),
+            _trials(against[block], metric),
+            took_turns=took_turns(own[block]["turns"], against[block]["turns"]),
+        )
+        for block in sorted(own.keys() & against.keys())
+    }
+    return {block: ratio for block, ratio in found.items() if ratio is not None}
+
+
+def _waited(metric: str, *rows: Document) -> str:
+    """How many trials of ``rows`` are void for ``metric``, a rate, if any; behind a reason."""
+    if metric not in RATE_METRICS:
+        return ""
+    told = [
+        f"step {row['step']}: {row['unsaturated_trials']} of {row['timed_trials']}"
+        for row in rows
+        if row.get("unsaturated_trials")
+    ]
+    return f"; trials that did not saturate the receiver: {', '.join(told)}" if told else ""
+
+
+def _check_figure(expectation: Expectation, row: Document) -> Finding:
+    figure = _figure(row, expectation.metric)
+    outcome: Literal["met", "missed", "open"] = "open"
+    why = "there is no such figure for this step" + _waited(expectation.metric, row)
+    if figure is not None:
+        outcome = "met" if _COMPARE[expectation.sign](figure, expectation.bound) else "missed"
+        why = f"it is {figure:.6g}"
+    return Finding(expectation.text, expectation.step, outcome, why)
+
+
+def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Finding:
+    by_block = _by_block(row, other, expectation.metric)
+    found = list(by_block.values())
+    if len(found) < MIN_BLOCKS_FOR_VERDICT:
+        return Finding(
+            expectation.text,
+            expectation.step,
+            "open",
+            f"{len(found)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs"
+            + _waited(expectation.metric, row, other),
+        )
+    logs = np.log(found)
+    low, high, confidence = signed_rank_interval(logs)
+    ends = float(np.exp(low)), float(np.exp(high))
+    inside = [_COMPARE[expectation.sign](end, expectation.bound) for end in ends]
+    beds = {boot["block"]: boot.get("bed") for boot in row["by_boot"]}
+    where = [beds[block] for block in by_block]
+    differ = len(set(where)) > 1 and beds_p(logs, where) < 1 - CONFIDENCE
+    outcome: Literal["met", "missed", "open"] = (
+        "open" if differ else "met" if all(inside) else "open" if any(inside) else "missed"
+    )
+    return Finding(
+        expectation.text,
+        expectation.step,
+        outcome,
+        f"{confidence:.0%} interval {ends[0]:.3f}x to {ends[1]:.3f}x over {len(found)} blocks"
+        + ", but beds differ" * differ,
+    )
+
+
+def _trials(boot: Document, metric: str) -> dict[int, float]:
+    if metric in MEASURES:
+        found = boot["measures"].get(metric, {})
+    else:
+        found = {trial["index"]: trial.get(metric) for trial in boot["by_trial"]}
+    return {index: value for index, value in found.items() if value}

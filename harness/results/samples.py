@@ -1,0 +1,523 @@
+# SPDX-License-Identifier: MIT
+"""The result directory: what is in its files, how they are written and read.
+
+``campaign.json`` is written before the first boot and ``boots/*/boot.json`` when
+a boot is finished, each whole or not at all. What is missing afterwards (a boot
+that failed, a harness that was killed) makes the campaign *incomplete*, never
+unreadable. Raw counters are kept as they were read; fields not named here pass
+through untouched, so results of later versions lose nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.base.errors import ConfigurationError, HarnessError, InfrastructureError
+from harness.plan import Cell, PlannedBoot, TrialKind, boots_of
+
+CAMPAIGN_SCHEMA: Final = "receive-batching/campaign"
+BOOT_SCHEMA: Final = "receive-batching/boot"
+VERSION: Final = 1
+
+Counters = dict[str, int]
+
+
+class _Raw(BaseModel):
+    """Keeps what it does not know; a program need not name every counter."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Softnet(_Raw):
+    """One CPU's line of ``/proc/net/softnet_stat``."""
+
+    cpu: int
+    processed: int = 0
+    dropped: int = 0
+    time_squeeze: int = 0
+    received_rps: int | None = None
+    """``None``: not read, as in results of earlier versions."""
+
+
+class CpuTime(_Raw):
+    """One CPU's time since boot, in nanoseconds."""
+
+    cpu: int
+    user_ns: int = 0
+    system_ns: int = 0
+    irq_ns: int = 0
+    softirq_ns: int = 0
+    idle_ns: int = 0
+    steal_ns: int = 0
+
+
+class UdpSocket(_Raw):
+    """One bound UDP socket: its drops since it was opened and what waits in it."""
+
+    local: str = ""
+    drops: int = 0
+    queued_bytes: int = 0
+
+
+class Snapshot(_Raw):
+    """All counters of a host at one moment; every one counts up from boot."""
+
+    monotonic_ns: int
+    snmp: dict[str, Counters] = Field(default_factory=dict)
+    netstat: dict[str, Counters] = Field(default_factory=dict)
+    softnet: list[Softnet] = Field(default_factory=list)
+    nic: Counters = Field(default_factory=dict)
+    """As ``ethtool -S`` names them."""
+    link: Counters = Field(default_factory=dict)
+    """As ``struct rtnl_link_stats64`` names them."""
+    net_rx: Counters = Field(default_factory=dict)
+    """Receive softirqs by CPU (``/proc/softirqs``); empty: not read."""
+    net_rx_budget: int | None = None
+    """Packets after which a receive softirq ends (``net.core.netdev_budget``)."""
+    speed_mbps: int | None = None
+    """Of the link; not read within a window."""
+    cpu: list[CpuTime] = Field(default_factory=list)
+    throttled: Counters = Field(default_factory=dict)
+    """How often its temperature slowed each CPU down, where the CPU counts that."""
+    interrupts: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Of the interface: by line ``counts``, by CPU."""
+    processes: list[dict[str, Any]] = Field(default_factory=list)
+    """Of the load and of the agent: ``pid``, ``name``, ``last_cpu``."""
+    udp_sockets: list[UdpSocket] = Field(default_factory=list)
+
+
+class ProcessPlacement(_Raw):
+    """On which CPUs a process was seen during a window, and how often."""
+
+    pid: int
+    name: str
+    cpus: dict[str, int] = Field(default_factory=dict)
+
+
+class Placement(_Raw):
+    """Where interrupts (by line, then CPU) and processes really were."""
+
+    irq: dict[str, dict[str, int]] = Field(default_factory=dict)
+    processes: list[ProcessPlacement] = Field(default_factory=list)
+
+
+class PmuCount(_Raw):
+    """One event of a CPU's own counters, over the seconds in which it was on."""
+
+    count: float
+    on_s: float
+    running: float = 1.0
+    """Share of that time in which it had a counter; ``count`` is scaled for the rest."""
+
+
+class Pmu(_Raw):
+    """What one CPU's own counters counted over a window, and why not where they did not."""
+
+    cpu: int
+    counts: dict[str, PmuCount] = Field(default_factory=dict)
+    absent: dict[str, str] = Field(default_factory=dict)
+
+
+class Window(_Raw):
+    """A timed window: counters at both ends and what was sampled between."""
+
+    start: Snapshot
+    end: Snapshot
+    placement: Placement = Field(default_factory=Placement)
+    pmu: Pmu | None = None
+    """``None``: not asked for."""
+
+
+class Stage(_Raw):
+    """Lists seen at one function: ``lengths[i]`` lists of exactly ``i`` packets."""
+
+    name: str
+    function: str | None = None
+    attach: str | None = None
+    calls: int = 0
+    packets: int = 0
+    lengths: list[int] = Field(default_factory=list)
+    overflow: int = 0
+    min: int | None = None
+    max: int | None = None
+
+
+class Trace(_Raw):
+    """What the probes counted in one traced trial."""
+
+    duration_s: float
+    stages: list[Stage] = Field(default_factory=list)
+    per_skb: Counters = Field(default_factory=dict)
+    missed: int = 0
+    start: Snapshot | None = None
+    end: Snapshot | None = None
+
+
+class Whole(_Raw):
+    """Counters before the load began and after it ended and everything settled."""
+
+    before: Snapshot
+    after: Snapshot
+
+
+class Stream(_Raw):
+    """One netperf stream as both of its ends reported it."""
+
+    stream: int
+    status: int | None = 0
+    messages_sent: int | None = None
+    messages_received: int | None = None
+    elapsed_s: float | None = None
+
+
+class RoundTrips(_Raw):
+    """One UDP_RR test, as netperf counted it; times in µs."""
+
+    transactions_per_s: float
+    mean_us: float
+    p50_us: float
+    p90_us: float
+    p99_us: float
+
+
+class Function(_Raw):
+    """What an emulated CPU did in one function of the kernel while it was counted."""
+
+    calls: int
+    instructions: int
+    misses: int
+    """In a simulated icache."""
+
+
+class RateTried(_Raw):
+    """One rate of a search: packets sent and read over it, counted from rest to rest."""
+
+    asked_pps: float
+    offered_pps: float
+    sent: int
+    read: int
+    passed: bool
+
+
+class Void(_Raw):
+    """Why a trial does not count: a rule of the plan and what was seen."""
+
+    rule: str
+    detail: str
+
+
+class Trial(_Raw):
+    """One trial on one boot."""
+
+    kind: TrialKind
+    index: int
+    window: Window | None = None
+    trace: Trace | None = None
+    ramp: dict[str, Any] | None = None
+    """Rates seen until the load had settled, and whether it had: ``steady``."""
+    paced_pps: int | None = None
+    """What the load was held to; ``None``: not at all."""
+    paced_share: float | None = None
+    """The share of :attr:`paced_of_pps` that is; ``None``: a rate that hosts.yaml names."""
+    paced_of_pps: float | None = None
+    """What the receiver was found to take, the same for all boots of a block."""
+    paced_of_saturated: bool | None = None
+    """Was the receiver saturated when it took that?"""
+    cell: Cell | None = None
+    round_trips: RoundTrips | None = None
+    search: list[RateTried] | None = None
+    ndr_pps: float | None = None
+    functions: dict[str, Function] = Field(default_factory=dict)
+    """By name; of a trial in which an emulator counted."""
+    whole: Whole | None = None
+    """Of a trial of latency or of the highest rate: to its end, while netserver still runs."""
+    netperf: list[Stream] = Field(default_factory=list)
+    void: list[Void] = Field(default_factory=list)
+
+
+class Failure(_Raw):
+    """The error that ended a boot early."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    kind: str = Field(alias="class")
+    message: str = ""
+
+
+class Boot(_Raw):
+    """``boot.json``: one boot of one variant with its trials."""
+
+    schema_: Literal["receive-batching/boot"] = Field(default=BOOT_SCHEMA, alias="schema")
+    version: Literal[1] = VERSION
+    block: int
+    position: int
+    step: str
+    release: str | None = None
+    boot_id: str | None = None
+    bed: str | None = None
+    """Where it was booted, if the campaign has several beds."""
+    turns: str | None = None
+    """Boots of the same name here took turns; ``None``: this one had the machine alone."""
+    outcome: Literal["ok", "failed"]
+    error: Failure | None = None
+    inventory: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    placement_host: dict[str, Any] | None = None
+    trials: list[Trial] = Field(default_factory=list)
+    nic_model: dict[str, Any] | None = None
+    link_mbps: dict[str, int | None] = Field(default_factory=dict)
+    """By role, the speed of its link once it was set up; ``None``: it does not say."""
+    times_s: dict[str, float | None] = Field(default_factory=dict)
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+    def failed(self, error: HarnessError) -> Self:
+        """This boot, ended by ``error``."""
+        failure = Failure.model_validate({"class": type(error).__name__, "message": error.message})
+        return self.model_copy(update={"outcome": "failed", "error": failure})
+
+
+def holdoff_us(settings: Mapping[str, Any]) -> float:
+    """The interrupt moderation that a boot's ``settings`` set up; 0: not known."""
+    after = (settings.get("dut") or {}).get("after") or {}
+    usecs = (after.get("coalesce") or {}).get("rx_usecs")
+    return float(usecs) if isinstance(usecs, int | float) else 0.0
+
+
+class Options(_Raw):
+    """What ``harness run`` was told of where hosts, beds and kernels are, to be told it again."""
+
+    hosts: Path | None = None
+    tree: Path | None = None
+    bed: str | None = None
+    beds: tuple[str, ...] = ()
+
+
+class Campaign(_Raw):
+    """``campaign.json``: the plan, the bed and where everything came from."""
+
+    schema_: Literal["receive-batching/campaign"] = Field(default=CAMPAIGN_SCHEMA, alias="schema")
+    version: Literal[1] = VERSION
+    id: str
+    created: str
+    profile: str
+    seed: int
+    bed: str
+    bed_kind: Literal["virtual", "hardware"]
+    accelerator: str | None = None
+    steps: list[str]
+    blocks: int
+    order: list[list[str]]
+    block_beds: list[str] = Field(default_factory=list)
+    """The bed of each block, if there are several."""
+    trial: dict[str, Any] = Field(default_factory=dict)
+    load: dict[str, Any] = Field(default_factory=dict)
+    placement: dict[str, Any] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=Options)
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _each_block_has_a_bed(self) -> Self:
+        if self.block_beds and len(self.block_beds) != len(self.order):
+            raise ValueError("block_beds names no bed for each block")
+        return self
+
+    @property
+    def beds(self) -> list[str]:
+        """Of a campaign on several beds: all of them."""
+        return list(dict.fromkeys(self.block_beds))
+
+    def planned(self) -> Iterator[PlannedBoot]:
+        """Every boot of the stored order."""
+        return boots_of(self.order)
+
+
+SCHEMAS: Mapping[str, type[BaseModel]] = MappingProxyType({"campaign": Campaign, "boot": Boot})
+"""The files of a result directory."""
+
+
+def write_campaign(root: Path, campaign: Campaign) -> Path:
+    """Write ``campaign.json`` into ``root``, making the directory if need be."""
+    return _write(root / "campaign.json", campaign)
+
+
+def write_boot(root: Path, boot: Boot) -> Path:
+    """Write a finished boot into its own directory under ``root``."""
+    return _write(boot_directory(root, boot) / "boot.json", boot)
+
+
+def boot_directory(root: Path, boot: Boot | PlannedBoot) -> Path:
+    """Where a boot's file, console and NIC log are kept under ``root``."""
+    return root / "boots" / PlannedBoot(boot.block, boot.position, boot.step).directory
+
+
+def _write(path: Path, model: BaseModel) -> Path:
+    return write_atomic(path, model.model_dump_json(by_alias=True).encode())
+
+
+def write_atomic(path: Path, content: bytes) -> Path:
+    """Put ``content`` at ``path`` durably, whole or not at all.
+
+    Raises:
+        InfrastructureError: the disk is full or the directory is not writable;
+            what stood at ``path`` before still stands.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise InfrastructureError(
+            f"{path} was not written: {error.strerror or error}",
+            hint="free space or name a writable directory; what was written before is intact",
+        ) from error
+    return path
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_Model = TypeVar("_Model", Campaign, Boot)
+
+
+def read_campaign(root: Path) -> Campaign:
+    """Read ``root/campaign.json``.
+
+    Raises:
+        ConfigurationError: ``root`` holds no campaign, or one of another format.
+        InfrastructureError: the file is damaged or cannot be read.
+    """
+    path = root / "campaign.json"
+    if not path.is_file():
+        raise ConfigurationError(
+            f"{root} holds no campaign: campaign.json is missing",
+            hint="name a directory that `harness run --out DIR` wrote",
+        )
+    return _read(path, Campaign, CAMPAIGN_SCHEMA)
+
+
+def read_boot(path: Path) -> Boot:
+    """Read one ``boot.json``; errors as in :func:`read_campaign`."""
+    return _read(path, Boot, BOOT_SCHEMA)
+
+
+class _Head(BaseModel):
+    schema_: Any = Field(default=None, alias="schema")
+    version: Any = None
+
+
+def schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of one of :data:`SCHEMAS`: ``campaign.json`` or ``boot.json``."""
+    return SCHEMAS[name].model_json_schema()
+
+
+def _read(path: Path, model: type[_Model], schema: str) -> _Model:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise InfrastructureError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise InfrastructureError(
+                f"{path} is not whole JSON: {first['msg']}", hint="the file was damaged or cut off"
+            ) from error
+        _refuse_other_format(path, text, schema, error)
+        key = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise InfrastructureError(
+            f"{path}: {key}: {first['msg']}", hint=f"this is no valid {schema} version {VERSION}"
+        ) from error
+
+
+def _refuse_other_format(path: Path, text: bytes, schema: str, cause: Exception) -> None:
+    try:
+        head = _Head.model_validate_json(text)
+    except ValidationError:  # no object at all
+        head = _Head()
+    if head.schema_ != schema:
+        raise ConfigurationError(
+            f"{path} has schema {head.schema_!r}, expected {schema!r}",
+            hint="this file was not written by `harness run`",
+        ) from cause
+    if head.version != VERSION:
+        raise ConfigurationError(
+            f"{path} has version {head.version!r} of {schema}, this harness reads {VERSION}",
+            hint="read it with the harness that wrote it, or a newer one",
+        ) from cause
+
+
+@dataclass
+class ResultDirectory:
+    """A result on disk, read one boot at a time so that size does not matter."""
+
+    root: Path
+    campaign: Campaign
+    problems: list[str] = field(default_factory=list)
+    """Filled while :meth:`boots` runs: planned boots that are not there and why."""
+
+    @classmethod
+    def open(cls, root: Path) -> ResultDirectory:
+        """Read the campaign in ``root``; errors as in :func:`read_campaign`."""
+        return cls(root, read_campaign(root))
+
+    def boots(self) -> Iterator[Boot]:
+        """Every boot that can be read, in the planned order.
+
+        Raises:
+            ConfigurationError: a boot of another format or of another place in
+                the plan than its directory says.
+        """
+        self.problems.clear()
+        beds = self.campaign.block_beds
+        for planned in self.campaign.planned():
+            path = boot_directory(self.root, planned) / "boot.json"
+            if not path.is_file():
+                self.problems.append(f"{planned.directory}: not finished")
+                continue
+            try:
+                boot = read_boot(path)
+            except InfrastructureError as error:
+                self.problems.append(f"{planned.directory}: {error.message}")
+                continue
+            if PlannedBoot(boot.block, boot.position, boot.step) != planned:
+                raise ConfigurationError(
+                    f"{path} is of block {boot.block}, position {boot.position}, "
+                    f"step {boot.step}, not of {planned.directory}",
+                    hint="the directory was put together from several campaigns",
+                )
+            if beds and boot.bed != beds[boot.block - 1]:
+                self.problems.append(
+                    f"{planned.directory}: on bed {boot.bed}, not {beds[boot.block - 1]}"
+                )
+                continue
+            if boot.outcome != "ok":
+                why = f"{boot.error.kind}: {boot.error.message}" if boot.error else "failed"
+                self.problems.append(f"{planned.directory}: {why}")
+            yield boot

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""Whether a receiver was saturated between two readings of its counters: the one judge of that.
+
+A rate is the kernel's only while more packets come in than it takes; else it is the
+load's. Interrupts alone do not tell: with moderation there is at most one in each
+hold-off time, whatever the load. So three things have to hold, all read on the receiver:
+
+1. the interrupt's CPU was not idle (``/proc/stat``; time stolen by a hypervisor is not time
+   it had, and for a guest that is stopped with its clock no time passes);
+2. the receive queue was hardly ever empty: after each interrupt polling goes on until it
+   is, and then nothing is taken for as long as the hold-off lasts or until a packet comes;
+3. work was left over: softirqs ended with their budget used up (``time_squeeze``), the
+   NIC's ring or a CPU's backlog overflowed, or the port asked the sender to pause.
+
+The second and third are needed where a reader on the same CPU takes all time that the
+receive path leaves, which is then never idle. Readings without the CPU's times, as old
+results may be, are judged by interrupts a packet alone, and say so in :attr:`Saturation.by`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from harness.plan import VOID_RULES
+from harness.results.counted import Delta, queue_counters
+from harness.results.samples import Snapshot
+
+RULE = "unsaturated"
+LIMITS: Mapping[str, float] = VOID_RULES[RULE].tolerances
+_USUAL_BUDGET = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saturation:
+    """The judgement and the figures it rests on; ``None`` where its counters are not there."""
+
+    saturated: bool | None
+    by: Literal["cpu", "interrupts"] | None
+    """What told: the CPU's time, or interrupts a packet where that was not read."""
+    why: str
+    """One line for a report."""
+    cpu: int | None = None
+    idle_share: float | None = None
+    """Of the time the CPU had."""
+    waiting_share: float | None = None
+    """Of the time in which the receive queue was empty, at most."""
+    squeezed_share: float | None = None
+    """Of the packets that were taken in softirqs which ended with work left over."""
+    drop_share: float = 0.0
+    """Of the packets that came to the NIC: lost for want of room in its ring, or in the backlog
+    of a CPU where a driver without NAPI puts them."""
+    pauses_sent: int = 0
+
+
+def judge(
+    before: Snapshot,
+    after: Snapshot,
+    *,
+    cpus: Collection[int] = (),
+    holdoff_us: float = 0.0,
+    limits: Mapping[str, float] = LIMITS,
+) -> Saturation:
+    """Was the host saturated from ``before`` to ``after``, two answers of the agent's ``counters``?
+
+    ``cpus`` are those planned for the interrupts; without any, the one that took most packets.
+    ``holdoff_us`` is the interrupt moderation in force (``rx_usecs``). ``limits`` are the
+    tolerances of the rule ``unsaturated``, those of today if a campaign declared none.
+    """
+    delta = Delta(before, after)
+    packets = delta.ip_in or 0
+    if packets <= 0 or delta.duration_s <= 0:
+        return Saturation(saturated=None, by=None, why="no packets were counted")
+    shares = {cpu: delta.idle_share(cpu) for cpu in cpus or _busiest(delta)}
+    known = {cpu: share for cpu, share in shares.items() if share is not None}
+    if not known:
+        return _by_interrupts(delta, packets, limits)
+    cpu = max(known, key=lambda one: known[one])
+    found = Saturation(
+        saturated=True,
+        by="cpu",
+        why="",
+        cpu=cpu,
+        idle_share=known[cpu],
+        waiting_share=_waiting(delta, packets, holdoff_us),
+        squeezed_share=_squeezed(delta, known),
+        drop_share=_dropped(delta, packets),
+        pauses_sent=delta.pauses()["sent"],
+    )
+    return _judged(found, limits)
+
+
+def _judged(found: Saturation, limits: Mapping[str, float]) -> Saturation:
+    lacking = []
+    if (found.idle_share or 0.0) > limits["idle_share"]:
+        lacking.append(f"CPU {found.cpu} was idle for {found.idle_share:.1%}")
+    if (found.waiting_share or 0.0) > limits["waiting_share"]:
+        lacking.append(f"its queue was empty for up to {found.waiting_share:.1%}")
+    left_over = (
+        found.drop_share > limits["drop_share"]
+        or found.pauses_sent > 0
+        or (found.squeezed_share is None or found.squeezed_share >= limits["squeezed_share"])
+    )
+    if not left_over:
+        lacking.append(
+            f"softirqs left no work over ({found.squeezed_share:.0%} of packets in those that "
+            "did) and none was dropped for want of room"
+        )
+    why = "; ".join(lacking) or f"CPU {found.cpu} was idle for {found.idle_share:.1%}"
+    return replace(found, saturated=not lacking, why=why)
+
+
+def _by_interrupts(delta: Delta, packets: int, limits: Mapping[str, float]) -> Saturation:
+    interrupts = delta.interrupts()
+    if interrupts is None:
+        return Saturation(saturated=None, by=None, why="neither CPU times nor interrupts were read")
+    share = interrupts / packets
+    return Saturation(
+        saturated=share <= limits["interrupts"],
+        by="interrupts",
+        why=f"one interrupt in {packets / interrupts:,.0f} packets (its CPU's times were not read)"
+        if interrupts
+        else "no interrupts (its CPU's times were not read)",
+    )
+
+
+def _busiest(delta: Delta) -> list[int]:
+    processed = delta.processed() or {}
+    return [max(processed, key=lambda cpu: processed[cpu])] if any(processed.values()) else []
+
+
+def _waiting(delta: Delta, packets: int, holdoff_us: float) -> float | None:
+    """At each interrupt the queue had been empty for a hold-off, or for a packet's time."""
+    interrupts = delta.interrupts()
+    if interrupts is None:
+        return None
+    counters = queue_counters(tuple(delta.after.nic))
+    queues = max(1, sum(delta.nic(name) > 0 for name in counters))
+    packet_s = queues * delta.duration_s / packets
+    return max(0, interrupts) * max(holdoff_us / 1e6, packet_s) / queues / delta.duration_s
+
+
+def _squeezed(delta: Delta, cpus: Collection[int]) -> float | None:
+    processed = delta.processed() or {}
+    taken = sum(processed.get(cpu, 0) for cpu in cpus)
+    squeezes = [delta.squeezes(cpu) for cpu in cpus]
+    known = [count for count in squeezes if count is not None]
+    if not taken or not known:
+        return None
+    budget = delta.after.net_rx_budget or _USUAL_BUDGET
+    return min(1.0, sum(known) * budget / taken)
+
+
+def _dropped(delta: Delta, packets: int) -> float:
+    lost = max(0, delta.nic_ring_drops()) + max(0, delta.softnet_dropped)
+    return lost / (packets + lost)
