@@ -7,7 +7,6 @@ the last with a bool, or a command that gets the word as its last argument and
 prints ``on`` or ``off``.
 """
 
-# ruff: noqa: ARG002  (a driver's methods are given what ours does not need)
 from __future__ import annotations
 
 import base64

@@ -9,7 +9,6 @@ are put back before the process exits.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
 import platform
@@ -43,10 +42,10 @@ from .inventory import inventory, see_own_interfaces
 from .lease import Lease
 from .load import Load
 from .load.way import Way
+from .protocol import PROTOCOL, bound
 from .settings import Settings
 from .tracing import Tracer
 
-PROTOCOL = 1
 _NO_CHARACTER = re.compile(r"(?<!\\ud[89ab][0-9a-f]{2})\\udc[89a-f][0-9a-f]")
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -255,7 +254,7 @@ def _call(calls: dict[str, Callable[..., Any]], name: str, arguments: dict[str, 
         known = ", ".join(sorted(calls))
         raise AgentError(f"no call {name!r}", kind="configuration", hint=f"calls: {known}")
     try:
-        inspect.signature(calls[name]).bind(**arguments)
+        bound(name, arguments)
     except TypeError as error:
         raise AgentError(f"{name}: {error}", kind="configuration") from error
     return calls[name](**arguments)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.base.errors import HostLostError
-from harness.beds.access.channel import Agent
+from harness.beds.access.channel import RemoteAgent
 from harness.kernels import Image
 
 _DEATH = re.compile(r"(?:Kernel panic - not syncing|BUG: |Oops: |watchdog: BUG: soft lockup).*")
@@ -38,8 +38,8 @@ class Block:
 class RunningBed:
     """Both hosts, up and reached."""
 
-    dut: Agent
-    generator: Agent
+    dut: RemoteAgent
+    generator: RemoteAgent
     dut_interface: str
     dut_mac: str
     generator_interface: str

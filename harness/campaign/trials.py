@@ -30,7 +30,7 @@ from harness.base.errors import (
 )
 from harness.base.progress import Progress
 from harness.base.write_ahead import BEGIN, END, WriteAheadLog
-from harness.beds.access.channel import Pending
+from harness.beds.access.channel import Pending, RemoteAgent
 from harness.beds.bed import Boots, RunningBed, kernel_death
 from harness.campaign import pacing, workload
 from harness.config import Bed, Load
@@ -263,9 +263,9 @@ def _others_frozen(boot: BootUnderWay, boots: Sequence[BootUnderWay]) -> Iterato
 
 def _traced(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
     dut, interface = boot.bed.dut, boot.bed.dut_interface
-    dut.call("trace_attach", interface=interface, within_s=_ATTACH_S)
+    dut.trace_attach(interface=interface)
     _alone_under_load(setup, boot, trial)
-    dut.call("trace_detach", within_s=60)
+    dut.trace_detach()
 
 
 def _alone_under_load(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
@@ -285,9 +285,7 @@ def _functions(bed: RunningBed) -> dict[str, samples.Function]:
     blocks = bed.executed()
     addresses = [block.address for block in blocks]
     found: dict[str, list[int]] = {}
-    for block, (name, offset) in zip(
-        blocks, bed.dut.call("symbols", addresses=addresses, within_s=60), strict=True
-    ):
+    for block, (name, offset) in zip(blocks, bed.dut.symbols(addresses=addresses), strict=True):
         sums = found.setdefault(name, [0, 0, 0])
         sums[0] += block.runs if offset == 0 else 0
         sums[1] += block.instructions
@@ -306,7 +304,7 @@ def _functions(bed: RunningBed) -> dict[str, samples.Function]:
 def _round_trips(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> None:
     cell, dut = plan.CELLS[trial.index], boot.bed.dut
     found: dict[str, Any] = {"kind": trial.kind, "index": trial.index, "cell": asdict(cell)}
-    before = dut.call("counters", interface=boot.bed.dut_interface)
+    before = dut.counters(interface=boot.bed.dut_interface)
     try:
         found["round_trips"] = workload.round_trips(
             setup.bed,
@@ -317,7 +315,7 @@ def _round_trips(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) -> 
         )
     except TrialVoidError as error:
         found["void"] = [{"rule": "cell-missing", "detail": error.message}]
-    after = dut.call("counters", interface=boot.bed.dut_interface)
+    after = dut.counters(interface=boot.bed.dut_interface)
     found["whole"] = {"before": before, "after": after}
     boot.kept["trials"].append(samples.Trial.model_validate(found))
 
@@ -335,7 +333,7 @@ def _highest_rate(setup: Setup, boot: BootUnderWay, trial: plan.PlannedTrial) ->
         )
         if why := workload.why_no_highest_rate(found["ndr_pps"], found["search"]):
             found["void"] = [{"rule": "rate-not-found", "detail": why}]
-        after = boot.bed.dut.call("counters", interface=boot.bed.dut_interface)
+        after = boot.bed.dut.counters(interface=boot.bed.dut_interface)
         found["whole"] = {"before": load.before, "after": after}
     list(_load_down(setup, boot.bed, load, []))
     boot.kept["trials"].append(samples.Trial.model_validate(found))
@@ -371,10 +369,9 @@ def _prepare(setup: Setup, boot: BootUnderWay) -> None:
 def _put_back(boot: BootUnderWay) -> None:
     """Restore both hosts' settings, and look whether the kernel complained."""
     bed, kept = boot.bed, boot.kept
-    bed.dut.call("netserver_stop")
+    bed.dut.netserver_stop()
     kept["settings"]["restored"] = {
-        role: agent.call("settings_restore", within_s=60)
-        for role, agent in workload.agents(bed).items()
+        role: agent.settings_restore() for role, agent in workload.agents(bed).items()
     }
     kept["nic_model"] = bed.nic_counters()
     if death := kernel_death(bed.console()):
@@ -388,7 +385,7 @@ def _with_link(agent: Any, interface: str) -> Any:
     """The inventory of a host once its link is up: a NIC that was just set up negotiates."""
     until = time.monotonic() + _LINK_S
     while True:
-        found = agent.call("inventory", interface=interface, within_s=60)
+        found = agent.inventory(interface=interface)
         if found.get("link", True) or time.monotonic() > until:
             return found
         time.sleep(_LINK_POLL_S)
@@ -446,7 +443,7 @@ def _under_load(
             if together:
                 boot.bed.freeze()
     for trial in planned:
-        pending: dict[BootUnderWay, Pending] = {}
+        pending: dict[BootUnderWay, Pending[dict[str, Any]]] = {}
         for boot, load in loads.items():
             if boot.up and not load.void:
                 with blamed(boot):
@@ -487,7 +484,7 @@ class _Load:
 
 
 def _load_up(setup: Setup, bed: RunningBed, load: _Load) -> None:
-    load.before = bed.dut.call("counters", interface=bed.dut_interface)
+    load.before = bed.dut.counters(interface=bed.dut_interface)
     workload.start_load(setup.bed, setup.load, bed, paced_pps=load.paced_pps)
     try:
         load.ramp = _ramp_up(bed, setup.load.streams)
@@ -499,22 +496,31 @@ def _call_of(trial: plan.PlannedTrial) -> str:
     return "trace" if trial.kind == "trace" else "window"
 
 
-def _open_window(setup: Setup, bed: RunningBed, trial: plan.PlannedTrial, boots: int) -> Pending:
+def _open_window(
+    setup: Setup, bed: RunningBed, trial: plan.PlannedTrial, boots: int
+) -> Pending[dict[str, Any]]:
     """Begin ``trial``, which lasts as much longer as ``boots`` share the machine."""
-    timed = {"netserver": True, "pmu_cpu": setup.bed.placement.irq_cpu}
-    if trial.kind == "icache":
-        timed["emulated"] = True
+    within_s = (trial.duration_s + 60) * boots
+    if trial.kind == "trace":
+        return bed.dut.begin(
+            RemoteAgent.trace,
+            within_s,
+            interface=bed.dut_interface,
+            duration_s=trial.duration_s,
+        )
     return bed.dut.begin(
-        _call_of(trial),
+        RemoteAgent.window,
+        within_s,
         interface=bed.dut_interface,
         duration_s=trial.duration_s,
-        within_s=(trial.duration_s + 60) * boots,
-        **({} if trial.kind == "trace" else timed),
+        netserver=True,
+        pmu_cpu=setup.bed.placement.irq_cpu,
+        emulated=trial.kind == "icache",
     )
 
 
 def _take_turns(
-    pending: Mapping[BootUnderWay, Pending],
+    pending: Mapping[BootUnderWay, Pending[dict[str, Any]]],
     slice_s: float,
     blamed: Callable[[BootUnderWay], AbstractContextManager[None]],
 ) -> None:
@@ -539,18 +545,18 @@ def _load_down(
 ) -> Iterator[samples.Trial]:
     if load.paced_pps:
         workload.pace(bed, setup.load, None)
-    bed.generator.call("netperf_end")
+    bed.generator.netperf_end()
     time.sleep(_LAST_PACKETS_S)
-    bed.dut.call("netserver_end")
+    bed.dut.netserver_end()
     shared: dict[str, Any] = {
         "void": load.void,
         "ramp": load.ramp,
         "paced_pps": load.paced_pps,
         **load.of,
     }
-    shared["netperf"] = bed.generator.call("netperf_wait", timeout_s=30, within_s=60)
+    shared["netperf"] = bed.generator.netperf_wait(timeout_s=30)
     time.sleep(_SETTLE_S)
-    after = bed.dut.call("counters", interface=bed.dut_interface)
+    after = bed.dut.counters(interface=bed.dut_interface)
     shared["whole"] = {"before": load.before, "after": after}
     for number, trial in enumerate(planned):
         result = load.measured[number] if number < len(load.measured) else {}
@@ -569,11 +575,11 @@ def _ramp_up(bed: RunningBed, streams: int) -> dict[str, Any]:
     deadline = time.monotonic() + _RAMP_S
     rates: list[float] = []
     sending = 0
-    last = bed.dut.call("counters", interface=bed.dut_interface)
+    last = bed.dut.counters(interface=bed.dut_interface)
     while time.monotonic() < deadline:
         time.sleep(_RAMP_SAMPLE_S)
-        sending = bed.generator.call("netperf_sending")["streams"]
-        now = bed.dut.call("counters", interface=bed.dut_interface)
+        sending = bed.generator.netperf_sending()["streams"]
+        now = bed.dut.counters(interface=bed.dut_interface)
         packets = now["snmp"]["Ip"]["InReceives"] - last["snmp"]["Ip"]["InReceives"]
         rates.append(packets / (now["monotonic_ns"] - last["monotonic_ns"]) * 1e9)
         last = now

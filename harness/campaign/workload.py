@@ -32,10 +32,7 @@ _NO_MODERATION = {"adaptive_rx": False, "rx_usecs": 0}
 def apply_settings(bed_config: Bed, bed: RunningBed) -> dict[str, Any]:
     """Set both hosts up as hosts.yaml says; returns by role what was and what is."""
     wanted = _settings(bed_config, bed)
-    return {
-        role: agents(bed)[role].call("settings_apply", within_s=60, **wanted[role])
-        for role in wanted
-    }
+    return {role: agents(bed)[role].settings_apply(**wanted[role]) for role in wanted}
 
 
 def require_free_way(bed: RunningBed, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -66,8 +63,7 @@ def start_load(
     if paced_pps:
         pace(bed, load, paced_pps)
     _have_netserver(bed_config, bed)
-    bed.generator.call(
-        "netperf_start",
+    bed.generator.netperf_start(
         target=str(bed_config.dut.address.ip),
         port=_PORT,
         streams=load.streams,
@@ -77,7 +73,6 @@ def start_load(
         send_buffer_bytes=_PACED_SEND_BUFFER_BYTES if paced_pps else 0,
         nice=bed.netperf_nice,
         command_prefix=bed.netperf_prefix,
-        within_s=90,
     )
 
 
@@ -110,14 +105,12 @@ def round_trips(
         )
         _have_netserver(bed_config, bed)
         return dict(
-            bed.generator.call(
-                "netperf_rr",
+            bed.generator.netperf_rr(
                 target=str(bed_config.dut.address.ip),
                 port=_PORT,
                 duration_s=duration_s,
                 cpu=bed.netperf_cpus[0] if bed.netperf_cpus else None,
                 command_prefix=bed.netperf_prefix,
-                within_s=duration_s + 60,
             )
         )
     finally:
@@ -137,10 +130,10 @@ def highest_rate(
     def passes(pps: float) -> bool:
         pace(bed, load, pps)
         sent, read = _at_rest(bed)
-        bed.generator.call("netperf_resume")
+        bed.generator.netperf_resume()
         began_s = time.monotonic()
         time.sleep(trial_s)
-        bed.generator.call("netperf_pause")
+        bed.generator.netperf_pause()
         lasted_s = time.monotonic() - began_s
         now = _at_rest(bed)
         sent, read = now[0] - sent, now[1] - read
@@ -149,7 +142,7 @@ def highest_rate(
         tried.append(row)
         return bool(row["passed"])
 
-    bed.generator.call("netperf_pause")
+    bed.generator.netperf_pause()
     return ndr.search(passes, first_pps, confirmations=NDR_CONFIRMATIONS), tried
 
 
@@ -173,26 +166,24 @@ def _lossy(row: Mapping[str, Any]) -> bool:
 
 def _have_netserver(bed_config: Bed, bed: RunningBed) -> None:
     """On the dut; one that a trial lost is not missing in the next."""
-    bed.dut.call(
-        "netserver_start",
+    bed.dut.netserver_start(
         address=str(bed_config.dut.address.ip),
         port=_PORT,
         cpu=bed_config.netserver_cpu,
-        within_s=60,
     )
 
 
 def _at_rest(bed: RunningBed) -> tuple[int, int]:
     """Packets the generator has sent and the dut's programs have read, once both are still."""
     time.sleep(_DRAIN_S)
-    sent = bed.generator.call("counters", interface=bed.generator_interface)
-    read = bed.dut.call("counters", interface=bed.dut_interface)
+    sent = bed.generator.counters(interface=bed.generator_interface)
+    read = bed.dut.counters(interface=bed.dut_interface)
     return sent["link"]["tx_packets"], read["snmp"]["Udp"]["InDatagrams"]
 
 
 def _set(bed: RunningBed, role: str, **wanted: Any) -> None:
     interface = bed.dut_interface if role == "dut" else bed.generator_interface
-    done = agents(bed)[role].call("settings_apply", interface=interface, within_s=60, **wanted)
+    done = agents(bed)[role].settings_apply(interface=interface, **wanted)
     if skipped := [f"{one['setting']}: {one['why']}" for one in done["skipped"]]:
         raise TrialVoidError("; ".join(skipped))
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from harness import config
+from harness.agent.protocol import Calls
 from harness.base.errors import ConfigurationError
-from harness.beds.machine.lease import Call, State, calls_to
+from harness.beds.machine.lease import State, agent_of
 from harness.commands import hosts_option
 
 
@@ -18,7 +19,7 @@ from harness.commands import hosts_option
 @hosts_option
 def lease(host: str, hosts_path: Path | None) -> None:
     """Show who has the machine HOST, and for how long."""
-    click.echo(State.of(host, _calls(host, hosts_path)("lease_state")))
+    click.echo(State.of(host, _agent(host, hosts_path).lease_state()))
 
 
 @click.command()
@@ -27,19 +28,19 @@ def lease(host: str, hosts_path: Path | None) -> None:
 @hosts_option
 def release(host: str, by_force: bool, hosts_path: Path | None) -> None:
     """End your own lease of the machine HOST. A campaign that has it stops."""
-    call = _calls(host, hosts_path)
-    was = State.of(host, call("lease_break" if by_force else "lease_state"))
+    agent = _agent(host, hosts_path)
+    was = State.of(host, agent.lease_break() if by_force else agent.lease_state())
     if not by_force:
         was.require_not_anothers()
     if not by_force and was.holder:
-        call("lease_free", holder=was.holder)
+        agent.lease_free(holder=was.holder)
     click.echo(f"{host}: free" + (f"; was held by {was.owner}" if was.owner else ""))
 
 
-def _calls(name: str, hosts_path: Path | None) -> Call:
+def _agent(name: str, hosts_path: Path | None) -> Calls:
     found = config.host(config.load(config.locate(hosts_path)), name)
     if not isinstance(found, config.SshHost):
         raise ConfigurationError(
             f"host {name} is of kind {found.kind}, which has no lease; expected one of kind ssh"
         )
-    return calls_to(name, found)
+    return agent_of(name, found)

@@ -163,8 +163,8 @@ def clean(name: str, hosts_path: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="rb-clean-") as scratch:
         agent = ssh.start_agent(host=name, log=Path(scratch) / "agent.log")
         with contextlib.closing(agent):
-            agent.call("boot_cancel", within_s=120)
-            gone = agent.call("kernel_remove", within_s=300)["removed"]
+            agent.boot_cancel()
+            gone = agent.kernel_remove()["removed"]
     # Only what is ours: the directory may be the cache of a harness that runs there.
     script = (
         'rm -rf -- "$2" "$1"/receive-batching-agent-*.pyz "$1"/*.part; '

@@ -33,11 +33,11 @@ def restore(name: str, end_others: bool, reboot: bool, hosts_path: Path | None) 
     with tempfile.TemporaryDirectory(prefix="rb-restore-") as scratch:
         agent = SshTarget.of(host).start_agent(host=name, log=Path(scratch) / "agent.log")
         with contextlib.closing(agent):
-            done = agent.call("settings_recover", end_others=end_others, within_s=120)
-            was = agent.call("boot_cancel", within_s=120)["was"]
-            state = agent.call("boot_state")
+            done = agent.settings_recover(end_others=end_others)
+            was = agent.boot_cancel()["was"]
+            state = agent.boot_state()
             if reboot and state["ours"]:
-                agent.call("boot_go", method="known-good")
+                agent.boot_go(method="known-good")
     restored = ", ".join(done["restored"]) or "nothing was changed"
     click.echo(f"{name}: settings put back: {restored}")
     click.echo(f"{name}: boot disarmed: {was['release'] if was else 'none was prepared'}")

@@ -15,7 +15,7 @@ import click
 from harness import config, kernels, needs, plan, tracing
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
-from harness.beds.access.channel import Agent
+from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import SshTarget
 from harness.beds.virtual import equipment, virtual_bed
 from harness.campaign import workload
@@ -105,7 +105,7 @@ def trace(
 @contextlib.contextmanager
 def _virtual(
     hosts: config.HostsFile, name: str, wanted: str, *, idle: bool
-) -> Iterator[tuple[Agent, str]]:
+) -> Iterator[tuple[RemoteAgent, str]]:
     """The guest ``name``, booted with step ``wanted``, under load unless ``idle``."""
     named = [bed for bed, entry in hosts.beds.items() if entry.dut == name]
     if not named:
@@ -128,7 +128,7 @@ def _virtual(
 
 
 @contextlib.contextmanager
-def _machine(name: str, host: config.SshHost) -> Iterator[Agent]:
+def _machine(name: str, host: config.SshHost) -> Iterator[RemoteAgent]:
     """The agent on a machine; its end detaches whatever it attached."""
     target = SshTarget.of(host)
     with tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:

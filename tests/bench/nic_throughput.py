@@ -42,7 +42,7 @@ from harness import config, kernels
 from harness.base import process
 from harness.base.errors import InfrastructureError
 from harness.base.progress import Progress
-from harness.beds.access.channel import Agent
+from harness.beds.access.channel import RemoteAgent
 from harness.beds.virtual import Equipment, NicModel, machine_cpus, netns, qemu
 from tests.bench import command, ranged, show, spread
 from tests.bench.blaster import PORT
@@ -100,7 +100,7 @@ class Nic:
 class Machine:
     """The guest with all NICs, up, and its generator."""
 
-    dut: Agent
+    dut: RemoteAgent
     namespace: netns.Namespace
     interfaces: dict[str, str]
     drivers: dict[str, str]
@@ -161,25 +161,21 @@ def machine(
         interfaces: dict[str, str] = {}
         drivers: dict[str, str] = {}
         for nic in nics:
-            found = dut.call("inventory", mac=nic.mac, within_s=60)
+            found = dut.inventory(mac=nic.mac)
             interfaces[nic.model], drivers[nic.model] = found["interface"], found["driver"]
             for _ in range(2):  # igb has no indirection table to set before it is up
-                dut.call(
-                    "settings_apply",
+                dut.settings_apply(
                     interface=found["interface"],
                     address=f"{nic.address(2)}/24",
                     peer={"address": nic.address(1), "mac": nic.sender_mac},
                     rx_queues=bed.rx_queues,
                     irq_cpu=bed.placement.irq_cpu,
                     rps=False,
-                    within_s=60,
                 )
-            namespace.agent.call(
-                "settings_apply",
+            namespace.agent.settings_apply(
                 interface=nic.sender,
                 address=f"{nic.address(1)}/24",
                 peer={"address": nic.address(2), "mac": nic.mac},
-                within_s=60,
             )
         up.enter_context(sink(guest))
         yield Machine(dut=dut, namespace=namespace, interfaces=interfaces, drivers=drivers)
@@ -233,11 +229,9 @@ def measure(at: Machine, nic: Nic, setup: Setup) -> dict[str, float]:
     """One window under load through ``nic``; rates in packets/s, shares from 0 to 1."""
     with blaster(at, nic, setup) as finish:
         time.sleep(_RAMP_S)
-        window = at.dut.call(
-            "window",
+        window = at.dut.window(
             interface=at.interfaces[nic.model],
             duration_s=setup.window_s,
-            within_s=setup.window_s + 60,
         )
         offered_pps = finish()
     time.sleep(_SETTLE_S)

@@ -131,11 +131,11 @@ def rate(at: Machine, nic: Nic, setup: Setup, thread_id: int) -> float:
     with blaster(at, nic, setup):
         time.sleep(_RAMP_S)
         start, start_s = (
-            at.dut.call("counters", interface=at.interfaces[nic.model]),
+            at.dut.counters(interface=at.interfaces[nic.model]),
             cpu_s(thread_id),
         )
         time.sleep(setup.window_s)
-        end, end_s = at.dut.call("counters", interface=at.interfaces[nic.model]), cpu_s(thread_id)
+        end, end_s = at.dut.counters(interface=at.interfaces[nic.model]), cpu_s(thread_id)
     received: int = end["snmp"]["Ip"]["InReceives"] - start["snmp"]["Ip"]["InReceives"]
     return received / (end_s - start_s)
 

@@ -49,14 +49,14 @@ def test_a_kernel_that_dies_is_told_from_a_host_that_is_lost(beds: Beds) -> None
     with pytest.raises(KernelError, match="sysrq triggered crash"), beds.up("0") as bed:
         bed.guest.ssh.run(["sudo", "sh", "-c", CRASH])
         while True:
-            bed.dut.call("counters", interface=bed.dut_interface)
+            bed.dut.counters(interface=bed.dut_interface)
     assert "Kernel panic" in (beds.directory / "console.log").read_text()
 
 
 def test_an_agent_that_is_killed_is_a_lost_host(beds: Beds) -> None:
     with pytest.raises(HostLostError, match=r"the agent (ended|was gone)"), beds.up() as bed:
         bed.guest.ssh.run(["sudo", "kill", "-9", str(bed.dut.pid)])
-        bed.dut.call("counters", interface=bed.dut_interface)
+        bed.dut.counters(interface=bed.dut_interface)
 
 
 def test_a_qemu_that_ends_and_a_model_that_ends_are_infrastructure(beds: Beds) -> None:
@@ -64,14 +64,14 @@ def test_a_qemu_that_ends_and_a_model_that_ends_are_infrastructure(beds: Beds) -
         bed.nic.check()
         os.killpg(bed.guest.process.pid, signal.SIGKILL)
         bed.guest.process.wait()
-        bed.dut.call("counters", interface=bed.dut_interface)
+        bed.dut.counters(interface=bed.dut_interface)
 
 
 def test_a_missing_netserver_names_the_package(beds: Beds) -> None:
     with beds.up() as bed:
         bed.guest.ssh.run(["sudo", "mv", "/usr/bin/netserver", "/usr/bin/netserver.away"])
         with pytest.raises(InfrastructureError, match="netserver") as caught:
-            bed.dut.call("netserver_start", address="0.0.0.0", port=12865)  # noqa: S104
+            bed.dut.netserver_start(address="0.0.0.0", port=12865)  # noqa: S104
         assert "install the package netperf" in (caught.value.hint or "")
 
 

@@ -47,7 +47,7 @@ def met(rack: Rack, tmp_path: Path) -> Iterator[Machine]:
         else:
             machine.back_to_known_good(agent)
         with contextlib.closing(machine.reached()) as last:
-            last.call("kernel_remove", within_s=300)
+            last.kernel_remove()
 
 
 def ignored(_event: str, **_: object) -> None:
@@ -85,7 +85,7 @@ def test_kernels_go_through_a_boot_that_holds_two(
     rack: Rack, built: dict[str, Image], met: Machine
 ) -> None:
     with contextlib.closing(met.reached()) as agent:
-        each_mib = agent.call("kernel_room")["each_mib"]
+        each_mib = agent.kernel_room()["each_mib"]
     # Room for the initramfs that is made beside it, too.
     leaves = 5 * each_mib << 20
     fill = f"fallocate -l $(($(df --output=avail -B1 /boot | tail -n 1) - {leaves})) /full"

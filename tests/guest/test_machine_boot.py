@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from harness import config, kernels
-from harness.beds.access.channel import Agent
+from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import UPLOADS, SshTarget
 from harness.selftest import faults
 from harness.selftest.faults import Fault
@@ -63,7 +63,7 @@ class Operator:
         return done.stdout + done.stderr
 
     @contextlib.contextmanager
-    def agent(self, log: Path) -> Iterator[Agent]:
+    def agent(self, log: Path) -> Iterator[RemoteAgent]:
         started = self.machine.ssh.start_agent(host="dut", log=log)
         with contextlib.closing(started):
             yield started
@@ -170,14 +170,14 @@ def test_one_connection_is_shared_until_it_is_forgotten(
 def _boot(operator: Operator, log: Path, release: str, method: str) -> dict[str, Any]:
     before = operator.machine.boot_id()
     with operator.agent(log) as agent:
-        agent.call("boot_prepare", release=release, method=method, within_s=120)
-        armed = agent.call("boot_state")
+        agent.boot_prepare(release=release, method=method)
+        armed = agent.boot_state()
         assert armed["default_untouched"] is True
         assert armed["one_shot_pending"] == (release if method == "one-shot" else None)
-        agent.call("boot_go", method=method)
+        agent.boot_go(method=method)
     assert operator.machine.wait_for_boot(before, within_s=LONG_S) == release
     with operator.agent(log) as agent:
-        state = agent.call("boot_state")
+        state = agent.boot_state()
     assert (state["ours"], state["missed"], state["one_shot_pending"]) == (True, None, None)
     assert state["default_untouched"] is True
     assert set(ADDED) <= set(operator.machine.run("cat", "/proc/cmdline").split())
@@ -194,12 +194,10 @@ def test_booted_once_by_the_boot_loader(
 
     machine.ssh.send(upload, f"{UPLOADS}/{release}")
     with operator.agent(log) as agent:
-        can = agent.call("boot_can")
+        can = agent.boot_can()
         assert (can["kexec"], can["loader"]) == (True, "grub"), can
         directory = f"/home/{MACHINE_USER}/{UPLOADS}/{release}"
-        agent.call(
-            "kernel_install",
-            release=release, directory=directory, cmdline_add=ADDED, within_s=900,
+        agent.kernel_install(release=release, directory=directory, cmdline_add=ADDED,
         )  # fmt: skip
     # It does not take ours for one of the distribution's.
     machine.run("sudo", "-n", "update-grub", timeout_s=300)
@@ -227,7 +225,7 @@ def test_the_fast_part_of_the_fault_suite(
 def test_nothing_is_left(operator: Operator, kernel: tuple[str, Path], tmp_path: Path) -> None:
     release, _ = kernel
     with operator.agent(tmp_path / "log") as agent:
-        agent.call("boot_prepare", release=release, method="one-shot", within_s=120)
+        agent.boot_prepare(release=release, method="one-shot")
     assert f"boot disarmed: {release}" in operator.harness("restore", "dut")
     assert f"removed: {release}" in operator.harness("hosts", "clean", "dut")
     left = files(operator.machine)
@@ -242,7 +240,7 @@ def test_what_a_killed_harness_left_is_put_back(operator: Operator, tmp_path: Pa
     up = ["cat", f"/sys/class/net/{INTERFACE}/flags"]
     flags = machine.run(*up)
     with operator.agent(tmp_path / "log") as agent:
-        agent.call("settings_apply", interface=INTERFACE, address="198.18.1.2/24", within_s=60)
+        agent.settings_apply(interface=INTERFACE, address="198.18.1.2/24")
         assert machine.run(*up) != flags
         busy = operator.harness("restore", "dut", status=3)
         assert "another agent is at work" in busy
@@ -273,7 +271,7 @@ def test_sudo_for_the_agent_alone(operator: Operator, tmp_path: Path) -> None:
     for command in (["true"], ["/usr/bin/python3", "-c", "1"], ["sh"]):
         assert machine.ssh.run(["sudo", "-n", *command]).returncode == 1
     with operator.agent(tmp_path / "log") as agent:
-        assert agent.call("inventory")["cpus"] == 2
+        assert agent.inventory()["cpus"] == 2
     assert machine.ssh.run(["test", "-w", "/usr/local/lib/receive-batching"]).returncode == 1
     told = operator.harness("hosts", "clean", "dut")
     assert "stays, root put it there: /etc/sudoers.d/receive-batching" in told

@@ -27,13 +27,13 @@ def test_rings_offloads_and_queues_of_the_model(beds: Beds) -> None:
         }
     )
     with beds.up() as bed:
-        nic = bed.dut.call("inventory", interface=bed.dut_interface)["nic"]
+        nic = bed.dut.inventory(interface=bed.dut_interface)["nic"]
         assert (nic["family"], nic["function"], nic["warnings"]) == ("ef10", "PF", [])
         assert nic["firmware"]["variant"] == "low-latency"
         assert set(nic["queue_irqs"]) == {"0", "1"}
         assert nic["port"] == 0
 
-        untouched = bed.dut.call("settings_read", interface=bed.dut_interface)
+        untouched = bed.dut.settings_read(interface=bed.dut_interface)
         assert untouched["rings"]["rx"] != 512
         assert len(set(untouched["rx_queues"]["indirection"])) == 2
         done = workload.apply_settings(asked, bed)["dut"]
@@ -49,11 +49,9 @@ def test_rings_offloads_and_queues_of_the_model(beds: Beds) -> None:
 
         workload.start_load(asked, config.Load(streams=2), bed)
         time.sleep(_SETTLED_S)
-        window = bed.dut.call(
-            "window", interface=bed.dut_interface, duration_s=2.0, pmu_cpu=0, within_s=60
-        )
-        bed.generator.call("netperf_stop")
-        bed.dut.call("netserver_stop")
+        window = bed.dut.window(interface=bed.dut_interface, duration_s=2.0, pmu_cpu=0)
+        bed.generator.netperf_stop()
+        bed.dut.netserver_stop()
         taken = {
             name: window["end"]["nic"][name] - window["start"]["nic"][name]
             for name in ("rx-0.rx_packets", "rx-1.rx_packets")
@@ -68,21 +66,21 @@ def test_rings_offloads_and_queues_of_the_model(beds: Beds) -> None:
         [why] = set(window["pmu"]["absent"].values())
         assert "no PMU" in why or "perf is not" in why
 
-        restored = bed.dut.call("settings_restore", within_s=60)
+        restored = bed.dut.settings_restore()
         assert restored["failed"] == []
         assert {"rings", "offloads", "rx_queues", "coalesce"} <= set(restored["restored"])
-        assert bed.dut.call("settings_read", interface=bed.dut_interface) == untouched
+        assert bed.dut.settings_read(interface=bed.dut_interface) == untouched
 
 
 def test_a_rule_that_the_nic_has_no_filter_for_is_skipped(beds: Beds) -> None:
     virtual = config.bed(config.load(config.locate(None)))
     asked = virtual.model_copy(update={"steering": "ntuple"})
     with beds.up() as bed:
-        untouched = bed.dut.call("settings_read", interface=bed.dut_interface)
+        untouched = bed.dut.settings_read(interface=bed.dut_interface)
         assert untouched["ntuple"] in ([], None)
         done = workload.apply_settings(asked, bed)["dut"]
         [why] = [row["why"] for row in done["skipped"] if row["setting"] == "ntuple"]
         assert why
         assert done["after"]["rx_queues"] == untouched["rx_queues"]
-        assert bed.dut.call("settings_restore", within_s=60)["failed"] == []
-        assert bed.dut.call("settings_read", interface=bed.dut_interface) == untouched
+        assert bed.dut.settings_restore()["failed"] == []
+        assert bed.dut.settings_read(interface=bed.dut_interface) == untouched

@@ -73,9 +73,9 @@ def test_a_kernel_speaks_by_netconsole(rack: Rack, tmp_path: Path) -> None:
     where = {"address": address, "port": 6666}
     with contextlib.closing(rack.dut.ssh.start_agent(host="dut", log=tmp_path / "log")) as agent:
         for _ in range(2):  # it may be on already
-            agent.call("netconsole", interface=INTERFACE, **where, within_s=60)
+            agent.netconsole(interface=INTERFACE, **where)
         with pytest.raises(ConfigurationError, match=f"{address} is reached through {INTERFACE}"):
-            agent.call("netconsole", interface="lo", **where)
+            agent.netconsole(interface="lo", **where)
     rack.dut.run("sudo", "sh", "-c", "echo '<2>seven times thirteen' > /dev/kmsg")
     deadline = time.monotonic() + 30
     heard = ""

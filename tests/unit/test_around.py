@@ -313,7 +313,7 @@ def test_a_real_firewall_is_found_and_its_command_opens_it(
     try:
         assert tried(agent, lines) == closed
         if closed:
-            found = agent.call("firewall", interface="lo")
+            found = agent.firewall(interface="lo")
             assert found["kind"] == "nftables"
             entered = [
                 "nsenter",
@@ -334,9 +334,9 @@ def test_a_real_firewall_is_found_and_its_command_opens_it(
 
 def tried(agent: Agent, _: object) -> set[str]:
     # Both are this namespace's own: the packets go by lo.
-    ports = agent.call("way_listen", address="10.9.9.2", port=12865)
-    said = agent.call("way_try", target="10.9.9.2", source="10.9.9.1", **ports)
-    heard = agent.call("way_end")
+    ports = agent.way_listen(address="10.9.9.2", port=12865)
+    said = agent.way_try(target="10.9.9.2", source="10.9.9.1", **ports)
+    heard = agent.way_end()
     assert {one for one, count in heard.items() if not count} == {one for one in said if said[one]}
     return {one for one in said if said[one]}
 

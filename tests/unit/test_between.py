@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness import config
-from harness.beds.access.channel import Agent
+from harness.beds.access.channel import RemoteAgent
 from harness.beds.machine import between
 from harness.beds.machine.doctor import Finding
 from harness.cli import cli
@@ -70,9 +70,9 @@ class Lab:
         return done.stdout
 
     def of(self, _host: config.SshHost) -> Any:
-        def start(*, host: str, log: Path) -> Agent:
+        def start(*, host: str, log: Path) -> RemoteAgent:
             command = [*self.enter[host], sys.executable, "-m", "harness.agent"]
-            return Agent(["env", f"--chdir={ROOT}", *command], host=host, log=log)
+            return RemoteAgent(["env", f"--chdir={ROOT}", *command], host=host, log=log)
 
         return SimpleNamespace(start_agent=start)
 

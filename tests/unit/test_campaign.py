@@ -21,6 +21,7 @@ from harness.campaign import run as campaign
 from harness.config import Load
 from harness.results import samples
 from tests.unit import synthetic
+from tests.unit.fake_agent import FakeAgent
 
 WINDOWS_TAKE = 3
 """Turns until a window is over."""
@@ -72,10 +73,10 @@ class Bed:
         self.host = synthetic.Host()
         self.left = 0
         self.frozen = False
-        self.dut = SimpleNamespace(
-            call=self.call, begin=self.begin, ready={"release": f"r{step}", "boot_id": None}
+        self.dut = FakeAgent(
+            self.call, opens=self.begin, ready={"release": f"r{step}", "boot_id": None}
         )
-        self.generator = SimpleNamespace(call=self.call)
+        self.generator = FakeAgent(self.call)
         self.nic_counters = dict
         self.console = str
         self.dut_interface = self.generator_interface = "eth1"
@@ -95,7 +96,7 @@ class Bed:
             return {"streams": Load().streams}
         return [] if name == "netperf_wait" else {}
 
-    def begin(self, name: str, /, *, duration_s: float, **_: Any) -> Pending:
+    def begin(self, name: str, /, *, duration_s: float, **_: Any) -> Pending[Any]:
         if self.machine.losses.get(self.step):
             self.machine.losses[self.step] -= 1
             raise HostLostError("no answer")

@@ -16,7 +16,7 @@ import pytest
 from harness import config
 from harness.base.errors import ConfigurationError, HostLostError, InfrastructureError
 from harness.beds import virtual as beds
-from harness.beds.access.channel import Agent, agent_archive, outcome, parsed
+from harness.beds.access.channel import RemoteAgent, agent_archive, outcome, parsed
 from harness.beds.virtual.qemu import kernel_death
 
 pytestmark = pytest.mark.unit
@@ -25,9 +25,9 @@ GREETING = json.dumps({"ready": {"pid": 1, "release": "6.12", "boot_id": "x"}})
 READY = f"print({GREETING!r}, flush=True); "
 
 
-def agent(tmp_path: Path, script: str) -> Agent:
+def agent(tmp_path: Path, script: str) -> RemoteAgent:
     command = [sys.executable, "-c", "import sys, time, json; " + script]
-    return Agent(command, host="here", log=tmp_path / "log", start_timeout_s=20)
+    return RemoteAgent(command, host="here", log=tmp_path / "log", start_timeout_s=20)
 
 
 def test_the_real_agent_runs_from_its_archive(tmp_path: Path) -> None:
@@ -36,13 +36,13 @@ def test_the_real_agent_runs_from_its_archive(tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     members = zipfile.ZipFile(BytesIO(content)).namelist()
     assert {"probes/receive_lists.bpf.c", "probes/kernel_types.h"} <= set(members)
-    line = Agent([sys.executable, str(tmp_path / name)], host="here", log=tmp_path / "log")
+    line = RemoteAgent([sys.executable, str(tmp_path / name)], host="here", log=tmp_path / "log")
     try:
-        assert line.call("inventory", interface="lo")["interface"] == "lo"
+        assert line.inventory(interface="lo")["interface"] == "lo"
         with pytest.raises(ConfigurationError, match="no call 'nonsense'"):
-            line.call("nonsense")
+            line.call("nonsense", {}, 30)
         with pytest.raises(ConfigurationError, match="no interface nosuch0"):
-            line.call("inventory", interface="nosuch0")
+            line.inventory(interface="nosuch0")
     finally:
         line.close()
 
@@ -50,7 +50,7 @@ def test_the_real_agent_runs_from_its_archive(tmp_path: Path) -> None:
 def test_silence_is_a_lost_host(tmp_path: Path) -> None:
     silent = agent(tmp_path, READY + "time.sleep(60)")
     with pytest.raises(HostLostError, match="no answer to counters for 1 s"):
-        silent.call("counters", within_s=1)
+        silent.counters({}, 1)
     silent.kill()
 
 
@@ -59,14 +59,14 @@ def test_an_end_is_a_lost_host_and_shows_what_was_said(tmp_path: Path) -> None:
         tmp_path, READY + "sys.stdin.readline(); print('out of coffee', file=sys.stderr)"
     )
     with pytest.raises(HostLostError, match="out of coffee"):
-        ending.call("counters")
+        ending.counters(interface="lo")
 
 
 def test_the_answer_to_a_call_that_was_interrupted_is_dropped(tmp_path: Path) -> None:
     answers = "".join(f'print(\'{{"id": {n}, "result": {n}}}\', flush=True); ' for n in (1, 2))
     slow = agent(tmp_path, READY + "sys.stdin.readline(); sys.stdin.readline(); " + answers)
-    slow.begin("counters")
-    assert slow.call("counters") == 2
+    slow.begin(RemoteAgent.counters, 30, interface="lo")
+    assert slow.counters(interface="lo") == 2
     slow.kill()
 
 
@@ -80,7 +80,7 @@ def test_garbage_is_a_lost_host(tmp_path: Path, line: str) -> None:
         tmp_path, READY + f"sys.stdin.readline(); print({line!r}, flush=True); time.sleep(9)"
     )
     with pytest.raises(HostLostError):
-        babbling.call("counters", within_s=5)
+        babbling.counters({}, 5)
     babbling.kill()
 
 
@@ -88,7 +88,7 @@ def test_garbage_is_a_lost_host(tmp_path: Path, line: str) -> None:
 def test_lines_without_end_are_no_answer(tmp_path: Path, line: str) -> None:
     endless = agent(tmp_path, READY + f"[print({line!r}) for _ in iter(int, 1)]")
     with pytest.raises(HostLostError, match="no answer to counters for 1 s"):
-        endless.call("counters", within_s=1)
+        endless.counters({}, 1)
     endless.kill()
 
 

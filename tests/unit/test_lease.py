@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from harness import config
 from harness.agent.faults import AgentError
 from harness.base.errors import HostLostError, InfrastructureError, LeaseLostError
 from harness.base.write_ahead import WriteAheadLog
+from harness.beds.access.channel import Asked
 from harness.beds.access.ssh import SshTarget
 from harness.beds.machine import lease
 from harness.cli import cli
@@ -173,6 +174,22 @@ def test_of_many_at_once_one_has_it(tmp_path: Path) -> None:
     assert [on_host.Lease(tmp_path / "lease.json").state()["holder"]] == won
 
 
+class OnHost(Asked):
+    """The agent's leases of one host of a bed."""
+
+    def __init__(self, bed: Bed, name: str) -> None:
+        self._bed, self._name = bed, name
+
+    def call(self, name: str, arguments: Mapping[str, Any], within_s: float) -> Any:
+        self._bed.asked.append((self._name, name))
+        if self._name in self._bed.cut:
+            raise HostLostError(f"{self._name}: ssh failed")
+        try:
+            return getattr(self._bed.on[self._name], name.removeprefix("lease_"))(**arguments)
+        except AgentError as error:
+            raise InfrastructureError(f"{self._name}: {error}", hint=error.hint) from error
+
+
 class Bed:
     """Hosts whose leases are those of the agent, and the line to each of which can be cut."""
 
@@ -180,22 +197,10 @@ class Bed:
         self.on = {name: on_host.Lease(tmp_path / name / "lease.json") for name in names}
         self.cut: set[str] = set()
         self.asked: list[tuple[str, str]] = []
-        self.calls = {name: self._calls_to(name) for name in names}
-
-    def _calls_to(self, name: str) -> Callable[..., Any]:
-        def call(what: str, /, **arguments: Any) -> Any:
-            self.asked.append((name, what))
-            if name in self.cut:
-                raise HostLostError(f"{name}: ssh failed")
-            try:
-                return getattr(self.on[name], what.removeprefix("lease_"))(**arguments)
-            except AgentError as error:
-                raise InfrastructureError(f"{name}: {error}", hint=error.hint) from error
-
-        return call
+        self.agents = {name: OnHost(self, name) for name in names}
 
     def leases(self, **more: Any) -> lease.Leases:
-        return lease.Leases(self.calls, campaign="c7", **more)
+        return lease.Leases(self.agents, campaign="c7", **more)
 
     def owners(self) -> list[str | None]:
         return [self.on[name].state()["owner"] for name in self.on]
@@ -293,7 +298,7 @@ def test_agents_that_are_up_are_asked_on_their_own_lines(bed: Bed) -> None:
     other = Bed(bed.on["rx"]._path.parents[1], "rx", "tx")
     with bed.leases(ttl_s=8) as held:
         time.sleep(3.5)
-        held.still_mine({"rx": other.calls["rx"]})
+        held.still_mine({"rx": other.agents["rx"]})
         assert other.asked == [("rx", "lease_refresh")]
         assert bed.asked[2:] == [("tx", "lease_refresh")]
 
@@ -355,8 +360,12 @@ def test_a_host_that_reboots_is_kept_for_so_long(bed: Bed) -> None:
 )
 def test_garbage_is_no_lease(answer: Any) -> None:
     said = {"lease_take": {}, "lease_refresh": answer, "lease_free": answer}
-    calls = {"rx": lambda what, **_: said[what]}
-    with lease.Leases(calls, campaign="c", ttl_s=1) as held:
+
+    class Garbled(Asked):
+        def call(self, name: str, arguments: Mapping[str, Any], within_s: float) -> Any:
+            return said[name]
+
+    with lease.Leases({"rx": Garbled()}, campaign="c", ttl_s=1) as held:
         until(lambda: held._lost is not None)
         with pytest.raises(LeaseLostError, match="not the state of a lease"):
             held.check()
@@ -417,13 +426,13 @@ def here_as_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.SshH
 
 
 def test_the_agent_is_asked_by_ssh(here_as_host: config.SshHost, tmp_path: Path) -> None:
-    call = lease.calls_to("rx", here_as_host)
-    assert call("lease_take", owner="me", holder="h1", ttl_s=60)["left_s"] > 50
+    agent = lease.agent_of("rx", here_as_host)
+    assert agent.lease_take(owner="me", holder="h1", ttl_s=60)["left_s"] > 50
     assert (tmp_path / "var/receive-batching/lease.json").exists()
     with pytest.raises(InfrastructureError, match=r"rx: held by me for \d+ s"):
-        call("lease_take", owner="you", holder="h2", ttl_s=60)
+        agent.lease_take(owner="you", holder="h2", ttl_s=60)
     shutil.rmtree(tmp_path / "home" / ".cache")  # the agent is sent again
-    assert call("lease_free", holder="h1") == {"freed": True}
+    assert agent.lease_free(holder="h1") == {"freed": True}
 
 
 def test_no_answer_is_a_lost_host(here_as_host: config.SshHost, tmp_path: Path) -> None:
@@ -433,14 +442,14 @@ def test_no_answer_is_a_lost_host(here_as_host: config.SshHost, tmp_path: Path) 
 
 
 def test_the_commands(here_as_host: config.SshHost) -> None:
-    call = lease.calls_to("rx", here_as_host)
+    agent = lease.agent_of("rx", here_as_host)
 
     def run(*words: str, group: tuple[str, ...] = ("hosts",)) -> tuple[str, BaseException | None]:
         done = CliRunner().invoke(cli, [*group, *words])
         return done.output, done.exception
 
     assert run("lease", "rx") == ("rx: free\n", None)
-    call("lease_take", owner="eve@lab", holder="h1", ttl_s=60, campaign="c7")
+    agent.lease_take(owner="eve@lab", holder="h1", ttl_s=60, campaign="c7")
     told, _ = run("lease", "rx")
     assert told.startswith("rx: held by eve@lab (campaign c7), for ")
     _, error = run("release", "rx")
@@ -453,7 +462,7 @@ def test_the_commands(here_as_host: config.SshHost) -> None:
     ):
         assert "held by eve@lab" in str(run(*words, group=group)[1])
     assert run("release", "rx", "--break") == ("rx: free; was held by eve@lab\n", None)
-    call("lease_take", owner=lease.owner(), holder="h1", ttl_s=60)
+    agent.lease_take(owner=lease.owner(), holder="h1", ttl_s=60)
     assert run("release", "rx") == (f"rx: free; was held by {lease.owner()}\n", None)
     assert run("release", "rx") == ("rx: free\n", None)
     assert "no host is called 'ry'" in str(run("lease", "ry")[1])

@@ -24,6 +24,7 @@ from harness.base.progress import Progress
 from harness.beds.machine import machine as machines
 from harness.beds.machine.machine import Machine
 from harness.beds.machine.machines import MachineBoots
+from tests.unit.fake_agent import FakeAgent
 
 pytestmark = pytest.mark.unit
 
@@ -55,9 +56,7 @@ class Host:
         if self.refuses:
             raise self.refuses
         ready = {"release": self.release, "boot_id": str(self.boot)}
-        agent = SimpleNamespace(ready=ready, call=self.call, close=lambda: None)
-        agent.watched_by = lambda _: agent
-        return agent
+        return FakeAgent(self.call, ready=ready)
 
     def run(self, _command: list[str]) -> None:
         if self.refuses:
@@ -299,7 +298,7 @@ class Console:
     def __init__(self, text: str) -> None:
         self._text = text
 
-    def text(self, since: int) -> str:  # noqa: ARG002
+    def text(self, since: int) -> str:
         return self._text
 
 

@@ -185,7 +185,7 @@ class Looked:
         target = SimpleNamespace(of=lambda _: SimpleNamespace(start_agent=self.start))
         monkeypatch.setattr(machines, "SshTarget", target)
 
-    def start(self, *, host: str, log: Path) -> Any:  # noqa: ARG002
+    def start(self, *, host: str, log: Path) -> Any:
         if self.lost:
             raise HostLostError(f"{host}: no answer")
         return SimpleNamespace(call=lambda name, **_: self.said(host, name), close=lambda: None)

@@ -269,7 +269,8 @@ def test_a_latin_1_terminal_without_a_home(here: Path) -> None:
 
 def test_what_goes_to_stderr_never_ends_what_is_done() -> None:
     script = (
-        "import os, sys\nfrom harness.base import terminal\nfrom harness.base.progress import Progress\n"
+        "import os, sys\nfrom harness.base import terminal\n"
+        "from harness.base.progress import Progress\n"
         "terminal.prepare()\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 2)\n"
         "with Progress(bars=False) as progress, progress.task('…'):\n    pass\nprint('through')\n"
     )

@@ -10,18 +10,19 @@ from rich.console import Console
 
 from harness import tracing
 from harness.base.errors import ConfigurationError
+from harness.beds.access.channel import Asked
 from harness.commands import trace
 
 pytestmark = pytest.mark.unit
 
 
-class ScriptedAgent:
+class ScriptedAgent(Asked):
     """Answers ``trace_read`` as the agent of a host that receives 100 packets a reading would."""
 
     def __init__(self) -> None:
         self.read = -1
 
-    def call(self, name: str, **_: object) -> Any:
+    def call(self, name: str, arguments: Any, within_s: float) -> Any:
         assert name == "trace_read"
         self.read += 1
         packets = 100 * self.read

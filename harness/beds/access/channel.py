@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The line to the agent on a host: calls and answers as JSON lines over its standard streams.
+"""The line to the agent on a host: its calls, as JSON lines over its standard streams.
 
 Hides how the agent is packed and named by its content, and how its end is told
 apart: a call the agent refuses is an error of the class it names; an agent that
@@ -9,6 +9,7 @@ ends or falls silent is a :class:`HostLostError`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -19,8 +20,10 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
+from harness.agent import protocol
+from harness.agent.protocol import Calls
 from harness.base import process, resources
 from harness.base.errors import (
     ConfigurationError,
@@ -35,6 +38,8 @@ _KINDS: dict[str, type[HarnessError]] = {
     "infrastructure": InfrastructureError,
     "void": TrialVoidError,
 }
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
 REFUSAL = "receive-batching-agent: "
 """Begins the one line of a host on which the agent cannot run, and says what it needs."""
 # Any shell and any Python 3 can read these two: nothing newer is read before they have looked.
@@ -130,17 +135,42 @@ def _harmless(value: Any) -> Any:
     return value
 
 
-class Pending:
+class Pending(Generic[_Result]):
     """A call under way. No other may be made to its agent before its result is taken."""
 
-    def __init__(self, arrived: Callable[[], bool], result: Callable[[], Any]) -> None:
+    def __init__(self, arrived: Callable[[], bool], result: Callable[[], _Result]) -> None:
         self.arrived = arrived
-        """Is the answer there? Raises what :meth:`Agent.call` does if none can come."""
+        """Is the answer there? Raises what :meth:`RemoteAgent.call` does if none can come."""
         self.result = result
-        """The answer, awaited; raises what :meth:`Agent.call` does."""
+        """The answer, awaited; raises what :meth:`RemoteAgent.call` does."""
 
 
-class Agent:
+class Asked(Calls):
+    """An agent that is asked by :meth:`call`, whichever of its methods is used."""
+
+    def call(self, name: str, arguments: Mapping[str, Any], within_s: float) -> Any:
+        """The answer to the call ``name``.
+
+        Raises:
+            HostLostError: no answer came within ``within_s`` seconds, or the agent ended.
+            HarnessError: the agent refused; the class is the one it named.
+        """
+        raise NotImplementedError
+
+
+def _asking(name: str) -> Callable[..., Any]:
+    @functools.wraps(getattr(Calls, name))
+    def ask(self: Asked, **arguments: Any) -> Any:
+        return self.call(name, arguments, protocol.limit_s(name, arguments))
+
+    return ask
+
+
+for _name in protocol.NAMES:
+    setattr(Asked, _name, _asking(_name))
+
+
+class RemoteAgent(Asked):
     """A running agent. Closing it makes the agent stop what it started and restore what it set."""
 
     def __init__(
@@ -190,20 +220,24 @@ class Agent:
         """The agent's process on its host."""
         return int(self.ready["pid"])
 
-    def call(self, name: str, /, *, within_s: float = 30.0, **args: object) -> Any:
-        """The agent's answer to ``name``.
+    def call(self, name: str, arguments: Mapping[str, Any], within_s: float) -> Any:
+        return self._begin(name, arguments, within_s).result()
 
-        Raises:
-            HostLostError: no answer came within ``within_s`` seconds, or the agent ended.
-            HarnessError: the agent refused; the class is the one it named.
-        """
-        return self.begin(name, within_s=within_s, **args).result()
+    def begin(
+        self,
+        call: Callable[Concatenate[RemoteAgent, _Args], _Result],
+        within_s: float,
+        *args: _Args.args,
+        **arguments: _Args.kwargs,
+    ) -> Pending[_Result]:
+        """Start ``call``, a method of this class, without waiting for its end."""
+        assert not args
+        return self._begin(call.__name__, arguments, within_s)
 
-    def begin(self, name: str, /, *, within_s: float = 30.0, **args: object) -> Pending:
-        """Start :meth:`call` without waiting for its end."""
+    def _begin(self, name: str, arguments: Mapping[str, Any], within_s: float) -> Pending[Any]:
         deadline = time.monotonic() + within_s
         self._number += 1
-        request = json.dumps({"id": self._number, "call": name, "args": args})
+        request = json.dumps({"id": self._number, "call": name, "args": arguments})
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(request + "\n")

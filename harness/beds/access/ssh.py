@@ -20,7 +20,7 @@ from typing import Any, Self
 from harness.base import process
 from harness.base.errors import HostLostError, HostRefusedError, InfrastructureError
 from harness.beds.access import control, hostkeys
-from harness.beds.access.channel import REFUSAL, Agent, agent_archive, outcome, parsed
+from harness.beds.access.channel import REFUSAL, Asked, RemoteAgent, agent_archive, outcome, parsed
 from harness.config import SshHost
 
 AGENT_HOME = ".cache/receive-batching"
@@ -172,7 +172,7 @@ class SshTarget:
 
     def start_agent(
         self, *, host: str, log: Path, watch: Callable[[], None] = lambda: None
-    ) -> Agent:
+    ) -> RemoteAgent:
         """Send the agent, if the host has not got this one yet, and start it as root by sudo.
 
         Raises:
@@ -180,7 +180,7 @@ class SshTarget:
             HostRefusedError: sudo does not allow it.
         """
         try:
-            return Agent(self.argv(self._agent(host)), host=host, log=log, watch=watch)
+            return RemoteAgent(self.argv(self._agent(host)), host=host, log=log, watch=watch)
         except HostLostError as error:
             said = error.message.rpartition("\n")[2].lstrip(" |")
             if said.startswith(("sudo:", REFUSAL)):
@@ -262,3 +262,14 @@ def _nobody(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
+
+
+class AgentBySsh(Asked):
+    """The agent on a host, each call by an ssh command of its own."""
+
+    def __init__(self, target: SshTarget, *, host: str) -> None:
+        self._target, self._host = target, host
+
+    def call(self, name: str, arguments: Mapping[str, object], within_s: float) -> Any:
+        """As :meth:`SshTarget.ask`."""
+        return self._target.ask(name, arguments, host=self._host, within_s=within_s)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.errors import HarnessError
-from harness.beds.access.channel import Agent
+from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import SshTarget
 from harness.beds.machine import lease
 from harness.beds.machine.doctor import Finding
@@ -32,7 +32,7 @@ def examine(bed: Bed, load: Load, *, flood: bool = False) -> Iterator[Finding]:
     """The way from generator to dut and back; with ``flood``, what comes of two seconds of load."""
     hosts = {"dut": (bed.dut_name, bed.dut), "generator": (bed.generator_name, bed.generator)}
     with contextlib.ExitStack() as up:
-        agents: dict[str, Agent] = {}
+        agents: dict[str, RemoteAgent] = {}
         try:
             scratch = Path(up.enter_context(tempfile.TemporaryDirectory(prefix="rb-doctor-")))
             for role, (name, host) in hosts.items():
@@ -51,17 +51,15 @@ def examine(bed: Bed, load: Load, *, flood: bool = False) -> Iterator[Finding]:
             )
 
 
-def _linked(bed: Bed, agents: dict[str, Agent]) -> Finding:
+def _linked(bed: Bed, agents: dict[str, RemoteAgent]) -> Finding:
     """Set both up, and see what their links came up with."""
     found = {role: _inventory(bed, role, agent) for role, agent in agents.items()}
     for role, other in (("dut", "generator"), ("generator", "dut")):
         peer = getattr(bed, other).address
-        agents[role].call(
-            "settings_apply",
+        agents[role].settings_apply(
             interface=getattr(bed, role).interface,
             address=str(getattr(bed, role).address),
             peer={"address": str(peer.ip), "mac": found[other]["mac"]},
-            within_s=60,
         )
     until = time.monotonic() + _LINK_S
     while time.monotonic() < until:
@@ -84,24 +82,22 @@ def _linked(bed: Bed, agents: dict[str, Agent]) -> Finding:
     )
 
 
-def _inventory(bed: Bed, role: str, agent: Agent) -> Any:
-    return agent.call("inventory", interface=getattr(bed, role).interface, within_s=60)
+def _inventory(bed: Bed, role: str, agent: RemoteAgent) -> Any:
+    return agent.inventory(interface=getattr(bed, role).interface)
 
 
-def way(bed: Bed, agents: dict[str, Agent]) -> Iterator[Finding]:
+def way(bed: Bed, agents: dict[str, RemoteAgent]) -> Iterator[Finding]:
     """Whether TCP and UDP, as netperf sends them, reach the dut, and its answers the generator."""
     dut, generator = agents["dut"], agents["generator"]
     assert isinstance(bed.dut, SshHost)
     assert isinstance(bed.generator, SshHost)
     target, source = str(bed.dut.address.ip), str(bed.generator.address.ip)
     try:
-        listens = dut.call("way_listen", address=target, port=_PORT)
+        listens = dut.way_listen(address=target, port=_PORT)
         ports = {"tcp": listens["tcp"], "udp": listens["udp"]}
-        said = generator.call(
-            "way_try", target=target, source=source, word=listens["word"], **ports, within_s=60
-        )
+        said = generator.way_try(target=target, source=source, word=listens["word"], **ports)
     finally:
-        heard = dut.call("way_end")
+        heard = dut.way_end()
     for protocol, what in (("tcp", "control"), ("udp", "data")):
         why, arrived = said[protocol], heard.get(protocol, 0) > 0
         yield Finding(
@@ -119,11 +115,11 @@ def _told(why: str, *, arrived: bool) -> str:
     return f"{why}; nothing came there"
 
 
-def _remedy(bed: Bed, agents: dict[str, Agent], *, arrived: bool) -> str:
+def _remedy(bed: Bed, agents: dict[str, RemoteAgent], *, arrived: bool) -> str:
     """The command that opens the direction that is closed, where a firewall is at work."""
     role = "generator" if arrived else "dut"
     name = bed.generator_name if arrived else bed.dut_name
-    found = agents[role].call("firewall", interface=getattr(bed, role).interface, within_s=30)
+    found = agents[role].firewall(interface=getattr(bed, role).interface)
     if found["opens"]:
         return f"{found['kind']} on {name} is in the way: sudo {found['opens']}"
     other = bed.dut_name if arrived else bed.generator_name
@@ -133,32 +129,27 @@ def _remedy(bed: Bed, agents: dict[str, Agent], *, arrived: bool) -> str:
     )
 
 
-def flooded(bed: Bed, load: Load, agents: dict[str, Agent]) -> Iterator[Finding]:
+def flooded(bed: Bed, load: Load, agents: dict[str, RemoteAgent]) -> Iterator[Finding]:
     """What ``load`` does in two seconds: offered, taken, interrupts a packet, is it enough?"""
     dut, generator = agents["dut"], agents["generator"]
     assert isinstance(bed.dut, SshHost)
     assert isinstance(bed.generator, SshHost)
     cpus = bed.placement.netperf_cpus
-    dut.call(
-        "netserver_start", address=str(bed.dut.address.ip), port=_PORT, cpu=bed.netserver_cpu,
-        within_s=60,
+    dut.netserver_start(address=str(bed.dut.address.ip), port=_PORT, cpu=bed.netserver_cpu,
     )  # fmt: skip
     try:
-        generator.call(
-            "netperf_start", target=str(bed.dut.address.ip), port=_PORT, streams=load.streams,
+        generator.netperf_start(target=str(bed.dut.address.ip), port=_PORT, streams=load.streams,
             message_bytes=load.message_bytes, cpus=[] if cpus == "auto" else list(cpus),
-            duration_s=60, within_s=90,
+            duration_s=60,
         )  # fmt: skip
         time.sleep(_RAMP_S)
         sends = bed.generator.interface
-        before = generator.call("counters", interface=sends)
-        window = dut.call(
-            "window", interface=bed.dut.interface, duration_s=_FLOOD_S, within_s=_FLOOD_S + 30
-        )
-        after = generator.call("counters", interface=sends)
+        before = generator.counters(interface=sends)
+        window = dut.window(interface=bed.dut.interface, duration_s=_FLOOD_S)
+        after = generator.counters(interface=sends)
     finally:
-        generator.call("netperf_stop", within_s=60)
-        dut.call("netserver_stop", within_s=60)
+        generator.netperf_stop()
+        dut.netserver_stop()
     yield judged_flood(before, after, window)
 
 

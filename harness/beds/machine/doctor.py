@@ -17,7 +17,7 @@ from typing import Literal
 
 from harness.base.errors import HarnessError
 from harness.beds.access import hostkeys
-from harness.beds.access.channel import Agent
+from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import SshTarget
 from harness.beds.machine import console, power
 from harness.config import SshHost
@@ -63,19 +63,17 @@ def _from_inside(
     name: str, host: SshHost, ssh: SshTarget, role: str, irq_cpu: int | None
 ) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="rb-doctor-") as scratch:
-        agents: list[Agent] = []
+        agents: list[RemoteAgent] = []
         started = _tried("agent", lambda: _started(ssh, name, Path(scratch) / "log", agents))
         yield started
         for agent in agents:
             with contextlib.closing(agent):
                 try:
-                    found = agent.call(
-                        "doctor",
+                    found = agent.doctor(
                         interface=host.interface,
                         role=role,
                         irq_cpu=irq_cpu,
                         now_s=time.time(),
-                        within_s=_WITHIN_S,
                     )
                 except HarnessError as error:
                     yield Finding(check="doctor", ok=False, detail=error.message, remedy=error.hint)
@@ -102,7 +100,7 @@ def _reached(ssh: SshTarget) -> str:
     return f"{done.stdout.decode(errors='replace').strip()[:60]}, in {took_s:.1f} s"
 
 
-def _started(ssh: SshTarget, name: str, log: Path, agents: list[Agent]) -> str:
+def _started(ssh: SshTarget, name: str, log: Path, agents: list[RemoteAgent]) -> str:
     agents.append(ssh.start_agent(host=name, log=log))
     return f"runs as root, python {agents[0].ready['python']}"
 

@@ -25,14 +25,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from harness import config
+from harness.agent.protocol import Calls
 from harness.base.errors import HarnessError, HostLostError, InfrastructureError, LeaseLostError
 from harness.base.write_ahead import WriteAheadLog
-from harness.beds.access.ssh import SshTarget
+from harness.beds.access.ssh import AgentBySsh, SshTarget
 
-Call = Callable[..., Any]
 """``call(name, **arguments)``: one call of an agent on the host, answered in bounded time."""
 
 TTL_S = 600.0
@@ -101,7 +101,7 @@ class Leases:
 
     def __init__(
         self,
-        calls: Mapping[str, Call],
+        agents: Mapping[str, Calls],
         *,
         campaign: str,
         holder: str | None = None,
@@ -111,13 +111,13 @@ class Leases:
         journal: WriteAheadLog | None = None,
         revive: Callable[[str, HostLostError], None] | None = None,
     ) -> None:
-        """``calls`` by host name. Who goes on with a campaign gives its ``holder`` again.
+        """``agents`` by host name. Who goes on with a campaign gives its ``holder`` again.
 
         A host that does not answer yet is waited for. If that was in vain, but by what
         ``journal`` notes it is still ours, it is waited for once more after ``revive``.
         """
         self.holder = holder or secrets.token_hex(16)
-        self._calls = calls
+        self._agents = agents
         self._campaign = campaign
         self._ttl_s = ttl_s
         self._wait_s = wait_s
@@ -138,7 +138,7 @@ class Leases:
         """
         try:
             deadline_s = _now_s() + self._wait_s
-            for host in sorted(self._calls):
+            for host in sorted(self._agents):
                 began_s = self._take(host, deadline_s)
                 self._held[host] = _Held(began_s, self._until_s(began_s, self._ttl_s), began_s)
         except BaseException:
@@ -153,8 +153,7 @@ class Leases:
         while True:
             began_s = _now_s()
             try:
-                self._calls[host](
-                    "lease_take",
+                self._agents[host].lease_take(
                     owner=owner(),
                     holder=self.holder,
                     ttl_s=self._ttl_s,
@@ -195,11 +194,10 @@ class Leases:
         if self._lost is not None:
             raise self._lost
 
-    def still_mine(self, agents: Mapping[str, Call] | None = None) -> None:
+    def still_mine(self, agents: Mapping[str, Calls] | None = None) -> None:
         """To be called before each act: refreshes what is due.
 
-        ``agents`` have no call under way (``{host: agent.call}``); a host without one is
-        asked by ssh.
+        ``agents`` have no call under way; a host without one is asked by ssh.
 
         Raises:
             LeaseLostError: from here on nothing may be done to the hosts.
@@ -241,7 +239,7 @@ class Leases:
                 return
             self._refresh_due(_DURING_ACTS, {})
 
-    def _refresh_due(self, share: float, agents: Mapping[str, Call]) -> None:
+    def _refresh_due(self, share: float, agents: Mapping[str, Calls]) -> None:
         with self._refreshing:
             for host, held in self._held.items():
                 now_s = _now_s()
@@ -250,11 +248,11 @@ class Leases:
                 if due and not held.away and not failed_just_now and self._lost is None:
                     self._refresh(host, self._ttl_s, agents.get(host))
 
-    def _refresh(self, host: str, ttl_s: float, call: Call | None = None) -> None:
+    def _refresh(self, host: str, ttl_s: float, agent: Calls | None = None) -> None:
         held = self._held[host]
         began_s = held.tried_s = _now_s()
         try:
-            answer = (call or self._calls[host])("lease_refresh", holder=self.holder, ttl_s=ttl_s)
+            answer = (agent or self._agents[host]).lease_refresh(holder=self.holder, ttl_s=ttl_s)
             found = State.of(host, answer)
         except HarnessError as error:
             held.trouble = error.message
@@ -283,7 +281,7 @@ class Leases:
         """A host that cannot be asked, or is somebody else's by now, needs no freeing."""
         for host in reversed(list(self._held)):
             with contextlib.suppress(HarnessError):
-                self._calls[host]("lease_free", holder=self.holder)
+                self._agents[host].lease_free(holder=self.holder)
                 self._note(host, 0)
         self._held.clear()
 
@@ -292,19 +290,14 @@ class Leases:
         return began_s + ttl_s * (1 - _MARGIN)
 
 
-def calls_to(name: str, host: config.SshHost) -> Call:
-    """Calls to the agent on ``host``, each by an ssh command of its own."""
-    target = SshTarget.of(host)
-
-    def call(what: str, /, **arguments: object) -> Any:
-        return target.ask(what, arguments, host=name)
-
-    return call
+def agent_of(name: str, host: config.SshHost) -> Calls:
+    """The agent on ``host``, each call by an ssh command of its own."""
+    return AgentBySsh(SshTarget.of(host), host=name)
 
 
 def asked(name: str, host: config.SshHost) -> State:
     """What ``host`` says of its lease."""
-    return State.of(name, calls_to(name, host)("lease_state"))
+    return State.of(name, agent_of(name, host).lease_state())
 
 
 def owner() -> str:

@@ -26,7 +26,7 @@ from harness.base.errors import (
     KernelError,
 )
 from harness.base.progress import Progress
-from harness.beds.access.channel import Agent
+from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import UPLOADS, SshTarget
 from harness.beds.bed import kernel_death
 from harness.beds.machine import console, firmware, power
@@ -146,7 +146,7 @@ class Machine:
                 f"{self.name}: the kernel died: {death}", hint=f"console: {self._console_log}"
             )
 
-    def reached(self) -> Agent:
+    def reached(self) -> RemoteAgent:
         """An agent on it; a host that does not answer is waited for, then power-cycled.
 
         Raises:
@@ -156,7 +156,7 @@ class Machine:
         self._mark()  # what its console said so far is not of what comes now
         return agent.watched_by(self.check)
 
-    def _reached(self) -> Agent:
+    def _reached(self) -> RemoteAgent:
         try:
             self.ssh.run(["true"])
             return self.ssh.start_agent(host=self.name, log=self._log)
@@ -185,7 +185,7 @@ class Machine:
         self._cycled = True
         self.ssh.forget()
 
-    def boot(self, agent: Agent, image: Image, note: Callable[..., None]) -> Agent:
+    def boot(self, agent: RemoteAgent, image: Image, note: Callable[..., None]) -> RemoteAgent:
         """An agent on ``image``, which ``agent`` installs if it is not there and boots once.
 
         Raises:
@@ -196,14 +196,12 @@ class Machine:
         with contextlib.closing(agent):
             before = self.boot_id = str(agent.ready["boot_id"])
             method = self._method(agent)
-            there = agent.call("kernel_list")
+            there = agent.kernel_list()
             if image.release not in {one["release"] for one in there if one["complete"]}:
                 self._install(agent, image, [one["release"] for one in there])
             self._booted = [one for one in self._booted if one != image.release] + [image.release]
             token = secrets.token_hex(8)
-            agent.call(
-                "boot_prepare", release=image.release, method=method, token=token, within_s=120
-            )
+            agent.boot_prepare(release=image.release, method=method, token=token)
             note("leaving", boot_id=before, release=image.release)
             self.boot_id, self.release = None, image.release
             self._leave(agent, method, token)
@@ -212,7 +210,7 @@ class Machine:
             refused.callback(up.close)
             self.boot_id = up.ready["boot_id"]
             note("up", boot_id=self.boot_id)
-            state = up.call("boot_state")
+            state = up.boot_state()
             stays = "an entry is still armed" if state["one_shot_pending"] else None
             if stays or not state["default_untouched"]:
                 raise InfrastructureError(
@@ -224,15 +222,15 @@ class Machine:
             refused.pop_all()
         return up
 
-    def runs_its_own(self, agent: Agent) -> bool:
+    def runs_its_own(self, agent: RemoteAgent) -> bool:
         """Is it in the kernel it was met with? Nothing else waits to be booted from here on."""
-        agent.call("boot_cancel", within_s=120)
+        agent.boot_cancel()
         if self.known_good is None:
             return True
         as_met = agent.ready["release"] == self.known_good
-        return as_met and not agent.call("boot_state")["ours"]
+        return as_met and not agent.boot_state()["ours"]
 
-    def back_to_known_good(self, agent: Agent) -> None:
+    def back_to_known_good(self, agent: RemoteAgent) -> None:
         """Boot the kernel it was met with.
 
         Raises:
@@ -261,10 +259,10 @@ class Machine:
         agent = self.reached()
         with contextlib.closing(agent):
             self._mac = self._inventory(agent).get("mac")
-            state = agent.call("boot_state")
+            state = agent.boot_state()
             self.known_good = state["known_good"] if state["ours"] else agent.ready["release"]
 
-    def interface(self, agent: Agent) -> tuple[str, str]:
+    def interface(self, agent: RemoteAgent) -> tuple[str, str]:
         """Name and address of its interface, which was there when it was met.
 
         Another kernel may name it otherwise: it is known by its address then.
@@ -274,7 +272,7 @@ class Machine:
         except ConfigurationError as error:
             if self._mac is not None:
                 with contextlib.suppress(ConfigurationError):
-                    found = agent.call("inventory", mac=self._mac, within_s=60)
+                    found = agent.inventory(mac=self._mac)
                     name = str(found["interface"])
                     self._progress.say(f"{self.name}: {self.config.interface} is {name} now")
                     return name, str(found["mac"])
@@ -294,36 +292,34 @@ class Machine:
                 return None
             return self._fell_back(self.release, agent.ready["release"])
 
-    def _inventory(self, agent: Agent) -> Any:
-        return agent.call("inventory", interface=self.config.interface, within_s=60)
+    def _inventory(self, agent: RemoteAgent) -> Any:
+        return agent.inventory(interface=self.config.interface)
 
-    def _leave(self, agent: Agent, method: str, token: str | None = None) -> None:
+    def _leave(self, agent: RemoteAgent, method: str, token: str | None = None) -> None:
         """Tell it to boot; its line is of no use any more."""
         self._mark()
         self._left_behind, self._token = True, token
         self._by_firmware, self._cycled, self._under_way = method != "kexec", False, True
         self._left_at_s = time.monotonic()
-        agent.call("boot_go", method=method)
+        agent.boot_go(method=method)
         self.ssh.forget()
 
     def _mark(self) -> None:
         self._since = self._console.position if self._console else 0
         self._left_behind, self._own_from, self._under_way = False, None, False
 
-    def _send_console(self, agent: Agent) -> None:
+    def _send_console(self, agent: RemoteAgent) -> None:
         """Netconsole is the kernel's own affair: each has to be told."""
         if isinstance(self.config.console, NetconsoleConsole):
             where = self.config.console.netconsole
-            agent.call(
-                "netconsole",
+            agent.netconsole(
                 interface=where.interface,
                 address=str(where.address),
                 port=where.port,
-                within_s=60,
             )
 
-    def _method(self, agent: Agent) -> str:
-        can = agent.call("boot_can", within_s=60)
+    def _method(self, agent: RemoteAgent) -> str:
+        can = agent.boot_can()
         wanted = self.config.boot.method
         if wanted in ("auto", "kexec") and can["kexec"]:
             return "kexec"
@@ -336,7 +332,7 @@ class Machine:
             hint=f"harness doctor {self.name}",
         )
 
-    def _install(self, agent: Agent, image: Image, there: Sequence[str]) -> None:
+    def _install(self, agent: RemoteAgent, image: Image, there: Sequence[str]) -> None:
         """Where /boot is full, what is not needed now makes room: what no boot of this campaign
         was of, then what was booted longest ago. It is sent again when its turn comes.
         """
@@ -344,13 +340,11 @@ class Machine:
         with self._progress.task(f"{self.name}: installing {image.release}"):
             directory = self.ssh.send(packed(image), f"{UPLOADS}/{image.release}")
             try:
-                done = agent.call(
-                    "kernel_install",
+                done = agent.kernel_install(
                     release=image.release,
                     directory=directory,
                     cmdline_add=self._added(),
                     may_go=may_go,
-                    within_s=900,
                 )
             finally:
                 self.ssh.run(["rm", "-rf", directory])
@@ -361,7 +355,7 @@ class Machine:
         console = self.config.boot.console
         return [*_CMDLINE, f"console={console}"] if console else _CMDLINE
 
-    def _came_up(self, release: str, left: Agent) -> Agent:
+    def _came_up(self, release: str, left: RemoteAgent) -> RemoteAgent:
         before = left.ready
         try:
             agent = self._answering(lambda ready: ready["boot_id"] != before["boot_id"])
@@ -394,9 +388,9 @@ class Machine:
                 hint=f"console: {self._console_log}",
             )
 
-    def _require_started(self, release: str, agent: Agent) -> None:
+    def _require_started(self, release: str, agent: RemoteAgent) -> None:
         """Raise an :class:`InfrastructureError` if ``release`` was not even tried."""
-        running, said, state = agent.ready["release"], self.said(), agent.call("boot_state")
+        running, said, state = agent.ready["release"], self.said(), agent.boot_state()
         hint = f"harness doctor {self.name} looks at its boot loader"
         if state["one_shot_pending"] == release:
             why = "the boot loader did not take its one-shot entry"
@@ -447,7 +441,7 @@ class Machine:
             return self._firmware_s
         return 0.0 if self._under_way else self._known_firmware_s or 0.0
 
-    def _answering(self, as_wanted: Callable[[Mapping[str, Any]], bool]) -> Agent:
+    def _answering(self, as_wanted: Callable[[Mapping[str, Any]], bool]) -> RemoteAgent:
         """An agent on a host that is ``as_wanted``, within the time a boot may take.
 
         Raises:

@@ -20,11 +20,11 @@ from harness.base.errors import (
 )
 from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
-from harness.beds.access.channel import Agent
+from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import SshTarget
 from harness.beds.bed import Boots, RunningBed
 from harness.beds.labgrid import Place
-from harness.beds.machine.lease import Leases, calls_to
+from harness.beds.machine.lease import Leases, agent_of
 from harness.beds.machine.machine import Machine
 from harness.config import Bed, Kernel, SshHost
 from harness.kernels import HostConfig, Image, bootable, of_host
@@ -50,7 +50,7 @@ class MachineBoots(Boots):
     def __init__(self, place: Place, dut: Machine, generator: Machine, leases: Leases) -> None:
         self._bed, self._dut, self._generator = place.bed, dut, generator
         self._place, self._leases = place, leases
-        self._sending: Agent | None = None
+        self._sending: RemoteAgent | None = None
         self._speeds_mbps: dict[str, int] = {}
 
     @contextmanager
@@ -111,7 +111,7 @@ class MachineBoots(Boots):
         release = notes["leaving"]["release"]
         with contextlib.closing(self._dut.reached()) as agent:
             now, running = agent.ready["boot_id"], agent.ready["release"]
-            left = agent.call("boot_state")["left"] or {}
+            left = agent.boot_state()["left"] or {}
         if "up" in notes:
             went_well = notes["up"]["boot_id"] in (now, left.get("boot_id"))
         else:
@@ -168,7 +168,7 @@ def opened(
         machines = {one.name: one for one in (dut, generator)}
         leases = up.enter_context(
             Leases(
-                {name: calls_to(name, one.config) for name, one in machines.items()},
+                {name: agent_of(name, one.config) for name, one in machines.items()},
                 campaign=campaign,
                 holder=campaign,
                 # A harness that was killed may have left one of them rebooting, or in a hang.
@@ -213,15 +213,15 @@ def looked_at(bed: Bed, kernel: Kernel, *, resumed: bool = False) -> None:
                     continue
                 raise
             with contextlib.closing(agent):
-                agent.call("inventory", interface=host.interface, within_s=60)
+                agent.inventory(interface=host.interface)
                 _require_alone(agent, name, host, serves=name == bed.dut_name)
                 if name == bed.dut_name:
                     _require_bootable(agent, name, host, kernel)
 
 
-def _require_alone(agent: Agent, name: str, host: SshHost, *, serves: bool) -> None:
+def _require_alone(agent: RemoteAgent, name: str, host: SshHost, *, serves: bool) -> None:
     """Refuse what would undo a run at each boot, with the command that ends it for good."""
-    found = agent.call("others", interface=host.interface)
+    found = agent.others(interface=host.interface)
     if found["dhcp"]:
         raise InfrastructureError(
             f"{name}: {found['manager']} asks for an address on {host.interface} by DHCP, and "
@@ -236,10 +236,10 @@ def _require_alone(agent: Agent, name: str, host: SshHost, *, serves: bool) -> N
         )
 
 
-def _require_bootable(agent: Agent, name: str, host: SshHost, kernel: Kernel) -> None:
+def _require_bootable(agent: RemoteAgent, name: str, host: SshHost, kernel: Kernel) -> None:
     if not of_host(kernel, virtual=False):
-        bootable.require(kernel, name, agent.call("needs", interface=host.interface)["drivers"])
-    room = agent.call("kernel_room")
+        bootable.require(kernel, name, agent.needs(interface=host.interface)["drivers"])
+    room = agent.kernel_room()
     if room["fit"] + room["ours"] < _LEAST_KERNELS:
         raise InfrastructureError(
             f"{name}: no room: /boot takes {room['fit'] + room['ours']} kernels of some "
@@ -267,9 +267,9 @@ def host_config(name: str, host: SshHost, *, resumed: bool = False) -> HostConfi
                 return kept
             raise
         with contextlib.closing(agent):
-            ours = {one["release"] for one in agent.call("kernel_list")}
+            ours = {one["release"] for one in agent.kernel_list()}
             if agent.ready["release"] not in ours:
-                said = agent.call("kernel_config")
+                said = agent.kernel_config()
                 return HostConfig(said["config"], tuple(said["modules"])).settled(name)
     if kept := HostConfig.kept(name):
         return kept
@@ -287,7 +287,7 @@ def _told(progress: Progress) -> Iterator[None]:
         progress.say(f"not left as it was met: {error}")
 
 
-def _end(agent: Agent) -> None:
+def _end(agent: RemoteAgent) -> None:
     """Let it put its settings back; a host that is gone has none."""
     with contextlib.suppress(HarnessError, OSError):
         agent.close()

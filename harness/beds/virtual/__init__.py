@@ -82,12 +82,12 @@ class VirtualBed(RunningBed):
     def freeze(self) -> None:
         """Stop guest and load where they are, so that another bed has the machine."""
         self.guest.freeze()
-        self.generator.call("netperf_pause")
+        self.generator.netperf_pause()
 
     def thaw(self) -> None:
         """Let both go on."""
         self.guest.thaw()
-        self.generator.call("netperf_resume")
+        self.generator.netperf_resume()
 
     def nic_counters(self) -> dict[str, Any]:
         """The model's own."""
@@ -243,7 +243,7 @@ def virtual_bed(
         yield VirtualBed(
             dut=dut,
             generator=namespace.agent,
-            dut_interface=dut.call("inventory", mac=bed.dut.nic.mac, within_s=60)["interface"],
+            dut_interface=dut.inventory(mac=bed.dut.nic.mac)["interface"],
             dut_mac=bed.dut.nic.mac,
             generator_interface=netns.INTERFACE,
             generator_mac=namespace.mac,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.base import namespaces, process
 from harness.base.errors import InfrastructureError
-from harness.beds.access.channel import Agent
+from harness.beds.access.channel import RemoteAgent
 from harness.config.addresses import GENERATOR_MAC
 
 INTERFACE = "gen0"
@@ -26,7 +26,7 @@ WIRE = "wire0"
 class Namespace:
     """The network namespace of a running agent."""
 
-    agent: Agent
+    agent: RemoteAgent
     mac: str
 
     def command(self, argv: list[str]) -> list[str]:
@@ -50,7 +50,7 @@ def start(*, log: Path, watch: Callable[[], None] = lambda: None) -> Namespace:
         raise InfrastructureError(
             f"no network namespace can be made: {probe.stderr.strip()}", hint=namespaces.remedy()
         )
-    agent = Agent(
+    agent = RemoteAgent(
         [
             "unshare",
             *user,
