@@ -38,13 +38,13 @@ lint: system $(VENV)/installed-dev
 
 # Each sees for itself whether there is anything to do.
 system:
-	@PYTHON='$(PYTHON)' sh setup.sh system $(FOR)
+	@PYTHON='$(PYTHON)' sh .ci/setup.sh system $(FOR)
 
 $(VENV)/installed: again | system
-	@PYTHON='$(PYTHON)' sh setup.sh venv
+	@PYTHON='$(PYTHON)' sh .ci/setup.sh venv
 
 $(VENV)/installed-dev: again | system
-	@PYTHON='$(PYTHON)' sh setup.sh venv dev
+	@PYTHON='$(PYTHON)' sh .ci/setup.sh venv dev
 
 again:
 

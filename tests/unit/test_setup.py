@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``setup.sh``: what a system lacks is installed, or told in plain words."""
+"""``.ci/setup.sh``: what a system lacks is installed, or told in plain words."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class System:
     def setup(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
         # The script completes the path by sbin, which has no dpkg-query.
         return subprocess.run(
-            [shutil.which("sh") or "sh", str(self.checkout / "setup.sh"), *words],
+            [shutil.which("sh") or "sh", str(self.checkout / ".ci/setup.sh"), *words],
             env={
                 "PATH": str(self.bin), "LOCK_SLEEP_S": "0", "APT_LISTS": f"{self.root}/lists", **env
             },
@@ -102,7 +102,8 @@ def system(tmp_path: Path) -> System:
     one = System(tmp_path, tmp_path / "check out")
     one.bin.mkdir()
     (tmp_path / "check out").mkdir()
-    for name in ("setup.sh", "pyproject.toml"):
+    (tmp_path / "check out/.ci").mkdir()
+    for name in (".ci/setup.sh", "pyproject.toml"):
         shutil.copy(CODE / name, tmp_path / "check out" / name)
     for name in USUAL:
         (one.bin / name).symlink_to(shutil.which(name) or name)
@@ -302,7 +303,7 @@ def fresh(system: System) -> System:
 
 
 def venv(system: System, *words: str) -> list[str]:
-    """What pip was asked for by ``setup.sh venv``."""
+    """What pip was asked for by ``.ci/setup.sh venv``."""
     before = len(system.done)
     done = system.setup("venv", *words, PYTHONPATH=str(system.root / "site"))
     assert done.returncode == 0, done.stderr
@@ -342,7 +343,8 @@ def test_make_sets_the_system_up_before_the_venv_however_many_jobs(tmp_path: Pat
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(CODE / name, tmp_path / name)
     log = tmp_path / "log"
-    (tmp_path / "setup.sh").write_text(f'sleep "0.$((4 - $#))"; echo "$*" >> {log}\n')
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci/setup.sh").write_text(f'sleep "0.$((4 - $#))"; echo "$*" >> {log}\n')
     (tmp_path / ".venv/bin").mkdir(parents=True)
     script = tmp_path / ".venv/bin/harness"
     script.write_text(f'#!/bin/sh\necho "harness $*" >> {log}\n')

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # What the Makefile sets up, where it is missing.
-#   sh setup.sh system [check]    packages of this system; with check those of the tests, too
-#   sh setup.sh venv [dev]        the harness in .venv; with dev what the tests take, too
+#   sh .ci/setup.sh system [check]    packages of this system; with check those of the tests, too
+#   sh .ci/setup.sh venv [dev]        the harness in .venv; with dev what the tests take, too
 # Nothing else is installed.
 set -eu
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # su without - leaves it out, and dpkg wants it
@@ -205,5 +205,5 @@ python_is_new_enough
 case ${1:-} in
 system) system "${2:-}" ;;
 venv) venv "${2:-}" ;;
-*) stop "sh setup.sh system [check] | venv [dev]" ;;
+*) stop "sh .ci/setup.sh system [check] | venv [dev]" ;;
 esac
