@@ -53,6 +53,11 @@ _LIMITS = (
 )
 _CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 _MIRROR_S = 30.0
+_KEYRINGS = (
+    "usr/share/keyrings/debian-archive-*.gpg",
+    "usr/share/keyrings/debian-archive-*.pgp",
+    "etc/apt/trusted.gpg.d/debian-archive-*.gpg",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,8 +323,25 @@ def _mirror() -> Iterator[Finding]:
             said = error.message.splitlines()[-1].lstrip(" |")
             remedy = "see that this machine reaches it, by apt's own proxy setting if need be"
             yield _failed("Debian mirror", f"{address}: {said}", remedy)
-        else:
-            yield Finding(check="Debian mirror", ok=True, detail=images.mirror())
+            return
+        yield _signature(Path(scratch) / "got")
+
+
+def _signature(release: Path) -> Finding:
+    """Whether a keyring of this system knows who signed ``release``; Ubuntu's are behind Debian's.
+
+    Where there is no gpgv it is left to mmdebstrap.
+    """
+    rings = [str(ring) for pattern in _KEYRINGS for ring in sorted(Path("/").glob(pattern))]
+    command = ["gpgv", "--status-fd", "1", *(f"--keyring={ring}" for ring in rings), str(release)]
+    if shutil.which("gpgv") and "GOODSIG" not in process.run(command, check=False).stdout:
+        return _failed(
+            "Debian mirror",
+            f"no key of this system's debian-archive-keyring signed Debian {images.SUITE}",
+            f"install the package debian-archive-keyring of Debian {images.SUITE} or newer: get it "
+            f"from {images.mirror()}/pool/main/d/debian-archive-keyring/",
+        )
+    return Finding(check="Debian mirror", ok=True, detail=images.mirror())
 
 
 def _tools(tools: images.Tools) -> Finding:

@@ -27,6 +27,7 @@ from harness.base.progress import Progress
 
 SUITE = "trixie"
 GUEST_USER = "harness"
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _MIRROR = "http://deb.debian.org/debian"
 _GUEST_SETUP = Path(__file__).with_name("guest-setup.sh")
 _TOOLS_SETUP = Path(__file__).with_name("tools-setup.sh")
@@ -248,6 +249,8 @@ def debootstrap(
         hook.chmod(0o755)
         command = [
             "mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}",
+            # Ubuntu trusts its own keys alone, and without gpg no better ring is looked for.
+            *([f"--keyring={_KEYRING}"] if Path(_KEYRING).exists() else []),
             *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in _UNREAD),
             f"--customize-hook={process.quoted([str(hook)])} \"$1\"",
             *(f"--customize-hook=copy-out {path} {to}" for path, to in copied_out),

@@ -386,6 +386,20 @@ def test_a_mirror_that_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "127.0.0.1:9" in row.detail
 
 
+def test_a_release_signed_by_no_known_key_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = os.environ["PATH"]
+    for said, ok in (("NO_PUBKEY 6ED0E7B82643E131", False), ("GOODSIG 6ED0 Debian", True)):
+        path = programs(tmp_path / "bin", gpgv=f"echo '[GNUPG:] {said}'; exit 2")
+        monkeypatch.setenv("PATH", f"{path}:{usual}")
+        row = needs._signature(tmp_path / "InRelease")
+        assert row.ok == ok
+        assert ("debian-archive-keyring" in str(row.remedy)) != ok
+    monkeypatch.setenv("PATH", programs(tmp_path / "none"))
+    assert needs._signature(tmp_path / "InRelease").ok
+
+
 def test_all_that_lacks_is_told_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     def found(*rows: Finding) -> Callable[[needs.Job], list[Finding]]:
         return lambda _: list(rows)
