@@ -21,7 +21,7 @@ from .faults import AgentError, parsing
 from .foreign import printable, read_text
 from .interface import in_the_way, nic
 from .interface.ethtool import Ethtool
-from .settings.setting import number
+from .setting import number
 
 NET = Path("/sys/class/net")
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 0x40000

@@ -22,8 +22,8 @@ from harness.agent import cpus, inventory, settings
 from harness.agent.faults import AgentError, ControllerGone
 from harness.agent.interface import in_the_way
 from harness.agent.interface.ethtool import Ethtool
+from harness.agent.setting import Setting
 from harness.agent.settings import journal, known
-from harness.agent.settings.setting import Setting
 
 DUT = "dut"
 WANTED: dict[str, Any] = {

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from harness import images
 from harness.agent.faults import AgentError
 from harness.agent.settings import journal
 from harness.base.progress import Progress
+from harness.beds.access.channel import Asked
 
 pytestmark = pytest.mark.unit
 
@@ -55,7 +56,7 @@ MISSING = _namespaces_missing()
 in_namespace = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
-class Agent:
+class Agent(Asked):
     def __init__(self, command: list[str], **more: Any) -> None:
         self.process = subprocess.Popen(
             command,
@@ -68,7 +69,7 @@ class Agent:
         )
         self.ready = self._line()["ready"]
 
-    def call(self, name: str, **arguments: Any) -> Any:
+    def call(self, name: str, arguments: Mapping[str, Any], within_s: float = 0.0) -> Any:
         answer = self.ask(name, **arguments)
         assert "error" not in answer, answer
         return answer["result"]
@@ -158,7 +159,7 @@ def test_protocol_errors_are_answers() -> None:
     assert "not a request" in one._line()["error"]["message"]
     one.send("[1]")
     assert "not a request" in one._line()["error"]["message"]
-    assert one.call("inventory")["versions"]["kernel"] == os.uname().release
+    assert one.inventory()["versions"]["kernel"] == os.uname().release
     assert one.end() == (0, "")
 
 
@@ -184,7 +185,7 @@ print(len(probe_source("receive_lists.bpf.c", None)))
     )
     assert int(found.stdout) == len((ROOT / "probes" / "receive_lists.bpf.c").read_text())
     one = Agent([sys.executable, str(archive)])
-    assert one.call("inventory")["cpus"] == os.cpu_count()
+    assert one.inventory()["cpus"] == os.cpu_count()
     assert one.end()[0] == 0
 
 
@@ -202,11 +203,11 @@ def test_settings_are_changed_proven_and_put_back(agent: Callable[..., Agent]) -
         "irqbalance": None,
         "governor": None,
     }
-    untouched = one.call("settings_read", interface="dut")
-    applied = one.call("settings_apply", **wanted)
+    untouched = one.settings_read(interface="dut")
+    applied = one.settings_apply(**wanted)
     assert applied["before"] == untouched
     after = applied["after"]
-    assert after == one.call("settings_read", interface="dut")
+    assert after == one.settings_read(interface="dut")
     assert after["up"] is True
     assert after["addresses"] == ["10.0.0.2/24"]
     assert after["neighbours"] == {"10.0.0.1": "02:00:00:00:00:0a"}
@@ -216,25 +217,25 @@ def test_settings_are_changed_proven_and_put_back(agent: Callable[..., Agent]) -
     assert {"coalesce", "irq_affinity"} <= set(skipped), "a veth has neither"
     assert all(skipped.values())
 
-    again = one.call("settings_apply", **wanted)
+    again = one.settings_apply(**wanted)
     assert (again["before"], again["after"]) == (untouched, after)
 
-    restored = one.call("settings_restore")
+    restored = one.settings_restore()
     assert restored["failed"] == []
     assert {"neighbours", "up", "addresses"} <= set(restored["restored"])
-    assert one.call("settings_read", interface="dut") == untouched
-    assert one.call("settings_restore") == {"restored": [], "failed": []}
+    assert one.settings_read(interface="dut") == untouched
+    assert one.settings_restore() == {"restored": [], "failed": []}
     assert one.end()[0] == 0
 
 
 @in_namespace
 def test_a_setting_that_is_refused_leaves_nothing_changed(agent: Callable[..., Agent]) -> None:
     one = agent()
-    untouched = one.call("settings_read", interface="dut")
+    untouched = one.settings_read(interface="dut")
     peer = {"address": "10.0.0.1", "mac": "not a mac address"}
     error = one.ask("settings_apply", interface="dut", address="10.0.0.2/24", peer=peer)["error"]
     assert error["message"]
-    assert one.call("settings_read", interface="dut") == untouched
+    assert one.settings_read(interface="dut") == untouched
 
 
 @in_namespace
@@ -244,28 +245,28 @@ def test_queues_go_down_to_one_and_come_back(agent: Callable[..., Agent]) -> Non
         set_up=f"ip link add gen {two} type veth peer name dut {two}\n"
         "ethtool -L dut rx 2 tx 2 || true"
     )
-    before = one.call("settings_read", interface="dut")["rx_queues"]
+    before = one.settings_read(interface="dut")["rx_queues"]
     if before["in_use"] != 2:
         pytest.skip("needs a veth with two queues")
-    after = one.call("settings_apply", interface="dut", rx_queues=1)["after"]["rx_queues"]
+    after = one.settings_apply(interface="dut", rx_queues=1)["after"]["rx_queues"]
     assert after["in_use"] == 1
-    one.call("settings_restore")
-    assert one.call("settings_read", interface="dut")["rx_queues"] == before
+    one.settings_restore()
+    assert one.settings_read(interface="dut")["rx_queues"] == before
 
 
 @in_namespace
 def test_the_interfaces_are_those_of_its_namespace(agent: Callable[..., Agent]) -> None:
     one = agent()
-    mac = one.call("inventory", interface="dut")["mac"]
-    found = one.call("inventory", mac=mac.upper())
+    mac = one.inventory(interface="dut")["mac"]
+    found = one.inventory(mac=mac.upper())
     assert (found["interface"], found["driver"], found["rx_queues"]) == ("dut", "veth", 1)
 
 
 @in_namespace
 def test_a_window_counts_what_arrived(agent: Callable[..., Agent]) -> None:
     one = agent()
-    one.call("settings_apply", interface="dut", address="10.0.0.2/24")
-    window = one.call("window", interface="dut", duration_s=0.5, sample_s=0.1)
+    one.settings_apply(interface="dut", address="10.0.0.2/24")
+    window = one.window(interface="dut", duration_s=0.5, sample_s=0.1)
     start, end = window["start"], window["end"]
     taken_s = (end["monotonic_ns"] - start["monotonic_ns"]) / 1e9
     assert 0.45 < taken_s < 1.0
@@ -290,8 +291,8 @@ def test_what_it_started_ends_with_it(
     agent: Callable[..., Agent], stand_in: Path, end: signal.Signals | None
 ) -> None:
     one = agent(path=stand_in)
-    pid = one.call("netserver_start", address="127.0.0.1", port=4711, cpu=0)["pid"]
-    counted = one.call("counters", interface="dut")["processes"]
+    pid = one.netserver_start(address="127.0.0.1", port=4711, cpu=0)["pid"]
+    counted = one.counters(interface="dut")["processes"]
     mine = [row["pid"] for row in counted if row["name"].startswith(("netserver", "python"))]
     children = [child for child in mine if child != one.ready["pid"]]
     assert pid in children
@@ -319,11 +320,11 @@ def test_netserver_is_started_again_only_if_it_is_gone(
     agent: Callable[..., Agent], stand_in: Path
 ) -> None:
     one = agent(path=stand_in)
-    first = one.call("netserver_start", address="127.0.0.1", port=4711)["pid"]
-    assert one.call("netserver_start", address="127.0.0.1", port=4711)["pid"] == first
+    first = one.netserver_start(address="127.0.0.1", port=4711)["pid"]
+    assert one.netserver_start(address="127.0.0.1", port=4711)["pid"] == first
     os.kill(first, signal.SIGKILL)
     assert _gone([first])
-    second = one.call("netserver_start", address="127.0.0.1", port=4711)["pid"]
+    second = one.netserver_start(address="127.0.0.1", port=4711)["pid"]
     assert second != first
     assert "netserver" in Path(f"/proc/{second}/cmdline").read_text()
 
@@ -335,7 +336,7 @@ def test_settings_are_put_back_when_the_controller_goes(
     # The namespace has to outlive the agent for anybody to look at it.
     script = f"{sys.executable} -m harness.agent\nip -o address show dev dut"
     one = Agent(["unshare", "-Urn", "sh", "-c", f"{SET_UP}\n{script}"])
-    one.call("settings_apply", interface="dut", address="10.0.0.2/24")
+    one.settings_apply(interface="dut", address="10.0.0.2/24")
     assert one.process.stdin
     one.process.stdin.close()
     assert one.process.stdout
@@ -363,29 +364,29 @@ def netperf_prefix() -> list[str]:
 def test_ten_netperf_streams(agent: Callable[..., Agent], netperf_prefix: list[str]) -> None:
     one = agent()
     prefix = {"command_prefix": netperf_prefix}
-    one.call("netserver_start", address="10.9.9.1", port=4711, cpu=0, **prefix)
+    one.netserver_start(address="10.9.9.1", port=4711, cpu=0, **prefix)
     load = {"target": "10.9.9.1", "port": 4711, "streams": 10, "cpus": [0], **prefix}
-    started = one.call("netperf_start", **load, message_bytes=1, duration_s=600, nice=5)
+    started = one.netperf_start(**load, message_bytes=1, duration_s=600, nice=5)
     assert len(started["pids"]) == 10
-    window = one.call("window", interface="gen", duration_s=0.5, netserver=True)
+    window = one.window(interface="gen", duration_s=0.5, netserver=True)
     servers = [row for row in window["placement"]["processes"] if row["name"] == "netserver"]
     assert len(servers) == 11
     assert all(row["affinity"] == [0] for row in servers)
     ends_s = time.monotonic() + 20
-    while one.call("netperf_sending")["streams"] < 10:
+    while one.netperf_sending()["streams"] < 10:
         assert time.monotonic() < ends_s
-    one.call("netperf_pause")
+    one.netperf_pause()
     time.sleep(0.2)  # what is on its way arrives
-    quiet = [one.call("counters", interface="gen")["snmp"]["Udp"] for _ in range(2)]
+    quiet = [one.counters(interface="gen")["snmp"]["Udp"] for _ in range(2)]
     assert quiet[0]["InDatagrams"] == quiet[1]["InDatagrams"]
     time.sleep(1)
-    one.call("netperf_resume")
-    again = one.call("window", interface="gen", duration_s=0.3, netserver=True)["end"]["snmp"]
+    one.netperf_resume()
+    again = one.window(interface="gen", duration_s=0.3, netserver=True)["end"]["snmp"]
     assert again["Udp"]["InDatagrams"] > quiet[1]["InDatagrams"]
-    assert len(one.call("netperf_end")["pids"]) == 10
-    one.call("netserver_end")
+    assert len(one.netperf_end()["pids"]) == 10
+    one.netserver_end()
     ended_s = time.monotonic()
-    rows = one.call("netperf_wait", timeout_s=15)
+    rows = one.netperf_wait(timeout_s=15)
     assert time.monotonic() - ended_s < 5
     assert [row["stream"] for row in rows] == list(range(10))
     for row in rows:
@@ -393,7 +394,7 @@ def test_ten_netperf_streams(agent: Callable[..., Agent], netperf_prefix: list[s
         assert not row["ended_early"]
         assert 0 < row["messages_received"] <= row["messages_sent"]
         assert row["send_pps"] > 1.2 * row["messages_sent"] / row["elapsed_s"]
-    udp = one.call("counters", interface="gen")["snmp"]["Udp"]
+    udp = one.counters(interface="gen")["snmp"]["Udp"]
     received = sum(row["messages_received"] for row in rows)
     assert udp["InDatagrams"] >= received > 0.99 * udp["InDatagrams"]
     assert one.end()[0] == 0
@@ -404,8 +405,8 @@ def test_ten_netperf_streams(agent: Callable[..., Agent], netperf_prefix: list[s
 def test_round_trips(agent: Callable[..., Agent], netperf_prefix: list[str]) -> None:
     one = agent()
     prefix = {"command_prefix": netperf_prefix}
-    one.call("netserver_start", address="10.9.9.1", port=4711, **prefix)
-    found = one.call("netperf_rr", target="10.9.9.1", port=4711, duration_s=1, cpu=0, **prefix)
+    one.netserver_start(address="10.9.9.1", port=4711, **prefix)
+    found = one.netperf_rr(target="10.9.9.1", port=4711, duration_s=1, cpu=0, **prefix)
     assert 0 < found["min_us"] <= found["p50_us"] <= found["p90_us"] <= found["p99_us"]
     assert found["transactions_per_s"] * found["mean_us"] == pytest.approx(1e6, rel=0.1)
     assert one.end()[0] == 0

@@ -26,6 +26,7 @@ from harness.agent.faults import AgentError
 from harness.agent.interface.ethtool import Ethtool
 from harness.agent.load.way import Way
 from harness.base.errors import InfrastructureError
+from harness.beds.access.channel import Asked
 from harness.beds.machine import between
 from harness.campaign.trials import _same_link
 from tests.unit.test_agent_process import Agent, in_namespace
@@ -341,11 +342,11 @@ def tried(agent: Agent, _: object) -> set[str]:
     return {one for one in said if said[one]}
 
 
-class Said:
+class Said(Asked):
     def __init__(self, **answers: Any) -> None:
         self.answers, self.calls = answers, list[str]()
 
-    def call(self, name: str, /, **_: Any) -> Any:
+    def call(self, name: str, arguments: Any, within_s: float) -> Any:
         self.calls.append(name)
         if isinstance(answer := self.answers[name], Exception):
             raise answer

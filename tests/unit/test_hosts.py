@@ -50,7 +50,7 @@ def test_the_real_agent_runs_from_its_archive(tmp_path: Path) -> None:
 def test_silence_is_a_lost_host(tmp_path: Path) -> None:
     silent = agent(tmp_path, READY + "time.sleep(60)")
     with pytest.raises(HostLostError, match="no answer to counters for 1 s"):
-        silent.counters({}, 1)
+        silent.call("counters", {}, 1)
     silent.kill()
 
 
@@ -80,7 +80,7 @@ def test_garbage_is_a_lost_host(tmp_path: Path, line: str) -> None:
         tmp_path, READY + f"sys.stdin.readline(); print({line!r}, flush=True); time.sleep(9)"
     )
     with pytest.raises(HostLostError):
-        babbling.counters({}, 5)
+        babbling.call("counters", {}, 5)
     babbling.kill()
 
 
@@ -88,7 +88,7 @@ def test_garbage_is_a_lost_host(tmp_path: Path, line: str) -> None:
 def test_lines_without_end_are_no_answer(tmp_path: Path, line: str) -> None:
     endless = agent(tmp_path, READY + f"[print({line!r}) for _ in iter(int, 1)]")
     with pytest.raises(HostLostError, match="no answer to counters for 1 s"):
-        endless.counters({}, 1)
+        endless.call("counters", {}, 1)
     endless.kill()
 
 

@@ -26,6 +26,7 @@ from harness.base.errors import ConfigurationError, HostLostError, Infrastructur
 from harness.beds.machine import machines
 from harness.beds.machine.machine import Machine
 from harness.kernels import bootable
+from tests.unit.fake_agent import FakeAgent
 from tests.unit.fake_machine import Machine as Disk
 from tests.unit.fake_machine import machine as disk
 from tests.unit.fake_machine import path_with, tree, uploaded
@@ -188,7 +189,7 @@ class Looked:
     def start(self, *, host: str, log: Path) -> Any:
         if self.lost:
             raise HostLostError(f"{host}: no answer")
-        return SimpleNamespace(call=lambda name, **_: self.said(host, name), close=lambda: None)
+        return FakeAgent(lambda name, **_: self.said(host, name))
 
     def said(self, host: str, name: str) -> Any:
         answer = self.answers.get(f"{host} {name}", self.answers.get(name))

@@ -476,7 +476,7 @@ def test_a_plain_chroot_is_good_enough_for_root(tmp_path: Path) -> None:
         "from harness.beds.virtual import netns; "
         "assert namespaces.in_chroot(); "
         "up = netns.start(log=Path('/tmp/log')); "
-        "print(up.agent.call('inventory', interface='gen0')['interface']); up.agent.close()"
+        "print(up.agent.inventory(interface='gen0')['interface']); up.agent.close()"
     )
     script = """
     set -e

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from harness import config
 from harness.agent.settings import Settings
 from harness.base.errors import ConfigurationError, TrialVoidError
+from harness.beds.access.channel import Asked
 from harness.campaign import workload
 from harness.plan import Cell
 
@@ -39,14 +41,13 @@ def _bed(tmp_path: Path, more: str = "") -> config.Bed:
     return config.bed(config.load(config.locate(path)), None)
 
 
-class Agent:
+class Agent(Asked):
     def __init__(self, *, has_busy_polling: bool = True) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.has_busy_polling = has_busy_polling
 
-    def call(self, name: str, /, **arguments: Any) -> Any:
-        arguments.pop("within_s", None)
-        self.calls.append((name, arguments))
+    def call(self, name: str, arguments: Mapping[str, Any], within_s: float) -> Any:
+        self.calls.append((name, dict(arguments)))
         skipped = []
         if arguments.get("busy_read_us") and not self.has_busy_polling:
             skipped = [{"setting": "busy_read_us", "why": "the kernel has no busy polling"}]

@@ -19,7 +19,7 @@ from typing import Any
 
 from harness.agent import packages, programs
 from harness.agent.faults import AgentError
-from harness.agent.settings.setting import told
+from harness.agent.setting import told
 
 from . import cmdline
 from .loaders import loader_of

@@ -21,6 +21,7 @@ from harness.agent.faults import AgentError
 from harness.agent.foreign import read_text
 from harness.agent.interface import in_the_way
 from harness.agent.inventory import NET, existing
+from harness.agent.setting import Setting, put_back, told
 
 from .journal import Journal, end_holder, journalled
 from .known import ABSENT, HINTS, UNSUPPORTED
@@ -28,7 +29,6 @@ from .known import known as _known
 from .known import readings as _readings
 from .offloads import FEATURES, with_offload
 from .queues import with_queues, with_rule
-from .setting import Setting, put_back, told
 
 _CARRIER_S = 10.0
 

@@ -15,9 +15,9 @@ from harness.agent.foreign import read_text
 from harness.agent.interface.ethtool import Ethtool
 from harness.agent.interface.links import Links
 from harness.agent.inventory import NET, governors, interface_irqs, irqbalance_running
+from harness.agent.setting import Setting, number, numbered, write_each
 
 from . import offloads, queues
-from .setting import Setting, number, numbered, write_each
 
 _PROC_SYS = Path("/proc/sys")
 _CPU = Path("/sys/devices/system/cpu")

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 from harness.agent.interface import netlink
 from harness.agent.interface.ethtool import Ethtool
-
-from .setting import Setting
+from harness.agent.setting import Setting
 
 FEATURES: Mapping[str, str] = {
     "gro": "rx-gro",

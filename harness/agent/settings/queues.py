@@ -16,8 +16,7 @@ from harness.agent.cpus import parse_mask
 from harness.agent.interface.ethtool import Ethtool
 from harness.agent.interface.ntuple import Ntuple, Rule
 from harness.agent.inventory import NET
-
-from .setting import Setting, number, queue_files, write_each
+from harness.agent.setting import Setting, number, queue_files, write_each
 
 # What a driver answers to a rule its NIC has no filter for.
 _NO_SUCH_RULE = (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL)
