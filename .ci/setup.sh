@@ -200,7 +200,7 @@ venv() {
     printf %s "$made_from" >"$stamp"
 }
 
-cd "$(dirname "$0")"
+cd "$(dirname "$0")/.."
 python_is_new_enough
 case ${1:-} in
 system) system "${2:-}" ;;

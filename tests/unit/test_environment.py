@@ -345,10 +345,10 @@ GATEWAYS = {
     # who starts programs beside process.py, and why
     "kernels/source.py": "tar reads what git writes",
     "kernels/layout.py": "runs in a kernel's build",
-    "hosts/control.py": "ends connections when all else has ended",
-    "hosts/ssh.py": "forgets a connection, whatever comes of it",
-    "hosts/labgrid_resource.py": "a program of its own",
-    "hosts/labgrid_client.py": "a guard that outlives the harness",
+    "beds/access/control.py": "ends connections when all else has ended",
+    "beds/access/ssh.py": "forgets a connection, whatever comes of it",
+    "beds/labgrid/resource.py": "a program of its own",
+    "beds/labgrid/client.py": "a guard that outlives the harness",
     "selftest/strikes.py": "strikes a harness from outside",
     "selftest/faults.py": "strikes a harness from outside",
 }
@@ -366,7 +366,7 @@ def test_programs_are_started_in_one_place_and_git_in_one() -> None:
                 starters.add(name)
             if isinstance(node, ast.List) and node.elts and ast.unparse(node.elts[0]) == "'git'":
                 callers.add(name)
-    assert starters == {*GATEWAYS, "process.py"}
+    assert starters == {*GATEWAYS, "base/process.py"}
     # Beside the gateway one message names the command.
     assert callers <= {"patches/git.py", "kernels/source.py"}
 

@@ -408,6 +408,6 @@ def test_under_another_kernel_it_is_found_by_its_address(
         else renamed(name, **more)
     )  # type: ignore[method-assign]
     host.has_nic = False
-    agent.call = host.call
+    agent = FakeAgent(host.call, ready=agent.ready)
     assert machine.interface(agent) == ("ens3f0np0", "02:00:00:00:00:0a")
     assert IMAGE.release == OURS

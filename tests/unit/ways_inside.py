@@ -197,7 +197,8 @@ def _under_sshd(host: str, environment: dict[str, str] | None = None) -> dict[st
     """What the agent finds below an sshd whose connection has this host's address ``host``."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     script = (
-        "import json, socket, sys; from harness.agent import health, reached; "
+        "import json, socket, sys; from harness.agent.doctor import health; "
+        "from harness.agent.interface import reached; "
         "print(json.dumps({'carried': health.carried('dut'), 'apart': health.carried('apart'), "
         "'connections': sorted(reached.connections())}))"
     )
@@ -254,7 +255,8 @@ def ssh_by_environment() -> Any:
     _lines()
     os.environ["SSH_CONNECTION"] = "192.0.2.77 50000 192.0.2.1 22"
     script = (
-        "import json; from harness.agent import health, reached; "
+        "import json; from harness.agent.doctor import health; "
+        "from harness.agent.interface import reached; "
         "print(json.dumps({'carried': health.carried('dut'), 'apart': health.carried('apart'), "
         "'connections': sorted(reached.connections())}))"
     )

@@ -18,7 +18,7 @@ _LEAST_S = 30.0
 def measured(name: str) -> float | None:
     """Of the host ``name``, in seconds; None while no boot through its firmware was seen."""
     try:
-        said = json.loads(_kept(name).read_text())["firmware_s"]
+        said = json.loads(_kept(name).read_text(encoding="utf-8"))["firmware_s"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
     known = isinstance(said, (int, float)) and math.isfinite(said) and 0 < said < 86400
@@ -32,7 +32,7 @@ def keep(name: str, firmware_s: float) -> None:
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f".{path.name}.new")
-        new.write_text(json.dumps({"firmware_s": longest_s}))
+        new.write_text(json.dumps({"firmware_s": longest_s}), encoding="utf-8")
         new.replace(path)
 
 
