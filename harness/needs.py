@@ -26,7 +26,7 @@ from harness.base import cache, namespaces, process, runtime
 from harness.base.errors import HarnessError, InfrastructureError
 from harness.beds.machine.doctor import Finding
 from harness.beds.virtual import netns
-from harness.config import Bed, Kernel, QemuHost
+from harness.config import Bed, Kernel, QemuHost, UmlHost
 
 _TO_RUN = ("env", "ip", "nsenter", "setpriv", "sh", "ssh", "ssh-keygen", "sysctl", "taskset")
 _TO_RUN_TOO = ("unshare",)
@@ -83,6 +83,7 @@ def of_kernels(
     *,
     tree: Path | None,
     host: kernels.HostConfig | None,
+    arch: str = "x86",
     results: Path | None = None,
     bed: Bed | None = None,
     together: int = 1,
@@ -91,11 +92,11 @@ def of_kernels(
 
     The other arguments are those of :func:`harness.kernels.layouts`.
     """
-    dut = bed.dut if bed else None
+    dut, arch = (bed.dut, bed.arch) if bed else (None, arch)
     return Job(
-        guests=isinstance(dut, QemuHost),
-        guests_mib=together * dut.memory_mib if isinstance(dut, QemuHost) else 0,
-        kernels=lambda: kernels.missing(kernel, steps, layouts, tree=tree, host=host),
+        guests=isinstance(dut, (QemuHost, UmlHost)),
+        guests_mib=together * dut.memory_mib if isinstance(dut, (QemuHost, UmlHost)) else 0,
+        kernels=lambda: kernels.missing(kernel, steps, layouts, tree=tree, host=host, arch=arch),
         results=results,
     )
 

@@ -47,8 +47,8 @@ SINGLY_BEFORE = 7
 PACED_SHARES = (0.1, 0.5, 0.9)
 """Of the rate at which the receiver is saturated: where CPU time a packet is measured."""
 
-BedKind = Literal["virtual", "hardware"]
 TrialKind = Literal["warmup", "timed", "trace", "paced", "icache", "latency", "ndr"]
+BedKind = Literal["virtual", "native", "hardware"]
 Extra = Literal["cpu", "icache", "latency", "ndr"]
 EXTRAS: tuple[Extra, ...] = ("cpu", "icache", "latency", "ndr")
 """What a campaign can measure beside the rate under an unlimited load."""
@@ -219,9 +219,39 @@ _SMOKE = Profile(
     slice_s=0.3,
 )
 """Does everything work? Its figures are worth nothing."""
+_NATIVE_SLICE_S = 0.03
+"""Short: the rate of a process follows what else this machine does within seconds.
+
+There are no trials under the probes: a user-mode kernel has no kprobes.
+"""
 _PROFILES: Mapping[tuple[str, str], Profile] = MappingProxyType(
     {
         ("smoke", "virtual"): _SMOKE,
+        ("smoke", "native"): replace(_SMOKE, slice_s=_NATIVE_SLICE_S, trace_blocks=0),
+        ("quick", "native"): Profile(
+            name="quick",
+            blocks=2,
+            warmups=1,
+            warmup_s=0.5,
+            trials=3,
+            window_s=2.0,
+            trace_blocks=0,
+            trace_s=0.0,
+            slice_s=_NATIVE_SLICE_S,
+            layouts=2,
+        ),
+        ("standard", "native"): Profile(
+            name="standard",
+            blocks=6,
+            warmups=1,
+            warmup_s=0.5,
+            trials=5,
+            window_s=2.0,
+            trace_blocks=0,
+            trace_s=0.0,
+            slice_s=_NATIVE_SLICE_S,
+            layouts=6,
+        ),
         ("smoke", "hardware"): replace(_SMOKE, slice_s=0.0),
         ("quick", "virtual"): Profile(
             name="quick",
@@ -296,7 +326,7 @@ def profile(
         )
     if "icache" in extras and bed_kind != "virtual":
         raise ConfigurationError(
-            "only an emulator counts icache misses this way, and this bed is of machines",
+            "only an emulator counts icache misses this way, and this bed has none",
             hint="leave --also icache out: where a machine's CPU has counters, they are read "
             "in every timed trial",
         )

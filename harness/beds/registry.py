@@ -10,11 +10,11 @@ from pathlib import Path
 from harness import images
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
-from harness.beds import virtual
+from harness.beds import native, virtual
 from harness.beds.bed import Boots
 from harness.beds.labgrid import Place, acquired
 from harness.beds.machine import machines
-from harness.config import Bed, Kernel, QemuHost, SshHost
+from harness.config import Bed, Kernel, QemuHost, SshHost, UmlHost
 from harness.kernels import HostConfig, Image, of_host
 from harness.plan import Extra
 
@@ -43,6 +43,8 @@ def opened(
     if isinstance(bed.dut, QemuHost):
         made_with = virtual.equipment(bed.dut, image, progress, counts="icache" in extras)
         yield virtual.VirtualBoots(bed=bed, equipment=made_with)
+    elif isinstance(bed.dut, UmlHost):
+        yield native.NativeBoots(bed=bed, equipment=native.equipment(progress))
     else:
         with machines.opened(
             place, campaign=campaign, directory=directory, progress=progress
@@ -52,7 +54,7 @@ def opened(
 
 def made_meanwhile(bed: Bed) -> AbstractContextManager[None]:
     """Make what ``bed`` needs beside kernels, if it is not kept yet, while these are built."""
-    return images.made_meanwhile() if bed.kind == "virtual" else nullcontext()
+    return nullcontext() if bed.kind == "hardware" else images.made_meanwhile()
 
 
 def kernel_config(kernel: Kernel, *beds: Bed, resumed: bool = False) -> HostConfig | None:
@@ -66,11 +68,11 @@ def kernel_config(kernel: Kernel, *beds: Bed, resumed: bool = False) -> HostConf
             hosts.yaml says.
     """
     for bed in beds:
-        if not isinstance(bed.dut, QemuHost):
+        if bed.kind == "hardware":
             machines.looked_at(bed, kernel, resumed=resumed)
     found: HostConfig | None = None
     for bed in beds:
-        if not of_host(kernel, virtual=isinstance(bed.dut, QemuHost)):
+        if not of_host(kernel, virtual=bed.kind != "hardware"):
             return None
         assert isinstance(bed.dut, SshHost)
         own = machines.host_config(bed.dut_name, bed.dut, resumed=resumed)

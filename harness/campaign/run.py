@@ -36,7 +36,7 @@ from harness.base.errors import (
 from harness.base.progress import Progress, Task
 from harness.base.write_ahead import WriteAheadLog
 from harness.campaign.trials import BootUnderWay, Setup, measure_together
-from harness.config import QemuHost
+from harness.config import QemuHost, UmlHost
 from harness.kernels import Image
 from harness.results import samples
 
@@ -260,7 +260,7 @@ def _failed_before(
 def _require_memory(setup: Setup) -> None:
     dut, together = setup.bed.dut, max(len(group) for group in setup.plan.groups())
     free_mib = psutil.virtual_memory().available >> 20
-    if isinstance(dut, QemuHost) and together * dut.memory_mib > free_mib:
+    if isinstance(dut, QemuHost | UmlHost) and together * dut.memory_mib > free_mib:
         raise ConfigurationError(
             f"{together} guests of {dut.memory_mib} MiB are to be up together, "
             f"and {free_mib} MiB of memory are free",

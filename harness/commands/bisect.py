@@ -117,6 +117,11 @@ def bisect(
     bed = config.bed(hosts, bed_name)
     if tree and steps is not None:
         raise ConfigurationError("--tree and --steps exclude each other")
+    if tree and bed.kind == "native":
+        raise ConfigurationError(
+            f"bed {bed.name} is native, and commits of a tree are built for machines alone",
+            hint="name a virtual bed with --bed, or search the steps of the series",
+        )
     require_paced(metric, bed.name, bed.paced_pps)
     commits = kernels.commits_between(tree, good, bad) if tree else []
     titles = {commit.name: commit.subject for commit in commits}
@@ -162,16 +167,18 @@ def bisect(
                     host=host,
                     progress=progress,
                 )
-            return kernels.layouts(hosts.kernel, points, layouts, host=host, progress=progress)
+            return kernels.layouts(
+                hosts.kernel, points, layouts, host=host, arch=bed.arch, progress=progress
+            )
 
         bench = _Bench(place, hosts.load, journal, directory, build, progress, up, retry_failed)
         journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
-    shown = bisection.result(journal) | {"virtual": bed.kind == "virtual"}
+    shown = bisection.result(journal) | {"virtual": bed.kind != "hardware"}
     if form == "json":
         click.echo(json.dumps(shown, indent=1))
     else:
         if shown["virtual"]:
-            click.echo("virtual bed: not a hardware figure\n")
+            click.echo(f"{bed.kind} bed: not a hardware figure\n")
         click.echo(bisection.table(journal))
         if shown["found"]:
             click.echo(f"\n{shown['sentence']}")

@@ -39,9 +39,19 @@ def build(
     with Progress() as progress, boots.acquired(config.bed(hosts, bed_name)) as place:
         wanted = plan.parse_steps(steps)
         host = boots.kernel_config(hosts.kernel, place.bed)
-        needs.require(needs.of_kernels(hosts.kernel, wanted, layouts, tree=tree, host=host))
+        needs.require(
+            needs.of_kernels(
+                hosts.kernel, wanted, layouts, tree=tree, host=host, arch=place.bed.arch
+            )
+        )
         made = kernels.layouts(
-            hosts.kernel, wanted, layouts, tree=tree, host=host, progress=progress
+            hosts.kernel,
+            wanted,
+            layouts,
+            tree=tree,
+            arch=place.bed.arch,
+            host=host,
+            progress=progress,
         )
     for step, images in made.items():
         for image in images:

@@ -34,7 +34,7 @@ from harness.plan import (
 )
 
 # What surrounds the measured windows of a boot, to tell an evening from a coffee break.
-_BOOT_S = {"virtual": 28, "hardware": 240}
+_BOOT_S = {"virtual": 28, "native": 5, "hardware": 240}
 _STEERED = {
     "auto": "their number, else the indirection table, else a rule for UDP",
     "rss": "the indirection table",
@@ -155,7 +155,7 @@ def _changes(bed: config.Bed, extras: Collection[str]) -> Iterator[str]:
     }
     if "latency" in extras:
         wanted["for round trips in turn"] = "moderation off, busy polling on"
-    if bed.kind != "virtual":
+    if bed.kind == "hardware":
         wanted["kernels"] = "one of each step is installed beside its own, and booted once a block"
     for name, value in wanted.items():
         yield f"  {name}: {'left as it is' if value is None else value}"

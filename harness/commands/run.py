@@ -148,7 +148,13 @@ def run(
         )
         with boots.made_meanwhile(beds[0]):
             made = kernels.layouts(
-                hosts.kernel, to_build, layouts, tree=tree, host=host, progress=progress
+                hosts.kernel,
+                to_build,
+                layouts,
+                tree=tree,
+                arch=beds[0].arch,
+                host=host,
+                progress=progress,
             )
             built = {step: made[plan.kernel_of(step)] for step in wanted}
             campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()

@@ -89,6 +89,11 @@ def trace(
             agent, found = up.enter_context(_virtual(hosts, name, wanted, idle=idle))
         elif isinstance(target, config.SshHost):
             agent, found = up.enter_context(_machine(name, target)), target.interface
+        elif isinstance(target, config.UmlHost):
+            raise ConfigurationError(
+                f"{name} is a user-mode kernel, which takes no probes from inside",
+                hint="name the dut of a virtual bed; the series is the same there",
+            )
         else:
             raise ConfigurationError(f"{name} is a generator: it receives nothing to trace")
         probes = tracing.begin(agent, found if interface is None else interface)

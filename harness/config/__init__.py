@@ -43,6 +43,8 @@ from harness.config.models import (
     Source,
     SshHost,
     TarballSource,
+    UmlHost,
+    Wire,
 )
 
 __all__ = [
@@ -82,6 +84,8 @@ __all__ = [
     "Source",
     "SshHost",
     "TarballSource",
+    "UmlHost",
+    "Wire",
     "bed",
     "beds",
     "host",

@@ -35,6 +35,7 @@ from harness.config.models import (
     NetnsHost,
     QemuHost,
     SshHost,
+    UmlHost,
 )
 
 _MAX_ERRORS = 10
@@ -57,7 +58,12 @@ _SECRET = re.compile(
 )
 # What may send to a dut of that kind: the wire of a guest's NIC ends on this
 # machine, and only there.
-_GENERATORS = {"qemu": ("netns",), "ssh": ("ssh", "labgrid"), "labgrid": ("labgrid", "ssh")}
+_GENERATORS = {
+    "uml": ("netns",),
+    "qemu": ("netns",),
+    "ssh": ("ssh", "labgrid"),
+    "labgrid": ("labgrid", "ssh"),
+}
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ def bed(hosts: HostsFile, name: str | None = None) -> Bed:
         )
     entry = hosts.beds[name]
     dut, generator = hosts.hosts[entry.dut], hosts.hosts[entry.generator]
-    if isinstance(dut, NetnsHost) or isinstance(generator, QemuHost):
+    if isinstance(dut, NetnsHost) or isinstance(generator, QemuHost | UmlHost):
         raise ConfigurationError(f"the hosts of bed {name} cannot hold their roles")
     return Bed(
         **{field: getattr(entry, field) for field in BedSettings.model_fields},
@@ -166,10 +172,10 @@ def beds(hosts: HostsFile, name: str | None, names: Sequence[str]) -> tuple[Bed,
     used: dict[object, str] = {}
     tested: dict[object, str] = {}
     for one in found:
-        if one.kind == "virtual":
+        if one.kind != "hardware":
             raise ConfigurationError(
-                f"bed {one.name} is virtual; several beds at once have to be of machines",
-                hint="virtual ones would share the CPUs of this machine",
+                f"bed {one.name} is {one.kind}; several beds at once have to be of machines",
+                hint="others would share the CPUs of this machine",
             )
         for called, side in ((one.dut_name, one.dut), (one.generator_name, one.generator)):
             where = addresses.machine_of(side) if isinstance(side, SshHost) else called
@@ -366,7 +372,7 @@ def _unfit(hosts: HostsFile) -> Iterator[_Problem]:
 
 def _unfit_bed(hosts: HostsFile, path: KeyPath, entry: BedEntry) -> Iterator[_Problem]:
     dut, generator = hosts.hosts[entry.dut], hosts.hosts[entry.generator]
-    roles = {"dut": ("qemu", "ssh", "labgrid"), "generator": _GENERATORS.get(dut.kind, ())}
+    roles = {"dut": ("uml", "qemu", "ssh", "labgrid"), "generator": _GENERATORS.get(dut.kind, ())}
     for role, host in (("dut", dut), ("generator", generator)):
         if host.kind not in roles[role]:
             of = f" to a {dut.kind} dut" if role == "generator" else ""
@@ -400,7 +406,7 @@ def _unfit_bed(hosts: HostsFile, path: KeyPath, entry: BedEntry) -> Iterator[_Pr
         yield _Problem(
             (*path, "steering"), "a rule leads to one queue; expected rx_queues: 1 beside it"
         )
-    if isinstance(dut, QemuHost):
+    if isinstance(dut, QemuHost | UmlHost):
         if entry.labgrid:
             yield _Problem((*path, "labgrid"), "its hosts are on this machine; expected none")
         yield from _unfit_guest(path, entry, dut)
@@ -408,18 +414,20 @@ def _unfit_bed(hosts: HostsFile, path: KeyPath, entry: BedEntry) -> Iterator[_Pr
         yield _Problem((*path, "cpus"), "there is no guest; expected auto")
 
 
-def _unfit_guest(path: KeyPath, entry: BedEntry, dut: QemuHost) -> Iterator[_Problem]:
+def _unfit_guest(path: KeyPath, entry: BedEntry, dut: QemuHost | UmlHost) -> Iterator[_Problem]:
     place = entry.placement
     for key, cpu in (("irq_cpu", place.irq_cpu), ("netserver_cpu", place.netserver_cpu)):
         if isinstance(cpu, int) and cpu >= dut.vcpus:
+            known = f"0 to {dut.vcpus - 1}" if dut.vcpus > 1 else "0, its only one"
             yield _Problem(
-                (*path, "placement", key),
-                f"{entry.dut} has no CPU {cpu}; expected 0 to {dut.vcpus - 1}",
+                (*path, "placement", key), f"{entry.dut} has no CPU {cpu}; expected {known}"
             )
     if entry.rx_queues > dut.vcpus:
         yield _Problem(
             (*path, "rx_queues"),
-            f"more than the {dut.vcpus} vCPUs of {entry.dut}; expected 1 to {dut.vcpus}",
+            f"more than the {dut.vcpus} vCPUs of {entry.dut}; expected 1 to {dut.vcpus}"
+            if dut.vcpus > 1
+            else f"{entry.dut} has one CPU; expected 1",
         )
     if place.netperf_cpus != "auto":
         yield _Problem(

@@ -24,6 +24,8 @@ from pydantic import (
     ValidationInfo,
 )
 
+BedKind = Literal["virtual", "native", "hardware"]
+
 EXPECTED: dict[str, str] = {}
 """What each pattern asks for, in words."""
 
@@ -241,8 +243,8 @@ class Kernel(Model):
     ] = Field(
         default="auto",
         description="configuration: benchmark, a small kernel for virtual beds; host, the dut's "
-        "own with the modules it has loaded; auto, benchmark for a qemu dut and host for an ssh "
-        "dut; or a .config file. What the experiment needs is put over host and file",
+        "own with the modules it has loaded; auto, benchmark for a qemu or uml dut and host for an "
+        "ssh dut; or a .config file. What the experiment needs is put over host and file",
     )
     compiler_cache: Literal["ccache"] | None = Field(
         default=None,
@@ -298,9 +300,12 @@ class Offloads(Model):
 
 
 class MachineCpus(Model):
-    """On which CPUs of this machine a virtual bed runs."""
+    """On which CPUs of this machine a virtual or native bed runs."""
 
-    vcpus: Cpus = Field(description="CPU of each vCPU thread; taken in turn when fewer")
+    vcpus: Cpus = Field(
+        description="CPU of each vCPU thread, taken in turn when fewer; the first is that of a "
+        "user-mode kernel"
+    )
     model: Cpu = Field(description="CPU of the NIC model")
     netperf: Cpus = Field(description="CPUs that the netperf processes take in turn")
 
@@ -351,7 +356,7 @@ class BedSettings(Model):
         "slowest step takes; null: 10, 50 and 90 % of what the slowest step was found to take",
     )
     cpus: Literal["auto"] | MachineCpus = Field(
-        default="auto", description="CPUs of this machine, for a virtual bed"
+        default="auto", description="CPUs of this machine, for a virtual or native bed"
     )
 
 
@@ -368,9 +373,9 @@ class Labgrid(Model):
 class BedEntry(BedSettings):
     """Two hosts that are measured together."""
 
-    dut: Name = Field(description="host that receives: of kind qemu, ssh or labgrid")
+    dut: Name = Field(description="host that receives: of kind uml, qemu, ssh or labgrid")
     generator: Name = Field(
-        description="host that sends: of kind netns (to a qemu dut), ssh or labgrid"
+        description="host that sends: of kind netns (to a uml or qemu dut), ssh or labgrid"
     )
     labgrid: Labgrid | None = Field(
         default=None, description="place of a lab shared by labgrid; null: the hosts' own leases"
@@ -403,6 +408,36 @@ class QemuHost(_Host):
     )
     nic: Nic = Field(default=Nic(), description="its NIC")
     suite: Suite = Field(default="trixie", description="Debian suite of the guest's image")
+
+
+class Wire(Model):
+    """How the NIC model of a user-mode kernel delivers what is on its wire."""
+
+    repeat: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default="auto",
+        description="how often each frame is delivered: auto, as often as the receiver takes it "
+        "while the streams go on; 1, once, as on a real wire",
+    )
+    burst: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None,
+        description="frames delivered at once at most; null: as many as there are buffers",
+    )
+
+
+class UmlHost(_Host):
+    """A kernel that is a process of this machine (ARCH=um), whose NIC is the model."""
+
+    kind: Literal["uml"]
+    memory_mib: Annotated[int, Field(ge=128, le=65536)] = Field(
+        default=256, description="memory of the kernel, in MiB"
+    )
+    nic: Nic = Field(default=Nic(), description="its NIC")
+    wire: Wire = Field(default=Wire(), description="how that delivers what is on the wire")
+
+    @property
+    def vcpus(self) -> int:
+        """It has one CPU."""
+        return 1
 
 
 class Redfish(Model):
@@ -572,7 +607,9 @@ class LabgridHost(_Host):
     boot: Boot = Field(default=Boot(), description="how kernels are booted, on a dut")
 
 
-Host = Annotated[QemuHost | NetnsHost | SshHost | LabgridHost, Field(discriminator="kind")]
+Host = Annotated[
+    QemuHost | UmlHost | NetnsHost | SshHost | LabgridHost, Field(discriminator="kind")
+]
 
 
 def _whole(value: Any) -> Any:
@@ -598,15 +635,22 @@ class Bed(BedSettings):
 
     name: str
     dut_name: str
-    dut: QemuHost | SshHost | LabgridHost
+    dut: QemuHost | UmlHost | SshHost | LabgridHost
     generator_name: str
     generator: NetnsHost | SshHost | LabgridHost
     labgrid: Labgrid | None = None
 
     @property
-    def kind(self) -> Literal["virtual", "hardware"]:
-        """``virtual`` where the dut is a guest with a NIC model."""
+    def kind(self) -> BedKind:
+        """``virtual`` where the dut is a guest, ``native`` where its kernel is a process."""
+        if isinstance(self.dut, UmlHost):
+            return "native"
         return "virtual" if isinstance(self.dut, QemuHost) else "hardware"
+
+    @property
+    def arch(self) -> Literal["x86", "um"]:
+        """What kernels for its dut are built for."""
+        return "um" if isinstance(self.dut, UmlHost) else "x86"
 
     @property
     def netserver_cpu(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from harness import patches
 from harness.base.progress import Progress
 from harness.config import Kernel
+from harness.kernels.arch import ARCHES, UM, X86
 from harness.kernels.build import Image, build_steps
 from harness.kernels.build import build_commits as _build_commits
 from harness.kernels.build import missing as _missing
@@ -50,9 +51,10 @@ def images(
     progress: Progress,
     tree: Path | None = None,
     host: HostConfig | None = None,
+    arch: str = X86.name,
 ) -> dict[str, Image]:
     """One kernel for each of ``steps``: the first layout of :func:`layouts`."""
-    made = layouts(kernel, steps, 1, progress=progress, tree=tree, host=host)
+    made = layouts(kernel, steps, 1, progress=progress, tree=tree, host=host, arch=arch)
     return {step: images[0] for step, images in made.items()}
 
 
@@ -64,6 +66,7 @@ def layouts(
     progress: Progress,
     tree: Path | None = None,
     host: HostConfig | None = None,
+    arch: str = X86.name,
 ) -> dict[str, tuple[Image, ...]]:
     """The kernels of ``steps`` of the series that fits the source, ``count`` for each step.
 
@@ -72,12 +75,14 @@ def layouts(
 
     ``tree`` names a git tree to take instead of the source in hosts.yaml; ``host`` is
     the dut's own configuration, where it is one that has its own (see :func:`of_host`).
+    ``arch`` is ``um`` for kernels that are processes of this machine.
 
     Raises:
-        ConfigurationError: there is no such source or configuration, or no series fits it.
+        ConfigurationError: there is no such source or configuration, or no series fits it,
+            or it cannot be built for ``arch``.
         KernelError: a patch does not apply, or a kernel does not build.
     """
-    configuration = chosen(kernel, host)
+    configuration = chosen(kernel, host, ARCHES[arch])
     source = from_git(tree) if tree else resolve(kernel.source)
     if kernel.series == "auto":
         with progress.task(f"source {source}"):
@@ -92,6 +97,7 @@ def layouts(
         toolchain=toolchain_of(kernel),
         layouts=count,
         progress=progress,
+        bed_patches=_bed_patches(arch, series.base),
     )
 
 
@@ -102,13 +108,14 @@ def missing(
     *,
     tree: Path | None = None,
     host: HostConfig | None = None,
+    arch: str = X86.name,
 ) -> int:
     """How many of the kernels of :func:`layouts` are not kept yet; nothing is made.
 
     Raises:
         ConfigurationError, InfrastructureError: as there, as far as it is known by now.
     """
-    configuration = chosen(kernel, host)
+    configuration = chosen(kernel, host, ARCHES[arch])
     source = from_git(tree) if tree else resolve(kernel.source)
     unpacked = Tree.kept(source)
     if kernel.series == "auto" and unpacked is None:
@@ -125,7 +132,12 @@ def missing(
         configuration=configuration.on(series.base),
         toolchain=toolchain_of(kernel),
         layouts=count,
+        bed_patches=_bed_patches(arch, series.base),
     )
+
+
+def _bed_patches(arch: str, base: str) -> tuple[Path, ...]:
+    return patches.bed_patches(arch, base) if arch == UM.name else ()
 
 
 def build_commits(

@@ -18,6 +18,7 @@ from pathlib import Path
 from harness.base import cache
 from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.base.progress import Progress
+from harness.kernels.arch import ARCHES, X86
 from harness.kernels.configuration import Configuration
 from harness.kernels.source import Source, Tree, Worktree, from_git
 from harness.kernels.toolchain import Toolchain
@@ -42,11 +43,14 @@ class Image:
     config_sha256: str
     image_sha256: str
     directory: Path
+    arch: str = X86.name
+    bed_patches: tuple[str, ...] = ()
+    """Arch code that the bed needs, the same in every step."""
 
     @property
     def kernel(self) -> Path:
-        """The bzImage."""
-        return self.directory / "bzImage"
+        """What is booted: a bzImage, or a program."""
+        return self.directory / ARCHES[self.arch].kept
 
     @property
     def headers(self) -> Path:
@@ -67,10 +71,11 @@ def build_steps(
     toolchain: Toolchain,
     layouts: int,
     progress: Progress,
+    bed_patches: Sequence[Path] = (),
 ) -> dict[str, tuple[Image, ...]]:
     """The images of ``steps``, in that order, each in ``layouts`` layouts.
 
-    Only what is not kept yet is built.
+    Only what is not kept yet is built. ``bed_patches`` come before those of every step.
 
     Raises:
         KernelError: a patch does not apply, or a kernel does not compile; the
@@ -82,7 +87,7 @@ def build_steps(
     objects = cache.root() / "objects" / name
     return {
         variant.step: _images(variant, objects, configuration, toolchain, layouts, progress)
-        for variant in _variants(source, series, steps, configuration, toolchain)
+        for variant in _variants(source, series, steps, configuration, toolchain, bed_patches)
     }
 
 
@@ -94,11 +99,12 @@ def missing(
     configuration: Configuration,
     toolchain: Toolchain,
     layouts: int,
+    bed_patches: Sequence[Path] = (),
 ) -> int:
     """How many of the images that :func:`build_steps` would give are not kept yet."""
     return sum(
         not _home(variant, layout).is_dir()
-        for variant in _variants(source, series, steps, configuration, toolchain)
+        for variant in _variants(source, series, steps, configuration, toolchain, bed_patches)
         for layout in range(1, layouts + 1)
     )
 
@@ -109,6 +115,7 @@ def _variants(
     steps: Sequence[str],
     configuration: Configuration,
     toolchain: Toolchain,
+    bed_patches: Sequence[Path],
 ) -> Iterator[Variant]:
     compiler, config = toolchain.identity, configuration.identity
     touched = {name for patch in series.patches for name in patch.files}
@@ -116,7 +123,7 @@ def _variants(
     # Such as they touch beside the series has to lie at the same addresses in all steps, too.
     beside = sorted({name for patch in chosen for name in patch.files} - touched)
     for step in steps:
-        files = series.patches_for(step)
+        files = (*bed_patches, *series.patches_for(step))
         changes = [cache.digest(_diff(path)) for path in files]
 
         @contextmanager
@@ -131,9 +138,10 @@ def _variants(
             content=cache.digest(source.identity, changes, config, compiler, *beside),
             touched=sorted(touched.union(beside)),
             record={
-                "patches": [path.name for path in files],
+                "patches": [path.name for path in series.patches_for(step)],
                 "source": str(source),
                 "compiler": toolchain.compiler,
+                **_of_the_bed(configuration, bed_patches),
             },
             place=place,
         )
@@ -215,6 +223,7 @@ def _images(
         kept = cache.entry(_home(variant, layout), make, what=f"the {variant.title(layout)}")
         record = json.loads((kept / "image.json").read_text(encoding="utf-8"))
         named = {"step": variant.step, "patches": tuple(record["patches"])}
+        named["bed_patches"] = tuple(record.get("bed_patches", ()))
         return Image(**{**record, **named}, directory=kept)
 
     return tuple(image(layout) for layout in range(1, layouts + 1))
@@ -233,6 +242,13 @@ def _sole_use(objects: Path) -> Iterator[None]:
                 hint="free some space, or name another place in RECEIVE_BATCHING_CACHE",
             )
         yield
+
+
+def _of_the_bed(configuration: Configuration, patches: Sequence[Path]) -> dict[str, object]:
+    """What the record of a kernel tells of ``patches`` and what it is built for."""
+    if configuration.arch is X86:
+        return {}
+    return {"arch": configuration.arch.name, "bed_patches": [path.name for path in patches]}
 
 
 def _diff(patch: Path) -> str:

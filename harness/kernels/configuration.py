@@ -18,8 +18,9 @@ from pathlib import Path
 from harness.base import cache
 from harness.base.errors import ConfigurationError, KernelError
 from harness.config import Kernel
+from harness.kernels.arch import UM, X86, Arch
 
-FRAGMENT = Path(__file__).with_name("benchmark.config")
+FRAGMENT = X86.fragment
 MACHINE = Path(__file__).with_name("machine.config")
 
 Make = Callable[[Path, Sequence[str], Mapping[str, str]], None]
@@ -105,14 +106,15 @@ class Configuration:
     base: str | None = None
     modules: tuple[str, ...] | None = None
     """Modules other than these are left out; None leaves out none."""
+    arch: Arch = X86
 
     def on(self, kernel: str) -> Configuration:
         """The same for a ``kernel`` such as linux-6.1, with what that names otherwise."""
-        own = FRAGMENT.with_name(f"{kernel}.config")
-        if self.fragments != (FRAGMENT,) or not own.is_file():
+        own = self.arch.fragment_of(kernel)
+        if self.fragments != (self.arch.fragment,) or not own.is_file():
             return self
         identity = cache.digest(self.identity, cache.file_sha256(own))
-        return replace(self, identity=identity, fragments=(FRAGMENT, own))
+        return replace(self, identity=identity, fragments=(*self.fragments, own))
 
     @property
     def asked(self) -> str:
@@ -158,18 +160,26 @@ class Configuration:
             )
 
 
-def benchmark() -> Configuration:
-    """The small kernel that a virtual bed boots."""
-    return Configuration(identity=cache.file_sha256(FRAGMENT), fragments=(FRAGMENT,))
+def benchmark(arch: Arch = X86) -> Configuration:
+    """The small kernel that a virtual or native bed boots."""
+    fragment = arch.fragment
+    return Configuration(identity=cache.file_sha256(fragment), fragments=(fragment,), arch=arch)
 
 
-def chosen(kernel: Kernel, host: HostConfig | None = None) -> Configuration:
+def chosen(kernel: Kernel, host: HostConfig | None = None, arch: Arch = X86) -> Configuration:
     """The configuration that ``kernel.config`` names; ``auto`` is the host's if one is given.
 
     Raises:
         ConfigurationError: it is the host's and no host is given, there is no such
-            file, or it is not a kernel's configuration.
+            file, or it is not a kernel's configuration or not of ``arch``.
     """
+    if arch is UM:
+        if kernel.config not in ("auto", "benchmark"):
+            raise ConfigurationError(
+                f"kernel.config is {kernel.config}, and a user-mode kernel has one of its own",
+                hint="say kernel.config: auto, or name a bed of another kind with --bed",
+            )
+        return benchmark(arch)
     if isinstance(kernel.config, Path):
         return _over(_read(kernel.config), None, str(kernel.config))
     if kernel.config == "benchmark" or (kernel.config == "auto" and host is None):

@@ -30,7 +30,8 @@ _LAYOUT = Path(__file__).with_name("layout.py")
 _LD = f"""#!/bin/sh
 link() {{ {shlex.quote(sys.executable)} -I {shlex.quote(str(_LAYOUT))} "$@"; }}
 case " $* " in
-*" --script=./arch/x86/kernel/vmlinux.lds "*"-o .tmp_vmlinux.btf "*)
+*" -o .tmp_vmlinux.btf "*" --script=./arch/"*"/kernel/vmlinux.lds "* | \
+*" --script=./arch/"*"/kernel/vmlinux.lds "*"-o .tmp_vmlinux.btf "*)
 	# What the types are taken from is called .tmp_vmlinux1 in newer kernels, and in layout.py.
 	for argument; do
 		shift
@@ -39,7 +40,12 @@ case " $* " in
 	done
 	link "$@" && exec mv .tmp_vmlinux1 .tmp_vmlinux.btf
 	exit 1 ;;
-*" --script=./arch/x86/kernel/vmlinux.lds "*)
+*" --script=./arch/um/kernel/vmlinux.lds "*)
+	# It is kept as it is linked, and needs no more than its symbols.
+	[ ! -e "$KERNEL_BTF" ] || set -- "$@" --strip-debug
+	link "$@"
+	exit ;;
+*" --script=./arch/"*"/kernel/vmlinux.lds "*)
 	link "$@"
 	exit ;;
 *" -T ./arch/x86/kernel/vmlinux.lds "*)
@@ -128,19 +134,24 @@ class Walk:
         progress: Progress,
     ) -> None:
         """Build after ``written`` changed; fill ``making`` with the image and its record."""
+        arch = self.configuration.arch
         key, slug = variant.key(layout), variant.name.replace(" ", "")
         log = cache.root() / "logs" / f"build-{slug}-{key}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        options = [f"LOCALVERSION=-{slug}-{key[:8]}", f"KCFLAGS={KCFLAGS}"]
+        options = [*arch.arguments, f"LOCALVERSION=-{slug}-{key[:8]}", f"KCFLAGS={KCFLAGS}"]
         for tool, script in {"ld": _LD, "pahole": _PAHOLE}.items():
             path = self.objects.with_name(f"{tool}.sh")
             _write_script(path, script)
             options.append(f"{tool.upper()}={path}")
-        env = self.toolchain.environment | {
-            "KERNEL_LAYOUT": str(layout),
-            "KERNEL_TOUCHED": " ".join(variant.touched),
-            "KERNEL_BTF": str(self.objects / f"btf-{variant.content}"),
-        }
+        env = (
+            self.toolchain.environment
+            | self._for_the_compiler()
+            | {
+                "KERNEL_LAYOUT": str(layout),
+                "KERNEL_TOUCHED": " ".join(variant.touched),
+                "KERNEL_BTF": str(self.objects / f"btf-{variant.content}"),
+            }
+        )
         config = self.objects / ".config"
         with log.open("w", buffering=1, encoding="utf-8") as output:
 
@@ -161,7 +172,7 @@ class Walk:
             vmlinux = self.objects / "vmlinux"
             whole = not vmlinux.exists()
             vmlinux.unlink(missing_ok=True)  # or make would not link it anew
-            goals = [f"-j{self.toolchain.jobs}", "bzImage", *(["modules"] if modular else [])]
+            goals = [f"-j{self.toolchain.jobs}", arch.goal, *(["modules"] if modular else [])]
             with progress.task(variant.title(layout), total=self._objects_left(written)) as task:
                 make(self.objects, goals, {}, task.advance)
             if whole:
@@ -175,9 +186,10 @@ class Walk:
             if modular:
                 stripped = [f"INSTALL_MOD_PATH={staged}", "INSTALL_MOD_STRIP=1"]
                 make(self.objects, [*stripped, "modules_install"], {})
-        self._pack(modules, making / "headers.squashfs", modular=modular)
+        if arch.headers or modular:
+            self._pack(modules, making / "headers.squashfs", modular=modular)
         shutil.rmtree(staged)
-        shutil.copyfile(self.objects / "arch/x86/boot/bzImage", making / "bzImage")
+        shutil.copy(self.objects / arch.built, making / arch.kept)
         shutil.copyfile(config, making / "config")
         shutil.copyfile(log, making / "build.log")
         stored = {
@@ -186,9 +198,18 @@ class Walk:
             **variant.record,
             "release": release,
             "config_sha256": cache.file_sha256(config),
-            "image_sha256": cache.file_sha256(making / "bzImage"),
+            "image_sha256": cache.file_sha256(making / arch.kept),
         }
         (making / "image.json").write_text(json.dumps(stored, indent=1), encoding="utf-8")
+
+    def _for_the_compiler(self) -> dict[str, str]:
+        """Where a compiler that links the kernel finds our linker in place of its own."""
+        if not self.configuration.arch.by_compiler:
+            return {}
+        programs = self.objects.with_name("programs-of-the-compiler")
+        programs.mkdir(exist_ok=True)
+        _write_script(programs / "ld", _LD)
+        return {"COMPILER_PATH": str(programs)}
 
     def _pack(self, modules: Path, packed: Path, *, modular: bool) -> None:
         """``modules``, which becomes /lib/modules/RELEASE, with headers in it."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from harness.nic.device import Nic
 from harness.nic.journal import log
-from harness.nic.server import Server
+from harness.nic.server import MAX_TIMES, Server, vfio_user, vhost_user
 from harness.nic.wire import PacketWire
 
 
@@ -28,14 +28,39 @@ def _mac(text: str) -> bytes:
     return octets
 
 
+def _times(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= MAX_TIMES:
+        raise ValueError(text)
+    return number
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.nic", description=__doc__)
-    parser.add_argument("--socket", type=Path, required=True, help="where QEMU connects")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--socket", type=Path, help="where QEMU connects: vfio-user")
+    where.add_argument(
+        "--vhost-user", type=Path, help="where a user-mode kernel connects: vhost-user"
+    )
     parser.add_argument("--interface", required=True, help="the wire: a network interface")
     parser.add_argument("--mac", type=_mac, required=True, help="permanent unicast address")
     parser.add_argument("--control", type=Path, help="unix socket for counters and link")
     parser.add_argument("--log", type=Path, help="log file (default: stderr)")
     parser.add_argument("--verbose", action="store_true", help="log every command")
+    parser.add_argument(
+        "--repeat",
+        type=_times,
+        default=1,
+        metavar="N",
+        help="deliver each datagram of a stream N times; 0: as fast as the guest takes them",
+    )
+    parser.add_argument(
+        "--burst",
+        type=_times,
+        default=0,
+        metavar="N",
+        help="deliver N frames, and the next when the guest has taken them; 0: as they come",
+    )
     chosen = parser.parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if chosen.verbose else logging.INFO,
@@ -44,13 +69,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         wire = PacketWire(chosen.interface)
-        nic = Nic(wire, chosen.mac)
-        server = Server(nic, wire, path=chosen.socket, control=chosen.control)
+        nic = Nic(wire, chosen.mac, bare=chosen.vhost_user is not None)
+        nic.pace_wire(repeat=chosen.repeat, burst=chosen.burst)
+        path = chosen.vhost_user or chosen.socket
+        server = Server(
+            nic,
+            wire,
+            path=path,
+            transport=vhost_user if chosen.vhost_user else vfio_user,
+            control=chosen.control,
+        )
     except OSError as error:
         log.error("cannot start: %s", error)
         print(f"cannot start: {error}", file=sys.stderr)
         return 3
-    print(json.dumps({"ready": {"socket": str(chosen.socket), "pid": os.getpid()}}), flush=True)
+    print(json.dumps({"ready": {"socket": str(path), "pid": os.getpid()}}), flush=True)
     server.run()
     with contextlib.suppress(BrokenPipeError):
         print(json.dumps({"counters": nic.counters()}), flush=True)

@@ -29,9 +29,10 @@ _DEFAULT_MAX_FRAME = 1518
 
 _COUNTERS = (
     "rx_frames", "rx_delivered", "rx_nodesc", "rx_filtered", "rx_oversize", "rx_link_down",
-    "rx_truncated", "rx_bad_buffer", "rx_flushed", "rx_internal_drops", "tx_frames", "tx_looped",
-    "tx_wire_drops", "tx_dropped", "tx_link_down", "tx_internal_drops", "evq_overrun",
-    "mcdi_requests", "mcdi_unknown", "register_unknown", "clients_refused", "internal_errors",
+    "rx_truncated", "rx_bad_buffer", "rx_flushed", "rx_internal_drops", "repeat_taken",
+    "repeat_delivered", "tx_frames", "tx_looped", "tx_wire_drops", "tx_dropped", "tx_link_down",
+    "tx_internal_drops", "evq_overrun", "mcdi_requests", "mcdi_unknown", "register_unknown",
+    "clients_refused", "internal_errors",
 )  # fmt: skip
 
 _MCDI_EVENT_CODE = Field(44, 8)
@@ -50,6 +51,7 @@ class Nic:
 
     Args:
         mac: its permanent address.
+        bare: its client keeps neither BARs nor MSI-X table, so it has them itself.
         clock_ns: monotonic time, for hold-offs and periodic statistics.
     """
 
@@ -59,13 +61,20 @@ class Nic:
         mac: bytes,
         *,
         journal: Journal | None = None,
+        bare: bool = False,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.mac = mac
         self.journal = journal or Journal()
         self.memory = GuestMemory()
-        self.interrupts = pci.Interrupts(self.journal)
-        self.config = pci.ConfigSpace(self.journal, self._function_reset, self._power_changed)
+        self.config = pci.ConfigSpace(
+            self.journal, self._function_reset, self._power_changed, bare=bare
+        )
+        self.interrupts: pci.Vectors = (
+            pci.MsixTable(self.journal, lambda: self.config.msix_enabled)
+            if bare
+            else pci.Interrupts(self.journal)
+        )
         self.steering = Steering()
         self.phy = Phy(self._link_changed, self.entity_reset)
         self._wire = wire
@@ -104,13 +113,17 @@ class Nic:
                 ),
             },
             per_vi={
-                registers.ER_DZ_EVQ_RPTR: Register("EVQ_RPTR", 4, write=self._evq_rptr),
+                registers.ER_DZ_EVQ_RPTR: Register(
+                    "EVQ_RPTR", 4, write=self._evq_rptr, last_counts=True
+                ),
                 registers.ER_DZ_EVQ_TMR: Register("EVQ_TMR", 4, write=self._evq_tmr),
-                registers.ER_DZ_RX_DESC_UPD: Register("RX_DESC_UPD", 4, write=self._rx_desc_upd),
+                registers.ER_DZ_RX_DESC_UPD: Register(
+                    "RX_DESC_UPD", 4, write=self._rx_desc_upd, last_counts=True
+                ),
                 # The pushed descriptor is in the ring as well, and is read there.
                 registers.ER_DZ_TX_DESC_UPD: Register("TX_DESC_UPD", 8, write=lambda _, __: None),
                 registers.ER_DZ_TX_DESC_UPD_DWORD: Register(
-                    "TX_DESC_UPD_DWORD", 8, write=self._tx_desc_upd
+                    "TX_DESC_UPD_DWORD", 8, write=self._tx_desc_upd, last_counts=True
                 ),
             },
         )
@@ -135,16 +148,27 @@ class Nic:
         if region == pci.BAR2:
             return self._registers.read(offset, octets)
         if region == pci.BAR4:
-            return self.interrupts.read_pba(offset, octets)
+            return self.interrupts.read(offset, octets)
         return bytes(octets)
 
     def region_write(self, region: int, offset: int, data: bytes | bytearray) -> None:
         if region == pci.CONFIG_REGION:
             self.config.write(offset, data)
+            self.interrupts.settle()
         elif not self.config.awake:
             self.journal.note("region_asleep", "write to region %d in D3hot", region)
         elif region == pci.BAR2:
             self._registers.write(offset, data)
+        elif region == pci.BAR4:
+            self.interrupts.write(offset, data)
+
+    def write_dwords(self, offsets: list[int], values: list[int]) -> None:
+        """Many writes of four octets to BAR2, as if made in this order."""
+        if self.config.awake:
+            self._registers.write_dwords(offsets, values)
+        else:
+            for offset in offsets:
+                self.region_write(pci.BAR2, offset, bytes(4))
 
     def reset(self) -> None:
         """VFIO_USER_DEVICE_RESET: as at power-on, but for the cable."""
@@ -339,6 +363,7 @@ class Nic:
             self.journal.tell("bus_mastering", "%s", "on" if masters_bus else "off")
             self.memory.reachable = masters_bus
             self.interrupts.sending = masters_bus
+            self.interrupts.settle()
             self._receiver.stalled = not masters_bus
 
     def next_due_ns(self) -> int | None:
@@ -406,6 +431,32 @@ class Nic:
     def starved(self) -> bool:
         """The guest has more frames to work on than it has posted descriptors."""
         return self._receiver.starved
+
+    @property
+    def blocked(self) -> bool:
+        """A burst is with the guest; the next one goes when it has been taken."""
+        return self._receiver.blocked
+
+    @property
+    def repeating(self) -> bool:
+        """There are frames for the guest, whether or not the wire brings any."""
+        return self._receiver.repeating
+
+    @property
+    def repeats(self) -> bool:
+        """The wire is to repeat what streams put on it."""
+        return self._receiver.repeater.on
+
+    @property
+    def patience_ns(self) -> int:
+        """While streams repeat, how long what the guest writes may wait."""
+        return self._receiver.patience_ns
+
+    def pace_wire(self, *, repeat: int, burst: int) -> None:
+        """How often each datagram of a stream is delivered (0: without end), and in what
+        bursts (0: as they come)."""
+        self._receiver.repeater.times = repeat
+        self._receiver.burst = burst
 
     def receive(self) -> int:
         """One pass over the frames that wait; returns how many left the packet buffer."""
@@ -482,7 +533,7 @@ class Nic:
         self.entity_reset()
         self._port_reset()
         # In this order: what was held back for want of bus mastering is gone as well.
-        self.interrupts.forget()
+        self.interrupts.reset()
         self._power_changed()
 
     def _port_reset(self) -> None:

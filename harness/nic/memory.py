@@ -80,16 +80,53 @@ class Segment:
         return found
 
 
-class GuestMemory:
-    """The segments of a client's memory, by guest address."""
+class Segments:
+    """Single accesses to ``segments``, which are in the order of their ``starts``."""
+
+    def __init__(self, segments: list[Segment], starts: list[int]) -> None:
+        self._segments = segments
+        self._starts = starts
+
+    def segment(self, start: int, size: int, *, write: bool) -> Segment:
+        """The segment that holds all of ``start`` … ``start + size``.
+
+        Raises:
+            GuestAccessError: no reachable one does.
+        """
+        at = bisect.bisect_right(self._starts, start) - 1
+        if at >= 0 and start >= 0 and size >= 0:
+            found = self._segments[at]
+            if start + size <= found.end and found.octets.size:
+                if write and not found.writable:
+                    raise GuestAccessError(f"{start:#x}+{size:#x} is read-only")
+                return found
+        raise GuestAccessError(f"{start:#x}+{size:#x} is not guest memory")
+
+    def read(self, start: int, size: int) -> bytes:
+        found = self.segment(start, size, write=False)
+        at = start - found.start
+        return bytes(found.view[at : at + size])
+
+    def write(self, start: int, data: bytes) -> None:
+        found = self.segment(start, len(data), write=True)
+        at = start - found.start
+        found.view[at : at + len(data)] = data
+
+
+class GuestMemory(Segments):
+    """The segments of a client's memory, by guest address, as the function reaches them.
+
+    Attributes:
+        shared: the same for what is none of the function's accesses: the client's own rings.
+    """
 
     def __init__(self) -> None:
         self._mapped: list[Segment] = []
         self._mapped_starts: list[int] = []
         self._reachable = True
-        # What accesses look at: all that is mapped, or nothing.
-        self._segments = self._mapped
-        self._starts = self._mapped_starts
+        # What the function's accesses look at: all that is mapped, or nothing.
+        super().__init__(self._mapped, self._mapped_starts)
+        self.shared = Segments(self._mapped, self._mapped_starts)
         self._order: Int64s | None = None
         self.rings: weakref.WeakSet[Ring] = weakref.WeakSet()
 
@@ -155,31 +192,6 @@ class GuestMemory:
         self._mapped.clear()
         self._mapped_starts.clear()
         self._forget()
-
-    def segment(self, start: int, size: int, *, write: bool) -> Segment:
-        """The segment that holds all of ``start`` … ``start + size``.
-
-        Raises:
-            GuestAccessError: no reachable one does.
-        """
-        at = bisect.bisect_right(self._starts, start) - 1
-        if at >= 0 and start >= 0 and size >= 0:
-            found = self._segments[at]
-            if start + size <= found.end and found.octets.size:
-                if write and not found.writable:
-                    raise GuestAccessError(f"{start:#x}+{size:#x} is read-only")
-                return found
-        raise GuestAccessError(f"{start:#x}+{size:#x} is not guest memory")
-
-    def read(self, start: int, size: int) -> bytes:
-        found = self.segment(start, size, write=False)
-        at = start - found.start
-        return bytes(found.view[at : at + size])
-
-    def write(self, start: int, data: bytes) -> None:
-        found = self.segment(start, len(data), write=True)
-        at = start - found.start
-        found.view[at : at + len(data)] = data
 
     def scatter_whole(
         self, to: Qwords, low: int, high: int, pieces: npt.NDArray[Any], octets: int

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
 """The PCI function: configuration space, regions and MSI-X interrupts.
 
-Hides the reset values and write masks of configuration space, and the event
-descriptors through which vectors reach the client. QEMU keeps the MSI-X table and
-masks vectors itself, by taking an event descriptor away and giving it back; an
-interrupt raised in between stays pending and shows in the PBA.
+Hides the reset values and write masks of configuration space, and how vectors reach
+the client. QEMU keeps BARs and MSI-X table itself (:class:`Interrupts`) and masks a
+vector by taking its event descriptor away and giving it back. Any other client finds
+a *bare* function, whose BARs and table (:class:`MsixTable`) are here. An interrupt
+that cannot be sent stays pending and shows in the PBA.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import struct
@@ -33,7 +35,7 @@ _DEVCTL_FLR = 0x8000
 _BUS_MASTER = 0x0004
 _POWER_STATE, _D0, _D3HOT = 0x0003, 0, 3
 
-# offset of a 16-bit register → writable bits. BARs are kept by the client.
+# offset of a 16-bit register → writable bits.
 _WRITABLE = {
     _COMMAND: 0x0547,
     0x0C: 0x00FF,  # cache line size
@@ -44,6 +46,16 @@ _WRITABLE = {
     _PCIE + 0x28: 0xFFFF,  # device control 2
     _MSIX_CTRL: 0xC000,
 }
+# A BAR's address is a multiple of its size: the bits below cannot be written, which
+# tells the size. Only where no client keeps the BARs itself.
+_WRITABLE_BARS = {
+    at + 2 * word: (~(REGION_SIZES[bar] - 1) >> 16 * word) & 0xFFFF
+    for bar, at in ((BAR2, 0x18), (BAR4, 0x20))
+    for word in range(4)
+}
+_MSIX_ENABLE, _MSIX_MASKALL = 0x8000, 0x4000
+_ENTRY = struct.Struct("<QII")  # address, data, vector control
+_ENTRY_MASKED = 1
 
 
 def _reset_values() -> bytearray:
@@ -71,6 +83,7 @@ class ConfigSpace:
     Args:
         function_reset: called for a function-level reset.
         power_changed: called when ``awake`` or ``masters_bus`` may be another.
+        bare: it has BARs of its own, and no I/O BAR: its client has no such space.
     """
 
     def __init__(
@@ -78,16 +91,27 @@ class ConfigSpace:
         journal: Journal,
         function_reset: Callable[[], None],
         power_changed: Callable[[], None],
+        *,
+        bare: bool = False,
     ) -> None:
         self._journal = journal
         self._function_reset = function_reset
         self._power_changed = power_changed
-        self._config = _reset_values()
-        self._commanded = False
+        self._bare = bare
+        self._writable = _WRITABLE | _WRITABLE_BARS if bare else _WRITABLE
+        self.reset()
 
     def reset(self) -> None:
         self._config = _reset_values()
         self._commanded = False
+        if self._bare:
+            self._config[0x10:0x14] = bytes(4)
+
+    @property
+    def msix_enabled(self) -> bool:
+        """MSI-X is on and the function's vectors are not masked all at once."""
+        control = int.from_bytes(self._config[_MSIX_CTRL : _MSIX_CTRL + 2], "little")
+        return control & (_MSIX_ENABLE | _MSIX_MASKALL) == _MSIX_ENABLE
 
     @property
     def awake(self) -> bool:
@@ -109,7 +133,7 @@ class ConfigSpace:
     def write(self, offset: int, data: bytes | bytearray) -> None:
         flr = power = False
         for at in range(offset & ~1, offset + len(data), 2):
-            mask = _WRITABLE.get(at, 0)
+            mask = self._writable.get(at, 0)
             value = mask_of_written = 0
             for index in (at, at + 1):
                 if offset <= index < offset + len(data):
@@ -127,21 +151,25 @@ class ConfigSpace:
             self._journal.tell("function_level_resets", "by the driver")
             command = bytes(self._config[_MSIX_CTRL : _MSIX_CTRL + 2])
             self.reset()
-            # QEMU tracks MSI-X itself and does not see this reset.
-            self._config[_MSIX_CTRL : _MSIX_CTRL + 2] = command
+            if not self._bare:  # QEMU tracks MSI-X itself and does not see this reset.
+                self._config[_MSIX_CTRL : _MSIX_CTRL + 2] = command
             self._function_reset()
         elif power:
             self._power_changed()
 
 
-class Interrupts:
-    """MSI-X vectors and the event descriptors behind them."""
+class Vectors(abc.ABC):
+    """The function's interrupts, whoever takes them: what cannot be sent stays pending.
+
+    Attributes:
+        sending: whether the function may send at all.
+        raised: how many were raised, sent or not.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._fds: list[int | None] = [None] * VECTORS
         self._pending = 0
-        self._sending = True
+        self.sending = True
         self.raised = 0
 
     def raise_vector(self, vector: int) -> None:
@@ -149,11 +177,47 @@ class Interrupts:
             self._journal.note("irq_bad_vector", "vector %d", vector)
             return
         self.raised += 1
-        fd = self._fds[vector]
-        if fd is None or not self._sending:
+        if not self.sending or not self._sent(vector):
             self._pending |= 1 << vector
-        else:
-            self._signal(fd)
+
+    def settle(self) -> None:
+        """Something may have changed that kept interrupts back."""
+        pending = self._pending if self.sending else 0
+        while pending:
+            lowest = pending & -pending
+            pending ^= lowest
+            if self._sent(lowest.bit_length() - 1):
+                self._pending ^= lowest
+
+    def reset(self) -> None:
+        """As at power-on, as far as this is not the client's own: nothing is pending."""
+        self._pending = 0
+
+    def read(self, offset: int, octets: int) -> bytes:
+        """Octets of BAR4; what is neither table nor pending bits reads as 0."""
+        bar = bytearray(REGION_SIZES[BAR4])
+        bar[_PBA : _PBA + 8] = self._pending.to_bytes(8, "little")
+        return bytes(bar[offset : offset + octets])
+
+    @abc.abstractmethod
+    def write(self, offset: int, data: bytes | bytearray) -> None:
+        """The same, written."""
+
+    @abc.abstractmethod
+    def disable(self) -> None:
+        """The client has gone."""
+
+    @abc.abstractmethod
+    def _sent(self, vector: int) -> bool:
+        """Send it, if whoever takes it lets that happen now."""
+
+
+class Interrupts(Vectors):
+    """MSI-X vectors and the event descriptors behind them."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal)
+        self._fds: list[int | None] = [None] * VECTORS
 
     def assign(self, vector: int, fd: int | None) -> None:
         """Give a vector its event descriptor (owned from now on), or take it away."""
@@ -163,28 +227,7 @@ class Interrupts:
             os.close(old)
         if fd is not None:
             os.set_blocking(fd, False)  # a client must not be able to stop the model
-        self._send_pending(vector)
-
-    def forget(self) -> None:
-        """Nothing is pending any more, as after a reset."""
-        self._pending = 0
-
-    @property
-    def sending(self) -> bool:
-        """Whether the function may send at all; what it may not send stays pending."""
-        return self._sending
-
-    @sending.setter
-    def sending(self, sending: bool) -> None:
-        self._sending = sending
-        for vector in range(VECTORS):
-            self._send_pending(vector)
-
-    def _send_pending(self, vector: int) -> None:
-        fd = self._fds[vector]
-        if self._sending and fd is not None and self._pending >> vector & 1:
-            self._pending &= ~(1 << vector)
-            self._signal(fd)
+            self.settle()
 
     def disable(self) -> None:
         """Forget all descriptors and whatever is pending."""
@@ -192,14 +235,62 @@ class Interrupts:
             self.assign(vector, None)
         self._pending = 0
 
-    def read_pba(self, offset: int, octets: int) -> bytes:
-        """Octets of the MSI-X BAR; all but the pending bits read as 0."""
-        bar = bytearray(offset + octets + 8)
-        if offset + octets > _PBA:
-            bar[_PBA : _PBA + 8] = self._pending.to_bytes(8, "little")
-        return bytes(bar[offset : offset + octets])
+    def write(self, offset: int, data: bytes | bytearray) -> None:
+        """Nothing: the client keeps the table, and pending bits are read only."""
 
-    def _signal(self, fd: int) -> None:
+    def _sent(self, vector: int) -> bool:
+        fd = self._fds[vector]
+        if fd is None:
+            return False
         # A counter that is full is a client that has long been told.
         with contextlib.suppress(OSError):
             os.write(fd, b"\1\0\0\0\0\0\0\0")
+        return True
+
+
+class MsixTable(Vectors):
+    """The MSI-X table of BAR4 beside the pending bits, and ``send`` behind them.
+
+    Args:
+        enabled: whether the function's vectors are on, and not masked all at once.
+
+    Attributes:
+        send: called with (address, data) of a vector that may be sent; False when the
+            client has no room for it, which leaves it pending.
+    """
+
+    def __init__(self, journal: Journal, enabled: Callable[[], bool]) -> None:
+        super().__init__(journal)
+        self._enabled = enabled
+        self.send: Callable[[int, int], bool] = _nobody
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        self._table = bytearray(_ENTRY.pack(0, 0, _ENTRY_MASKED) * VECTORS)
+
+    def disable(self) -> None:
+        self.reset()
+        self.send = _nobody
+
+    def read(self, offset: int, octets: int) -> bytes:
+        table = self._table[offset : offset + octets]
+        return bytes(table) + super().read(offset + len(table), octets - len(table))
+
+    def write(self, offset: int, data: bytes | bytearray) -> None:
+        size = min(len(data), len(self._table) - offset)
+        if size <= 0:
+            self._journal.note("register_read_only", "write to BAR4 at %#x", offset)
+            return
+        self._table[offset : offset + size] = data[:size]
+        self.settle()
+
+    def _sent(self, vector: int) -> bool:
+        address, data, control = _ENTRY.unpack_from(self._table, vector * _ENTRY.size)
+        if control & _ENTRY_MASKED or not self._enabled():
+            return False
+        return self.send(address, data)
+
+
+def _nobody(_address: int, _data: int) -> bool:
+    return False

@@ -97,6 +97,11 @@ class EventQueue:
         self.due_ns: int | None = None
         """When a held-off interrupt is to be raised; the queue is in ``held_off`` then."""
 
+    @property
+    def ready(self) -> bool:
+        """The driver has taken all events, and the next one interrupts."""
+        return self._armed and self.due_ns is None
+
     def push(self, events: Qwords, now_ns: int) -> None:
         """Write events, each with one 8-octet store, and interrupt if that is due."""
         mask = self._ring.mask
@@ -204,6 +209,7 @@ class RxQueue:
         self._memory = memory
         self._journal = journal
         self._ring = Ring(memory, start, entries, write=False)
+        self.entries = entries
         self._scatter = scatter
         self._label = ESF_DZ_RX_QLABEL.put(label)
         self._wptr = 0

@@ -11,8 +11,10 @@ so that a queue nobody serves does not block another.
 So every frame of the wire (``wire_frames``, the kernel's own count) still waits, or
 is in exactly one of: ``rx_delivered``, ``rx_nodesc``, ``rx_filtered``,
 ``rx_oversize``, ``rx_link_down``, ``rx_flushed`` (by a reset), ``rx_internal_drops``
-(a mistake of the model: 0), ``wire_ring_drops``. The driver's NODESC is ``rx_nodesc`` +
-``wire_ring_drops``. Frames the MAC sends to itself (``tx_looped``) are counted likewise.
+(a mistake of the model: 0), ``repeat_taken``, ``wire_ring_drops``. The driver's NODESC is
+``rx_nodesc`` + ``wire_ring_drops``. Frames the MAC sends to itself (``tx_looped``) are
+counted likewise. What ``repeat`` has taken comes back as many times as it is delivered:
+``repeat_delivered``, a part of ``rx_delivered``.
 
 No step loops over frames. A batch of one flow, the rule under load, takes a path
 with a third of the calls; that both paths agree is tested.
@@ -20,13 +22,15 @@ with a third of the calls; that both paths agree is tested.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from harness.nic import offload, queues
 from harness.nic.journal import Journal
-from harness.nic.memory import Int64s
+from harness.nic.memory import Int64s, Qwords
+from harness.nic.repeat import RESERVED, Repeater, Run, Template
 from harness.nic.stats import ETH_FCS_LEN, MacStats
 from harness.nic.steering import DROP, Steering
 from harness.nic.wire import (
@@ -44,6 +48,11 @@ RESIDENCE_NS = 10_000_000
 _BATCH = 1024
 _BUDGET = 4096
 _EVICTED = 256
+_ELSEWHERE = DROP - 1
+DRAIN_NS = 2_000_000
+"""While streams repeat, how long frames of the wire may wait."""
+_PATIENCE_NS = 10
+"""While streams repeat, how long doorbells may wait, for each descriptor of a ring."""
 
 
 class Receiver:
@@ -65,7 +74,12 @@ class Receiver:
         self._rxqs = rxqs
         self._clock_ns = clock_ns
         self._busy: list[queues.RxQueue] = []
-        self._blocked_ns: int | None = None
+        self._blocked_since_ns: int | None = None
+        self._drained_ns = 0
+        self.repeater = Repeater()
+        self.burst = 0
+        """Deliver at most so many frames, and then none until the driver has taken them; 0:
+        no limit."""
         self.max_frame = 1518
         """The longest frame the MAC takes, FCS included."""
         self.carries = True
@@ -79,21 +93,51 @@ class Receiver:
     def queues_changed(self) -> None:
         """Queues came or went: whichever there are now may get the next frames."""
         self._busy = list(self._rxqs.values())
+        self.repeater.forget()
 
     @property
     def starved(self) -> bool:
         """The next frames have to wait for the guest.
 
-        It does not let the function write, or a queue that had frames lately has less
-        than half of its descriptors posted.
+        It does not let the function write, a queue that had frames lately has less than
+        half of its descriptors posted, or a burst is not over.
         """
-        return self.stalled or any(rxq.starved for rxq in self._busy)
+        return self.stalled or self.blocked or any(rxq.starved for rxq in self._busy)
+
+    @property
+    def blocked(self) -> bool:
+        """A burst is not over: the driver still works on it."""
+        return bool(self.burst) and not all(rxq.evq.ready for rxq in self._busy)
+
+    @property
+    def repeating(self) -> bool:
+        """There are frames for the guest, whether or not the wire brings any."""
+        return (
+            self.repeater.on
+            and self.carries
+            and not self.stalled
+            and self.repeater.active(self._clock_ns())
+        )
+
+    @property
+    def patience_ns(self) -> int:
+        """While streams repeat, how long the guest's doorbells may wait.
+
+        A fast guest takes a frame in 200 ns, and half of its ring must not be used up
+        before the next pass has filled the other. A look costs 20 µs.
+        """
+        return _PATIENCE_NS * min((rxq.entries for rxq in self._busy), default=_BATCH)
 
     def receive(self) -> int:
-        """One pass over the frames that wait; returns how many left the packet buffer."""
-        done = self._receive(self._wire, self.carries)
-        if self.looped is not None:
-            done += self._receive(self.looped, True)
+        """One pass over the frames that wait; returns how many were dealt with."""
+        if not self.repeater.on:
+            return self._drain(self.burst or _BUDGET)
+        done, now_ns = 0, self._clock_ns()
+        if not self.repeating or now_ns - self._drained_ns >= DRAIN_NS:
+            self._drained_ns = now_ns
+            done = self._drain(_BUDGET)
+        if self.repeating:
+            done += self._repeat(now_ns)
         return done
 
     def flush(self) -> None:
@@ -104,14 +148,110 @@ class Receiver:
                 self._journal.count("rx_flushed", waiting)
                 self._wire.release(waiting)
 
-    def _receive(self, frames: Frames, carries: bool) -> int:
+    def _repeat(self, now_ns: int) -> int:
+        """Deliver what streams have left here to the descriptors that are posted."""
         done = 0
-        while done < _BUDGET:
+        for queue, templates in self.repeater.templates():
+            rxq = self._rxqs.get(queue)
+            if rxq is not None:
+                try:
+                    done += self._repeat_to(rxq, templates, now_ns)
+                except Exception as error:  # noqa: BLE001 - what goes round here is lost
+                    self._journal.mistake(error)
+                    templates.clear()
+            if not templates or rxq is None:
+                self.repeater.done(queue)
+        return done
+
+    def _repeat_to(self, rxq: queues.RxQueue, templates: deque[Template], now_ns: int) -> int:
+        done = 0
+        while templates:
+            template = templates[0]
+            room = rxq.frames_posted(template.longest) - min(RESERVED, rxq.entries // 8)
+            if self.burst:
+                room = min(room, self.burst) if rxq.evq.ready else 0
+            if room <= 0:
+                break
+            delivered = self._again(template, rxq, template.next(room), now_ns)
+            done += delivered
+            if template.left == 0:
+                templates.popleft()
+            elif template.left is None or not delivered:
+                break
+        return done
+
+    def _again(
+        self, template: Template, rxq: queues.RxQueue, part: slice | Int64s, now_ns: int
+    ) -> int:
+        alike = template.alike()
+        macs, lengths = template.described(part)
+        delivered = template.deliver(rxq, part, now_ns)
+        if alike:
+            self._stats.received_equal(alike[0], delivered, alike[1] - RX_PREFIX_SIZE)
+        else:
+            multicast = np.zeros(delivered, bool)
+            self._stats.received(macs[:delivered], multicast, lengths[:delivered] - RX_PREFIX_SIZE)
+        for name in ("rx_frames", "rx_delivered", "repeat_delivered"):
+            self._journal.count(name, delivered)
+        if rxq not in self._busy:
+            self._busy.append(rxq)
+        return delivered
+
+    def _keeps(self, batch: Batch) -> bool:
+        """Streams of this batch are to be repeated: those of the wire, not the MAC's own."""
+        return self.repeater.on and batch.ring is not self.looped
+
+    def _keep(self, queue: int, run: Run) -> None:
+        """Frames go to be repeated instead of being delivered."""
+        lost = self.repeater.keep(queue, run, self._clock_ns())
+        # They are frames of the MAC when they come back from there.
+        self._journal.count("rx_frames", lost - run.size)
+        self._settle("repeat_taken", run.size - lost)
+        if lost:
+            self._settle("rx_nodesc", lost)
+            self._stats.received(run.macs, np.zeros(lost, bool), run.lengths - RX_PREFIX_SIZE)
+            self._stats.no_descriptor(lost)
+
+    def _keep_any(
+        self,
+        batch: Batch,
+        classes: offload.Classes,
+        lengths: Int64s,
+        wanted: Int64s,
+        events: Qwords,
+    ) -> offload.Bools:
+        """:meth:`_keep` those of a mixed batch that are streams'; they are wanted no more."""
+        chosen: offload.Bools = self.repeater.takes(classes.l3, classes.l4, classes.multicast)
+        chosen &= (wanted >= 0) & ~classes.ip_bad & ~classes.l4_bad
+        number = int(np.count_nonzero(chosen))
+        if not number or not self.repeater.streams(number, self._clock_ns()):
+            return np.zeros(batch.size, bool)
+        octets = lengths + RX_PREFIX_SIZE
+        for queue in np.unique(wanted[chosen]).tolist():
+            at = np.flatnonzero(chosen & (wanted == queue))
+            if queue not in self._rxqs:
+                chosen[at] = False
+                continue
+            rows = batch.rows(int(octets[at].max()))[at]
+            self._keep(queue, Run(rows, octets[at], events[at], classes.mac[at], alike=False))
+            wanted[at] = _ELSEWHERE
+        return chosen
+
+    def _drain(self, budget: int) -> int:
+        done = self._receive(self._wire, self.carries, budget)
+        if self.looped is not None:
+            done += self._receive(self.looped, True, budget)
+        return done
+
+    def _receive(self, frames: Frames, carries: bool, budget: int) -> int:
+        done = 0
+        while done < budget:
             waiting = frames.waiting()
             if not waiting:
-                self._blocked_ns = None
+                self._blocked_since_ns = None
                 break
             room = self._room(waiting) if carries else waiting
+            room = min(room, budget - done)
             if not room:
                 break
             size = self._left = min(room, _BATCH)
@@ -130,17 +270,19 @@ class Receiver:
     def _room(self, waiting: int) -> int:
         """How many of the frames that wait may be taken now."""
         room = waiting
-        if self.stalled:
+        if self.repeating:
+            return room  # they need no descriptors, but for a few
+        if self.stalled or self.blocked:
             room = 0
         for rxq in self._busy:
             room = min(room, rxq.frames_posted(self.max_frame))
         if room:
-            self._blocked_ns = None
+            self._blocked_since_ns = None
             return room
         now_ns = self._clock_ns()
-        if self._blocked_ns is None:
-            self._blocked_ns = now_ns
-        elif now_ns - self._blocked_ns >= RESIDENCE_NS:
+        if self._blocked_since_ns is None:
+            self._blocked_since_ns = now_ns
+        elif now_ns - self._blocked_since_ns >= RESIDENCE_NS:
             room = min(waiting, _EVICTED)
         return room
 
@@ -174,11 +316,28 @@ class Receiver:
         )
         queue = None if flow is None else self._steering.queue_of(flow)
         rxq = None if queue is None else self._rxqs.get(queue)
-        if flow is None or rxq is None:
+        if flow is None or queue is None or rxq is None:
             return False
         batch.set_prefix(length, self._steering.hash_of(flow, batch.frames))
         octets = length + RX_PREFIX_SIZE
-        event = queues.rx_event(flow) | octets
+        event = queues.rx_event(flow)
+        if (
+            self._keeps(batch)
+            and self.repeater.takes(flow.l3, flow.l4, flow.mac >> 40 & 1)
+            and self.repeater.streams(batch.size, self._clock_ns())
+        ):
+            self._keep(
+                queue,
+                Run(
+                    batch.rows(octets),
+                    np.full(batch.size, octets),
+                    np.full(batch.size, event, np.uint64),
+                    np.full(batch.size, flow.mac, np.uint64),
+                    alike=True,
+                ),
+            )
+            return True
+        event |= octets
         delivered = rxq.deliver_equal(batch.prefixed(octets), octets, event, self._clock_ns())
         if delivered is None:
             return False
@@ -204,17 +363,19 @@ class Receiver:
         unfinished = (batch.status & TP_STATUS_CSUMNOTREADY) != 0
         lengths = offload.pad(batch.frames, captured)
         classes = offload.classify(batch.frames, lengths, unfinished)
+        wanted, hashes = self._steering.spread(classes)
+        wanted[~fits] = _ELSEWHERE
+        batch.set_prefix(lengths, hashes)
+        events = queues.rx_events(classes)
+        if self._keeps(batch):
+            fits &= ~self._keep_any(batch, classes, lengths, wanted, events)
         if fits.all():
             self._stats.received(classes.mac, classes.multicast, lengths)
         elif fits.any():
             self._stats.received(classes.mac[fits], classes.multicast[fits], lengths[fits])
-        wanted, hashes = self._steering.spread(classes)
-        wanted[~fits] = DROP - 1
         filtered = int(np.count_nonzero(wanted == DROP))
         if filtered:
             settle("rx_filtered", filtered)
-        batch.set_prefix(lengths, hashes)
-        events = queues.rx_events(classes)
         arrivals = queues.Arrivals(
             batch.ring.buffer, batch.offsets, lengths + RX_PREFIX_SIZE, events
         )

@@ -60,12 +60,17 @@ Read = Callable[[int], int]
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """``write`` takes (VI, value), ``read`` takes (VI); None: not in that direction."""
+    """``write`` takes (VI, value), ``read`` takes (VI); None: not in that direction.
+
+    ``last_counts``: a doorbell that tells how far a ring is filled or read, so that
+    of several writes that are waiting the last one says all.
+    """
 
     name: str
     octets: int
     write: Write | None = None
     read: Read | None = None
+    last_counts: bool = False
 
 
 class RegisterFile:
@@ -101,6 +106,18 @@ class RegisterFile:
             self._journal.note("register_read_only", "write %s = %s", register.name, data.hex())
         else:
             register.write(vi, int.from_bytes(data, "little"))
+
+    def write_dwords(self, offsets: list[int], values: list[int]) -> None:
+        """Many writes of four octets each, in order; doorbells that repeat count once."""
+        per_vi = self._per_vi
+        last = dict(zip(offsets, values, strict=True))
+        if all(
+            (register := per_vi.get(offset % VI_STRIDE)) is not None and register.last_counts
+            for offset in last
+        ):
+            offsets, values = list(last), list(last.values())
+        for offset, value in zip(offsets, values, strict=True):
+            self.write(offset, value.to_bytes(4, "little"))
 
     def read(self, offset: int, octets: int) -> bytes:
         vi, at = divmod(offset, VI_STRIDE)

@@ -20,31 +20,83 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from harness.nic.device import Nic
 from harness.nic.journal import log
-from harness.nic.transport import Connection, SessionEnd
+from harness.nic.stream import SessionEnd
+from harness.nic.transport import Connection
+from harness.nic.vhost import Backend
 from harness.nic.wire import Wire
 
 _PRICE = 5
 _CREDIT_NS = 2_000_000
 _STARVED_NS = 10_000_000
-_POSTED_WRITES_NS = 1_000_000
 _MAX_WAIT_NS = 1_000_000_000
 _PR_SET_TIMERSLACK = 29
 _MAX_CONTROL_LINE = 4096
 _MAX_CONTROL_CLIENTS = 16
 _PAUSE_S = 0.01
+MAX_TIMES = 1_000_000
+"""The most that a frame may be repeated, or a burst may hold."""
+
+
+class Session(Protocol):
+    """What the server needs of a transport: one client's session.
+
+    Attributes:
+        patience_ns: how long what the guest writes may wait where it says little but
+            that more is posted.
+        wants_to_write: descriptors that replies wait for.
+    """
+
+    patience_ns: int
+
+    @property
+    def wants_to_write(self) -> list[int]: ...
+    def filenos(self) -> list[int]:
+        """Descriptors that are readable when the guest has something to say."""
+
+    def due_ns(self, now_ns: int) -> int | None:
+        """When to serve it though none of them is readable."""
+
+    def serve(self, ready: Collection[int]) -> None:
+        """Act on all that the guest has said; raises :class:`SessionEnd`."""
+
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+Transport = Callable[[socket.socket, Nic], Session]
+
+
+def vfio_user(accepted: socket.socket, nic: Nic) -> Session:
+    """A machine emulator's session: QEMU's ``vfio-user-pci``."""
+    return Connection(accepted, nic, nic.journal)
+
+
+def vhost_user(accepted: socket.socket, nic: Nic) -> Session:
+    """A user-mode kernel's session: ``virtio_uml`` with ``virt-pci`` on it."""
+    return Backend(accepted, nic, nic.journal, time.monotonic_ns)
 
 
 class Server:
-    """Serves one vfio-user session at ``path``, and counters at ``control``."""
+    """Serves one session of ``transport`` at ``path``, and counters at ``control``."""
 
-    def __init__(self, nic: Nic, wire: Wire, *, path: Path, control: Path | None = None) -> None:
+    def __init__(
+        self,
+        nic: Nic,
+        wire: Wire,
+        *,
+        path: Path,
+        transport: Transport = vfio_user,
+        control: Path | None = None,
+    ) -> None:
         self._nic = nic
+        self._transport = transport
         self._wire = wire
         self._path = path
         self._listener = _listen(path)
@@ -60,17 +112,17 @@ class Server:
     def run(self) -> None:
         """Accept one client and serve it until it leaves or a signal asks to stop."""
         try:
-            connection = self._accept()
-            if connection is not None:
+            session = self._accept()
+            if session is not None:
                 log.info("client connected")
                 try:
-                    self._serve(connection)
+                    self._serve(session)
                 except SessionEnd as end:
                     log.info("session ended: %s", end)
                 except Exception as error:  # noqa: BLE001 - the counters are still to be told
                     self._nic.journal.mistake(error)
                 finally:
-                    connection.close()
+                    self._guard(session.close)
                     self._guard(self._nic.client_gone)
         finally:
             self.close()
@@ -86,7 +138,7 @@ class Server:
         log.info("signal %d", number)
         self._stopping = True
 
-    def _accept(self) -> Connection | None:
+    def _accept(self) -> Session | None:
         control = self._control
         while not self._stopping:
             readers = [self._listener.fileno(), self._wake, *(control.filenos if control else ())]
@@ -96,7 +148,7 @@ class Server:
             if self._listener.fileno() in ready:
                 accepted = _accepted(self._listener)
                 if accepted is not None:
-                    return Connection(accepted, self._nic, self._nic.journal)
+                    return self._transport(accepted, self._nic)
             self._guard(self._drain)
         return None
 
@@ -110,9 +162,9 @@ class Server:
             accepted.close()
             self._nic.journal.note("clients_refused", "another client is being served")
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, session: Session) -> None:
         nic, wire, control = self._nic, self._wire, self._control
-        client, clock_ns = connection.fileno(), time.monotonic_ns
+        clock_ns = time.monotonic_ns
         pace = _Pace(nic)
         watch_wire = True
         served_ns = 0
@@ -121,28 +173,35 @@ class Server:
             due_ns = nic.next_due_ns()
             starved = pace.starved(now_ns)
             rest_ns = pace.resting_until_ns(now_ns, starved=starved)
+            # Doorbells that come one by one say more than those of a guest that is busy.
+            patience_ns = session.patience_ns if starved and not nic.blocked else 0
+            serve_ns = session.due_ns(now_ns)
+            if starved and not nic.blocked and nic.repeating:
+                patience_ns = min(patience_ns, nic.patience_ns)
+                if serve_ns is not None:
+                    serve_ns = max(serve_ns, now_ns + nic.patience_ns)
             until_ns = now_ns + _MAX_WAIT_NS
-            if due_ns is not None and due_ns < until_ns:
-                until_ns = due_ns
-            if rest_ns is not None and rest_ns < until_ns:
-                until_ns = rest_ns
-            if starved and served_ns + _POSTED_WRITES_NS < until_ns:
-                until_ns = served_ns + _POSTED_WRITES_NS
-            if nic.wants_to_transmit or until_ns < now_ns:
+            for other_ns in (due_ns, rest_ns, serve_ns):
+                if other_ns is not None and other_ns < until_ns:
+                    until_ns = other_ns
+            if patience_ns:
+                until_ns = min(until_ns, served_ns + patience_ns)
+            at_once = nic.repeating and rest_ns is None
+            if nic.wants_to_transmit or until_ns < now_ns or at_once:
                 until_ns = now_ns
             readers = [self._wake, self._listener.fileno()]
             if control:
                 readers += control.filenos
-            if not starved:
-                readers.append(client)
+            clients = session.filenos() if not patience_ns else []
+            readers += clients
             if rest_ns is None and watch_wire:
                 readers.append(wire.fileno())
-            writers = [client] if connection.wants_to_write else []
+            writers = session.wants_to_write
             ready, writable, _ = select.select(readers, writers, [], (until_ns - now_ns) / 1e9)
             if writable:
-                connection.flush()
-            if starved or client in ready:
-                connection.serve()
+                session.flush()
+            if patience_ns or serve_ns is not None or not set(clients).isdisjoint(ready):
+                session.serve(ready)
                 served_ns = clock_ns()
             if control and ready:
                 control.serve(ready)
@@ -198,13 +257,15 @@ class _Pace:
         self.last = self._nic.receive()
         now_ns = time.monotonic_ns()
         self._starved_until_ns = now_ns + _STARVED_NS
-        if self.last:
+        # A wire that repeats is there to load the guest as far as it goes.
+        if self.last and not self._nic.repeats:
             price_ns = _PRICE * (time.thread_time_ns() - started_ns)
             self._paid_until_ns = max(self._paid_until_ns, now_ns) + price_ns
 
 
 class _Control:
-    """JSON lines on a unix socket: ``counters``, and ``link`` with ``up``."""
+    """JSON lines on a unix socket: ``counters``, ``link`` with ``up``, ``wire`` with ``repeat``
+    and ``burst``."""
 
     def __init__(self, path: Path, nic: Nic) -> None:
         self._path = path
@@ -246,6 +307,12 @@ class _Control:
             call = request["call"]
             if call == "counters":
                 return {"counters": self._nic.counters()}
+            if call == "wire":
+                repeat, burst = int(request["repeat"]), int(request["burst"])
+                if not 0 <= repeat <= MAX_TIMES or not 0 <= burst <= MAX_TIMES:
+                    return {"error": f"repeat and burst are 0 to {MAX_TIMES}"}
+                self._nic.pace_wire(repeat=repeat, burst=burst)
+                return {"wire": {"repeat": repeat, "burst": burst}}
             if call == "link":
                 self._nic.set_link(bool(request["up"]))
                 return {"link": {"up": self._nic.link_up}}

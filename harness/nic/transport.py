@@ -9,19 +9,17 @@ split into messages ends the session.
 
 from __future__ import annotations
 
-import array
 import errno
 import json
-import os
 import socket
 import struct
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from harness.nic import pci
 from harness.nic.journal import Journal, log
 from harness.nic.memory import MAX_SEGMENTS, MapError
+from harness.nic.stream import SessionEnd, Stream, close_all, is_eventfd
 
 (
     VERSION, DMA_MAP, DMA_UNMAP, DEVICE_GET_INFO, DEVICE_GET_REGION_INFO,
@@ -36,12 +34,7 @@ _TYPE_MASK, _REPLY, _NO_REPLY, _ERROR = 0xF, 0x1, 0x10, 0x20
 
 MAX_DATA = 1 << 20
 _MAX_MESSAGE = _HEADER.size + _REGION.size + MAX_DATA
-_MAX_FDS = 32
-_RECEIVE = 16 << 10
-_ANCILLARY = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
-_MAX_UNSENT = 4 << 20
 _LOGGED = 400
-_MAX_FDS_WAITING = 4 * _MAX_FDS
 
 _DEVICE_FLAGS_RESET, _DEVICE_FLAGS_PCI = 1, 2
 _REGION_FLAGS_READ, _REGION_FLAGS_WRITE = 1, 2
@@ -55,7 +48,8 @@ _DMA_UNMAP_ALL = 2
 class Device(Protocol):
     """What a client reaches through the messages."""
 
-    interrupts: pci.Interrupts
+    @property
+    def interrupts(self) -> pci.Vectors: ...
 
     def map(
         self, start: int, size: int, *, writable: bool, fd: int | None, offset: int
@@ -76,26 +70,19 @@ class RequestError(Exception):
         self.errno = number
 
 
-class SessionEnd(Exception):  # noqa: N818
-    """The client is gone, or what it sends cannot be understood."""
-
-
 class Connection:
     """One client's session over ``connected`` (owned from now on)."""
 
+    patience_ns = 1_000_000
+    """How long what the guest writes may wait where it only says that more is posted."""
+
     def __init__(self, connected: socket.socket, device: Device, journal: Journal) -> None:
-        self._socket = connected
-        self._socket.setblocking(False)
+        self._stream = Stream(connected)
         self._device = device
+        interrupts = device.interrupts
+        assert isinstance(interrupts, pci.Interrupts), "this client keeps the MSI-X table"
+        self._interrupts = interrupts
         self._journal = journal
-        self._buffer = bytearray(_RECEIVE)
-        self._view = memoryview(self._buffer)
-        self._received = bytearray()
-        self._consumed = 0
-        """Octets of the stream in front of ``_received``."""
-        self._fds: list[tuple[int, list[int]]] = []
-        """Descriptors, and the place in the stream of the last octet that came with them."""
-        self._unsent = bytearray()
         self._commands: dict[int, Callable[[bytes, list[int]], bytes]] = {
             VERSION: self._version,
             DMA_MAP: self._dma_map,
@@ -110,87 +97,52 @@ class Connection:
             REGION_WRITE_MULTI: self._region_write_multi,
         }
 
-    def fileno(self) -> int:
-        return self._socket.fileno()
+    # What the server needs of a session.
+
+    def filenos(self) -> list[int]:
+        return [self._stream.fileno()]
 
     @property
-    def wants_to_write(self) -> bool:
-        return bool(self._unsent)
+    def wants_to_write(self) -> list[int]:
+        return [self._stream.fileno()] if self._stream.unsent else []
+
+    def due_ns(self, now_ns: int) -> int | None:  # noqa: ARG002
+        return None
 
     def close(self) -> None:
-        for _, fds in self._fds:
-            _close(fds)
-        self._fds.clear()
-        self._socket.close()
+        self._stream.close()
 
-    def serve(self, reads: int = 4) -> None:
+    def serve(self, ready: Collection[int] = (), reads: int = 4) -> None:  # noqa: ARG002
         """Read what has arrived, in at most ``reads`` pieces, and act on whole messages.
 
         Raises:
             SessionEnd: see there.
         """
-        for _ in range(reads):
-            try:
-                size, ancillary, _flags, _address = self._socket.recvmsg_into(
-                    [self._buffer], _ANCILLARY, socket.MSG_CMSG_CLOEXEC
-                )
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError as error:
-                raise SessionEnd(f"the connection failed: {error}") from error
-            fds = _fds_of(ancillary) if ancillary else []
-            if not size:
-                _close(fds)
-                raise SessionEnd("the client has left")
-            self._received += self._view[:size]
-            if fds:
-                self._fds.append((self._consumed + len(self._received) - 1, fds))
-            self._split()
-            if sum(len(waiting) for _, waiting in self._fds) > _MAX_FDS_WAITING:
-                raise SessionEnd("descriptors without a whole message to go with them")
-            if size < _RECEIVE and not fds:
-                break
-        if self._unsent:
-            self.flush()
+        self._stream.take(self._split, reads)
+        self._stream.flush()
 
     def flush(self) -> None:
-        """Send what replies wait, as far as the socket takes them."""
-        while self._unsent:
-            try:
-                sent = self._socket.send(self._unsent)
-            except (BlockingIOError, InterruptedError):
-                if len(self._unsent) > _MAX_UNSENT:
-                    raise SessionEnd("the client does not read its replies") from None
-                return
-            except OSError as error:
-                raise SessionEnd(f"the connection failed: {error}") from error
-            del self._unsent[:sent]
+        self._stream.flush()
 
     def _split(self) -> None:
         """Act on the whole messages received so far."""
-        received, at = self._received, 0
+        stream, at = self._stream, 0
+        received = stream.received
         while len(received) - at >= _HEADER.size:
             number, command, size, flags, _error = _HEADER.unpack_from(received, at)
             if not _HEADER.size <= size <= _MAX_MESSAGE:
                 raise SessionEnd(f"a message of {size} octets")
             if len(received) - at < size:
                 break
-            if command == REGION_WRITE and flags == _NO_REPLY and not self._fds:
+            if command == REGION_WRITE and flags == _NO_REPLY and not stream.fds:
                 # A doorbell: by far the most frequent message.
                 self._posted_write(received, at, size)
                 at += size
                 continue
             payload = bytes(received[at + _HEADER.size : at + size])
             at += size
-            fds: list[int] = []
-            while self._fds and self._fds[0][0] < self._consumed + at:
-                fds += self._fds.pop(0)[1]
-            self._message(number, command, flags, payload, fds)
-            if len(self._unsent) > _MAX_UNSENT:
-                # One read may hold hundreds of requests for a megabyte each.
-                self.flush()
-        del received[:at]
-        self._consumed += at
+            self._message(number, command, flags, payload, stream.fds_until(at))
+        stream.consume(at)
 
     def _posted_write(self, received: bytearray, at: int, size: int) -> None:
         if size >= _WRITE.size:
@@ -214,7 +166,7 @@ class Connection:
     ) -> None:
         if flags & _TYPE_MASK:
             self._journal.note("vfio_bad_message", "type %d, which no request has", flags & 15)
-            _close(fds)
+            close_all(fds)
             return
         failed, answer = 0, b""
         try:
@@ -229,12 +181,12 @@ class Connection:
             failed = errno.EIO
             self._journal.mistake(error)
         finally:
-            _close(fds)
+            close_all(fds)
         if flags & _NO_REPLY:
             return
         kind = _REPLY | (_ERROR if failed else 0)
-        self._unsent += _HEADER.pack(number, command, _HEADER.size + len(answer), kind, failed)
-        self._unsent += answer
+        size = _HEADER.size + len(answer)
+        self._stream.send(_HEADER.pack(number, command, size, kind, failed) + answer)
 
     def _version(self, payload: bytes, _: list[int]) -> bytes:
         major, minor = struct.unpack_from("<HH", payload)
@@ -309,7 +261,7 @@ class Connection:
             raise RequestError(errno.EINVAL, f"interrupts {index}: {start}+{count}")
         if index != pci.MSIX_IRQ_INDEX:
             return b""  # there are none of that kind, and so nothing to do
-        interrupts = self._device.interrupts
+        interrupts = self._interrupts
         data, action = flags & 7, flags & ~7
         vectors = range(start, start + count)
         if action in (_IRQ_ACTION_MASK, _IRQ_ACTION_UNMASK):
@@ -319,7 +271,7 @@ class Connection:
         if data == _IRQ_DATA_EVENTFD:
             if fds and len(fds) != count:
                 raise RequestError(errno.EINVAL, f"{len(fds)} descriptors for {count} vectors")
-            if not all(map(_is_eventfd, fds)):
+            if not all(map(is_eventfd, fds)):
                 raise RequestError(errno.EINVAL, "a descriptor that is no eventfd")
             for vector in vectors:
                 interrupts.assign(vector, fds.pop(0) if fds else None)
@@ -378,21 +330,3 @@ def _check_access(region: int, offset: int, count: int) -> None:
 
 def _unsupported(_: bytes, __: list[int]) -> bytes:
     raise RequestError(errno.EOPNOTSUPP, "not supported")
-
-
-def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return fds.tolist()
-
-
-def _is_eventfd(fd: int) -> bool:
-    """Whether a write of 8 octets is what it seems, and cannot block for long."""
-    return str(Path(f"/proc/self/fd/{fd}").readlink()) == "anon_inode:[eventfd]"
-
-
-def _close(fds: list[int]) -> None:
-    while fds:
-        os.close(fds.pop())

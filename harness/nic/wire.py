@@ -114,6 +114,12 @@ class Batch:
         self.ring.prefix_lengths[self.first : self.last] = lengths
         self.ring.set_hashes(self.first, self.last, hashes)
 
+    def rows(self, octets: int) -> Octets:
+        """The same as rows of octets."""
+        ring = self.ring
+        at = self.first * ring.slot + _PREFIX_OFFSET
+        return np.ndarray((self.size, octets), np.uint8, ring.buffer.data, at, (ring.slot, 1))
+
     def prefixed(self, octets: int) -> npt.NDArray[Any]:
         """Prefix and frame of each, ``octets`` in all, as elements of a void type."""
         return self.ring.groups(octets)[self.first : self.last]

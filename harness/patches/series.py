@@ -162,6 +162,23 @@ def series_for(tree: Path, name: str = "auto", home: Path | None = None) -> Seri
     )
 
 
+def bed_patches(arch: str, base: str, home: Path | None = None) -> tuple[Path, ...]:
+    """What a kernel of ``base`` needs to be booted as ``arch``, whatever its step.
+
+    Raises:
+        ConfigurationError: none was written for that base.
+    """
+    home = (home or shipped("kernel-patches")) / f"bed-{arch}"
+    if not (home / base / "series").is_file():
+        known = _listed(sorted((file.parent.name for file in home.glob("*/series")), key=_number))
+        raise ConfigurationError(
+            f"{base} is not known to run as a process ({arch}); expected {known}",
+            hint="Linux has what it takes, virt-pci, since 5.14; a virtual bed boots it: "
+            "--bed virtual",
+        )
+    return tuple(patch.path for patch in _named_in(home / base / "series"))
+
+
 def nearest(base: str, available: Sequence[Series]) -> Series | None:
     """Of ``available``, the series for the version closest to ``base``; None if there is none."""
     return min(available, key=lambda known: _distance(known.base, base), default=None)

@@ -42,7 +42,7 @@ def document(analysis: Analysis) -> Document:
         "schema": SCHEMA,
         "version": VERSION,
         "complete": analysis.complete,
-        "virtual": campaign.bed_kind == "virtual",
+        "virtual": campaign.bed_kind != "hardware",
         "label": label(campaign.bed_kind, campaign.accelerator),
         "campaign": {
             "id": campaign.id,
@@ -71,6 +71,7 @@ def document(analysis: Analysis) -> Document:
         "settings": analysis.settings,
         "settings_varied": list(analysis.settings_varied),
         "inventory": analysis.inventory,
+        "repetition": analysis.repetition,
         "metric": PRIMARY,
         "rates": {name: asdict(about) for name, about in RATES.items()},
         "measures": {
@@ -118,8 +119,10 @@ def schema() -> Document:
 
 def label(bed_kind: str, accelerator: str | None) -> str:
     """How far the figures of a bed may be trusted, in a few words."""
-    if bed_kind != "virtual":
+    if bed_kind == "hardware":
         return "hardware bed"
+    if bed_kind == "native":
+        return "native, user-mode kernel: not a hardware figure"
     return f"virtual bed, {(accelerator or 'emulated').upper()}: not a hardware figure"
 
 

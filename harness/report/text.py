@@ -225,6 +225,9 @@ def head_lines(report: Document) -> list[str]:
     lines = [" · ".join(fact for fact in facts if fact)]
     if report["virtual"]:
         lines.append(report["label"])
+    if report["repetition"]:
+        times = f"{report['repetition']:,.1f} times"
+        lines.append(f"the wire repeats: each frame of netperf was delivered {times}")
     if report["boots_done"] < report["boots_planned"]:
         lines.append(
             f"INCOMPLETE: {report['boots_done']} of {report['boots_planned']} boots are finished"

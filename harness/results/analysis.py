@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,6 +140,8 @@ class Analysis:
     settings_varied: tuple[str, ...]
     """Settings that were not the same in every boot of a bed, by dotted name."""
     inventory: dict[str, Any]
+    repetition: float | None = None
+    """How often each frame of the streams was delivered, by a wire that repeats them."""
 
     @property
     def complete(self) -> bool:
@@ -207,6 +209,14 @@ class _Gathered:
         return [boot for boot in self.boots if boot.bed == bed]
 
 
+_REPEATED = ("repeat_delivered", "repeat_taken")
+"""Of the NIC model's counters."""
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
 def analyse(result: ResultDirectory) -> Analysis:
     """Read every boot of ``result`` and compare the steps.
 
@@ -220,8 +230,10 @@ def analyse(result: ResultDirectory) -> Analysis:
     done = 0
     first: dict[str | None, Boot] = {}
     varied: set[str] = set()
+    repeated: Counter[str] = Counter()
     for boot in result.boots():
         if boot.outcome == "ok":
+            repeated.update({name: (boot.nic_model or {}).get(name, 0) for name in _REPEATED})
             done += 1
             one = first.setdefault(boot.bed, boot.model_copy(update={"trials": []}))
             varied |= _differences(one.settings, boot.settings)
@@ -272,6 +284,7 @@ def analyse(result: ResultDirectory) -> Analysis:
         settings=_by_bed({bed: boot.settings for bed, boot in first.items()}),
         settings_varied=tuple(sorted(varied)),
         inventory=_by_bed({bed: boot.inventory for bed, boot in first.items()}),
+        repetition=_share(*(repeated[name] for name in _REPEATED)),
     )
 
 

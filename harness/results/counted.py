@@ -151,8 +151,16 @@ class Delta:
         before = {line.cpu: line.dropped for line in self.before.softnet}
         return sum(line.dropped - before.get(line.cpu, 0) for line in self.after.softnet)
 
+    @property
+    def kernel_cpu_ns(self) -> int | None:
+        """CPU time of a kernel that is a process, which its host has counted exactly."""
+        before, after = self.before.kernel_cpu_ns, self.after.kernel_cpu_ns
+        return None if before is None or after is None else after - before
+
     def busy_ns(self, cpu: int | None) -> int | None:
         """Kernel time of ``cpu``, or of all CPUs when none was named."""
+        if (own := self.kernel_cpu_ns) is not None:
+            return own
         before = {line.cpu: line for line in self.before.cpu}
         lines = [line for line in self.after.cpu if cpu is None or line.cpu == cpu]
         if not lines or any(line.cpu not in before for line in lines):
@@ -161,6 +169,8 @@ class Delta:
 
     def cost_ns(self, cpu: int | None) -> float | None:
         """Time for each packet at IP in which ``cpu``, or every CPU, was not idle."""
+        if (own := self.kernel_cpu_ns) is not None:
+            return own / self.ip_in if self.ip_in else None
         before = {line.cpu: line for line in self.before.cpu}
         lines = [line for line in self.after.cpu if cpu in (None, line.cpu) and line.cpu in before]
         if not lines or not self.ip_in:

@@ -85,6 +85,8 @@ class Snapshot(_Raw):
     speed_mbps: int | None = None
     """Of the link; not read within a window."""
     cpu: list[CpuTime] = Field(default_factory=list)
+    kernel_cpu_ns: int | None = None
+    """CPU time of the kernel itself, where that is a process."""
     throttled: Counters = Field(default_factory=dict)
     """How often its temperature slowed each CPU down, where the CPU counts that."""
     interrupts: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -310,7 +312,7 @@ class Campaign(_Raw):
     profile: str
     seed: int
     bed: str
-    bed_kind: Literal["virtual", "hardware"]
+    bed_kind: Literal["virtual", "native", "hardware"]
     accelerator: str | None = None
     steps: list[str]
     blocks: int

@@ -14,8 +14,10 @@ from tests.nic.minidriver import (
     MAC,
     PEER,
     FakeWire,
+    InProcess,
     McRebootedError,
     MiniDriver,
+    MiniVhostDriver,
     checksum,
     udp4,
     udp6,
@@ -24,9 +26,9 @@ from tests.nic.minidriver import (
 pytestmark = pytest.mark.nic
 
 
-@pytest.fixture
-def driver() -> Iterator[MiniDriver]:
-    made = MiniDriver()
+@pytest.fixture(params=[MiniDriver, MiniVhostDriver], ids=["vfio-user", "vhost-user"])
+def driver(request: pytest.FixtureRequest) -> Iterator[InProcess]:
+    made: InProcess = request.param()
     made.attach()
     made.set_irqs()
     made.probe()
@@ -50,7 +52,7 @@ def l3_class(event: int) -> int:
     return event >> 42 & 7
 
 
-def test_frames_arrive_padded_in_order_and_classified(driver: MiniDriver) -> None:
+def test_frames_arrive_padded_in_order_and_classified(driver: InProcess) -> None:
     driver.open()
     sent = [udp4(bytes([n]) * (n + 1)) for n in range(40)]
     driver.wire.inject(*sent)
@@ -59,7 +61,7 @@ def test_frames_arrive_padded_in_order_and_classified(driver: MiniDriver) -> Non
     assert all((l3_class(e), l4_class(e), bad_ip(e), bad_l4(e)) == (1, 2, 0, 0) for _, e in got)
 
 
-def test_rings_wrap_many_times(driver: MiniDriver) -> None:
+def test_rings_wrap_many_times(driver: InProcess) -> None:
     driver.open(entries=64, evq_entries=128)
     for turn in range(50):
         sent = [udp4(struct.pack("<II", turn, n)) for n in range(37)]
@@ -72,7 +74,7 @@ def test_rings_wrap_many_times(driver: MiniDriver) -> None:
 
 
 @pytest.mark.parametrize("size", [40, 1478, 1479, 1700, 4000, 8959])
-def test_a_jumbo_frame_is_scattered(driver: MiniDriver, size: int) -> None:
+def test_a_jumbo_frame_is_scattered(driver: InProcess, size: int) -> None:
     driver.mcdi(0x2C, struct.pack("<IIQIII", 9022 + 16, 0, 0, 0, 0, 0))
     driver.open()
     sent = [udp4(bytes(range(256)) * (size // 256) + bytes(n)) for n in (1, 0, size % 256)]
@@ -82,7 +84,7 @@ def test_a_jumbo_frame_is_scattered(driver: MiniDriver, size: int) -> None:
     assert not any(bad_l4(event) for _, event in got)
 
 
-def test_a_scattered_frame_waits_for_all_its_descriptors(driver: MiniDriver) -> None:
+def test_a_scattered_frame_waits_for_all_its_descriptors(driver: InProcess) -> None:
     driver.mcdi(0x2C, struct.pack("<IIQIII", 9022 + 16, 0, 0, 0, 0, 0))
     driver.open(post=False)
     driver.refill(number=8)
@@ -93,7 +95,7 @@ def test_a_scattered_frame_waits_for_all_its_descriptors(driver: MiniDriver) -> 
     assert counters["rx_delivered"] + counters["rx_nodesc"] + driver.wire.waiting() == 3
 
 
-def test_oversized_and_truncated_frames_are_dropped_under_a_name(driver: MiniDriver) -> None:
+def test_oversized_and_truncated_frames_are_dropped_under_a_name(driver: InProcess) -> None:
     driver.open()
     driver.wire.inject(udp4(b"a" * 1500), udp4(b"b"), udp4(b"c" * 3000))
     assert [frame for frame, _ in driver.pass_wire()] == [udp4(b"b").ljust(60, b"\0")]
@@ -112,7 +114,7 @@ def test_oversized_and_truncated_frames_are_dropped_under_a_name(driver: MiniDri
         udp4(b"opt", options=b"\1\1\1\1"),
     ],
 )
-def test_an_unfinished_checksum_is_finished(driver: MiniDriver, frame: bytes) -> None:
+def test_an_unfinished_checksum_is_finished(driver: InProcess, frame: bytes) -> None:
     protocol = frame[23] if frame[12] == 8 else 17
     if frame[12] == 0x86:
         partial = udp6(b"six", partial=True)
@@ -130,7 +132,7 @@ def test_an_unfinished_checksum_is_finished(driver: MiniDriver, frame: bytes) ->
     assert not bad_l4(event)
 
 
-def test_checksums_are_verified(driver: MiniDriver) -> None:
+def test_checksums_are_verified(driver: InProcess) -> None:
     driver.open()
     zero = bytearray(udp4(b"no sum"))
     zero[40:42] = b"\0\0"
@@ -153,7 +155,7 @@ def test_checksums_are_verified(driver: MiniDriver) -> None:
     ]  # fmt: skip
 
 
-def test_trailing_octets_do_not_count_for_the_checksum(driver: MiniDriver) -> None:
+def test_trailing_octets_do_not_count_for_the_checksum(driver: InProcess) -> None:
     driver.open()
     driver.wire.inject(udp4(b"q").ljust(60, b"\xee"), udp4(b"qq" * 40) + b"trailer")
     assert [bad_l4(e) for _, e in driver.pass_wire()] == [0, 0]
@@ -180,7 +182,7 @@ def test_without_descriptors_frames_wait_and_a_full_ring_drops() -> None:
     driver.close()
 
 
-def test_frames_do_not_wait_for_ever(driver: MiniDriver) -> None:
+def test_frames_do_not_wait_for_ever(driver: InProcess) -> None:
     """A queue nobody serves any more neither keeps old frames nor blocks another."""
     driver.open(channels=2, filters=False, entries=64)
     driver.add_filter(MAC, queue=0)
@@ -198,7 +200,7 @@ def test_frames_do_not_wait_for_ever(driver: MiniDriver) -> None:
     assert driver.stats()[0x36] == 20
 
 
-def test_filters_decide(driver: MiniDriver) -> None:
+def test_filters_decide(driver: InProcess) -> None:
     driver.open(filters=False)
     other = bytes.fromhex("020000000077")
     multicast = bytes.fromhex("01005e000001")
@@ -226,7 +228,7 @@ def test_filters_decide(driver: MiniDriver) -> None:
     assert counters["rx_frames"] == counters["rx_delivered"] + counters["rx_filtered"]
 
 
-def test_rss_spreads_by_the_table_and_only_by_it(driver: MiniDriver) -> None:
+def test_rss_spreads_by_the_table_and_only_by_it(driver: InProcess) -> None:
     driver.open(channels=2, filters=False, entries=512)
     (context,) = struct.unpack("<I", driver.mcdi(0x9E, struct.pack("<III", 0, 0, 2)))
     key = bytes.fromhex(
@@ -258,7 +260,7 @@ def test_toeplitz_matches_the_published_vectors() -> None:
     assert toeplitz(key, words).tolist() == [0x51CCC178]
 
 
-def test_link_down_stops_both_ways(driver: MiniDriver) -> None:
+def test_link_down_stops_both_ways(driver: InProcess) -> None:
     driver.open()
     driver.nic.set_link(up=False)
     (event,) = driver.events()
@@ -273,7 +275,7 @@ def test_link_down_stops_both_ways(driver: MiniDriver) -> None:
     assert len(driver.pass_wire()) == 1
 
 
-def test_transmit_gathers_and_finishes_checksums(driver: MiniDriver) -> None:
+def test_transmit_gathers_and_finishes_checksums(driver: InProcess) -> None:
     driver.open()
     whole = udp4(b"a longer payload" * 60)
     partial = bytearray(udp4(b"a longer payload" * 60, partial=True))
@@ -290,7 +292,7 @@ def test_transmit_gathers_and_finishes_checksums(driver: MiniDriver) -> None:
     assert stats[0x01] == 2
 
 
-def test_transmit_ring_wraps_and_is_bounded(driver: MiniDriver) -> None:
+def test_transmit_ring_wraps_and_is_bounded(driver: InProcess) -> None:
     driver.open(entries=512)
     for turn in range(4):
         at = driver.allocate(512 * 64)
@@ -305,7 +307,7 @@ def test_transmit_ring_wraps_and_is_bounded(driver: MiniDriver) -> None:
     assert driver.wire.sent[-1][14:22] == struct.pack("<II", 3, 499)
 
 
-def test_statistics_add_up(driver: MiniDriver) -> None:
+def test_statistics_add_up(driver: InProcess) -> None:
     driver.open()
     other = bytes.fromhex("020000000077")
     sizes = [1, 60, 200, 400, 900, 1400]
@@ -324,7 +326,7 @@ def test_statistics_add_up(driver: MiniDriver) -> None:
     assert driver.stats(clear=True)[0x1C] == 0
 
 
-def test_periodic_statistics(driver: MiniDriver) -> None:
+def test_periodic_statistics(driver: InProcess) -> None:
     driver.open()
     at = driver.allocate(0x61 * 8)
     driver.mcdi(0x2E, struct.pack("<QIII", at, 0b1100 | 1000 << 16, 0x61 * 8, 0))
@@ -339,7 +341,7 @@ def test_periodic_statistics(driver: MiniDriver) -> None:
     assert driver.qword(at + 0x1C * 8) == 1
 
 
-def test_interrupts_are_armed_by_the_read_pointer(driver: MiniDriver) -> None:
+def test_interrupts_are_armed_by_the_read_pointer(driver: InProcess) -> None:
     driver.open()
     driver.interrupts()
     driver.wire.inject(udp4())
@@ -355,7 +357,7 @@ def test_interrupts_are_armed_by_the_read_pointer(driver: MiniDriver) -> None:
     assert driver.interrupts() == 1, "an event beyond the pointer interrupts at once"
 
 
-def test_moderation_holds_interrupts_off(driver: MiniDriver) -> None:
+def test_moderation_holds_interrupts_off(driver: InProcess) -> None:
     driver.open()
     ticks = 40  # of 1536 ns
     driver.writel(0x420, 3 << 14 | ticks | ticks << 16)
@@ -383,7 +385,7 @@ def test_moderation_holds_interrupts_off(driver: MiniDriver) -> None:
     assert driver.interrupts() == 1
 
 
-def test_close_and_open_again(driver: MiniDriver) -> None:
+def test_close_and_open_again(driver: InProcess) -> None:
     driver.open()
     for command, code in ((0x84, 16), (0x85, 12)):
         driver.mcdi(command, struct.pack("<I", 0))
@@ -399,7 +401,7 @@ def test_close_and_open_again(driver: MiniDriver) -> None:
     assert len(driver.pass_wire()) == 1
 
 
-def test_a_reboot_of_the_management_cpu(driver: MiniDriver) -> None:
+def test_a_reboot_of_the_management_cpu(driver: InProcess) -> None:
     driver.open()
     before = driver.read_region(2, 0x10, 4)
     with pytest.raises(McRebootedError):

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.nic import pci, transport
-from harness.nic.transport import SessionEnd
+from harness.nic.stream import SessionEnd
 from tests.nic.minidriver import MiniDriver, udp4
 
 pytestmark = pytest.mark.nic
@@ -393,7 +393,7 @@ def test_a_client_that_does_not_read_its_answers_is_left(driver: MiniDriver) -> 
     driver.socket.send(asked * 400)
     with pytest.raises(SessionEnd, match="read"):
         driver.connection.serve()
-    assert len(driver.connection._unsent) < 8 << 20
+    assert len(driver.connection._stream.unsent) < 8 << 20
 
 
 def test_a_slow_client_gets_all_its_answers(driver: MiniDriver) -> None:

@@ -15,9 +15,11 @@ from harness.nic.steering import SUPPORTED_MATCHES, Filter, Steering
 from tests.nic.minidriver import (
     MAC,
     PEER,
+    InProcess,
     McdiFailedError,
     McRebootedError,
     MiniDriver,
+    MiniVhostDriver,
     udp4,
     udp6,
 )
@@ -27,9 +29,9 @@ pytestmark = pytest.mark.nic
 SLOW = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 
 
-@pytest.fixture
-def driver() -> Iterator[MiniDriver]:
-    made = MiniDriver(megabytes=4, base=1 << 32)
+@pytest.fixture(params=[MiniDriver, MiniVhostDriver], ids=["vfio-user", "vhost-user"])
+def driver(request: pytest.FixtureRequest) -> Iterator[InProcess]:
+    made: InProcess = request.param(megabytes=4, base=1 << 32)
     made.attach()
     made.set_irqs()
     made.probe()
@@ -37,7 +39,7 @@ def driver() -> Iterator[MiniDriver]:
     made.close()
 
 
-def assert_alive(driver: MiniDriver) -> None:
+def assert_alive(driver: InProcess) -> None:
     assert driver.journal.counts["internal_errors"] == 0
     assert driver.mcdi(0x55)[:6] == MAC
 
@@ -46,7 +48,7 @@ BAD_ADDRESSES = [0, 4095, (1 << 32) - 1, (1 << 32) - 700, (1 << 32) + (4 << 20) 
 
 
 @pytest.mark.parametrize("address", BAD_ADDRESSES)
-def test_bad_receive_buffers_are_counted_and_nothing_else(driver: MiniDriver, address: int) -> None:
+def test_bad_receive_buffers_are_counted_and_nothing_else(driver: InProcess, address: int) -> None:
     driver.open(post=False)
     queues = driver.channels[0]
     for index in range(queues.entries):
@@ -59,14 +61,15 @@ def test_bad_receive_buffers_are_counted_and_nothing_else(driver: MiniDriver, ad
     after = driver.peek(driver.base, driver.size)
     pages = range(0, driver.size, 4096)
     changed = {at // 4096 for at in pages if before[at : at + 4096] != after[at : at + 4096]}
-    assert changed <= {(queues.evq - driver.base) // 4096}
+    own = {(at - driver.base) // 4096 for at in (queues.evq, *driver.interrupt_pages())}
+    assert changed <= own
     assert driver.journal.counts["rx_bad_buffer"] >= 1
     assert len(driver.events()) == 6
     assert_alive(driver)
 
 
 @pytest.mark.parametrize("room", [0, 1, 13, 14, 60, 73, 74, 16383])
-def test_buffers_of_any_size_are_never_overrun(driver: MiniDriver, room: int) -> None:
+def test_buffers_of_any_size_are_never_overrun(driver: InProcess, room: int) -> None:
     driver.room = room
     driver.open(post=False)
     queues = driver.channels[0]
@@ -81,7 +84,7 @@ def test_buffers_of_any_size_are_never_overrun(driver: MiniDriver, room: int) ->
     assert_alive(driver)
 
 
-def test_mixed_buffer_sizes(driver: MiniDriver) -> None:
+def test_mixed_buffer_sizes(driver: InProcess) -> None:
     driver.open(post=False)
     queues = driver.channels[0]
     sizes = [30, 0, 2000, 44, 1, 100] * 10
@@ -102,7 +105,7 @@ def test_mixed_buffer_sizes(driver: MiniDriver) -> None:
 
 
 @pytest.mark.parametrize("address", BAD_ADDRESSES)
-def test_bad_transmit_buffers_send_nothing(driver: MiniDriver, address: int) -> None:
+def test_bad_transmit_buffers_send_nothing(driver: InProcess, address: int) -> None:
     driver.open()
     good = driver.allocate(4096)
     driver.poke(good, udp4(b"good"))
@@ -121,14 +124,14 @@ def test_bad_transmit_buffers_send_nothing(driver: MiniDriver, address: int) -> 
     assert_alive(driver)
 
 
-def test_a_wire_that_refuses_is_counted(driver: MiniDriver) -> None:
+def test_a_wire_that_refuses_is_counted(driver: InProcess) -> None:
     driver.open()
     driver.wire.refuse = True
     driver.send(udp4())
     assert driver.nic.counters()["tx_wire_drops"] == 1
 
 
-def test_guest_memory_in_several_segments(driver: MiniDriver) -> None:
+def test_guest_memory_in_several_segments(driver: InProcess) -> None:
     """Buffers in two segments, one across their border, and a hole behind."""
     high = 5 << 32
     half = driver.size // 2
@@ -184,14 +187,14 @@ def test_guest_memory_in_several_segments(driver: MiniDriver) -> None:
     ],
 )
 def test_a_malformed_command_fails_and_that_is_all(
-    driver: MiniDriver, command: int, payload: bytes
+    driver: InProcess, command: int, payload: bytes
 ) -> None:
     with pytest.raises(McdiFailedError):
         driver.mcdi(command, payload)
     assert_alive(driver)
 
 
-def test_requests_outside_memory_are_counted(driver: MiniDriver) -> None:
+def test_requests_outside_memory_are_counted(driver: InProcess) -> None:
     for high, low in ((0, 0x1000), (0xFFFFFFFF, 0xFFFFFFFC), (1, (4 << 20) - 4)):
         driver.writel(0x200, high)
         driver.writel(0x204, low)
@@ -199,7 +202,7 @@ def test_requests_outside_memory_are_counted(driver: MiniDriver) -> None:
     assert_alive(driver)
 
 
-def test_completions_are_signalled_only_when_asked(driver: MiniDriver) -> None:
+def test_completions_are_signalled_only_when_asked(driver: InProcess) -> None:
     driver.open()
     driver.mcdi(0x55)
     assert driver.events() == []
@@ -208,7 +211,7 @@ def test_completions_are_signalled_only_when_asked(driver: MiniDriver) -> None:
     assert (event >> 60, event >> 44 & 0xFF, event & 0xFF) == (12, 3, driver._sequence)
 
 
-def test_a_queue_of_a_finished_event_queue_writes_nothing(driver: MiniDriver) -> None:
+def test_a_queue_of_a_finished_event_queue_writes_nothing(driver: InProcess) -> None:
     driver.open()
     driver.mcdi(0x83, struct.pack("<I", 0))
     driver.wire.inject(udp4())

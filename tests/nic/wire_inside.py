@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness.nic.wire import LARGE_SLOT, TP_STATUS_CSUMNOTREADY, PacketWire
-from tests.nic.minidriver import MAC, Driver, tagged, udp4
+from tests.nic.minidriver import MAC, Driver, VhostDriver, tagged, udp4
 
 pytestmark = pytest.mark.nic
 
@@ -165,6 +165,89 @@ def test_the_process_serves_one_client(veth: None, tmp_path: Path) -> None:
         assert counters.get("internal_errors", 0) == 0
     assert not (tmp_path / "nic").exists()
     assert not (tmp_path / "control").exists()
+
+
+def test_the_process_serves_a_user_mode_kernel(veth: None, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness.nic", "--interface", "wire0"]
+    command += ["--vhost-user", str(tmp_path / "nic"), "--control", str(tmp_path / "control")]
+    command += ["--mac", MAC.hex(":"), "--log", str(tmp_path / "log")]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+        contextlib.ExitStack() as undo,
+    ):
+        undo.callback(process.kill)
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["ready"]["socket"] == str(tmp_path / "nic")
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(tmp_path / "nic"))
+        driver = VhostDriver(client)
+        driver.attach()
+        driver.set_irqs()
+        driver.probe()
+        driver.open(entries=1024, evq_entries=4096)
+        generator = packet_socket()
+        frames = [udp4(bytes([n])) for n in range(200)]
+
+        def received(number: int) -> list[bytes]:
+            got: list[bytes] = []
+            deadline = time.monotonic() + 20
+            while len(got) < number and time.monotonic() < deadline:
+                for frame in streaming:
+                    generator.send(frame)
+                got += [frame for frame, _ in driver.receive()]
+                driver.refill()
+            return got
+
+        streaming: list[bytes] = []
+        for frame in frames:
+            generator.send(frame)
+        assert received(200) == [frame.ljust(60, b"\0") for frame in frames]
+        assert driver.interrupts() > 0
+        driver.send(udp4(b"answer"))
+        assert generator.recv(200) == udp4(b"answer").ljust(60, b"\0")
+        control = socket.socket(socket.AF_UNIX)
+        control.connect(str(tmp_path / "control"))
+        lines = control.makefile("rw")
+
+        def ask(**request: object) -> dict[str, object]:
+            lines.write(json.dumps(request) + "\n")
+            lines.flush()
+            answer: dict[str, object] = json.loads(lines.readline())
+            return answer
+
+        assert "error" in ask(call="wire", repeat=-1, burst=0)
+        assert "error" in ask(call="wire", repeat=1)
+        assert ask(call="wire", repeat=0, burst=0) == {"wire": {"repeat": 0, "burst": 0}}
+        streaming = frames[:40]
+        assert len(received(5000)) >= 5000
+        streaming = []
+        # Asleep: no doorbell for a while, then the next one has to be heard.
+        time.sleep(0.3)
+        ask(call="wire", repeat=3, burst=5)
+        driver.receive()
+        received(0)
+        before = ask(call="counters")["counters"]
+        generator.send(frames[0])
+        assert received(3)[-3:] == [frames[0].ljust(60, b"\0")] * 3
+        after = ask(call="counters")["counters"]
+        assert isinstance(before, dict)
+        assert isinstance(after, dict)
+        assert after["repeat_delivered"] == before["repeat_delivered"] + 3
+        assert after["repeat_taken"] == before["repeat_taken"] + 1
+        driver.close()
+        assert process.wait(20) == 0
+        counters = json.loads(process.stdout.readline())["counters"]
+        assert counters.get("internal_errors", 0) == 0
+
+
+@pytest.mark.parametrize("option", ["--repeat", "--burst"])
+@pytest.mark.parametrize("value", ["-1", "x", "1.5", "10000000"])
+def test_options_that_make_no_sense(tmp_path: Path, option: str, value: str) -> None:
+    command = [sys.executable, "-m", "harness.nic", "--interface", "lo", "--mac", MAC.hex(":")]
+    command += ["--socket", str(tmp_path / "nic"), f"{option}={value}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert option in done.stderr
 
 
 def test_a_signal_ends_the_process(veth: None, tmp_path: Path) -> None:

@@ -249,7 +249,12 @@ MISTAKES = [
     ),
     (9, "generator: wire", "generator: guest", "expected a host of kind netns"),
     (16, "02:00:00:00:00:02", "01:00:00:00:00:02", "expected a unicast MAC address such as"),
-    (19, "kind: netns", "kind: netsn", "no known kind; expected kind: 'qemu', 'netns', 'ssh'"),
+    (
+        19,
+        "kind: netns",
+        "kind: netsn",
+        "no known kind; expected kind: 'qemu', 'uml', 'netns', 'ssh'",
+    ),
     (18, "    kind: netns\n", "", "hosts.wire: no known kind; expected kind: "),
     (1, "version: 1", "version: 2", "version: 2 is not usable; expected 1"),
     (1, "version: 1\n", "", "version: missing; expected version of this file's form: 1"),

@@ -58,6 +58,7 @@ class _Raw(NamedTuple):
     link: bytes
     tasks: list[tuple[bytes, int]]
     throttled: dict[str, int]
+    kernel: bytes
 
 
 class Counters:
@@ -147,6 +148,7 @@ class Counters:
         before_ns = time.monotonic_ns()
         snmp = files.snmp()
         at_ns = (before_ns + time.monotonic_ns()) // 2
+        kernel = files.kernel()
         at_packets()
         nic = self._ethtool.statistics_values()
         link = _link_statistics(self._index)
@@ -156,7 +158,7 @@ class Counters:
         throttled = {
             cpu: int(text) for cpu, path in self._throttled.items() if (text := read_text(path))
         }
-        return _Raw(at_ns, took_ns, texts, nic, link, tasks, throttled)
+        return _Raw(at_ns, took_ns, texts, nic, link, tasks, throttled, kernel)
 
     def _parsed(self, raw: _Raw) -> dict[str, Any]:
         texts = {name: shown(text) for name, text in raw.texts.items()}
@@ -175,6 +177,7 @@ class Counters:
             "interrupts": parse_interrupts(texts["interrupts"], self._irqs),
             "cpu": cpu,
             "throttled": raw.throttled,
+            "kernel_cpu_ns": int(raw.kernel) if raw.kernel else None,
             "processes": [parse_task(stat) | {"cpu_ns": cpu_ns} for stat, cpu_ns in raw.tasks],
             "udp_sockets": parse_udp(texts["udp"]),
         }
@@ -344,6 +347,7 @@ class _Files:
     def __enter__(self) -> _Files:
         with self._stack:
             self._snmp = self._opened("net/snmp")
+            self._kernel = self._opened("cputime") if (_PROC / "cputime").exists() else None
             self._open = {name: self._opened(path) for name, path in self._names.items()}
             for pid in self._pids:
                 with contextlib.suppress(OSError):
@@ -356,6 +360,10 @@ class _Files:
 
     def snmp(self) -> bytes:
         return os.pread(self._snmp, _FILE_BYTES, 0)
+
+    def kernel(self) -> bytes:
+        """CPU time of the kernel, where that is a process; elsewhere nothing."""
+        return b"" if self._kernel is None else os.pread(self._kernel, _FILE_BYTES, 0)
 
     def texts(self) -> dict[str, bytes]:
         return {name: _whole(file) for name, file in self._open.items()}

@@ -56,7 +56,7 @@ ABSENT = {
     "rings": "the driver's rings have one size",
     "offloads": "the driver cannot change it, or the kernel does not know it",
     "coalesce": "the driver has no interrupt moderation",
-    "irq_affinity": "the interface has no interrupt of its own",
+    "irq_affinity": "the interface has no interrupt of its own that could be moved",
     "rps": "the kernel has no RPS",
     "rfs": "the kernel has no RFS",
     "rps_sock_flow_entries": "the kernel has no RFS",
@@ -100,7 +100,12 @@ def known(interface: str) -> dict[str, Setting]:
         ),
         Setting(
             "irq_affinity",
-            lambda: {str(irq): _affinity(irq, "smp") for irq in interface_irqs(interface)},
+            # A kernel for one CPU knows of none.
+            lambda: {
+                str(irq): cpus
+                for irq in interface_irqs(interface)
+                if (cpus := _affinity(irq, "smp")) is not None
+            },
             _set_affinity,
             _affinity_holds,
         ),

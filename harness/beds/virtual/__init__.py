@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from harness.kernels.build import Image
 
 _MODEL_START_S = 20.0
 _SOCKET_NAME_BYTES = len("nic-control")
-_NETPERF_NICE = 2
+NETPERF_NICE = 2
 """Two thirds of the weight of the vCPU and of the NIC model, wherever they share a CPU."""
 
 
@@ -137,12 +138,19 @@ class NicModel:
         control: Path,
         log: Path,
         cpu: int | None = None,
+        vhost_user: bool = False,
+        options: Sequence[str] = (),
     ) -> None:
-        """Start it in ``namespace`` on the interface ``wire``; QEMU finds it at ``socket``."""
+        """Start it in ``namespace`` on the interface ``wire``, listening at ``socket``.
+
+        There QEMU finds it, or with ``vhost_user`` a user-mode kernel; ``options`` are more
+        of its own.
+        """
         command = namespace.command(
             [
                 *([] if cpu is None else ["taskset", "-c", str(cpu)]),
-                sys.executable, "-m", "harness.nic", "--socket", str(socket),
+                sys.executable, "-m", "harness.nic",
+                "--vhost-user" if vhost_user else "--socket", str(socket), *options,
                 "--control", str(control), "--interface", wire, "--mac", mac, "--log", str(log),
             ]
         )  # fmt: skip
@@ -173,6 +181,18 @@ class NicModel:
     def counters(self) -> dict[str, Any]:
         """The model's own counters, by name."""
         return self._ask({"call": "counters"})
+
+    def freeze(self) -> None:
+        """Stop it where it is; who uses it has to be stopped before."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        self.check()  # or the number might be another process's by now
+        self.process.send_signal(number)
 
     def _ask(self, request: dict[str, object]) -> dict[str, Any]:
         try:
@@ -207,7 +227,7 @@ def virtual_bed(
         sockets = up.enter_context(runtime.directory(name_bytes=_SOCKET_NAME_BYTES))
         namespace = netns.start(log=directory / "generator-agent.log")
         up.callback(namespace.agent.close)
-        _yield_to_others(namespace.agent.pid)
+        yield_to_others(namespace.agent.pid)
         model = NicModel(
             namespace,
             wire=netns.WIRE,
@@ -249,13 +269,13 @@ def virtual_bed(
             generator_mac=namespace.mac,
             netperf_prefix=equipment.tools.netperf_prefix(),
             netperf_cpus=list(cpus.netperf),
-            netperf_nice=_NETPERF_NICE,
+            netperf_nice=NETPERF_NICE,
             placed={
                 "vcpu_threads": [cpus.vcpus[i % len(cpus.vcpus)] for i in range(bed.dut.vcpus)],
                 "qemu_other_threads": others,
                 "nic_model": [cpus.model],
                 "netperf": list(cpus.netperf),
-                "netperf_nice": _NETPERF_NICE,
+                "netperf_nice": NETPERF_NICE,
             },
             nic=model,
             guest=guest,
@@ -286,7 +306,7 @@ def machine_cpus(bed: Bed) -> MachineCpus:
     return bed.cpus
 
 
-def _yield_to_others(pid: int) -> None:
-    """Let the session of ``pid`` run after others: nice values count only within a session."""
+def yield_to_others(pid: int, nice: int = NETPERF_NICE) -> None:
+    """Let the session of ``pid`` run after others: :data:`NETPERF_NICE` counts only within it."""
     with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(_NETPERF_NICE), encoding="utf-8")
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="utf-8")

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: MIT
+"""A kernel that is a process of this machine: its start, its line, its turns, its end.
+
+Hides how a user-mode kernel is told of its disk, its NIC and its console; that the
+agent in it speaks over the process's own standard streams; how its clock stands still
+while it is stopped; and how the ways in which it can end are told apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.base.errors import ConfigurationError, InfrastructureError, KernelError
+from harness.base.process import failed
+from harness.beds.access.channel import RemoteAgent, agent_archive
+from harness.beds.bed import kernel_death
+from harness.images import GuestImage
+from harness.kernels import Image
+
+DEVICE_ID = 4242
+"""CONFIG_UML_PCI_OVER_VIRTIO_DEVICE_ID of the kernels."""
+_INIT = Path(__file__).with_name("guest-init.sh")
+_BOOT_S = 120.0
+_STOP_S = 10.0
+_LAST_S = 1.0
+_PLAIN = re.compile(r"[\w./+@-]+", re.ASCII)
+_FAULTS = {getattr(signal, name) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")}
+
+
+class UserModeKernel(RemoteAgent):
+    """A kernel that is up (or was), and the agent in it: their process is the same.
+
+    What it prints goes to ``directory/console.log``, up to 4 MiB.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        disk: GuestImage,
+        *,
+        host: str,
+        memory_mib: int,
+        nic_socket: Path | None,
+        cpu: int,
+        directory: Path,
+        runtime: Path,
+        watch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Boot ``image`` on a copy-on-write view of ``disk``, pinned to ``cpu``.
+
+        ``nic_socket`` is where the NIC model listens; ``watch`` raises if it has ended.
+
+        Raises:
+            KernelError: the kernel died.
+            HostLostError: it did not come up in time; the message shows its console's end.
+        """
+        self._console = directory / "console.log"
+        self._others = watch
+        self._stopped_ns: int | None = None
+        shared = runtime / "guest"
+        shared.mkdir()
+        (shared / "agent.pyz").write_bytes(agent_archive()[1])
+        (shared / "init").write_bytes(_INIT.read_bytes())
+        clock = runtime / "stopped"
+        clock.write_bytes(bytes(mmap.PAGESIZE))
+        with clock.open("r+b") as file:
+            self._stopped = mmap.mmap(file.fileno(), mmap.PAGESIZE)
+        (runtime / "disk").symlink_to(disk.disk)
+        command = [
+            "setpriv", "--pdeathsig=KILL", "--", "prlimit", "--core=0", "--",
+            "taskset", "-c", str(cpu), str(image.kernel),
+            *arguments(runtime, memory_mib=memory_mib, nic_socket=nic_socket),
+        ]  # fmt: skip
+        super().__init__(
+            command, host=host, log=self._console, watch=self.check, start_timeout_s=_BOOT_S
+        )
+
+    @property
+    def pid_here(self) -> int:
+        """Its process on this machine; :attr:`pid` is the agent's, as the kernel numbers it."""
+        return self._process.pid
+
+    def check(self) -> None:
+        """Raise what ended the kernel, if it has ended.
+
+        Raises:
+            KernelError: it died; the message is the console's.
+            InfrastructureError: something else ended it, or what it depends on.
+        """
+        status = self._process.poll()
+        if status is None:
+            try:
+                self._others()
+            except InfrastructureError:
+                # The model ends with its kernel, which is then the one to tell of.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    status = self._process.wait(_LAST_S)
+                if status is None:
+                    raise
+        if status is None:
+            return
+        hint = f"console: {self._console}"
+        if death := kernel_death(self.console()):
+            raise KernelError(f"the guest's kernel died: {death}", hint=hint)
+        if status < 0:
+            name = signal.Signals(-status).name
+            if -status in _FAULTS:
+                raise KernelError(f"the kernel's process died of {name}", hint=hint)
+            raise InfrastructureError(
+                f"the kernel's process was ended from outside, by {name}",
+                hint="was this machine out of memory? `dmesg` would say so",
+            )
+        raise failed(["linux", "…"], status, self.console(), hint=hint)
+
+    def console(self) -> str:
+        """All that the kernel printed so far."""
+        try:
+            return self._console.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def freeze(self) -> None:
+        """Stop the kernel and its clock; for itself no time passes until :meth:`thaw`.
+
+        Its own process alone: the processes of its user space are traced by it, and a
+        signal to these is one that it has to handle.
+        """
+        if self._stopped_ns is not None:
+            return
+        self._signal(signal.SIGSTOP)
+        deadline = time.monotonic() + _STOP_S
+        # Until it stands still it may still read a clock that must not go back.
+        while not _stands_still(self._process.pid):
+            self.check()
+            if time.monotonic() > deadline:
+                raise self._lost(f"the kernel's process does not stop within {_STOP_S:.0f} s")
+        self._stopped_ns = time.monotonic_ns()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        if self._stopped_ns is None:
+            return
+        (before,) = struct.unpack_from("=q", self._stopped)
+        struct.pack_into("=q", self._stopped, 0, before + time.monotonic_ns() - self._stopped_ns)
+        self._stopped_ns = None
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End it at once; its disk is a throw-away view."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGKILL)
+        self.kill()
+
+    def _signal(self, number: signal.Signals) -> None:
+        self.check()  # or the number might be another process's by now
+        self._process.send_signal(number)
+
+
+def arguments(runtime: Path, *, memory_mib: int, nic_socket: Path | None) -> list[str]:
+    """The command line of a kernel whose files are in ``runtime``.
+
+    Raises:
+        ConfigurationError: the kernel could not read the name of that directory.
+    """
+    if not _PLAIN.fullmatch(str(runtime)):
+        raise ConfigurationError(
+            f"a user-mode kernel cannot be told of {str(runtime)!a}",
+            hint="set TMPDIR to a directory of plain letters, digits, and ._+@-",
+        )
+    nic = [] if nic_socket is None else [f"virtio_uml.device={nic_socket}:{DEVICE_ID}"]
+    return [
+        f"mem={memory_mib}M",
+        f"uml_dir={runtime}/",
+        f"time-stopped={runtime / 'stopped'}",
+        f"ubd0={runtime / 'changes'},{runtime / 'disk'}",
+        "root=/dev/ubda", "rw",
+        "con=null", "con0=null,fd:2", "ssl=null", "ssl0=fd:0,fd:1", "stderr=1",
+        *nic,
+        f"hostfs={runtime / 'guest'}",
+        "init=/bin/sh", "--", "-c", '"mount -t hostfs none /mnt && exec sh /mnt/init"',
+    ]  # fmt: skip
+
+
+def _stands_still(pid: int) -> bool:
+    """Is the process stopped, with all its threads? Gone is no standing still."""
+    try:
+        states = [
+            (task / "stat").read_bytes().rpartition(b") ")[2][:1]
+            for task in Path(f"/proc/{pid}/task").iterdir()
+        ]
+    except OSError:
+        return False
+    return bool(states) and all(state in b"TtZX" for state in states)

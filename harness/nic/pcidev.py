@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: MIT
+"""A PCI device behind two virtqueues, as the user-mode kernel's ``virt-pci`` drives it.
+
+One queue brings what the kernel reads and writes (configuration space and BARs), the
+other takes interrupts. Sources: include/uapi/linux/virtio_pcidev.h, and
+arch/um/drivers/virt-pci.c for what the driver makes of it:
+
+* It waits for what it reads by looking at the ring, and for a posted write not at all.
+  What it posted it frees when it is called, or when it reads next; until then the entry
+  is taken, and what finds no entry is dropped without a word, doorbells too. So it is
+  called at least every :data:`_CALL_EVERY` posted writes.
+* Ten buffers wait for interrupts. With none left the vector stays pending.
+* It sets BAR memory by a CFG_WRITE that names a BAR (um_pci_bar_set()), where the
+  header has MMIO_MEMSET.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from typing import Protocol
+
+from harness.nic import pci
+from harness.nic.journal import Journal
+from harness.nic.virtqueue import RingError, Virtqueue
+
+(CFG_READ, CFG_WRITE, MMIO_READ, MMIO_WRITE, MMIO_MEMSET, INT, MSI, PME) = range(1, 9)
+MESSAGE = struct.Struct("<BBHIQ")  # op, bar, reserved, size, address
+COMMANDS, INTERRUPTS = 0, 1
+"""Which queue is which."""
+
+_CALL_EVERY = 64
+_MAX_ANSWER = 4096
+_NO_REGION = -1
+_DWORD = struct.Struct(MESSAGE.format + "I")  # and what to write
+_LAST_REGISTER = pci.REGION_SIZES[pci.BAR2] - 4
+_CALL = (1).to_bytes(8, "little")
+
+
+class Device(Protocol):
+    """What the commands reach."""
+
+    @property
+    def interrupts(self) -> pci.Vectors: ...
+    def region_read(self, region: int, offset: int, octets: int) -> bytes: ...
+    def region_write(self, region: int, offset: int, data: bytes | bytearray) -> None: ...
+    def write_dwords(self, offsets: list[int], values: list[int]) -> None: ...
+
+
+class Caller:
+    """The descriptor by which the driver is told to look at a queue."""
+
+    def __init__(self) -> None:
+        self._fd: int | None = None
+
+    def assign(self, fd: int | None) -> None:
+        """Take another one (owned from now on), or none."""
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd = fd
+        if fd is not None:
+            os.set_blocking(fd, False)  # a client must not be able to stop the model
+
+    def call(self) -> None:
+        # It is a pipe, of which the driver reads eight octets at a time. A full one is
+        # a client that has long been told.
+        if self._fd is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._fd, _CALL)
+
+
+class PciDevice:
+    """Serves the two queues; those not there (None) are not."""
+
+    def __init__(self, device: Device, journal: Journal) -> None:
+        self._device = device
+        self._journal = journal
+        self.queues: list[Virtqueue | None] = [None, None]
+        self.callers = [Caller(), Caller()]
+        self._uncalled = 0
+        self._short_of_buffers = False
+        self._broken: RingError | None = None
+
+    def attach(self, index: int, queue: Virtqueue | None) -> None:
+        """Start or stop a queue."""
+        self.queues[index] = queue
+        if index == INTERRUPTS:
+            self._short_of_buffers = True  # what came too early is to be sent
+        if queue is not None:
+            queue.quiet(index == INTERRUPTS)
+
+    def serve(self) -> int:
+        """Carry out the commands that wait; how many they were.
+
+        Raises:
+            RingError: the driver's rings make no sense.
+        """
+        queue = self.queues[COMMANDS]
+        if self._short_of_buffers:
+            self._device.interrupts.settle()
+        if self._broken:
+            raise self._broken
+        if queue is None:
+            return 0
+        done = 0
+        while done < queue.size and (number := queue.waiting()):
+            heads, messages = queue.take_messages(number, _DWORD)
+            if heads:
+                self._posted(messages)
+                queue.give(heads)
+                self._uncalled += len(heads)
+            else:
+                self._one(queue)
+            done += len(heads) or 1
+            if self._uncalled >= min(_CALL_EVERY, queue.size // 4):
+                self._uncalled = 0
+                if queue.wants_interrupts:
+                    self.callers[COMMANDS].call()
+        return done
+
+    def send(self, address: int, data: int) -> bool:
+        """Interrupt the driver by the message of a vector; False: no buffer waits.
+
+        A ring that makes no sense is told by the next :meth:`serve`: whoever interrupts
+        can do nothing about it.
+        """
+        queue = self.queues[INTERRUPTS]
+        if queue is None or self._broken:
+            return False
+        try:
+            return self._send(queue, address, data)
+        except RingError as error:
+            self._broken = error
+            return False
+
+    def _send(self, queue: Virtqueue, address: int, data: int) -> bool:
+        if not queue.waiting():
+            # From now on a buffer that comes back has to be heard of.
+            queue.quiet(False)
+            self._short_of_buffers = True
+            if not queue.waiting():
+                return False
+        self._short_of_buffers = False
+        queue.quiet(True)
+        message = MESSAGE.pack(MSI, 0, 0, 4, address) + data.to_bytes(4, "little")
+        queue.answer(queue.take(), message)
+        if queue.wants_interrupts:
+            self.callers[INTERRUPTS].call()
+        return True
+
+    def _posted(self, messages: list[tuple[int, ...]]) -> None:
+        """Writes of a dword that nobody waits for: doorbells, as a rule."""
+        offsets, values = list[int](), list[int]()
+        for op, bar, _, size, address, value in messages:
+            if op != MMIO_WRITE or bar != pci.BAR2 or size != 4 or address > _LAST_REGISTER:
+                break
+            offsets.append(address)
+            values.append(value)
+        else:
+            try:
+                self._device.write_dwords(offsets, values)
+            except Exception as error:  # noqa: BLE001 - as for a single one
+                self._journal.mistake(error)
+            return
+        for message in messages:
+            self._execute(_DWORD.pack(*message), 0)
+
+    def _one(self, queue: Virtqueue) -> None:
+        chain = queue.take()
+        room = sum(octets for _, octets in chain.room)
+        queue.answer(chain, self._execute(chain.request, room))
+        if not room:
+            self._uncalled += 1
+
+    def _execute(self, request: bytes, room: int) -> bytes:
+        """Carry out one command; what it answers."""
+        if len(request) < MESSAGE.size:
+            self._journal.note("pcidev_bad_command", "%d octets", len(request))
+            return b"\xff" * min(room, _MAX_ANSWER)
+        op, bar, _, size, address = MESSAGE.unpack_from(request)
+        data = request[MESSAGE.size :]
+        try:
+            return self._carry_out(op, bar, size, address, data, min(room, _MAX_ANSWER))
+        except Exception as error:  # noqa: BLE001 - the session has to go on
+            self._journal.mistake(error)
+            return b"\xff" * min(room, _MAX_ANSWER)
+
+    def _carry_out(
+        self, op: int, bar: int, size: int, address: int, data: bytes, room: int
+    ) -> bytes:
+        device = self._device
+        if op == CFG_WRITE and bar:
+            op = MMIO_MEMSET
+        region = pci.CONFIG_REGION
+        if op in (MMIO_READ, MMIO_WRITE, MMIO_MEMSET):
+            region = bar if bar in (pci.BAR2, pci.BAR4) else _NO_REGION
+        fits = size > 0 and address + size <= pci.REGION_SIZES.get(region, 0)
+        if op in (CFG_READ, MMIO_READ):
+            if fits and size <= room:
+                return device.region_read(region, address, size)
+        elif op in (CFG_WRITE, MMIO_WRITE):
+            if fits and size <= len(data):
+                device.region_write(region, address, data[:size])
+                return b""
+        elif op == MMIO_MEMSET and fits and data:
+            device.region_write(region, address, data[:1] * size)
+            return b""
+        self._journal.note(
+            "pcidev_bad_command", "op %d, BAR %d, %#x+%d, room %d", op, bar, address, size, room
+        )
+        return b"\xff" * min(size, room)

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: MIT
+"""A wire that repeats: what streams have put on it is delivered again and again.
+
+A receiver takes several times the frames that senders on the same machine can make.
+So the datagrams of streams are kept, in the order in which they came, and each is
+delivered ``times`` times. With 0 there is no number: the most recent ones go round as
+fast as the receiver posts descriptors, for as long as the streams go on (some 100 ms
+longer at most). A lone datagram is none of a stream's: there have to be
+:data:`_STREAM` within :data:`_SPELL_NS`.
+
+Only what :meth:`Repeater.takes` is kept. Everything else is delivered once and goes
+first: while streams repeat, :data:`RESERVED` descriptors (of a small ring, an eighth)
+are left to it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.nic import offload, queues
+from harness.nic.memory import Int64s, Octets, Qwords
+
+RESERVED = 64
+_STREAM = 32
+_SPELL_NS = 50_000_000
+_MANY = 4096
+_FEW = 1024
+_SHORT = 256
+_SPARE = 16384
+_MAX_WAITING = 4096
+"""Frames that wait to be repeated a given number of times: the packet buffer's size."""
+
+
+@dataclass(slots=True)
+class Run:
+    """Consecutive frames of streams for one queue: prefix and frame a row.
+
+    ``lengths`` include the prefix. Frames that are ``alike`` have one length, event and
+    address.
+    """
+
+    rows: Octets
+    lengths: Int64s
+    events: Qwords
+    macs: Qwords
+    alike: bool
+
+    @property
+    def size(self) -> int:
+        return self.lengths.size
+
+
+class Template:
+    """Frames in a row, from which the next are delivered; round and round.
+
+    Args:
+        left: how many deliveries; None: no limit.
+
+    Attributes:
+        newest_ns: when the last frames came.
+    """
+
+    def __init__(self, run: Run, size: int, left: int | None, now_ns: int) -> None:
+        self.size = size
+        self.left = left
+        self.newest_ns = now_ns
+        self._at = 0
+        self._newest = run.size % size
+        self._alike = size if run.alike else 0
+        index = np.arange(size) % run.size
+        self._make_rows(run.rows.shape[1])
+        self._rows[:] = run.rows[index]
+        self._lengths, self._events, self._macs = (
+            run.lengths[index], run.events[index], run.macs[index],
+        )  # fmt: skip
+
+    def overwrite(self, run: Run, now_ns: int) -> None:
+        """The oldest frames give way to a run that is no longer than the template."""
+        self.newest_ns = now_ns
+        width = run.rows.shape[1]
+        if width > self._rows.shape[1]:
+            narrower = self._rows
+            self._make_rows(width)
+            self._rows[:, : narrower.shape[1]] = narrower
+        first = min(run.size, self.size - self._newest)
+        for to, part in (
+            (slice(self._newest, self._newest + first), slice(0, first)),
+            (slice(0, run.size - first), slice(first, run.size)),
+        ):
+            self._rows[to, :width] = run.rows[part]
+            self._lengths[to] = run.lengths[part]
+            self._events[to] = run.events[part]
+            self._macs[to] = run.macs[part]
+        last = self._newest - 1
+        newest = self._newest
+        self._newest = (newest + run.size) % self.size
+        same = run.alike and (
+            self._lengths[last] == run.lengths[0]
+            and self._events[last] == run.events[0]
+            and self._macs[last] == run.macs[0]
+        )
+        self._alike = (self._alike if same else 0) + run.size if run.alike else 0
+
+    def next(self, limit: int) -> slice | Int64s:
+        """The next frames to deliver, at most ``limit``: indices into the template."""
+        number = min(limit, self.size)
+        if self.left is not None:
+            number = min(number, self.left)
+        if self._at + number <= self.size:
+            return slice(self._at, self._at + number)
+        return np.arange(self._at, self._at + number) % self.size
+
+    def deliver(self, rxq: queues.RxQueue, part: slice | Int64s, now_ns: int) -> int:
+        """Deliver a part of :meth:`next`; how many frames found descriptors."""
+        delivered = None
+        if self._alike >= self.size:
+            octets = int(self._lengths[0])
+            delivered = rxq.deliver_equal(
+                self._pieces(octets)[part], octets, int(self._events[0]) | octets, now_ns
+            )
+        if delivered is None:
+            at = np.arange(part.start, part.stop) if isinstance(part, slice) else part
+            offsets = at * self._rows.shape[1]
+            arrivals = queues.Arrivals(
+                self._buffer, offsets, self._lengths[part], self._events[part]
+            )
+            delivered = rxq.deliver(arrivals, now_ns)
+        self._at = (self._at + delivered) % self.size
+        if self.left is not None:
+            self.left -= delivered
+        return delivered
+
+    def alike(self) -> tuple[int, int] | None:
+        """(address, octets without prefix) of all frames, or None when they differ."""
+        if self._alike < self.size:
+            return None
+        return int(self._macs[0]), int(self._lengths[0])
+
+    def described(self, part: slice | Int64s) -> tuple[Qwords, Int64s]:
+        """Addresses, and lengths with the prefix."""
+        return self._macs[part], self._lengths[part]
+
+    @property
+    def longest(self) -> int:
+        return int(self._rows.shape[1])
+
+    def _make_rows(self, width: int) -> None:
+        # A queue may copy up to a whole buffer from where the last piece starts.
+        self._buffer: Octets = np.zeros(self.size * width + _SPARE, np.uint8)
+        self._rows = self._buffer[: self.size * width].reshape(self.size, width)
+
+    def _pieces(self, octets: int) -> npt.NDArray[Any]:
+        return np.ndarray(self.size, f"V{octets}", self._rows.data, 0, (self._rows.shape[1],))
+
+
+class Repeater:
+    """What is to be delivered again, by receive queue."""
+
+    def __init__(self) -> None:
+        self._times = 1
+        self._templates: dict[int, deque[Template]] = {}
+        self._spell_ns = 0
+        self._seen = 0
+        self._seen_before = 0
+
+    @property
+    def times(self) -> int:
+        """How often each frame is delivered; 1: nothing is repeated, 0: without end."""
+        return self._times
+
+    @times.setter
+    def times(self, times: int) -> None:
+        self._times = times
+        self.forget()
+
+    @property
+    def on(self) -> bool:
+        return self._times != 1
+
+    def forget(self) -> None:
+        self._templates.clear()
+        self._seen = self._seen_before = 0
+
+    @staticmethod
+    def takes(l3: Int64s | int, l4: Int64s | int, multicast: Any) -> Any:
+        """Which frames may be a stream's: whole UDP datagrams to one receiver."""
+        whole = (l3 == offload.L3_IP4) | (l3 == offload.L3_IP6)
+        return whole & (l4 == offload.L4_UDP) & np.logical_not(multicast)
+
+    def streams(self, more: int, now_ns: int) -> bool:
+        """``more`` datagrams have come: whether they are a stream's."""
+        if self._times:
+            return True
+        self._turn(now_ns)
+        self._seen += more
+        return self._flowing()
+
+    def keep(self, queue: int, run: Run, now_ns: int) -> int:
+        """Keep a run for repetition; how many of its frames there was no room for."""
+        kept = self._templates.setdefault(queue, deque())
+        if self._times == 0:
+            size = _MANY if run.rows.shape[1] <= _SHORT else _FEW
+            if kept:
+                kept[0].overwrite(run, now_ns)
+            else:
+                kept.append(Template(run, size, None, now_ns))
+            return 0
+        waiting = sum(-(-(template.left or 0) // self._times) for template in kept)
+        if waiting + run.size > _MAX_WAITING:
+            return run.size
+        turns = min(self._times, -(-_FEW // run.size))
+        kept.append(Template(run, run.size * turns, run.size * self._times, now_ns))
+        return 0
+
+    def active(self, now_ns: int) -> bool:
+        """There is something to repeat."""
+        if not self._templates:
+            return False
+        if self._times == 0:
+            self._turn(now_ns)
+            for queue, kept in list(self._templates.items()):
+                # Its streams may have ended, or go to another queue now.
+                if now_ns - kept[0].newest_ns > 2 * _SPELL_NS or not self._flowing():
+                    del self._templates[queue]
+        return bool(self._templates)
+
+    def templates(self) -> list[tuple[int, deque[Template]]]:
+        """By queue, what is to be delivered next at the front."""
+        return list(self._templates.items())
+
+    def done(self, queue: int) -> None:
+        """Nothing is left for a queue."""
+        self._templates.pop(queue, None)
+
+    def _flowing(self) -> bool:
+        return self._seen >= _STREAM or self._seen_before >= _STREAM
+
+    def _turn(self, now_ns: int) -> None:
+        past_ns = now_ns - self._spell_ns
+        if past_ns >= _SPELL_NS:
+            self._seen_before = self._seen if past_ns < 2 * _SPELL_NS else 0
+            self._seen = 0
+            self._spell_ns = now_ns

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""A split virtqueue in guest memory, seen from the device's side (Virtio 1.2, 2.7).
+
+Hides the three areas, indices that wrap, chains of descriptors, and the flag by which
+the device asks for no notifications. Offered to the driver are neither indirect
+descriptors nor event indices, so there are none.
+
+Everything here was written by the guest. A request is copied before it is looked at,
+so that it cannot change in between, and what a chain may hold is bounded.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from harness.nic.memory import GuestAccessError, Octets, Segment, Segments
+
+MAX_SIZE = 1024
+_DESCRIPTOR = struct.Struct("<QIHH")
+_NEXT, _WRITE = 1, 2
+_NO_NOTIFY, _NO_INTERRUPT = 1, 1
+_MAX_REQUEST = 64 << 10
+
+
+class RingError(Exception):
+    """The driver's ring makes no sense; a device can only stop using it."""
+
+
+@dataclass(slots=True)
+class Chain:
+    """One buffer of the driver: what it holds, and where an answer may be written."""
+
+    head: int
+    request: bytes
+    room: list[tuple[int, int]]
+    """(guest address, octets) of the writable parts."""
+
+
+class Virtqueue:
+    """One ring of ``size`` entries at three guest addresses.
+
+    Args:
+        base: the index of the first buffer to take.
+
+    Raises:
+        RingError: it is not in guest memory, or of no possible size.
+    """
+
+    def __init__(
+        self, memory: Segments, size: int, *, desc: int, avail: int, used: int, base: int
+    ) -> None:
+        if not 0 < size <= MAX_SIZE or size & (size - 1):
+            raise RingError(f"a queue of {size} entries")
+        if desc % 16 or avail % 2 or used % 4:
+            raise RingError(f"rings at {desc:#x}, {avail:#x}, {used:#x} are not aligned")
+        self.memory = memory
+        self.size = size
+        self._mask = size - 1
+        self._desc = self._area(desc, 16 * size).data
+        self._avail = self._area(avail, 4 + 2 * size).data.cast("H")
+        used_area = self._area(used, 4 + 8 * size)
+        self._used = used_area[:4].data.cast("H")
+        self._used_ring = used_area[4:].data.cast("I")
+        self._taken = base & 0xFFFF
+        self._given = self._used[1]
+
+    @property
+    def taken(self) -> int:
+        """The index of the next buffer to take."""
+        return self._taken
+
+    def quiet(self, quiet: bool) -> None:
+        """Ask for no notifications (the device looks by itself), or for each again."""
+        self._used[0] = _NO_NOTIFY if quiet else 0
+
+    @property
+    def wants_interrupts(self) -> bool:
+        return not self._avail[0] & _NO_INTERRUPT
+
+    def waiting(self) -> int:
+        """Buffers the driver has made available and the device has not taken.
+
+        Raises:
+            RingError: more than the queue has.
+        """
+        number = (self._avail[1] - self._taken) & 0xFFFF
+        if number > self.size:
+            raise RingError(f"{number} buffers in a queue of {self.size}")
+        return number
+
+    def take(self) -> Chain:
+        """The next buffer; there has to be one.
+
+        Raises:
+            RingError: the chain of its descriptors is broken.
+        """
+        head = self._avail[2 + (self._taken & self._mask)]
+        self._taken = (self._taken + 1) & 0xFFFF
+        request, room, at = b"", list[tuple[int, int]](), head
+        for _ in range(self.size):
+            if at >= self.size:
+                raise RingError(f"descriptor {at} of {self.size}")
+            address, octets, flags, following = _DESCRIPTOR.unpack_from(self._desc, 16 * at)
+            if flags & ~(_NEXT | _WRITE):
+                raise RingError(f"descriptor {at} with flags {flags:#x}")
+            if flags & _WRITE:
+                room.append((address, octets))
+            elif room:
+                raise RingError("a part to be read behind one to be written")
+            elif len(request) + octets > _MAX_REQUEST:
+                raise RingError(f"a request of more than {_MAX_REQUEST} octets")
+            else:
+                request += self._read(address, octets)
+            if not flags & _NEXT:
+                return Chain(head, request, room)
+            at = following
+        raise RingError("descriptors in a circle")
+
+    def take_messages(
+        self, limit: int, layout: struct.Struct
+    ) -> tuple[list[int], list[tuple[int, ...]]]:
+        """The next buffers that are each one descriptor of ``layout`` to be read.
+
+        At most ``limit``, and none behind the first that is anything else; their heads
+        and what they hold. A tenth of the cost of :meth:`take`.
+        """
+        heads, found = list[int](), list[tuple[int, ...]]()
+        segment: Segment | None = None
+        for _ in range(limit):
+            head = self._avail[2 + (self._taken & self._mask)]
+            if head >= self.size:
+                break
+            address, octets, flags, _following = _DESCRIPTOR.unpack_from(self._desc, 16 * head)
+            if flags or octets != layout.size:
+                break
+            if segment is None or not segment.start <= address <= segment.end - octets:
+                try:
+                    segment = self.memory.segment(address, octets, write=False)
+                except GuestAccessError:
+                    break
+            found.append(layout.unpack_from(segment.view, address - segment.start))
+            heads.append(head)
+            self._taken = (self._taken + 1) & 0xFFFF
+        return heads, found
+
+    def answer(self, chain: Chain, data: bytes) -> None:
+        """Write what fits of ``data`` to the buffer and give it back.
+
+        Raises:
+            RingError: its room is not guest memory.
+        """
+        written = 0
+        for address, octets in chain.room:
+            part = data[written : written + octets]
+            if not part:
+                break
+            try:
+                self.memory.write(address, part)
+            except GuestAccessError as error:
+                raise RingError(f"an answer's buffer: {error}") from error
+            written += len(part)
+        self._give(chain.head, written)
+        # The index last: the driver looks at the entry once it has moved.
+        self._used[1] = self._given
+
+    def give(self, heads: list[int]) -> None:
+        """Give many buffers back at once, nothing written to them."""
+        for head in heads:
+            self._give(head, 0)
+        self._used[1] = self._given
+
+    def _give(self, head: int, written: int) -> None:
+        at = 2 * (self._given & self._mask)
+        self._used_ring[at] = head
+        self._used_ring[at + 1] = written
+        self._given = (self._given + 1) & 0xFFFF
+
+    def _read(self, address: int, octets: int) -> bytes:
+        try:
+            return self.memory.read(address, octets)
+        except GuestAccessError as error:
+            raise RingError(f"a request's buffer: {error}") from error
+
+    def _area(self, start: int, octets: int) -> Octets:
+        try:
+            found = self.memory.segment(start, octets, write=True)
+        except GuestAccessError as error:
+            raise RingError(f"a ring: {error}") from error
+        at = start - found.start
+        return found.octets[at : at + octets]

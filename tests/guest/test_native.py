@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""The native bed: the sfc driver in a kernel that is a process, on the NIC model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness import config, kernels
+from harness.base.errors import InfrastructureError, KernelError
+from harness.base.progress import Progress
+from harness.beds import native
+from harness.campaign import workload
+from harness.results import samples
+
+pytestmark = [
+    pytest.mark.guest,
+    pytest.mark.skipif(
+        not all(map(shutil.which, ("gcc", "make", "pahole", "unshare"))),
+        reason="needs gcc, make, pahole and unshare",
+    ),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs"),
+]
+
+
+@pytest.fixture(scope="module")
+def hosts() -> config.HostsFile:
+    return config.load(config.locate(None))
+
+
+@pytest.fixture(scope="module")
+def image(hosts: config.HostsFile) -> kernels.Image:
+    with Progress() as progress:
+        return kernels.images(hosts.kernel, ["8"], progress=progress, arch="um")["8"]
+
+
+@pytest.fixture(scope="module")
+def equipment() -> native.Equipment:
+    with Progress() as progress:
+        return native.equipment(progress)
+
+
+@pytest.fixture
+def bed(
+    hosts: config.HostsFile, image: kernels.Image, equipment: native.Equipment, tmp_path: Path
+) -> Iterator[native.NativeBed]:
+    with native.native_bed(config.bed(hosts, "native"), image, equipment, tmp_path) as up:
+        yield up
+
+
+def test_a_kernel_receives_what_netperf_sends(
+    hosts: config.HostsFile, bed: native.NativeBed, image: kernels.Image
+) -> None:
+    assert bed.dut.ready["release"] == image.release
+    chosen = config.bed(hosts, "native")
+    set_up = workload.apply_settings(chosen, bed)
+    assert str(chosen.dut.address) in set_up["dut"]["after"]["addresses"]
+    before = bed.dut.counters(interface=bed.dut_interface)
+    workload.start_load(chosen, hosts.load, bed)
+    deadline = time.monotonic() + 60
+    received = 0
+    while received < 100_000 and time.monotonic() < deadline:
+        time.sleep(0.5)
+        after = bed.dut.counters(interface=bed.dut_interface)
+        received = after["snmp"]["Ip"]["InReceives"] - before["snmp"]["Ip"]["InReceives"]
+    assert received > 100_000
+    assert 0 < after["kernel_cpu_ns"] - before["kernel_cpu_ns"] < 60e9
+    samples.Snapshot.model_validate(after)
+    counted = bed.nic_counters()
+    assert counted["rx_delivered"] > 100_000
+    bed.generator.netperf_end()
+    assert "id 0 is not a head" not in bed.console()
+
+
+def test_a_frozen_kernel_sees_no_time_pass(bed: native.NativeBed) -> None:
+    def now_s() -> float:
+        counters = bed.dut.counters(interface=bed.dut_interface)
+        return float(counters["monotonic_ns"]) / 1e9
+
+    before_s = now_s()
+    began_s = time.monotonic()
+    for _ in range(20):
+        bed.freeze()
+        time.sleep(0.1)
+        bed.thaw()
+    stood_s = 2.0
+    passed_s = now_s() - before_s
+    assert 0 <= passed_s <= time.monotonic() - began_s - stood_s + 0.05
+
+
+def descendants() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+@pytest.mark.parametrize("victim", ["kernel", "model"])
+def test_nothing_is_left_of_what_is_killed(
+    hosts: config.HostsFile,
+    image: kernels.Image,
+    equipment: native.Equipment,
+    tmp_path: Path,
+    victim: str,
+) -> None:
+    before = descendants()
+    chosen = config.bed(hosts, "native")
+    with (
+        pytest.raises(InfrastructureError),
+        native.native_bed(chosen, image, equipment, tmp_path) as up,
+    ):
+        killed = up.kernel.pid_here if victim == "kernel" else up.nic.process.pid
+        os.kill(killed, signal.SIGKILL)
+        up.dut.inventory(interface=up.dut_interface)
+    time.sleep(0.5)
+    assert descendants() <= before
+
+
+def test_a_panic_is_the_kernels_own(bed: native.NativeBed) -> None:
+    os.kill(bed.kernel.pid_here, signal.SIGSEGV)
+    with pytest.raises(KernelError):
+        bed.dut.inventory(interface=bed.dut_interface)
