@@ -24,6 +24,7 @@ _PHY_STATE_OK = 1
 _SET_LINK = Layout(16, CAP=0, FLAGS=4, LOOPBACK_MODE=8)
 # LOWPOWER, POWEROFF, TXDIS, LINKDOWN: each takes the link down.
 _LINK_OFF = 0b1111
+_TX_OFF = 0b0100
 _LOOPBACK_NONE, _LOOPBACK_DATA = 0, 1
 _LINK_UP, _FULL_DUPLEX = 1 << 0, 1 << 1
 _FCNTL_AUTO = 3
@@ -83,8 +84,12 @@ class Phy:
 
     @property
     def looped(self) -> bool:
-        """The MAC sends to itself and hears nothing of the wire."""
-        return self._loopback != _LOOPBACK_NONE and not self._off
+        """The MAC sends to itself and hears nothing of the wire.
+
+        The driver turns the transmitter off meanwhile (__efx_reconfigure_port): what goes
+        round within the MAC does not need it.
+        """
+        return self._loopback != _LOOPBACK_NONE and not self._off & ~_TX_OFF
 
     @property
     def carries(self) -> bool:

@@ -31,6 +31,14 @@ def bed_of(rack: Rack, tmp_path: Path) -> tuple[config.Bed, config.Load]:
     return config.bed(loaded), loaded.load
 
 
+@pytest.fixture(autouse=True)
+def key(rack: Rack, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The operator's key is in an ssh agent."""
+    with rack.ssh_agent() as environment:
+        monkeypatch.setenv("SSH_AUTH_SOCK", environment["SSH_AUTH_SOCK"])
+        yield
+
+
 @pytest.fixture
 def met(rack: Rack, tmp_path: Path) -> Iterator[Machine]:
     """The dut as a campaign meets it, and left in its own kernel, without ours."""
@@ -117,3 +125,58 @@ def test_a_way_that_is_closed_is_told_and_by_which_protocol(rack: Rack, tmp_path
         assert "nothing came there" in rows["data to the dut"].detail
     finally:
         rack.dut.run("sudo", "-n", "tc", "qdisc", "del", "dev", INTERFACE, "ingress")
+
+
+TAP = (
+    "import socket, time; s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); "
+    f"s.bind(({INTERFACE!r}, 0x0800)); time.sleep(600)"
+)
+
+
+def test_a_dhcp_clients_socket_on_the_interface_refuses_the_run_by_name(
+    rack: Rack, met: Machine
+) -> None:
+    # As a DHCP client at work has it: bound to the interface, for IPv4.
+    rack.dut.run("sudo", "-n", "systemd-run", "--unit=tap", "/usr/bin/python3", "-c", TAP)
+    with contextlib.closing(met.reached()) as agent:
+        try:
+            taps = agent.inventory(interface=INTERFACE)["packet_taps"]
+            [tap] = taps
+            assert tap["in_path"]
+            assert "python3 (process" in tap["detail"]
+        finally:
+            rack.dut.run("sudo", "-n", "systemctl", "stop", "tap")
+        assert agent.inventory(interface=INTERFACE)["packet_taps"] == []
+
+
+def test_steering_and_threads_of_an_operator_are_off_for_a_run_and_back_after_it(
+    rack: Rack, met: Machine
+) -> None:
+    def write(path: str, text: str) -> None:
+        rack.dut.run("sudo", "-n", "sh", "-c", f"echo {text} > {path}")
+
+    def read() -> list[str]:
+        return rack.dut.run("cat", *files).split()
+
+    at = f"/sys/class/net/{INTERFACE}"
+    files = [
+        f"{at}/queues/rx-0/rps_flow_cnt",
+        f"{at}/threaded",
+        f"{at}/napi_defer_hard_irqs",
+        "/proc/sys/net/core/rps_sock_flow_entries",
+    ]
+    before = read()
+    theirs = ["4096", "1", "2", "32768"]
+    for path, text in zip(files, theirs, strict=True):
+        write(path, text)
+    try:
+        with contextlib.closing(met.reached()) as agent:
+            agent.settings_apply(
+                interface=INTERFACE, rfs=False, threaded=False, napi_defer_hard_irqs=0
+            )
+            assert read() == ["0"] * 4
+            assert agent.settings_restore()["failed"] == []
+            assert read() == theirs
+    finally:
+        for path, text in zip(files, before, strict=True):
+            write(path, text)

@@ -11,6 +11,8 @@ pytestmark = pytest.mark.guest
 
 _SELF_TEST_S = 120.0
 # What the driver says, at any level, when the card did what it did not expect.
+# Before it tests an interrupt it asks for a workaround that must not be there (0x4a).
+_EXPECTED = "MC command 0x4a inlen 8 failed rc=-38"
 _TROUBLE = ("MCDI", "failed", "WARNING", "timed out", "timeout", "invalid", "disabled", "unable")
 
 
@@ -29,7 +31,7 @@ def test_self_tests_link_and_rebinding(beds: Beds) -> None:
         for kind in ("online", "offline"):
             result = run(f"ethtool -t IF {kind}")
             assert "The test result is PASS" in result
-        assert "core.registers" in result
+        assert "registers" in result
         counters = bed.nic_counters()
         assert counters["tx_looped"] > 0
         assert counters["mc_reboots"] == 1
@@ -46,7 +48,8 @@ def test_self_tests_link_and_rebinding(beds: Beds) -> None:
             f"ip link set $(ls /sys/bus/pci/devices/{device}/net) up"
         )
         said = run("dmesg --level=emerg,alert,crit,err,warn")
-        assert not [line for line in said.splitlines() if any(word in line for word in _TROUBLE)]
+        lines = [line for line in said.splitlines() if _EXPECTED not in line]
+        assert not [line for line in lines if any(word in line for word in _TROUBLE)]
         counters = bed.nic_counters()
         assert counters["internal_errors"] == 0
-        assert counters["mcdi_bad_address"] == 0
+        assert counters.get("mcdi_bad_address", 0) == 0

@@ -114,7 +114,7 @@ def test_the_loopback_self_test(driver: MiniDriver, offloaded: bool) -> None:
     driver.open(entries=512, evq_entries=2048)
     (modes,) = struct.unpack_from("<Q", driver.mcdi(GET_LOOPBACK_MODES), 24)
     assert modes == 1 << 1
-    set_link(driver, mode=1)
+    set_link(driver, mode=1, flags=4)  # with the transmitter off, as the driver does
     assert get_link(driver)["flags"] & 1
     assert get_link(driver)["loopback"] == 1
     for count in (1, 16, 256):

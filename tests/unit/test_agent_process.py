@@ -369,7 +369,13 @@ def test_ten_netperf_streams(agent: Callable[..., Agent], netperf_prefix: list[s
     started = one.netperf_start(**load, message_bytes=1, duration_s=600, nice=5)
     assert len(started["pids"]) == 10
     window = one.window(interface="gen", duration_s=0.5, netserver=True)
-    servers = [row for row in window["placement"]["processes"] if row["name"] == "netserver"]
+    # Run by a loader of its own, a program has the loader's name.
+    names = {"netserver", "ld-linux-x86-64"}
+    servers = [
+        row
+        for row in window["placement"]["processes"]
+        if row["name"] in names and row["pid"] not in started["pids"]
+    ]
     assert len(servers) == 11
     assert all(row["affinity"] == [0] for row in servers)
     ends_s = time.monotonic() + 20
@@ -421,7 +427,7 @@ def test_netperf_without_a_netserver(
     load = {"target": "10.9.9.1", "port": 4711, "cpus": [], "duration_s": 1}
     load |= {"command_prefix": netperf_prefix}
     error = one.ask("netperf_start", **load)["error"]
-    assert "is a netserver listening on 10.9.9.1 port 4711" in error["hint"]
+    assert "TCP port 4711 does not reach it" in error["hint"]
 
 
 def test_what_a_killed_agent_changed_is_known_to_the_next(
