@@ -22,6 +22,7 @@ from harness.results import samples
 
 pytestmark = [
     pytest.mark.guest,
+    pytest.mark.deep,
     pytest.mark.skipif(
         not all(map(shutil.which, ("gcc", "make", "pahole", "unshare"))),
         reason="needs gcc, make, pahole and unshare",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,3 +173,13 @@ def test_the_agent_runs_on_the_python_of_rhel_9() -> None:
 def test_a_room_without_a_place_is_noticed() -> None:
     with pytest.raises(AssertionError, match="harness/helpers has no place"):
         allowed("helpers")
+
+
+def test_the_map_names_what_is_there() -> None:
+    """Every file and folder that harness/README.md names, from there or from the top."""
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[\w.-]+/)+[\w.-]*|\w+\.py)`", text))
+    homes = [PACKAGE, PACKAGE.parent, *(path for path in PACKAGE.iterdir() if path.is_dir())]
+    missing = {name for name in named if not any((home / name).exists() for home in homes)}
+    assert missing - {"kernel-patches/linux-X/"} == set()
+    assert "results/metrics.py" in named
