@@ -212,7 +212,7 @@ def test_flow_control_is_reported(driver: MiniDriver) -> None:
 @pytest.mark.parametrize("how", ["flr", "message", "reboot"])
 def test_a_reset_resets_the_link(driver: MiniDriver, how: str) -> None:
     driver.open()
-    set_link(driver, FDX_1000, flags=4, mode=1)
+    set_link(driver, FDX_1000, flags=8, mode=1)
     assert not driver.nic.link_up
     if how == "flr":
         driver.write_region(7, 0x78, struct.pack("<H", 0x8000))

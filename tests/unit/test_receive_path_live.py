@@ -77,12 +77,16 @@ def _window(rps_cpus: str) -> Window:
 def test_packets_are_processed_where_they_are_sent() -> None:
     window = _window("0")
     delta = Delta(window.start, window.end)
-    assert delta.ip_in == delta.nic_delivered == PACKETS
+    # A new interface hears a few frames of IPv6, too.
+    frames = delta.nic_delivered
+    assert delta.ip_in == PACKETS
+    assert frames is not None
+    assert PACKETS <= frames < PACKETS + 20
     found = {void.rule: void.detail for void in softirq_rules(window, [0], TOLERANCES)}
     assert "softirq-moved" not in found
     moved = {void.rule: void.detail for void in softirq_rules(window, [1], TOLERANCES)}
     assert (
-        f"of the interface's {PACKETS} packets were processed on CPU 1; CPU 0: "
+        f"of the interface's {frames} packets were processed on CPU 1; CPU 0: "
         in (moved["softirq-moved"])
     )
 
