@@ -85,10 +85,8 @@ def test_packets_are_processed_where_they_are_sent() -> None:
     found = {void.rule: void.detail for void in softirq_rules(window, [0], TOLERANCES)}
     assert "softirq-moved" not in found
     moved = {void.rule: void.detail for void in softirq_rules(window, [1], TOLERANCES)}
-    assert (
-        f"of the interface's {frames} packets were processed on CPU 1; CPU 0: "
-        in (moved["softirq-moved"])
-    )
+    told = moved["softirq-moved"]
+    assert f"of the interface's {PACKETS} packets were processed on CPU 1; CPU 0: " in told
 
 
 def test_packets_that_are_steered_to_another_cpu_void_a_trial() -> None:
