@@ -257,8 +257,10 @@ class _Pace:
         self.last = self._nic.receive()
         now_ns = time.monotonic_ns()
         self._starved_until_ns = now_ns + _STARVED_NS
-        # A wire that repeats is there to load the guest as far as it goes.
-        if self.last and not self._nic.repeats:
+        # A wire that repeats is there to load the guest as far as it goes. What a guest does
+        # not take though it has descriptors would be offered without end.
+        useful = self.last > 0 if self._nic.repeats else self.last == 0
+        if not useful:
             price_ns = _PRICE * (time.thread_time_ns() - started_ns)
             self._paid_until_ns = max(self._paid_until_ns, now_ns) + price_ns
 

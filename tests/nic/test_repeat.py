@@ -357,6 +357,25 @@ def test_a_wire_that_repeats_takes_the_processor_it_needs(
     assert (rest_ns is not None) == rests
 
 
+def test_a_ring_that_is_gone_does_not_keep_the_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "_CREDIT_NS", 0)
+    driver = started(MiniDriver)
+    driver.nic.pace_wire(repeat=0, burst=0)
+    pace = server._Pace(driver.nic)
+    driver.wire.inject(*flows(900))
+    pace.receive()
+    driver.refill()
+    driver.unmap_all()
+    for _ in range(5):
+        pace.receive()
+        assert driver.nic.repeating
+        assert pace.last == 0
+        assert pace.resting_until_ns(time.monotonic_ns(), starved=False) is not None
+    driver.close()
+
+
 def test_doorbells_wait_no_longer_than_the_ring_allows(driver: InProcess) -> None:
     """Half a ring has to last: a fast guest takes a frame in 200 ns."""
     assert 0 < driver.nic.patience_ns < ENTRIES // 2 * 200 // 4
