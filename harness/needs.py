@@ -309,10 +309,10 @@ def _images(lacking: list[str]) -> Finding:
 
 def _mirror() -> Iterator[Finding]:
     """Whether apt gets a file of the mirror by its own means, proxies among them."""
-    helper = Path("/usr/lib/apt/apt-helper")
-    if not helper.exists():
+    helper, mirror = Path("/usr/lib/apt/apt-helper"), images.mirror()
+    if mirror is None or not helper.exists():
         return
-    address = f"{images.mirror()}/dists/{images.SUITE}/InRelease"
+    address = f"{mirror}/dists/{images.SUITE}/InRelease"
     with tempfile.TemporaryDirectory(prefix="rb-needs-") as scratch:
         command = [str(helper), "-oAPT::Sandbox::User=", "download-file", address, f"{scratch}/got"]
         try:
@@ -322,10 +322,10 @@ def _mirror() -> Iterator[Finding]:
             remedy = "see that this machine reaches it, by apt's own proxy setting if need be"
             yield _failed("Debian mirror", f"{address}: {said}", remedy)
             return
-        yield _signature(Path(scratch) / "got")
+        yield _signature(Path(scratch) / "got", mirror)
 
 
-def _signature(release: Path) -> Finding:
+def _signature(release: Path, mirror: str) -> Finding:
     """Whether a keyring of this system knows who signed ``release``; Ubuntu's are behind Debian's.
 
     Where there is no gpgv it is left to mmdebstrap.
@@ -337,9 +337,9 @@ def _signature(release: Path) -> Finding:
             "Debian mirror",
             f"no key of this system's debian-archive-keyring signed Debian {images.SUITE}",
             f"install the package debian-archive-keyring of Debian {images.SUITE} or newer: get it "
-            f"from {images.mirror()}/pool/main/d/debian-archive-keyring/",
+            f"from {mirror}/pool/main/d/debian-archive-keyring/",
         )
-    return Finding(check="Debian mirror", ok=True, detail=images.mirror())
+    return Finding(check="Debian mirror", ok=True, detail=mirror)
 
 
 def _tools(tools: images.Tools) -> Finding:

@@ -14,21 +14,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
 
 PROTOCOL = 1
-_LIMIT = "within_s"
+_LIMIT = "_within_s"
+_WAITS = "_waits"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def within(seconds: float) -> Callable[[_F], _F]:
-    """The call has an answer in ``seconds``, beyond the time it is asked to wait or measure."""
+def within(seconds: float, *, beyond: str | None = None) -> Callable[[_F], _F]:
+    """The call has an answer in ``seconds``, beyond what its argument ``beyond`` has it wait."""
 
     def limited(call: _F) -> _F:
         setattr(call, _LIMIT, seconds)
+        setattr(call, _WAITS, beyond)
         return call
 
     return limited
 
 
-class Lease(TypedDict, total=False):
+class LeaseState(TypedDict, total=False):
     """Who has a host; all None where it is free."""
 
     owner: str | None
@@ -39,7 +41,7 @@ class Lease(TypedDict, total=False):
     freed: bool
 
 
-class Failure(TypedDict):
+class FailedSetting(TypedDict):
     """A setting and why it was not made or not put back."""
 
     setting: str
@@ -47,19 +49,24 @@ class Failure(TypedDict):
 
 
 class Applied(TypedDict):
-    """Settings before and after; what this host does not have; what a killed agent had left."""
+    """Settings before and after; what this host does not have; what a killed agent had left.
+
+    ``packet_taps`` and ``in_the_way`` are what others have put between the NIC and the stack.
+    """
 
     before: dict[str, Any]
     after: dict[str, Any]
-    skipped: list[Failure]
+    skipped: list[FailedSetting]
     recovered: list[str]
+    packet_taps: list[dict[str, Any]] | None
+    in_the_way: list[dict[str, Any]] | None
 
 
 class Restored(TypedDict):
     """Settings put back, and those that could not be."""
 
     restored: list[str]
-    failed: list[Failure]
+    failed: list[FailedSetting]
 
 
 class Calls:
@@ -125,27 +132,27 @@ class Calls:
     @within(30)
     def lease_take(
         self, *, owner: str, holder: str, ttl_s: float, campaign: str | None = None
-    ) -> Lease:
+    ) -> LeaseState:
         """Have the lease for ``ttl_s`` seconds. ``holder`` may take again what it has."""
         raise NotImplementedError
 
     @within(30)
-    def lease_refresh(self, *, holder: str, ttl_s: float) -> Lease:
+    def lease_refresh(self, *, holder: str, ttl_s: float) -> LeaseState:
         """Have it for ``ttl_s`` seconds from now; ``held`` is False where it is not ours."""
         raise NotImplementedError
 
     @within(30)
-    def lease_free(self, *, holder: str) -> Lease:
+    def lease_free(self, *, holder: str) -> LeaseState:
         """End the lease of ``holder``; ``freed`` is False where there was none."""
         raise NotImplementedError
 
     @within(30)
-    def lease_break(self) -> Lease:
+    def lease_break(self) -> LeaseState:
         """End whatever lease there is, by an operator's decision; says what it was."""
         raise NotImplementedError
 
     @within(30)
-    def lease_state(self) -> Lease:
+    def lease_state(self) -> LeaseState:
         """Who has it."""
         raise NotImplementedError
 
@@ -251,7 +258,7 @@ class Calls:
         """``streams`` UDP_STREAM tests, stream i on ``cpus[i % len(cpus)]`` (any CPU if empty)."""
         raise NotImplementedError
 
-    @within(60)
+    @within(60, beyond="duration_s")
     def netperf_rr(
         self,
         *,
@@ -284,7 +291,7 @@ class Calls:
         """Let every stream end now, as its own timer would; those that had are ``early``."""
         raise NotImplementedError
 
-    @within(30)
+    @within(30, beyond="timeout_s")
     def netperf_wait(self, *, timeout_s: float) -> list[dict[str, Any]]:
         """What each stream reported, once all have ended."""
         raise NotImplementedError
@@ -301,7 +308,7 @@ class Calls:
         """Every counter of the host at one moment."""
         raise NotImplementedError
 
-    @within(60)
+    @within(60, beyond="duration_s")
     def window(
         self,
         *,
@@ -315,7 +322,7 @@ class Calls:
         """The counters at both ends of ``duration_s``, and what was sampled between."""
         raise NotImplementedError
 
-    @within(60)
+    @within(60, beyond="duration_s")
     def trace(
         self, *, interface: str, duration_s: float, program_dir: str | None = None
     ) -> dict[str, Any]:
@@ -420,12 +427,10 @@ class Calls:
 NAMES = tuple(name for name in vars(Calls) if not name.startswith("_"))
 
 
-def limit_s(name: str, arguments: Mapping[str, object]) -> float:
+def limit_s(name: str, arguments: Mapping[str, Any]) -> float:
     """Seconds within which ``name`` has an answer: its own limit and what it is asked to wait."""
-    asked = (arguments.get(wait) for wait in ("duration_s", "timeout_s"))
-    runs = name != "netperf_start"  # it returns while the streams run
-    waits = sum(float(one) for one in asked if isinstance(one, (int, float)) and runs)
-    return float(getattr(getattr(Calls, name), _LIMIT)) + waits
+    call = getattr(Calls, name)
+    return float(getattr(call, _LIMIT) + arguments.get(getattr(call, _WAITS), 0))
 
 
 def bound(name: str, arguments: Mapping[str, Any]) -> None:

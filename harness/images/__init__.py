@@ -28,7 +28,6 @@ from harness.base.progress import Progress
 SUITE = "trixie"
 GUEST_USER = "harness"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_MIRROR = "http://deb.debian.org/debian"
 _GUEST_SETUP = Path(__file__).with_name("guest-setup.sh")
 _TOOLS_SETUP = Path(__file__).with_name("tools-setup.sh")
 _GUEST_PACKAGES = (
@@ -254,7 +253,7 @@ def debootstrap(
             *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in _UNREAD),
             f"--customize-hook={process.quoted([str(hook)])} \"$1\"",
             *(f"--customize-hook=copy-out {path} {to}" for path, to in copied_out),
-            SUITE, str(target), mirror(),
+            SUITE, str(target), *filter(None, [mirror()]),
         ]  # fmt: skip
         process.run(
             command,
@@ -313,8 +312,8 @@ def _remove_root(room: Path) -> None:
         shutil.rmtree(room, ignore_errors=True)
 
 
-def mirror() -> str:
-    """The Debian mirror this machine's apt already uses, or else the one that all may use."""
+def mirror() -> str | None:
+    """The Debian mirror this machine's apt already uses; None leaves it to mmdebstrap."""
     form = "$(ORIGIN) $(SUITE) $(REPO_URI)"
     with contextlib.suppress(InfrastructureError):  # a system without apt
         targets = process.run(
@@ -323,4 +322,4 @@ def mirror() -> str:
         for line in targets.stdout.splitlines():
             if found := re.fullmatch(r"Debian (?:old)*stable (\S+?)/*", line.strip()):
                 return found.group(1)
-    return _MIRROR
+    return None

@@ -427,7 +427,7 @@ def test_netperf_without_a_netserver(
     load = {"target": "10.9.9.1", "port": 4711, "cpus": [], "duration_s": 1}
     load |= {"command_prefix": netperf_prefix}
     error = one.ask("netperf_start", **load)["error"]
-    assert "TCP port 4711 does not reach it" in error["hint"]
+    assert "nothing answers on TCP port 4711 of 10.9.9.1" in error["hint"]
 
 
 def test_what_a_killed_agent_changed_is_known_to_the_next(

@@ -389,6 +389,14 @@ def test_a_mirror_that_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "127.0.0.1:9" in row.detail
 
 
+def test_without_apt_the_mirror_is_left_to_mmdebstrap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", programs(tmp_path / "none"))
+    assert images.mirror() is None
+    assert list(needs._mirror()) == []
+
+
 def test_a_release_signed_by_no_known_key_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,7 +404,7 @@ def test_a_release_signed_by_no_known_key_is_told(
     for said, ok in (("NO_PUBKEY 6ED0E7B82643E131", False), ("GOODSIG 6ED0 Debian", True)):
         path = programs(tmp_path / "bin", gpgv=f"echo '[GNUPG:] {said}'; exit 2")
         monkeypatch.setenv("PATH", f"{path}:{usual}")
-        row = needs._signature(tmp_path / "InRelease")
+        row = needs._signature(tmp_path / "InRelease", "http://127.0.0.1:9/debian")
         assert row.ok == ok
         assert ("debian-archive-keyring" in str(row.remedy)) != ok
     monkeypatch.setenv("PATH", programs(tmp_path / "none"))

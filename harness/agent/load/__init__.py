@@ -322,11 +322,9 @@ class Load:
         error = _died(stream.process, "netperf")
         self.netperf_stop()
         if "onnection refused" in str(error) or "establish the control" in str(error):
-            # The harness starts a load only once it has seen netserver listen there.
             error.hint = (
-                f"netserver listens on {target}, and TCP port {port} does not reach it: a "
-                "firewall there or on the way? `harness doctor` tries the way from here to there, "
-                "and names the command that opens it"
+                f"nothing answers on TCP port {port} of {target}: `harness doctor` tries the way "
+                "from here to there, and names the command that opens a firewall"
             )
         elif "o route to host" in str(error) or "timed out" in str(error):
             error.hint = (
