@@ -24,8 +24,8 @@ import psutil
 from harness import images, kernels
 from harness.base import cache, namespaces, process, runtime
 from harness.base.errors import HarnessError, InfrastructureError
+from harness.beds.local import netns
 from harness.beds.machine.doctor import Finding
-from harness.beds.virtual import netns
 from harness.config import Bed, Kernel, QemuHost, UmlHost
 
 _TO_RUN = ("env", "ip", "nsenter", "setpriv", "sh", "ssh", "ssh-keygen", "sysctl", "taskset")

@@ -19,8 +19,9 @@ from pathlib import Path
 from harness.base import process
 from harness.base.errors import HostLostError, InfrastructureError
 from harness.beds.access.ssh import SshTarget
-from harness.beds.virtual import NicModel, qemu
-from harness.beds.virtual.netns import Namespace
+from harness.beds.local.netns import Namespace
+from harness.beds.local.nic_model import NicModel
+from harness.beds.virtual import qemu
 from harness.images import Tools
 from harness.selftest import gdb
 

@@ -27,7 +27,7 @@ from harness.base import process, runtime
 from harness.base.errors import HarnessError, InfrastructureError
 from harness.base.progress import Progress
 from harness.beds.access.ssh import SshTarget
-from harness.beds.virtual import netns
+from harness.beds.local import netns
 from harness.beds.virtual.qemu import free_port
 from harness.selftest.image import MACHINE_USER, copy, image_home, machine_image
 from harness.selftest.machine import INTERFACE, Machine

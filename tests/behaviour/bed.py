@@ -32,7 +32,8 @@ from harness import config
 from harness.base import process
 from harness.base.errors import HarnessError, KernelError
 from harness.base.progress import Progress
-from harness.beds.virtual import VirtualBed, equipment, netns, virtual_bed
+from harness.beds.local import netns
+from harness.beds.virtual import VirtualBed, equipment, virtual_bed
 from harness.campaign import workload
 from harness.kernels import Image
 from tests.behaviour import traffic

@@ -43,7 +43,9 @@ from harness.base import process
 from harness.base.errors import InfrastructureError
 from harness.base.progress import Progress
 from harness.beds.access.channel import RemoteAgent
-from harness.beds.virtual import Equipment, NicModel, machine_cpus, netns, qemu
+from harness.beds.local import netns
+from harness.beds.local.nic_model import NicModel
+from harness.beds.virtual import Equipment, machine_cpus, qemu
 from tests.bench import command, ranged, show, spread
 from tests.bench.blaster import PORT
 from tests.bench.guest import Setup, options, ready

@@ -27,7 +27,8 @@ from harness.base.errors import InfrastructureError
 from harness.base.progress import Progress
 from harness.beds.access.channel import agent_archive
 from harness.beds.bed import RunningBed
-from harness.beds.virtual import netns, virtual_bed
+from harness.beds.local import netns
+from harness.beds.virtual import virtual_bed
 from harness.campaign import workload
 from tests.bench import command, ranged, show, spread
 from tests.bench.guest import Setup, options, ready

@@ -21,7 +21,7 @@ from harness import config, kernels, tracing
 from harness.base import process
 from harness.beds.access.channel import agent_archive
 from harness.beds.bed import RunningBed
-from harness.beds.virtual import netns
+from harness.beds.local import netns
 from harness.campaign import workload
 from tests.bench.blaster import frame
 from tests.guest.conftest import equipped

@@ -17,7 +17,7 @@ import pytest
 
 from harness import config, tracing
 from harness.beds.bed import RunningBed
-from harness.beds.virtual import netns
+from harness.beds.local import netns
 from harness.campaign import workload
 from tests.guest.conftest import Beds
 

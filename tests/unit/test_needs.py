@@ -484,7 +484,7 @@ def test_a_plain_chroot_is_good_enough_for_root(tmp_path: Path) -> None:
     root.mkdir()
     inside = (
         "from pathlib import Path; from harness.base import namespaces; "
-        "from harness.beds.virtual import netns; "
+        "from harness.beds.local import netns; "
         "assert namespaces.in_chroot(); "
         "up = netns.start(log=Path('/tmp/log')); "
         "print(up.agent.inventory(interface='gen0')['interface']); up.agent.close()"

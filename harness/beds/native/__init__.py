@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from harness import images
-from harness.base import runtime as runtimes
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.beds.bed import Boots, RunningBed
+from harness.beds.local import netns
+from harness.beds.local.nic_model import NETPERF_NICE, NicModel, sending_side
 from harness.beds.native.uml import UserModeKernel
-from harness.beds.virtual import NETPERF_NICE, NicModel, netns, yield_to_others
 from harness.config import Bed, MachineCpus, NetnsHost, UmlHost
 from harness.images import GuestImage, Tools
 from harness.kernels import Image
@@ -101,42 +101,36 @@ def native_bed(
     cpus = machine_cpus(bed)
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as up:
-        runtime = up.enter_context(runtimes.directory(name_bytes=len("nic-control")))
-        namespace = netns.start(log=directory / "generator-agent.log")
-        up.callback(namespace.agent.close)
         nice = NETPERF_NICE if bed.dut.wire.repeat == 1 else _REPEATED_NICE
-        yield_to_others(namespace.agent.pid, nice)
-        model = NicModel(
-            namespace,
-            wire=netns.WIRE,
-            mac=bed.dut.nic.mac,
-            socket=runtime / "nic",
-            control=runtime / "nic-control",
-            log=directory / "nic.log",
-            cpu=cpus.model,
-            vhost_user=True,
-            options=wire_options(bed.dut),
+        side = up.enter_context(
+            sending_side(
+                bed.dut.nic.mac,
+                directory,
+                cpu=cpus.model,
+                nice=nice,
+                vhost_user=True,
+                options=wire_options(bed.dut),
+            )
         )
-        up.callback(model.stop)
         kernel = UserModeKernel(
             image,
             equipment.disk,
             host=bed.dut_name,
             memory_mib=bed.dut.memory_mib,
-            nic_socket=runtime / "nic",
+            nic_socket=side.nic_socket,
             cpu=cpus.vcpus[0],
             directory=directory,
-            runtime=runtime,
-            watch=model.check,
+            runtime=side.runtime,
+            watch=side.model.check,
         )
         up.callback(kernel.stop)
         yield NativeBed(
             dut=kernel,
-            generator=namespace.agent,
+            generator=side.namespace.agent,
             dut_interface=kernel.inventory(mac=bed.dut.nic.mac)["interface"],
             dut_mac=bed.dut.nic.mac,
             generator_interface=netns.INTERFACE,
-            generator_mac=namespace.mac,
+            generator_mac=side.namespace.mac,
             netperf_prefix=equipment.tools.netperf_prefix(),
             netperf_cpus=list(cpus.netperf),
             netperf_nice=NETPERF_NICE,
@@ -147,7 +141,7 @@ def native_bed(
                 "netperf_nice": NETPERF_NICE,
                 "load_nice": nice,
             },
-            nic=model,
+            nic=side.model,
             kernel=kernel,
         )
 

@@ -8,32 +8,26 @@ how they share this machine's CPUs so that none starves another.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness import images
-from harness.base import process, runtime
-from harness.base.errors import ConfigurationError, InfrastructureError
+from harness.base import process as process
+from harness.base import runtime as runtime
+from harness.base.errors import ConfigurationError
+from harness.base.errors import InfrastructureError as InfrastructureError
 from harness.base.progress import Progress
 from harness.beds.bed import Block, Boots, RunningBed
-from harness.beds.virtual import icache, netns, qemu
+from harness.beds.local import netns
+from harness.beds.local.nic_model import NETPERF_NICE, NicModel, sending_side
+from harness.beds.virtual import icache, qemu
 from harness.config import Bed, MachineCpus, NetnsHost, QemuHost
 from harness.images import GuestImage, Tools
 from harness.kernels.build import Image
-
-_MODEL_START_S = 20.0
-_SOCKET_NAME_BYTES = len("nic-control")
-NETPERF_NICE = 2
-"""Two thirds of the weight of the vCPU and of the NIC model, wherever they share a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,92 +119,6 @@ class VirtualBoots(Boots):
         return virtual_bed(self.bed, image, self.equipment, directory)
 
 
-class NicModel:
-    """The NIC model's process and its control socket."""
-
-    def __init__(
-        self,
-        namespace: netns.Namespace,
-        *,
-        wire: str,
-        mac: str,
-        socket: Path,
-        control: Path,
-        log: Path,
-        cpu: int | None = None,
-        vhost_user: bool = False,
-        options: Sequence[str] = (),
-    ) -> None:
-        """Start it in ``namespace`` on the interface ``wire``, listening at ``socket``.
-
-        There QEMU finds it, or with ``vhost_user`` a user-mode kernel; ``options`` are more
-        of its own.
-        """
-        command = namespace.command(
-            [
-                *([] if cpu is None else ["taskset", "-c", str(cpu)]),
-                sys.executable, "-m", "harness.nic",
-                "--vhost-user" if vhost_user else "--socket", str(socket), *options,
-                "--control", str(control), "--interface", wire, "--mac", mac, "--log", str(log),
-            ]
-        )  # fmt: skip
-        self._control = control
-        self._stderr = log.with_name("nic-stderr.log")
-        with self._stderr.open("w", encoding="utf-8") as stderr:
-            self.process = process.start(
-                command,
-                hint="apt-get install util-linux",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                encoding="utf-8",
-                errors="replace",
-            )
-        assert self.process.stdout is not None
-        ready = self.process.stdout.readline()
-        if not ready:
-            self.process.wait()
-            self.check()
-
-    def check(self) -> None:
-        """Raise an :class:`InfrastructureError` if the model has ended."""
-        if self.process.poll() is not None:
-            said = self._stderr.read_text(errors="replace", encoding="utf-8")
-            raise process.failed(["python", "-m", "harness.nic"], self.process.returncode, said)
-
-    def counters(self) -> dict[str, Any]:
-        """The model's own counters, by name."""
-        return self._ask({"call": "counters"})
-
-    def freeze(self) -> None:
-        """Stop it where it is; who uses it has to be stopped before."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        self.check()  # or the number might be another process's by now
-        self.process.send_signal(number)
-
-    def _ask(self, request: dict[str, object]) -> dict[str, Any]:
-        try:
-            with socket.socket(socket.AF_UNIX) as line:
-                line.settimeout(_MODEL_START_S)
-                line.connect(str(self._control))
-                line.sendall(json.dumps(request).encode() + b"\n")
-                answer = json.loads(line.makefile().readline())
-        except (OSError, ValueError) as error:
-            self.check()
-            raise InfrastructureError(f"the NIC model does not answer: {error}") from error
-        return dict(answer.get("counters", answer))
-
-    def stop(self) -> None:
-        """End it."""
-        process.end(self.process)
-
-
 @contextmanager
 def virtual_bed(
     bed: Bed, image: Image, equipment: Equipment, directory: Path
@@ -224,36 +132,23 @@ def virtual_bed(
     cpus = machine_cpus(bed)
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as up:
-        sockets = up.enter_context(runtime.directory(name_bytes=_SOCKET_NAME_BYTES))
-        namespace = netns.start(log=directory / "generator-agent.log")
-        up.callback(namespace.agent.close)
-        yield_to_others(namespace.agent.pid)
-        model = NicModel(
-            namespace,
-            wire=netns.WIRE,
-            mac=bed.dut.nic.mac,
-            socket=sockets / "nic",
-            control=sockets / "nic-control",
-            log=directory / "nic.log",
-            cpu=cpus.model,
-        )
-        up.callback(model.stop)
+        side = up.enter_context(sending_side(bed.dut.nic.mac, directory, cpu=cpus.model))
         guest = qemu.start(
             bed.dut,
             image=image,
             disk=equipment.disk,
             tools=equipment.tools,
             accelerator=equipment.accelerator,
-            nic_socket=sockets / "nic",
+            nic_socket=side.nic_socket,
             directory=directory,
-            runtime=sockets,
+            runtime=side.runtime,
             icache_plugin=equipment.icache,
         )
         up.callback(guest.stop)
 
         def watch() -> None:
             guest.check()
-            model.check()
+            side.model.check()
 
         guest.wait_for_ssh()
         others = sorted({cpus.model, *cpus.netperf} - {cpus.vcpus[0]}) or [cpus.model]
@@ -262,11 +157,11 @@ def virtual_bed(
         up.callback(dut.kill)
         yield VirtualBed(
             dut=dut,
-            generator=namespace.agent,
+            generator=side.namespace.agent,
             dut_interface=dut.inventory(mac=bed.dut.nic.mac)["interface"],
             dut_mac=bed.dut.nic.mac,
             generator_interface=netns.INTERFACE,
-            generator_mac=namespace.mac,
+            generator_mac=side.namespace.mac,
             netperf_prefix=equipment.tools.netperf_prefix(),
             netperf_cpus=list(cpus.netperf),
             netperf_nice=NETPERF_NICE,
@@ -277,7 +172,7 @@ def virtual_bed(
                 "netperf": list(cpus.netperf),
                 "netperf_nice": NETPERF_NICE,
             },
-            nic=model,
+            nic=side.model,
             guest=guest,
         )
 
@@ -304,9 +199,3 @@ def machine_cpus(bed: Bed) -> MachineCpus:
             hint=f"it may use {mine}; or say cpus: auto",
         )
     return bed.cpus
-
-
-def yield_to_others(pid: int, nice: int = NETPERF_NICE) -> None:
-    """Let the session of ``pid`` run after others: :data:`NETPERF_NICE` counts only within it."""
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="utf-8")

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: MIT
+"""The NIC model's process, and the side of a bed that sends to it.
+
+Hides that both die with the harness, and how they make room for the kernel under test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.base import process, runtime
+from harness.base.errors import InfrastructureError
+from harness.beds.local import netns
+
+NETPERF_NICE = 2
+"""Two thirds of the weight of the vCPU and of the NIC model, wherever they share a CPU."""
+_ANSWER_S = 20.0
+_CONTROL = "nic-control"
+
+
+class NicModel:
+    """The NIC model's process and its control socket."""
+
+    def __init__(
+        self,
+        namespace: netns.Namespace,
+        *,
+        wire: str,
+        mac: str,
+        socket: Path,
+        control: Path,
+        log: Path,
+        cpu: int | None = None,
+        vhost_user: bool = False,
+        options: Sequence[str] = (),
+    ) -> None:
+        """Start it in ``namespace`` on the interface ``wire``, listening at ``socket``.
+
+        There QEMU finds it, or with ``vhost_user`` a user-mode kernel; ``options`` are more
+        of its own.
+        """
+        command = namespace.command(
+            [
+                *([] if cpu is None else ["taskset", "-c", str(cpu)]),
+                sys.executable, "-m", "harness.nic",
+                "--vhost-user" if vhost_user else "--socket", str(socket), *options,
+                "--control", str(control), "--interface", wire, "--mac", mac, "--log", str(log),
+            ]
+        )  # fmt: skip
+        self._control = control
+        self._stderr = log.with_name("nic-stderr.log")
+        with self._stderr.open("w", encoding="utf-8") as stderr:
+            self.process = process.start(
+                command,
+                hint="apt-get install util-linux",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                encoding="utf-8",
+                errors="replace",
+            )
+        assert self.process.stdout is not None
+        ready = self.process.stdout.readline()
+        if not ready:
+            self.process.wait()
+            self.check()
+
+    def check(self) -> None:
+        """Raise an :class:`InfrastructureError` if the model has ended."""
+        if self.process.poll() is not None:
+            said = self._stderr.read_text(errors="replace", encoding="utf-8")
+            raise process.failed(["python", "-m", "harness.nic"], self.process.returncode, said)
+
+    def counters(self) -> dict[str, Any]:
+        """The model's own counters, by name."""
+        return self._ask({"call": "counters"})
+
+    def freeze(self) -> None:
+        """Stop it where it is; who uses it has to be stopped before."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        self.check()  # or the number might be another process's by now
+        self.process.send_signal(number)
+
+    def _ask(self, request: dict[str, object]) -> dict[str, Any]:
+        try:
+            with socket.socket(socket.AF_UNIX) as line:
+                line.settimeout(_ANSWER_S)
+                line.connect(str(self._control))
+                line.sendall(json.dumps(request).encode() + b"\n")
+                answer = json.loads(line.makefile().readline())
+        except (OSError, ValueError) as error:
+            self.check()
+            raise InfrastructureError(f"the NIC model does not answer: {error}") from error
+        return dict(answer.get("counters", answer))
+
+    def stop(self) -> None:
+        """End it."""
+        process.end(self.process)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SendingSide:
+    """A namespace that sends, and the NIC model at the other end of its wire."""
+
+    namespace: netns.Namespace
+    model: NicModel
+    nic_socket: Path
+    """Where the kernel under test finds its NIC."""
+    runtime: Path
+    """A directory for more sockets, gone with it."""
+
+
+@contextmanager
+def sending_side(
+    mac: str,
+    directory: Path,
+    *,
+    cpu: int,
+    nice: int = NETPERF_NICE,
+    vhost_user: bool = False,
+    options: Sequence[str] = (),
+) -> Iterator[SendingSide]:
+    """Bring both up, the model with the address ``mac`` on ``cpu``; nothing of them remains.
+
+    ``directory`` keeps their logs. What sends yields to others by ``nice``.
+    """
+    with contextlib.ExitStack() as up:
+        sockets = up.enter_context(runtime.directory(name_bytes=len(_CONTROL)))
+        namespace = netns.start(log=directory / "generator-agent.log")
+        up.callback(namespace.agent.close)
+        _yield_to_others(namespace.agent.pid, nice)
+        model = NicModel(
+            namespace,
+            wire=netns.WIRE,
+            mac=mac,
+            socket=sockets / "nic",
+            control=sockets / _CONTROL,
+            log=directory / "nic.log",
+            cpu=cpu,
+            vhost_user=vhost_user,
+            options=options,
+        )
+        up.callback(model.stop)
+        yield SendingSide(
+            namespace=namespace, model=model, nic_socket=sockets / "nic", runtime=sockets
+        )
+
+
+def _yield_to_others(pid: int, nice: int) -> None:
+    """Let the session of ``pid`` run after others: nice values count only within it."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="utf-8")
