@@ -26,7 +26,7 @@ from harness.base import cache, namespaces, process, runtime
 from harness.base.errors import HarnessError, InfrastructureError
 from harness.beds.local import netns
 from harness.beds.machine.doctor import Finding
-from harness.config import Bed, Kernel, QemuHost, UmlHost
+from harness.config import Bed, Kernel
 
 _TO_RUN = ("env", "ip", "nsenter", "setpriv", "sh", "ssh", "ssh-keygen", "sysctl", "taskset")
 _TO_RUN_TOO = ("unshare",)
@@ -92,10 +92,10 @@ def of_kernels(
 
     The other arguments are those of :func:`harness.kernels.layouts`.
     """
-    dut, arch = (bed.dut, bed.arch) if bed else (None, arch)
+    guest_mib, arch = (bed.guest_mib, bed.arch) if bed else (None, arch)
     return Job(
-        guests=isinstance(dut, (QemuHost, UmlHost)),
-        guests_mib=together * dut.memory_mib if isinstance(dut, (QemuHost, UmlHost)) else 0,
+        guests=guest_mib is not None,
+        guests_mib=together * (guest_mib or 0),
         kernels=lambda: kernels.missing(kernel, steps, layouts, tree=tree, host=host, arch=arch),
         results=results,
     )

@@ -26,9 +26,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from .boot import Boot
+from .boot.drivers import drivers
 from .boot.kernel_config import kernel_config
 from .boot.kernels import Kernels
-from .boot.needs import needs
 from .boot.netconsole import netconsole
 from .counters import Counters
 from .counters.emulated import Emulated, symbols
@@ -147,7 +147,7 @@ class Agent:
             "kernel_list": kernels.installed,
             "kernel_remove": kernels.remove,
             "kernel_room": kernels.room,
-            "needs": needs,
+            "drivers": drivers,
             "firewall": firewall,
             "others": others,
             "way_listen": self._way.listen,

@@ -113,8 +113,8 @@ class Calls:
         raise NotImplementedError
 
     @within(30)
-    def needs(self, *, interface: str) -> dict[str, dict[str, str]]:
-        """``drivers`` without which this host would not come up, or not be reached."""
+    def drivers(self, *, interface: str) -> dict[str, str]:
+        """By name what each is for: drivers without which this host is not up, or not reached."""
         raise NotImplementedError
 
     @within(30)

@@ -36,7 +36,6 @@ from harness.base.errors import (
 from harness.base.progress import Progress, Task
 from harness.base.write_ahead import WriteAheadLog
 from harness.campaign.trials import BootUnderWay, Setup, measure_together
-from harness.config import QemuHost, UmlHost
 from harness.kernels import Image
 from harness.results import samples
 
@@ -71,7 +70,6 @@ def run(setup: Setup, directory: Path, *, progress: Progress, retry_failed: bool
     """
     if shutil.disk_usage(directory).free < _FREE_BYTES:
         raise InfrastructureError(f"less than {_FREE_BYTES >> 20} MiB are free for {directory}")
-    _require_memory(setup)
     journal = WriteAheadLog(directory)
     alone = setup.by_bed()
     failed: dict[str, KernelError] = {}
@@ -255,17 +253,6 @@ def _failed_before(
                 error.message, hint="boot it again by --resume --retry-failed"
             )
     return failed
-
-
-def _require_memory(setup: Setup) -> None:
-    dut, together = setup.bed.dut, max(len(group) for group in setup.plan.groups())
-    free_mib = psutil.virtual_memory().available >> 20
-    if isinstance(dut, QemuHost | UmlHost) and together * dut.memory_mib > free_mib:
-        raise ConfigurationError(
-            f"{together} guests of {dut.memory_mib} MiB are to be up together, "
-            f"and {free_mib} MiB of memory are free",
-            hint="name fewer --steps, or a lower memory_mib in hosts.yaml",
-        )
 
 
 def record(

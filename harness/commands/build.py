@@ -9,7 +9,7 @@ import click
 
 from harness import config, kernels, needs, plan
 from harness.base.progress import Progress
-from harness.beds import registry as boots
+from harness.beds import registry
 from harness.commands import bed_option, hosts_option, steps_option, tree_option
 
 
@@ -36,9 +36,9 @@ def build(
     is only listed.
     """
     hosts = config.load(config.locate(hosts_path))
-    with Progress() as progress, boots.acquired(config.bed(hosts, bed_name)) as place:
+    with Progress() as progress, registry.acquired(config.bed(hosts, bed_name)) as place:
         wanted = plan.parse_steps(steps)
-        host = boots.kernel_config(hosts.kernel, place.bed)
+        host = registry.kernel_config(hosts.kernel, place.bed)
         needs.require(
             needs.of_kernels(
                 hosts.kernel, wanted, layouts, tree=tree, host=host, arch=place.bed.arch

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from harness.commands import PathOf
-from harness.report import document
-from harness.results import compare as sides
+from harness.report import comparison, document
+from harness.results import compare as campaigns
 from harness.results.analysis import analyse
 from harness.results.samples import ResultDirectory
 
@@ -33,5 +33,5 @@ def compare(first: Path, second: Path, form: str) -> None:
     of other beds, loads, settings or machines are refused, and so are incomplete ones.
     """
     one, other = (document(analyse(ResultDirectory.open(where))) for where in (first, second))
-    found = sides.compare(one, other)
-    click.echo(sides.table(found) if form == "table" else json.dumps(found, indent=1))
+    found = campaigns.compare(one, other)
+    click.echo(comparison.table(found) if form == "table" else json.dumps(found, indent=1))

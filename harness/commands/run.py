@@ -14,7 +14,7 @@ from harness import config, kernels, needs, plan
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
-from harness.beds import registry as boots
+from harness.beds import registry
 from harness.campaign import run as campaign
 from harness.commands import (
     also_option,
@@ -128,8 +128,8 @@ def run(
     ):
         # By name: of two campaigns that begin at once, one gets all.
         by_name = sorted(beds, key=lambda bed: bed.name)
-        places = {bed.name: up.enter_context(boots.acquired(bed)) for bed in by_name}
-        host = boots.kernel_config(
+        places = {bed.name: up.enter_context(registry.acquired(bed)) for bed in by_name}
+        host = registry.kernel_config(
             hosts.kernel, *(places[bed.name].bed for bed in beds), resumed=kept is not None
         )
         to_build = list(dict.fromkeys(plan.kernel_of(step) for step in wanted))
@@ -146,7 +146,7 @@ def run(
                 results=directory,
             )
         )
-        with boots.made_meanwhile(beds[0]):
+        with registry.made_meanwhile(beds[0]):
             made = kernels.layouts(
                 hosts.kernel,
                 to_build,
@@ -160,7 +160,7 @@ def run(
             campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
             opened = {
                 name: up.enter_context(
-                    boots.opened(
+                    registry.opened(
                         place,
                         built[wanted[0]][0],
                         campaign=campaign_id,

@@ -17,19 +17,16 @@ from ipaddress import (
 )
 from urllib.parse import urlsplit
 
-from harness.config.models import (
+from harness.config.machine import (
     CommandConsole,
     CommandPower,
     Console,
-    Host,
     IpmiPower,
-    LabgridHost,
     NetconsoleConsole,
-    QemuHost,
     RedfishPower,
     SolConsole,
-    SshHost,
 )
+from harness.config.models import Host, LabgridHost, QemuHost, SshHost
 
 GENERATOR_MAC = "02:00:00:00:00:01"
 """Of a virtual bed's generator."""

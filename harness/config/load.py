@@ -24,8 +24,8 @@ from harness.base.errors import ConfigurationError
 from harness.base.resources import shipped
 from harness.config import addresses
 from harness.config.document import MAX_BYTES, Document, KeyPath, RefusedError, parse, shortened
+from harness.config.fields import EXPECTED
 from harness.config.models import (
-    EXPECTED,
     Bed,
     BedEntry,
     BedSettings,

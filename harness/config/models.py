@@ -2,257 +2,36 @@
 """What ``hosts.yaml`` can say, as frozen models.
 
 The descriptions here are what a user reads: in the JSON Schema, and in errors
-as that which was expected. Names that end up in commands have strict patterns.
+as that which was expected.
 """
 
 from __future__ import annotations
 
-import re
-from ipaddress import IPv4Address, IPv4Interface
-from pathlib import Path
+from ipaddress import IPv4Interface
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
-    ValidationInfo,
+from pydantic import BeforeValidator, Field
+
+from harness.config.fields import (
+    Coordinator,
+    Cpu,
+    Cpus,
+    FilePath,
+    Governor,
+    Hostname,
+    Interface,
+    LabgridName,
+    Mac,
+    Model,
+    Name,
+    Port,
+    Suite,
+    User,
 )
+from harness.config.kernel import Kernel
+from harness.config.machine import Boot, Console, Power
 
 BedKind = Literal["virtual", "native", "hardware"]
-
-EXPECTED: dict[str, str] = {}
-"""What each pattern asks for, in words."""
-
-
-_PORT = "(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
-
-
-def _pattern(pattern: str, expected: str) -> StringConstraints:
-    EXPECTED[pattern] = expected
-    return StringConstraints(pattern=pattern)
-
-
-def _from_the_file(path: Path, info: ValidationInfo) -> Path:
-    text = str(path)
-    if "://" in text or re.match(r"(?i)(https?|git|ssh):/", text):
-        raise ValueError("an address; expected a path of this machine")
-    if not text.isprintable():
-        raise ValueError("a path with unprintable characters; expected one without")
-    if re.search(r"\$[{A-Za-z_]", text):
-        raise ValueError("variables are not expanded here; expected a path without $")
-    try:
-        return Path((info.context or {}).get("home", "")) / path.expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"{error}; expected a path without ~") from error
-
-
-def _program_from_the_file(command: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    """A program that is named by a path starts from the file's directory; another by PATH."""
-    program, *words = command
-    return (str(_from_the_file(Path(program), info)) if "/" in program else program, *words)
-
-
-Cpu = Annotated[int, Field(ge=0, le=4095)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Cpus = Annotated[tuple[Cpu, ...], Field(min_length=1, max_length=1024)]
-FilePath = Annotated[Path, AfterValidator(_from_the_file)]
-Name = Annotated[
-    str, _pattern(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$", "a name of letters, digits, - and _")
-]
-Hostname = Annotated[
-    str,
-    _pattern(
-        r"^([A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,39})$",
-        "a host name, an address, or a Host of your OpenSSH configuration",
-    ),
-]
-User = Annotated[str, _pattern(r"^[A-Za-z_][A-Za-z0-9_.-]{0,31}$", "a user name")]
-Interface = Annotated[
-    str,
-    _pattern(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$", "an interface name such as enp1s0f0np0"),
-]
-Mac = Annotated[
-    str,
-    _pattern(
-        r"^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$",
-        "a unicast MAC address such as 02:00:00:00:00:02, in lower case",
-    ),
-]
-Url = Annotated[
-    str,
-    _pattern(r"^https?://[A-Za-z0-9.:\[\]_-]{1,255}(/[A-Za-z0-9._~/-]*)?$", "an https:// address"),
-]
-SystemId = Annotated[
-    str,
-    _pattern(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", "a system such as 1 or System.Embedded.1"),
-]
-Coordinator = Annotated[
-    str,
-    _pattern(
-        rf"^([A-Za-z0-9]([A-Za-z0-9._-]{{0,251}}[A-Za-z0-9])?|\[[0-9A-Fa-f:]{{2,39}}\]){_PORT}$",
-        "HOST or HOST:PORT of a labgrid coordinator",
-    ),
-]
-LabgridName = Annotated[
-    str,
-    _pattern(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$", "a name of letters, digits, dots, - and _"),
-]
-Variable = Annotated[
-    str, _pattern(r"^[A-Za-z_][A-Za-z0-9_]{0,63}$", "the name of an environment variable")
-]
-KeyringEntry = Annotated[
-    str, _pattern(r"^[A-Za-z0-9._@-]{1,64}/[A-Za-z0-9._@-]{1,64}$", "SERVICE/USER of a keyring")
-]
-Word = Annotated[
-    str, _pattern(r"^[^\x00-\x08\x0b-\x1f\x7f]{1,4096}$", "a word without control characters")
-]
-Command = Annotated[
-    tuple[Word, ...], Field(min_length=1, max_length=64), AfterValidator(_program_from_the_file)
-]
-KernelConsole = Annotated[
-    str,
-    _pattern(
-        r"^(tty[A-Za-z]{1,8}[0-9]{1,3}|hvc[0-9]{1,2})(,[0-9a-z,]{1,32})?$",
-        "a console as kernels name it, such as ttyS1,115200n8",
-    ),
-]
-Suite = Annotated[str, _pattern(r"^[a-z][a-z0-9-]{0,31}$", "a Debian suite such as trixie")]
-Governor = Annotated[
-    str, _pattern(r"^[a-z][a-z_]{0,15}$", "a cpufreq governor such as performance, or null")
-]
-Package = Annotated[
-    str, _pattern(r"^[a-z0-9][a-z0-9+.-]{1,63}$", "a package such as linux-source-6.12")
-]
-GitRef = Annotated[
-    str, _pattern(r"^[A-Za-z0-9][A-Za-z0-9._/~^-]{0,199}$", "a commit, tag or branch")
-]
-DistccHost = Annotated[
-    str,
-    _pattern(
-        r"^(([A-Za-z_][A-Za-z0-9_.-]{0,31})?@)?[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?"
-        rf"{_PORT}(/[0-9]{{1,4}})?(,lzo)?$",
-        "a host as distcc names it, such as builder.lab.example:3632/16,lzo",
-    ),
-]
-SeriesName = Annotated[
-    str, _pattern(r"^(auto|linux-[0-9]+\.[0-9]+)$", "auto or a series such as linux-6.12")
-]
-
-
-class Model(BaseModel):
-    """Frozen, and closed: a key that is not known is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class PackageSource(Model):
-    """A kernel source in an installed Debian package."""
-
-    package: Package = Field(description="Debian package that holds the kernel source")
-
-
-class TarballSource(Model):
-    """A kernel source in a tarball."""
-
-    tarball: FilePath = Field(description="tarball with one directory at its top")
-
-
-class GitSource(Model):
-    """A kernel source in a git repository, which is only read."""
-
-    git: FilePath = Field(description="git repository with a kernel tree")
-    ref: GitRef = Field(default="HEAD", description="commit, tag or branch of that repository")
-
-
-def _by_key(expected: str) -> Discriminator:
-    """Tells models apart by their first key; ``expected`` shows each as ``key: VALUE``."""
-    names = re.findall(r"(\w+): ", expected)
-
-    def tag(value: Any) -> str | None:
-        keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
-        return next((f"with {name}" for name in names if name in keys), None)
-
-    return Discriminator(
-        tag, custom_error_type="by_key", custom_error_message=f"expected one of {expected}"
-    )
-
-
-Source = Annotated[
-    Annotated[PackageSource, Tag("with package")]
-    | Annotated[TarballSource, Tag("with tarball")]
-    | Annotated[GitSource, Tag("with git")],
-    _by_key("package: NAME, tarball: FILE, git: DIRECTORY"),
-]
-
-
-class EnvironmentSecret(Model):
-    """A secret in a variable of the harness's environment."""
-
-    env: Variable = Field(description="environment variable that holds it")
-
-
-class FileSecret(Model):
-    """A secret in a file that no other user can read."""
-
-    file: FilePath = Field(description="file whose first line it is")
-
-
-class KeyringSecret(Model):
-    """A secret in the user's keyring."""
-
-    keyring: KeyringEntry = Field(description="SERVICE/USER in the user's keyring")
-
-
-Secret = Annotated[
-    Annotated[EnvironmentSecret, Tag("with env")]
-    | Annotated[FileSecret, Tag("with file")]
-    | Annotated[KeyringSecret, Tag("with keyring")],
-    _by_key("env: VARIABLE, file: FILE, keyring: SERVICE/USER"),
-]
-
-
-class Distcc(Model):
-    """Machines that compile for this one; they have its gcc."""
-
-    hosts: Annotated[tuple[DistccHost, ...], Field(min_length=1, max_length=64)] = Field(
-        description="the machines, as in DISTCC_HOSTS"
-    )
-    jobs: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        default=None, description="compilers at once; null: what distcc gives the hosts, and ours"
-    )
-
-
-class Kernel(Model):
-    """Which kernel is patched and built, and how."""
-
-    source: Source = Field(
-        default=PackageSource(package="linux-source-6.12"),
-        description="where the source comes from",
-    )
-    series: SeriesName = Field(
-        default="auto", description="patch series; auto goes by the tree's version"
-    )
-    config: Annotated[
-        Literal["auto", "benchmark", "host"] | FilePath, Field(union_mode="left_to_right")
-    ] = Field(
-        default="auto",
-        description="configuration: benchmark, a small kernel for virtual beds; host, the dut's "
-        "own with the modules it has loaded; auto, benchmark for a qemu or uml dut and host for an "
-        "ssh dut; or a .config file. What the experiment needs is put over host and file",
-    )
-    compiler_cache: Literal["ccache"] | None = Field(
-        default=None,
-        description="ccache keeps objects as your ccache configuration says; null: gcc alone",
-    )
-    distcc: Distcc | None = Field(
-        default=None, description="machines that compile too; null: this one alone"
-    )
 
 
 class Load(Model):
@@ -440,124 +219,6 @@ class UmlHost(_Host):
         return 1
 
 
-class Redfish(Model):
-    """A BMC that speaks Redfish."""
-
-    url: Url = Field(description="its address, such as https://bmc.lab.example")
-    user: User = Field(description="its user")
-    password: Secret = Field(description="where the password is; never the password itself")
-    system: SystemId | None = Field(
-        default=None, description="the system there; null: its only one"
-    )
-    ca: FilePath | None = Field(
-        default=None, description="certificate that vouches for it; null: those of this machine"
-    )
-
-
-class Ipmi(Model):
-    """A BMC that speaks IPMI 2.0 over the network."""
-
-    hostname: Hostname = Field(description="its name or address")
-    port: Port = Field(default=623, description="its UDP port")
-    user: User = Field(description="its user")
-    password: Secret = Field(description="where the password is; never the password itself")
-    cipher_suite: Annotated[int, Field(ge=3, le=17)] | None = Field(
-        default=None, description="cipher suite; null leaves it to ipmitool"
-    )
-    privilege: Literal["user", "operator", "administrator"] | None = Field(
-        default=None,
-        description="privilege level asked for, no higher than the account's; the power needs "
-        "operator; null leaves it to ipmitool, which asks for administrator",
-    )
-
-
-class RedfishPower(Model):
-    """Power by Redfish."""
-
-    redfish: Redfish = Field(description="the BMC")
-
-
-class IpmiPower(Model):
-    """Power by IPMI."""
-
-    ipmi: Ipmi = Field(description="the BMC")
-
-
-class CommandPower(Model):
-    """Power by a command of yours."""
-
-    command: Command = Field(
-        description="program and arguments; on, off, cycle or status is put after them, "
-        "and status prints on or off"
-    )
-
-
-Power = Annotated[
-    Annotated[RedfishPower, Tag("with redfish")]
-    | Annotated[IpmiPower, Tag("with ipmi")]
-    | Annotated[CommandPower, Tag("with command")],
-    _by_key("redfish: {…}, ipmi: {…}, command: [PROGRAM, …]"),
-]
-
-
-class SolConsole(Model):
-    """The serial console by IPMI's serial over LAN."""
-
-    sol: Ipmi = Field(description="the BMC")
-
-
-class CommandConsole(Model):
-    """The console as a command of yours prints it."""
-
-    command: Command = Field(description="program and arguments; prints the console until ended")
-
-
-class Netconsole(Model):
-    """Where kernels under test send their messages."""
-
-    address: IPv4Address = Field(description="address of this machine, as the host sees it")
-    port: Port = Field(default=6666, description="UDP port on this machine")
-    interface: Interface = Field(description="interface of the host; never that of the test")
-
-
-class NetconsoleConsole(Model):
-    """What the kernel sends by netconsole, which is switched on as soon as it is up."""
-
-    netconsole: Netconsole = Field(description="where it is sent")
-
-
-Console = Annotated[
-    Annotated[SolConsole, Tag("with sol")]
-    | Annotated[CommandConsole, Tag("with command")]
-    | Annotated[NetconsoleConsole, Tag("with netconsole")],
-    _by_key("sol: {…}, command: [PROGRAM, …], netconsole: {…}"),
-]
-
-
-class Boot(Model):
-    """How kernels under test are booted."""
-
-    method: Literal["auto", "kexec", "one-shot"] = Field(
-        default="auto",
-        description="auto takes kexec where it can, else the boot loader's one-shot entry",
-    )
-    timeout_s: Annotated[int, Field(ge=30, le=3600)] = Field(
-        default=300,
-        description="seconds within which a kernel has to be up, from its beginning: what the "
-        "firmware takes before is not counted",
-    )
-    firmware_s: Annotated[int, Field(ge=0, le=3600)] | None = Field(
-        default=None,
-        description="seconds the firmware may take besides; null: one and a half times what it "
-        "took at a boot before, or timeout_s again while that is not known",
-    )
-    console: KernelConsole | None = Field(
-        default=None,
-        description="console= for kernels under test, where the host's own command line names no "
-        "serial line; null adds none",
-    )
-
-
 class NetnsHost(_Host):
     """A network namespace on this machine."""
 
@@ -646,6 +307,11 @@ class Bed(BedSettings):
         if isinstance(self.dut, UmlHost):
             return "native"
         return "virtual" if isinstance(self.dut, QemuHost) else "hardware"
+
+    @property
+    def guest_mib(self) -> int | None:
+        """Memory of this machine that its dut takes; None: it is another machine."""
+        return self.dut.memory_mib if isinstance(self.dut, QemuHost | UmlHost) else None
 
     @property
     def arch(self) -> Literal["x86", "um"]:

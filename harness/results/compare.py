@@ -12,11 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 
 from harness.base.errors import ConfigurationError
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
-from harness.report.text import percent
 from harness.results.analysis import PRIMARY
 from harness.results.stats import outcome_of, rank_sum_interval
 
@@ -24,7 +22,6 @@ Document = dict[str, Any]
 
 SCHEMA = "receive-batching/comparison"
 VERSION = 1
-_NONE = "—"
 
 # What has to be the same for two campaigns to have measured the same thing.
 _SAME_PLAN = ("bed", "bed_kind", "accelerator", "load", "placement")
@@ -175,39 +172,3 @@ def _step(step: str, metric: str, one: list[float], other: list[float]) -> Docum
         "confidence": confidence,
         "verdict": outcome_of(low, high),
     }
-
-
-def table(comparison: Document) -> str:
-    """For a terminal."""
-    one, other = comparison["campaigns"]
-    rows = [
-        [
-            step["step"],
-            "change over step 0" if step["metric"] == "ratio_to_step0" else "stack packets/s",
-            *(_value(step, index) for index in (0, 1)),
-            _NONE
-            if step["change"] is None
-            else f"{percent(step['change'])} ({percent(step['interval'][0])} … "
-            f"{percent(step['interval'][1])}, {step['confidence']:.0%})",
-            step["verdict"]
-            or f"not enough boots ({min(step['blocks'])} of {MIN_BLOCKS_FOR_VERDICT})",
-        ]
-        for step in comparison["steps"]
-    ]
-    headers = ["step", "of", "first", "second", "second over first", "verdict"]
-    return "\n".join(
-        [
-            f"first: {one['created']}, kernel {one['kernel']}, seed {one['seed']}",
-            f"second: {other['created']}, kernel {other['kernel']}, seed {other['seed']}",
-            comparison["label"],
-            "",
-            tabulate(rows, headers=headers, disable_numparse=True),
-        ]
-    )
-
-
-def _value(step: Document, index: int) -> str:
-    value = step["medians"][index]
-    if value is None:
-        return _NONE
-    return percent(value) if step["metric"] == "ratio_to_step0" else f"{value:,.0f}"

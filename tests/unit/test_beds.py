@@ -24,7 +24,7 @@ from harness import config, plan
 from harness.base.errors import ConfigurationError, HostLostError, KernelError
 from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
-from harness.beds import registry as boots
+from harness.beds import registry
 from harness.campaign import run as campaign
 from harness.campaign.trials import image_of
 from harness.cli import cli
@@ -304,9 +304,9 @@ def lab(machine: Machine, hosts: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
             for step in steps
         }
 
-    monkeypatch.setattr("harness.commands.run.boots.acquired", acquired)
-    monkeypatch.setattr("harness.commands.run.boots.opened", opened)
-    monkeypatch.setattr("harness.commands.run.boots.kernel_config", lambda *_, **__: None)
+    monkeypatch.setattr("harness.commands.run.registry.acquired", acquired)
+    monkeypatch.setattr("harness.commands.run.registry.opened", opened)
+    monkeypatch.setattr("harness.commands.run.registry.kernel_config", lambda *_, **__: None)
     monkeypatch.setattr("harness.commands.run.kernels.layouts", built)
     monkeypatch.setattr("harness.commands.run.needs.require", lambda _: None)
     return seen
@@ -358,10 +358,10 @@ def test_kernels_after_the_duts_own_have_to_be_alike(
         "harness.beds.machine.machines.host_config", lambda name, _, **__: said[name]
     )
     monkeypatch.setattr("harness.beds.machine.machines.looked_at", lambda *_, **__: None)
-    assert boots.kernel_config(loaded.kernel, *beds) == said["rx1"]
+    assert registry.kernel_config(loaded.kernel, *beds) == said["rx1"]
     said["rx2"] = HostConfig("CONFIG_A=m", ())
     with pytest.raises(ConfigurationError, match="rx1 and rx2 are not configured alike"):
-        boots.kernel_config(loaded.kernel, *beds)
+        registry.kernel_config(loaded.kernel, *beds)
 
 
 HOSTS = """

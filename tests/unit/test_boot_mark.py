@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from harness.agent.boot import cmdline
 from harness.agent.faults import AgentError
 from harness.base.errors import DiedLeavingError, HostLostError, KernelError
-from harness.beds.machine import firmware
+from harness.beds.machine import firmware_time
 from harness.beds.machine import machine as machines
 from harness.beds.machine.machine import Machine
 from tests.unit.test_machine import IMAGE, OURS, OWN, PANIC, Host, boot, host, ignored, made
@@ -232,7 +232,7 @@ def test_firmware_is_not_the_kernels_time(host: Host, made: Callable[..., Machin
     cast("Any", machine.ssh).start_agent = slow
     assert machine.boot(agent, IMAGE, ignored).ready["release"] == OURS
     assert host.cycles == 0
-    assert firmware.measured("rx") == pytest.approx(50.0, abs=5)
+    assert firmware_time.measured("rx") == pytest.approx(50.0, abs=5)
     assert machine._firmware_s == pytest.approx(1.5 * 50, abs=8)
 
 
@@ -263,7 +263,7 @@ def test_a_hang_is_not_waited_for_as_a_boot_is(host: Host, made: Callable[..., M
     assert "is gone" in str(machine.became())
     assert cycled[0] - before == pytest.approx(32, abs=4)
     # One whose way through its firmware is known may be on it: nobody saw it reset.
-    firmware.keep("rx", 100)
+    firmware_time.keep("rx", 100)
     boot(machine)
     host.refuses, before = HostLostError("no answer"), clock()
     assert "is gone" in str(machine.became())
@@ -278,9 +278,9 @@ def test_what_was_kept_and_is_broken_is_not_known(
     monkeypatch.setenv("RECEIVE_BATCHING_CACHE", str(tmp_path))
     (tmp_path / "hosts").mkdir()
     (tmp_path / "hosts/rx.boot.json").write_text(kept)
-    assert firmware.measured("rx") is None
-    firmware.keep("rx", 70)
-    assert firmware.measured("rx") == 70
+    assert firmware_time.measured("rx") is None
+    firmware_time.keep("rx", 70)
+    assert firmware_time.measured("rx") == 70
 
 
 # Whatever a console says

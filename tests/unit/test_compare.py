@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from harness.base.errors import ConfigurationError
 from harness.commands.compare import compare as command
 from harness.report import document
+from harness.report.comparison import table
 from harness.results.analysis import analyse
-from harness.results.compare import compare, table
+from harness.results.compare import compare
 from harness.results.samples import ResultDirectory
 from tests.unit.synthetic import make_campaign
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from harness import config
 from harness.agent import inventory
+from harness.agent.boot.drivers import drivers, mounted
 from harness.agent.boot.kernels import Kernels
-from harness.agent.boot.needs import mounted, needs
 from harness.agent.faults import AgentError
 from harness.agent.interface import ethtool
 from harness.base.errors import ConfigurationError, HostLostError, InfrastructureError
@@ -180,7 +180,7 @@ class Looked:
                 "service": None,
                 "port": 12865,
             },
-            "needs": {"drivers": {"xfs": "the root file system is xfs", "nvme": "its disk"}},
+            "drivers": {"xfs": "the root file system is xfs", "nvme": "its disk"},
         }
         self.lost = False
         target = SimpleNamespace(of=lambda _: SimpleNamespace(start_agent=self.start))
@@ -326,15 +326,15 @@ def test_a_root_on_lvm_on_a_crypted_mirror_of_nvme_and_sata(tmp_path: Path) -> N
         "22 1 254:1 / / rw,relatime shared:1 master:2 - xfs /dev/mapper/vg-root rw\n"
         "23 22 0:21 / /proc rw - proc proc rw\n"
     )
-    found = needs(interface="enp3s0f0np0", root=str(tmp_path))["drivers"]
+    found = drivers(interface="enp3s0f0np0", root=str(tmp_path))
     assert set(found) == {"xfs", "dm_mod", "dm_crypt", "raid1", "nvme", "ahci", "sd_mod", "sfc"}
     assert found["sfc"] == "enp3s0f0np0 is behind it"
     assert set(found) <= set(bootable.OPTIONS)
 
 
 def test_what_this_host_needs_can_be_told() -> None:
-    assert isinstance(needs(interface="lo")["drivers"], dict)
-    assert needs(interface="nosuch0", root="/nosuch") == {"drivers": {}}
+    assert isinstance(drivers(interface="lo"), dict)
+    assert drivers(interface="nosuch0", root="/nosuch") == {}
 
 
 @given(

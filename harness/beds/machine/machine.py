@@ -29,7 +29,7 @@ from harness.base.progress import Progress
 from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import UPLOADS, SshTarget
 from harness.beds.bed import kernel_death
-from harness.beds.machine import console, firmware, power
+from harness.beds.machine import console, firmware_time, power
 from harness.config import NetconsoleConsole, SshHost
 from harness.kernels import Image, packed
 
@@ -373,7 +373,7 @@ class Machine:
             raise self._fell_back(release, agent.ready["release"])
         if self._by_firmware:
             # Up to the kernel's first word if that was seen, else to its answer.
-            firmware.keep(self.name, (self._begun_s or time.monotonic()) - self._left_at_s)
+            firmware_time.keep(self.name, (self._begun_s or time.monotonic()) - self._left_at_s)
         self._under_way = False
         # Also where its beginning was not seen, or is forgotten in time.
         self._own_from = self._console.position if self._console else None
@@ -419,8 +419,8 @@ class Machine:
     def _known_firmware_s(self) -> float | None:
         if self.config.boot.firmware_s is not None:
             return float(self.config.boot.firmware_s)
-        measured_s = firmware.measured(self.name)
-        return None if measured_s is None else firmware.MARGIN * measured_s
+        measured_s = firmware_time.measured(self.name)
+        return None if measured_s is None else firmware_time.MARGIN * measured_s
 
     def _late_s(self, began_s: float) -> float:
         """When a kernel has to be up that is awaited since ``began_s``.

@@ -238,7 +238,7 @@ def _require_alone(agent: RemoteAgent, name: str, host: SshHost, *, serves: bool
 
 def _require_bootable(agent: RemoteAgent, name: str, host: SshHost, kernel: Kernel) -> None:
     if not of_host(kernel, virtual=False):
-        bootable.require(kernel, name, agent.needs(interface=host.interface)["drivers"])
+        bootable.require(kernel, name, agent.drivers(interface=host.interface))
     room = agent.kernel_room()
     if room["fit"] + room["ours"] < _LEAST_KERNELS:
         raise InfrastructureError(

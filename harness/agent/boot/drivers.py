@@ -13,8 +13,8 @@ from pathlib import Path
 _DEEPEST = 16
 
 
-def needs(*, interface: str, root: str = "/") -> dict[str, dict[str, str]]:
-    """``{"drivers": {NAME: WHAT_FOR}}``, names as modules have them, built in or not."""
+def drivers(*, interface: str, root: str = "/") -> dict[str, str]:
+    """By name what each is for; names as modules have them, built in or not."""
     base = Path(root)
     found: dict[str, str] = {}
     for kind, device in mounted(_text(base / "proc/self/mountinfo")):
@@ -23,7 +23,7 @@ def needs(*, interface: str, root: str = "/") -> dict[str, dict[str, str]]:
             found.setdefault(name, "the root file system's disk is behind it")
     for name in _drivers(base / "sys/class/net" / interface / "device", base):
         found.setdefault(name, f"{interface} is behind it")
-    return {"drivers": found}
+    return found
 
 
 def mounted(mountinfo: str) -> list[tuple[str, str]]:
