@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A miniature sfc driver and its clients: vfio-user or vhost-user, MCDI and rings.
+"""A miniature sfc driver and its client by vfio-user: MCDI and rings.
 
 Against a model in the same thread each request is written to a socket pair and the
 connection served until the reply is there; against a process it just waits. Guest
@@ -16,91 +16,19 @@ import struct
 import time
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from harness.nic import pci, pcidev, transport, vhost
+from harness.nic import transport
 from harness.nic.device import Nic
 from harness.nic.journal import Journal
 from harness.nic.transport import Connection
 from harness.nic.vhost import Backend
-from harness.nic.wire import SMALL_SLOT, TP_STATUS_CSUMNOTREADY, Batch, SlotRing
+from tests.nic.fake_wire import Clock, FakeWire
+from tests.nic.frames import BROADCAST, MAC
 
-MAC = bytes.fromhex("020000000042")
-PEER = bytes.fromhex("020000000001")
-BROADCAST = b"\xff" * 6
 BAR2, CONFIG = 2, 7
 BUS_MASTER = 4
 PAGE = 4096
 EMPTY = (1 << 64) - 1
 _NONBLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_ns = 1_000_000_000
-
-    def __call__(self) -> int:
-        return self.now_ns
-
-
-class FakeWire:
-    """Frames put into slots as the kernel does it; what is sent is kept."""
-
-    def __init__(self, slots: int = 64, slot: int = SMALL_SLOT) -> None:
-        self.ring = SlotRing(np.zeros(slots * slot, np.uint8), slot)
-        self.tail = 0
-        self.tail_total = 0
-        self.sent: list[bytes] = []
-        self.ring_drops = 0
-        self.frames = 0
-        self.refuse = False
-
-    def inject(self, *frames: bytes, status: int = 1, tci: int = 0) -> None:
-        for frame in frames:
-            header = self.ring.headers[self.tail]
-            if header["status"]:
-                self.ring_drops += 1
-                continue
-            kept = frame[: self.ring.room]
-            at = self.tail * self.ring.slot + 66
-            self.ring.buffer[at : at + len(kept)] = np.frombuffer(kept, np.uint8)
-            header["len"], header["snaplen"], header["mac"] = len(frame), len(kept), 66
-            header["vlan_tci"], header["vlan_tpid"] = tci, 0x8100
-            header["status"] = status
-            self.tail_total += 1
-            self.tail = (self.tail + 1) % self.ring.slots
-
-    def fileno(self) -> int:
-        return -1
-
-    def waiting(self) -> int:
-        return self.ring.waiting()
-
-    def take(self, limit: int) -> Batch:
-        return self.ring.take(limit)
-
-    def release(self, number: int) -> None:
-        self.ring.release(number)
-
-    def send(self, frame: bytes | bytearray) -> bool:
-        if self.refuse:
-            return False
-        self.sent.append(bytes(frame))
-        return True
-
-    def resize(self, max_frame: int) -> None:
-        if max_frame > self.ring.room:
-            self.ring = SlotRing(np.zeros(self.ring.slots * 9536, np.uint8), 9536)
-            self.tail = 0
-
-    def refresh(self) -> None:
-        pass
-
-    def settle(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        pass
 
 
 class McRebootedError(Exception):
@@ -459,226 +387,6 @@ class Driver:
             os.close(fd)
 
 
-class VhostDriver(Driver):
-    """The same behind vhost-user: what virtio_uml and virt-pci of a user-mode kernel do.
-
-    ``called`` counts the calls of the command queue.
-    """
-
-    entries = 256
-    irq_buffers = 10
-
-    def __init__(self, connected: socket.socket, *, base: int = 1 << 22, **options: int) -> None:
-        super().__init__(connected, base=base, **options)
-        self.rings: list[tuple[int, int, int]] = []
-        self.kicks = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
-        # os_pipe() of a user-mode kernel makes pairs of sockets.
-        self.calls = [
-            tuple(end.detach() for end in socket.socketpair(type=_NONBLOCKING)) for _ in range(2)
-        ]
-        self.request_pipe = os.pipe2(os.O_NONBLOCK)
-        self.table = [(self.base, self.size, self.memfd, 0)]
-        self.added = [0, 0]
-        self.seen = [0, 0]
-        self.free = list(range(0, self.entries, 2))
-        self.buffers = 0
-        self.delivered: dict[int, int] = {}
-        self.called = 0
-
-    # messages
-
-    def ask(
-        self, request: int, payload: bytes = b"", fds: tuple[int, ...] = (), flags: int = 9
-    ) -> bytes:
-        """The reply's payload; a request that only acknowledges gives 8 octets, too."""
-        message = struct.pack("<III", request, flags, len(payload)) + payload
-        socket.send_fds(self.socket, [message], list(fds))
-        self.pump()
-        answered, kind, size = struct.unpack("<III", self._receive(12))
-        assert (answered, kind) == (request, 5)
-        return self._receive(size)
-
-    def acknowledged(self, request: int, payload: bytes = b"", fds: tuple[int, ...] = ()) -> bool:
-        return self.ask(request, payload, fds) == bytes(8)
-
-    def attach(self) -> None:
-        """In the order in which virtio_uml does it."""
-        assert self.acknowledged(vhost.SET_OWNER)
-        features = struct.unpack("<Q", self.ask(vhost.GET_FEATURES, flags=1))[0]
-        assert features == 1 << 30 | 1 << 32
-        protocol = struct.unpack("<Q", self.ask(vhost.GET_PROTOCOL_FEATURES, flags=1))[0]
-        assert protocol == 1 << 3 | 1 << 5
-        assert self.acknowledged(vhost.SET_PROTOCOL_FEATURES, struct.pack("<Q", protocol))
-        assert self.acknowledged(vhost.SET_SLAVE_REQ_FD, b"", (self.request_pipe[1],))
-        assert self.acknowledged(vhost.SET_FEATURES, struct.pack("<Q", features))
-        assert self.share()
-        self.buffers = self.allocate(64 * (self.entries + self.irq_buffers))
-        for index in range(2):
-            self.set_up(index)
-        for index in range(2):
-            self.enable(index)
-        self.post_interrupt_buffers(self.irq_buffers)
-
-    def share(self) -> bool:
-        regions = [
-            struct.pack("<QQQQ", start, size, start, offset)
-            for start, size, _, offset in self.table
-        ]
-        # One region is used as a rule, and the message has room for two.
-        payload = struct.pack("<II", len(regions), 0) + b"".join(regions).ljust(64, b"\0")
-        fds = tuple(fd for _, _, fd, _ in self.table)
-        return self.acknowledged(vhost.SET_MEM_TABLE, payload, fds)
-
-    def map(self, start: int, size: int, *, fd: int | None, offset: int = 0, flags: int = 3) -> int:
-        """Share one piece more; the queues run on in what was there before."""
-        assert (fd is not None, flags) == (True, 3)
-        self.table.append((start, size, fd or 0, offset))
-        return 0 if self.share() else 1
-
-    def set_up(self, index: int) -> None:
-        ring = self.allocate(16 * self.entries), self.allocate(4096), self.allocate(4096)
-        self.rings.append(ring)
-        state = struct.pack("<II", index, self.entries)
-        assert self.acknowledged(
-            vhost.SET_VRING_CALL, struct.pack("<Q", index), (self.calls[index][1],)
-        )
-        assert self.acknowledged(vhost.SET_VRING_NUM, state)
-        assert self.acknowledged(vhost.SET_VRING_BASE, struct.pack("<II", index, 0))
-        desc, avail, used = ring
-        assert self.acknowledged(
-            vhost.SET_VRING_ADDR, struct.pack("<IIQQQQ", index, 0, desc, used, avail, (1 << 64) - 1)
-        )
-
-    def enable(self, index: int) -> None:
-        assert self.acknowledged(
-            vhost.SET_VRING_KICK, struct.pack("<Q", index), (self.kicks[index],)
-        )
-        assert self.acknowledged(vhost.SET_VRING_ENABLE, struct.pack("<II", index, 1))
-
-    # virtqueues
-
-    def post(self, index: int, *chain: tuple[int, int, int], head: int) -> None:
-        """Make (address, octets, flags) available as descriptors from ``head`` on."""
-        desc, avail, used = self.rings[index]
-        for at, (address, octets, flags) in enumerate(chain):
-            following = at < len(chain) - 1
-            self.poke(
-                desc + 16 * (head + at),
-                struct.pack("<QIHH", address, octets, flags | following, head + at + 1),
-            )
-        slot = self.added[index] % self.entries
-        self.poke(avail + 4 + 2 * slot, struct.pack("<H", head))
-        self.added[index] = (self.added[index] + 1) & 0xFFFF
-        self.put_word(avail + 2, self.added[index])
-        if not self.peek(used, 1)[0] & 1:
-            os.eventfd_write(self.kicks[index], 1)
-
-    def taken_back(self, index: int) -> list[tuple[int, int]]:
-        """(head, octets written) of what the model has given back since the last call."""
-        _, _, used = self.rings[index]
-        upto = self.word(used + 2)
-        found = []
-        while self.seen[index] != upto:
-            at = used + 4 + 8 * (self.seen[index] % self.entries)
-            found.append(struct.unpack("<II", self.peek(at, 8)))
-            self.seen[index] = (self.seen[index] + 1) & 0xFFFF
-        return found
-
-    def command(self, request: bytes, answer: int = 0) -> bytes:
-        """Post one command; what was answered, for which it waits when there is room for it."""
-        deadline = time.monotonic() + self.patience_s
-        while not self.free:
-            self.hear()
-            assert self.free or time.monotonic() < deadline, "no call for posted writes"
-        head = self.free.pop()
-        at = self.buffers + 64 * head
-        self.poke(at, request.ljust(64, b"\0")[:64])
-        self.poke(at + 64, b"\xa5" * 64)
-        chain = [(at, len(request), 0)]
-        if answer:
-            chain.append((at + 64, answer, 2))
-        self.post(0, *chain, head=head)
-        self.pump()
-        if not answer:
-            return b""
-        deadline = time.monotonic() + max(self.patience_s, 0.1)
-        while time.monotonic() < deadline:
-            for other, written in self.taken_back(0):
-                self.free.append(other)
-                if other == head:
-                    return self.peek(at + 64, written)
-        raise AssertionError("no answer")
-
-    def hear(self) -> None:
-        """What the callback of the command queue does: free what was posted."""
-        try:
-            while data := os.read(self.calls[0][0], 8):
-                assert data == struct.pack("<Q", 1)
-                self.called += 1
-        except BlockingIOError:
-            pass
-        self.free += [head for head, _ in self.taken_back(0)]
-
-    def post_interrupt_buffers(self, number: int) -> None:
-        first = 2 * len(self.delivered)
-        for index in range(first, first + number):
-            at = self.buffers + 64 * (self.entries + index % self.irq_buffers)
-            self.post(1, (at, 20, 2), head=index % self.irq_buffers)
-        self.pump()
-
-    def set_irqs(self, count: int = 4) -> None:
-        """Fill the MSI-X table as the kernel does, with all masked while it does."""
-        self.write_region(pci.CONFIG_REGION, 0xB2, struct.pack("<H", 0xC000))
-        for vector in range(count):
-            entry = struct.pack("<III", 0xA0000, 0, 40 + vector)
-            for at in range(0, 12, 4):
-                self.write_region(pci.BAR4, 16 * vector + at, entry[at : at + 4])
-            self.write_region(pci.BAR4, 16 * vector + 12, bytes(4))
-        self.write_region(pci.CONFIG_REGION, 0xB2, struct.pack("<H", 0x8000))
-
-    def interrupts(self, vector: int = 0) -> int:
-        self.take_interrupts()
-        return self.delivered.pop(40 + vector, 0)
-
-    def interrupt_pages(self) -> set[int]:
-        first = self.buffers + 64 * self.entries
-        return {self.rings[1][2], first, first + 64 * self.irq_buffers}
-
-    def take_interrupts(self, *, again: bool = True) -> None:
-        """Count what has come in :attr:`delivered`, by data; post the buffers ``again``."""
-        for head, written in self.taken_back(1):
-            at = self.buffers + 64 * (self.entries + head)
-            op, _, _, size, address, data = struct.unpack("<BBHIQI", self.peek(at, 20))
-            assert (written, op, size, address) == (20, 7, 4, 0xA0000)
-            # The call follows the buffer.
-            select.select([self.calls[1][0]], [], [], self.patience_s)
-            assert os.read(self.calls[1][0], 8) == struct.pack("<Q", 1)
-            self.delivered[data] = self.delivered.get(data, 0) + 1
-            if again:
-                self.post(1, (at, 20, 2), head=head)
-                self.pump()
-
-    def write_region(self, region: int, offset: int, data: bytes, flags: int = 0x10) -> int:
-        if region == pci.CONFIG_REGION:
-            header = struct.pack("<BBHIQ", pcidev.CFG_WRITE, 0, 0, len(data), offset)
-            self.command(header + data.ljust(8, b"\0"))
-        else:
-            header = struct.pack("<BBHIQ", pcidev.MMIO_WRITE, region, 0, len(data), offset)
-            self.command(header + data)
-        return 0
-
-    def read_region(self, region: int, offset: int, octets: int) -> bytes:
-        op, bar = (pcidev.MMIO_READ, region)
-        if region == pci.CONFIG_REGION:
-            op, bar = pcidev.CFG_READ, 0
-        return self.command(struct.pack("<BBHIQ", op, bar, 0, octets, offset), octets)
-
-    def close(self) -> None:
-        super().close()
-        for fd in (*self.kicks, *self.calls[0], *self.calls[1], *self.request_pipe):
-            os.close(fd)
-
-
 class InProcess(Driver):
     """In one process and thread with a model on a :class:`FakeWire`."""
 
@@ -716,77 +424,6 @@ class InProcess(Driver):
         super().close()
 
 
-def checksum(data: bytes) -> int:
-    """The Internet checksum the plain way (RFC 1071)."""
-    if len(data) % 2:
-        data += b"\0"
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total ^ 0xFFFF
-
-
-def udp4(
-    payload: bytes = b"x",
-    *,
-    to: bytes = MAC,
-    good: bool = True,
-    partial: bool = False,
-    protocol: int = 17,
-    source: bytes = bytes((10, 0, 0, 1)),
-    source_port: int = 4000,
-    ip_good: bool = True,
-    options: bytes = b"",
-    frag: int = 0,
-) -> bytes:
-    """An IPv4 UDP or TCP frame; ``partial``: the L4 checksum as a stack leaves it."""
-    ports = struct.pack(">HH", source_port, 5000)
-    if protocol == 17:
-        l4 = ports + struct.pack(">HH", 8 + len(payload), 0) + payload
-        field_at = 6
-    else:
-        l4 = ports + struct.pack(">IIHHHH", 1, 2, 0x5010, 1000, 0, 0) + payload
-        field_at = 16
-    addresses = source + bytes((10, 0, 0, 2))
-    pseudo = addresses + struct.pack(">BBH", 0, protocol, len(l4))
-    value = (checksum(pseudo) ^ 0xFFFF) if partial else checksum(pseudo + l4) or 0xFFFF
-    if not good:
-        value ^= 0x1234
-    l4 = l4[:field_at] + struct.pack(">H", value) + l4[field_at + 2 :]
-    words = 5 + len(options) // 4
-    ip = struct.pack(">BBHHHBBH", 0x40 | words, 0, words * 4 + len(l4), 1, frag, 64, protocol, 0)
-    ip += addresses + options
-    ip_value = checksum(ip) if ip_good else checksum(ip) ^ 0x55
-    ip = ip[:10] + struct.pack(">H", ip_value) + ip[12:]
-    return to + PEER + b"\x08\x00" + ip + l4
-
-
-def udp6(
-    payload: bytes = b"x", *, good: bool = True, partial: bool = False, extension: bytes = b""
-) -> bytes:
-    """An IPv6 UDP frame; ``extension``: a header of destination options, without its type."""
-    addresses = bytes.fromhex("fe80" + "00" * 13 + "01" + "fe80" + "00" * 13 + "02")
-    l4 = struct.pack(">HHHH", 4000, 5000, 8 + len(payload), 0) + payload
-    pseudo = addresses + struct.pack(">IHBB", len(l4), 0, 0, 17)
-    value = (checksum(pseudo) ^ 0xFFFF) if partial else checksum(pseudo + l4) or 0xFFFF
-    if not good:
-        value ^= 0x1234
-    l4 = l4[:6] + struct.pack(">H", value) + l4[8:]
-    if extension:
-        l4 = b"\x11" + extension + l4
-    ip = struct.pack(">IHBB", 6 << 28, len(l4), 60 if extension else 17, 64) + addresses
-    return MAC + PEER + b"\x86\xdd" + ip + l4
-
-
-def tagged(frame: bytes, *tags: int) -> bytes:
-    """``frame`` behind VLAN tags, the outer ones of 802.1ad."""
-    if not tags:
-        return frame
-    tpids = [0x88A8] * (len(tags) - 1) + [0x8100]
-    stack = b"".join(struct.pack(">HH", *tag) for tag in zip(tpids, tags, strict=True))
-    return frame[:12] + stack + frame[12:]
-
-
 class MiniDriver(InProcess, Driver):
     """By vfio-user."""
 
@@ -794,16 +431,3 @@ class MiniDriver(InProcess, Driver):
 
     def connect(self, theirs: socket.socket) -> Connection:
         return Connection(theirs, self.nic, self.journal)
-
-
-class MiniVhostDriver(InProcess, VhostDriver):
-    """By vhost-user."""
-
-    bare = True
-    connection: Backend
-
-    def connect(self, theirs: socket.socket) -> Backend:
-        return Backend(theirs, self.nic, self.journal, self.clock)
-
-
-CSUMNOTREADY = 1 | TP_STATUS_CSUMNOTREADY

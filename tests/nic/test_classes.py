@@ -11,16 +11,8 @@ import numpy as np
 import pytest
 
 from harness.nic import offload
-from tests.nic.minidriver import (
-    BROADCAST,
-    CSUMNOTREADY,
-    MAC,
-    PEER,
-    MiniDriver,
-    tagged,
-    udp4,
-    udp6,
-)
+from tests.nic.frames import BROADCAST, CSUMNOTREADY, MAC, PEER, tagged, udp4, udp6
+from tests.nic.minidriver import MiniDriver
 
 pytestmark = pytest.mark.nic
 

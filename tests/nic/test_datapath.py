@@ -8,20 +8,10 @@ import numpy as np
 import pytest
 
 from harness.nic import receive
-from tests.nic.minidriver import (
-    BROADCAST,
-    CSUMNOTREADY,
-    MAC,
-    PEER,
-    FakeWire,
-    InProcess,
-    McRebootedError,
-    MiniDriver,
-    MiniVhostDriver,
-    checksum,
-    udp4,
-    udp6,
-)
+from tests.nic.fake_wire import FakeWire
+from tests.nic.frames import BROADCAST, CSUMNOTREADY, MAC, PEER, checksum, udp4, udp6
+from tests.nic.minidriver import InProcess, McRebootedError, MiniDriver
+from tests.nic.vhost_driver import MiniVhostDriver
 
 pytestmark = pytest.mark.nic
 

@@ -17,18 +17,9 @@ from hypothesis import strategies as st
 
 from harness.nic import pci, transport
 from harness.nic.wire import LARGE_SLOT, SMALL_SLOT
-from tests.nic.minidriver import (
-    BROADCAST,
-    MAC,
-    PEER,
-    FakeWire,
-    McdiFailedError,
-    McRebootedError,
-    MiniDriver,
-    tagged,
-    udp4,
-    udp6,
-)
+from tests.nic.fake_wire import FakeWire
+from tests.nic.frames import BROADCAST, MAC, PEER, tagged, udp4, udp6
+from tests.nic.minidriver import McdiFailedError, McRebootedError, MiniDriver
 
 pytestmark = pytest.mark.nic
 

@@ -19,7 +19,8 @@ import pytest
 
 from harness.nic import faults, memory, transport
 from harness.nic.memory import GuestAccessError, GuestMemory, MapError
-from tests.nic.minidriver import MiniDriver, udp4
+from tests.nic.frames import udp4
+from tests.nic.minidriver import MiniDriver
 
 pytestmark = pytest.mark.nic
 
@@ -163,7 +164,8 @@ def test_a_file_that_shrinks_ends_nothing() -> None:
     """Each access there is: rings, buffers of either path, requests, statistics."""
     done = run("""
         import os, struct
-        from tests.nic.minidriver import MiniDriver, udp4, MAC
+        from tests.nic.frames import udp4, MAC
+        from tests.nic.minidriver import MiniDriver
         driver = MiniDriver()
         driver.attach()
         driver.set_irqs()

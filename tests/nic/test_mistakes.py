@@ -11,7 +11,8 @@ import pytest
 from harness.nic import offload, queues
 from harness.nic.journal import Journal
 from harness.nic.wire import SlotRing
-from tests.nic.minidriver import MAC, McdiFailedError, MiniDriver, udp4
+from tests.nic.frames import MAC, udp4
+from tests.nic.minidriver import McdiFailedError, MiniDriver
 
 pytestmark = pytest.mark.nic
 

@@ -9,14 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.nic.minidriver import (
-    MAC,
-    FakeWire,
-    McdiFailedError,
-    McRebootedError,
-    MiniDriver,
-    udp4,
-)
+from tests.nic.fake_wire import FakeWire
+from tests.nic.frames import MAC, udp4
+from tests.nic.minidriver import McdiFailedError, McRebootedError, MiniDriver
 
 pytestmark = pytest.mark.nic
 

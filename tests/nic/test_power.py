@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from harness.nic import pci, receive, transport
-from tests.nic.minidriver import BUS_MASTER, CONFIG, MAC, MiniDriver, udp4
+from tests.nic.frames import MAC, udp4
+from tests.nic.minidriver import BUS_MASTER, CONFIG, MiniDriver
 
 pytestmark = pytest.mark.nic
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from harness.nic import pci, transport
 from harness.nic.stream import SessionEnd
-from tests.nic.minidriver import MiniDriver, udp4
+from tests.nic.frames import udp4
+from tests.nic.minidriver import MiniDriver
 
 pytestmark = pytest.mark.nic
 

@@ -14,18 +14,10 @@ from hypothesis import strategies as st
 from harness.nic import server
 from harness.nic.receive import DRAIN_NS
 from harness.nic.repeat import RESERVED
-from tests.nic.minidriver import (
-    BROADCAST,
-    CSUMNOTREADY,
-    MAC,
-    PEER,
-    FakeWire,
-    InProcess,
-    MiniDriver,
-    MiniVhostDriver,
-    udp4,
-    udp6,
-)
+from tests.nic.fake_wire import FakeWire
+from tests.nic.frames import BROADCAST, CSUMNOTREADY, MAC, PEER, udp4, udp6
+from tests.nic.minidriver import InProcess, MiniDriver
+from tests.nic.vhost_driver import MiniVhostDriver
 
 pytestmark = pytest.mark.nic
 

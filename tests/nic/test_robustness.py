@@ -12,17 +12,9 @@ from hypothesis import strategies as st
 
 from harness.nic import offload
 from harness.nic.steering import SUPPORTED_MATCHES, Filter, Steering
-from tests.nic.minidriver import (
-    MAC,
-    PEER,
-    InProcess,
-    McdiFailedError,
-    McRebootedError,
-    MiniDriver,
-    MiniVhostDriver,
-    udp4,
-    udp6,
-)
+from tests.nic.frames import MAC, PEER, udp4, udp6
+from tests.nic.minidriver import InProcess, McdiFailedError, McRebootedError, MiniDriver
+from tests.nic.vhost_driver import MiniVhostDriver
 
 pytestmark = pytest.mark.nic
 

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from harness.nic.wire import LARGE_SLOT, TP_STATUS_CSUMNOTREADY, PacketWire
-from tests.nic.minidriver import MAC, Driver, VhostDriver, tagged, udp4
+from tests.nic.frames import MAC, tagged, udp4
+from tests.nic.minidriver import Driver
+from tests.nic.vhost_driver import VhostDriver
 
 pytestmark = pytest.mark.nic
 

@@ -186,5 +186,6 @@ def test_the_map_names_what_is_there() -> None:
     named = set(re.findall(r"`((?:[\w.-]+/)+[\w.-]*|\w+\.py)`", text))
     homes = [PACKAGE, PACKAGE.parent, *(path for path in PACKAGE.iterdir() if path.is_dir())]
     missing = {name for name in named if not any((home / name).exists() for home in homes)}
+    missing |= {to for to in re.findall(r"\]\(([^)#]+)", text) if not (PACKAGE / to).exists()}
     assert missing - {"kernel-patches/linux-X/", ".venv/bin/pytest"} == set()
     assert "results/metrics.py" in named
