@@ -400,15 +400,15 @@ def test_without_apt_the_mirror_is_left_to_mmdebstrap(
 def test_a_release_signed_by_no_known_key_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = os.environ["PATH"]
+    usual, mirror = os.environ["PATH"], "http://127.0.0.1:9/debian"
     for said, ok in (("NO_PUBKEY 6ED0E7B82643E131", False), ("GOODSIG 6ED0 Debian", True)):
         path = programs(tmp_path / "bin", gpgv=f"echo '[GNUPG:] {said}'; exit 2")
         monkeypatch.setenv("PATH", f"{path}:{usual}")
-        row = needs._signature(tmp_path / "InRelease", "http://127.0.0.1:9/debian")
+        row = needs._signature(tmp_path / "InRelease", mirror)
         assert row.ok == ok
         assert ("debian-archive-keyring" in str(row.remedy)) != ok
     monkeypatch.setenv("PATH", programs(tmp_path / "none"))
-    assert needs._signature(tmp_path / "InRelease").ok
+    assert needs._signature(tmp_path / "InRelease", mirror).ok
 
 
 def test_all_that_lacks_is_told_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
