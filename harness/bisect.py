@@ -31,9 +31,9 @@ from harness.results.expect import (
     ExpectationOpenError,
     ratios,
 )
-from harness.results.measures import MEASURES
 from harness.results.samples import write_atomic
 from harness.results.stats import CONFIDENCE, hodges_lehmann, signed_rank_interval
+from harness.trials import MEASURES
 
 FIGURE_METRICS = ("ip_rcv_per_packet", "list_len_p50", "list_len_p90", "list_len_max")
 METRICS = (*RATE_METRICS, *MEASURES, *FIGURE_METRICS)

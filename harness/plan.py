@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What will be booted and measured, in which order, and what would void a trial.
+"""What will be booted, in which order, and for how long it is measured.
 
 Everything here is fixed before a host is touched and stored with the result:
-the profile, the order of boots and the rules by which a trial is thrown away.
+the profile and the order of boots. Trials and their void rules are in ``harness.trials``.
 Blocks and positions count from 1.
 """
 
@@ -13,7 +13,7 @@ import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -47,39 +47,7 @@ SINGLY_BEFORE = 7
 PACED_SHARES = (0.1, 0.5, 0.9)
 """Of the rate at which the receiver is saturated: where CPU time a packet is measured."""
 
-TrialKind = Literal["warmup", "timed", "trace", "paced", "icache", "latency", "ndr"]
 BedKind = Literal["virtual", "native", "hardware"]
-Extra = Literal["cpu", "icache", "latency", "ndr"]
-EXTRAS: tuple[Extra, ...] = ("cpu", "icache", "latency", "ndr")
-"""What a campaign can measure beside the rate under an unlimited load."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """How the dut waits for a packet while latency is measured."""
-
-    moderation: bool
-    """Is the interrupt held off as the bed says, or sent at once?"""
-    busy_poll: bool
-    """Does the reader poll the queue itself (``net.core.busy_read``)?"""
-
-    @property
-    def name(self) -> str:
-        """As part of a metric's name."""
-        no = {False: "no_", True: ""}
-        return f"{no[self.moderation]}moderation_{no[self.busy_poll]}busy_poll"
-
-    def __str__(self) -> str:
-        on = {False: "off", True: "on"}
-        return f"moderation {on[self.moderation]}, busy poll {on[self.busy_poll]}"
-
-
-CELLS = tuple(Cell(moderation, poll) for moderation in (True, False) for poll in (False, True))
-NDR_LOSS = 0.001
-"""The share of packets that may be lost at the non-drop rate."""
-NDR_CONFIRMATIONS = 3
-_NDR_TRIALS = 15
-"""What a search took on the virtual bed, where 18 took 12 to 19."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,43 +67,17 @@ class Profile:
     """Boots of a block are up together and take turns of so many seconds; 0: one at a time."""
     layouts: int = 1
     """Each kernel is linked in so many layouts, which blocks take in turn."""
-    extras: tuple[Extra, ...] = ()
+    extras: tuple[str, ...] = ()
+    """What is measured beside the rate, by ``--also``."""
     paced_shares: tuple[float, ...] = PACED_SHARES
     """Of what the receiver takes; empty where hosts.yaml names a rate."""
-
-    def trials_of(self, ordinal: int) -> Iterator[PlannedTrial]:
-        """The trials of a boot in that block of its bed; each kind has a load of its own."""
-        for index in range(self.warmups):
-            yield PlannedTrial("warmup", index, self.warmup_s)
-        for index in range(self.trials):
-            yield PlannedTrial("timed", index, self.window_s)
-        if ordinal <= self.trace_blocks:
-            yield PlannedTrial("trace", 0, self.trace_s)
-        if "cpu" in self.extras:
-            paced = itertools.product(self.paced_shares or (None,), range(self.trials))
-            for index, (share, _) in enumerate(paced):
-                yield PlannedTrial("paced", index, self.window_s, share)
-        if "icache" in self.extras:
-            yield PlannedTrial("icache", 0, self.trace_s)
-        if "latency" in self.extras:
-            for index in range(len(CELLS)):
-                yield PlannedTrial("latency", index, self.window_s)
-        if "ndr" in self.extras:
-            yield PlannedTrial("ndr", 0, self.trace_s)
-
-    def boot_s(self, ordinal: int) -> float:
-        """Seconds of measured windows in a boot of that block, without boot and ramp-up."""
-        return sum(
-            trial.duration_s * (_NDR_TRIALS if trial.kind == "ndr" else 1)
-            for trial in self.trials_of(ordinal)
-        )
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
     """One trial to run: its kind, its number among its kind on that boot, its length."""
 
-    kind: TrialKind
+    kind: str
     index: int
     duration_s: float
     share: float | None = None
@@ -195,16 +137,6 @@ class Plan:
                 yield boots
             else:
                 yield from ((boot,) for boot in boots)
-
-    def measured_s(self) -> float:
-        """Seconds spent in measured windows over the campaign, on the bed that takes longest."""
-        return max(
-            sum(
-                self.profile.boot_s(self.ordinal(boot.block))
-                for boot in itertools.chain.from_iterable(self.groups(bed))
-            )
-            for bed in self.block_beds or (None,)
-        )
 
 
 _SMOKE = Profile(
@@ -309,7 +241,7 @@ def profile(
     *,
     bed_kind: BedKind = "virtual",
     blocks: int | None = None,
-    extras: Sequence[Extra] = (),
+    extras: Sequence[str] = (),
     paced_pps: int | None = None,
 ) -> Profile:
     """The profile ``name`` for a kind of bed, with another number of blocks if given.
@@ -324,15 +256,9 @@ def profile(
         raise ConfigurationError(
             f"no profile is named {name!r}", hint=f"choose one of {', '.join(PROFILE_NAMES)}"
         )
-    if "icache" in extras and bed_kind != "virtual":
-        raise ConfigurationError(
-            "only an emulator counts icache misses this way, and this bed has none",
-            hint="leave --also icache out: where a machine's CPU has counters, they are read "
-            "in every timed trial",
-        )
     found = replace(
         found,
-        extras=tuple(extra for extra in EXTRAS if extra in extras),
+        extras=tuple(extras),
         paced_shares=() if paced_pps else PACED_SHARES,
     )
     if blocks is None:
@@ -498,101 +424,3 @@ def boots_of(order: Sequence[Sequence[str]]) -> Iterator[PlannedBoot]:
     for block, row in enumerate(order, start=1):
         for position, step in enumerate(row, start=1):
             yield PlannedBoot(block, position, step)
-
-
-@dataclass(frozen=True)
-class VoidRule:
-    """One reason, fixed beforehand, to leave a trial out of the statistics.
-
-    ``tolerances`` are what a reader may want to know or change: ``share`` is of
-    the larger side of a comparison, the others are counts in their names' unit.
-    """
-
-    description: str
-    tolerances: Mapping[str, float] = field(default_factory=dict)
-
-
-_PACKETS = {"share": 0.001, "packets": 64}
-
-VOID_RULES: Mapping[str, VoidRule] = MappingProxyType(
-    {
-        "nic-conservation": VoidRule(
-            "frames at the port = frames in receive queues + drops the NIC names", _PACKETS
-        ),
-        "stack-conservation": VoidRule(
-            "frames in receive queues = packets at IP + drops named between, "
-            "give or take TCP and ICMP of other interfaces",
-            _PACKETS,
-        ),
-        "ip-conservation": VoidRule(
-            "packets at IP = datagrams of UDP, segments of TCP, ICMP + drops named between",
-            _PACKETS,
-        ),
-        "delivery-conservation": VoidRule(
-            "datagrams UDP handed over = messages netserver counted", _PACKETS
-        ),
-        "irq-moved": VoidRule(
-            "the NIC's interrupts arrive on the planned CPU", {"share": 0.01, "interrupts": 2}
-        ),
-        "queues-spread": VoidRule(
-            "packets arrive in no more receive queues than planned", {"share": 0.01, "packets": 64}
-        ),
-        "softirq-moved": VoidRule(
-            "the interface's packets are processed by the receive softirq of the planned CPU",
-            {"share": 0.01, "packets": 64},
-        ),
-        "rps-used": VoidRule("no CPU is woken for packets that another one took", {"times": 0}),
-        "list-path": VoidRule(
-            "packets go through the lists that a step has and past ip_rcv from step 7 on, as a "
-            "traced trial of the boot shows, or of the step where the boot has none",
-            {"share": 0.05, "packets": 64},
-        ),
-        "process-moved": VoidRule("netserver runs on the planned CPU alone", {"samples": 0}),
-        "stream-failed": VoidRule("every netperf stream ends with status 0"),
-        "stream-short": VoidRule("every netperf stream lasts through the window"),
-        "ramp-unsteady": VoidRule("the load has settled before the window opens"),
-        "unsaturated": VoidRule(
-            "the receiver is saturated, or rates are the load's and void (what a packet costs "
-            "stays): the CPU of the interrupt is not idle, its queue hardly ever empty, and work "
-            "is left over",
-            {
-                "idle_share": 0.05,
-                "waiting_share": 0.05,
-                "squeezed_share": 0.5,
-                "drop_share": 0.001,
-                # Of results in which no CPU's times were read; a packet.
-                "interrupts": 1 / 2000,
-            },
-        ),
-        "rate-unknown": VoidRule(
-            "a load that is a share of what the receiver takes needs timed trials that tell it"
-        ),
-        "rate-missed": VoidRule(
-            "where the load is paced, packets at IP arrive at its rate", {"share": 0.05}
-        ),
-        "no-load": VoidRule("packets arrive during the window", {"packets": 100}),
-        "rate-not-found": VoidRule(
-            "the search for the highest rate ends at one that loses packets, not at the "
-            "most that the generator sends"
-        ),
-        "cell-missing": VoidRule("the dut can be set up as a cell of latency asks"),
-        "counter-reset": VoidRule("no counter runs backwards"),
-        "counters-missing": VoidRule("the counters of the trial were read"),
-        "nic-model-error": VoidRule("a NIC that is a model has met no error of its own"),
-        "link-flapped": VoidRule("the link stays up"),
-        "cpu-throttled": VoidRule(
-            "the CPU under load is not taken away by the machine below, nor slowed down "
-            "by its temperature",
-            {"share": 0.05, "times": 0},
-        ),
-        "trace-missed": VoidRule("the probes see nearly every event", {"share": 0.01}),
-    }
-)
-
-
-def void_rules_record() -> dict[str, dict[str, object]]:
-    """The rules as they are stored with a result, for ``provenance.void_rules``."""
-    return {
-        name: {"description": rule.description, "tolerances": dict(rule.tolerances)}
-        for name, rule in VOID_RULES.items()
-    }

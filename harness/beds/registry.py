@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from harness.beds.labgrid import Place, acquired
 from harness.beds.machine import machines
 from harness.config import Bed, Kernel, QemuHost, SshHost, UmlHost
 from harness.kernels import HostConfig, Image, of_host
-from harness.plan import Extra
 
 __all__ = ["acquired", "kernel_config", "made_meanwhile", "opened"]
 
@@ -29,19 +28,19 @@ def opened(
     campaign: str,
     directory: Path,
     progress: Progress,
-    extras: Collection[Extra] = (),
+    counting: bool = False,
 ) -> Iterator[Boots]:
     """Boots on the bed of ``place`` for the campaign of that id, until the context ends.
 
     ``image`` is any of its kernels; ``directory`` takes what is kept beside the boots;
-    ``extras`` are what it measures beside the rate.
+    ``counting``: an emulator is to count what the kernel executes.
 
     Raises:
         InfrastructureError: what the bed needs cannot be had.
     """
     bed = place.bed
     if isinstance(bed.dut, QemuHost):
-        made_with = virtual.equipment(bed.dut, image, progress, counts="icache" in extras)
+        made_with = virtual.equipment(bed.dut, image, progress, counts=counting)
         yield virtual.VirtualBoots(bed=bed, equipment=made_with)
     elif isinstance(bed.dut, UmlHost):
         yield native.NativeBoots(bed=bed, equipment=native.equipment(progress))

@@ -11,41 +11,32 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from harness import plan
-from harness.results import samples, saturation
-from harness.results.counted import Delta
-
-FIRST_PPS = 40_000
-"""Where a search begins that has nothing to begin with."""
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Packets a second at IP, and whether the receiver was saturated by them."""
-
-    pps: float
-    saturated: bool
-
-    def paced(self, share: float) -> int:
-        """The load that is ``share`` of it."""
-        return max(1, round(share * self.pps))
+from harness.results import samples
+from harness.trials import saturation
+from harness.trials.block import Taken
+from harness.trials.counted import Delta
+from harness.trials.paced import PacedTrial
+from harness.trials.readings import Trial
+from harness.trials.timed import TimedTrial
 
 
-def taken(trials: Iterable[samples.Trial], cpu: int, *, holdoff_us: float = 0.0) -> Taken | None:
+def taken(trials: Iterable[Trial], cpu: int, *, holdoff_us: float = 0.0) -> Taken | None:
     """The median over a boot's timed trials, over the saturated ones if there are any."""
     found: list[Taken] = []
     for trial in trials:
-        if trial.kind != "timed" or trial.window is None or trial.void:
+        if not isinstance(trial, TimedTrial) or trial.kind == "warmup":
+            continue
+        if trial.window is None or trial.void:
             continue
         start, end = trial.window.start, trial.window.end
-        delta = Delta(start, end)
-        if not delta.ip_in or delta.duration_s <= 0:
+        pps = Delta(start, end).ip_pps
+        if not pps:
             continue
         judged = saturation.judge(start, end, cpus=[cpu], holdoff_us=holdoff_us)
-        found.append(Taken(delta.ip_in / delta.duration_s, judged.saturated is True))
+        found.append(Taken(pps, judged.saturated is True))
     chosen = [one.pps for one in found if one.saturated] or [one.pps for one in found]
     return Taken(statistics.median(chosen), any(one.saturated for one in found)) if found else None
 
@@ -65,7 +56,7 @@ def kept(
     others = [boot for boot in others if boot not in own]
     for boot in _finished(root, [one for one in others if one.block == block]):
         for trial in boot.trials:
-            if trial.paced_of_pps:
+            if isinstance(trial, PacedTrial) and trial.paced_of_pps:
                 return Taken(trial.paced_of_pps, trial.paced_of_saturated is True)
     before = sorted({one.block for one in others if one.block < block})
     by_block = (

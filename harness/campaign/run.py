@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from harness import __version__, plan
+from harness import __version__, plan, trials
 from harness.base.errors import (
     ConfigurationError,
     DiedLeavingError,
@@ -35,7 +35,7 @@ from harness.base.errors import (
 )
 from harness.base.progress import Progress, Task
 from harness.base.write_ahead import WriteAheadLog
-from harness.campaign.trials import BootUnderWay, Setup, measure_together
+from harness.campaign.boots import BootUnderWay, Setup, measure_together
 from harness.kernels import Image
 from harness.results import samples
 
@@ -183,7 +183,7 @@ def _measure(
         if len(boots) > 1:
             turns = secrets.token_hex(4)
             for boot in boots:
-                boot.kept["turns"] = turns
+                boot.turns = turns
         try:
             measure_together(setup, boots, failed, progress=progress)
         except HostLostError as error:
@@ -291,7 +291,7 @@ def record(
             "host_kernel": platform.release(),
             "host_cpus": psutil.cpu_count(),
             "cpu_model": _cpu_model(),
-            "void_rules": plan.void_rules_record(),
+            "void_rules": trials.void_rules_record(),
         },
         options=options or samples.Options(),
     )

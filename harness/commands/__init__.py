@@ -17,7 +17,8 @@ from typing import Any
 import click
 
 from harness.base.errors import ConfigurationError, InfrastructureError
-from harness.plan import EXTRAS, MAX_BLOCKS, PROFILE_NAMES
+from harness.plan import MAX_BLOCKS, PROFILE_NAMES
+from harness.trials import EXTRAS, KINDS
 
 
 class PathOf(click.Path):
@@ -92,9 +93,9 @@ also_option = click.option(
     "--also",
     type=click.Choice(EXTRAS),
     multiple=True,
-    help="Measure also CPU time per packet at a paced load, instructions and icache misses per "
-    "packet (of an emulated guest), latency, or the highest rate without loss; may be given "
-    "again.",
+    help="Measure also "
+    + ", ".join(f"{kind.summary} ({kind.also})" for kind in KINDS if kind.also)
+    + "; may be given again.",
 )
 seed_option = click.option(
     "--seed",

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from harness import bisect as bisection
-from harness import config, kernels, needs, plan
+from harness import config, kernels, needs, plan, trials
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.beds.bed import Boots
@@ -35,7 +35,7 @@ from harness.report import document
 from harness.results import samples
 from harness.results.analysis import analyse
 from harness.results.expect import require_paced
-from harness.results.measures import MEASURES
+from harness.trials import MEASURES
 
 
 @click.command()
@@ -236,7 +236,7 @@ class _Bench:
                     campaign=self.journal.id,
                     directory=self.directory,
                     progress=self.progress,
-                    extras=profile.extras,
+                    counting=trials.counting(profile),
                 )
             )
         setup = campaign.Setup(
@@ -265,7 +265,9 @@ class _Bench:
             question.profile,
             bed_kind=self.place.bed.kind,
             blocks=blocks,
-            extras=(measure.also,) if measure and measure.also else (),
+            extras=trials.extras(
+                [measure.also] if measure and measure.also else [], self.place.bed.kind
+            ),
             paced_pps=self.place.bed.paced_pps,
         )
         if question.exact:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 from tabulate import tabulate
 
-from harness import config
+from harness import config, trials
 from harness.commands import (
     also_option,
     bed_option,
@@ -24,10 +24,8 @@ from harness.commands import (
 from harness.plan import (
     AA_STEPS,
     MIN_BLOCKS_FOR_VERDICT,
-    PACED_SHARES,
-    VOID_RULES,
-    Extra,
     Plan,
+    Profile,
     make_plan,
     parse_steps,
     profile,
@@ -56,7 +54,7 @@ def plan(
     steps: str,
     profile_name: str,
     blocks: int | None,
-    also: tuple[Extra, ...],
+    also: tuple[str, ...],
     seed: int | None,
     aa: bool,
     bed_name: str | None,
@@ -71,7 +69,7 @@ def plan(
             profile_name,
             bed_kind=beds[0].kind,
             blocks=blocks,
-            extras=also,
+            extras=trials.extras(also, beds[0].kind),
             paced_pps=beds[0].paced_pps,
         ),
         seed=secrets.randbits(31) if seed is None else seed,
@@ -84,12 +82,13 @@ def plan(
 def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
     timing, bed = plan.profile, beds[0]
     boots = sum(len(row) for row in plan.order)
-    about_s = plan.measured_s() + plan.blocks_of_a_bed * len(plan.steps) * _BOOT_S[bed.kind]
+    measured_s = trials.measured_s(plan)
+    about_s = measured_s + plan.blocks_of_a_bed * len(plan.steps) * _BOOT_S[bed.kind]
     named = f"beds {', '.join(one.name for one in beds)}" if len(beds) > 1 else f"bed {bed.name}"
     yield f"{named} ({bed.kind}) · profile {timing.name} · seed {plan.seed}"
     yield (
         f"{timing.blocks} blocks × {len(plan.steps)} steps = {boots} boots, "
-        f"{_minutes(plan.measured_s())} of measured windows, about {_minutes(about_s)} in all "
+        f"{_minutes(measured_s)} of measured windows, about {_minutes(about_s)} in all "
         "once the kernels are built"
     )
     yield (
@@ -98,20 +97,14 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
         f"{'of each bed ' * (len(beds) > 1)}also "
         f"{timing.trace_s:g} s under the probes"
     )
-    also = {
-        "cpu": f"CPU time per packet at {_paced(bed)}",
-        "icache": "instructions per packet, and misses in a simulated icache",
-        "latency": "round trips with moderation and busy polling on and off",
-        "ndr": "the highest rate without loss",
-    }
     if timing.layouts > 1:
         layouts = min(timing.layouts, plan.blocks_of_a_bed)
         yield (
             f"each kernel is linked in {layouts} layouts, which blocks "
             "take in turn: where functions lie must not pass for what a patch does"
         )
-    if timing.extras:
-        yield f"in each boot also: {', '.join(also[extra] for extra in timing.extras)}"
+    if also := [kind.about(bed) for kind in trials.asked(timing) if kind.also]:
+        yield f"in each boot also: {', '.join(also)}"
     if timing.slice_s:
         yield (
             f"the boots of a block are up together and take turns of {timing.slice_s:g} s: "
@@ -129,15 +122,15 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
     yield tabulate(rows, headers=[*places, *(f"boot {n + 1}" for n in range(len(plan.steps)))])
     yield ""
     for one in beds:
-        yield from _changes(one, timing.extras)
+        yield from _changes(one, timing)
         yield ""
     yield "a trial is void unless:"
-    for name, rule in VOID_RULES.items():
+    for name, rule in trials.VOID_RULES.items():
         allowed = ", ".join(f"{value:g} {unit}" for unit, value in rule.tolerances.items())
         yield f"  {name}: {rule.description}" + (f" (tolerance: {allowed})" if allowed else "")
 
 
-def _changes(bed: config.Bed, extras: Collection[str]) -> Iterator[str]:
+def _changes(bed: config.Bed, timing: Profile) -> Iterator[str]:
     """What is set during a run, host by host."""
     yield f"set on {bed.dut_name} (dut) during a run, and put back after it:"
     wanted = {
@@ -153,23 +146,15 @@ def _changes(bed: config.Bed, extras: Collection[str]) -> Iterator[str]:
         "moderation": bed.coalesce
         and f"{bed.coalesce.rx_usecs} µs, adaptive {'on' if bed.coalesce.adaptive_rx else 'off'}",
     }
-    if "latency" in extras:
-        wanted["for round trips in turn"] = "moderation off, busy polling on"
+    wanted |= dict(change for kind in trials.asked(timing) if (change := kind.changes()))
     if bed.kind == "hardware":
         wanted["kernels"] = "one of each step is installed beside its own, and booted once a block"
     for name, value in wanted.items():
         yield f"  {name}: {'left as it is' if value is None else value}"
     yield f"set on {bed.generator_name} (generator):"
     yield f"  address: {bed.generator.address}, the other's as a neighbour, no IPv6"
-    if {"cpu", "ndr"} & set(extras):
+    if any(kind.paces for kind in trials.asked(timing)):
         yield "  pacing: a token bucket on its interface while a load is paced"
-
-
-def _paced(bed: config.Bed) -> str:
-    if bed.paced_pps:
-        return f"{bed.paced_pps:,} packets/s"
-    shares = [f"{share:.0%}" for share in PACED_SHARES]
-    return f"{', '.join(shares[:-1])} and {shares[-1]} of what the slowest step takes"
 
 
 def _switched(offloads: config.Offloads | None) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from harness import config, kernels, needs, plan
+from harness import config, kernels, needs, plan, trials
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
@@ -66,7 +66,7 @@ def run(
     steps: str,
     profile_name: str,
     blocks: int | None,
-    also: tuple[plan.Extra, ...],
+    also: tuple[str, ...],
     seed: int | None,
     bed_name: str | None,
     bed_names: tuple[str, ...],
@@ -109,7 +109,7 @@ def run(
         kept.profile if kept else profile_name,
         bed_kind=beds[0].kind,
         blocks=kept.blocks if kept else blocks,
-        extras=kept.trial.get("extras", ()) if kept else also,
+        extras=trials.extras(kept.trial.get("extras", ()) if kept else also, beds[0].kind),
         paced_pps=beds[0].paced_pps,
     )
     drawn = plan.make_plan(
@@ -166,7 +166,7 @@ def run(
                         campaign=campaign_id,
                         directory=directory,
                         progress=progress,
-                        extras=chosen.extras,
+                        counting=trials.counting(chosen),
                     )
                 )
                 for name, place in places.items()

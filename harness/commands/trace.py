@@ -18,8 +18,9 @@ from harness.base.progress import Progress
 from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import SshTarget
 from harness.beds.virtual import equipment, virtual_bed
-from harness.campaign import workload
+from harness.campaign import prepare
 from harness.commands import Seconds, hosts_option
+from harness.trials.load import start_load
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -126,9 +127,9 @@ def _virtual(
         with contextlib.ExitStack() as up:
             with progress.task(f"{name}: step {wanted}"):
                 running = up.enter_context(virtual_bed(bed, image, made_with, Path(scratch)))
-                workload.apply_settings(bed, running)
+                prepare.apply_settings(bed, running)
                 if not idle:
-                    workload.start_load(bed, hosts.load, running)
+                    start_load(bed, hosts.load, running)
             yield running.dut, running.dut_interface
 
 

@@ -19,8 +19,8 @@ from harness.base.errors import ConfigurationError
 from harness.plan import BASELINE
 from harness.report import exchange, text
 from harness.results.analysis import PRIMARY, Analysis, Beside, ListLengths, OnBed, Row
-from harness.results.measures import MEASURES, RATES
 from harness.results.stats import CONFIDENCE, Verdict
+from harness.trials import MEASURES, RATES
 
 SCHEMA = "receive-batching/report"
 VERSION = 1

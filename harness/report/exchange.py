@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from harness.results.measures import RATES
+from harness.trials import RATES
 
 Document = dict[str, Any]
 Outcome = Literal["done", "met", "missed", "open", "error"]

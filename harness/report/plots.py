@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.plan import CELLS, Cell
 from harness.report.text import PLACES, percent
-from harness.results.measures import PACED
+from harness.trials import KINDS
+from harness.trials.kind import Panel
 
 Document = dict[str, Any]
 
@@ -119,45 +119,28 @@ def _drawn(report: Document) -> Iterator[Plot]:
             "Where packets went",
             "Shares of the frames that reached the NIC, from before the load to after it.",
         )
-    paced = next((name for name in reversed(PACED) if name in report["measures"]), None)
-    if paced or any(row["cpu_ns_per_packet"] for row in rows):
+    if any(row["cpu_ns_per_packet"] for row in rows):
         figure, [axes] = _figure([1.7])
-        _cost(axes, rows, paced=paced)
+        _cost(axes, rows)
         yield _plot(
             figure,
             "cost",
-            report["measures"][paced]["title"].replace("time a", "time of a")
-            if paced
-            else "CPU time of a packet",
+            "CPU time of a packet",
             "System, interrupt and softirq time of the interrupt's CPU for each packet at IP: "
             "boots (dots) and their median (bar).",
         )
-    counted = [name for name in report["measures"] if name.startswith("emulated_")]
-    if counted:
-        figure, drawn = _figure([1.5] * len(counted))
-        for axes, name in zip(drawn, counted, strict=True):
-            _measured(axes, rows, name)
-            axes.set_title(report["measures"][name]["title"], fontsize=9, loc="left")
-            axes.set_ylabel(report["measures"][name]["unit"])
-        yield _plot(
-            figure,
-            "counted",
-            "What the emulator counted",
-            "On the interrupt's vCPU for each packet at IP, while netserver stands still: "
-            "boots (dots) and their median (bar).",
-        )
-    cells = [cell for cell in CELLS if f"rr_mean_us_{cell.name}" in report["measures"]]
-    if cells:
-        figure, drawn = _figure([0.22 * len(rows)] * len(cells))
-        for axes, cell in zip(drawn, cells, strict=True):
-            _round_trips(axes, rows, cell)
-        yield _plot(
-            figure,
-            "latency",
-            "Round trips",
-            "UDP_RR, one byte each way: from the median to the 99th percentile (line, with the "
-            "90th marked) and the mean (dot); each the median over boots.",
-        )
+    for declared in (kind.figure for kind in KINDS):
+        panels = [
+            panel
+            for panel in (declared.panels if declared else ())
+            if panel.measures[-1] in report["measures"]
+        ]
+        if declared and panels:
+            heights = [1.5 if len(panel.measures) == 1 else 0.22 * len(rows) for panel in panels]
+            figure, drawn = _figure(heights)
+            for axes, panel in zip(drawn, panels, strict=True):
+                _panel(axes, rows, panel)
+            yield _plot(figure, declared.name, declared.title, declared.caption)
 
 
 def _rows_with(rows: list[Document], stage: str) -> list[Document]:
@@ -331,34 +314,36 @@ def _drops(axes: Axes, rows: list[Document]) -> None:
     axes.figure.legend(loc="lower center", ncols=4)
 
 
-def _round_trips(axes: Axes, rows: list[Document], cell: Cell) -> None:
+def _panel(axes: Axes, rows: list[Document], panel: Panel) -> None:
+    axes.set_title(panel.title, fontsize=9, loc="left")
+    if len(panel.measures) == 1:
+        _measured(axes, rows, panel.measures[0])
+        axes.set_ylabel(panel.unit)
+    else:
+        _spread(axes, rows, panel.measures)
+        axes.set_xlabel(panel.unit)
+
+
+def _spread(axes: Axes, rows: list[Document], measures: Sequence[str]) -> None:
+    """Three percentiles (line) and the mean (dot) of each step."""
     for place, row in enumerate(rows):
-        found = [
-            row["measures"].get(f"rr_{which}_us_{cell.name}")
-            for which in ("p50", "p90", "p99", "mean")
-        ]
+        found = [row["measures"].get(name) for name in measures]
         if all(found):
-            p50, p90, p99, mean = (one["median"] for one in found)
-            axes.hlines(place, p50, p99, color=_ACCENT, linewidth=2)
-            axes.plot([p50, p90, p99], [place] * 3, "|", color=_ACCENT, markersize=8)
+            *percentiles, mean = (one["median"] for one in found)
+            axes.hlines(place, percentiles[0], percentiles[-1], color=_ACCENT, linewidth=2)
+            axes.plot(percentiles, [place] * len(percentiles), "|", color=_ACCENT, markersize=8)
             axes.plot([mean], [place], "o", color=_COLOURS[1], markersize=4)
     axes.set_yticks(range(len(rows)), [f"step {row['step']}" for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_title(str(cell), fontsize=9, loc="left")
-    axes.set_xlabel("µs")
     axes.grid(visible=False, axis="y")
 
 
-def _cost(axes: Axes, rows: list[Document], *, paced: str | None) -> None:
-    """At the paced load, if there was one: at full load it is hardly more than 1 / rate."""
-    if paced:
-        _measured(axes, rows, paced)
-    else:
-        name = "cpu_ns_per_packet"
-        for place, row in enumerate(rows):
-            costs = [boot[name] for boot in row["by_boot"] if name in boot]
-            _dots(axes, place, costs, row[name])
-        _steps_axis(axes, rows)
+def _cost(axes: Axes, rows: list[Document]) -> None:
+    name = "cpu_ns_per_packet"
+    for place, row in enumerate(rows):
+        costs = [boot[name] for boot in row["by_boot"] if name in boot]
+        _dots(axes, place, costs, row[name])
+    _steps_axis(axes, rows)
     axes.set_ylabel("ns a packet")
 
 

@@ -19,7 +19,6 @@ from tabulate import tabulate
 
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
 from harness.results.expect import Finding
-from harness.results.measures import ROUND_TRIP_PERCENTILES
 from harness.results.stats import CONFIDENCE
 
 Document = dict[str, Any]
@@ -393,7 +392,7 @@ def verdict_lines(report: Document) -> Iterator[str]:
     for name, about in report["measures"].items():
         for row in report["rows"]:
             verdict = row["measures"].get(name, {}).get("verdict")
-            if verdict and name not in ROUND_TRIP_PERCENTILES:
+            if verdict and about["sentence"]:
                 yield f"{about['title']}: {verdict_line(verdict)}"
             if verdict and about["published"]:
                 yield _resolved(about, row["measures"][name])

@@ -24,12 +24,20 @@ from harness.plan import (
     PlannedBoot,
     step_number,
 )
-from harness.results.figures import BootFigures, BootRead, FunctionCost, VoidTrial, median, read
-from harness.results.measures import MEASURES, RATES
-from harness.results.metrics import recorded_tolerances
-from harness.results.receive_path import LIST_RULE
-from harness.results.samples import Boot, Campaign, ResultDirectory, Stage, Trace, Void
+from harness.results.figures import (
+    BootFigures,
+    BootRead,
+    VoidTrial,
+    median,
+    read,
+    recorded_tolerances,
+)
+from harness.results.samples import Boot, Campaign, ResultDirectory
 from harness.results.stats import Paired, Verdict, block_ratio, judge, took_turns
+from harness.trials import MEASURES, RATES
+from harness.trials.kind import FunctionCost
+from harness.trials.readings import Stage, Trace, Void
+from harness.trials.receive_path import LIST_RULE
 
 PRIMARY = "stack_rx_pps"
 DRIVER_STAGE = "netif_receive_skb_list"
@@ -191,7 +199,7 @@ class _Gathered:
     traced_pps: list[float] = field(default_factory=list)
     void_trials: int = 0
     absent: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    functions: list[dict[str, FunctionCost]] = field(default_factory=list)
+    functions: list[Mapping[str, FunctionCost]] = field(default_factory=list)
 
     def add(self, boot: BootRead) -> None:
         """One boot more of this step."""

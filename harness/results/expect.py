@@ -25,7 +25,6 @@ import numpy as np
 
 from harness.base.errors import ConfigurationError, HarnessError
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
-from harness.results.measures import MEASURES, PACED, paced_measure
 from harness.results.stats import (
     CONFIDENCE,
     beds_p,
@@ -34,6 +33,7 @@ from harness.results.stats import (
     signed_rank_interval,
     took_turns,
 )
+from harness.trials import MEASURES, paced
 
 Document = dict[str, Any]
 
@@ -163,9 +163,9 @@ def require_paced(metric: str, bed: str, paced_pps: int | None) -> None:
     Raises:
         ConfigurationError: it names those it has.
     """
-    fixed = paced_measure(None)
-    if metric in PACED and (metric == fixed) != bool(paced_pps):
-        can = [fixed] if paced_pps else [name for name in PACED if name != fixed]
+    fixed = paced.measure_at(None)
+    if metric in paced.NAMES and (metric == fixed) != bool(paced_pps):
+        can = [fixed] if paced_pps else [name for name in paced.NAMES if name != fixed]
         raise ConfigurationError(
             f"bed {bed} does not measure {metric}",
             hint=f"name {' or '.join(can)}, or change paced_pps of the bed in hosts.yaml",

@@ -13,21 +13,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from harness.plan import PlannedBoot, TrialKind
-from harness.results import receive_path
-from harness.results.measures import RATES, beside, paced_measure, pmu_absent, pmu_per_packet
-from harness.results.metrics import (
-    Tolerances,
-    TrialMetrics,
-    measure,
-    model_rule,
-    traced_stack_pps,
-    void_alone,
-)
-from harness.results.samples import Boot, Campaign, Function, Trace, Trial, Void, holdoff_us
-
-_LOADS_RATES = ("nic_rx_pps", "stack_rx_pps", "delivered_pps")
-"""Rates that are the kernel's only while it is saturated."""
+from harness.plan import PlannedBoot
+from harness.results.samples import Boot, Campaign, holdoff_us
+from harness.trials import RATES, VOID_RULES, kind_of, receive_path
+from harness.trials.kind import Conditions, FunctionCost, Told, Tolerances
+from harness.trials.paced import PacedTrial
+from harness.trials.readings import Loaded, Trace, Trial, Void
+from harness.trials.timed import LOADS_RATES
 
 
 @dataclass(frozen=True)
@@ -40,15 +32,6 @@ class VoidTrial:
     reasons: tuple[Void, ...]
     rates_only: bool = False
     """Do other figures of it count?"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FunctionCost:
-    """What an emulated kernel does in one function for each packet; medians over boots."""
-
-    calls: float
-    instructions: float
-    misses: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +71,7 @@ class BootRead:
     """All that is kept of one boot."""
 
     figures: BootFigures
-    valid: tuple[tuple[TrialKind, int], ...]
+    valid: tuple[tuple[str, int], ...]
     """The trials that count, warm-ups and traced ones apart."""
     void: tuple[VoidTrial, ...]
     traces: tuple[Trace, ...]
@@ -98,7 +81,7 @@ class BootRead:
     unproven: tuple[str, ...]
     """Functions of the step's lists that no probe saw."""
     absent: dict[str, frozenset[str]]
-    functions: tuple[dict[str, FunctionCost], ...]
+    functions: tuple[Mapping[str, FunctionCost], ...]
     link_mbps: dict[str, frozenset[int]]
     """By role every speed its link was seen at, where that is known."""
     unlike_loads: bool
@@ -128,109 +111,131 @@ class _Reading:
 
     def __init__(self, boot: Boot) -> None:
         self.planned = PlannedBoot(boot.block, boot.position, boot.step)
-        self.timed: dict[int, TrialMetrics] = {}
+        self.timed: dict[int, Told] = {}
         self.measures: dict[str, dict[int, float]] = defaultdict(dict)
-        self.valid: list[tuple[TrialKind, int]] = []
+        self.valid: list[tuple[str, int]] = []
         self.void: list[VoidTrial] = []
         self.traces: list[Trace] = []
         self.traced_pps: list[float] = []
         self.absent: dict[str, set[str]] = defaultdict(set)
-        self.functions: list[dict[str, FunctionCost]] = []
+        self.functions: list[Mapping[str, FunctionCost]] = []
 
-    def take(self, trial: Trial, metrics: TrialMetrics | None) -> None:
-        """A trial that counts; one measured alone has no metrics."""
-        if metrics is None:
-            for name, value in beside(trial).items():
+    def take(self, trial: Trial, told: Told) -> None:
+        """A trial that counts."""
+        for name, why in told.absent.items():
+            self.absent[name].add(why)
+        for name, value in told.values.items():
+            if name not in RATES:
                 self.measures[name][trial.index] = value
-        elif trial.kind == "timed":
-            self._timed(trial, metrics)
-        elif trial.kind == "icache":
-            self._emulated(trial, metrics)
-        elif metrics.paced_cpu_ns_per_packet is not None:
-            name = paced_measure(trial.paced_share)
-            self.measures[name][trial.index] = metrics.paced_cpu_ns_per_packet
-        elif trial.trace is not None:
-            self.traces.append(trial.trace)
-            traced = traced_stack_pps(trial)
-            if traced is not None:
-                self.traced_pps.append(traced)
-            return
-        self.valid.append((trial.kind, trial.index))
-
-    def _timed(self, trial: Trial, metrics: TrialMetrics) -> None:
-        self.timed[trial.index] = metrics
-        if metrics.rates_void:
-            void = VoidTrial(self.planned, trial.kind, trial.index, metrics.rates_void, True)
+        if told.functions:
+            self.functions.append(told.functions)
+        if told.saturation is not None:
+            self.timed[trial.index] = told
+        if told.rates_void:
+            void = VoidTrial(self.planned, trial.kind, trial.index, told.rates_void, True)
             self.void.append(void)
-        if trial.window is not None:
-            for name, value in pmu_per_packet(trial.window, metrics.stack_rx_pps).items():
-                self.measures[name][trial.index] = value
-            for name, why in pmu_absent(trial.window).items():
-                self.absent[name].add(why)
+        if told.trace is not None:
+            self.traces.append(told.trace)
+            if told.traced_pps is not None:
+                self.traced_pps.append(told.traced_pps)
+        else:
+            self.valid.append((trial.kind, trial.index))
 
-    def _emulated(self, trial: Trial, metrics: TrialMetrics) -> None:
-        if trial.window is None:
-            return
-        for name, why in pmu_absent(trial.window).items():
-            self.absent[f"emulated_{name}"].add(why)
-        counted = pmu_per_packet(trial.window, metrics.stack_rx_pps)
-        for name, value in counted.items():
-            self.measures[f"emulated_{name}"][trial.index] = value
-        self.functions.append(_costs(trial.functions, counted.get("instructions_per_packet")))
+
+def recorded_tolerances(campaign: Campaign) -> Tolerances:
+    """The tolerances declared when the campaign began, else those of today."""
+    tolerances = {name: dict(rule.tolerances) for name, rule in VOID_RULES.items()}
+    recorded = campaign.provenance.get("void_rules")
+    if isinstance(recorded, dict):
+        for name, rule in recorded.items():
+            if name in tolerances and isinstance(rule, dict):
+                tolerances[name].update(rule.get("tolerances") or {})
+    return tolerances
+
+
+def conditions(campaign: Campaign, boot: Boot, tolerances: Tolerances) -> Conditions:
+    """What was planned for the trials of ``boot``."""
+
+    def planned(name: str) -> int | None:
+        value = campaign.placement.get(name)
+        return value if isinstance(value, int) else None
+
+    same = campaign.placement.get("netserver_cpu") == "same"
+    declared = "queues-spread" in (campaign.provenance.get("void_rules") or {})
+    return Conditions(
+        tolerances=tolerances,
+        irq_cpu=planned("irq_cpu"),
+        netserver_cpu=planned("irq_cpu" if same else "netserver_cpu"),
+        rx_queues=planned("rx_queues") if declared else None,
+        holdoff_us=holdoff_us(boot.settings),
+    )
+
+
+def model_rule(boot: Boot) -> Iterable[Void]:
+    """That the NIC's model, where there is one, did what it was asked to during ``boot``."""
+    errors = (boot.nic_model or {}).get("internal_errors")
+    if isinstance(errors, int) and errors > 0:
+        yield Void(rule="nic-model-error", detail=f"{errors} errors of the model, see its log")
 
 
 def read(boot: Boot, campaign: Campaign, tolerances: Tolerances) -> BootRead:
     """Everything that counts of ``boot``, and what does not and why."""
     reading = _Reading(boot)
     model = tuple(model_rule(boot))
-    moderated_us = holdoff_us(boot.settings)
+    planned = conditions(campaign, boot, tolerances)
     for trial in boot.trials:
         if trial.kind == "warmup":
             continue
-        metrics = None
-        if trial.kind not in ("latency", "ndr"):
-            metrics = measure(trial, campaign, tolerances, holdoff_us=moderated_us)
-        found = metrics.void if metrics else void_alone(trial, campaign, tolerances)
-        if reasons := (*found, *model):
+        told = kind_of(trial).judge(trial, planned)
+        if reasons := (*told.void, *model):
             reading.void.append(VoidTrial(reading.planned, trial.kind, trial.index, reasons))
         else:
-            reading.take(trial, metrics)
-    traces = reading.traces if receive_path.makes_lists(boot) else []
+            reading.take(trial, told)
+    traces = reading.traces if _makes_lists(boot) else []
+    path = [
+        void for trace in traces for void in receive_path.list_rules(trace, boot.step, tolerances)
+    ]
+    unproven = [name for trace in traces for name in receive_path.unproven(trace, boot.step)]
     return BootRead(
         figures=_figures(boot, reading),
         valid=tuple(reading.valid),
         void=tuple(reading.void),
         traces=tuple(reading.traces),
         traced_pps=tuple(reading.traced_pps),
-        path=tuple(
-            void
-            for trace in traces
-            for void in receive_path.list_rules(trace, boot.step, tolerances)
-        )
-        if traces
-        else None,
-        unproven=tuple(
-            dict.fromkeys(
-                name for trace in traces for name in receive_path.unproven(trace, boot.step)
-            )
-        ),
+        path=tuple(path) if traces else None,
+        unproven=tuple(dict.fromkeys(unproven)),
         absent={name: frozenset(why) for name, why in reading.absent.items()},
         functions=tuple(reading.functions),
         link_mbps=_link_mbps(boot),
-        unlike_loads=any(trial.paced_of_saturated is False for trial in boot.trials),
+        unlike_loads=any(
+            isinstance(trial, PacedTrial) and trial.paced_of_saturated is False
+            for trial in boot.trials
+        ),
     )
 
 
+def _makes_lists(boot: Boot) -> bool:
+    """Is the dut's NIC one whose driver the series changes, as far as the boot says?
+
+    With any other all steps take packets the same way, which the report warns of.
+    """
+    nic = (boot.inventory.get("dut") or {}).get("nic")
+    return not (isinstance(nic, dict) and nic.get("warnings"))
+
+
 def _figures(boot: Boot, reading: _Reading) -> BootFigures:
-    valid = reading.timed
-    trials = {index: _rates(metrics) for index, metrics in valid.items()}
+    timed = reading.timed
+    trials = {
+        index: {name: value for name, value in told.values.items() if _counts(name, told)}
+        for index, told in timed.items()
+    }
     rates = {name: median(found.get(name) for found in trials.values()) for name in RATES}
     drops: dict[str, int] = defaultdict(int)
     pauses: dict[str, int] = defaultdict(int)
-    for metrics in valid.values():
-        for place, packets in metrics.drops.items():
+    for told in timed.values():
+        for place, packets in told.drops.items():
             drops[place] += packets
-        for way, frames in metrics.pauses.items():
+        for way, frames in told.pauses.items():
             pauses[way] += frames
     return BootFigures(
         boot=reading.planned,
@@ -240,21 +245,20 @@ def _figures(boot: Boot, reading: _Reading) -> BootFigures:
         rates={name: value for name, value in rates.items() if value is not None},
         trials=trials,
         drops=dict(drops),
-        offered=sum(metrics.offered_packets or 0 for metrics in valid.values()),
+        offered=sum(told.offered_packets or 0 for told in timed.values()),
         pauses={way: frames for way, frames in pauses.items() if frames},
-        unsaturated=sum(bool(metrics.rates_void) for metrics in valid.values()),
+        unsaturated=sum(bool(told.rates_void) for told in timed.values()),
         judged_by=frozenset(
-            (metrics.saturation.by if metrics.saturation else None) or "nothing"
-            for metrics in valid.values()
+            (told.saturation.by if told.saturation else None) or "nothing"
+            for told in timed.values()
         ),
         measures=dict(reading.measures),
     )
 
 
-def _rates(metrics: TrialMetrics) -> dict[str, float]:
-    names = [name for name in RATES if not (metrics.rates_void and name in _LOADS_RATES)]
-    values = {name: getattr(metrics, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+def _counts(name: str, told: Told) -> bool:
+    """Is ``name`` a rate that is the kernel's and not the load's?"""
+    return name in RATES and not (told.rates_void and name in LOADS_RATES)
 
 
 def _link_mbps(boot: Boot) -> dict[str, frozenset[int]]:
@@ -263,26 +267,10 @@ def _link_mbps(boot: Boot) -> dict[str, frozenset[int]]:
         for role in ("dut", "generator")
     }
     for trial in boot.trials:
-        if trial.whole is not None:
+        if isinstance(trial, Loaded) and trial.whole is not None:
             told["dut"] |= {trial.whole.before.speed_mbps, trial.whole.after.speed_mbps}
     known = {role: frozenset(mbps for mbps in seen if mbps) for role, seen in told.items()}
     return {role: seen for role, seen in known.items() if seen}
-
-
-def _costs(functions: Mapping[str, Function], per_packet: float | None) -> dict[str, FunctionCost]:
-    """``functions`` per packet, of which each costs so many instructions in all."""
-    total = sum(found.instructions for found in functions.values())
-    if not total or not per_packet:
-        return {}
-    scale = per_packet / total
-    return {
-        name: FunctionCost(
-            calls=found.calls * scale,
-            instructions=found.instructions * scale,
-            misses=found.misses * scale,
-        )
-        for name, found in functions.items()
-    }
 
 
 def median(values: Iterable[float | None]) -> float | None:

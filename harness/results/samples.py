@@ -4,8 +4,7 @@
 ``campaign.json`` is written before the first boot and ``boots/*/boot.json`` when
 a boot is finished, each whole or not at all. What is missing afterwards (a boot
 that failed, a harness that was killed) makes the campaign *incomplete*, never
-unreadable. Raw counters are kept as they were read; fields not named here pass
-through untouched, so results of later versions lose nothing.
+unreadable.
 """
 
 from __future__ import annotations
@@ -21,239 +20,24 @@ from typing import Any, Final, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.base.errors import ConfigurationError, HarnessError, InfrastructureError
-from harness.plan import Cell, PlannedBoot, TrialKind, boots_of
+from harness.plan import PlannedBoot, boots_of
+from harness.trials import AnyTrial
+from harness.trials.readings import Declared
 
 CAMPAIGN_SCHEMA: Final = "receive-batching/campaign"
 BOOT_SCHEMA: Final = "receive-batching/boot"
 VERSION: Final = 1
 
-Counters = dict[str, int]
 
-
-class _Raw(BaseModel):
-    """Keeps what it does not know; a program need not name every counter."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-
-class Softnet(_Raw):
-    """One CPU's line of ``/proc/net/softnet_stat``."""
-
-    cpu: int
-    processed: int = 0
-    dropped: int = 0
-    time_squeeze: int = 0
-    received_rps: int | None = None
-    """``None``: not read, as in results of earlier versions."""
-
-
-class CpuTime(_Raw):
-    """One CPU's time since boot, in nanoseconds."""
-
-    cpu: int
-    user_ns: int = 0
-    system_ns: int = 0
-    irq_ns: int = 0
-    softirq_ns: int = 0
-    idle_ns: int = 0
-    steal_ns: int = 0
-
-
-class UdpSocket(_Raw):
-    """One bound UDP socket: its drops since it was opened and what waits in it."""
-
-    local: str = ""
-    drops: int = 0
-    queued_bytes: int = 0
-
-
-class Snapshot(_Raw):
-    """All counters of a host at one moment; every one counts up from boot."""
-
-    monotonic_ns: int
-    snmp: dict[str, Counters] = Field(default_factory=dict)
-    netstat: dict[str, Counters] = Field(default_factory=dict)
-    softnet: list[Softnet] = Field(default_factory=list)
-    nic: Counters = Field(default_factory=dict)
-    """As ``ethtool -S`` names them."""
-    link: Counters = Field(default_factory=dict)
-    """As ``struct rtnl_link_stats64`` names them."""
-    net_rx: Counters = Field(default_factory=dict)
-    """Receive softirqs by CPU (``/proc/softirqs``); empty: not read."""
-    net_rx_budget: int | None = None
-    """Packets after which a receive softirq ends (``net.core.netdev_budget``)."""
-    speed_mbps: int | None = None
-    """Of the link; not read within a window."""
-    cpu: list[CpuTime] = Field(default_factory=list)
-    kernel_cpu_ns: int | None = None
-    """CPU time of the kernel itself, where that is a process."""
-    throttled: Counters = Field(default_factory=dict)
-    """How often its temperature slowed each CPU down, where the CPU counts that."""
-    interrupts: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Of the interface: by line ``counts``, by CPU."""
-    processes: list[dict[str, Any]] = Field(default_factory=list)
-    """Of the load and of the agent: ``pid``, ``name``, ``last_cpu``."""
-    udp_sockets: list[UdpSocket] = Field(default_factory=list)
-
-
-class ProcessPlacement(_Raw):
-    """On which CPUs a process was seen during a window, and how often."""
-
-    pid: int
-    name: str
-    cpus: dict[str, int] = Field(default_factory=dict)
-
-
-class Placement(_Raw):
-    """Where interrupts (by line, then CPU) and processes really were."""
-
-    irq: dict[str, dict[str, int]] = Field(default_factory=dict)
-    processes: list[ProcessPlacement] = Field(default_factory=list)
-
-
-class PmuCount(_Raw):
-    """One event of a CPU's own counters, over the seconds in which it was on."""
-
-    count: float
-    on_s: float
-    running: float = 1.0
-    """Share of that time in which it had a counter; ``count`` is scaled for the rest."""
-
-
-class Pmu(_Raw):
-    """What one CPU's own counters counted over a window, and why not where they did not."""
-
-    cpu: int
-    counts: dict[str, PmuCount] = Field(default_factory=dict)
-    absent: dict[str, str] = Field(default_factory=dict)
-
-
-class Window(_Raw):
-    """A timed window: counters at both ends and what was sampled between."""
-
-    start: Snapshot
-    end: Snapshot
-    placement: Placement = Field(default_factory=Placement)
-    pmu: Pmu | None = None
-    """``None``: not asked for."""
-
-
-class Stage(_Raw):
-    """Lists seen at one function: ``lengths[i]`` lists of exactly ``i`` packets."""
-
-    name: str
-    function: str | None = None
-    attach: str | None = None
-    calls: int = 0
-    packets: int = 0
-    lengths: list[int] = Field(default_factory=list)
-    overflow: int = 0
-    min: int | None = None
-    max: int | None = None
-
-
-class Trace(_Raw):
-    """What the probes counted in one traced trial."""
-
-    duration_s: float
-    stages: list[Stage] = Field(default_factory=list)
-    per_skb: Counters = Field(default_factory=dict)
-    missed: int = 0
-    start: Snapshot | None = None
-    end: Snapshot | None = None
-
-
-class Whole(_Raw):
-    """Counters before the load began and after it ended and everything settled."""
-
-    before: Snapshot
-    after: Snapshot
-
-
-class Stream(_Raw):
-    """One netperf stream as both of its ends reported it."""
-
-    stream: int
-    status: int | None = 0
-    messages_sent: int | None = None
-    messages_received: int | None = None
-    elapsed_s: float | None = None
-
-
-class RoundTrips(_Raw):
-    """One UDP_RR test, as netperf counted it; times in µs."""
-
-    transactions_per_s: float
-    mean_us: float
-    p50_us: float
-    p90_us: float
-    p99_us: float
-
-
-class Function(_Raw):
-    """What an emulated CPU did in one function of the kernel while it was counted."""
-
-    calls: int
-    instructions: int
-    misses: int
-    """In a simulated icache."""
-
-
-class RateTried(_Raw):
-    """One rate of a search: packets sent and read over it, counted from rest to rest."""
-
-    asked_pps: float
-    offered_pps: float
-    sent: int
-    read: int
-    passed: bool
-
-
-class Void(_Raw):
-    """Why a trial does not count: a rule of the plan and what was seen."""
-
-    rule: str
-    detail: str
-
-
-class Trial(_Raw):
-    """One trial on one boot."""
-
-    kind: TrialKind
-    index: int
-    window: Window | None = None
-    trace: Trace | None = None
-    ramp: dict[str, Any] | None = None
-    """Rates seen until the load had settled, and whether it had: ``steady``."""
-    paced_pps: int | None = None
-    """What the load was held to; ``None``: not at all."""
-    paced_share: float | None = None
-    """The share of :attr:`paced_of_pps` that is; ``None``: a rate that hosts.yaml names."""
-    paced_of_pps: float | None = None
-    """What the receiver was found to take, the same for all boots of a block."""
-    paced_of_saturated: bool | None = None
-    """Was the receiver saturated when it took that?"""
-    cell: Cell | None = None
-    round_trips: RoundTrips | None = None
-    search: list[RateTried] | None = None
-    ndr_pps: float | None = None
-    functions: dict[str, Function] = Field(default_factory=dict)
-    """By name; of a trial in which an emulator counted."""
-    whole: Whole | None = None
-    """Of a trial of latency or of the highest rate: to its end, while netserver still runs."""
-    netperf: list[Stream] = Field(default_factory=list)
-    void: list[Void] = Field(default_factory=list)
-
-
-class Failure(_Raw):
+class Failure(Declared):
     """The error that ended a boot early."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
     kind: str = Field(alias="class")
     message: str = ""
 
 
-class Boot(_Raw):
+class Boot(Declared):
     """``boot.json``: one boot of one variant with its trials."""
 
     schema_: Literal["receive-batching/boot"] = Field(default=BOOT_SCHEMA, alias="schema")
@@ -272,13 +56,13 @@ class Boot(_Raw):
     inventory: dict[str, Any] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
     placement_host: dict[str, Any] | None = None
-    trials: list[Trial] = Field(default_factory=list)
+    trials: list[AnyTrial] = Field(default_factory=list)
     nic_model: dict[str, Any] | None = None
     link_mbps: dict[str, int | None] = Field(default_factory=dict)
     """By role, the speed of its link once it was set up; ``None``: it does not say."""
     times_s: dict[str, float | None] = Field(default_factory=dict)
 
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     def failed(self, error: HarnessError) -> Self:
         """This boot, ended by ``error``."""
@@ -293,7 +77,7 @@ def holdoff_us(settings: Mapping[str, Any]) -> float:
     return float(usecs) if isinstance(usecs, int | float) else 0.0
 
 
-class Options(_Raw):
+class Options(Declared):
     """What ``harness run`` was told of where hosts, beds and kernels are, to be told it again."""
 
     hosts: Path | None = None
@@ -302,7 +86,7 @@ class Options(_Raw):
     beds: tuple[str, ...] = ()
 
 
-class Campaign(_Raw):
+class Campaign(Declared):
     """``campaign.json``: the plan, the bed and where everything came from."""
 
     schema_: Literal["receive-batching/campaign"] = Field(default=CAMPAIGN_SCHEMA, alias="schema")
@@ -326,7 +110,7 @@ class Campaign(_Raw):
     provenance: dict[str, Any] = Field(default_factory=dict)
     options: Options = Field(default_factory=Options)
 
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     @model_validator(mode="after")
     def _each_block_has_a_bed(self) -> Self:

@@ -34,7 +34,7 @@ from harness.base.errors import HarnessError, KernelError
 from harness.base.progress import Progress
 from harness.beds.local import netns
 from harness.beds.virtual import VirtualBed, equipment, virtual_bed
-from harness.campaign import workload
+from harness.campaign import prepare
 from harness.kernels import Image
 from tests.behaviour import traffic
 from tests.behaviour.scene import Scene
@@ -270,7 +270,7 @@ def stage(image: Image, directory: Path, *, memory_mib: int = 1024) -> Iterator[
         equipped = equipment(dut, image, progress)
     shutil.rmtree(directory, ignore_errors=True)
     with virtual_bed(bed, image, equipped, directory) as running:
-        workload.apply_settings(bed, running)
+        prepare.apply_settings(bed, running)
         wire = netns.Namespace(agent=running.generator, mac=running.generator_mac)
         for interface in (netns.INTERFACE, netns.WIRE):
             process.run(wire.command(["ip", "link", "set", interface, "mtu", "9000"]))

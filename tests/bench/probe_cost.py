@@ -29,7 +29,7 @@ from harness.beds.access.channel import agent_archive
 from harness.beds.bed import RunningBed
 from harness.beds.local import netns
 from harness.beds.virtual import virtual_bed
-from harness.campaign import workload
+from harness.campaign import prepare
 from tests.bench import command, ranged, show, spread
 from tests.bench.guest import Setup, options, ready
 from tests.bench.nic_throughput import Machine, Nic, blaster, sink
@@ -147,7 +147,7 @@ def main() -> None:
         made = ready(chosen, progress)
         setup = made.setup
         with virtual_bed(made.bed, made.image, made.equipment, Path(kept)) as running:
-            workload.apply_settings(made.bed, running)
+            prepare.apply_settings(made.bed, running)
             shown = running.guest.ssh.run(
                 ["cat", f"/sys/class/net/{running.dut_interface}/ifindex"]
             )

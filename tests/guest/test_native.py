@@ -17,8 +17,9 @@ from harness import config, kernels
 from harness.base.errors import InfrastructureError, KernelError
 from harness.base.progress import Progress
 from harness.beds import native
-from harness.campaign import workload
-from harness.results import samples
+from harness.campaign import prepare
+from harness.trials import readings
+from harness.trials.load import start_load
 
 pytestmark = [
     pytest.mark.guest,
@@ -61,10 +62,10 @@ def test_a_kernel_receives_what_netperf_sends(
 ) -> None:
     assert bed.dut.ready["release"] == image.release
     chosen = config.bed(hosts, "native")
-    set_up = workload.apply_settings(chosen, bed)
+    set_up = prepare.apply_settings(chosen, bed)
     assert str(chosen.dut.address) in set_up["dut"]["after"]["addresses"]
     before = bed.dut.counters(interface=bed.dut_interface)
-    workload.start_load(chosen, hosts.load, bed)
+    start_load(chosen, hosts.load, bed)
     deadline = time.monotonic() + 60
     received = 0
     while received < 100_000 and time.monotonic() < deadline:
@@ -73,7 +74,7 @@ def test_a_kernel_receives_what_netperf_sends(
         received = after["snmp"]["Ip"]["InReceives"] - before["snmp"]["Ip"]["InReceives"]
     assert received > 100_000
     assert 0 < after["kernel_cpu_ns"] - before["kernel_cpu_ns"] < 60e9
-    samples.Snapshot.model_validate(after)
+    readings.Snapshot.model_validate(after)
     counted = bed.nic_counters()
     assert counted["rx_delivered"] > 100_000
     bed.generator.netperf_end()

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from harness import config
-from harness.campaign import workload
+from harness.campaign import prepare
+from harness.trials.load import start_load
 from tests.guest.conftest import Beds
 
 pytestmark = pytest.mark.guest
@@ -36,7 +37,7 @@ def test_rings_offloads_and_queues_of_the_model(beds: Beds) -> None:
         untouched = bed.dut.settings_read(interface=bed.dut_interface)
         assert untouched["rings"]["rx"] != 512
         assert len(set(untouched["rx_queues"]["indirection"])) == 2
-        done = workload.apply_settings(asked, bed)["dut"]
+        done = prepare.apply_settings(asked, bed)["dut"]
         after = done["after"]
         assert after["rings"] == untouched["rings"] | {"rx": 512}
         assert after["gro"] is False
@@ -47,7 +48,7 @@ def test_rings_offloads_and_queues_of_the_model(beds: Beds) -> None:
         skipped = {row["setting"]: row["why"] for row in done["skipped"]}
         assert set(skipped) == {"governor", "offloads.lro"}
 
-        workload.start_load(asked, config.Load(streams=2), bed)
+        start_load(asked, config.Load(streams=2), bed)
         time.sleep(_SETTLED_S)
         window = bed.dut.window(interface=bed.dut_interface, duration_s=2.0, pmu_cpu=0)
         bed.generator.netperf_stop()
@@ -78,7 +79,7 @@ def test_a_rule_that_the_nic_has_no_filter_for_is_skipped(beds: Beds) -> None:
     with beds.up() as bed:
         untouched = bed.dut.settings_read(interface=bed.dut_interface)
         assert untouched["ntuple"] in ([], None)
-        done = workload.apply_settings(asked, bed)["dut"]
+        done = prepare.apply_settings(asked, bed)["dut"]
         [why] = [row["why"] for row in done["skipped"] if row["setting"] == "ntuple"]
         assert why
         assert done["after"]["rx_queues"] == untouched["rx_queues"]

@@ -22,7 +22,7 @@ from harness.base import process
 from harness.beds.access.channel import agent_archive
 from harness.beds.bed import RunningBed
 from harness.beds.local import netns
-from harness.campaign import workload
+from harness.campaign import prepare
 from tests.bench.blaster import frame
 from tests.guest.conftest import equipped
 
@@ -68,7 +68,7 @@ def bed(
 ) -> Iterator[RunningBed]:
     named = config.bed(config.load(config.locate(None)))
     with equipped(built, tmp_path_factory.mktemp("bed")).up() as running:
-        workload.apply_settings(named, running)
+        prepare.apply_settings(named, running)
         yield running
 
 

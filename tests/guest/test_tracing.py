@@ -18,7 +18,7 @@ import pytest
 from harness import config, tracing
 from harness.beds.bed import RunningBed
 from harness.beds.local import netns
-from harness.campaign import workload
+from harness.campaign import prepare
 from tests.guest.conftest import Beds
 
 pytestmark = pytest.mark.guest
@@ -40,7 +40,7 @@ def bed_config() -> config.Bed:
 @pytest.fixture
 def bed(beds: Beds, bed_config: config.Bed) -> Iterator[RunningBed]:
     with beds.up() as running:
-        workload.apply_settings(bed_config, running)
+        prepare.apply_settings(bed_config, running)
         yield running
 
 

@@ -10,8 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.plan import balanced_blocks, boots_of, void_rules_record
+from harness import trials as kinds
+from harness.plan import PlannedTrial, Profile, balanced_blocks, boots_of
+from harness.results.figures import conditions, recorded_tolerances
 from harness.results.samples import Boot, Campaign, write_boot, write_campaign
+from harness.trials import kind_of, void_rules_record
+from harness.trials.kind import Told
 
 Json = dict[str, Any]
 
@@ -234,3 +238,25 @@ def _bed_facts(block_beds: list[str]) -> Json:
 
 def _number(step: str) -> int:
     return int(step) if step.isdigit() else int("".join(c for c in step if c.isdigit()) or 0)
+
+
+def trials_of(profile: Profile, ordinal: int) -> list[PlannedTrial]:
+    """The trials of a boot in that block of its bed, as they are measured."""
+    return [trial for _, trials in kinds.planned(profile, ordinal) for trial in trials]
+
+
+def judged(made: dict[str, Any], campaign: Campaign, *, holdoff_us: float = 0.0) -> Told:
+    """What one trial of ``campaign`` tells, as its file has it."""
+    boot = Boot.model_validate(
+        {
+            "block": 1,
+            "position": 1,
+            "step": "0",
+            "outcome": "ok",
+            "trials": [made],
+            "settings": {"dut": {"after": {"coalesce": {"rx_usecs": holdoff_us}}}},
+        }
+    )
+    [sample] = boot.trials
+    planned = conditions(campaign, boot, recorded_tolerances(campaign))
+    return kind_of(sample).judge(sample, planned)

@@ -17,7 +17,7 @@ from harness.agent.doctor.health import default_routes
 from harness.agent.faults import AgentError
 from harness.agent.interface import reached, stacked, taps
 from harness.base.errors import InfrastructureError
-from harness.campaign import workload
+from harness.campaign import prepare
 from tests.unit import ways_inside
 
 pytestmark = pytest.mark.unit
@@ -210,11 +210,11 @@ XDP = {"what": "XDP program", "stops": True, "detail": "on eth1, program 7", "re
 def test_a_run_is_refused_by_name(settings: dict[str, Any], refused: str | None) -> None:
     bed: Any = SimpleNamespace(dut=SimpleNamespace(host="rx"), generator=SimpleNamespace(host="tx"))
     if refused is None:
-        workload.require_free_way(bed, {"dut": settings, "generator": {}})
+        prepare.require_free_way(bed, {"dut": settings, "generator": {}})
         return
     for role, host in (("dut", "rx"), ("generator", "tx")):
         with pytest.raises(InfrastructureError) as caught:
-            workload.require_free_way(bed, {"dut": {}, "generator": {}, role: settings})
+            prepare.require_free_way(bed, {"dut": {}, "generator": {}, role: settings})
         assert caught.value.message.startswith(f"{host}: ")
         assert refused in caught.value.message
         assert caught.value.hint

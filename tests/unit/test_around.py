@@ -28,7 +28,7 @@ from harness.agent.load.way import Way
 from harness.base.errors import InfrastructureError
 from harness.beds.access.channel import Asked
 from harness.beds.machine import between
-from harness.campaign.trials import _same_link
+from harness.campaign.prepare import _same_link
 from tests.unit.test_agent_process import Agent, in_namespace
 from tests.unit.test_machine_first import bed
 

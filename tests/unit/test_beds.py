@@ -26,11 +26,13 @@ from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
 from harness.beds import registry
 from harness.campaign import run as campaign
-from harness.campaign.trials import image_of
+from harness.campaign.boots import image_of
 from harness.cli import cli
 from harness.kernels import HostConfig, Image
 from harness.results import samples
 from harness.results.analysis import analyse
+from harness.trials import measured_s
+from tests.unit.synthetic import trials_of
 from tests.unit.test_campaign import Bed, Machine, outcomes, setup
 
 pytestmark = pytest.mark.unit
@@ -73,12 +75,12 @@ def test_layouts_and_probes_are_shared_by_all_beds(machine: Machine) -> None:
     traced = {
         made.plan.bed_of(block)
         for block in range(1, 9)
-        for trial in made.plan.profile.trials_of(made.plan.ordinal(block))
+        for trial in trials_of(made.plan.profile, made.plan.ordinal(block))
         if trial.kind == "trace"
     }
     assert traced == {"a", "b"}
     assert made.plan.blocks_of_a_bed == 4
-    assert made.plan.measured_s() < replace(made.plan, block_beds=()).measured_s() / 1.8
+    assert measured_s(made.plan) < measured_s(replace(made.plan, block_beds=())) / 1.8
 
 
 def test_fewer_blocks_than_beds_are_refused() -> None:

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.campaign import ndr, workload
-from harness.plan import CELLS, EXTRAS, PACED_SHARES, profile
+from harness.plan import PACED_SHARES, profile
 from harness.report import document, render
 from harness.report.plots import plots
 from harness.results.analysis import analyse
 from harness.results.expect import check, parse
-from harness.results.measures import MEASURES
 from harness.results.samples import ResultDirectory
-from tests.unit.synthetic import Host, make_campaign, trial
+from harness.trials import EXTRAS, MEASURES, ndr
+from harness.trials.latency import CELLS
+from tests.unit.synthetic import Host, make_campaign, trial, trials_of
 
 pytestmark = pytest.mark.unit
 
@@ -76,10 +76,10 @@ def test_a_rate_that_only_the_generator_bounds_is_no_rate_of_the_dut() -> None:
                 "passed": passed}  # fmt: skip
 
     tried = [row(40_000, 40_000, 0), row(80_000, 44_000, 0)]
-    assert "sent 44,000" in str(workload.why_no_highest_rate(40_000, tried))
+    assert "sent 44,000" in str(ndr.why_no_highest_rate(40_000, tried))
     tried.append(row(42_000, 42_000, 900))
-    assert workload.why_no_highest_rate(40_000, tried) is None
-    assert workload.why_no_highest_rate(None, tried)
+    assert ndr.why_no_highest_rate(40_000, tried) is None
+    assert ndr.why_no_highest_rate(None, tried)
 
 
 def with_extras(boot: Json, block: int, _position: int, step: str) -> Json:
@@ -210,7 +210,8 @@ def test_the_page_judges_and_draws_what_was_paced(report: Json) -> None:
     assert "CPU time a packet at 90% of the load that saturates: step 8 against" in verdicts
     assert "step 8 against step 0: lower" not in rest
     drawn = {plot.name: plot for plot in plots(report)}
-    assert drawn["cost"].title == "CPU time of a packet at 90% of the load that saturates"
+    assert drawn["paced"].title == "CPU time of a packet at paced loads"
+    assert "90% of the load that saturates" in drawn["paced"].svg
 
 
 @pytest.mark.parametrize(
@@ -297,15 +298,14 @@ def test_a_paced_trial_off_its_rate_is_void(tmp_path: Path) -> None:
 
 
 def test_extras_add_trials_of_their_own_to_every_boot() -> None:
-    usual = [trial.kind for trial in profile("quick").trials_of(2)]
-    kinds = [trial.kind for trial in profile("quick", extras=EXTRAS).trials_of(2)]
-    assert kinds[: len(usual)] == usual
-    assert kinds[len(usual) :] == ["paced"] * 9 + ["icache"] + ["latency"] * 4 + ["ndr"]
+    usual = [trial.kind for trial in trials_of(profile("quick"), 2)]
+    kinds = [trial.kind for trial in trials_of(profile("quick", extras=EXTRAS), 2)]
+    assert kinds == [*usual, *["paced"] * 9, "icache", *["latency"] * 4, "ndr"]
 
 
 def test_a_load_is_paced_to_shares_or_to_the_rate_that_a_bed_names() -> None:
     def paced(pps: int | None) -> list[tuple[int, float | None]]:
-        trials = profile("quick", extras=["cpu"], paced_pps=pps).trials_of(2)
+        trials = trials_of(profile("quick", extras=["cpu"], paced_pps=pps), 2)
         return [(trial.index, trial.share) for trial in trials if trial.kind == "paced"]
 
     assert paced(None) == [(index, PACED_SHARES[index // 3]) for index in range(9)]

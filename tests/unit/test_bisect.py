@@ -25,7 +25,7 @@ from harness.results import samples
 from harness.results.analysis import analyse
 from harness.results.expect import ExpectationMissedError, ExpectationOpenError
 from harness.results.samples import Boot, ResultDirectory, boot_directory, write_boot
-from tests.unit.synthetic import Host, make_campaign, trial
+from tests.unit.synthetic import Host, make_campaign, trial, trials_of
 from tests.unit.test_kernel_source import git
 
 pytestmark = pytest.mark.unit
@@ -355,7 +355,7 @@ class Booting:
             number = int(planned.step) if planned.step.isdigit() else 0
             made = [
                 trial(host, kind.kind, kind.index, pps, kind.duration_s, number)
-                for kind in setup.plan.profile.trials_of(planned.block)
+                for kind in trials_of(setup.plan.profile, planned.block)
             ]
             boot = {"block": planned.block, "position": planned.position, "step": planned.step,
                     "outcome": "ok", "trials": made, "turns": f"block {planned.block}"}  # fmt: skip

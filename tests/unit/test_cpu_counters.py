@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.agent import counters
 from harness.agent.faults import AgentError
-from harness.results.samples import Snapshot
+from harness.trials.readings import Snapshot
 
 pytestmark = pytest.mark.unit
 

@@ -27,6 +27,7 @@ FLOW = [
     "images",
     "beds",
     "needs",
+    "trials",
     "results",
     "report",
     "campaign",
@@ -36,8 +37,11 @@ FLOW = [
 ]
 """From hosts.yaml to a verdict; each room may import those before it."""
 
-OFFLINE = ("results", "report")
-"""What reads an old result directory: no kernel, no bed, no program is needed for it."""
+OFFLINE = ("trials", "results", "report")
+"""What reads an old result directory: no kernel, no bed, no program is needed for it.
+
+A trial is measured on a bed that is given to it, whose type alone it knows.
+"""
 
 BASE = [
     "errors", "terminal", "process", "namespaces", "runtime", "resources", "cache", "progress",
@@ -55,31 +59,40 @@ ALL = [*FLOW, *ISLANDS]
 TOP = {"__init__": set[str](), "cli": {*ALL}, "commands": {*ALL, "cli"}, "__main__": {"cli"}}
 
 
-def allowed(module: str) -> set[str]:
+def allowed(module: str, *, typing: bool = False) -> set[str]:
     if module in TOP:
         return TOP[module]
     if module in ISLANDS:
         return set()
-    if module in OFFLINE:
+    if module in OFFLINE and not typing:
         return {"base", "plan", *OFFLINE[: OFFLINE.index(module)]}
     if module in FLOW:
         return {*FLOW[: FLOW.index(module)]} | ({"nic"} if module == "beds" else set())
     raise AssertionError(f"harness/{module} has no place in the flow: give it one in this table")
 
 
-def imported(source: str, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def imported(source: str, package: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], bool]]:
     """Everything ``source`` imports, in functions too, as dotted names taken apart.
 
-    ``package`` is where the source lies, for relative imports.
+    With each: is it for the type checker alone? ``package`` is where the source lies, for
+    relative imports.
     """
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    typing = {
+        id(below)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for below in ast.walk(node)
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (tuple(name.name.split(".")) for name in node.names)
+            names = (tuple(name.name.split(".")) for name in node.names)
+            yield from ((name, id(node) in typing) for name in names)
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else ()
             module = (*start, *(node.module.split(".") if node.module else ()))
             # `from harness import config` imports a module, too.
-            yield from ((*module, name.name) for name in node.names)
+            yield from (((*module, name.name), id(node) in typing) for name in node.names)
 
 
 def breaches(inside: tuple[str, ...], source: str) -> list[str]:
@@ -87,13 +100,17 @@ def breaches(inside: tuple[str, ...], source: str) -> list[str]:
     room = inside[0].removesuffix(".py")
     own = inside[1].removesuffix(".py") if room == "base" and len(inside) > 1 else None
     found = []
-    for name in imported(source, ("harness", *inside[:-1])):
+    for name, typing in imported(source, ("harness", *inside[:-1])):
         if name[0] == "harness":
             other = name[1] if len(name) > 1 else "__init__"
             told = ".".join(name)
             if name[:3] == PROTOCOL and room in FLOW:
                 continue
-            if other in {*ALL, *TOP} and other != room and other not in allowed(room):
+            if (
+                other in {*ALL, *TOP}
+                and other != room
+                and other not in allowed(room, typing=typing)
+            ):
                 found.append(f"{room} imports {told}")
             below = BASE[: BASE.index(own)] if own in BASE else BASE
             if room == other == "base" and len(name) > 2 and name[2] in {*BASE} - {*below, own}:
@@ -137,7 +154,7 @@ def test_a_room_imports_only_what_stands_before_it(path: Path) -> None:
         ("beds/bed.py", "from harness.agent import boot", "beds imports harness.agent.boot"),
         ("nic/x.py", "import harness.agent.protocol", "nic imports harness.agent.protocol"),
         ("results/stats.py", "from harness.beds import bed", "results imports harness.beds.bed"),
-        ("results/stats.py", "from harness.results.samples import Trial", None),
+        ("results/stats.py", "from harness.results.samples import Boot", None),
         (
             "results/compare.py",
             "from harness.report.text import percent",
@@ -153,6 +170,8 @@ def test_a_room_imports_only_what_stands_before_it(path: Path) -> None:
             "if TYPE_CHECKING:\n  from harness.plan import P",
             "config imports harness.plan.P",
         ),
+        ("trials/x.py", "if TYPE_CHECKING:\n  from harness.beds.bed import RunningBed", None),
+        ("trials/x.py", "from harness.beds import bed", "trials imports harness.beds.bed"),
         ("beds/bed.py", "from harness.kernels import Image", None),
         ("kernels/build.py", "from harness import cli", "kernels imports harness.cli"),
         (
@@ -188,4 +207,4 @@ def test_the_map_names_what_is_there() -> None:
     missing = {name for name in named if not any((home / name).exists() for home in homes)}
     missing |= {to for to in re.findall(r"\]\(([^)#]+)", text) if not (PACKAGE / to).exists()}
     assert missing - {"kernel-patches/linux-X/", ".venv/bin/pytest"} == set()
-    assert "results/metrics.py" in named
+    assert "trials/ndr.py" in named

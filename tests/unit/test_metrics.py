@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.results.metrics import measure, recorded_tolerances, void_alone
-from harness.results.samples import Campaign, Trial, read_campaign
-from tests.unit.synthetic import Flow, Host, make_campaign, trial
+from harness.results.samples import Campaign, read_campaign
+from harness.trials.kind import Told
+from tests.unit.synthetic import Flow, Host, judged, make_campaign, trial
 
 pytestmark = pytest.mark.unit
 
@@ -31,17 +31,17 @@ def timed() -> Json:
     return trial(host, "timed", 0, 100_000, 4.0, 0)
 
 
-def _measure(made: Json, campaign: Campaign) -> Any:
-    return measure(Trial.model_validate(made), campaign, recorded_tolerances(campaign))
+def _measure(made: Json, campaign: Campaign) -> Told:
+    return judged(made, campaign)
 
 
 def test_rates_are_those_of_the_window(timed: Json, campaign: Campaign) -> None:
     metrics = _measure(timed, campaign)
     assert metrics.void == ()
-    assert metrics.nic_rx_pps == pytest.approx(100_000, rel=1e-3)
-    assert metrics.stack_rx_pps == pytest.approx(100_010, rel=1e-3)
-    assert metrics.delivered_pps == pytest.approx(2_000, rel=1e-3)
-    assert metrics.cpu_ns_per_packet == pytest.approx(0.9 * 1e9 / 100_010, rel=1e-3)
+    assert metrics.values["nic_rx_pps"] == pytest.approx(100_000, rel=1e-3)
+    assert metrics.values["stack_rx_pps"] == pytest.approx(100_010, rel=1e-3)
+    assert metrics.values["delivered_pps"] == pytest.approx(2_000, rel=1e-3)
+    assert metrics.values["cpu_ns_per_packet"] == pytest.approx(0.9 * 1e9 / 100_010, rel=1e-3)
 
 
 def test_drops_are_named_and_add_up(timed: Json, campaign: Campaign) -> None:
@@ -137,8 +137,8 @@ def _alone(timed: Json, campaign: Campaign, *, irq: str = "0", cpu: int = 0) -> 
     after["interrupts"]["30"]["counts"][irq] += 500
     after["processes"] = [{"pid": 99, "name": "netserver", "last_cpu": cpu},
                           {"pid": 7, "name": "python3", "last_cpu": 1}]  # fmt: skip
-    trial = Trial.model_validate({"kind": "ndr", "index": 0, "whole": timed["whole"]})
-    return {void.rule for void in void_alone(trial, campaign, recorded_tolerances(campaign))}
+    search = {"kind": "ndr", "index": 0, "whole": timed["whole"]}
+    return {void.rule for void in judged(search, campaign).void}
 
 
 def test_what_is_measured_alone_has_to_be_placed_as_planned(
@@ -213,7 +213,7 @@ def test_other_nics_are_measured_by_their_link_counters(timed: Json, campaign: C
                 nic.clear()
     metrics = _measure(timed, campaign)
     assert metrics.void == ()
-    assert metrics.nic_rx_pps == pytest.approx(100_000, rel=1e-3)
+    assert metrics.values["nic_rx_pps"] == pytest.approx(100_000, rel=1e-3)
     assert metrics.drops["nic_ring"] == pytest.approx(metrics.offered_packets * 0.1, rel=1e-3)
 
 
@@ -238,8 +238,8 @@ def test_any_split_of_packets_adds_up(
     made["netperf"] = []
     metrics = _measure(made, campaign)
     assert metrics.void == ()
-    assert metrics.nic_rx_pps == flow.taken / 4
-    assert metrics.delivered_pps == flow.read / 4
+    assert metrics.values["nic_rx_pps"] == flow.taken / 4
+    assert metrics.values["delivered_pps"] == flow.read / 4
 
 
 @given(missing=st.sets(st.sampled_from(["nic", "link", "snmp", "softnet", "cpu", "udp_sockets"])))
@@ -250,7 +250,7 @@ def test_absent_counters_are_no_bug(campaign: Campaign, missing: set[str]) -> No
         for name in missing & snapshot.keys():
             del snapshot[name]
     metrics = _measure(made, campaign)
-    assert (metrics.stack_rx_pps is None) == ("snmp" in missing)
+    assert ("stack_rx_pps" not in metrics.values) == ("snmp" in missing)
     assert ("counters-missing" in {void.rule for void in metrics.void}) == ("snmp" in missing)
 
 

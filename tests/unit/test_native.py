@@ -38,9 +38,9 @@ from harness.kernels.source import from_tarball
 from harness.kernels.walk import _LD
 from harness.plan import profile
 from harness.report import text
-from harness.results import counted, samples
 from harness.results.analysis import analyse
 from harness.results.samples import ResultDirectory
+from harness.trials import counted, extras, readings
 from tests.unit.synthetic import make_campaign
 from tests.unit.test_kernel_commits import MAKEFILE
 
@@ -151,8 +151,8 @@ def test_a_native_bed_has_turns_of_its_own() -> None:
         chosen = profile(name, bed_kind="native")
         assert chosen.slice_s < 0.1
         assert chosen.trace_blocks == 0
-    with pytest.raises(ConfigurationError, match="only an emulator"):
-        profile("quick", bed_kind="native", extras=("icache",))
+    with pytest.raises(ConfigurationError, match="icache cannot be measured on a native bed"):
+        extras(["icache"], "native")
 
 
 def test_its_figures_are_no_hardware_figures() -> None:
@@ -160,8 +160,8 @@ def test_its_figures_are_no_hardware_figures() -> None:
 
 
 def test_cpu_time_is_that_of_the_kernels_process() -> None:
-    def at(monotonic_ns: int, packets: int, own: int | None, idle_ns: int) -> samples.Snapshot:
-        return samples.Snapshot.model_validate(
+    def at(monotonic_ns: int, packets: int, own: int | None, idle_ns: int) -> readings.Snapshot:
+        return readings.Snapshot.model_validate(
             {
                 "monotonic_ns": monotonic_ns,
                 "snmp": {"Ip": {"InReceives": packets}},

@@ -25,7 +25,8 @@ from harness.report import document, render
 from harness.results import samples
 from harness.results.analysis import analyse
 from harness.results.expect import parse, require_measured, require_paced
-from harness.results.samples import ResultDirectory, Trial
+from harness.results.samples import ResultDirectory
+from harness.trials.timed import TimedTrial
 from tests.unit.synthetic import Host, make_campaign, trial
 from tests.unit.test_campaign import WINDOWS_TAKE, Bed, Machine, setup
 
@@ -35,14 +36,14 @@ Json = dict[str, Any]
 STEPS = ("0", "8")
 
 
-def _timed(pps: float, *, idle: float = 0.0, **more: Any) -> Trial:
+def _timed(pps: float, *, idle: float = 0.0, **more: Any) -> TimedTrial:
     made = trial(Host(), "timed", 0, pps, 4.0, 0)
     made["window"]["end"]["cpu"][0]["idle_ns"] = round(idle * 4e9)
-    return Trial.model_validate(made | more)
+    return TimedTrial.model_validate(made | more)
 
 
 def test_what_a_boot_takes_is_told_by_its_saturated_trials() -> None:
-    warmup = Trial.model_validate(trial(Host(), "warmup", 0, 900_000, 1.0, 0))
+    warmup = TimedTrial.model_validate(trial(Host(), "warmup", 0, 900_000, 1.0, 0))
     void = _timed(900_000, void=[{"rule": "no-load", "detail": ""}])
     idle = _timed(90_000, idle=0.5)
     trials = [warmup, void, idle, _timed(200_000), _timed(210_000), _timed(220_000)]

@@ -10,16 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import ConfigurationError
-from harness.plan import (
-    ALL_STEPS,
-    SERIES_STEPS,
-    VOID_RULES,
-    balanced_blocks,
-    make_plan,
-    parse_steps,
-    profile,
-    void_rules_record,
-)
+from harness.plan import ALL_STEPS, SERIES_STEPS, balanced_blocks, make_plan, parse_steps, profile
+from harness.trials import VOID_RULES, extras, measured_s, void_rules_record
+from tests.unit.synthetic import trials_of
 
 pytestmark = pytest.mark.unit
 
@@ -136,7 +129,7 @@ def test_profiles_hold_what_a_verdict_needs() -> None:
 
 def test_traced_trials_come_last_and_only_in_the_first_blocks() -> None:
     quick = profile("quick")
-    kinds = [[trial.kind for trial in quick.trials_of(block)] for block in (1, 2)]
+    kinds = [[trial.kind for trial in trials_of(quick, block)] for block in (1, 2)]
     assert kinds == [["warmup", *["timed"] * 3, "trace"], ["warmup", *["timed"] * 3]]
 
 
@@ -154,13 +147,13 @@ def test_a_plan_counts_boots_and_seconds() -> None:
     boots = list(plan.boots())
     assert [(boot.block, boot.position) for boot in boots] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert len({boot.directory for boot in boots}) == 4
-    assert plan.measured_s() == 2 * 2 * (1 + 3 * 3) + 2 * 2
+    assert measured_s(plan) == 2 * 2 * (1 + 3 * 3) + 2 * 2
 
 
 def test_a_search_for_the_highest_rate_is_many_trials() -> None:
     without, searching = (
-        make_plan(["0", "8"], profile("quick", extras=extras), seed=1).measured_s()
-        for extras in ((), ("ndr",))
+        measured_s(make_plan(["0", "8"], profile("quick", extras=also), seed=1))
+        for also in ((), ("ndr",))
     )
     assert searching - without > 2 * 2 * 10 * profile("quick").trace_s
 
@@ -172,8 +165,9 @@ def test_void_rules_are_recorded_whole() -> None:
 
 
 def test_machines_have_no_emulator_that_counts() -> None:
-    assert [trial.kind for trial in profile("quick", extras=("icache",)).trials_of(9)].count(
+    assert [trial.kind for trial in trials_of(profile("quick", extras=("icache",)), 9)].count(
         "icache"
     ) == 1
-    with pytest.raises(ConfigurationError, match="only an emulator"):
-        profile("quick", bed_kind="hardware", extras=("icache",))
+    with pytest.raises(ConfigurationError, match="icache cannot be measured on a hardware bed"):
+        extras(["icache"], "hardware")
+    assert extras(["ndr", "cpu"], "hardware") == ("cpu", "ndr")

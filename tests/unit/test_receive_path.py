@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.plan import ALL_STEPS, LIST_STAGES, VOID_RULES, step_number
+from harness.plan import ALL_STEPS, LIST_STAGES, step_number
 from harness.report import document, render
 from harness.results.analysis import analyse
 from harness.results.expect import check, parse
-from harness.results.metrics import measure, recorded_tolerances, void_alone
-from harness.results.receive_path import list_rules, unproven
-from harness.results.samples import Campaign, ResultDirectory, Trace, Trial, read_campaign
-from tests.unit.synthetic import Host, make_campaign, trial
+from harness.results.samples import Campaign, ResultDirectory, read_campaign
+from harness.trials import VOID_RULES
+from harness.trials.readings import Trace
+from harness.trials.receive_path import list_rules, unproven
+from tests.unit.synthetic import Host, judged, make_campaign, trial
 
 pytestmark = pytest.mark.unit
 
@@ -34,7 +35,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 
 
 def _rules(made: Json, campaign: Campaign) -> list[str]:
-    found = measure(Trial.model_validate(made), campaign, recorded_tolerances(campaign))
+    found = judged(made, campaign)
     return [void.rule for void in found.void]
 
 
@@ -117,7 +118,7 @@ def test_a_reader_that_polls_needs_no_softirq(
     made = trial(Host(), "latency", 0, 100_000, 4.0, 0)
     made["cell"] = {"moderation": True, "busy_poll": busy_poll}
     made["whole"]["after"]["net_rx"] = made["whole"]["before"]["net_rx"]
-    found = void_alone(Trial.model_validate(made), campaign, recorded_tolerances(campaign))
+    found = judged(made, campaign).void
     assert [void.rule for void in found] == rules
 
 

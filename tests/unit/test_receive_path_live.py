@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.plan import VOID_RULES
-from harness.results.counted import Delta
-from harness.results.receive_path import softirq_rules
-from harness.results.samples import Window
+from harness.trials import VOID_RULES
+from harness.trials.counted import Delta
+from harness.trials.readings import Window
+from harness.trials.receive_path import softirq_rules
 
 pytestmark = [
     pytest.mark.unit,

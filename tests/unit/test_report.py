@@ -20,7 +20,8 @@ from harness.commands.plan import plan as plan_command
 from harness.commands.report import report as report_command
 from harness.report import FORMATS, document, render
 from harness.results.analysis import Analysis, analyse, list_lengths
-from harness.results.samples import ResultDirectory, Stage
+from harness.results.samples import ResultDirectory
+from harness.trials.readings import Stage
 from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit

@@ -16,8 +16,9 @@ from harness.plan import AA_STEPS
 from harness.report import FORMATS, document, render
 from harness.results.analysis import analyse
 from harness.results.expect import ExpectationOpenError, check, no_difference_in_aa, parse, require
-from harness.results.samples import ResultDirectory, Snapshot
-from harness.results.saturation import Saturation, judge
+from harness.results.samples import ResultDirectory
+from harness.trials.readings import Snapshot
+from harness.trials.saturation import Saturation, judge
 from tests.unit.synthetic import Flow, Host, make_campaign
 from tests.unit.test_bisect import Bed, bisected, question
 

@@ -15,8 +15,8 @@ from harness import config
 from harness.agent.settings import Settings
 from harness.base.errors import ConfigurationError, TrialVoidError
 from harness.beds.access.channel import Asked
-from harness.campaign import workload
-from harness.plan import Cell
+from harness.campaign import prepare
+from harness.trials.latency import Cell, round_trips
 
 pytestmark = pytest.mark.unit
 
@@ -69,7 +69,7 @@ def _running(**dut: Any) -> Any:
 
 def _asked(bed: config.Bed) -> dict[str, dict[str, Any]]:
     running = _running()
-    workload.apply_settings(bed, running)
+    prepare.apply_settings(bed, running)
     return {role: getattr(running, role).calls[0][1] for role in ("dut", "generator")}
 
 
@@ -107,7 +107,7 @@ def test_a_latency_trial_polls_and_gives_it_back(tmp_path: Path, busy_poll: bool
     running = _running()
     usual = {"coalesce": {"adaptive_rx": False, "rx_usecs": 60}, "busy_read_us": 0}
     cell = Cell(moderation=True, busy_poll=busy_poll)
-    workload.round_trips(_bed(tmp_path), running, cell, usual=usual, duration_s=1)
+    round_trips(_bed(tmp_path), running, cell, usual=usual, duration_s=1)
     set_ = [made for name, made in running.dut.calls if name == "settings_apply"]
     assert [one["busy_read_us"] for one in set_] == [50 if busy_poll else 0, 0]
 
@@ -116,9 +116,9 @@ def test_a_kernel_without_busy_polling_voids_only_that_cell(tmp_path: Path) -> N
     usual = {"coalesce": None, "busy_read_us": None}
     running = _running(has_busy_polling=False)
     cell = Cell(moderation=True, busy_poll=False)
-    workload.round_trips(_bed(tmp_path), running, cell, usual=usual, duration_s=1)
+    round_trips(_bed(tmp_path), running, cell, usual=usual, duration_s=1)
     with pytest.raises(TrialVoidError, match="no busy polling"):
-        workload.round_trips(
+        round_trips(
             _bed(tmp_path),
             running,
             Cell(moderation=True, busy_poll=True),

@@ -11,14 +11,23 @@ it finds bears on all trials of the boot.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from harness.plan import LIST_STAGES, SINGLY_BEFORE, step_number
-from harness.results.counted import Delta
-from harness.results.samples import Boot, Trace, Void, Window
-
-Tolerances = Mapping[str, Mapping[str, float]]
+from harness.trials.counted import Delta
+from harness.trials.kind import Tolerances, VoidRule
+from harness.trials.readings import Trace, Void, Window
 
 LIST_RULE = "list-path"
+RULES: Mapping[str, VoidRule] = MappingProxyType(
+    {
+        LIST_RULE: VoidRule(
+            "packets go through the lists that a step has and past ip_rcv from step 7 on, as a "
+            "traced trial of the boot shows, or of the step where the boot has none",
+            {"share": 0.05, "packets": 64},
+        )
+    }
+)
 _TRUTH = "tracepoint_netif_receive_skb"
 
 
@@ -98,12 +107,3 @@ def unproven(trace: Trace, step: str) -> list[str]:
         name for name, first in LIST_STAGES.items() if number >= first and name not in counted
     ]
     return lacking + ["ip_rcv"] * (number >= SINGLY_BEFORE and "ip_rcv" not in trace.per_skb)
-
-
-def makes_lists(boot: Boot) -> bool:
-    """Is the dut's NIC one whose driver the series changes, as far as the boot says?
-
-    With any other all steps take packets the same way, which the report warns of.
-    """
-    nic = (boot.inventory.get("dut") or {}).get("nic")
-    return not (isinstance(nic, dict) and nic.get("warnings"))

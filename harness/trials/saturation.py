@@ -21,14 +21,32 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
-from harness.plan import VOID_RULES
-from harness.results.counted import Delta, queue_counters
-from harness.results.samples import Snapshot
+from harness.trials.counted import Delta, queue_counters
+from harness.trials.kind import VoidRule
+from harness.trials.readings import Snapshot
 
 RULE = "unsaturated"
-LIMITS: Mapping[str, float] = VOID_RULES[RULE].tolerances
+RULES: Mapping[str, VoidRule] = MappingProxyType(
+    {
+        RULE: VoidRule(
+            "the receiver is saturated, or rates are the load's and void (what a packet costs "
+            "stays): the CPU of the interrupt is not idle, its queue hardly ever empty, and work "
+            "is left over",
+            {
+                "idle_share": 0.05,
+                "waiting_share": 0.05,
+                "squeezed_share": 0.5,
+                "drop_share": 0.001,
+                # Of results in which no CPU's times were read; a packet.
+                "interrupts": 1 / 2000,
+            },
+        )
+    }
+)
+LIMITS = RULES[RULE].tolerances
 _USUAL_BUDGET = 300
 
 

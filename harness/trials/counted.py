@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from harness.results.samples import Counters, CpuTime, Snapshot
+from harness.trials.readings import Counters, CpuTime, Snapshot
 
 # Frames the port counted in port_rx_packets (MC_CMD_MAC_RX_PKTS, taken at the
 # MAC, before descriptors are looked for) and dropped itself.
@@ -140,6 +140,14 @@ class Delta:
     def ip_in(self) -> int | None:
         known = "InReceives" in self.after.snmp.get("Ip", {})
         return self.snmp("Ip", "InReceives") if known else None
+
+    def per_second(self, count: int | None) -> float | None:
+        return count / self.duration_s if count is not None and self.duration_s > 0 else None
+
+    @property
+    def ip_pps(self) -> float | None:
+        """Packets a second that entered IP."""
+        return self.per_second(self.ip_in)
 
     @property
     def datagrams(self) -> int | None:

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""Boots under way: brought up, measured side by side where they share a machine, and written.
+
+A boot ends well, or with the error that its file keeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness import plan, trials
+from harness.base.errors import HarnessError, HostLostError, KernelError
+from harness.base.progress import Progress
+from harness.base.write_ahead import BEGIN, END, WriteAheadLog
+from harness.beds.bed import Boots, RunningBed
+from harness.campaign import pacing
+from harness.campaign.prepare import prepare, put_back
+from harness.config import Bed, Load
+from harness.kernels import Image
+from harness.results import samples
+from harness.trials.block import Block, Taken
+from harness.trials.readings import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """All that a campaign is made of, resolved."""
+
+    bed: Bed
+    load: Load
+    plan: plan.Plan
+    images: Mapping[str, Sequence[Image]]
+    """By step, its layouts; blocks take them in turn."""
+    boots: Boots
+    others: Sequence[tuple[Bed, Boots]] = ()
+    """The beds beside :attr:`bed` and where they are booted, if there are several."""
+
+    def by_bed(self) -> list[Setup]:
+        """The same for each bed alone."""
+        beds = [(self.bed, self.boots), *self.others]
+        return [replace(self, bed=bed, boots=boots, others=()) for bed, boots in beds]
+
+
+def image_of(setup: Setup, boot: plan.PlannedBoot) -> Image:
+    """What ``boot`` runs: all boots of a block have the same layout."""
+    layouts = setup.images[boot.step]
+    return layouts[(setup.plan.ordinal(boot.block) - 1) % len(layouts)]
+
+
+class BootUnderWay:
+    """One boot under way: its bed while it is up, and what it has measured."""
+
+    def __init__(
+        self,
+        planned: plan.PlannedBoot,
+        *,
+        root: Path,
+        title: str,
+        journal: WriteAheadLog,
+        bed: str | None = None,
+    ) -> None:
+        self.planned = planned
+        self._note = functools.partial(journal.note, planned.directory)
+        self.title = title
+        self.directory = samples.boot_directory(root, planned)
+        self.root = root
+        self.bed_name = bed
+        self.release: str | None = None
+        self.boot_id: str | None = None
+        self.turns: str | None = None
+        self.settings: dict[str, Any] = {}
+        self.inventory: dict[str, Any] = {}
+        self.link_mbps: dict[str, int | None] = {}
+        self.placement_host: dict[str, Any] | None = None
+        self.nic_model: dict[str, Any] | None = None
+        self.trials: list[Trial] = []
+        self._times_s: dict[str, float | None] = {}
+        self._up = contextlib.ExitStack()
+        self._bed: RunningBed | None = None
+        self._started_s = time.monotonic()
+
+    @property
+    def bed(self) -> RunningBed:
+        assert self._bed is not None
+        return self._bed
+
+    @property
+    def up(self) -> bool:
+        """Is its bed there?"""
+        return self._bed is not None
+
+    def bring_up(self, setup: Setup) -> None:
+        """Boot its kernel, and set its hosts up."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self._started_s = time.monotonic()
+        image = image_of(setup, self.planned)
+        self._note(BEGIN)
+        self._bed = self._up.enter_context(setup.boots.boot(image, self.directory, self._note))
+        self._took("up")
+        prepare(setup.bed, image, self)
+
+    def finish(self, error: HarnessError | None = None) -> None:
+        """Take the bed down and write what there is; the boot is a good one without ``error``."""
+        self.close()
+        self._took("all")
+        boot = samples.Boot(
+            block=self.planned.block,
+            position=self.planned.position,
+            step=self.planned.step,
+            release=self.release,
+            boot_id=self.boot_id,
+            bed=self.bed_name,
+            turns=self.turns,
+            outcome="ok",
+            inventory=self.inventory,
+            settings=self.settings,
+            placement_host=self.placement_host,
+            trials=self.trials,
+            nic_model=self.nic_model,
+            link_mbps=self.link_mbps,
+            times_s=self._times_s,
+        )
+        samples.write_boot(self.root, boot.failed(error) if error else boot)
+        if not isinstance(error, HostLostError):  # how that ends is not known yet
+            self._note(END)
+
+    def close(self) -> None:
+        self._bed = None
+        self._up.close()
+
+    def _took(self, what: str) -> None:
+        self._times_s[what] = time.monotonic() - self._started_s
+
+
+def measure_together(
+    setup: Setup,
+    boots: Sequence[BootUnderWay],
+    failed: dict[str, KernelError],
+    *,
+    progress: Progress,
+) -> None:
+    """Have all of ``boots`` up at once, measure them side by side, and write each.
+
+    Boots whose kernels die are left out from there on and their steps are added to
+    ``failed``; whatever else ends a boot ends all.
+    """
+
+    @contextlib.contextmanager
+    def blamed(boot: BootUnderWay) -> Iterator[None]:
+        try:
+            yield
+        except HarnessError as error:
+            boot.finish(error)
+            if not isinstance(error, KernelError):
+                raise
+            failed[boot.planned.step] = error
+            progress.say(f"{boot.title}: {error.message}")
+
+    with contextlib.ExitStack() as up:
+        for boot in boots:
+            up.callback(boot.close)
+            with blamed(boot), progress.task(boot.title):
+                boot.bring_up(setup)
+        block = Block(
+            boots=boots,
+            bed=setup.bed,
+            load=setup.load,
+            slice_s=setup.plan.profile.slice_s,
+            progress=progress,
+            blamed=blamed,
+            taken=functools.cache(lambda: _taken(setup, boots)),
+        )
+        ordinal = setup.plan.ordinal(boots[0].planned.block)
+        for kind, planned in trials.planned(setup.plan.profile, ordinal):
+            kind.measure(block, planned)
+        for boot in boots:
+            if boot.up:
+                with blamed(boot):
+                    put_back(boot)
+                    boot.finish()
+
+
+def _taken(setup: Setup, boots: Sequence[BootUnderWay]) -> Taken | None:
+    """What the receiver takes, for all boots of a block the same."""
+    cpu, up = setup.bed.placement.irq_cpu, [boot for boot in boots if boot.up]
+    if up and not setup.plan.profile.slice_s:
+        planned = [boot.planned for boot in boots]
+        if kept := pacing.kept(up[0].root, setup.plan, planned[0].block, cpu, planned):
+            return kept
+    return pacing.slowest(
+        pacing.taken(boot.trials, cpu, holdoff_us=samples.holdoff_us(boot.settings)) for boot in up
+    )

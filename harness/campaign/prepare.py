@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""Both hosts of a running bed proven and set up before anything is measured, and put back after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.base.errors import InfrastructureError, KernelError
+from harness.beds.bed import RunningBed, kernel_death
+from harness.config import Bed
+from harness.kernels import Image
+
+if TYPE_CHECKING:
+    from harness.campaign.boots import BootUnderWay
+
+_LINK_S, _LINK_POLL_S = 15.0, 0.5
+
+
+def prepare(bed_config: Bed, image: Image, boot: BootUnderWay) -> None:
+    """Prove that ``image`` is running, and set both hosts up.
+
+    Raises:
+        KernelError: another kernel is running.
+        InfrastructureError: the hosts cannot measure like this.
+    """
+    bed = boot.bed
+    boot.release, boot.boot_id = bed.dut.ready["release"], bed.dut.ready["boot_id"]
+    if boot.release != image.release:
+        raise KernelError(f"the dut runs {boot.release}, not {image.release}")
+    boot.settings = apply_settings(bed_config, bed)
+    require_free_way(bed, boot.settings)
+    boot.placement_host = bed.placed
+    boot.inventory = {
+        "dut": _with_link(bed.dut, bed.dut_interface),
+        "generator": _with_link(bed.generator, bed.generator_interface),
+    }
+    boot.link_mbps = {role: of.get("speed_mbps") for role, of in boot.inventory.items()}
+    _same_netperf(boot.inventory)
+    _same_link(bed, boot.inventory)
+
+
+def put_back(boot: BootUnderWay) -> None:
+    """Restore both hosts' settings, and look whether the kernel complained.
+
+    Raises:
+        KernelError: it did.
+    """
+    bed = boot.bed
+    bed.dut.netserver_stop()
+    boot.settings["restored"] = {
+        role: agent.settings_restore() for role, agent in agents(bed).items()
+    }
+    boot.nic_model = bed.nic_counters()
+    if death := kernel_death(bed.console()):
+        raise KernelError(
+            f"the dut's kernel complained: {death}",
+            hint=f"console: {boot.directory / 'console.log'}",
+        )
+
+
+def apply_settings(bed_config: Bed, bed: RunningBed) -> dict[str, Any]:
+    """Set both hosts up as hosts.yaml says; returns by role what was and what is."""
+    wanted = _settings(bed_config, bed)
+    return {role: agents(bed)[role].settings_apply(**wanted[role]) for role in wanted}
+
+
+def require_free_way(bed: RunningBed, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise an :class:`InfrastructureError` if others stand between a NIC and its stack.
+
+    ``settings`` are what :func:`apply_settings` returned.
+    """
+    for role, done in settings.items():
+        found = [
+            *(tap for tap in done.get("packet_taps") or () if tap["in_path"]),
+            *(one for one in done.get("in_the_way") or () if one["stops"]),
+        ]
+        if found:
+            raise InfrastructureError(
+                f"{agents(bed)[role].host}: packets do not reach the stack in lists, "
+                "or not at all: " + "; ".join(str(one["detail"]) for one in found),
+                hint="; ".join(str(one["remedy"]) for one in found),
+            )
+
+
+def agents(bed: RunningBed) -> dict[str, Any]:
+    """By role."""
+    return {"dut": bed.dut, "generator": bed.generator}
+
+
+def _settings(bed_config: Bed, bed: RunningBed) -> dict[str, dict[str, Any]]:
+    """What each role is to be set to, as arguments of the agent's ``settings_apply``."""
+    dut_address, generator_address = bed_config.dut.address, bed_config.generator.address
+    return {
+        "dut": {
+            "interface": bed.dut_interface,
+            "address": str(dut_address),
+            "peer": {"address": str(generator_address.ip), "mac": bed.generator_mac},
+            "rx_queues": bed_config.rx_queues if bed_config.steering else None,
+            "steering": bed_config.steering,
+            "rx_ring": bed_config.rx_ring,
+            "offloads": bed_config.offloads.model_dump(exclude_none=True)
+            if bed_config.offloads
+            else None,
+            "irq_cpu": bed_config.placement.irq_cpu,
+            "coalesce": bed_config.coalesce.model_dump() if bed_config.coalesce else None,
+            "rps": False,
+            "rfs": False,
+            "threaded": False,
+            "napi_defer_hard_irqs": getattr(bed_config, "napi_defer_hard_irqs", 0),
+            "gro_flush_timeout_ns": getattr(bed_config, "gro_flush_timeout_ns", 0),
+            "busy_read_us": 0,
+            "busy_poll_us": 0,
+            "process_cpus": [bed_config.netserver_cpu],
+            "irqbalance": False if bed_config.irqbalance == "off" else None,
+            "governor": bed_config.governor,
+        },
+        "generator": {
+            "interface": bed.generator_interface,
+            "address": str(generator_address),
+            "peer": {"address": str(dut_address.ip), "mac": bed.dut_mac},
+            "process_cpus": bed.netperf_cpus,
+        },
+    }
+
+
+def _with_link(agent: Any, interface: str) -> Any:
+    """The inventory of a host once its link is up: a NIC that was just set up negotiates."""
+    until = time.monotonic() + _LINK_S
+    while True:
+        found = agent.inventory(interface=interface)
+        if found.get("link", True) or time.monotonic() > until:
+            return found
+        time.sleep(_LINK_POLL_S)
+
+
+def _same_link(bed: RunningBed, inventory: dict[str, Any]) -> None:
+    """Refuse a link of another speed than at the boots before: rates would not compare."""
+    for role, found in inventory.items():
+        speed = found.get("speed_mbps")
+        before = bed.speeds_mbps.setdefault(role, speed) if speed else speed
+        if speed != before:
+            raise InfrastructureError(
+                f"the link of the {role} ({found.get('interface')}) came up with {speed} Mbit/s, "
+                f"and with {before} at a boot before",
+                hint="look at cable, transceiver and the other end, fix the speed on both "
+                "(ethtool -s … autoneg off speed …), and go on by --resume",
+            )
+
+
+def _same_netperf(inventory: dict[str, Any]) -> None:
+    """Refuse a pair of netperf and netserver of different versions, which can not talk."""
+    netserver = inventory["dut"]["versions"].get("netserver")
+    netperf = inventory["generator"]["versions"].get("netperf")
+    if not netserver:
+        raise InfrastructureError(
+            "netserver is missing on the dut", hint="install the package netperf there"
+        )
+    if netperf and netperf != netserver:
+        raise InfrastructureError(
+            f"netperf {netperf} on the generator cannot talk to netserver {netserver} on the dut",
+            hint="install the same version of netperf on both",
+        )

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: MIT
+"""Streams of netperf put on boots, and trials measured under them.
+
+Trials under one load share what only the whole of it tells: netperf's own counts, and the
+counters before it began and after everything settled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.agent.protocol import Calls
+from harness.base.errors import TrialVoidError
+
+if TYPE_CHECKING:
+    from harness.beds.access.channel import Pending
+    from harness.beds.bed import RunningBed
+    from harness.config import Bed, Load
+    from harness.plan import PlannedTrial
+    from harness.trials.block import Blamed, Block, MeasuredBoot
+    from harness.trials.readings import Trial
+
+PORT = 12865
+_SETTLE_S = 1.3  # the NIC's statistics reach the driver once a second
+_RAMP_S = 30
+_RAMP_SAMPLES = 8
+_RAMP_SAMPLE_S = 0.4
+_LAST_PACKETS_S = 0.3
+_STEADY = 0.25
+_LEAST_PPS = 1000
+_LONGEST_LOAD_S = 3600
+_FRAME_HEADERS_BYTES = 14 + 20 + 8
+_PACED_SEND_BUFFER_BYTES = 4096
+"""Small, or what waits in the pacer would arrive while the receiver is frozen."""
+_ANSWER_S = 60
+
+Open = Callable[["RunningBed", "PlannedTrial", float], "Pending[dict[str, Any]]"]
+"""Begins what a trial reads while the load lasts; the answer has to come within the seconds."""
+
+
+def start_load(
+    bed_config: Bed, load: Load, bed: RunningBed, *, paced_pps: float | None = None
+) -> None:
+    """Start every stream of ``load``; they send until they are ended.
+
+    Together they send ``paced_pps`` packets a second, or all they can.
+    """
+    if paced_pps:
+        pace(bed, load, paced_pps)
+    have_netserver(bed_config, bed)
+    bed.generator.netperf_start(
+        target=str(bed_config.dut.address.ip),
+        port=PORT,
+        streams=load.streams,
+        message_bytes=load.message_bytes,
+        cpus=bed.netperf_cpus,
+        duration_s=_LONGEST_LOAD_S,
+        send_buffer_bytes=_PACED_SEND_BUFFER_BYTES if paced_pps else 0,
+        nice=bed.netperf_nice,
+        command_prefix=bed.netperf_prefix,
+    )
+
+
+def have_netserver(bed_config: Bed, bed: RunningBed) -> None:
+    """On the dut; one that a trial lost is not missing in the next."""
+    bed.dut.netserver_start(
+        address=str(bed_config.dut.address.ip), port=PORT, cpu=bed_config.netserver_cpu
+    )
+
+
+def pace(bed: RunningBed, load: Load, pps: float | None) -> None:
+    """Hold the generator to ``pps`` packets of ``load`` a second, or let it go."""
+    frame_bytes = _FRAME_HEADERS_BYTES + load.message_bytes
+    rate = round((pps or 0) * frame_bytes)
+    required(
+        bed.generator.settings_apply(interface=bed.generator_interface, pacing_bytes_per_s=rate)
+    )
+
+
+def required(done: Mapping[str, Any]) -> None:
+    """Settings that a trial cannot do without.
+
+    Raises:
+        TrialVoidError: the host does not have one of them.
+    """
+    if skipped := [f"{one['setting']}: {one['why']}" for one in done["skipped"]]:
+        raise TrialVoidError("; ".join(skipped))
+
+
+def window(irq_cpu: int | None, *, emulated: bool = False) -> Open:
+    """Counters at both ends, and what the CPU of the interrupt counted between."""
+
+    def begin(bed: RunningBed, trial: PlannedTrial, within_s: float) -> Pending[dict[str, Any]]:
+        return bed.dut.begin(
+            Calls.window,
+            within_s,
+            interface=bed.dut_interface,
+            duration_s=trial.duration_s,
+            netserver=True,
+            pmu_cpu=irq_cpu,
+            emulated=emulated,
+        )
+
+    return begin
+
+
+class LoadOnBoot:
+    """One load on one boot, and what it has shown so far."""
+
+    def __init__(self, block: Block, bed: RunningBed, paced_pps: float | None = None) -> None:
+        self._block, self._bed = block, bed
+        self._paced_pps = paced_pps
+        self._before: dict[str, Any] = {}
+        self._ramp: dict[str, Any] | None = None
+        self.void: list[dict[str, str]] = []
+        self.answers: list[dict[str, Any]] = []
+
+    def begin(self) -> None:
+        """Start the streams and wait until packets arrive at a steady rate."""
+        self._before = self._counters()
+        start_load(self._block.bed, self._block.load, self._bed, paced_pps=self._paced_pps)
+        try:
+            self._ramp = _ramp_up(self._bed, self._block.load.streams)
+        except TrialVoidError as error:
+            self.give_up(error)
+
+    def give_up(self, error: TrialVoidError) -> None:
+        """There is nothing to measure; all its trials are void."""
+        self.void = [{"rule": "no-load", "detail": error.message}]
+
+    def whole(self) -> dict[str, Any]:
+        """Counters before the load and now."""
+        return {"before": self._before, "after": self._counters()}
+
+    def end(self) -> dict[str, Any]:
+        """End the streams; returns what its trials share."""
+        if self._paced_pps:
+            pace(self._bed, self._block.load, None)
+        self._bed.generator.netperf_end()
+        time.sleep(_LAST_PACKETS_S)
+        self._bed.dut.netserver_end()
+        netperf = self._bed.generator.netperf_wait(timeout_s=30)
+        time.sleep(_SETTLE_S)
+        return {
+            "void": self.void,
+            "ramp": self._ramp,
+            "netperf": netperf,
+            "whole": self.whole(),
+        }
+
+    def _counters(self) -> dict[str, Any]:
+        return self._bed.dut.counters(interface=self._bed.dut_interface)
+
+
+def under_load(
+    block: Block,
+    planned: Sequence[PlannedTrial],
+    begin: Open,
+    sample: Callable[[MeasuredBoot, dict[str, Any], dict[str, Any] | None], Trial],
+    *,
+    only: MeasuredBoot | None = None,
+    paced_pps: int | None = None,
+) -> None:
+    """One load a boot over the trials of ``planned``: up, steady, measured, down, settled.
+
+    With several boots all but one are frozen at any moment, and they take turns:
+    what slows this machine down for a second slows all of them down.
+
+    ``sample`` makes a trial of a boot, of what trials under the load share, and of what
+    ``begin`` was answered, if it was.
+    """
+    boots = [only] if only else block.up
+    blamed: Blamed = (lambda _: contextlib.nullcontext()) if only else block.blamed
+    together = len(boots) > 1
+    loads = {boot: LoadOnBoot(block, boot.bed, paced_pps) for boot in boots}
+    for boot, load in loads.items():
+        with blamed(boot):
+            load.begin()
+            if together:
+                boot.bed.freeze()
+    for trial in planned:
+        pending: dict[MeasuredBoot, Pending[dict[str, Any]]] = {}
+        for boot, load in loads.items():
+            if boot.up and not load.void:
+                with blamed(boot):
+                    within_s = (trial.duration_s + _ANSWER_S) * len(boots)
+                    pending[boot] = begin(boot.bed, trial, within_s)
+        if together:
+            block.take_turns(pending)
+        for boot, answer in pending.items():
+            if boot.up:
+                with blamed(boot):
+                    try:
+                        loads[boot].answers.append(answer.result())
+                    except TrialVoidError as error:
+                        loads[boot].give_up(error)
+    for boot, load in loads.items():
+        if boot.up:
+            with blamed(boot):
+                if together:
+                    boot.bed.thaw()
+                shared = load.end()
+                answers = itertools.chain(load.answers, itertools.repeat(None))
+                for trial, told in zip(planned, answers, strict=False):
+                    head = {"kind": trial.kind, "index": trial.index}
+                    boot.trials.append(sample(boot, head | shared, told))
+
+
+def _ramp_up(bed: RunningBed, streams: int) -> dict[str, Any]:
+    """Wait until all streams send and packets arrive at a steady rate.
+
+    Returns the rates seen, in packets/s, and whether the last two were alike.
+
+    Raises:
+        TrialVoidError: not all streams send, or no packets arrive.
+    """
+    deadline = time.monotonic() + _RAMP_S
+    rates: list[float] = []
+    sending = 0
+    last = bed.dut.counters(interface=bed.dut_interface)
+    while time.monotonic() < deadline:
+        time.sleep(_RAMP_SAMPLE_S)
+        sending = bed.generator.netperf_sending()["streams"]
+        now = bed.dut.counters(interface=bed.dut_interface)
+        packets = now["snmp"]["Ip"]["InReceives"] - last["snmp"]["Ip"]["InReceives"]
+        rates.append(packets / (now["monotonic_ns"] - last["monotonic_ns"]) * 1e9)
+        last = now
+        if sending == streams and len(rates) > 1 and rates[-1] >= _LEAST_PPS:
+            steady = abs(rates[-1] - rates[-2]) <= _STEADY * rates[-1]
+            if steady or len(rates) >= _RAMP_SAMPLES:
+                return {"rates_pps": rates, "steady": steady}
+    if sending < streams:
+        raise TrialVoidError(f"{sending} of {streams} streams send after {_RAMP_S} s")
+    raise TrialVoidError("no packets arrive though every stream has begun")

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: MIT
+"""Rules by which a trial of any kind is void, and where its packets were dropped.
+
+Drops and the laws of conservation come from the whole trial, before the load to
+after everything settled: a NIC's own statistics reach the host once a second
+(sfc asks for that period), too coarse for a window. Counter names are those of
+``ethtool -S`` in drivers/net/ethernet/sfc (ef10.c, ethtool_common.c), of
+``struct rtnl_link_stats64`` and of ``/proc/net/snmp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+
+from harness.trials import receive_path
+from harness.trials.counted import Delta, queue_counters
+from harness.trials.kind import Conditions, Tolerances, VoidRule
+from harness.trials.readings import (
+    Counters,
+    Loaded,
+    Placement,
+    ProcessPlacement,
+    Snapshot,
+    Void,
+    Whole,
+    Window,
+)
+
+_IP_DROPS = ("InHdrErrors", "InAddrErrors", "InUnknownProtos", "InDiscards")
+_IP_EXT_DROPS = ("InNoRoutes", "InTruncatedPkts")
+# No UDP buffer is charged less than this for a frame (sk_buff and data).
+_MIN_TRUESIZE_BYTES = 512
+
+_PACKETS = {"share": 0.001, "packets": 64}
+
+COMMON: Mapping[str, VoidRule] = MappingProxyType(
+    {
+        "nic-conservation": VoidRule(
+            "frames at the port = frames in receive queues + drops the NIC names", _PACKETS
+        ),
+        "stack-conservation": VoidRule(
+            "frames in receive queues = packets at IP + drops named between, "
+            "give or take TCP and ICMP of other interfaces",
+            _PACKETS,
+        ),
+        "ip-conservation": VoidRule(
+            "packets at IP = datagrams of UDP, segments of TCP, ICMP + drops named between",
+            _PACKETS,
+        ),
+        "delivery-conservation": VoidRule(
+            "datagrams UDP handed over = messages netserver counted", _PACKETS
+        ),
+        "irq-moved": VoidRule(
+            "the NIC's interrupts arrive on the planned CPU", {"share": 0.01, "interrupts": 2}
+        ),
+        "queues-spread": VoidRule(
+            "packets arrive in no more receive queues than planned", {"share": 0.01, "packets": 64}
+        ),
+        "softirq-moved": VoidRule(
+            "the interface's packets are processed by the receive softirq of the planned CPU",
+            {"share": 0.01, "packets": 64},
+        ),
+        "rps-used": VoidRule("no CPU is woken for packets that another one took", {"times": 0}),
+        "process-moved": VoidRule("netserver runs on the planned CPU alone", {"samples": 0}),
+        "stream-failed": VoidRule("every netperf stream ends with status 0"),
+        "stream-short": VoidRule("every netperf stream lasts through the window"),
+        "ramp-unsteady": VoidRule("the load has settled before the window opens"),
+        "no-load": VoidRule("packets arrive during the window", {"packets": 100}),
+        "counter-reset": VoidRule("no counter runs backwards"),
+        "counters-missing": VoidRule("the counters of the trial were read"),
+        "nic-model-error": VoidRule("a NIC that is a model has met no error of its own"),
+        "link-flapped": VoidRule("the link stays up"),
+        "cpu-throttled": VoidRule(
+            "the CPU under load is not taken away by the machine below, nor slowed down "
+            "by its temperature",
+            {"share": 0.05, "times": 0},
+        ),
+    }
+)
+"""Of every kind; a kind adds its own."""
+
+
+def loaded(
+    sample: Loaded,
+    window: Window | None,
+    conditions: Conditions,
+    *,
+    placement: Placement | None = None,
+    own: Iterable[Void] = (),
+) -> tuple[Void, ...]:
+    """Why a trial under load does not count: each rule once.
+
+    ``window`` is what it measured, ``placement`` where interrupts and processes were in it;
+    ``own`` are rules of its kind. What was recorded during the trial stands before what is derived.
+    """
+    tolerances = conditions.tolerances
+    void = [*sample.void, *own]
+    if window is not None:
+        void += receive_path.softirq_rules(window, conditions.irq_cpus, tolerances)
+        if placement is not None:
+            void += _moved(placement, conditions)
+            void += _spread(window, conditions)
+        void += _window_rules(window, conditions)
+    if sample.whole is not None:
+        void += _backwards(sample.whole.before, sample.whole.after)
+        void += _conservation(sample, sample.whole, tolerances)
+    if sample.whole is None or window is None:
+        void.append(Void(rule="counters-missing", detail="no snapshots of this trial were kept"))
+    elif Delta(window.start, window.end).ip_pps is None:
+        void.append(Void(rule="counters-missing", detail="no count of packets at IP"))
+    void += _stream_rules(sample, window)
+    void += _ramp_rule(sample)
+    return _once(void)
+
+
+def alone(
+    void: Iterable[Void], whole: Whole | None, conditions: Conditions, *, polled: bool = False
+) -> tuple[Void, ...]:
+    """Why a trial without a window does not count; ``polled``: netserver read the queue itself."""
+    found = list(void)
+    if whole is not None:
+        before, after = whole.before, whole.after
+        found += _moved(_placed(before, after), conditions)
+        window = Window(start=before, end=after)
+        found += _window_rules(window, conditions)
+        # Who polls the queue itself does so on its own CPU.
+        planned = {conditions.irq_cpu, conditions.netserver_cpu if polled else None} - {None}
+        found += receive_path.softirq_rules(
+            window,
+            [cpu for cpu in planned if cpu is not None],
+            conditions.tolerances,
+            polled=polled,
+        )
+    return _once(found)
+
+
+def _placed(before: Snapshot, after: Snapshot) -> Placement:
+    """Where interrupts were between the two, and processes at the end."""
+    irq: dict[str, dict[str, int]] = {}
+    for line, row in after.interrupts.items():
+        earlier = before.interrupts.get(line, {}).get("counts", {})
+        irq[line] = {cpu: count - earlier.get(cpu, 0) for cpu, count in row["counts"].items()}
+    processes = [
+        ProcessPlacement(pid=one["pid"], name=one["name"], cpus={str(one["last_cpu"]): 1})
+        for one in after.processes
+    ]
+    return Placement(irq=irq, processes=processes)
+
+
+def drops(delta: Delta) -> dict[str, int]:
+    """Packets dropped between two readings, by place."""
+    backlog = delta.softnet_dropped
+    return {
+        "nic_ring": delta.nic_ring_drops(),
+        "nic_other": delta.nic_other_drops(),
+        "driver": delta.driver_drops() if delta.is_sfc or delta.has_adapter else 0,
+        "softnet": backlog,
+        # rx_dropped gathers the driver's own, the backlog's and the core's drops.
+        "core": max(0, delta.link("rx_dropped") - delta.nic_in_link() - backlog)
+        + delta.link("rx_nohandler"),
+        "other_host": delta.link("rx_otherhost_dropped"),
+        "ip": delta.snmp("Ip", *_IP_DROPS)
+        + delta.netstat("IpExt", *_IP_EXT_DROPS)
+        + delta.netstat("TcpExt", "IPReversePathFilter"),
+        "udp_rcvbuf": delta.snmp("Udp", "RcvbufErrors"),
+        "udp_memory": delta.snmp("Udp", "MemErrors"),
+        "udp_noport": delta.snmp("Udp", "NoPorts"),
+        "udp_checksum": delta.snmp("Udp", "InCsumErrors"),
+    }
+
+
+def _conservation(sample: Loaded, whole: Whole, tolerances: Tolerances) -> Iterator[Void]:
+    """The four laws; each compares what went in with what came out and was named."""
+
+    def law(rule: str, into: int, out: int, *, fewer: int = 0, more: int = 0) -> Iterator[Void]:
+        """``into`` may exceed ``out`` by ``more`` and fall short by ``fewer``."""
+        allowed = tolerances[rule]
+        slack = max(allowed["packets"], allowed["share"] * max(into, out))
+        if not -fewer - slack <= into - out <= more + slack:
+            yield Void(
+                rule=rule,
+                detail=f"{into} in, {out} out or named, {into - out:+d} unexplained "
+                f"(allowed {slack:.0f}{f' + {max(fewer, more)}' if fewer or more else ''})",
+            )
+
+    delta = Delta(whole.before, whole.after)
+    dropped = drops(delta)
+    # Traffic of other interfaces (ssh) and frames GRO joins, both ways.
+    control = delta.snmp("Tcp", "InSegs") + delta.snmp("Icmp", "InMsgs")
+    taken, ip_in = delta.nic_delivered, delta.ip_in
+    if delta.is_sfc and taken is not None:
+        # Whether a firmware counts these among port_rx_packets differs.
+        yield from law(
+            "nic-conservation",
+            delta.nic("port_rx_packets") - dropped["nic_ring"],
+            taken,
+            more=dropped["nic_other"] + delta.port_kept(),
+        )
+    if taken is not None and ip_in is not None:
+        between = sum(dropped[name] for name in ("driver", "softnet", "core", "other_host"))
+        yield from law("stack-conservation", taken - between, ip_in, fewer=control, more=control)
+    datagrams = delta.datagrams
+    if ip_in is not None and datagrams is not None:
+        udp = datagrams + delta.snmp("Udp", "InErrors") + dropped["udp_noport"]
+        waiting = [
+            sum(socket.queued_bytes for socket in snapshot.udp_sockets) // _MIN_TRUESIZE_BYTES
+            for snapshot in (whole.before, whole.after)
+        ]
+        forwarded = delta.snmp("Ip", "ForwDatagrams")
+        yield from law(
+            "ip-conservation",
+            ip_in - dropped["ip"] - forwarded,
+            udp,
+            fewer=waiting[0],
+            more=waiting[1] + control,
+        )
+    received = [stream.messages_received for stream in sample.netperf]
+    if received and datagrams is not None and None not in received:
+        yield from law(
+            "delivery-conservation", datagrams, sum(count for count in received if count)
+        )
+
+
+def _moved(placement: Placement, conditions: Conditions) -> Iterator[Void]:
+    irq_cpu, netserver_cpu = conditions.irq_cpu, conditions.netserver_cpu
+    tolerances = conditions.tolerances
+    if irq_cpu is not None:
+        counts: Counters = {}
+        for line in placement.irq.values():
+            for cpu, count in line.items():
+                counts[cpu] = counts.get(cpu, 0) + count
+        elsewhere = {cpu: n for cpu, n in counts.items() if n > 0 and cpu != str(irq_cpu)}
+        allowed = tolerances["irq-moved"]
+        slack = max(allowed["interrupts"], allowed["share"] * sum(counts.values()))
+        if sum(elsewhere.values()) > slack:
+            yield Void(
+                rule="irq-moved",
+                detail=f"planned CPU {irq_cpu}, also on "
+                + ", ".join(f"CPU {cpu}: {n}" for cpu, n in sorted(elsewhere.items())),
+            )
+    if netserver_cpu is not None:
+        seen: Counters = {}
+        for process in placement.processes:
+            if process.name == "netserver":
+                for cpu, count in process.cpus.items():
+                    if count > 0 and cpu != str(netserver_cpu):
+                        seen[cpu] = seen.get(cpu, 0) + count
+        if sum(seen.values()) > tolerances["process-moved"]["samples"]:
+            yield Void(
+                rule="process-moved",
+                detail=f"netserver planned on CPU {netserver_cpu}, also seen on "
+                + ", ".join(f"CPU {cpu}: {n}" for cpu, n in sorted(seen.items())),
+            )
+
+
+def _spread(window: Window, conditions: Conditions) -> Iterator[Void]:
+    if conditions.rx_queues is None:
+        return
+    delta = Delta(window.start, window.end)
+    taken = {name: delta.nic(name) for name in queue_counters(tuple(window.end.nic))}
+    busiest = sorted(taken.values(), reverse=True)
+    allowed = conditions.tolerances["queues-spread"]
+    slack = max(allowed["packets"], allowed["share"] * sum(busiest))
+    if sum(busiest[conditions.rx_queues :]) > slack:
+        yield Void(
+            rule="queues-spread",
+            detail=f"planned {conditions.rx_queues}, packets in "
+            + ", ".join(f"{name.partition('.')[0]}: {n}" for name, n in taken.items() if n),
+        )
+
+
+def _window_rules(window: Window, conditions: Conditions) -> Iterator[Void]:
+    irq_cpu, tolerances = conditions.irq_cpu, conditions.tolerances
+    yield from _backwards(window.start, window.end)
+    delta = Delta(window.start, window.end)
+    packets = delta.ip_in
+    if packets is not None and packets < tolerances["no-load"]["packets"]:
+        yield Void(rule="no-load", detail=f"{packets} packets reached IP during the window")
+    flaps = delta.link("carrier_changes")
+    if flaps > 0:
+        yield Void(rule="link-flapped", detail=f"the link changed {flaps} times")
+    before = {line.cpu: line.steal_ns for line in window.start.cpu}
+    for line in window.end.cpu:
+        stolen_s = (line.steal_ns - before.get(line.cpu, line.steal_ns)) / 1e9
+        share = stolen_s / delta.duration_s if delta.duration_s > 0 else 0.0
+        if irq_cpu in (None, line.cpu) and share > tolerances["cpu-throttled"]["share"]:
+            yield Void(rule="cpu-throttled", detail=f"{share:.1%} of CPU {line.cpu} was stolen")
+    for cpu, count in window.end.throttled.items():
+        times = count - window.start.throttled.get(cpu, count)
+        if irq_cpu in (None, int(cpu)) and times > tolerances["cpu-throttled"].get("times", 0):
+            detail = f"CPU {cpu} was slowed down by its temperature, {times} times"
+            yield Void(rule="cpu-throttled", detail=detail)
+
+
+def _ramp_rule(sample: Loaded) -> Iterator[Void]:
+    if sample.ramp is not None and sample.ramp.get("steady") is False:
+        rates = ", ".join(f"{pps:,.0f}" for pps in sample.ramp.get("rates_pps", ())[-4:])
+        yield Void(rule="ramp-unsteady", detail=f"packets/s before the first window: … {rates}")
+
+
+def _backwards(before: Snapshot, after: Snapshot) -> Iterator[Void]:
+    """Counters of the receive path that fell: a reset or a reboot within the trial."""
+    fell = [
+        name
+        for name in ("port_rx_packets", *queue_counters(tuple(after.nic)))
+        if after.nic.get(name, 0) < before.nic.get(name, 0)
+    ]
+    fell += [
+        f"{table}.{name}"
+        for table, name in (("Ip", "InReceives"), ("Udp", "InDatagrams"))
+        if after.snmp.get(table, {}).get(name, 0) < before.snmp.get(table, {}).get(name, 0)
+    ]
+    if after.monotonic_ns <= before.monotonic_ns:
+        fell.append("monotonic_ns")
+    if fell:
+        yield Void(rule="counter-reset", detail=f"ran backwards: {', '.join(sorted(fell))}")
+
+
+def _stream_rules(sample: Loaded, window: Window | None) -> Iterator[Void]:
+    failed = [f"{s.stream} ({s.status})" for s in sample.netperf if s.status != 0]
+    if failed:
+        yield Void(rule="stream-failed", detail=f"stream (status): {', '.join(failed)}")
+    if window is not None:
+        window_s = (window.end.monotonic_ns - window.start.monotonic_ns) / 1e9
+        short = [
+            f"{stream.stream} ({stream.elapsed_s:.2f} s)"
+            for stream in sample.netperf
+            if stream.elapsed_s is not None and stream.elapsed_s < window_s
+        ]
+        if short:
+            yield Void(
+                rule="stream-short",
+                detail=f"ended within a window of {window_s:.2f} s: {', '.join(short)}",
+            )
+
+
+def _once(voids: list[Void]) -> tuple[Void, ...]:
+    first: dict[str, Void] = {}
+    for void in voids:
+        first.setdefault(void.rule, void)
+    return tuple(first.values())
