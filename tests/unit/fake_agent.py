@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -11,7 +12,10 @@ from harness.beds.access.channel import Asked, Pending
 
 
 class FakeAgent(Asked):
-    """``answer(name, **arguments)`` gives each answer, ``opens`` the calls that are begun."""
+    """``answer(name, **arguments)`` gives each answer, ``opens`` the calls that are begun.
+
+    ``closes`` is told that the line to it is closed.
+    """
 
     def __init__(
         self,
@@ -19,21 +23,26 @@ class FakeAgent(Asked):
         *,
         opens: Callable[..., Pending[Any]] | None = None,
         ready: Mapping[str, Any] | None = None,
+        closes: Callable[[], None] = lambda: None,
     ) -> None:
         self._answer, self._opens = answer, opens
         self.ready = ready or {}
+        self.close = closes
 
     def call(self, name: str, arguments: Mapping[str, Any], within_s: float) -> Any:
-        protocol.bound(name, arguments)
+        _held_to_protocol(name, arguments)
         return self._answer(name, **arguments)
 
     def begin(self, call: Callable[..., Any], within_s: float, **arguments: Any) -> Pending[Any]:
         assert self._opens is not None
-        protocol.bound(call.__name__, arguments)
+        _held_to_protocol(call.__name__, arguments)
         return self._opens(call.__name__, **arguments)
 
     def watched_by(self, watch: Callable[[], None]) -> Self:
         return self
 
-    def close(self) -> None:
-        pass
+
+def _held_to_protocol(name: str, arguments: Mapping[str, Any]) -> None:
+    """The call takes these arguments, and they can be written on a line."""
+    protocol.bound(name, arguments)
+    json.dumps(arguments)

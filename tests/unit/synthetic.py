@@ -126,7 +126,7 @@ def trial(host: Host, kind: str, index: int, pps: float, window_s: float, step: 
     }  # fmt: skip
     if kind == "trace":
         made["trace"] = {"duration_s": window_s, "start": start, "end": end, "missed": 0,
-                         **_counted(flow.taken, step)}  # fmt: skip
+                         **trace_counts(flow.taken, step)}  # fmt: skip
     else:
         made["window"] = {
             "start": start,
@@ -141,7 +141,7 @@ def trial(host: Host, kind: str, index: int, pps: float, window_s: float, step: 
     return made
 
 
-def _counted(packets: int, step: int) -> Json:
+def trace_counts(packets: int, step: int) -> Json:
     """List lengths and calls as the eight steps make them: most lists 64 long."""
     full, rest = divmod(packets, 64)
     lengths = [0] * 65
