@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
 
 from harness.base.errors import ConfigurationError
 
@@ -46,8 +45,6 @@ SINGLY_BEFORE = 7
 
 PACED_SHARES = (0.1, 0.5, 0.9)
 """Of the rate at which the receiver is saturated: where CPU time a packet is measured."""
-
-BedKind = Literal["virtual", "native", "hardware"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +136,7 @@ class Plan:
                 yield from ((boot,) for boot in boots)
 
 
-_SMOKE = Profile(
+SMOKE = Profile(
     name="smoke",
     blocks=1,
     warmups=0,
@@ -148,113 +145,30 @@ _SMOKE = Profile(
     window_s=1.0,
     trace_blocks=1,
     trace_s=1.0,
-    slice_s=0.3,
 )
 """Does everything work? Its figures are worth nothing."""
-_NATIVE_SLICE_S = 0.03
-"""Short: the rate of a process follows what else this machine does within seconds.
-
-There are no trials under the probes: a user-mode kernel has no kprobes.
-"""
-_PROFILES: Mapping[tuple[str, str], Profile] = MappingProxyType(
-    {
-        ("smoke", "virtual"): _SMOKE,
-        ("smoke", "native"): replace(_SMOKE, slice_s=_NATIVE_SLICE_S, trace_blocks=0),
-        ("quick", "native"): Profile(
-            name="quick",
-            blocks=2,
-            warmups=1,
-            warmup_s=0.5,
-            trials=3,
-            window_s=2.0,
-            trace_blocks=0,
-            trace_s=0.0,
-            slice_s=_NATIVE_SLICE_S,
-            layouts=2,
-        ),
-        ("standard", "native"): Profile(
-            name="standard",
-            blocks=6,
-            warmups=1,
-            warmup_s=0.5,
-            trials=5,
-            window_s=2.0,
-            trace_blocks=0,
-            trace_s=0.0,
-            slice_s=_NATIVE_SLICE_S,
-            layouts=6,
-        ),
-        ("smoke", "hardware"): replace(_SMOKE, slice_s=0.0),
-        ("quick", "virtual"): Profile(
-            name="quick",
-            blocks=2,
-            warmups=1,
-            warmup_s=1.0,
-            trials=3,
-            window_s=3.0,
-            trace_blocks=1,
-            trace_s=2.0,
-            slice_s=0.3,
-            layouts=2,
-        ),
-        ("standard", "virtual"): Profile(
-            name="standard",
-            blocks=6,
-            warmups=1,
-            warmup_s=2.0,
-            trials=5,
-            window_s=5.0,
-            trace_blocks=2,
-            trace_s=3.0,
-            slice_s=0.3,
-            layouts=6,
-        ),
-        ("quick", "hardware"): Profile(
-            name="quick",
-            blocks=2,
-            warmups=1,
-            warmup_s=2.0,
-            trials=3,
-            window_s=5.0,
-            trace_blocks=1,
-            trace_s=3.0,
-            layouts=2,
-        ),
-        ("standard", "hardware"): Profile(
-            name="standard",
-            blocks=10,
-            warmups=2,
-            warmup_s=5.0,
-            trials=5,
-            window_s=10.0,
-            trace_blocks=2,
-            trace_s=5.0,
-            layouts=5,
-        ),
-    }
-)
 PROFILE_NAMES = ("smoke", "quick", "standard")
 
 
 def profile(
     name: str,
+    profiles: Mapping[str, Profile],
     *,
-    bed_kind: BedKind = "virtual",
     blocks: int | None = None,
     extras: Sequence[str] = (),
     paced_pps: int | None = None,
 ) -> Profile:
-    """The profile ``name`` for a kind of bed, with another number of blocks if given.
+    """The profile ``name`` of those a kind of bed has, with another number of blocks if given.
 
     ``paced_pps`` is the bed's own rate of a paced load, in place of shares.
 
     Raises:
         ConfigurationError: no such profile, or no possible number of blocks.
     """
-    found = _PROFILES.get((name, bed_kind)) or _PROFILES.get((name, "virtual"))
+    found = profiles.get(name)
     if found is None:
         raise ConfigurationError(
-            f"no profile is named {name!r}", hint=f"choose one of {', '.join(PROFILE_NAMES)}"
+            f"no profile is named {name!r}", hint=f"choose one of {', '.join(profiles)}"
         )
     found = replace(
         found,

@@ -4,15 +4,22 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from harness.base.errors import HostLostError
 from harness.beds.access.channel import RemoteAgent
-from harness.kernels import Image
+from harness.config import Bed, Kernel
+from harness.kernels import HostConfig, Image, of_host
+from harness.plan import Profile
+
+if TYPE_CHECKING:
+    from harness.base.progress import Progress
+    from harness.beds.labgrid import Place
 
 _DEATH = re.compile(r"(?:Kernel panic - not syncing|BUG: |Oops: |watchdog: BUG: soft lockup).*")
 
@@ -109,4 +116,71 @@ class Boots(Protocol):
 
         ``notes`` are what was noted of it, by event. ``None``: nothing, it may be repeated.
         """
+        return None
+
+
+class BedKind(ABC):
+    """A kind of bed: what it can do, and where its boots come from.
+
+    Each is one folder of this room and one line in :mod:`harness.beds.registry`; the models of
+    its hosts in ``harness.config`` name it.
+    """
+
+    profiles: ClassVar[Mapping[str, Profile]]
+    """How long to measure, by name."""
+    boot_s: ClassVar[float]
+    """About what a boot takes beside its windows."""
+    here: ClassVar[bool]
+    """Are its kernels booted on this machine? Then its figures are no hardware figures."""
+    no_probes: ClassVar[str | None] = None
+    """Why no probes can be attached there, if so."""
+    no_commits: ClassVar[str | None] = None
+    """Why commits of a tree cannot be built for it, if so."""
+
+    def label(self, accelerator: str | None) -> str:  # noqa: ARG002
+        """How far its figures may be trusted, in a few words."""
+        return "hardware bed"
+
+    @abstractmethod
+    def opened(
+        self,
+        place: Place,
+        image: Image,
+        *,
+        campaign: str,
+        directory: Path,
+        progress: Progress,
+        counting: bool,
+    ) -> AbstractContextManager[Boots]:
+        """See :func:`harness.beds.registry.opened`."""
+
+    @abstractmethod
+    def made_meanwhile(self) -> AbstractContextManager[None]:
+        """Make what it needs beside kernels, if it is not kept yet, while these are built."""
+
+    def look_at(self, bed: Bed, kernel: Kernel, *, resumed: bool) -> None:  # noqa: B027
+        """Tell what is wrong with its hosts before anything is built.
+
+        Raises:
+            InfrastructureError: a machine cannot be asked, or has no room.
+            ConfigurationError: a machine is not as hosts.yaml says.
+        """
+
+    def host_config(
+        self,
+        bed: Bed,  # noqa: ARG002
+        kernel: Kernel,
+        *,
+        resumed: bool,  # noqa: ARG002
+    ) -> HostConfig | None:
+        """The dut's own configuration, if kernels are configured after it.
+
+        Raises:
+            ConfigurationError: they are to be, and there is no machine to ask.
+        """
+        of_host(kernel, virtual=True)
+        return None
+
+    def changes(self) -> tuple[str, str] | None:
+        """What is changed on the dut beside settings, for ``harness plan``."""
         return None

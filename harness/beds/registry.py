@@ -1,26 +1,49 @@
 # SPDX-License-Identifier: MIT
-"""Where the boots of a campaign happen, by what its bed is made of."""
+"""The kinds of bed, by the name that the models of their hosts give."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 
-from harness import images
+from harness import plan
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
-from harness.beds import native, virtual
-from harness.beds.bed import Boots
+from harness.beds.bed import BedKind, Boots
 from harness.beds.labgrid import Place, acquired
-from harness.beds.machine import machines
-from harness.config import Bed, Kernel, QemuHost, SshHost, UmlHost
-from harness.kernels import HostConfig, Image, of_host
+from harness.beds.machine.kind import Hardware
+from harness.beds.native.kind import Native
+from harness.beds.virtual.kind import Virtual
+from harness.config import Bed, Kernel
+from harness.kernels import HostConfig, Image
 
-__all__ = ["acquired", "kernel_config", "made_meanwhile", "opened"]
+KINDS: Mapping[str, BedKind] = MappingProxyType(
+    {"virtual": Virtual(), "native": Native(), "hardware": Hardware()}
+)
+
+__all__ = ["KINDS", "acquired", "kernel_config", "made_meanwhile", "of", "opened", "profile"]
 
 
-@contextmanager
+def of(bed: Bed) -> BedKind:
+    """What kind of bed ``bed`` is."""
+    return KINDS[bed.kind]
+
+
+def profile(
+    name: str,
+    *,
+    bed_kind: str = "virtual",
+    blocks: int | None = None,
+    extras: Sequence[str] = (),
+    paced_pps: int | None = None,
+) -> plan.Profile:
+    """The profile ``name`` for a kind of bed; errors as in :func:`harness.plan.profile`."""
+    profiles = KINDS[bed_kind].profiles
+    return plan.profile(name, profiles, blocks=blocks, extras=extras, paced_pps=paced_pps)
+
+
 def opened(
     place: Place,
     image: Image,
@@ -29,7 +52,7 @@ def opened(
     directory: Path,
     progress: Progress,
     counting: bool = False,
-) -> Iterator[Boots]:
+) -> AbstractContextManager[Boots]:
     """Boots on the bed of ``place`` for the campaign of that id, until the context ends.
 
     ``image`` is any of its kernels; ``directory`` takes what is kept beside the boots;
@@ -38,22 +61,19 @@ def opened(
     Raises:
         InfrastructureError: what the bed needs cannot be had.
     """
-    bed = place.bed
-    if isinstance(bed.dut, QemuHost):
-        made_with = virtual.equipment(bed.dut, image, progress, counts=counting)
-        yield virtual.VirtualBoots(bed=bed, equipment=made_with)
-    elif isinstance(bed.dut, UmlHost):
-        yield native.NativeBoots(bed=bed, equipment=native.equipment(progress))
-    else:
-        with machines.opened(
-            place, campaign=campaign, directory=directory, progress=progress
-        ) as boots:
-            yield boots
+    return of(place.bed).opened(
+        place,
+        image,
+        campaign=campaign,
+        directory=directory,
+        progress=progress,
+        counting=counting,
+    )
 
 
 def made_meanwhile(bed: Bed) -> AbstractContextManager[None]:
     """Make what ``bed`` needs beside kernels, if it is not kept yet, while these are built."""
-    return nullcontext() if bed.kind == "hardware" else images.made_meanwhile()
+    return of(bed).made_meanwhile()
 
 
 def kernel_config(kernel: Kernel, *beds: Bed, resumed: bool = False) -> HostConfig | None:
@@ -67,14 +87,12 @@ def kernel_config(kernel: Kernel, *beds: Bed, resumed: bool = False) -> HostConf
             hosts.yaml says.
     """
     for bed in beds:
-        if bed.kind == "hardware":
-            machines.looked_at(bed, kernel, resumed=resumed)
+        of(bed).look_at(bed, kernel, resumed=resumed)
     found: HostConfig | None = None
     for bed in beds:
-        if not of_host(kernel, virtual=bed.kind != "hardware"):
+        own = of(bed).host_config(bed, kernel, resumed=resumed)
+        if own is None:
             return None
-        assert isinstance(bed.dut, SshHost)
-        own = machines.host_config(bed.dut_name, bed.dut, resumed=resumed)
         if found not in (None, own):
             raise ConfigurationError(
                 f"the kernels of {beds[0].dut_name} and {bed.dut_name} are not configured alike",

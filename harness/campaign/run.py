@@ -35,6 +35,7 @@ from harness.base.errors import (
 )
 from harness.base.progress import Progress, Task
 from harness.base.write_ahead import WriteAheadLog
+from harness.beds import registry
 from harness.campaign.boots import BootUnderWay, Setup, measure_together
 from harness.kernels import Image
 from harness.results import samples
@@ -272,6 +273,7 @@ def record(
         seed=setup.plan.seed,
         bed="+".join(one.bed.name for one in setup.by_bed()),
         bed_kind=setup.bed.kind,
+        bed_label=registry.of(setup.bed).label(setup.boots.accelerator),
         accelerator=setup.boots.accelerator,
         steps=list(setup.plan.steps),
         blocks=chosen.blocks,

@@ -18,9 +18,9 @@ from harness import bisect as bisection
 from harness import config, kernels, needs, plan, trials
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
+from harness.beds import registry
 from harness.beds.bed import Boots
 from harness.beds.labgrid import Place
-from harness.beds.registry import acquired, kernel_config, made_meanwhile, opened
 from harness.campaign import run as campaign
 from harness.commands import (
     PathOf,
@@ -117,9 +117,9 @@ def bisect(
     bed = config.bed(hosts, bed_name)
     if tree and steps is not None:
         raise ConfigurationError("--tree and --steps exclude each other")
-    if tree and bed.kind == "native":
+    if tree and (why := registry.of(bed).no_commits):
         raise ConfigurationError(
-            f"bed {bed.name} is native, and commits of a tree are built for machines alone",
+            f"bed {bed.name} is {bed.kind}: {why}",
             hint="name a virtual bed with --bed, or search the steps of the series",
         )
     require_paced(metric, bed.name, bed.paced_pps)
@@ -146,8 +146,8 @@ def bisect(
     with Progress() as progress, contextlib.ExitStack() as up:
         progress.say(f"results: {directory}, seed {journal.seed}")
 
-        place = up.enter_context(acquired(bed))
-        host = kernel_config(hosts.kernel, place.bed)
+        place = up.enter_context(registry.acquired(bed))
+        host = registry.kernel_config(hosts.kernel, place.bed)
         ends = (question.points[0], question.points[-1])
         job = needs.of_kernels(
             hosts.kernel, ends, 1, tree=None, host=host, bed=bed, together=2, results=directory
@@ -173,7 +173,7 @@ def bisect(
 
         bench = _Bench(place, hosts.load, journal, directory, build, progress, up, retry_failed)
         journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
-    shown = bisection.result(journal) | {"virtual": bed.kind != "hardware"}
+    shown = bisection.result(journal) | {"virtual": registry.of(bed).here}
     if form == "json":
         click.echo(json.dumps(shown, indent=1))
     else:
@@ -227,10 +227,10 @@ class _Bench:
     def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
         """The report of the campaign ``name``, in which ``points`` have ``blocks`` blocks."""
         profile = self._profile(blocks)
-        with made_meanwhile(self.place.bed):
+        with registry.made_meanwhile(self.place.bed):
             built = self.build(points, min(profile.layouts, blocks))
             self.boots = self.boots or self.up.enter_context(
-                opened(
+                registry.opened(
                     self.place,
                     built[points[0]][0],
                     campaign=self.journal.id,
@@ -261,7 +261,7 @@ class _Bench:
         """Timed trials alone for a rate, traced ones alone for what probes count."""
         question = self.journal.question
         measure = MEASURES.get(question.metric)
-        chosen = plan.profile(
+        chosen = registry.profile(
             question.profile,
             bed_kind=self.place.bed.kind,
             blocks=blocks,

@@ -21,10 +21,10 @@ from harness.commands import bed_option, hosts_option, steps_option, tree_option
 @click.option(
     "--layouts",
     type=click.IntRange(min=1, max=plan.MAX_LAYOUTS),
-    default=plan.profile("quick").layouts,
+    default=registry.profile("quick").layouts,
     show_default=True,
     help="Layouts of each; the profile standard takes "
-    f"{plan.profile('standard').layouts} on a virtual bed.",
+    f"{registry.profile('standard').layouts} on a virtual bed.",
 )
 def build(
     steps: str, bed_name: str | None, hosts_path: Path | None, tree: Path | None, layouts: int

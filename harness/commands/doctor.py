@@ -14,6 +14,7 @@ import click
 from harness import config, plan
 from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.base.process import harmless
+from harness.beds import registry
 from harness.commands import hosts_option
 
 _BOTH = 2
@@ -60,15 +61,11 @@ def doctor(
                 _show(row)
 
     for name in chosen:
-        host = config.host(loaded, name)
-        if isinstance(host, config.SshHost):
+        if config.host(loaded, name).bed_kind == "hardware":
+            host = config.machine(loaded, name)
             role, irq_cpu = _role(loaded, name)
             rows = examine(name, host, role=role, irq_cpu=irq_cpu)
             take(name, f"{name} ({role}, {host.hostname})", rows)
-        elif isinstance(host, config.LabgridHost):
-            raise ConfigurationError(
-                f"host {name} is of kind labgrid: its place says where it is only once acquired"
-            )
         elif _HERE not in found:
             take(_HERE, f"{_HERE}, which runs virtual beds", _here(loaded, name))
     if not names and len(chosen) == _BOTH and all(_reached(rows) for rows in found.values()):
@@ -96,15 +93,7 @@ def _reached(rows: list[Finding]) -> bool:
 
 def _machines(loaded: config.HostsFile, bed_name: str | None) -> list[str]:
     bed = config.bed(loaded, bed_name)
-    of = ((bed.dut_name, bed.dut), (bed.generator_name, bed.generator))
-    if bed.kind == "virtual":
-        return [bed.dut_name]
-    names = [name for name, host in of if isinstance(host, config.SshHost)]
-    if not names:
-        raise ConfigurationError(
-            f"bed {bed.name} is of no machines", hint="name a host of kind ssh, or a --bed"
-        )
-    return names
+    return [bed.dut_name] if registry.of(bed).here else [bed.dut_name, bed.generator_name]
 
 
 def _here(loaded: config.HostsFile, name: str) -> Iterator[Finding]:
@@ -115,7 +104,7 @@ def _here(loaded: config.HostsFile, name: str) -> Iterator[Finding]:
     if not of:
         raise ConfigurationError(f"host {name} is in no bed")
     steps = plan.parse_steps("0,2,8")
-    layouts = plan.profile("quick").layouts
+    layouts = registry.profile("quick").layouts
     yield from needs.examine(
         needs.of_kernels(
             loaded.kernel,

@@ -9,7 +9,6 @@ import click
 
 from harness import config
 from harness.agent.protocol import Calls
-from harness.base.errors import ConfigurationError
 from harness.beds.machine.lease import State, agent_of
 from harness.commands import hosts_option
 
@@ -38,9 +37,4 @@ def release(host: str, by_force: bool, hosts_path: Path | None) -> None:
 
 
 def _agent(name: str, hosts_path: Path | None) -> Calls:
-    found = config.host(config.load(config.locate(hosts_path)), name)
-    if not isinstance(found, config.SshHost):
-        raise ConfigurationError(
-            f"host {name} is of kind {found.kind}, which has no lease; expected one of kind ssh"
-        )
-    return agent_of(name, found)
+    return agent_of(name, config.machine(config.load(config.locate(hosts_path)), name))

@@ -50,20 +50,6 @@ echo 'done: {user} may start {path}'
 """
 
 
-def machine(loaded: config.HostsFile, name: str) -> config.SshHost:
-    """The machine ``name`` of a hosts file.
-
-    Raises:
-        ConfigurationError: it is none.
-    """
-    found = config.host(loaded, name)
-    if not isinstance(found, config.SshHost):
-        raise ConfigurationError(
-            f"host {name} is of kind {found.kind}; expected a machine of kind ssh"
-        )
-    return found
-
-
 @click.command()
 @click.argument("name", metavar="HOST")
 @click.option(
@@ -82,7 +68,7 @@ def sudoers(name: str, script: bool, hosts_path: Path | None) -> None:
     agent is sent to the user's home first. A user with sudo rights for everything needs
     none of this.
     """
-    host = machine(config.load(config.locate(hosts_path)), name)
+    host = config.machine(config.load(config.locate(hosts_path)), name)
     agent, content = agent_archive()
     user = host.user
     if script or user is None:
@@ -119,7 +105,7 @@ def enroll(
 
     From then on the harness reaches HOST only by that key; another one is an error.
     """
-    host = machine(config.load(config.locate(hosts_path)), name)
+    host = config.machine(config.load(config.locate(hosts_path)), name)
     lines = hostkeys.fetched(host, name)
     prints = hostkeys.fingerprints(lines)
     known = hostkeys.fingerprints(hostkeys.known(host)) if hostkeys.known(host) else []
@@ -157,7 +143,7 @@ def clean(name: str, hosts_path: Path | None) -> None:
     What an administrator installed by `harness hosts sudoers` stays, and is named. A host
     that somebody else has is left alone.
     """
-    host = machine(config.load(config.locate(hosts_path)), name)
+    host = config.machine(config.load(config.locate(hosts_path)), name)
     lease.asked(name, host).require_not_anothers()
     ssh = SshTarget.of(host)
     with tempfile.TemporaryDirectory(prefix="rb-clean-") as scratch:

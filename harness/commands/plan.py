@@ -11,6 +11,7 @@ import click
 from tabulate import tabulate
 
 from harness import config, trials
+from harness.beds import registry
 from harness.commands import (
     also_option,
     bed_option,
@@ -28,11 +29,8 @@ from harness.plan import (
     Profile,
     make_plan,
     parse_steps,
-    profile,
 )
 
-# What surrounds the measured windows of a boot, to tell an evening from a coffee break.
-_BOOT_S = {"virtual": 28, "native": 5, "hardware": 240}
 _STEERED = {
     "auto": "their number, else the indirection table, else a rule for UDP",
     "rss": "the indirection table",
@@ -65,7 +63,7 @@ def plan(
     beds = config.beds(config.load(config.locate(hosts_path)), bed_name, bed_names)
     chosen = make_plan(
         AA_STEPS if aa else parse_steps(steps),
-        profile(
+        registry.profile(
             profile_name,
             bed_kind=beds[0].kind,
             blocks=blocks,
@@ -83,7 +81,7 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
     timing, bed = plan.profile, beds[0]
     boots = sum(len(row) for row in plan.order)
     measured_s = trials.measured_s(plan)
-    about_s = measured_s + plan.blocks_of_a_bed * len(plan.steps) * _BOOT_S[bed.kind]
+    about_s = measured_s + plan.blocks_of_a_bed * len(plan.steps) * registry.of(bed).boot_s
     named = f"beds {', '.join(one.name for one in beds)}" if len(beds) > 1 else f"bed {bed.name}"
     yield f"{named} ({bed.kind}) · profile {timing.name} · seed {plan.seed}"
     yield (
@@ -146,9 +144,8 @@ def _changes(bed: config.Bed, timing: Profile) -> Iterator[str]:
         "moderation": bed.coalesce
         and f"{bed.coalesce.rx_usecs} µs, adaptive {'on' if bed.coalesce.adaptive_rx else 'off'}",
     }
-    wanted |= dict(change for kind in trials.asked(timing) if (change := kind.changes()))
-    if bed.kind == "hardware":
-        wanted["kernels"] = "one of each step is installed beside its own, and booted once a block"
+    changes = [registry.of(bed).changes(), *(kind.changes() for kind in trials.asked(timing))]
+    wanted |= dict(change for change in changes if change)
     for name, value in wanted.items():
         yield f"  {name}: {'left as it is' if value is None else value}"
     yield f"set on {bed.generator_name} (generator):"

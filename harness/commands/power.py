@@ -29,7 +29,7 @@ def power(host: str, act: str, yes: bool, hosts_path: Path | None) -> None:
     """
     from harness.beds.machine import power
 
-    machine = _machine(hosts_path, host)
+    machine = config.machine(config.load(config.locate(hosts_path)), host)
     if machine.power is None:
         raise ConfigurationError(
             f"hosts.yaml does not say how {host} is switched", hint=f"give hosts.{host}.power"
@@ -60,7 +60,7 @@ def console(host: str, log_path: Path | None, hosts_path: Path | None) -> None:
 
     if log_path is not None and not log_path.absolute().parent.is_dir():
         raise ConfigurationError(f"{log_path.parent} is no directory that could hold the log")
-    machine = _machine(hosts_path, host)
+    machine = config.machine(config.load(config.locate(hosts_path)), host)
     if machine.console is None:
         raise ConfigurationError(
             f"hosts.yaml does not say where the console of {host} is",
@@ -84,15 +84,3 @@ def _require_not_anothers(name: str, host: config.SshHost) -> None:
     except HarnessError:
         return  # a host whose power has to be cut seldom answers
     state.require_not_anothers()
-
-
-def _machine(hosts_path: Path | None, name: str) -> config.SshHost:
-    loaded = config.load(config.locate(hosts_path))
-    machine = loaded.hosts.get(name)
-    if not isinstance(machine, config.SshHost):
-        known = [key for key, host in loaded.hosts.items() if isinstance(host, config.SshHost)]
-        raise ConfigurationError(
-            f"no machine (a host of kind ssh) is called {name!a}",
-            hint=f"there are: {', '.join(known)}" if known else "hosts.yaml has none",
-        )
-    return machine

@@ -14,7 +14,6 @@ from harness.base.errors import InfrastructureError
 from harness.beds.access.ssh import SshTarget
 from harness.beds.machine import lease
 from harness.commands import hosts_option
-from harness.commands.machines import machine
 
 
 @click.command()
@@ -28,7 +27,7 @@ def restore(name: str, end_others: bool, reboot: bool, hosts_path: Path | None) 
     It stays in the kernel it runs, unless --reboot; any reboot or power cycle returns to
     its own. A host that somebody else has is left alone.
     """
-    host = machine(config.load(config.locate(hosts_path)), name)
+    host = config.machine(config.load(config.locate(hosts_path)), name)
     lease.asked(name, host).require_not_anothers()
     with tempfile.TemporaryDirectory(prefix="rb-restore-") as scratch:
         agent = SshTarget.of(host).start_agent(host=name, log=Path(scratch) / "agent.log")

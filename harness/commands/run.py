@@ -105,7 +105,7 @@ def run(
     beds = config.beds(hosts, bed_name, bed_names)
     chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     wanted = tuple(kept.steps) if kept else chosen_steps
-    chosen = plan.profile(
+    chosen = registry.profile(
         kept.profile if kept else profile_name,
         bed_kind=beds[0].kind,
         blocks=kept.blocks if kept else blocks,

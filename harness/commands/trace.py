@@ -15,9 +15,9 @@ import click
 from harness import config, kernels, needs, plan, tracing
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
+from harness.beds import registry
 from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import SshTarget
-from harness.beds.virtual import equipment, virtual_bed
 from harness.campaign import prepare
 from harness.commands import Seconds, hosts_option
 from harness.trials.load import start_load
@@ -86,17 +86,19 @@ def trace(
     target = config.host(hosts, name)
     wanted = plan.parse_step(step)
     with contextlib.ExitStack() as up:
-        if isinstance(target, config.QemuHost):
-            agent, found = up.enter_context(_virtual(hosts, name, wanted, idle=idle))
-        elif isinstance(target, config.SshHost):
-            agent, found = up.enter_context(_machine(name, target)), target.interface
-        elif isinstance(target, config.UmlHost):
+        if not target.bed_kind:
+            raise ConfigurationError(f"{name} is a generator: it receives nothing to trace")
+        kind = registry.KINDS[target.bed_kind]
+        if kind.no_probes:
             raise ConfigurationError(
-                f"{name} is a user-mode kernel, which takes no probes from inside",
+                f"{name}: {kind.no_probes}",
                 hint="name the dut of a virtual bed; the series is the same there",
             )
+        if kind.here:
+            agent, found = up.enter_context(_booted(hosts, name, wanted, idle=idle))
         else:
-            raise ConfigurationError(f"{name} is a generator: it receives nothing to trace")
+            machine = config.machine(hosts, name)
+            agent, found = up.enter_context(_machine(name, machine)), machine.interface
         probes = tracing.begin(agent, found if interface is None else interface)
         up.callback(tracing.end, agent)
         show = _lines(name, probes) if as_json else up.enter_context(_screen(name, probes))
@@ -109,7 +111,7 @@ def trace(
 
 
 @contextlib.contextmanager
-def _virtual(
+def _booted(
     hosts: config.HostsFile, name: str, wanted: str, *, idle: bool
 ) -> Iterator[tuple[RemoteAgent, str]]:
     """The guest ``name``, booted with step ``wanted``, under load unless ``idle``."""
@@ -119,14 +121,19 @@ def _virtual(
             f"host {name} is the dut of no bed", hint="a virtual host needs a generator beside it"
         )
     bed = config.bed(hosts, named[0])
-    assert isinstance(bed.dut, config.QemuHost)
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
         needs.require(needs.of_kernels(hosts.kernel, [wanted], 1, tree=None, host=None, bed=bed))
         image = kernels.images(hosts.kernel, [wanted], progress=progress)[wanted]
-        made_with = equipment(bed.dut, image, progress)
         with contextlib.ExitStack() as up:
+            directory = Path(scratch)
+            place = up.enter_context(registry.acquired(bed))
+            boots = up.enter_context(
+                registry.opened(
+                    place, image, campaign="trace", directory=directory, progress=progress
+                )
+            )
             with progress.task(f"{name}: step {wanted}"):
-                running = up.enter_context(virtual_bed(bed, image, made_with, Path(scratch)))
+                running = up.enter_context(boots.boot(image, directory, lambda *_, **__: None))
                 prepare.apply_settings(bed, running)
                 if not idle:
                     start_load(bed, hosts.load, running)

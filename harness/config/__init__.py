@@ -6,7 +6,7 @@ need a configuration.
 """
 
 from harness.config.kernel import Distcc, GitSource, Kernel, PackageSource, Source, TarballSource
-from harness.config.load import bed, beds, host, json_schema, load, locate
+from harness.config.load import bed, beds, host, json_schema, load, locate, machine
 from harness.config.machine import (
     Boot,
     CommandConsole,
@@ -89,4 +89,5 @@ __all__ = [
     "json_schema",
     "load",
     "locate",
+    "machine",
 ]

@@ -212,6 +212,26 @@ def host(hosts: HostsFile, name: str) -> Host:
     return hosts.hosts[name]
 
 
+def machine(hosts: HostsFile, name: str) -> SshHost:
+    """The machine ``name``, which ssh reaches.
+
+    Raises:
+        ConfigurationError: there is no such host, or it is none.
+    """
+    found = host(hosts, name)
+    if isinstance(found, SshHost):
+        return found
+    if isinstance(found, LabgridHost):
+        raise ConfigurationError(
+            f"host {name} is of kind labgrid: its place says where it is only once acquired"
+        )
+    known = [key for key, one in hosts.hosts.items() if isinstance(one, SshHost)]
+    raise ConfigurationError(
+        f"host {name} is of kind {found.kind}; expected a machine of kind ssh",
+        hint=f"there are: {', '.join(known)}" if known else "hosts.yaml has none",
+    )
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a hosts file."""
     return {

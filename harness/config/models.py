@@ -8,7 +8,7 @@ as that which was expected.
 from __future__ import annotations
 
 from ipaddress import IPv4Interface
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -31,7 +31,7 @@ from harness.config.fields import (
 from harness.config.kernel import Kernel
 from harness.config.machine import Boot, Console, Power
 
-BedKind = Literal["virtual", "native", "hardware"]
+Arch = Literal["x86", "um"]
 
 
 class Load(Model):
@@ -169,6 +169,10 @@ class Nic(Model):
 
 
 class _Host(Model):
+    bed_kind: ClassVar[str] = ""
+    """The kind of bed of which it can be the dut; see ``harness.beds.registry``."""
+    arch: ClassVar[Arch] = "x86"
+    """What kernels for it are built for."""
     address: IPv4Interface = Field(
         description="IPv4 address and prefix for test traffic, such as 198.18.0.2/24"
     )
@@ -176,6 +180,8 @@ class _Host(Model):
 
 class QemuHost(_Host):
     """A guest on this machine whose NIC is a model that the harness runs."""
+
+    bed_kind = "virtual"
 
     kind: Literal["qemu"]
     vcpus: Annotated[int, Field(ge=1, le=64)] = Field(default=2, description="virtual CPUs")
@@ -206,6 +212,9 @@ class Wire(Model):
 class UmlHost(_Host):
     """A kernel that is a process of this machine (ARCH=um), whose NIC is the model."""
 
+    bed_kind = "native"
+    arch = "um"
+
     kind: Literal["uml"]
     memory_mib: Annotated[int, Field(ge=128, le=65536)] = Field(
         default=256, description="memory of the kernel, in MiB"
@@ -228,6 +237,8 @@ class NetnsHost(_Host):
 class SshHost(_Host):
     """A machine reached with OpenSSH; jump hosts, keys and agents are OpenSSH's to configure."""
 
+    bed_kind = "hardware"
+
     kind: Literal["ssh"]
     hostname: Hostname = Field(
         description="host name, address, or a Host of your OpenSSH configuration"
@@ -249,6 +260,8 @@ class SshHost(_Host):
 
 class LabgridHost(_Host):
     """A machine whose address, power and console are resources of its bed's labgrid place."""
+
+    bed_kind = "hardware"
 
     kind: Literal["labgrid"]
     resource: LabgridName = Field(
@@ -302,21 +315,19 @@ class Bed(BedSettings):
     labgrid: Labgrid | None = None
 
     @property
-    def kind(self) -> BedKind:
-        """``virtual`` where the dut is a guest, ``native`` where its kernel is a process."""
-        if isinstance(self.dut, UmlHost):
-            return "native"
-        return "virtual" if isinstance(self.dut, QemuHost) else "hardware"
+    def kind(self) -> str:
+        """Which of ``harness.beds.registry``."""
+        return self.dut.bed_kind
 
     @property
     def guest_mib(self) -> int | None:
         """Memory of this machine that its dut takes; None: it is another machine."""
-        return self.dut.memory_mib if isinstance(self.dut, QemuHost | UmlHost) else None
+        return getattr(self.dut, "memory_mib", None)
 
     @property
-    def arch(self) -> Literal["x86", "um"]:
+    def arch(self) -> Arch:
         """What kernels for its dut are built for."""
-        return "um" if isinstance(self.dut, UmlHost) else "x86"
+        return self.dut.arch
 
     @property
     def netserver_cpu(self) -> int:

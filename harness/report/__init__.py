@@ -19,6 +19,7 @@ from harness.base.errors import ConfigurationError
 from harness.plan import BASELINE
 from harness.report import exchange, text
 from harness.results.analysis import PRIMARY, Analysis, Beside, ListLengths, OnBed, Row
+from harness.results.samples import Campaign
 from harness.results.stats import CONFIDENCE, Verdict
 from harness.trials import MEASURES, RATES
 
@@ -43,7 +44,7 @@ def document(analysis: Analysis) -> Document:
         "version": VERSION,
         "complete": analysis.complete,
         "virtual": campaign.bed_kind != "hardware",
-        "label": label(campaign.bed_kind, campaign.accelerator),
+        "label": label(campaign),
         "campaign": {
             "id": campaign.id,
             "created": campaign.created,
@@ -117,13 +118,11 @@ def schema() -> Document:
     return found
 
 
-def label(bed_kind: str, accelerator: str | None) -> str:
-    """How far the figures of a bed may be trusted, in a few words."""
-    if bed_kind == "hardware":
-        return "hardware bed"
-    if bed_kind == "native":
-        return "native, user-mode kernel: not a hardware figure"
-    return f"virtual bed, {(accelerator or 'emulated').upper()}: not a hardware figure"
+def label(campaign: Campaign) -> str:
+    """How far the figures of its bed may be trusted, in a few words."""
+    if campaign.bed_label or campaign.bed_kind == "hardware":
+        return campaign.bed_label or "hardware bed"
+    return f"virtual bed, {(campaign.accelerator or 'emulated').upper()}: not a hardware figure"
 
 
 def _kernel(analysis: Analysis) -> str | None:

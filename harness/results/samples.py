@@ -96,7 +96,9 @@ class Campaign(Declared):
     profile: str
     seed: int
     bed: str
-    bed_kind: Literal["virtual", "native", "hardware"]
+    bed_kind: str
+    bed_label: str | None = None
+    """How far its figures may be trusted; ``None`` in results of earlier versions."""
     accelerator: str | None = None
     steps: list[str]
     blocks: int

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from harness import config, kernels, plan
+from harness import config, kernels
 from harness.base.progress import Progress
+from harness.beds import registry
 from harness.beds.bed import RunningBed
 from harness.beds.virtual import Equipment, equipment, virtual_bed
 from harness.selftest.rack import Rack
@@ -55,7 +56,7 @@ def built() -> dict[str, kernels.Image]:
     """The kernels of :data:`STEPS`, in their first layout."""
     hosts = config.load(config.locate(None))
     # Those that the campaign asks for as well: to come back to a step is to compile again.
-    count = plan.profile("quick").layouts
+    count = registry.profile("quick").layouts
     with Progress() as progress:
         made = kernels.layouts(hosts.kernel, STEPS, count, progress=progress)
     return {step: images[0] for step, images in made.items()}

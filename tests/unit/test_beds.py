@@ -44,7 +44,7 @@ NAMES = ("a", "b", "c")
 def test_each_bed_has_a_balanced_share_of_the_blocks(blocks: int, count: int, seed: int) -> None:
     steps = ("0", "2", "8")
     drawn = plan.make_plan(
-        steps, plan.profile("standard", blocks=blocks), seed=seed, beds=NAMES[:count]
+        steps, registry.profile("standard", blocks=blocks), seed=seed, beds=NAMES[:count]
     )
     assert [row for row in drawn.order if sorted(row) != sorted(steps)] == []
     for bed in NAMES[:count]:
@@ -58,7 +58,7 @@ def test_each_bed_has_a_balanced_share_of_the_blocks(blocks: int, count: int, se
 
 
 def test_one_bed_is_dealt_as_ever() -> None:
-    profile = plan.profile("standard", bed_kind="hardware")
+    profile = registry.profile("standard", bed_kind="hardware")
     assert plan.make_plan("08", profile, seed=3, beds=["a"]) == plan.make_plan(
         "08", profile, seed=3
     )
@@ -85,7 +85,7 @@ def test_layouts_and_probes_are_shared_by_all_beds(machine: Machine) -> None:
 
 def test_fewer_blocks_than_beds_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="3 beds cannot share 2 blocks"):
-        plan.make_plan("08", plan.profile("quick"), seed=1, beds=NAMES)
+        plan.make_plan("08", registry.profile("quick"), seed=1, beds=NAMES)
 
 
 class Rack(Machine):

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.plan import PACED_SHARES, profile
+from harness.beds.registry import profile
+from harness.plan import PACED_SHARES
 from harness.report import document, render
 from harness.report.plots import plots
 from harness.results.analysis import analyse

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from harness import bisect, kernels, plan
 from harness.base.errors import ConfigurationError, HarnessError, InfrastructureError, KernelError
+from harness.beds import registry
 from harness.campaign import run as campaign
 from harness.commands import bisect as command
 from harness.report import document
@@ -320,7 +321,7 @@ def test_the_table_has_a_line_a_point(tmp_path: Path) -> None:
 @pytest.mark.parametrize("points", [("0", "8"), ("0",), ("a", "b", "c")])
 def test_fewer_blocks_of_a_seed_are_the_first_of_more(points: tuple[str, ...]) -> None:
     few, more = (
-        plan.make_plan(points, plan.profile("standard", blocks=blocks), seed=11).order
+        plan.make_plan(points, registry.profile("standard", blocks=blocks), seed=11).order
         for blocks in (6, 18)
     )
     assert more[:6] == few

@@ -16,6 +16,7 @@ from harness import plan
 from harness.base.errors import DiedLeavingError, HostLostError, KernelError
 from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
+from harness.beds import registry
 from harness.beds.access.channel import Pending
 from harness.campaign import run as campaign
 from harness.config import Load
@@ -141,7 +142,7 @@ def setup(machine: Machine, bed_kind: Any = "virtual", blocks: int = 2) -> campa
         steering="auto", rx_ring=None, offloads=None, coalesce=None, irqbalance=None,
         governor=None,
     )  # fmt: skip
-    profile = plan.profile("quick", bed_kind=bed_kind, blocks=blocks)
+    profile = registry.profile("quick", bed_kind=bed_kind, blocks=blocks)
     return campaign.Setup(
         bed=bed,  # type: ignore[arg-type]
         load=Load(),

@@ -12,7 +12,8 @@ from harness import config
 from harness.agent.boot import systemd_boot
 from harness.base.errors import ConfigurationError
 from harness.base.resources import shipped
-from harness.plan import MAX_BLOCKS, parse_step, profile
+from harness.beds.registry import profile
+from harness.plan import MAX_BLOCKS, parse_step
 
 pytestmark = pytest.mark.unit
 

@@ -30,13 +30,13 @@ from harness.base.progress import Progress
 from harness.base.resources import shipped
 from harness.beds import native
 from harness.beds.native import uml
+from harness.beds.registry import profile
 from harness.config import Kernel, MachineCpus
 from harness.images import GuestImage
 from harness.kernels import Image, build, configuration
 from harness.kernels.arch import UM, X86
 from harness.kernels.source import from_tarball
 from harness.kernels.walk import _LD
-from harness.plan import profile
 from harness.report import text
 from harness.results.analysis import analyse
 from harness.results.samples import ResultDirectory
@@ -156,7 +156,7 @@ def test_a_native_bed_has_turns_of_its_own() -> None:
 
 
 def test_its_figures_are_no_hardware_figures() -> None:
-    assert report.label("native", None) == "native, user-mode kernel: not a hardware figure"
+    assert native.kind.Native().label(None) == "native, user-mode kernel: not a hardware figure"
 
 
 def test_cpu_time_is_that_of_the_kernels_process() -> None:

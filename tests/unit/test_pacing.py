@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from harness import config, plan
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
+from harness.beds import registry
 from harness.beds.access.channel import Pending
 from harness.campaign import pacing
 from harness.campaign import run as campaign
@@ -73,7 +74,7 @@ def _campaign(root: Path, **more: Any) -> plan.Plan:
         **more,
     )
     order = json.loads((root / "campaign.json").read_text())["order"]
-    profile = plan.profile("standard", bed_kind="hardware", blocks=3)
+    profile = registry.profile("standard", bed_kind="hardware", blocks=3)
     return plan.Plan(profile=profile, steps=STEPS, seed=1, order=tuple(tuple(row) for row in order))
 
 
@@ -203,7 +204,7 @@ class _Machine(Machine):
 def _run(root: Path, kind: plan.BedKind, pps: int | None) -> plan.Plan:
     made = setup(_Machine(), kind, blocks=3)
     made.bed.paced_pps = pps  # type: ignore[misc]
-    profile = plan.profile("quick", bed_kind=kind, blocks=3, extras=["cpu"], paced_pps=pps)
+    profile = registry.profile("quick", bed_kind=kind, blocks=3, extras=["cpu"], paced_pps=pps)
     drawn = plan.make_plan(STEPS, replace(profile, trials=2, trace_blocks=0), seed=1)
     campaign.run(replace(made, plan=drawn), root, progress=Progress())
     return drawn

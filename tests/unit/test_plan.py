@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import ConfigurationError
-from harness.plan import ALL_STEPS, SERIES_STEPS, balanced_blocks, make_plan, parse_steps, profile
+from harness.beds.registry import profile
+from harness.plan import ALL_STEPS, SERIES_STEPS, balanced_blocks, make_plan, parse_steps
 from harness.trials import VOID_RULES, extras, measured_s, void_rules_record
 from tests.unit.synthetic import trials_of
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""Two machines: leased, and booted in turn."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from harness.base.progress import Progress
+from harness.beds.bed import BedKind, Boots
+from harness.beds.labgrid import Place
+from harness.beds.machine import machines
+from harness.config import Bed, Kernel, SshHost
+from harness.kernels import HostConfig, Image, of_host
+from harness.plan import SMOKE, Profile
+
+
+class Hardware(BedKind):
+    """One boot at a time, from the machine's own disk."""
+
+    here = False
+    boot_s = 240
+    profiles = {
+        "smoke": SMOKE,
+        "quick": Profile(
+            name="quick",
+            blocks=2,
+            warmups=1,
+            warmup_s=2.0,
+            trials=3,
+            window_s=5.0,
+            trace_blocks=1,
+            trace_s=3.0,
+            layouts=2,
+        ),
+        "standard": Profile(
+            name="standard",
+            blocks=10,
+            warmups=2,
+            warmup_s=5.0,
+            trials=5,
+            window_s=10.0,
+            trace_blocks=2,
+            trace_s=5.0,
+            layouts=5,
+        ),
+    }
+
+    def opened(
+        self,
+        place: Place,
+        image: Image,  # noqa: ARG002
+        *,
+        campaign: str,
+        directory: Path,
+        progress: Progress,
+        counting: bool,  # noqa: ARG002
+    ) -> AbstractContextManager[Boots]:
+        """The machines are left as they were found when the context ends."""
+        return machines.opened(place, campaign=campaign, directory=directory, progress=progress)
+
+    def made_meanwhile(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def look_at(self, bed: Bed, kernel: Kernel, *, resumed: bool) -> None:
+        machines.looked_at(bed, kernel, resumed=resumed)
+
+    def host_config(self, bed: Bed, kernel: Kernel, *, resumed: bool) -> HostConfig | None:
+        if not of_host(kernel, virtual=False):
+            return None
+        assert isinstance(bed.dut, SshHost)
+        return machines.host_config(bed.dut_name, bed.dut, resumed=resumed)
+
+    def changes(self) -> tuple[str, str]:
+        return "kernels", "one of each step is installed beside its own, and booted once a block"

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""User-mode kernels: processes of this machine, whose NIC is the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from harness import images
+from harness.base.progress import Progress
+from harness.beds.bed import BedKind, Boots
+from harness.beds.labgrid import Place
+from harness.beds.native import NativeBoots, equipment
+from harness.kernels import Image
+from harness.plan import SMOKE, Profile
+
+_SLICE_S = 0.03
+"""Short: the rate of a process follows what else this machine does within seconds."""
+
+
+class Native(BedKind):
+    """Boots of a block are up together. There are no trials under probes: it has no kprobes."""
+
+    here = True
+    boot_s = 5
+    no_probes = "a user-mode kernel takes no probes from inside"
+    no_commits = "commits of a tree are built for machines alone"
+    profiles = {
+        "smoke": replace(SMOKE, slice_s=_SLICE_S, trace_blocks=0),
+        "quick": Profile(
+            name="quick",
+            blocks=2,
+            warmups=1,
+            warmup_s=0.5,
+            trials=3,
+            window_s=2.0,
+            trace_blocks=0,
+            trace_s=0.0,
+            slice_s=_SLICE_S,
+            layouts=2,
+        ),
+        "standard": Profile(
+            name="standard",
+            blocks=6,
+            warmups=1,
+            warmup_s=0.5,
+            trials=5,
+            window_s=2.0,
+            trace_blocks=0,
+            trace_s=0.0,
+            slice_s=_SLICE_S,
+            layouts=6,
+        ),
+    }
+
+    def label(self, accelerator: str | None) -> str:  # noqa: ARG002
+        return "native, user-mode kernel: not a hardware figure"
+
+    @contextmanager
+    def opened(
+        self,
+        place: Place,
+        image: Image,  # noqa: ARG002
+        *,
+        campaign: str,  # noqa: ARG002
+        directory: Path,  # noqa: ARG002
+        progress: Progress,
+        counting: bool,  # noqa: ARG002
+    ) -> Iterator[Boots]:
+        """They end with the harness, and leave nothing."""
+        yield NativeBoots(bed=place.bed, equipment=equipment(progress))
+
+    def made_meanwhile(self) -> AbstractContextManager[None]:
+        return images.made_meanwhile()

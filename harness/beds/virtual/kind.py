@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+"""Guests of QEMU on this machine, whose NIC is the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from harness import images
+from harness.base.progress import Progress
+from harness.beds.bed import BedKind, Boots
+from harness.beds.labgrid import Place
+from harness.beds.virtual import VirtualBoots, equipment
+from harness.config import QemuHost
+from harness.kernels import Image
+from harness.plan import SMOKE, Profile
+
+_SLICE_S = 0.3
+
+
+class Virtual(BedKind):
+    """Boots of a block are up together."""
+
+    here = True
+    boot_s = 28
+    profiles = {
+        "smoke": replace(SMOKE, slice_s=_SLICE_S),
+        "quick": Profile(
+            name="quick",
+            blocks=2,
+            warmups=1,
+            warmup_s=1.0,
+            trials=3,
+            window_s=3.0,
+            trace_blocks=1,
+            trace_s=2.0,
+            slice_s=_SLICE_S,
+            layouts=2,
+        ),
+        "standard": Profile(
+            name="standard",
+            blocks=6,
+            warmups=1,
+            warmup_s=2.0,
+            trials=5,
+            window_s=5.0,
+            trace_blocks=2,
+            trace_s=3.0,
+            slice_s=_SLICE_S,
+            layouts=6,
+        ),
+    }
+
+    def label(self, accelerator: str | None) -> str:
+        return f"virtual bed, {(accelerator or 'emulated').upper()}: not a hardware figure"
+
+    @contextmanager
+    def opened(
+        self,
+        place: Place,
+        image: Image,
+        *,
+        campaign: str,  # noqa: ARG002
+        directory: Path,  # noqa: ARG002
+        progress: Progress,
+        counting: bool,
+    ) -> Iterator[Boots]:
+        """They end with the harness, and leave nothing."""
+        assert isinstance(place.bed.dut, QemuHost)
+        made_with = equipment(place.bed.dut, image, progress, counts=counting)
+        yield VirtualBoots(bed=place.bed, equipment=made_with)
+
+    def made_meanwhile(self) -> AbstractContextManager[None]:
+        return images.made_meanwhile()
