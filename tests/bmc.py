@@ -202,7 +202,7 @@ def _emulator() -> Any:
     from sushy_tools.emulator import main
     from sushy_tools.emulator.resources.systems.base import AbstractSystemsDriver
 
-    class Driver(AbstractSystemsDriver):
+    class Driver(AbstractSystemsDriver):  # type: ignore[misc]
         driver = "<callback>"
         systems = [_UUID]  # noqa: RUF012
 

@@ -179,7 +179,7 @@ class Stage:
         assert all(complete for complete, _ in answered), "a connection ended early"
         observed: Observed = inside.ask({"end": True})["observed"]
         waited = any(took_s > _ROUNDS_S for _, took_s in answered)
-        return observed | {"requests": {"answered at once": not waited}}
+        return {**observed, "requests": {"answered at once": not waited}}
 
     def _send(self, burst: Sequence[bytes]) -> None:
         """The guest finds the whole burst when it goes on."""

@@ -21,7 +21,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 MARKER = 0x88B5  # IEEE 802's local experimental EtherType
 PATIENCE_S = 120.0
@@ -54,24 +56,26 @@ QUIET = {
 }
 
 
-def write(path, text):
+def write(path: str, text: str) -> None:
     Path(path).write_text(f"{text}\n")
 
 
-def run(line):
+def run(line: str) -> str:
     """One command of a scene: an argument vector, but for ``write VALUE FILE`` and ``take NIC``."""
     argv = shlex.split(line)
     if argv[0] == "write":
-        return write(argv[2], argv[1])
+        write(argv[2], argv[1])
+        return ""
     if argv[0] == "take":
-        return take(argv[1])
+        take(argv[1])
+        return ""
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{line}: {done.stderr.strip()}")
     return done.stdout
 
 
-def take(nic):
+def take(nic: str) -> None:
     """Have the NIC in this namespace, once it is in the system's."""
     argv = f"nsenter --target 1 --net ip link set {nic} netns {os.getpid()}".split()
     deadline = time.monotonic() + PATIENCE_S
@@ -81,7 +85,7 @@ def take(nic):
         time.sleep(0.05)
 
 
-def await_carrier(nic):
+def await_carrier(nic: str) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while Path("/sys/class/net", nic, "operstate").read_text() != "up\n":
         if time.monotonic() > deadline:
@@ -89,8 +93,10 @@ def await_carrier(nic):
         time.sleep(0.05)
 
 
-def enter(nic):
+def enter(nic: str) -> None:
     """Go into new namespaces, and take the NIC along."""
+    if sys.version_info < (3, 12):
+        raise SystemExit("network namespaces are entered by Python 3.12 or newer")
     set_up(GLOBAL)
     os.unshare(os.CLONE_NEWNET | os.CLONE_NEWNS)
     for line in ("mount --make-rprivate /", "mount -t sysfs sysfs /sys", "mount -t tmpfs run /run"):
@@ -99,18 +105,20 @@ def enter(nic):
     take(nic)
 
 
-def set_up(sysctls):
+def set_up(sysctls: dict[str, str]) -> None:
     for name, value in sysctls.items():
         if Path("/proc/sys", name).exists():
             write(f"/proc/sys/{name}", value)
 
 
 @contextlib.contextmanager
-def within(namespace):
+def within(namespace: str | None) -> Iterator[None]:
     """For a while in another network namespace of the scene; None: its own."""
     if namespace is None:
         yield
         return
+    if sys.version_info < (3, 12):
+        raise SystemExit("network namespaces are entered by Python 3.12 or newer")
     own_path, other_path = Path("/proc/self/ns/net"), Path("/run/netns", namespace)
     with own_path.open() as own, other_path.open() as other:
         os.setns(other.fileno(), os.CLONE_NEWNET)
@@ -123,16 +131,16 @@ def within(namespace):
 class Flows:
     """Digests of what came, in order, by flow."""
 
-    def __init__(self):
-        self.counts = collections.Counter()
-        self.digests = collections.defaultdict(hashlib.sha256)
+    def __init__(self) -> None:
+        self.counts = collections.Counter[str]()
+        self.digests: dict[str, hashlib._Hash] = collections.defaultdict(hashlib.sha256)
 
-    def add(self, flow, *parts):
+    def add(self, flow: str, *parts: bytes) -> None:
         self.counts[flow] += 1
         for part in parts:
             self.digests[flow].update(struct.pack("!I", len(part)) + part)
 
-    def told(self):
+    def told(self) -> dict[str, str]:
         return {
             flow: f"{count} {self.digests[flow].hexdigest()[:12]}"
             for flow, count in sorted(self.counts.items())
@@ -142,7 +150,7 @@ class Flows:
 class Datagrams:
     """A UDP socket; what it got is read at the end, or at once by a busy-polling thread."""
 
-    def __init__(self, spec):
+    def __init__(self, spec: dict[str, Any]) -> None:
         family = socket.AF_INET6 if spec["family"] == 6 else socket.AF_INET
         self.socket = socket.socket(family, socket.SOCK_DGRAM)
         option = self.socket.setsockopt
@@ -162,8 +170,9 @@ class Datagrams:
             member = socket.inet_aton(spec["group"][0]) + bytes(4) + struct.pack("=i", index)
             option(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
         self.stamped = spec["stamped"]
-        self.flows, self.stamps = Flows(), []
-        self._reader = None
+        self.flows = Flows()
+        self.stamps: list[tuple[int, int]] = []
+        self._reader: threading.Thread | None = None
         if spec["busy_poll_us"]:
             option(socket.SOL_SOCKET, SO_BUSY_POLL, spec["busy_poll_us"])
             self.socket.settimeout(0.2)
@@ -173,11 +182,11 @@ class Datagrams:
         else:
             self.socket.setblocking(False)
 
-    def _poll(self):
+    def _poll(self) -> None:
         while not self._over.is_set():
             self._take()
 
-    def _take(self):
+    def _take(self) -> None:
         with contextlib.suppress(BlockingIOError, TimeoutError, ConnectionRefusedError):
             while True:
                 data, ancillary, _, source = self.socket.recvmsg(65536, 512)
@@ -186,12 +195,12 @@ class Datagrams:
                     if kind == SO_TIMESTAMPING:
                         self.stamps.append(struct.unpack_from("=qq", content))
 
-    def told(self):
+    def told(self) -> dict[str, str]:
         if self._reader:
             self._over.set()
             self._reader.join()
         self._take()
-        found = self.flows.told()
+        found: dict[str, Any] = dict(self.flows.told())
         if self.stamped:
             found["stamped"] = len(self.stamps)
             found["stamps in order"] = self.stamps == sorted(self.stamps)
@@ -205,18 +214,18 @@ class Streams(threading.Thread):
     After that come ``rounds`` requests, each answered before the next.
     """
 
-    def __init__(self, port, rounds, request, busy_poll_us):
+    def __init__(self, port: int, rounds: int, request: int, busy_poll_us: int) -> None:
         super().__init__(daemon=True)
         self._listening = socket.create_server(("", port), backlog=128)
         self._rounds, self._request, self._busy_poll_us = rounds, request, busy_poll_us
-        self._found = {}
+        self._found: dict[str, str] = {}
         self.start()
 
-    def run(self):
+    def run(self) -> None:
         while True:
             threading.Thread(target=self._take, args=self._listening.accept()[:1]).start()
 
-    def _take(self, line):
+    def _take(self, line: socket.socket) -> None:
         line.setsockopt(socket.SOL_SOCKET, SO_BUSY_POLL, self._busy_poll_us)
         with line, line.makefile("rb") as stream:
             (number,) = struct.unpack("!I", stream.read(4))
@@ -227,14 +236,14 @@ class Streams(threading.Thread):
             self._found[f"stream {number}"] = f"{len(content)} {digest}"
             line.sendall(b".")
 
-    def told(self):
+    def told(self) -> dict[str, str]:
         return self._found
 
 
 class Tap:
     """A packet socket on a device: for everything, in promiscuous mode, or for one protocol."""
 
-    def __init__(self, device, protocol, one_order):
+    def __init__(self, device: str, protocol: int, one_order: bool) -> None:
         self.one_order = one_order
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
@@ -245,7 +254,7 @@ class Tap:
         self.socket.bind((device, protocol))
         self.socket.setblocking(False)
 
-    def told(self):
+    def told(self) -> dict[str, str]:
         flows = Flows()
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -263,7 +272,7 @@ class Tap:
 class Queue(threading.Thread):
     """Accepts all that nft queues to number 0, as user space would."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(daemon=True)
         self.line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
         self.line.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
@@ -273,12 +282,12 @@ class Queue(threading.Thread):
         self._tell(2, 3, struct.pack("!I", 4096))  # CONFIG: QUEUE_MAXLEN
         self.start()
 
-    def _tell(self, message, attribute, value):
+    def _tell(self, message: int, attribute: int, value: bytes) -> None:
         body = struct.pack("!BBH", 0, 0, 0)
         body += struct.pack("=HH", 4 + len(value), attribute) + value + bytes(-len(value) % 4)
         self.line.send(struct.pack("=IHHII", 16 + len(body), 3 << 8 | message, 1, 0, 0) + body)
 
-    def run(self):
+    def run(self) -> None:
         while True:
             data = self.line.recv(65536)
             while len(data) >= 16:
@@ -292,21 +301,21 @@ class Queue(threading.Thread):
                         self._tell(1, 2, struct.pack("!II", 1, packet))  # VERDICT: accept
                     at += (size + 3) & ~3
 
-    def waiting(self):
+    def waiting(self) -> int:
         lines = Path("/proc/net/netfilter/nfnetlink_queue").read_text().splitlines()
         return sum(int(line.split()[2]) for line in lines)
 
 
-def op(code, registers, offset, number):
+def op(code: int, registers: int, offset: int, number: int) -> bytes:
     return struct.pack("BBhi", code, registers, offset, number)
 
 
-def generic_xdp(device, redirect_to):
+def generic_xdp(device: str, redirect_to: str) -> None:
     """By the last three bits of an IPv4 UDP port: 2 is dropped, 3 redirected, the rest passed."""
     libc = ctypes.CDLL(None, use_errno=True)
 
-    def bpf(command, attributes):
-        done = libc.syscall(321, command, attributes, len(attributes))
+    def bpf(command: int, attributes: bytes) -> int:
+        done: int = libc.syscall(321, command, attributes, len(attributes))
         if done < 0:
             raise SystemExit(f"bpf({command}): {os.strerror(ctypes.get_errno())}")
         return done
@@ -335,7 +344,7 @@ def generic_xdp(device, redirect_to):
     bpf(28, struct.pack("IIII", loaded, index, 37, skb_mode) + bytes(16))
 
 
-def columns(path):
+def columns(path: str) -> dict[str, int]:
     """Counters of a file in which lines come in pairs: names, then values."""
     lines = [line.split() for line in Path(path).read_text().splitlines()]
     return {
@@ -345,7 +354,7 @@ def columns(path):
     }
 
 
-def per_cpu(path, wanted):
+def per_cpu(path: str, wanted: tuple[str, ...]) -> dict[str, int]:
     """Sums over the CPUs of the ``wanted`` columns of a file of hexadecimal numbers."""
     if not Path(path).exists():
         return {}
@@ -357,8 +366,8 @@ def per_cpu(path, wanted):
     }
 
 
-def links(nic):
-    found = {}
+def links(nic: str) -> dict[str, int]:
+    found: dict[str, int] = {}
     for link in json.loads(run("ip -json -details -statistics -statistics link show")):
         # The NIC tells its own counters late, and a bond those of its NICs.
         late = link["ifname"] == nic or link.get("linkinfo", {}).get("info_kind") == "bond"
@@ -370,7 +379,7 @@ def links(nic):
     return found
 
 
-def counters(nic):
+def counters(nic: str) -> dict[str, int]:
     """All that only grows, in this network namespace."""
     lines = Path("/proc/net/snmp6").read_text().splitlines()
     softnet = [line.split() for line in Path("/proc/net/softnet_stat").read_text().splitlines()]
@@ -388,7 +397,7 @@ def counters(nic):
     }
 
 
-def conntrack():
+def conntrack() -> dict[str, int]:
     path = Path("/proc/net/nf_conntrack")
     found = []
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -398,7 +407,7 @@ def conntrack():
     return dict(collections.Counter(found))
 
 
-def nft_counters():
+def nft_counters() -> dict[str, str]:
     if not Path("/proc/net/netfilter").exists():
         return {}
     found = json.loads(run("nft --json list counters"))["nftables"]
@@ -409,11 +418,11 @@ def nft_counters():
 class Marks:
     """Sees the marker frames, whichever device they reach."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(MARKER))
         self.socket.setblocking(False)
 
-    def wait_for(self, number):
+    def wait_for(self, number: int) -> None:
         deadline = time.monotonic() + PATIENCE_S
         seen = -1
         while seen != number:
@@ -422,7 +431,7 @@ class Marks:
             (seen,) = struct.unpack_from("!I", self.socket.recv(256))
 
 
-def settle(queue):
+def settle(queue: Queue | None) -> None:
     """Return when nothing is under way: no backlog, nothing queued to user space."""
     deadline = time.monotonic() + PATIENCE_S
     quiet = 0
@@ -433,7 +442,7 @@ def settle(queue):
         quiet = 0 if busy else quiet + 1
 
 
-def main():
+def main() -> None:
     scene = json.loads(sys.stdin.readline())
     nic = scene["nic"]
     enter(nic)
@@ -456,7 +465,7 @@ def main():
         if done.returncode != 0:
             raise SystemExit(f"nft: {done.stderr.strip()}")
     queue = Queue() if "queue" in scene["nft"] else None
-    sockets = {}
+    sockets: dict[str, Datagrams] = {}
     for spec in scene["sockets"]:
         with within(spec["namespace"]):
             sockets[spec["name"]] = Datagrams(spec)
@@ -469,7 +478,7 @@ def main():
         generic_xdp(*scene["xdp"])
     streams = Streams(**scene["streams"]) if scene["streams"] else None
     marks = Marks()
-    before = {}
+    before: dict[str | None, dict[str, int]] = {}
     for namespace in (None, *scene["namespaces"]):
         with within(namespace):
             before[namespace] = counters(nic)
@@ -488,7 +497,7 @@ def main():
             break
     else:
         return
-    observed = {}
+    observed: dict[str, dict[str, Any]] = {}
     if streams:  # how often segments were sent again is a matter of time: no counters
         print(json.dumps({"observed": {"streams": streams.told()}}), flush=True)
         return
@@ -500,7 +509,8 @@ def main():
             }
             observed[f"conntrack {namespace or ''}".strip()] = conntrack()
             observed[f"nft {namespace or ''}".strip()] = nft_counters()
-    observed |= {name: each.told() for name, each in {**sockets, **taps}.items()}
+    observed |= {name: each.told() for name, each in sockets.items()}
+    observed |= {name: each.told() for name, each in taps.items()}
     print(json.dumps({"observed": observed}), flush=True)
     sys.stdin.read()  # whoever ends leaves groups, and says so: not before all have been asked
 

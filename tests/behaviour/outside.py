@@ -26,7 +26,7 @@ PASS = 256
 SIOCETHTOOL, SET_TX_CHECKSUMS, SET_TSO, SET_GSO = 0x8946, 0x17, 0x1F, 0x24
 
 
-def offloads(interface, on):
+def offloads(interface: str, on: bool) -> None:
     """What is sent is to be made up here: nobody else does, before the NIC's model gets it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for command in (SET_TX_CHECKSUMS, SET_TSO, SET_GSO):
@@ -36,16 +36,27 @@ def offloads(interface, on):
                 fcntl.ioctl(any_socket, SIOCETHTOOL, asked)
 
 
-def streams(interface, *, own, to, mac, port, count, octets, rounds, request):
+def streams(
+    interface: str,
+    *,
+    own: str,
+    to: str,
+    mac: str,
+    port: int,
+    count: int,
+    octets: int,
+    rounds: int,
+    request: int,
+) -> list[tuple[bool, float]]:
     """``count`` connections at once, each of which sends its number and as much as is asked.
 
     Between the two, it sends ``rounds`` requests and waits for the answer of each.
     """
 
-    def ip(*words):
+    def ip(*words: str) -> None:
         subprocess.run(["ip", *words, "dev", interface], check=True)
 
-    def one(number):
+    def one(number: int) -> tuple[bool, float]:
         with socket.create_connection((to, port), timeout=120) as line:
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             line.sendall(struct.pack("!I", number))
@@ -70,14 +81,15 @@ def streams(interface, *, own, to, mac, port, count, octets, rounds, request):
         offloads(interface, True)
 
 
-def main():
+def main() -> None:
     line = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     line.setsockopt(SOL_PACKET, IGNORE_OUTGOING, 1)
     with contextlib.suppress(PermissionError):
         line.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
     line.bind((sys.argv[1], 3))
     print(json.dumps({"ready": True}), flush=True)
-    frames, flooding, at = [], False, 0
+    frames: list[bytes] = []
+    flooding, at = False, 0
     while True:
         if flooding and not select.select([sys.stdin], [], [], 0)[0]:
             for _ in range(PASS):
@@ -86,18 +98,19 @@ def main():
                 at = (at + 1) % len(frames)
             continue
         asked = json.loads(sys.stdin.readline() or '{"over": true}')
-        answer = {"done": True}
+        answer: dict[str, object] = {"done": True}
         if "over" in asked:
             return
         if "stop" in asked:
             flooding = False
         elif "taken" in asked:
-            answer = {"frames": []}
+            taken: list[str] = []
             line.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    answer["frames"].append(line.recv(65536).hex())
+                    taken.append(line.recv(65536).hex())
             line.setblocking(True)
+            answer = {"frames": taken}
         elif "streams" in asked:
             answer = {"streams": streams(sys.argv[1], **asked["streams"])}
         else:

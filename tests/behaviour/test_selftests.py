@@ -64,7 +64,15 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     shutil.copytree(source / "kselftest", made.parent / "kselftest")
     includes = [f"-I{at}" for at in (source, source / "net")]
     for name in PROGRAMS:
-        command = ["gcc", "-O2", "-w", *includes, "-o", made / name, source / f"net/{name}.c"]
+        command = [
+            "gcc",
+            "-O2",
+            "-w",
+            *includes,
+            "-o",
+            str(made / name),
+            str(source / f"net/{name}.c"),
+        ]
         subprocess.run([*command, "-lpthread"], check=True)
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:

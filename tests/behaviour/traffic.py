@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scapy.layers.inet import (
     ICMP,
@@ -70,20 +71,22 @@ class Making:
     largest: int
     """Octets of UDP payload."""
 
-    def ether(self, **fields: object) -> Ether:
-        return Ether(**{"src": self.source, "dst": self.rng.choice(self.targets)} | fields)
+    def ether(self, **fields: Any) -> Ether:
+        usual: dict[str, Any] = {"src": self.source, "dst": self.rng.choice(self.targets)}
+        return Ether(**usual | fields)
 
     def payload(self, least: int = 0, most: int | None = None) -> Raw:
         return Raw(self.rng.randbytes(self.rng.randint(least, most or self.largest)))
 
-    def ip(self, **fields: object) -> IP:
+    def ip(self, **fields: Any) -> IP:
         source = f"203.0.113.{self.rng.randint(1, 200)}"
-        return IP(**{"src": source, "dst": DUT, "id": self.rng.randrange(1, 65536)} | fields)
+        usual: dict[str, Any] = {"src": source, "dst": DUT, "id": self.rng.randrange(1, 65536)}
+        return IP(**usual | fields)
 
     def ports(self, flow: int) -> UDP:
         return UDP(sport=20000 + flow, dport=PORTS[flow % len(PORTS)])
 
-    def udp4(self, flow: int | None = None, *, beyond: bool = False, **fields: object) -> Packet:
+    def udp4(self, flow: int | None = None, *, beyond: bool = False, **fields: Any) -> Packet:
         """The headers of a datagram of one of the flows, whose port is open or not."""
         flow = self.rng.randrange(self.flows) if flow is None else flow
         to = BEYOND.format(flow % 9 + 1) if beyond else DUT
@@ -91,10 +94,11 @@ class Making:
             flow
         )
 
-    def udp6(self, *, beyond: bool = False, **fields: object) -> Packet:
+    def udp6(self, *, beyond: bool = False, **fields: Any) -> Packet:
         flow = self.rng.randrange(self.flows)
         to = BEYOND6.format(flow % 9 + 1) if beyond else DUT6
-        return IPv6(**{"src": f"2001:2:0:9::{flow + 1:x}", "dst": to} | fields) / self.ports(flow)
+        usual: dict[str, Any] = {"src": f"2001:2:0:9::{flow + 1:x}", "dst": to}
+        return IPv6(**usual | fields) / self.ports(flow)
 
 
 def udp(m: Making) -> Frames:
@@ -171,7 +175,9 @@ def bad_udp_checksum(m: Making) -> Frames:
 
 
 def bad_ip_header(m: Making) -> Frames:
-    wrong = m.rng.choice(({"version": 5}, {"ihl": 4}, {"len": 1480}, {"len": 12}, {"ihl": 15}))
+    wrong: dict[str, Any] = m.rng.choice(
+        ({"version": 5}, {"ihl": 4}, {"len": 1480}, {"len": 12}, {"ihl": 15})
+    )
     return [m.ether() / m.udp4(**wrong) / m.payload(0, 40)]
 
 
@@ -246,7 +252,7 @@ def tcp_pushed_then_udp(m: Making) -> Frames:
 def _segments(m: Making, flags: Sequence[str]) -> Frames:
     """Of one flow, each with its TCP flags."""
     size, first = 500, m.rng.randrange(1 << 31)
-    fields = {"sport": m.rng.randint(1024, 65535), "dport": PORTS[0], "ack": 1}
+    fields: dict[str, Any] = {"sport": m.rng.randint(1024, 65535), "dport": PORTS[0], "ack": 1}
     host = m.rng.randint(1, 200)
     return [
         m.ether(dst=m.targets[0])

@@ -26,9 +26,8 @@ from harness.base import process
 from harness.base.errors import InfrastructureError
 from harness.base.progress import Progress
 from harness.beds.access.channel import agent_archive
-from harness.beds.bed import RunningBed
 from harness.beds.local import netns
-from harness.beds.virtual import virtual_bed
+from harness.beds.virtual import VirtualBed, virtual_bed
 from harness.campaign import prepare
 from tests.bench import command, ranged, show, spread
 from tests.bench.guest import Setup, options, ready
@@ -95,7 +94,7 @@ def probes(ifindex: int) -> list[Probe]:
 
 
 @contextmanager
-def guest_side(bed: RunningBed) -> Iterator[Callable[[list[str]], str]]:
+def guest_side(bed: VirtualBed) -> Iterator[Callable[[list[str]], str]]:
     """What attaches a probe in the guest, instead of the one before."""
     archive = f".cache/receive-batching/{agent_archive()[0]}"
     argv = bed.guest.ssh.argv(

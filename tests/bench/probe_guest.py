@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 sys.path.insert(0, sys.argv[1])
 
@@ -41,7 +42,7 @@ class Some(trace._Program):
 
 
 @contextlib.contextmanager
-def ours(program: Some, names: list[str]):
+def ours(program: Some, names: list[str]) -> Iterator[str]:
     try:
         yield program.only(names)
     finally:
@@ -49,13 +50,15 @@ def ours(program: Some, names: list[str]):
 
 
 @contextlib.contextmanager
-def bpftrace(program: str):
+def bpftrace(program: str) -> Iterator[str]:
     running = subprocess.Popen(
         ["bpftrace", "-e", program + ' interval:ms:100 { printf("up\\n"); }'],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert running.stdout is not None
+    assert running.stderr is not None
     up = any(line == "up\n" for line in running.stdout)
     try:
         yield "bpftrace" if up else f"failed: {running.stderr.read()[-300:]}"

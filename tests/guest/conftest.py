@@ -17,8 +17,7 @@ import pytest
 from harness import config, kernels
 from harness.base.progress import Progress
 from harness.beds import registry
-from harness.beds.bed import RunningBed
-from harness.beds.virtual import Equipment, equipment, virtual_bed
+from harness.beds.virtual import Equipment, VirtualBed, equipment, virtual_bed
 from harness.selftest.rack import Rack
 
 STEPS = ("0", "2", "8")
@@ -77,7 +76,7 @@ class Beds:
     equipment: Equipment
     directory: Path
 
-    def up(self, step: str = "8") -> AbstractContextManager[RunningBed]:
+    def up(self, step: str = "8") -> AbstractContextManager[VirtualBed]:
         bed = config.bed(config.load(config.locate(None)))
         return virtual_bed(bed, self.built[step], self.equipment, self.directory)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_what_is_measured_beside_the_rate(tmp_path: Path) -> None:
     done = harness("run", "--steps", "0", "--blocks", "1", *also, "--out", str(out))
     assert done.returncode == 0, done.stderr
     [boot] = [json.loads(path.read_text()) for path in out.glob("boots/*/boot.json")]
-    found: dict[str, list[dict]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for trial in boot["trials"]:
         found.setdefault(trial["kind"], []).append(trial)
 
@@ -87,10 +88,10 @@ def test_what_the_emulator_executed(tmp_path: Path) -> None:
     assert whole / calls["udp_rcv"] == pytest.approx(executed / _packets(counted), rel=0.05)
 
 
-def _ends(trial: dict, name: str) -> list:
+def _ends(trial: dict[str, Any], name: str) -> list[Any]:
     return [trial["window"][which][name] for which in ("start", "end")]
 
 
-def _packets(trial: dict) -> int:
+def _packets(trial: dict[str, Any]) -> int:
     start, end = _ends(trial, "snmp")
-    return end["Ip"]["InReceives"] - start["Ip"]["InReceives"]
+    return int(end["Ip"]["InReceives"] - start["Ip"]["InReceives"])

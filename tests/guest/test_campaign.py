@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ NAPI_WEIGHT = 64
 """Packets a poll takes at most, so the longest list a driver can hand over."""
 
 
-def boots(campaign: Campaign) -> list[dict]:
+def boots(campaign: Campaign) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in campaign.directory.glob("boots/*/boot.json")]
 
 

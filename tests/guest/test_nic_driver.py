@@ -33,6 +33,7 @@ def test_self_tests_link_and_rebinding(beds: Beds) -> None:
             assert "The test result is PASS" in result
         assert "registers" in result
         counters = bed.nic_counters()
+        assert counters is not None
         assert counters["tx_looped"] > 0
         assert counters["mc_reboots"] == 1
 
@@ -51,5 +52,6 @@ def test_self_tests_link_and_rebinding(beds: Beds) -> None:
         lines = [line for line in said.splitlines() if _EXPECTED not in line]
         assert not [line for line in lines if any(word in line for word in _TROUBLE)]
         counters = bed.nic_counters()
+        assert counters is not None
         assert counters["internal_errors"] == 0
         assert counters.get("mcdi_bad_address", 0) == 0

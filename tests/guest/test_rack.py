@@ -70,12 +70,11 @@ def test_a_kernel_speaks_by_netconsole(rack: Rack, tmp_path: Path) -> None:
     listen = 'setsid -f timeout 120 python3 -c "$1" < /dev/null > /dev/null 2>&1'
     rack.generator.run("sh", "-c", listen, "sh", LISTENER)
     address = ADDRESSES["generator"].partition("/")[0]
-    where = {"address": address, "port": 6666}
     with contextlib.closing(rack.dut.ssh.start_agent(host="dut", log=tmp_path / "log")) as agent:
         for _ in range(2):  # it may be on already
-            agent.netconsole(interface=INTERFACE, **where)
+            agent.netconsole(interface=INTERFACE, address=address, port=6666)
         with pytest.raises(ConfigurationError, match=f"{address} is reached through {INTERFACE}"):
-            agent.netconsole(interface="lo", **where)
+            agent.netconsole(interface="lo", address=address, port=6666)
     rack.dut.run("sudo", "sh", "-c", "echo '<2>seven times thirteen' > /dev/kmsg")
     deadline = time.monotonic() + 30
     heard = ""

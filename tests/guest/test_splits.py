@@ -14,14 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import config, kernels, tracing
 from harness.base import process
 from harness.beds.access.channel import agent_archive
-from harness.beds.bed import RunningBed
 from harness.beds.local import netns
+from harness.beds.virtual import VirtualBed
 from harness.campaign import prepare
 from tests.bench.blaster import frame
 from tests.guest.conftest import equipped
@@ -65,7 +66,7 @@ HOOKS = Path(__file__).with_name("long_packets.py")
 @pytest.fixture(scope="module")
 def bed(
     built: dict[str, kernels.Image], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningBed]:
+) -> Iterator[VirtualBed]:
     named = config.bed(config.load(config.locate(None)))
     with equipped(built, tmp_path_factory.mktemp("bed")).up() as running:
         prepare.apply_settings(named, running)
@@ -73,7 +74,7 @@ def bed(
 
 
 @pytest.fixture
-def to(bed: RunningBed) -> Callable[..., bytes]:
+def to(bed: VirtualBed) -> Callable[..., bytes]:
     """A UDP frame from the generator to an address of the guest."""
     named = config.bed(config.load(config.locate(None)))
     source = (bed.generator_mac, str(named.generator.address.ip))
@@ -85,7 +86,7 @@ def to(bed: RunningBed) -> Callable[..., bytes]:
 
 
 def traced(
-    bed: RunningBed, *kinds: bytes, count: int = SENT, frozen: bool = True
+    bed: VirtualBed, *kinds: bytes, count: int = SENT, frozen: bool = True
 ) -> tuple[tracing.Reading, dict[str, tracing.Split]]:
     """What is counted as ``count`` frames, of each of ``kinds`` in turn, come in as one list."""
     wire = netns.Namespace(agent=bed.generator, mac=bed.generator_mac)
@@ -132,7 +133,7 @@ def dropped(reading: tracing.Reading) -> dict[tuple[str, str], int]:
 
 
 @contextmanager
-def hooked(bed: RunningBed, *arguments: str) -> Iterator[None]:
+def hooked(bed: VirtualBed, *arguments: str) -> Iterator[None]:
     archive = f".cache/receive-batching/{agent_archive()[0]}"
     program = subprocess.Popen(
         bed.guest.ssh.argv(["sudo", "python3", "-c", HOOKS.read_text(), archive, *arguments]),
@@ -150,7 +151,7 @@ def hooked(bed: RunningBed, *arguments: str) -> Iterator[None]:
         process.end(program)
 
 
-def test_one_list_is_split_nowhere(bed: RunningBed, to: Callable[..., bytes]) -> None:
+def test_one_list_is_split_nowhere(bed: VirtualBed, to: Callable[..., bytes]) -> None:
     reading, splits = traced(bed, to())
     assert set(packets(reading).values()) == {SENT}
     assert set(splits) == {
@@ -160,7 +161,7 @@ def test_one_list_is_split_nowhere(bed: RunningBed, to: Callable[..., bytes]) ->
         assert (split.lists, split.sublists, split.why, split.taken) == (1, 1, {}, 0), split.at
 
 
-def test_destinations(bed: RunningBed, to: Callable[..., bytes]) -> None:
+def test_destinations(bed: VirtualBed, to: Callable[..., bytes]) -> None:
     command = ["sudo", "ip", "address", "add", f"{SECOND_ADDRESS}/32", "dev", bed.dut_interface]
     assert bed.guest.ssh.run(command).returncode == 0
     reading, splits = traced(bed, to(), to(SECOND_ADDRESS))
@@ -171,7 +172,7 @@ def test_destinations(bed: RunningBed, to: Callable[..., bytes]) -> None:
     assert finish.lengths[1] == finish.packets == SENT
 
 
-def test_packet_types(bed: RunningBed, to: Callable[..., bytes]) -> None:
+def test_packet_types(bed: VirtualBed, to: Callable[..., bytes]) -> None:
     mac = bytes.fromhex(bed.generator_mac.replace(":", ""))
     elsewhere = bytes([198, 18, 0, 77])
     arp = bytes.fromhex(bed.dut_mac.replace(":", "")) + mac + b"\x08\x06"
@@ -184,7 +185,7 @@ def test_packet_types(bed: RunningBed, to: Callable[..., bytes]) -> None:
     assert splits["ip_list_rcv"].taken == splits["ip_sublist_rcv"].taken == 0
 
 
-def test_what_netfilter_drops(bed: RunningBed, to: Callable[..., bytes]) -> None:
+def test_what_netfilter_drops(bed: VirtualBed, to: Callable[..., bytes]) -> None:
     with hooked(bed, bed.dut_interface):
         reading, splits = traced(bed, to(), to(octets=200), to())
     taken = SENT // 3
@@ -196,7 +197,7 @@ def test_what_netfilter_drops(bed: RunningBed, to: Callable[..., bytes]) -> None
     assert sum(found.values()) == SENT, "the others have no socket"
 
 
-def test_what_ip_drops(bed: RunningBed, to: Callable[..., bytes]) -> None:
+def test_what_ip_drops(bed: VirtualBed, to: Callable[..., bytes]) -> None:
     bad = bytearray(to())
     bad[24] ^= 1  # of the IP header's checksum
     reading, splits = traced(bed, to(), to(), bytes(bad))
@@ -206,7 +207,7 @@ def test_what_ip_drops(bed: RunningBed, to: Callable[..., bytes]) -> None:
     assert dropped(reading)["ip_rcv_core", "IP_CSUM"] == taken
 
 
-def test_devices(bed: RunningBed, to: Callable[..., bytes]) -> None:
+def test_devices(bed: VirtualBed, to: Callable[..., bytes]) -> None:
     for line in (
         "ip netns add other",
         "ip link add v0 type veth peer name v1 index 99 netns other",
@@ -224,7 +225,7 @@ def test_devices(bed: RunningBed, to: Callable[..., bytes]) -> None:
     assert splits["ip_sublist_rcv"].why == {}
 
 
-def test_bpftrace_counts_the_same(bed: RunningBed, to: Callable[..., bytes]) -> None:
+def test_bpftrace_counts_the_same(bed: VirtualBed, to: Callable[..., bytes]) -> None:
     argv = bed.guest.ssh.argv(["sudo", "python3", "-c", UNTIL_TOLD, BPFTRACE])
     running = subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -236,7 +237,7 @@ def test_bpftrace_counts_the_same(bed: RunningBed, to: Callable[..., bytes]) -> 
         said, _ = running.communicate(timeout=60)
     finally:
         process.end(running)
-    maps = {}
+    maps: dict[str, Any] = {}
     for line in said.splitlines():
         maps |= json.loads(line)["data"] if '"map"' in line else {}
     stage = next(stage for stage in reading.stages if stage.name == "ip_list_rcv")

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from harness import config, tracing
-from harness.beds.bed import RunningBed
 from harness.beds.local import netns
+from harness.beds.virtual import VirtualBed
 from harness.campaign import prepare
 from tests.guest.conftest import Beds
 
@@ -38,23 +38,24 @@ def bed_config() -> config.Bed:
 
 
 @pytest.fixture
-def bed(beds: Beds, bed_config: config.Bed) -> Iterator[RunningBed]:
+def bed(beds: Beds, bed_config: config.Bed) -> Iterator[VirtualBed]:
     with beds.up() as running:
         prepare.apply_settings(bed_config, running)
         yield running
 
 
-def send(bed: RunningBed, to: str, packets: int) -> None:
+def send(bed: VirtualBed, to: str, packets: int) -> None:
     wire = netns.Namespace(agent=bed.generator, mac=bed.generator_mac)
     subprocess.run(wire.command([sys.executable, "-c", SEND, to, str(packets)]), check=True)
 
 
-def attached(bed: RunningBed) -> str:
+def attached(bed: VirtualBed) -> str:
     """How many attachments of BPF programs processes of the guest hold."""
-    return bed.guest.ssh.run(["sudo", "sh", "-c", ATTACHED]).stdout.decode().strip()
+    said: bytes = bed.guest.ssh.run(["sudo", "sh", "-c", ATTACHED]).stdout
+    return said.decode().strip()
 
 
-def test_every_packet_is_counted_at_every_stage(bed: RunningBed, bed_config: config.Bed) -> None:
+def test_every_packet_is_counted_at_every_stage(bed: VirtualBed, bed_config: config.Bed) -> None:
     to, sent = str(bed_config.dut.address.ip), 0
     before = attached(bed)
     probes = tracing.begin(bed.dut, bed.dut_interface)
@@ -82,7 +83,7 @@ def test_every_packet_is_counted_at_every_stage(bed: RunningBed, bed_config: con
 
 
 def test_a_machine_is_traced_as_it_is(
-    bed: RunningBed, bed_config: config.Bed, tmp_path: Path
+    bed: VirtualBed, bed_config: config.Bed, tmp_path: Path
 ) -> None:
     ssh = bed.guest.ssh
     hosts = tmp_path / "hosts.yaml"

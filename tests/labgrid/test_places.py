@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,10 @@ RACK = """\
 {rack}tx:
   NetworkService: {{address: {rack}tx.lab.example, username: bench}}
 """
+
+
+def _said(log: Path, text: str) -> bool:
+    return text in log.read_text()
 
 
 def until(holds: Callable[[], object], within_s: float = 60) -> None:
@@ -109,7 +114,7 @@ class Lab:
                         env={**os.environ, "PYTHONUNBUFFERED": "1"},
                     )
                 )
-            until(lambda log=log, ready=ready: ready in log.read_text())
+            until(partial(_said, log, ready))
 
     def down(self) -> None:
         for process in reversed(self.running):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,7 +27,7 @@ MS = 1_000_000
 ENTRIES = 1024
 
 
-def started(kind: type[InProcess] = MiniVhostDriver, **opened: int) -> InProcess:
+def started(kind: type[InProcess] = MiniVhostDriver, **opened: Any) -> InProcess:
     made = kind(FakeWire(slots=4096), megabytes=32)
     made.attach()
     made.set_irqs()

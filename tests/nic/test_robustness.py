@@ -284,7 +284,7 @@ def frames_of(seed: int, count: int, *, same: bool) -> list[bytes]:
     return frames
 
 
-def packed(frames: list[bytes]) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def packed(frames: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     slots = np.full((len(frames), 1700), 0xA5, np.uint8)[:, 66:]
     for row, frame in enumerate(frames):
         slots[row, : len(frame)] = np.frombuffer(frame, np.uint8)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from harness.agent import cpus, inventory, settings
 from harness.agent.faults import AgentError, ControllerGone
 from harness.agent.interface import in_the_way
 from harness.agent.interface.ethtool import Ethtool
-from harness.agent.setting import Setting
+from harness.agent.setting import Setting, write_each
 from harness.agent.settings import journal, known
 
 DUT = "dut"
@@ -84,12 +85,15 @@ class World:
         (at / "sys/net/ipv4").symlink_to("/proc/sys/net/ipv4")
         known._PROC_SYS = at / "sys"
         known._CPU, known._IRQ = at / "cpu", at / "irq"
-        known.interface_irqs = lambda _: {24: "dut-0", 25: "dut-1"}
         inventory._CPUFREQ = str(at / "cpu")
         journal._JOURNALS = at / "run"
-        journal.in_first_namespace = lambda: True
         settings._CARRIER_S = 0.1
-        settings._known = self.known
+        for module, name, instead in (
+            (known, "interface_irqs", lambda _: {24: "dut-0", 25: "dut-1"}),
+            (journal, "in_first_namespace", lambda: True),
+            (settings, "_known", self.known),
+        ):
+            setattr(module, name, instead)
         self.wrapped: Callable[[Setting], Setting] = lambda setting: setting
         for line in SET_UP.strip().splitlines():
             subprocess.run(line.split(), check=True)
@@ -118,8 +122,8 @@ class World:
         for name in self.plain:
             all_[name] = replace(
                 all_[name],
-                read=lambda name=name: self.plain[name],
-                write=lambda value, name=name: self.plain.__setitem__(name, value),
+                read=partial(self.plain.__getitem__, name),
+                write=partial(self.plain.__setitem__, name),
             )
         return {name: self.wrapped(one) for name, one in all_.items()}
 
@@ -189,9 +193,14 @@ def ways(one: BaseException) -> Iterator[tuple[str, Callable[[Setting], Setting]
 
     def idle(setting: Setting) -> Setting:
         left = [one]
-        return replace(
-            setting, write=lambda value: left.pop() and None if left else setting.write(value)
-        )
+
+        def write(value: Any) -> None:
+            if left:
+                left.pop()
+            else:
+                setting.write(value)
+
+        return replace(setting, write=write)
 
     def blind(setting: Setting) -> Setting:
         left: list[BaseException] = []
@@ -300,9 +309,12 @@ def for_ever(world: World) -> list[str]:
 
             return replace(setting, write=write)
 
-        world.wrapped = lambda one, name=name: (
-            once(one) if one.name == name else last(one) if one.name == order[-1] else one
-        )
+        ways: dict[str, Callable[[Setting], Setting]] = {order[-1]: last, name: once}
+
+        def wrapped(one: Setting, ways: dict[str, Callable[[Setting], Setting]] = ways) -> Setting:
+            return ways[one.name](one) if one.name in ways else one
+
+        world.wrapped = wrapped
         try:
             settings.Settings().apply(**WANTED)
             problems.append(f"{name}: no error")
@@ -347,17 +359,16 @@ def after_the_last(world: World) -> list[str]:
         if world.now() != before:
             problems.append(f"{name}: differs")
     calls: list[int] = []
-    readings = settings._readings
 
     def second(*words: Any) -> Any:
         calls.append(1)
-        return readings(*words) if len(calls) == 1 else fail()
+        return known.readings(*words) if len(calls) == 1 else fail()
 
-    settings._readings = second
+    setattr(settings, "_readings", second)  # noqa: B010
     with suppress(AgentError):
         settings.Settings().apply(**WANTED)
         problems.append("readings: no error")
-    settings._readings = readings
+    setattr(settings, "_readings", known.readings)  # noqa: B010
     if world.now() != before:
         problems.append("readings: differs")
     return problems
@@ -415,17 +426,16 @@ def managed(world: World) -> list[str]:
     """An interrupt that its driver manages refuses every write, that of its own value too."""
     before = world.now()
     refused: list[str] = []
-    real = known.write_each
 
     def refusing(values: Any, same: Any) -> None:
         values = list(values)
         one = [row for row in values if "irq/25" in str(row[0])]
-        real([row for row in values if row not in one], same)
+        write_each([row for row in values if row not in one], same)
         if any(not same(path.read_text().strip(), text) for path, text in one):
             refused.append("25")
             raise OSError(5, "Input/output error")
 
-    known.write_each = refusing
+    setattr(known, "write_each", refusing)  # noqa: B010
     agent = settings.Settings()
     try:
         agent.apply(**WANTED)
@@ -434,7 +444,7 @@ def managed(world: World) -> list[str]:
     else:
         return ["no error"]
     finally:
-        known.write_each = real
+        setattr(known, "write_each", write_each)  # noqa: B010
     problems = [] if "irq_affinity was refused" in told else [told]
     problems += ["said to be not put back: " + told] if "could not be put back" in told else []
     return problems + ([] if world.now() == before and refused else ["differs"])

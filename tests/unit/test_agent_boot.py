@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -216,7 +217,7 @@ def test_an_entry_notes_that_it_was_taken(host: Machine, upload: str) -> None:
     kernels.install(release=RELEASE, directory=upload)
     set_, save = "\tset receive_batching_taken=", "\tsave_env receive_batching_taken\n"
     assert f"{set_}'{RELEASE}'\n{save}" in (host.boot / "grub/custom.cfg").read_text()
-    edit = ["/usr/bin/grub-editenv", host.boot / "grub/grubenv"]
+    edit = ["/usr/bin/grub-editenv", str(host.boot / "grub/grubenv")]
     noted = f"receive_batching_taken={RELEASE}"
     subprocess.run([*edit, "set", noted], check=True)  # as the entry does
     assert boot.state()["one_shot_taken"] == RELEASE
@@ -244,7 +245,11 @@ def test_an_entry_notes_that_it_was_taken(host: Machine, upload: str) -> None:
     ],
 )
 def test_a_grub_that_cannot_boot_once(
-    host: Machine, upload: str, spoil, why: str, monkeypatch: pytest.MonkeyPatch
+    host: Machine,
+    upload: str,
+    spoil: Callable[[Path], object],
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FSTYPE", "ext4")
     spoil(host.boot / "grub")
@@ -377,21 +382,30 @@ def test_links_to_where_it_was_built_are_left_out(host: Machine, tmp_path: Path)
     assert not os.path.lexists(host.modules / RELEASE / "build")
 
 
+def _symbolic_link(at: Path) -> None:
+    (at / "config").unlink()
+    (at / "config").symlink_to("/etc/shadow")
+
+
+def _fifo(at: Path) -> None:
+    (at / "config").unlink()
+    os.mkfifo(at / "config", 0o600)
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
         (lambda at: (at / "config").unlink(), "No such file"),
-        (
-            lambda at: ((at / "config").unlink(), (at / "config").symlink_to("/etc/shadow")),
-            "symbolic links",
-        ),
-        (lambda at: ((at / "config").unlink(), os.mkfifo(at / "config", 0o600)), "no plain file"),
+        (_symbolic_link, "symbolic links"),
+        (_fifo, "no plain file"),
         (lambda at: (at / "config").chmod(0o666), "others may write"),
         (lambda at: at.chmod(0o777), "others may write"),
         (lambda at: (at / "bzImage").write_bytes(b"MZ" * 999), "no x86 kernel"),
     ],
 )
-def test_uploads_that_are_refused(host: Machine, upload: str, spoil, why: str) -> None:
+def test_uploads_that_are_refused(
+    host: Machine, upload: str, spoil: Callable[[Path], object], why: str
+) -> None:
     spoil(Path(upload))
     with pytest.raises(AgentError, match=why):
         Kernels(host, sudo_uid=UID).install(release=RELEASE, directory=upload)

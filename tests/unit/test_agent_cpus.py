@@ -28,7 +28,7 @@ class Kernel:
         self.cpuset = {0, 2, 4, 6}
         self.own: dict[int, set[int]] = {0: {0, 2, 4, 6}}
 
-    def set(self, pid: int, wanted: Iterable[int]) -> None:
+    def place(self, pid: int, wanted: Iterable[int]) -> None:
         there = set(wanted) & set(self.online) & self.cpuset
         if not there:
             raise OSError(errno.EINVAL, "Invalid argument")
@@ -44,7 +44,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     for name in ("online", "possible"):
         (tmp_path / name).write_text(cpus.as_list(getattr(one, name)) + "\n")
     monkeypatch.setattr(cpus, "_CPU", tmp_path)
-    monkeypatch.setattr(os, "sched_setaffinity", one.set)
+    monkeypatch.setattr(os, "sched_setaffinity", one.place)
     monkeypatch.setattr(os, "sched_getaffinity", one.get)
     monkeypatch.setattr(os, "cpu_count", lambda: len(one.online))
     return one

@@ -7,6 +7,7 @@ import gzip
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -164,7 +165,7 @@ def test_processes_may_have_any_name() -> None:
         assert one.stdout
         one.stdout.readline()
         assert one.pid in netperf.descendants(os.getpid())
-        netperf._catches(one.pid, 14)
+        netperf._catches(one.pid, signal.SIGALRM)
         inventory.irqbalance_running()
         one.kill()
 
@@ -182,9 +183,9 @@ PLACES: list[tuple[Any, str]] = [
     (Record, "save"),
     (Upload, "unpack"),
     (Upload, "copy"),
-    (kernels.programs, "run"),
+    (programs, "run"),
     (kernels, "synced"),
-    (kernels.os, "sync"),
+    (os, "sync"),
     (Kernels, "_initramfs"),
     (Kernels, "_entries"),
     (grub.Grub, "entries"),

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.agent import doctor as on_host
-from harness.agent import faults, packages
+from harness.agent import faults, packages, programs
 from harness.agent.boot import Boot
 from harness.agent.boot.kernels import Kernels
 from harness.agent.counters import pmu
+from harness.agent.inventory import inventory
 
 pytestmark = pytest.mark.unit
 
@@ -106,10 +108,8 @@ def test_versions_are_numbers(version: str | None, least: str, enough: bool) -> 
 
 
 def test_the_doctor_knows_that_2_10_is_later_than_2_7(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = on_host.inventory
-
-    def with_netperf(**asked: object) -> object:
-        found = real(**asked)
+    def with_netperf(**asked: Any) -> dict[str, Any]:
+        found = inventory(**asked)
         return found | {"versions": found["versions"] | {"netperf": "2.10.0"}}
 
     monkeypatch.setattr(on_host, "inventory", with_netperf)
@@ -124,5 +124,5 @@ def test_the_newest_perf_is_tried_first(tmp_path: Path, monkeypatch: pytest.Monk
         path.write_text("#!/bin/sh\n")
         path.chmod(0o755)
     monkeypatch.setattr(pmu, "_KEPT", (f"{tmp_path}/*/perf",))
-    monkeypatch.setattr(pmu.programs, "found", lambda *_: None)
+    monkeypatch.setattr(programs, "found", lambda *_: None)
     assert pmu._program() == f"{tmp_path}/6.8.0-10/perf"

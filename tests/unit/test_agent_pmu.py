@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.agent import programs
 from harness.agent.counters import pmu
 
 pytestmark = pytest.mark.unit
@@ -103,7 +104,7 @@ def test_what_is_no_count_is_none(text: str) -> None:
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program under perf's name, and no other perf."""
     program = tmp_path / "perf"
-    monkeypatch.setattr(pmu.programs, "found", lambda *_: str(program))
+    monkeypatch.setattr(programs, "found", lambda *_: str(program))
     monkeypatch.setattr(pmu, "_KEPT", ())
     (tmp_path / "devices/cpu_core").mkdir(parents=True)
     monkeypatch.setattr(pmu, "_PMUS", tmp_path / "devices")
@@ -128,7 +129,7 @@ def _absent(counters: pmu.Pmu) -> str:
 
 
 def test_no_perf(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pmu.programs, "found", lambda *_: None)
+    monkeypatch.setattr(programs, "found", lambda *_: None)
     assert not stand_in.exists()
     assert "perf is not on the dut" in _absent(pmu.Pmu())
 

@@ -192,7 +192,7 @@ print(len(probe_source("receive_lists.bpf.c", None)))
 @in_namespace
 def test_settings_are_changed_proven_and_put_back(agent: Callable[..., Agent]) -> None:
     one = agent()
-    wanted = {
+    wanted: dict[str, Any] = {
         "interface": "dut",
         "address": "10.0.0.2/24",
         "peer": {"address": "10.0.0.1", "mac": "02:00:00:00:00:0A"},
@@ -363,9 +363,15 @@ def netperf_prefix() -> list[str]:
 @pytest.mark.guest
 def test_ten_netperf_streams(agent: Callable[..., Agent], netperf_prefix: list[str]) -> None:
     one = agent()
-    prefix = {"command_prefix": netperf_prefix}
+    prefix: dict[str, Any] = {"command_prefix": netperf_prefix}
     one.netserver_start(address="10.9.9.1", port=4711, cpu=0, **prefix)
-    load = {"target": "10.9.9.1", "port": 4711, "streams": 10, "cpus": [0], **prefix}
+    load: dict[str, Any] = {
+        "target": "10.9.9.1",
+        "port": 4711,
+        "streams": 10,
+        "cpus": [0],
+        **prefix,
+    }
     started = one.netperf_start(**load, message_bytes=1, duration_s=600, nice=5)
     assert len(started["pids"]) == 10
     window = one.window(interface="gen", duration_s=0.5, netserver=True)
@@ -410,7 +416,7 @@ def test_ten_netperf_streams(agent: Callable[..., Agent], netperf_prefix: list[s
 @pytest.mark.guest
 def test_round_trips(agent: Callable[..., Agent], netperf_prefix: list[str]) -> None:
     one = agent()
-    prefix = {"command_prefix": netperf_prefix}
+    prefix: dict[str, Any] = {"command_prefix": netperf_prefix}
     one.netserver_start(address="10.9.9.1", port=4711, **prefix)
     found = one.netperf_rr(target="10.9.9.1", port=4711, duration_s=1, cpu=0, **prefix)
     assert 0 < found["min_us"] <= found["p50_us"] <= found["p90_us"] <= found["p99_us"]
@@ -424,7 +430,7 @@ def test_netperf_without_a_netserver(
     agent: Callable[..., Agent], netperf_prefix: list[str]
 ) -> None:
     one = agent()
-    load = {"target": "10.9.9.1", "port": 4711, "cpus": [], "duration_s": 1}
+    load: dict[str, Any] = {"target": "10.9.9.1", "port": 4711, "cpus": [], "duration_s": 1}
     load |= {"command_prefix": netperf_prefix}
     error = one.ask("netperf_start", **load)["error"]
     assert "nothing answers on TCP port 4711 of 10.9.9.1" in error["hint"]

@@ -463,7 +463,7 @@ def test_loopback_has_no_pause_frames() -> None:
 
 @pytest.mark.parametrize(("cpus", "ok"), [(4, False), (6, True), (32, True)])
 def test_what_a_generator_can_offer(cpus: int, ok: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(around.os, "sched_getaffinity", lambda _: set(range(cpus)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
     row = around._strength()
     assert row["ok"] is ok
     assert not row["needed"]

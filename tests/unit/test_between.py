@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from harness import config
 from harness.beds.access.channel import RemoteAgent
-from harness.beds.machine import between
+from harness.beds.machine import between, lease
 from harness.beds.machine.doctor import Finding
 from harness.cli import cli
 from tests.unit.test_agent_process import in_namespace
@@ -103,7 +103,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
         made.run("rx", *pair, "netns", str(tx))
         monkeypatch.setattr(between, "SshTarget", made)
         monkeypatch.setattr(
-            between.lease, "asked", lambda *_: SimpleNamespace(require_not_anothers=lambda: None)
+            lease, "asked", lambda *_: SimpleNamespace(require_not_anothers=lambda: None)
         )
         yield made
 

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -34,12 +35,16 @@ pytestmark = pytest.mark.unit
 STEPS = tuple(str(step) for step in range(9))
 
 
-def question(**changes) -> bisect.Question:
-    asked = {
+def question(**changes: Any) -> bisect.Question:
+    asked: dict[str, Any] = {
         "metric": "stack_rx_pps", "by": 0.02, "kind": "step", "points": STEPS,
         "max_blocks": 18, "profile": "standard", "bed": "virtual",
     }  # fmt: skip
     return bisect.Question(**asked | changes)
+
+
+class Measuring(Protocol):
+    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]: ...
 
 
 class Bed:
@@ -49,12 +54,12 @@ class Bed:
         self.effects, self.noise, self.seed = effects, noise, seed
         self.asked: list[tuple[str, tuple[str, ...], int]] = []
 
-    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict:
+    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
         self.asked.append((name, tuple(points), blocks))
         # As with kept boots, more blocks of one decision begin with those there were.
         return {"rows": [self._row(name, point, blocks) for point in points]}
 
-    def _row(self, name: str, point: str, blocks: int) -> dict:
+    def _row(self, name: str, point: str, blocks: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, *name.encode(), int(point)])
         rates = 1e5 * self.effects[point] * np.exp(self.noise * rng.standard_normal(blocks))
         boots = [
@@ -68,13 +73,17 @@ def staircase(*, at: int, height: float) -> dict[str, float]:
     return {step: 1 + height * (int(step) >= at) for step in STEPS}
 
 
-def bisected(tmp_path: Path, bed, asked: bisect.Question, **options) -> dict:
+def bisected(
+    tmp_path: Path, bed: Measuring, asked: bisect.Question, **options: Any
+) -> dict[str, Any]:
     journal = bisect.begin(tmp_path, asked, seed=1, resume=False)
     return bisect.result(bisect.run(journal, tmp_path, bed.measure, say=lambda _: None, **options))
 
 
 @given(st.integers(2, 300), st.data())
-def test_the_search_ends_at_the_first_bad_point_after_few_decisions(size, data) -> None:
+def test_the_search_ends_at_the_first_bad_point_after_few_decisions(
+    size: int, data: st.DataObject
+) -> None:
     first = data.draw(st.integers(1, size - 1))
     asked: list[str] = []
 
@@ -96,7 +105,9 @@ def test_the_search_stops_where_a_decision_stays_open() -> None:
     st.floats(0.001, 0.5),
     st.sampled_from([None, True, False]),
 )
-def test_an_interval_is_judged_by_where_all_of_it_lies(low, width, by, rising) -> None:
+def test_an_interval_is_judged_by_where_all_of_it_lies(
+    low: float, width: float, by: float, rising: bool | None
+) -> None:
     high = low * width
     outcome = bisect.judge_interval(low, high, by=by, rising=rising)
     moved = {
@@ -110,7 +121,9 @@ def test_an_interval_is_judged_by_where_all_of_it_lies(low, width, by, rising) -
 
 @pytest.mark.parametrize("height", [0.2, -0.2])
 @pytest.mark.parametrize("at", range(1, 9))
-def test_the_step_is_found_whichever_way_the_metric_moves(tmp_path: Path, at, height) -> None:
+def test_the_step_is_found_whichever_way_the_metric_moves(
+    tmp_path: Path, at: int, height: float
+) -> None:
     bed = Bed(staircase(at=at, height=height))
     shown = bisected(tmp_path, bed, question())
     assert shown["found"] == {"point": str(at), "title": f"patch {at}"}
@@ -188,7 +201,7 @@ class Dies(Bed):
         super().__init__(effects)
         self.dead = dead
 
-    def measure(self, name, points, blocks):
+    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
         if points[-1] in self.dead:
             raise KernelError(f"step {points[-1]} died")
         return super().measure(name, points, blocks)
@@ -197,7 +210,7 @@ class Dies(Bed):
 class Breaks(Bed):
     """A bed that fails at one step."""
 
-    def measure(self, name, points, blocks):
+    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
         if "6" in points:
             raise InfrastructureError("no power")
         return super().measure(name, points, blocks)
@@ -260,10 +273,10 @@ class TracedBed:
         self.root, self.void = root, void
         self.asked: list[tuple[tuple[str, ...], int]] = []
 
-    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict:
+    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
         self.asked.append((tuple(points), blocks))
 
-        def edit(boot, block, *_):
+        def edit(boot: dict[str, Any], block: int, *_: object) -> dict[str, Any]:
             boot["trials"] = [trial for trial in boot["trials"] if trial["kind"] == "trace"]
             if block <= self.void:
                 boot["trials"][0]["trace"]["missed"] = 10**6
@@ -279,7 +292,7 @@ class TracedBed:
 @pytest.mark.parametrize(
     ("metric", "step"), [("ip_rcv_per_packet", "7"), ("list_len_p50", "2"), ("list_len_max", "2")]
 )
-def test_what_probes_count_is_decided_by_one_boot(tmp_path: Path, metric, step) -> None:
+def test_what_probes_count_is_decided_by_one_boot(tmp_path: Path, metric: str, step: str) -> None:
     bed = TracedBed(tmp_path)
     shown = bisected(tmp_path, bed, question(metric=metric))
     assert shown["found"]["point"] == step
@@ -346,7 +359,7 @@ class Booting:
     def provenance(self) -> dict[str, object]:
         return {"release": "6.12.0", "layout": 1, "image_sha256": ""}
 
-    def run(self, setup, directory: Path, **_) -> None:
+    def run(self, setup: campaign.Setup, directory: Path, **_: object) -> None:
         for planned in setup.plan.boots():
             if (boot_directory(directory, planned) / "boot.json").exists():
                 continue

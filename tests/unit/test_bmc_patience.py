@@ -54,7 +54,8 @@ def by_redfish(bmc: RedfishBmc, *, within_s: float = 20.0, **more: Any) -> power
 
 
 def is_reset(environ: dict[str, Any]) -> bool:
-    return environ["REQUEST_METHOD"] == "POST" and environ["PATH_INFO"].endswith(".Reset")
+    path: str = environ["PATH_INFO"]
+    return environ["REQUEST_METHOD"] == "POST" and path.endswith(".Reset")
 
 
 class Trouble:
@@ -327,7 +328,7 @@ def test_whatever_a_bmc_answers_is_told(
              "ca": None, "within_s": 1, "until": time.monotonic()}  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(requests.Session, "request", request)
-        patched.setattr(redfish.time, "sleep", lambda _: None)
+        patched.setattr(time, "sleep", lambda _: None)
         answer = redfish._answer(asked)
     assert ("on" in answer) ^ (isinstance(answer.get("refused"), str) and "hint" in answer)
     json.dumps(answer)

@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -20,12 +21,14 @@ from harness.base import errors
 pytestmark = pytest.mark.unit
 
 
-def harness(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+def harness(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "harness", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
 
 
-def ending(monkeypatch, capfd, raised: BaseException) -> tuple[int, str]:
+def ending(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], raised: BaseException
+) -> tuple[int, str]:
     """Exit code and stderr of a command that raises."""
 
     @click.command()
@@ -97,7 +100,13 @@ def test_a_wrong_option_is_a_configuration_error() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
-def test_errors_end_with_the_code_of_their_class(monkeypatch, capfd, raised, status, told) -> None:
+def test_errors_end_with_the_code_of_their_class(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    raised: BaseException,
+    status: int,
+    told: str,
+) -> None:
     code, text = ending(monkeypatch, capfd, raised)
     assert code == status
     assert told in text

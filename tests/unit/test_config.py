@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from harness.base.resources import shipped
 from harness.config.document import RefusedError, parse
 
 pytestmark = pytest.mark.unit
+
+Writing = Callable[[str | bytes], Path]
 
 VIRTUAL = """\
 version: 1
@@ -60,7 +63,7 @@ hosts:
 
 
 @pytest.fixture
-def written(tmp_path: Path):
+def written(tmp_path: Path) -> Writing:
     def write(text: str | bytes) -> Path:
         path = tmp_path / "hosts.yaml"
         path.write_bytes(text.encode() if isinstance(text, str) else text)
@@ -83,7 +86,7 @@ def test_the_shipped_file_describes_the_virtual_bed() -> None:
     assert isinstance(bed.generator, config.NetnsHost)
 
 
-def test_the_commented_bed_of_the_shipped_file_is_valid(written) -> None:
+def test_the_commented_bed_of_the_shipped_file_is_valid(written: Writing) -> None:
     shown = re.sub(
         r"^(  )# (  .*|rack:|lab:|(?:lab_)?[rt]x:)$",
         r"\1\2",
@@ -102,7 +105,7 @@ def test_the_commented_bed_of_the_shipped_file_is_valid(written) -> None:
     assert bed.coalesce.rx_usecs == 60
 
 
-def test_a_real_bed_is_resolved(written) -> None:
+def test_a_real_bed_is_resolved(written: Writing) -> None:
     path = written(RACK)
     bed = config.bed(config.load(path))
     assert isinstance(bed.dut, config.SshHost)
@@ -116,7 +119,7 @@ LAB = RACK.replace("    dut: rx\n", "    dut: rx\n    labgrid: {place: rack1}\n"
 )
 
 
-def test_a_bed_of_a_labgrid_place(written) -> None:
+def test_a_bed_of_a_labgrid_place(written: Writing) -> None:
     bed = config.bed(config.load(written(LAB)))
     assert bed.labgrid == config.Labgrid(place="rack1")
     assert isinstance(bed.dut, config.LabgridHost)
@@ -143,18 +146,18 @@ def test_a_bed_of_a_labgrid_place(written) -> None:
         ("resource: rx,", "", "hosts.rx.resource: missing; expected name of its NetworkService"),
     ],
 )
-def test_mistakes_of_a_labgrid_bed(written, old, new, told) -> None:
+def test_mistakes_of_a_labgrid_bed(written: Writing, old: str, new: str, told: str) -> None:
     assert old in LAB
     assert told in str(refusal(written(LAB.replace(old, new, 1))))
 
 
-def test_a_guest_is_in_no_labgrid_place(written) -> None:
+def test_a_guest_is_in_no_labgrid_place(written: Writing) -> None:
     text = VIRTUAL.replace("    cpus: auto", "    labgrid: {place: rack1}")
     told = refusal(written(text)).message
     assert "beds.virtual.labgrid: its hosts are on this machine; expected none" in told
 
 
-def test_what_the_nic_of_a_bed_is_set_to(written) -> None:
+def test_what_the_nic_of_a_bed_is_set_to(written: Writing) -> None:
     asked = "rx_ring: 512\n    steering: null\n    offloads: {gro: false}"
     bed = config.bed(config.load(written(VIRTUAL.replace("cpus: auto", asked))))
     assert (bed.rx_ring, bed.steering) == (512, None)
@@ -163,7 +166,7 @@ def test_what_the_nic_of_a_bed_is_set_to(written) -> None:
     assert (bed.rx_ring, bed.steering, bed.offloads) == (None, "auto", None)
 
 
-def test_kernel_sources(written) -> None:
+def test_kernel_sources(written: Writing) -> None:
     for source, expected in {
         "{package: linux-source-6.1}": config.PackageSource(package="linux-source-6.1"),
         "{tarball: /srv/linux.tar.xz}": config.TarballSource(tarball=Path("/srv/linux.tar.xz")),
@@ -173,7 +176,7 @@ def test_kernel_sources(written) -> None:
         assert config.load(written(text)).kernel.source == expected
 
 
-def test_how_kernels_are_built(written) -> None:
+def test_how_kernels_are_built(written: Writing) -> None:
     plain = config.load(written(VIRTUAL)).kernel
     assert (plain.config, plain.compiler_cache, plain.distcc) == ("auto", None, None)
     for value, expected in {"host": "host", "benchmark": "benchmark", "rx.config": None}.items():
@@ -190,16 +193,16 @@ def test_how_kernels_are_built(written) -> None:
 @pytest.mark.parametrize(
     "host", ["--randomize", "+zeroconf", "a b", "a/x", "h:/usr/bin/distccd", "a;id", "$(id)", ""]
 )
-def test_what_is_no_host_of_distcc(written, host: str) -> None:
+def test_what_is_no_host_of_distcc(written: Writing, host: str) -> None:
     more = f"  distcc: {{hosts: ['{host}']}}\n  source:"
     with pytest.raises(ConfigurationError, match=r"distcc.hosts.0: .* as distcc names it"):
         config.load(written(VIRTUAL.replace("  source:", more)))
 
 
-def test_models_are_frozen(written) -> None:
+def test_models_are_frozen(written: Writing) -> None:
     hosts = config.load(written(VIRTUAL))
     with pytest.raises(ValueError, match="frozen"):
-        hosts.load.streams = 3  # type: ignore[misc]
+        hosts.load.streams = 3
 
 
 MISTAKES = [
@@ -287,20 +290,22 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("line", "old", "new", "told"), MISTAKES)
-def test_a_mistake_is_told_with_line_key_and_remedy(written, line, old, new, told) -> None:
+def test_a_mistake_is_told_with_line_key_and_remedy(
+    written: Writing, line: int, old: str, new: str, told: str
+) -> None:
     assert old in VIRTUAL
     text = str(refusal(written(VIRTUAL.replace(old, new, 1))))
     assert f"hosts.yaml:{line}: " in text
     assert told in text
 
 
-def test_all_mistakes_are_told_at_once_in_order(written) -> None:
+def test_all_mistakes_are_told_at_once_in_order(written: Writing) -> None:
     text = VIRTUAL.replace("streams: 10", "streams: 0").replace("vcpus: 2", "vcpu: 2")
     lines = refusal(written(text.replace("version: 1", "version: 3"))).message.splitlines()
     assert re.findall(r"yaml:(\d+):", "\n".join(lines)) == ["1", "5", "15"]
 
 
-def test_many_mistakes_are_cut_short(written) -> None:
+def test_many_mistakes_are_cut_short(written: Writing) -> None:
     extra = "".join(f"x{number}: 1\n" for number in range(30))
     lines = refusal(written(VIRTUAL + extra)).message.splitlines()
     assert len(lines) == 11
@@ -323,7 +328,7 @@ def test_many_mistakes_are_cut_short(written) -> None:
         ("interface", "sixteen-letters0"),
     ],
 )
-def test_shell_metacharacters_are_refused(written, key, value) -> None:
+def test_shell_metacharacters_are_refused(written: Writing, key: str, value: str) -> None:
     plain = {"hostname": "rx.lab.example", "user": "bench", "interface": "eth1"}[key]
     error = refusal(written(RACK.replace(f"{key}: {plain}", f"{key}: {value}", 1)))
     assert re.search(rf"hosts\.[rt]x\.{key}: .* is not usable; expected an? ", error.message)
@@ -332,7 +337,7 @@ def test_shell_metacharacters_are_refused(written, key, value) -> None:
 @pytest.mark.parametrize(
     "key", ["password", "bmc_password", "Passwd", "secret", "api_token", "credentials", "api_key"]
 )
-def test_secrets_are_refused_and_not_repeated(written, key) -> None:
+def test_secrets_are_refused_and_not_repeated(written: Writing, key: str) -> None:
     for text in (
         RACK.replace("user: bench", f"{key}: hunter2"),
         f"{RACK}{key}: {{user: hunter2}}\n",
@@ -343,7 +348,7 @@ def test_secrets_are_refused_and_not_repeated(written, key) -> None:
         assert "ssh" in (error.hint or "")
 
 
-def test_a_host_may_be_called_what_looks_like_a_secret(written) -> None:
+def test_a_host_may_be_called_what_looks_like_a_secret(written: Writing) -> None:
     hosts = config.load(written(VIRTUAL.replace("guest", "tokenring")))
     assert "tokenring" in hosts.hosts
 
@@ -369,7 +374,7 @@ def test_a_host_may_be_called_what_looks_like_a_secret(written) -> None:
     ],
     ids=range(15),
 )
-def test_hostile_files_are_refused_soon(written, hostile) -> None:
+def test_hostile_files_are_refused_soon(written: Writing, hostile: bytes) -> None:
     began = time.process_time()
     error = refusal(written(hostile))
     assert "hosts.yaml" in error.message
@@ -377,7 +382,7 @@ def test_hostile_files_are_refused_soon(written, hostile) -> None:
     assert time.process_time() - began < 10
 
 
-def test_a_file_that_cannot_be_read(tmp_path) -> None:
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "No such file" in refusal(tmp_path / "nowhere.yaml").message
     assert "directory" in refusal(tmp_path).message
 
@@ -400,13 +405,13 @@ def test_words_that_other_yaml_takes_for_booleans_stay_words() -> None:
                     "g": True, "h": "1"}  # fmt: skip
 
 
-def test_an_unknown_bed_names_those_there_are(written) -> None:
+def test_an_unknown_bed_names_those_there_are(written: Writing) -> None:
     hosts = config.load(written(VIRTUAL))
     with pytest.raises(ConfigurationError, match="no bed is called 'virtul'; expected virtual"):
         config.bed(hosts, "virtul")
 
 
-def test_locate_prefers_the_file_here(tmp_path, monkeypatch) -> None:
+def test_locate_prefers_the_file_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert config.locate() == shipped("hosts.yaml")
     (tmp_path / "hosts.yaml").write_text(VIRTUAL)

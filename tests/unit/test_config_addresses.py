@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from harness.beds.registry import profile
 from harness.plan import MAX_BLOCKS, parse_step
 
 pytestmark = pytest.mark.unit
+
+Telling = Callable[[str], str]
 
 RACK = """\
 version: 1
@@ -45,7 +48,7 @@ hosts:
 
 
 @pytest.fixture
-def told(tmp_path: Path):
+def told(tmp_path: Path) -> Telling:
     """The refusal of a file's text; nothing where it is taken."""
 
     def load(text: str) -> str:
@@ -84,7 +87,7 @@ def told(tmp_path: Path):
         ("198.18.1.02/24", "is not usable; expected IPv4 address and prefix"),
     ],
 )
-def test_an_address_that_is_no_hosts(told, address: str, why: str) -> None:
+def test_an_address_that_is_no_hosts(told: Telling, address: str, why: str) -> None:
     for text in (RACK.replace("198.18.1.2/24", address), GUEST.replace("198.18.0.2/24", address)):
         refused = told(text)
         assert why in refused
@@ -93,7 +96,7 @@ def test_an_address_that_is_no_hosts(told, address: str, why: str) -> None:
     assert "hosts.yaml:10: hosts.rx.address: " in told(RACK.replace("198.18.1.2/24", address))
 
 
-def test_addresses_that_will_do(told) -> None:
+def test_addresses_that_will_do(told: Telling) -> None:
     for dut, generator in (("198.18.1.0/31", "198.18.1.1/31"), ("10.1.2.3/8", "10.0.0.1/8"),
                            ("192.168.0.2/255.255.255.0", "192.168.0.1/24")):  # fmt: skip
         text = RACK.replace("198.18.1.2/24", dut).replace("198.18.1.1/24", generator)
@@ -111,7 +114,7 @@ def test_addresses_that_will_do(told) -> None:
         "02:00:00:00:00",
     ],
 )
-def test_a_mac_that_is_no_guests(told, mac: str) -> None:
+def test_a_mac_that_is_no_guests(told: Telling, mac: str) -> None:
     assert "hosts.yaml:4: hosts.guest.nic.mac: " in told(GUEST.replace("02:00:00:00:00:02", mac))
 
 
@@ -126,7 +129,7 @@ def test_a_mac_that_is_no_guests(told, mac: str) -> None:
         ('"2001:db8::1"', '"2001:DB8:0::1"'),
     ],
 )
-def test_both_hosts_of_a_bed_are_not_one_machine(told, dut: str, generator: str) -> None:
+def test_both_hosts_of_a_bed_are_not_one_machine(told: Telling, dut: str, generator: str) -> None:
     text = RACK.replace("rx.lab.example", dut, 1)
     head, _, tail = text.rpartition("tx.lab.example")
     refused = told(head + generator + tail)
@@ -134,7 +137,7 @@ def test_both_hosts_of_a_bed_are_not_one_machine(told, dut: str, generator: str)
     assert "is the dut itself; expected another machine" in refused
 
 
-def test_two_ports_of_one_address_are_two_machines(told) -> None:
+def test_two_ports_of_one_address_are_two_machines(told: Telling) -> None:
     text = RACK.replace("rx.lab.example", "gate").replace("tx.lab.example", "gate")
     assert told(text.replace("port: 22", "port: 2201")) == ""
 
@@ -152,7 +155,7 @@ def test_two_ports_of_one_address_are_two_machines(told) -> None:
         "198.18.1.77",
     ],
 )
-def test_what_no_host_is_reached_by(told, hostname: str) -> None:
+def test_what_no_host_is_reached_by(told: Telling, hostname: str) -> None:
     plain = hostname.strip("'")
     refused = told(RACK.replace("rx.lab.example", hostname))
     assert f"hosts.yaml:8: hosts.rx.hostname: {plain} " in refused
@@ -161,7 +164,7 @@ def test_what_no_host_is_reached_by(told, hostname: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lo", "all", "default"])
-def test_what_is_no_interface_of_a_test(told, name: str) -> None:
+def test_what_is_no_interface_of_a_test(told: Telling, name: str) -> None:
     assert "hosts.rx.interface: " in told(RACK.replace("interface: eth1", f"interface: {name}", 1))
 
 
@@ -177,7 +180,7 @@ def redfish(url: str) -> str:
      "ftp://bmc", "bmc", "https://bmc?x=1", "https://bmc#x", "https://bm c", "https://0.0.0.0",
      "https://224.0.0.1", "https://198.18.1.9:443", "https://bmc:٤٤٣"],
 )  # fmt: skip
-def test_a_url_that_is_no_bmcs(told, url: str) -> None:
+def test_a_url_that_is_no_bmcs(told: Telling, url: str) -> None:
     assert "hosts.yaml:17: hosts.tx.power.redfish.url: " in told(redfish(url))
 
 
@@ -185,7 +188,7 @@ def test_a_url_that_is_no_bmcs(told, url: str) -> None:
     "url",
     ["https://bmc", "https://BMC.lab:8443/redfish/v1/", "http://192.0.2.1", "https://[::1]:1"],
 )
-def test_urls_that_will_do(told, url: str) -> None:
+def test_urls_that_will_do(told: Telling, url: str) -> None:
     assert told(redfish(url)) == ""
 
 
@@ -213,13 +216,13 @@ def test_urls_that_will_do(told, url: str) -> None:
         "user: 'bench:hunter2'",
     ],
 )
-def test_a_secret_is_refused_and_not_repeated(told, more: str) -> None:
+def test_a_secret_is_refused_and_not_repeated(told: Telling, more: str) -> None:
     refused = told(f"{RACK}    {more}\n")
     assert "hosts.yaml:17: hosts.tx." in refused
     assert "hunter2" not in refused
 
 
-def test_what_both_hosts_cannot_share(told) -> None:
+def test_what_both_hosts_cannot_share(told: Telling) -> None:
     for key, value in {
         "power": "{ipmi: {hostname: bmc, user: op, password: {env: X}}}",
         "console": "{sol: {hostname: bmc, user: op, password: {env: X}}}",
@@ -233,7 +236,7 @@ def test_what_both_hosts_cannot_share(told) -> None:
     assert told(text + net.format(6667, "eno1")) == ""
 
 
-def test_netconsole_leads_away_from_the_test(told) -> None:
+def test_netconsole_leads_away_from_the_test(told: Telling) -> None:
     line = "    console: {netconsole: {address: ADDRESS, interface: eth0}}\n"
     for address in ("127.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "198.18.1.9"):
         assert "netconsole.address: " in told(RACK + line.replace("ADDRESS", address))
@@ -277,7 +280,7 @@ def test_beds_that_are_used_at_once(tmp_path: Path) -> None:
         ("steering: false", "false is not usable; expected 'auto', 'rss' or 'ntuple'"),
     ],
 )
-def test_messages_are_in_the_words_of_yaml(told, more: str, why: str) -> None:
+def test_messages_are_in_the_words_of_yaml(told: Telling, more: str, why: str) -> None:
     refused = told(RACK.replace("generator: tx}", f"generator: tx, {more}}}"))
     assert why in refused
     for word in ("None", "True", "False", "boolean", "array", "object", "integer", "string"):
@@ -285,7 +288,7 @@ def test_messages_are_in_the_words_of_yaml(told, more: str, why: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["true", "1.0", "'1'", "null", "2", "[1]"])
-def test_the_version_is_the_number_one(told, version: str) -> None:
+def test_the_version_is_the_number_one(told: Telling, version: str) -> None:
     assert "hosts.yaml:1: version: " in told(RACK.replace("version: 1", f"version: {version}"))
 
 
@@ -307,7 +310,7 @@ def test_paths_and_programs_of_the_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("value", ["$HOME/keys", "${KEYS}", '"a\\0b"', '"a\\nb"', "git://lab/keys"])
-def test_paths_that_are_none(told, value: str) -> None:
+def test_paths_that_are_none(told: Telling, value: str) -> None:
     assert "hosts.yaml:17: hosts.tx.known_hosts: " in told(f"{RACK}    known_hosts: {value}\n")
 
 
@@ -317,12 +320,13 @@ def test_the_file_that_is_named_is_the_file_that_is_used(
     monkeypatch.chdir(tmp_path)
     assert config.locate() == shipped("hosts.yaml")
     here = tmp_path / "hosts.yaml"
-    for make, why in (
+    in_the_way: tuple[tuple[Callable[[], None], str], ...] = (
         (lambda: here.symlink_to("/mnt/lab/hosts.yaml"), "a link to /mnt/lab/hosts.yaml, and noth"),
         (lambda: here.symlink_to("hosts.yaml"), "Too many levels of symbolic links"),
         (lambda: os.mkfifo(here), "no regular file"),
         (lambda: here.symlink_to("/dev/zero"), "no regular file"),
-    ):
+    )
+    for make, why in in_the_way:
         make()
         with pytest.raises(ConfigurationError, match=r"cannot read hosts\.yaml: ") as refused:
             config.load(config.locate())

@@ -189,7 +189,7 @@ def test_the_rule_bites(inside: str, source: str, breach: str | None) -> None:
 
 def test_the_agent_runs_on_the_python_of_rhel_9() -> None:
     vermin = Path(sys.executable).with_name("vermin")
-    command = [vermin, "--target=3.9-", "--no-tips", "--violations", PACKAGE / "agent"]
+    command = [str(vermin), "--target=3.9-", "--no-tips", "--violations", str(PACKAGE / "agent")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -34,8 +34,8 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
         self.boot_id, self.boot_s, self.wall_s = "one", 100.0, 1.8e9
         monkeypatch.setattr(on_host, "_boot_id", lambda: self.boot_id)
-        monkeypatch.setattr(on_host.time, "time", lambda: self.wall_s)
-        monkeypatch.setattr(on_host.time, "clock_gettime", lambda _: self.boot_s)
+        monkeypatch.setattr(time, "time", lambda: self.wall_s)
+        monkeypatch.setattr(time, "clock_gettime", lambda _: self.boot_s)
         self.lease = on_host.Lease(path)
 
     def passes(self, duration_s: float) -> None:

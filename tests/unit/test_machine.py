@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from harness.base.errors import (
 )
 from harness.base.progress import Progress
 from harness.beds.machine import machine as machines
+from harness.beds.machine import power
 from harness.beds.machine.machine import Machine
 from harness.beds.machine.machines import MachineBoots
 from tests.unit.fake_agent import FakeAgent
@@ -108,11 +110,11 @@ def host() -> Host:
 @pytest.fixture
 def made(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
     clock = [0.0]
-    monkeypatch.setattr(machines.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(machines.time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
     monkeypatch.setattr(machines, "packed", lambda _: tmp_path)
     monkeypatch.setenv("RECEIVE_BATCHING_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(machines.power, "connect", lambda *_: host)
+    monkeypatch.setattr(power, "connect", lambda *_: host)
 
     def make(*, power: bool = True, **boot: Any) -> Machine:
         entry = config.SshHost.model_validate(

@@ -75,7 +75,9 @@ def test_nine_kernels_go_through_a_boot_of_a_few(
     monkeypatch.setattr("harness.agent.boot.kernels.shutil.disk_usage", Full(rx, places))
     # What is freed is not what this file system says: the pieces are small.
     monkeypatch.setattr(Kernels, "_require_fits", fits_after(rx, Full(rx, places)))
-    before, there, gone = tree(rx.root), [], []
+    before = tree(rx.root)
+    there: list[str] = []
+    gone: list[str] = []
     for step in range(9):
         release = f"6.12.117-s{step}"
         evicted = install(rx, tmp_path / "up", release, list(there))
@@ -402,12 +404,13 @@ def test_under_another_kernel_it_is_found_by_its_address(
     machine.meet()
     agent, _ = boot(machine)
     assert machine.interface(agent) == ("eth1", "02:00:00:00:00:0a")
-    host.call = lambda name, /, **more: (
-        call("inventory", **more)
-        if name == "inventory" and "interface" in more
-        else renamed(name, **more)
-    )  # type: ignore[method-assign]
+
+    def by_name(name: str, /, **more: Any) -> Any:
+        wanted = name == "inventory" and "interface" in more
+        return (call if wanted else renamed)(name, **more)
+
+    host.call = by_name  # type: ignore[method-assign]
     host.has_nic = False
-    agent = FakeAgent(host.call, ready=agent.ready)
-    assert machine.interface(agent) == ("ens3f0np0", "02:00:00:00:00:0a")
+    again = cast("Any", FakeAgent(host.call, ready=agent.ready))
+    assert machine.interface(again) == ("ens3f0np0", "02:00:00:00:00:0a")
     assert IMAGE.release == OURS

@@ -22,6 +22,7 @@ from harness.agent.boot import Boot
 from harness.agent.boot.kernels import Kernels
 from harness.agent.doctor import Doctor, health
 from harness.agent.faults import AgentError
+from harness.agent.setting import Setting
 from harness.agent.settings import journal
 from harness.base.errors import HostLostError, HostRefusedError, InfrastructureError
 from harness.beds.access import hostkeys
@@ -257,7 +258,7 @@ class Value:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_now, self.stuck = 7, False
-        one = settings.Setting("mtu", lambda: self.is_now, self._write)
+        one = Setting("mtu", lambda: self.is_now, self._write)
         monkeypatch.setattr(settings, "_known", lambda _: {"mtu": one})
 
     def _write(self, value: int) -> None:

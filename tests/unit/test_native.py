@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -34,8 +35,9 @@ from harness.beds.registry import profile
 from harness.config import Kernel, MachineCpus
 from harness.images import GuestImage
 from harness.kernels import Image, build, configuration
-from harness.kernels.arch import UM, X86
+from harness.kernels.arch import UM, X86, Arch
 from harness.kernels.source import from_tarball
+from harness.kernels.toolchain import Toolchain
 from harness.kernels.walk import _LD
 from harness.report import text
 from harness.results.analysis import analyse
@@ -46,10 +48,14 @@ from tests.unit.test_kernel_commits import MAKEFILE
 
 pytestmark = pytest.mark.unit
 
+Booting = Callable[..., uml.UserModeKernel]
+
 SHIPPED = shipped("hosts.yaml")
 
 
-def hosts(tmp_path: Path, change: Callable[[dict], None] = lambda _: None) -> config.HostsFile:
+def hosts(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None] = lambda _: None
+) -> config.HostsFile:
     data = yaml.safe_load(SHIPPED.read_text())
     change(data)
     path = tmp_path / "hosts.yaml"
@@ -63,6 +69,7 @@ def hosts(tmp_path: Path, change: Callable[[dict], None] = lambda _: None) -> co
 def test_the_shipped_native_bed(tmp_path: Path) -> None:
     bed = config.bed(hosts(tmp_path), "native")
     assert (bed.kind, bed.arch) == ("native", "um")
+    assert isinstance(bed.dut, config.UmlHost)
     assert native.wire_options(bed.dut) == ["--repeat", "0"]
     assert config.bed(hosts(tmp_path), "virtual").arch == "x86"
 
@@ -75,9 +82,13 @@ def test_the_shipped_native_bed(tmp_path: Path) -> None:
         ({"burst": 1}, ["--repeat", "0", "--burst", "1"]),
     ],
 )
-def test_the_model_is_told_of_the_wire(tmp_path: Path, wire: dict, told: list[str]) -> None:
+def test_the_model_is_told_of_the_wire(
+    tmp_path: Path, wire: dict[str, int], told: list[str]
+) -> None:
     found = hosts(tmp_path, lambda data: data["hosts"]["process"].update(wire=wire))
-    assert native.wire_options(found.hosts["process"]) == told
+    dut = found.hosts["process"]
+    assert isinstance(dut, config.UmlHost)
+    assert native.wire_options(dut) == told
 
 
 @pytest.mark.parametrize(
@@ -96,7 +107,7 @@ def test_the_model_is_told_of_the_wire(tmp_path: Path, wire: dict, told: list[st
 def test_what_a_native_bed_cannot_be(
     tmp_path: Path, where: tuple[str, ...], value: object, told: str
 ) -> None:
-    def change(data: dict) -> None:
+    def change(data: dict[str, Any]) -> None:
         *path, last = where
         for key in path:
             data = data[key]
@@ -122,7 +133,12 @@ def bed_with(tmp_path: Path, cpus: object = "auto") -> config.Bed:
     [((0, 1), 0, 1, (1,)), ((2, 5, 7), 2, 5, (7,)), ((0, 1, 2, 3), 0, 1, (2, 3))],
 )
 def test_the_kernel_shares_its_cpu_with_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mine, kernel, model, netperf
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mine: tuple[int, ...],
+    kernel: int,
+    model: int,
+    netperf: tuple[int, ...],
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(mine))
     found = native.machine_cpus(bed_with(tmp_path))
@@ -139,7 +155,7 @@ def test_the_kernel_shares_its_cpu_with_none(
     ],
 )
 def test_cpus_that_do_not_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mine, cpus, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mine: tuple[int, ...], cpus: object, told: str
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(mine))
     with pytest.raises(ConfigurationError, match=told):
@@ -171,7 +187,7 @@ def test_cpu_time_is_that_of_the_kernels_process() -> None:
         )
 
     known = counted.Delta(at(0, 0, 5_000, 0), at(1_000_000, 1000, 255_000, 500_000))
-    assert known.cost_ns(0) == known.busy_ns(0) / 1000 == 250
+    assert (known.cost_ns(0), known.busy_ns(0)) == (250, 250_000)
     ticks = counted.Delta(at(0, 0, None, 0), at(1_000_000, 1000, None, 500_000))
     assert ticks.cost_ns(0) == 500
 
@@ -198,7 +214,7 @@ def test_what_the_bed_needs_is_arch_code() -> None:
 
 
 @pytest.mark.parametrize("chosen", ["host", Path("/boot/config")])
-def test_a_user_mode_kernel_has_a_configuration_of_its_own(chosen: object) -> None:
+def test_a_user_mode_kernel_has_a_configuration_of_its_own(chosen: Literal["host"] | Path) -> None:
     with pytest.raises(ConfigurationError, match="has one of its own"):
         configuration.chosen(Kernel(config=chosen), None, UM)
     assert configuration.chosen(Kernel(), None, UM).fragments == (UM.fragment,)
@@ -246,9 +262,9 @@ def test_every_step_has_the_patches_of_the_bed(
         (home / f"{name}.patch").write_text(mail)
     (home / "series").write_text("0001-step.patch\n")
     series = patches.series("linux-6.12", tmp_path)
-    toolchain = build.Toolchain(compiler="gcc")
+    toolchain = Toolchain(compiler="gcc")
 
-    def built(bed_patches: list[Path], arch=UM) -> dict[str, Image]:
+    def built(bed_patches: list[Path], arch: Arch = UM) -> dict[str, Image]:
         monkeypatch.setattr(configuration.Configuration, "check", lambda *_: None)
         with Progress(bars=False) as progress:
             made = build.build_steps(
@@ -326,7 +342,7 @@ PYTHONPATH={root} exec {python} -m harness.agent
 
 
 @pytest.fixture
-def boot(tmp_path: Path) -> Iterator[Callable[..., uml.UserModeKernel]]:
+def boot(tmp_path: Path) -> Iterator[Booting]:
     booted: list[uml.UserModeKernel] = []
 
     def boot(before: str = "", watch: Callable[[], None] = lambda: None) -> uml.UserModeKernel:
@@ -360,7 +376,7 @@ def boot(tmp_path: Path) -> Iterator[Callable[..., uml.UserModeKernel]]:
         kernel.stop()
 
 
-def test_a_kernel_is_reached_over_its_own_streams(boot, tmp_path: Path) -> None:
+def test_a_kernel_is_reached_over_its_own_streams(boot: Booting, tmp_path: Path) -> None:
     kernel = boot()
     assert kernel.ready["pid"] == kernel.pid_here
     told = kernel.console()
@@ -371,7 +387,7 @@ def test_a_kernel_is_reached_over_its_own_streams(boot, tmp_path: Path) -> None:
     assert (tmp_path / "runtime/guest/agent.pyz").read_bytes().startswith(b"#!")
 
 
-def test_a_frozen_kernel_and_its_clock_stand_still(boot, tmp_path: Path) -> None:
+def test_a_frozen_kernel_and_its_clock_stand_still(boot: Booting, tmp_path: Path) -> None:
     kernel = boot()
 
     def stopped_ns() -> int:
@@ -405,7 +421,7 @@ def test_a_frozen_kernel_and_its_clock_stand_still(boot, tmp_path: Path) -> None
     ],
 )
 def test_the_ends_of_a_kernel_are_told_apart(
-    boot, before: str, kind: type[HarnessError], told: str
+    boot: Booting, before: str, kind: type[HarnessError], told: str
 ) -> None:
     with pytest.raises(kind, match=told):
         boot(before)
@@ -415,7 +431,9 @@ def test_the_ends_of_a_kernel_are_told_apart(
     ("number", "kind"),
     [(signal.SIGSEGV, KernelError), (signal.SIGKILL, InfrastructureError)],
 )
-def test_a_kernel_that_ends_is_noticed(boot, number: int, kind: type[HarnessError]) -> None:
+def test_a_kernel_that_ends_is_noticed(
+    boot: Booting, number: int, kind: type[HarnessError]
+) -> None:
     kernel = boot()
     os.kill(kernel.pid_here, number)
     with pytest.raises(kind):
@@ -424,7 +442,7 @@ def test_a_kernel_that_ends_is_noticed(boot, number: int, kind: type[HarnessErro
         kernel.freeze()
 
 
-def test_the_model_ends_with_its_kernel_and_not_the_other_way_round(boot) -> None:
+def test_the_model_ends_with_its_kernel_and_not_the_other_way_round(boot: Booting) -> None:
     ended = False
 
     def watch() -> None:
@@ -440,7 +458,7 @@ def test_the_model_ends_with_its_kernel_and_not_the_other_way_round(boot) -> Non
         kernel.check()
 
 
-def test_a_kernel_dies_with_the_harness(boot, tmp_path: Path) -> None:
+def test_a_kernel_dies_with_the_harness(boot: Booting, tmp_path: Path) -> None:
     harness = os.fork()
     if harness == 0:
         boot()

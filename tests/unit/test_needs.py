@@ -9,13 +9,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness import images, needs
-from harness.base import namespaces, process, runtime
+from harness.base import cache, namespaces, process, runtime
 from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.beds.machine.doctor import Finding
 
@@ -128,7 +129,7 @@ def root(tmp_path: Path) -> Path:
 def test_programs_of_the_tools_root_need_no_right(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     tools = images.Tools(root=root)
     said = process.run([*tools.netperf_prefix(), "netperf", "-H", "a b"]).stdout.splitlines()
     assert said[1:] == [
@@ -150,10 +151,10 @@ def test_a_root_is_made_where_its_users_can_go(
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     monkeypatch.setenv("RECEIVE_BATCHING_CACHE", str(home))
-    monkeypatch.setattr(images.tempfile, "gettempdir", lambda: str(home))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(home))
     usual = Path("/var/tmp")  # noqa: S108
     assert images.open_to_all() == usual
-    monkeypatch.setattr(images.os, "access", lambda path, _: path != usual)
+    monkeypatch.setattr(os, "access", lambda path, _: path != usual)
     with pytest.raises(InfrastructureError, match=str(home)) as caught:
         images.open_to_all()
     assert "TMPDIR" in str(caught.value.hint)
@@ -174,8 +175,8 @@ def test_hooks_lie_beside_the_root_and_nothing_stays(
     monkeypatch.setenv("PATH", f"{path}:{os.environ['PATH']}")
     own = os.geteuid()
     monkeypatch.setattr(images, "open_to_all", lambda: tmp_path)
-    monkeypatch.setattr(images.cache, "digest", lambda *_: "0")
-    monkeypatch.setattr(images.os, "geteuid", lambda: own or 4711)
+    monkeypatch.setattr(cache, "digest", lambda *_: "0")
+    monkeypatch.setattr(os, "geteuid", lambda: own or 4711)
     monkeypatch.setattr(images, "_own", lambda path: path.stat().st_uid == own)
     left = tmp_path / f"rb-root-{own or 4711}-0-killed"
     left.mkdir()
@@ -231,7 +232,7 @@ def test_a_long_or_closed_tmpdir_is_no_place_for_sockets(
 def test_what_refuses_namespaces_is_named(
     tmp_path: Path, file: str, text: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(namespaces.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     where = tmp_path / file
     where.parent.mkdir(parents=True)
     where.write_text(text)
@@ -290,7 +291,7 @@ def test_a_cache_that_nothing_can_be_executed_in_is_told(tmp_path: Path) -> None
 
 
 def test_a_user_whom_the_system_does_not_know_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(needs.os, "geteuid", lambda: 3_999_999_999)
+    monkeypatch.setattr(os, "geteuid", lambda: 3_999_999_999)
     row = rows(IDLE)["user"]
     assert (row.ok, "3999999999" in row.detail) == (False, True)
 

@@ -20,13 +20,14 @@ from harness.beds import registry
 from harness.beds.access.channel import Pending
 from harness.campaign import pacing
 from harness.campaign import run as campaign
-from harness.campaign.pacing import Taken
 from harness.commands.plan import plan as plan_command
 from harness.report import document, render
 from harness.results import samples
 from harness.results.analysis import analyse
 from harness.results.expect import parse, require_measured, require_paced
 from harness.results.samples import ResultDirectory
+from harness.trials.block import Taken
+from harness.trials.paced import PacedTrial
 from harness.trials.timed import TimedTrial
 from tests.unit.synthetic import Host, make_campaign, trial
 from tests.unit.test_campaign import WINDOWS_TAKE, Bed, Machine, setup
@@ -49,14 +50,14 @@ def test_what_a_boot_takes_is_told_by_its_saturated_trials() -> None:
     idle = _timed(90_000, idle=0.5)
     trials = [warmup, void, idle, _timed(200_000), _timed(210_000), _timed(220_000)]
     found = pacing.taken(trials, 0)
-    assert found == Taken(pytest.approx(210_000, rel=1e-3), True)
+    assert found == Taken(_about(210_000, rel=1e-3), True)
     assert found.paced(0.5) == pytest.approx(105_000, rel=1e-3)
     assert pacing.taken([warmup, void], 0) is None
 
 
 def test_where_none_was_saturated_the_loads_own_rate_is_taken_and_said() -> None:
     found = pacing.taken([_timed(90_000, idle=0.5), _timed(100_000, idle=0.5)], 0)
-    assert found == Taken(pytest.approx(95_000, rel=1e-3), False)
+    assert found == Taken(_about(95_000, rel=1e-3), False)
 
 
 def test_the_slowest_boot_tells() -> None:
@@ -99,7 +100,7 @@ def test_the_first_block_goes_by_its_first_boot_and_later_ones_by_its_slowest(
     drawn = _campaign(tmp_path / "all")
     for position in (1, 2):
         found = _kept(tmp_path / "all", drawn, 3, position)
-        assert found == Taken(pytest.approx(200_000, rel=0.02), True)
+        assert found == Taken(_about(200_000, rel=0.02), True)
 
 
 def test_a_first_block_that_failed_leaves_it_to_the_next(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_a_first_block_that_failed_leaves_it_to_the_next(tmp_path: Path) -> None
 
     drawn = _campaign(tmp_path, edit=failed)
     assert _kept(tmp_path, drawn, 2, 1) is None
-    assert _kept(tmp_path, drawn, 3, 1) == Taken(pytest.approx(200_000, rel=0.02), True)
+    assert _kept(tmp_path, drawn, 3, 1) == Taken(_about(200_000, rel=0.02), True)
     assert _kept(tmp_path, drawn, 1, 1) is None
 
 
@@ -174,6 +175,10 @@ def test_what_a_run_does_not_measure_cannot_be_expected_of_it(
     assert hint in str(raised.value.hint)
 
 
+def _about(rate: float, rel: float) -> Any:
+    return pytest.approx(rate, rel=rel)
+
+
 class _Paced(Bed):
     """A step takes a tenth more than the one before, and what it is paced to if that is less."""
 
@@ -186,7 +191,7 @@ class _Paced(Bed):
             self.pps = arguments["pacing_bytes_per_s"] // 43
         return {"skipped": []}
 
-    def begin(self, name: str, /, *, duration_s: float, **_: Any) -> Pending:
+    def begin(self, name: str, /, *, duration_s: float, **_: Any) -> Pending[Any]:
         pps = min(self.pps or 10**9, 50_000 * (1 + int(self.step) / 10))
         self.left = 0 if name == "trace" else WINDOWS_TAKE
         kind = "trace" if name == "trace" else "timed"
@@ -201,9 +206,9 @@ class _Machine(Machine):
             yield _Paced(self, image.step)
 
 
-def _run(root: Path, kind: plan.BedKind, pps: int | None) -> plan.Plan:
+def _run(root: Path, kind: str, pps: int | None) -> plan.Plan:
     made = setup(_Machine(), kind, blocks=3)
-    made.bed.paced_pps = pps  # type: ignore[misc]
+    made.bed.paced_pps = pps
     profile = registry.profile("quick", bed_kind=kind, blocks=3, extras=["cpu"], paced_pps=pps)
     drawn = plan.make_plan(STEPS, replace(profile, trials=2, trace_blocks=0), seed=1)
     campaign.run(replace(made, plan=drawn), root, progress=Progress())
@@ -216,14 +221,14 @@ def _loads(root: Path) -> dict[int, dict[str, list[tuple[float | None, int | Non
     for path in sorted(root.glob("boots/*/boot.json")):
         boot = samples.read_boot(path)
         found.setdefault(boot.block, {})[boot.step] = [
-            (one.paced_share, one.paced_pps) for one in boot.trials if one.kind == "paced"
+            (one.paced_share, one.paced_pps) for one in boot.trials if isinstance(one, PacedTrial)
         ]
     return found
 
 
 @pytest.mark.parametrize("kind", ["virtual", "hardware"])
 def test_all_boots_of_a_block_get_the_same_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: plan.BedKind
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     drawn = _run(tmp_path, kind, None)
@@ -231,9 +236,7 @@ def test_all_boots_of_a_block_get_the_same_loads(
         first_pps = 50_000 * (1 + int(drawn.order[block - 1][0]) / 10)
         of = first_pps if kind == "hardware" and block == 1 else 50_000
         expected = [
-            (share, pytest.approx(share * of, rel=1e-3))
-            for share in plan.PACED_SHARES
-            for _ in range(2)
+            (share, _about(share * of, rel=1e-3)) for share in plan.PACED_SHARES for _ in range(2)
         ]
         assert by_step == {"0": expected, "8": expected}
 
@@ -254,5 +257,5 @@ def test_a_share_of_what_nobody_knows_is_void(
     monkeypatch.setattr("harness.campaign.pacing.taken", lambda *_, **__: None)
     _run(tmp_path, "virtual", None)
     for path in tmp_path.glob("boots/*/boot.json"):
-        paced = [one for one in samples.read_boot(path).trials if one.kind == "paced"]
+        paced = [one for one in samples.read_boot(path).trials if isinstance(one, PacedTrial)]
         assert [void.rule for one in paced for void in one.void] == ["rate-unknown"] * 6

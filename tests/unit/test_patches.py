@@ -166,7 +166,9 @@ def test_what_is_no_kernel_tree(tmp_path: Path, content: str | None) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "tree"])
-def test_check_touches_nothing(request, series, kind) -> None:
+def test_check_touches_nothing(
+    request: pytest.FixtureRequest, series: patches.Series, kind: str
+) -> None:
     tree = request.getfixturevalue(kind)
     before = snapshot(tree)
     report = patches.check(tree, series)
@@ -177,12 +179,14 @@ def test_check_touches_nothing(request, series, kind) -> None:
     assert snapshot(tree) == before
 
 
-def test_check_of_a_git_tree_looks_at_its_last_commit(tree, series) -> None:
+def test_check_of_a_git_tree_looks_at_its_last_commit(tree: Path, series: patches.Series) -> None:
     (tree / "net/core.c").write_text("ruined\n")
     assert patches.check(tree, series).error is None
 
 
-def test_check_inside_a_foreign_repository(tmp_path, plain, series) -> None:
+def test_check_inside_a_foreign_repository(
+    tmp_path: Path, plain: Path, series: patches.Series
+) -> None:
     git(tmp_path, "init", "-q")
     assert states(patches.check(plain, series)) == ["applies"] * 3
     patches.apply_files(plain, series.patches_for("2"))
@@ -190,7 +194,9 @@ def test_check_inside_a_foreign_repository(tmp_path, plain, series) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "tree"])
-def test_a_hunk_that_fails_is_named(request, series, kind) -> None:
+def test_a_hunk_that_fails_is_named(
+    request: pytest.FixtureRequest, series: patches.Series, kind: str
+) -> None:
     tree = request.getfixturevalue(kind)
     fill(tree, {"drivers/rx.c": numbered((54, "other"))})
     if kind == "tree":
@@ -204,7 +210,7 @@ def test_a_hunk_that_fails_is_named(request, series, kind) -> None:
     assert (caught.value.file, caught.value.hunk) == ("drivers/rx.c", 2)
 
 
-def test_a_missing_file_is_named(plain, series) -> None:
+def test_a_missing_file_is_named(plain: Path, series: patches.Series) -> None:
     (plain / "net/core.c").unlink()
     report = patches.check(plain, series)
     assert states(report) == ["fails", "not tried", "not tried"]
@@ -213,7 +219,9 @@ def test_a_missing_file_is_named(plain, series) -> None:
 
 @pytest.mark.parametrize("step", ["0", "1", "2"])
 @pytest.mark.parametrize("kind", ["plain", "tree"])
-def test_an_already_patched_tree(request, series, kind, step) -> None:
+def test_an_already_patched_tree(
+    request: pytest.FixtureRequest, series: patches.Series, kind: str, step: str
+) -> None:
     tree = request.getfixturevalue(kind)
     patches.apply_files(tree, series.patches_for(step))
     if kind == "tree":
@@ -226,7 +234,7 @@ def test_an_already_patched_tree(request, series, kind, step) -> None:
     assert states(report) == (["present"] * 3)[: int(step) + 1] + ["not tried"] * (2 - int(step))
 
 
-def test_an_already_patched_tree_with_changes_on_top(tree, series) -> None:
+def test_an_already_patched_tree_with_changes_on_top(tree: Path, series: patches.Series) -> None:
     git(tree, "am", "-q", *map(str, series.patches_for("1")))
     fill(tree, {"net/core.c": numbered((5, "mine"), (50, "prelude")), "net/new.c": "mine\n"})
     git(tree, "commit", "-qam", "mine")
@@ -235,7 +243,9 @@ def test_an_already_patched_tree_with_changes_on_top(tree, series) -> None:
     assert error.step == 1
 
 
-def test_apply_makes_a_worktree(tree, series, monkeypatch, tmp_path) -> None:
+def test_apply_makes_a_worktree(
+    tree: Path, series: patches.Series, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     # What a user's own configuration and surroundings may hold.
     config = tmp_path / "gitconfig"
     settings = ["commit.gpgSign", "user.useConfigOnly", "am.threeWay", "am.keepcr"]
@@ -254,7 +264,9 @@ def test_apply_makes_a_worktree(tree, series, monkeypatch, tmp_path) -> None:
     assert git(tree, "branch", "--show-current") == "main"
 
 
-def test_the_same_patches_make_the_same_commits(tree, series, tmp_path) -> None:
+def test_the_same_patches_make_the_same_commits(
+    tree: Path, series: patches.Series, tmp_path: Path
+) -> None:
     heads = set()
     for number in range(2):  # in different seconds
         target = tmp_path / f"w{number}"
@@ -266,7 +278,7 @@ def test_the_same_patches_make_the_same_commits(tree, series, tmp_path) -> None:
     assert len(heads) == 1
 
 
-def test_apply_refuses_what_is_taken(tree, series, tmp_path) -> None:
+def test_apply_refuses_what_is_taken(tree: Path, series: patches.Series, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(ConfigurationError, match="taken exists already"):
         patches.apply(tree, "1", series=series, worktree=tmp_path / "taken")
@@ -275,7 +287,7 @@ def test_apply_refuses_what_is_taken(tree, series, tmp_path) -> None:
         patches.apply(tree, "1", series=series, worktree=tmp_path / "free")
 
 
-def test_apply_in_place(tree, series) -> None:
+def test_apply_in_place(tree: Path, series: patches.Series) -> None:
     applied = patches.apply(tree, "2", series=series, in_place=True)
     assert applied == patches.Applied(tree, "main", 3)
     assert git(tree, "log", "--format=%s").splitlines() == [*SUBJECTS[::-1], "base"]
@@ -284,7 +296,9 @@ def test_apply_in_place(tree, series) -> None:
 
 
 @pytest.mark.parametrize("staged", [True, False])
-def test_apply_in_place_refuses_a_dirty_tree(tree, series, staged) -> None:
+def test_apply_in_place_refuses_a_dirty_tree(
+    tree: Path, series: patches.Series, staged: bool
+) -> None:
     (tree / "unrelated.c").write_text("mine\n")
     if staged:
         git(tree, "add", ".")
@@ -295,24 +309,26 @@ def test_apply_in_place_refuses_a_dirty_tree(tree, series, staged) -> None:
     assert patches.apply(tree, "1", series=series).branch == "receive-batching/step1"
 
 
-def test_apply_in_place_refuses_an_unfinished_operation(tree, series) -> None:
+def test_apply_in_place_refuses_an_unfinished_operation(tree: Path, series: patches.Series) -> None:
     (tree / ".git/MERGE_HEAD").write_text(git(tree, "rev-parse", "HEAD"))
     with pytest.raises(ConfigurationError, match="an unfinished git merge"):
         patches.apply(tree, "1", series=series, in_place=True)
 
 
-def test_apply_refuses_a_tree_without_git(plain, series) -> None:
+def test_apply_refuses_a_tree_without_git(plain: Path, series: patches.Series) -> None:
     with pytest.raises(ConfigurationError, match="not the top of a git tree"):
         patches.apply(plain, "1", series=series)
 
 
-def test_a_git_tree_without_a_commit(plain, series) -> None:
+def test_a_git_tree_without_a_commit(plain: Path, series: patches.Series) -> None:
     git(plain, "init", "-q")
     with pytest.raises(ConfigurationError, match="without a commit"):
         patches.apply(plain, "1", series=series)
 
 
-def test_an_untracked_file_in_the_way_leaves_all_as_it_was(tree, series) -> None:
+def test_an_untracked_file_in_the_way_leaves_all_as_it_was(
+    tree: Path, series: patches.Series
+) -> None:
     (tree / "net/new.c").write_text("precious\n")
     before, head = snapshot(tree), refs(tree)
     with pytest.raises(patches.HunkError, match=r"0001-entry\.patch .*net/new\.c: already exists"):
@@ -323,7 +339,9 @@ def test_an_untracked_file_in_the_way_leaves_all_as_it_was(tree, series) -> None
     assert not (tree / ".git/rebase-apply").exists()
 
 
-def test_a_failure_in_the_worktree_leaves_nothing(tree, series, monkeypatch) -> None:
+def test_a_failure_in_the_worktree_leaves_nothing(
+    tree: Path, series: patches.Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, head = snapshot(tree), refs(tree)
     # A filter that git only meets when it writes files of the new worktree.
     git(tree, "config", "filter.broken.smudge", "false")
@@ -342,7 +360,7 @@ def test_a_failure_in_the_worktree_leaves_nothing(tree, series, monkeypatch) -> 
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_an_interrupted_apply_leaves_nothing(tree, home, in_place) -> None:
+def test_an_interrupted_apply_leaves_nothing(tree: Path, home: Path, in_place: bool) -> None:
     head, before = refs(tree), snapshot(tree)
     # git am in slow motion: a filter that waits while the second patch is written.
     git(tree, "config", "filter.slow.smudge", f"sh -c 'touch {home}/reached; sleep 120; cat'")
@@ -376,7 +394,7 @@ def test_an_interrupted_apply_leaves_nothing(tree, home, in_place) -> None:
     assert not (tree / ".git/rebase-apply").exists()
 
 
-def test_files_walk_through_the_steps_and_back(plain, series) -> None:
+def test_files_walk_through_the_steps_and_back(plain: Path, series: patches.Series) -> None:
     before = snapshot(plain)
     patches.apply_files(plain, series.patches_for("1"))
     middle = snapshot(plain)
@@ -390,7 +408,7 @@ def test_files_walk_through_the_steps_and_back(plain, series) -> None:
     }
 
 
-def test_files_are_as_before_when_a_patch_fails(plain, series) -> None:
+def test_files_are_as_before_when_a_patch_fails(plain: Path, series: patches.Series) -> None:
     fill(plain, {"drivers/rx.c": "other\n"})
     before = {name: content for name, (content, _) in snapshot(plain).items()}
     with pytest.raises(patches.HunkError, match="0002-driver"):

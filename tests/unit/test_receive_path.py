@@ -305,7 +305,7 @@ def test_a_link_of_another_speed_leaves_nothing_to_compare(
     tmp_path: Path, role: str, kept: str
 ) -> None:
     def edit(boot: Json, block: int, _position: int, step: str) -> Json:
-        mbps = 10_000 if (block, step) == (2, "8") else 40_000
+        mbps: int | None = 10_000 if (block, step) == (2, "8") else 40_000
         if (block, step) == (3, "2"):
             mbps = None  # it did not say
         boot[kept] = {role: mbps if kept == "link_mbps" else {"speed_mbps": mbps}}

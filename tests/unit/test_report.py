@@ -226,7 +226,7 @@ def test_void_trials_are_listed_and_left_out(tmp_path: Path) -> None:
             )
         return boot
 
-    quiet = {"effects": {"0": 1.0, "8": 1.1}, "blocks": 6, "trials": 2}
+    quiet: dict[str, Any] = {"effects": {"0": 1.0, "8": 1.1}, "blocks": 6, "trials": 2}
     root = make_campaign(tmp_path, **quiet, edit=moved)
     report = _document(root)
     [void] = report["void"]

@@ -20,6 +20,7 @@ from harness.results.samples import (
     write_atomic,
     write_boot,
 )
+from harness.trials.timed import TimedTrial
 from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit
@@ -39,8 +40,10 @@ def test_what_was_written_is_read(result: Path) -> None:
     boots = list(opened.boots())
     assert [(boot.block, boot.position) for boot in boots] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert opened.problems == []
-    assert boots[0].trials[1].window is not None
-    assert boots[0].trials[1].window.start.nic["port_rx_packets"] > 0
+    timed = boots[0].trials[1]
+    assert isinstance(timed, TimedTrial)
+    assert timed.window is not None
+    assert timed.window.start.nic["port_rx_packets"] > 0
 
 
 def test_fields_of_a_newer_harness_are_passed_over(result: Path) -> None:

@@ -173,8 +173,8 @@ def _idle(share: Callable[[int, str], float]) -> Callable[..., Json]:
 
 
 def _report(root: Path, share: Callable[[int, str], float], **more: Any) -> Json:
-    given_ = {"effects": {"0": 1.0, "8": 1.0}, "blocks": 6, "noise": lambda _: 0.0} | more
-    make_campaign(root, edit=_idle(share), **given_)
+    usual: dict[str, Any] = {"effects": {"0": 1.0, "8": 1.0}, "blocks": 6, "noise": lambda _: 0.0}
+    make_campaign(root, edit=_idle(share), **usual | more)
     return document(analyse(ResultDirectory.open(root)))
 
 

@@ -89,7 +89,7 @@ def test_from_the_keyring() -> None:
     from keyring.backend import KeyringBackend
 
     class Memory(KeyringBackend):
-        priority = 1  # type: ignore[assignment]
+        priority = 1
 
         def get_password(self, service: str, username: str) -> str | None:
             if service == "locked":
@@ -99,7 +99,7 @@ def test_from_the_keyring() -> None:
         def set_password(self, service: str, username: str, password: str) -> None: ...
 
     before = keyring.get_keyring()
-    keyring.set_keyring(Memory())
+    keyring.set_keyring(Memory())  # type: ignore[no-untyped-call]
     try:
         assert secrets.read(config.KeyringSecret(keyring="bmc.lab/admin")) == "sesame"
         with pytest.raises(ConfigurationError, match="holds no password") as caught:
