@@ -21,6 +21,7 @@ def test_each_room_has_its_share(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("" if name.endswith("__init__.py") else "a = 1\n" * 4)
         data.add_lines({str(path): range(1, lines + 1)})
+    data.add_lines({str(tmp_path / "harness/page.html.j2"): [1]})
     data.write()
     kept = Coverage(data_file=str(tmp_path / "kept"), config_file=False)
     kept.load()
