@@ -20,7 +20,9 @@ check: system $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses 4 -m 'not guest and not deep' $(ARGS)
+	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+		$(BIN)/pytest --numprocesses 4 --cov harness --cov-report= -m 'not guest and not deep' $(ARGS)
+	@$(BIN)/python -m tests.covered
 	$(MAKE) --no-print-directory --jobs 2 check-beds check-others
 
 # What boots machines, and what compiles longest, runs beside what measures on beds, with
@@ -49,4 +51,4 @@ $(VENV)/installed-dev: again | system
 again:
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
