@@ -133,6 +133,8 @@ class BootUnderWay:
 
     def finish(self, error: HarnessError | None = None) -> None:
         """Take the bed down and write what there is; the boot is a good one without ``error``."""
+        if isinstance(error, KernelError) and self._bed is not None:
+            workload.end_load(self._bed)
         self.close()
         self._took("all")
         boot = samples.Boot.model_validate(self.kept | {"outcome": "ok"})

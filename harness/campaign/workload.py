@@ -8,11 +8,12 @@ highest rate without loss.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.base.errors import InfrastructureError, TrialVoidError
+from harness.base.errors import HarnessError, InfrastructureError, TrialVoidError
 from harness.beds.bed import RunningBed
 from harness.campaign import ndr
 from harness.config import Bed, Load
@@ -74,6 +75,16 @@ def start_load(
         nice=bed.netperf_nice,
         command_prefix=bed.netperf_prefix,
     )
+
+
+def end_load(bed: RunningBed) -> None:
+    """Have the generator send nothing and be as it was, if it still answers.
+
+    Its agent outlives a dut whose kernel dies: it would pace the loads of the next boot.
+    """
+    with contextlib.suppress(HarnessError):
+        bed.generator.netperf_stop()
+        bed.generator.settings_restore()
 
 
 def agents(bed: RunningBed) -> dict[str, Any]:
