@@ -138,7 +138,7 @@ class _Agents:
             if host is self.bench.generator:
                 self.bench.generator.streams = 0
 
-        return FakeAgent(answer, opens=opens, ready=ready, closes=closes)
+        return FakeAgent(answer, opens=opens, ready=ready, closes=closes, host=role)
 
     def _opened(self, name: str, duration_s: float, arguments: Json) -> Pending[Any]:
         bench = self.bench

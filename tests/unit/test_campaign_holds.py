@@ -150,6 +150,15 @@ def test_a_kernel_that_complained_has_failed(lab: Lab) -> None:
     assert {step: lab.boot(step).outcome for step in STACK_PPS} == {"0": "ok", "8": "failed"}
 
 
+def test_what_stands_between_the_nic_and_the_stack_is_refused(lab: Lab) -> None:
+    tap = {"in_path": True, "detail": "a tap on eth1", "remedy": "end tcpdump"}
+    lab.kernels["r8"].answers = _edited("settings_apply", lambda one: one.update(packet_taps=[tap]))
+    done = lab.run("--profile", "smoke")
+    assert isinstance(done.exception, InfrastructureError)
+    assert "a tap on eth1" in done.exception.message
+    assert not at(lab.transcript.lines, "^r8 .* netperf_start ")
+
+
 # Pacing, places, windows
 
 
