@@ -26,6 +26,7 @@ from harness.config import Bed, Load
 from harness.kernels import Image
 from harness.results import samples
 from harness.trials.block import Block, Taken
+from harness.trials.load import end_load
 from harness.trials.readings import Trial
 
 
@@ -108,6 +109,8 @@ class BootUnderWay:
 
     def finish(self, error: HarnessError | None = None) -> None:
         """Take the bed down and write what there is; the boot is a good one without ``error``."""
+        if isinstance(error, KernelError) and self._bed is not None:
+            end_load(self._bed)
         self.close()
         self._took("all")
         boot = samples.Boot(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.agent.protocol import Calls
-from harness.base.errors import TrialVoidError
+from harness.base.errors import HarnessError, TrialVoidError
 
 if TYPE_CHECKING:
     from harness.beds.access.channel import Pending
@@ -63,6 +63,16 @@ def start_load(
         nice=bed.netperf_nice,
         command_prefix=bed.netperf_prefix,
     )
+
+
+def end_load(bed: RunningBed) -> None:
+    """Have the generator send nothing and be as it was, if it still answers.
+
+    Its agent outlives a dut whose kernel dies: it would pace the loads of the next boot.
+    """
+    with contextlib.suppress(HarnessError):
+        bed.generator.netperf_stop()
+        bed.generator.settings_restore()
 
 
 def have_netserver(bed_config: Bed, bed: RunningBed) -> None:

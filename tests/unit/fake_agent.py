@@ -24,7 +24,9 @@ class FakeAgent(Asked):
         opens: Callable[..., Pending[Any]] | None = None,
         ready: Mapping[str, Any] | None = None,
         closes: Callable[[], None] = lambda: None,
+        host: str = "a host",
     ) -> None:
+        self.host = host
         self._answer, self._opens = answer, opens
         self.ready = ready or {}
         self.close = closes

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -53,12 +54,14 @@ class Host:
         self.cycles = 0
         self.token = ""
         self.added: list[str] = []
+        self.closed: list[str] = []
+        """What ran when the line to an agent was closed."""
 
     def start_agent(self, **_: Any) -> Any:
         if self.refuses:
             raise self.refuses
         ready = {"release": self.release, "boot_id": str(self.boot)}
-        return FakeAgent(self.call, ready=ready)
+        return FakeAgent(self.call, ready=ready, closes=lambda: self.closed.append(self.release))
 
     def run(self, _command: list[str]) -> None:
         if self.refuses:
@@ -162,6 +165,41 @@ def test_installed_once_booted_and_taken_back(host: Host, made: Callable[..., Ma
     assert machine.runs_its_own(machine.reached())
     assert host.release == OWN
     assert host.cycles == 0
+
+
+def test_a_boot_is_noted_before_the_machine_is_told(
+    host: Host, made: Callable[..., Machine]
+) -> None:
+    gone: dict[str, bool] = {}
+    machine = made()
+    machine.boot(
+        machine.reached(), IMAGE, lambda event, **_: gone.update({event: "boot_go" in host.calls})
+    )
+    assert gone == {"leaving": False, "up": True}
+
+
+def test_the_agent_of_the_dut_ends_with_its_boot(
+    host: Host, made: Callable[..., Machine], tmp_path: Path
+) -> None:
+    dut, generator, sender = made(), made(), Host()
+    generator.ssh = SimpleNamespace(  # type: ignore[assignment]
+        start_agent=sender.start_agent, run=sender.run, forget=lambda: None
+    )
+    dut.meet()
+    idle = SimpleNamespace(still_mine=lambda: None, check=lambda: None)
+    placement = SimpleNamespace(netperf_cpus="auto")
+    bed = SimpleNamespace(dut=dut.config, generator=generator.config, placement=placement)
+    place = SimpleNamespace(bed=bed, **vars(idle))
+    leases = SimpleNamespace(rebooting=lambda *_, **__: nullcontext(), **vars(idle))
+    for one in (dut, generator):
+        vars(one)["interface"] = lambda _: ("eth1", "02:00:00:00:00:01")
+    boots = MachineBoots(cast("Any", place), dut, generator, cast("Any", leases))
+    with boots.boot(IMAGE, tmp_path / "boot", lambda *_, **__: None) as up:
+        assert up.dut.ready["release"] == host.release == OURS
+        host.closed.clear()
+    assert (host.closed, sender.closed) == ([OURS], [])
+    boots.close()
+    assert (host.release, sender.closed) == (OWN, [OWN])
 
 
 @pytest.mark.parametrize(("wanted", "loader", "why"), [

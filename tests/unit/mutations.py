@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: MIT
+"""Mistakes of one line each, and the test without a boot that catches it.
+
+``old`` stands once in harness/, wherever that is: a line that moves to another file needs no
+change here, and one that is rewritten is looked for by test_mutations.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``new`` in place of ``old``, and the tests of tests/unit of which one has to fail."""
+
+    what: str
+    old: str
+    new: str
+    caught_by: str
+
+
+_HOLDS, _CALLS = "test_campaign_holds.py::test_", "test_campaign_calls.py::test_"
+_FIGURES = f"{_CALLS}the_figures_are_those_of_the_simulated_kernels"
+_ORDER = f"{_HOLDS}settings_are_made_before_the_load_and_put_back_after_it"
+_PLACES = f"{_HOLDS}interrupts_and_processes_are_put_where_the_plan_says"
+_PACED = f"{_HOLDS}paced_loads_are_shares_in_bytes_a_second"
+_WINDOWS = f"{_HOLDS}counters_are_read_at_both_ends_of_each_window"
+_VOID = f"{_HOLDS}a_trial_in_which_this_happens_does_not_count"
+_NDR = f"{_HOLDS}the_highest_rate_is_confirmed_and_loses_next_to_nothing"
+_JOURNAL = f"{_HOLDS}what_is_done_to_a_host_is_on_disk_before"
+_LOST = f"{_HOLDS}a_lost_host_is_tried_three_times_and_its_boot_has_no_end"
+_RESUMED = f"{_HOLDS}a_resumption_asks_of_what_was_left_and_keeps_what_is_done"
+_LEFT = f"{_HOLDS}whatever_ends_a_boot_the_hosts_are_left_as_they_were"
+_VIRTUAL = f"{_CALLS}a_virtual_bed_is_asked_this"
+_MACHINE = "test_machine.py::test_"
+_BROKEN = "test_settings_broken.py::test_"
+
+MUTATIONS = (
+    # Calls and their arguments
+    Mutation(
+        "netserver is stopped where its streams were to end",
+        "bed.dut.netserver_end()",
+        "bed.dut.netserver_stop()",
+        f"{_CALLS}machines_are_asked_this",
+    ),
+    Mutation(
+        "streams are stopped, not ended: their counts are lost",
+        "bed.generator.netperf_end()",
+        "bed.generator.netperf_stop()",
+        f"{_HOLDS}the_load_has_ended_before_the_bed_does",
+    ),
+    Mutation(
+        "pacing in kB/s",
+        "pacing_bytes_per_s=round((pps or 0) * frame_bytes)",
+        "pacing_bytes_per_s=round((pps or 0) * frame_bytes / 1000)",
+        _PACED,
+    ),
+    Mutation(
+        "pacing in bit/s",
+        "pacing_bytes_per_s=round((pps or 0) * frame_bytes)",
+        "pacing_bytes_per_s=round((pps or 0) * frame_bytes * 8)",
+        _PACED,
+    ),
+    Mutation(
+        "frames are paced without their headers",
+        "_FRAME_HEADERS_BYTES = 14 + 20 + 8",
+        "_FRAME_HEADERS_BYTES = 0",
+        _PACED,
+    ),
+    Mutation(
+        "the socket buffer of a paced stream is the host's",
+        "send_buffer_bytes=_PACED_SEND_BUFFER_BYTES if paced_pps else 0",
+        "send_buffer_bytes=0",
+        f"{_CALLS}machines_are_asked_this",
+    ),
+    Mutation(
+        "a window is twice as long",
+        "        duration_s=trial.duration_s,\n        netserver=True,",
+        "        duration_s=2 * trial.duration_s,\n        netserver=True,",
+        _WINDOWS,
+    ),
+    Mutation(
+        "netserver is not followed within a window",
+        "netserver=True,",
+        "netserver=False,",
+        _PLACES,
+    ),
+    Mutation(
+        "another CPU's counters are read",
+        "pmu_cpu=setup.bed.placement.irq_cpu",
+        "pmu_cpu=setup.bed.netserver_cpu",
+        _FIGURES,
+    ),
+    Mutation(
+        "the emulator is not asked to count",
+        'emulated=trial.kind == "icache"',
+        "emulated=False",
+        f"{_CALLS}what_the_emulator_counted_is_per_packet_and_by_function",
+    ),
+    Mutation(
+        "interrupts go to netserver's CPU",
+        '"irq_cpu": bed_config.placement.irq_cpu',
+        '"irq_cpu": bed_config.netserver_cpu',
+        _PLACES,
+    ),
+    Mutation(
+        "netserver runs anywhere",
+        "cpu=bed_config.netserver_cpu",
+        "cpu=None",
+        _PLACES,
+    ),
+    Mutation("netperf runs anywhere", "cpus=bed.netperf_cpus", "cpus=[]", _PLACES),
+    # The order of things
+    Mutation(
+        "settings are not restored",
+        "role: agent.settings_restore() for role, agent in workload.agents(bed).items()",
+        "role: {'restored': ['address']} for role, agent in workload.agents(bed).items()",
+        _ORDER,
+    ),
+    Mutation(
+        "the generator's settings are not made",
+        "for role in wanted}",
+        "for role in wanted if role == 'dut'}",
+        _ORDER,
+    ),
+    Mutation(
+        "settings of a latency trial stay",
+        '        _set(bed, "dut", coalesce=moderation, busy_read_us=busy_read_us)',
+        "        pass",
+        f"{_HOLDS}what_a_latency_trial_sets_is_set_back_also_when_it_fails",
+    ),
+    Mutation(
+        "a load goes on after its kernel died",
+        "workload.end_load(self._bed)",
+        "pass",
+        _LEFT,
+    ),
+    Mutation("netserver runs on", "bed.dut.netserver_stop()", "pass", _ORDER),
+    Mutation("pacing is not lifted", "    if load.paced_pps:", "    if False:", _FIGURES),
+    Mutation("probes stay attached", "dut.trace_detach()", "pass", _FIGURES),
+    Mutation(
+        "trials are timed after the probes are attached",
+        "dut.trace_attach(interface=interface)",
+        "pass",
+        f"{_HOLDS}nothing_is_timed_under_the_probes",
+    ),
+    Mutation(
+        "a load is not waited for",
+        "if sending == streams and len(rates)",
+        "if len(rates)",
+        f"{_VOID}[no-load]",
+    ),
+    Mutation(
+        "the NIC's statistics are read too soon",
+        "netperf_wait(timeout_s=30)\n    time.sleep(_SETTLE_S)",
+        "netperf_wait(timeout_s=30)",
+        _WINDOWS,
+    ),
+    Mutation(
+        "counters are read once only",
+        'shared["whole"] = {"before": load.before, "after": after}',
+        'shared["whole"] = {"before": after, "after": after}',
+        _WINDOWS,
+    ),
+    Mutation(
+        "the other boots are not frozen", "        other.bed.freeze()", "        pass", _VIRTUAL
+    ),
+    Mutation("turns are unfair", "for boot in reversed(turn) if", "for boot in turn if", _VIRTUAL),
+    Mutation(
+        "steps are booted in another order",
+        "boots = tuple(boot for boot in self.boots() if boot.block == block)",
+        "boots = tuple(reversed([boot for boot in self.boots() if boot.block == block]))",
+        _JOURNAL,
+    ),
+    Mutation(
+        "warm-ups are left out",
+        "for index in range(self.warmups)",
+        "for index in range(0)",
+        _WINDOWS,
+    ),
+    # The kernel
+    Mutation(
+        "whatever kernel runs is measured",
+        'if kept["release"] != image.release:',
+        "if False:",
+        f"{_HOLDS}another_kernel_than_asked_for_is_not_measured",
+    ),
+    Mutation(
+        "a kernel may complain",
+        "if death := kernel_death(bed.console()):",
+        "if death := None:",
+        f"{_HOLDS}a_kernel_that_complained_has_failed",
+    ),
+    Mutation(
+        "whatever stands in the way of packets is measured",
+        'workload.require_free_way(bed, kept["settings"])',
+        "pass",
+        f"{_HOLDS}what_stands_between_the_nic_and_the_stack_is_refused",
+    ),
+    # The journal, lost hosts, resumption
+    Mutation(
+        "a boot is noted after it was done",
+        "        self._note(BEGIN)\n        self._bed = self._up.enter_context("
+        "setup.boots.boot(image, self.directory, self._note))\n",
+        "        self._bed = self._up.enter_context("
+        "setup.boots.boot(image, self.directory, self._note))\n        self._note(BEGIN)\n",
+        _JOURNAL,
+    ),
+    Mutation(
+        "a lost boot has its end",
+        "if not isinstance(error, HostLostError):  #",
+        "if True:  #",
+        _LOST,
+    ),
+    Mutation("a lost host is not tried again", "_ATTEMPTS = 3", "_ATTEMPTS = 1", _LOST),
+    Mutation(
+        "what is finished is booted again",
+        "if _finished(samples.boot_directory(directory, planned)):",
+        "if False:",
+        _RESUMED,
+    ),
+    Mutation(
+        "nobody looks at what a killed harness left",
+        "(why := setup.boots.crashed(notes))",
+        "(why := None)",
+        _RESUMED,
+    ),
+    Mutation(
+        "a step whose kernel died is booted again",
+        "if planned.step not in failed",
+        "if True",
+        "test_campaign.py::test_a_step_that_took_its_host_along_is_booted_again_only_when_asked",
+    ),
+    # What a paced load is a share of, and the rate without loss
+    Mutation(
+        "the fastest boot tells the paced loads",
+        "return min(known, key=lambda one: one.pps, default=None)",
+        "return max(known, key=lambda one: one.pps, default=None)",
+        "test_pacing.py::test_all_boots_of_a_block_get_the_same_loads",
+    ),
+    Mutation(
+        "each boot has paced loads of its own",
+        "boot.taken = known or own",
+        "boot.taken = own or known",
+        _PACED,
+    ),
+    Mutation(
+        "a rate may lose packets",
+        'row["passed"] = not _lossy(row) and',
+        'row["passed"] =',
+        _NDR,
+    ),
+    Mutation(
+        "a rate that is not offered passes",
+        ' and row["offered_pps"] >= _OFFERED * pps',
+        "",
+        f"{_VOID}[rate-not-found]",
+    ),
+    Mutation(
+        "the rate found is not confirmed",
+        "confirmations=NDR_CONFIRMATIONS",
+        "confirmations=0",
+        _NDR,
+    ),
+    Mutation("the search is coarse", "RESOLUTION = 0.03", "RESOLUTION = 0.3", _NDR),
+    Mutation(
+        "cells of latency are swapped",
+        "busy_read_us=_BUSY_READ_US if cell.busy_poll else 0",
+        "busy_read_us=0 if cell.busy_poll else _BUSY_READ_US",
+        _FIGURES,
+    ),
+    # Void rules and metrics
+    Mutation(
+        "interrupts and processes may move",
+        "void += _moved(trial.window.placement, irq_cpu, netserver_cpu, tolerances)",
+        "void += []",
+        f"{_VOID}[process-moved]",
+    ),
+    Mutation(
+        "packets may spread over queues",
+        "void += _spread(window, campaign, tolerances)",
+        "void += []",
+        f"{_VOID}[queues-spread]",
+    ),
+    Mutation(
+        "a load need not settle", "void += _ramp_rule(trial)", "pass", f"{_VOID}[ramp-unsteady]"
+    ),
+    Mutation(
+        "streams may fail",
+        "void += _stream_rules(trial, window)",
+        "pass",
+        f"{_VOID}[stream-failed]",
+    ),
+    Mutation(
+        "a paced load may miss its rate",
+        'void += _paced_rule(rates["stack_rx_pps"], trial.paced_pps, tolerances)',
+        "pass",
+        f"{_VOID}[rate-missed]",
+    ),
+    Mutation(
+        "an unsaturated receiver has a rate",
+        "if judged and judged.saturated is False",
+        "if False",
+        f"{_VOID}[unsaturated]",
+    ),
+    Mutation(
+        "trials that are void when they end count",
+        "void: list[Void] = list(trial.void)\n    window =",
+        "void: list[Void] = []\n    window =",
+        f"{_VOID}[no-load]",
+    ),
+    Mutation(
+        "traced trials are timed ones",
+        'elif trial.kind == "timed":\n            self._timed',
+        'elif trial.kind in ("timed", "trace"):\n            self._timed',
+        _FIGURES,
+    ),
+    Mutation(
+        "warm-ups are timed trials",
+        'if trial.kind == "warmup":\n            continue',
+        'trial = trial.model_copy(update={"kind": "timed"}) if trial.kind == "warmup" else trial',
+        _FIGURES,
+    ),
+    Mutation(
+        "all CPUs are a packet's cost",
+        "Delta(window.start, window.end).cost_ns(irq_cpu)",
+        "Delta(window.start, window.end).cost_ns(None)",
+        _FIGURES,
+    ),
+    # Settings on a host
+    Mutation(
+        "changes are not journalled",
+        "self._journal[interface].add(setting.name, now)",
+        "pass",
+        f"{_BROKEN}the_host_is_as_it_was",
+    ),
+    Mutation(
+        "settings are put back in the order in which they were made",
+        "self._changes.append((interface, setting, now))",
+        "self._changes.insert(0, (interface, setting, now))",
+        f"{_BROKEN}the_host_is_as_it_was",
+    ),
+    Mutation(
+        "settings need not take",
+        "if not setting.holds(after, wanted):",
+        "if False:",
+        f"{_BROKEN}the_host_is_as_it_was",
+    ),
+    Mutation(
+        "a setting that fails leaves the others changed",
+        "            self._taken_back(error)\n",
+        "            pass\n",
+        f"{_BROKEN}the_host_is_as_it_was",
+    ),
+    Mutation(
+        "interrupts stay where they are",
+        "lambda now: dict.fromkeys(now, str(irq_cpu))",
+        "lambda now: now",
+        f"{_BROKEN}every_setting_is_made_there_and_put_back",
+    ),
+    # Machines
+    Mutation(
+        "a boot entry may stay armed",
+        'if stays or not state["default_untouched"]:',
+        "if False:",
+        f"{_MACHINE}a_boot_that_would_repeat_itself_stops_everything",
+    ),
+    Mutation(
+        "another kernel may come up",
+        'if agent.ready["release"] != release:',
+        "if False:",
+        f"{_MACHINE}another_kernel_is_not_measured",
+    ),
+    Mutation(
+        "a machine is told to boot before that is noted",
+        '            note("leaving", boot_id=before, release=image.release)\n'
+        "            self.boot_id, self.release = None, image.release\n"
+        "            self._leave(agent, method, token)\n",
+        "            self.boot_id, self.release = None, image.release\n"
+        "            self._leave(agent, method, token)\n"
+        '            note("leaving", boot_id=before, release=image.release)\n',
+        f"{_MACHINE}a_boot_is_noted_before_the_machine_is_told",
+    ),
+    Mutation(
+        "the agent on the dut outlives its boot",
+        "up.callback(_end, dut)",
+        "pass",
+        f"{_MACHINE}the_agent_of_the_dut_ends_with_its_boot",
+    ),
+    Mutation(
+        "the agent on the generator outlives the campaign",
+        "        if self._sending is not None:\n            _end(self._sending)\n"
+        "        self._still_mine()\n",
+        "        self._still_mine()\n",
+        f"{_MACHINE}the_agent_of_the_dut_ends_with_its_boot",
+    ),
+    Mutation(
+        "a machine stays in a kernel under test",
+        "if self._dut.runs_its_own(agent):",
+        "if True:",
+        f"{_MACHINE}the_agent_of_the_dut_ends_with_its_boot",
+    ),
+)
