@@ -350,8 +350,8 @@ class Booting:
             monkeypatch.setattr(
                 kernels, name, lambda _, points, *__, **___: dict.fromkeys(points, (self,))
             )
-        monkeypatch.setattr(command, "made_meanwhile", contextlib.nullcontext)
-        monkeypatch.setattr(command, "opened", lambda *_, **__: contextlib.nullcontext(self))
+        monkeypatch.setattr(command.registry, "made_meanwhile", contextlib.nullcontext)
+        monkeypatch.setattr(command.registry, "opened", lambda *_, **__: contextlib.nullcontext(self))
         monkeypatch.setattr(campaign, "run", self.run)
 
     accelerator = "tcg"

@@ -73,7 +73,7 @@ def test_power(hosts: Path) -> None:
     [
         (("power", "gen", "status"), "does not say how gen is switched"),
         (("console", "gen"), "does not say where the console of gen is"),
-        (("power", "no\x1b[2J", "status"), "there are: dut, gen"),
+        (("power", "no\x1b[2J", "status"), "expected dut, gen"),
     ],
 )
 def test_what_hosts_yaml_does_not_say(hosts: Path, words: tuple[str, ...], expected: str) -> None:
