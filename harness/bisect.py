@@ -5,12 +5,11 @@ Hides how a decision is made and kept. A rate is decided from paired blocks: the
 exact signed-rank interval of its ratio to the good end's lies beyond the bound, or
 within, or more blocks are measured. A figure that probes count exactly is compared
 as it is. Decisions are written to ``bisect.json`` as they are made. What measures is
-passed in, so this module works on report documents alone.
+passed in, so this module works on analyses alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import secrets
@@ -18,21 +17,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tabulate import tabulate
 
 from harness.base.errors import ConfigurationError, InfrastructureError, KernelError
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
 from harness.report.text import percent
+from harness.results.analysis import LIST_LEN, Analysis, Row
 from harness.results.expect import (
     RATE_METRICS,
     ExpectationMissedError,
     ExpectationOpenError,
-    ratios,
 )
 from harness.results.samples import write_atomic
-from harness.results.stats import CONFIDENCE, hodges_lehmann, signed_rank_interval
+from harness.results.stats import CONFIDENCE
 from harness.trials import MEASURES
 
 FIGURE_METRICS = ("ip_rcv_per_packet", "list_len_p50", "list_len_p90", "list_len_max")
@@ -44,8 +42,8 @@ JOURNAL = "bisect.json"
 Document = dict[str, Any]
 Outcome = Literal["good", "bad", "open", "dead"]
 """Of a point; that of ``dead`` was not built or did not live."""
-Measure = Callable[[str, Sequence[str], int], Document]
-"""``measure(name, points, blocks)`` boots ``points`` so many blocks, in all, and reports.
+Measure = Callable[[str, Sequence[str], int], Analysis]
+"""``measure(name, points, blocks)`` boots ``points`` so many blocks, in all.
 
 ``name`` is the same for all looks of a decision: blocks measured before are kept.
 """
@@ -265,14 +263,13 @@ def _decide(point: str, journal: Journal, measure: Measure, titles: Mapping[str,
     points = (point,) if question.exact and ends else (question.good, point)
     decision = Decision(point=point, outcome="open", value=None, blocks=0)
     for blocks in question.looks:
-        report = measure(f"{question.kind}-{point}", points, blocks)
-        rows = {row["step"]: row for row in report["rows"]}
+        analysis = measure(f"{question.kind}-{point}", points, blocks)
         look = _look_at_figures if question.exact else _look_at_ratios
         decision = decision.model_copy(
             update={
-                "title": titles.get(point) or rows[point]["title"],
+                "title": titles.get(point) or analysis.row(point).title,
                 "blocks": blocks,
-                **look(rows, point, question, ends),
+                **look(analysis, point, question, ends),
             }
         )
         if decision.outcome != "open":
@@ -281,28 +278,27 @@ def _decide(point: str, journal: Journal, measure: Measure, titles: Mapping[str,
 
 
 def _look_at_ratios(
-    rows: Mapping[str, Document], point: str, question: Question, ends: Decision | None
+    analysis: Analysis, point: str, question: Question, ends: Decision | None
 ) -> Document:
-    found = ratios(rows[point], rows[question.good], question.metric)
-    if not found:
-        waited = sum(rows[name].get("unsaturated_trials", 0) for name in (point, question.good))
+    paired = analysis.against(point, question.good, question.metric)
+    if paired is None:
+        rows = (analysis.row(point), analysis.row(question.good))
+        waited = sum(row.unsaturated_trials for row in rows)
         return {"why": f"{waited} trials did not saturate the receiver"} if waited else {}
-    logs = np.log(found)
-    seen: Document = {"value": math.exp(hodges_lehmann(logs)), "blocks": len(found)}
-    with contextlib.suppress(ValueError):  # too few blocks for an interval
-        low, high, _ = signed_rank_interval(logs, question.confidence)
-        interval = math.exp(low), math.exp(high)
+    seen: Document = {"value": paired.estimate, "blocks": len(paired.ratios)}
+    if interval := paired.interval(question.confidence):
+        ends_at = interval.low, interval.high
         rising = ends.value > 1 if ends and ends.value else None
-        outcome = judge_interval(*interval, by=question.by, rising=rising)
-        seen |= {"interval": interval, "outcome": outcome}
+        outcome = judge_interval(*ends_at, by=question.by, rising=rising)
+        seen |= {"interval": ends_at, "outcome": outcome}
     return seen
 
 
 def _look_at_figures(
-    rows: Mapping[str, Document], point: str, question: Question, ends: Decision | None
+    analysis: Analysis, point: str, question: Question, ends: Decision | None
 ) -> Document:
-    value = figure(rows[point], question.metric)
-    good = ends.good_value if ends else figure(rows[question.good], question.metric)
+    value = figure(analysis.row(point), question.metric)
+    good = ends.good_value if ends else figure(analysis.row(question.good), question.metric)
     bad = ends.value if ends else value
     if value is None or good is None or bad is None:
         return {}
@@ -310,12 +306,12 @@ def _look_at_figures(
     return {"value": value, "good_value": good, "outcome": outcome}
 
 
-def figure(row: Document, metric: str) -> float | None:
-    """An exact metric of a report's row; no lists are lists of length 0."""
-    if row["traced_stack_rx_pps"] is None:  # nothing was traced, or all of it is void
+def figure(row: Row, metric: str) -> float | None:
+    """An exact metric of a step; no lists are lists of length 0."""
+    if row.traced_pps is None:  # nothing was traced, or all of it is void
         return None
-    found = row[metric]
-    return 0.0 if found is None and metric.startswith("list_len") else found
+    found = row.figure(metric)
+    return 0.0 if found is None and metric.startswith(LIST_LEN) else found
 
 
 def result(journal: Journal) -> Document:

@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -31,9 +30,8 @@ from harness.commands import (
     require_apart,
     seed_option,
 )
-from harness.report import document
 from harness.results import samples
-from harness.results.analysis import analyse
+from harness.results.analysis import Analysis, analyse
 from harness.results.expect import require_paced
 from harness.trials import MEASURES
 
@@ -224,8 +222,8 @@ class _Bench:
     retry_failed: bool
     boots: Boots | None = None
 
-    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
-        """The report of the campaign ``name``, in which ``points`` have ``blocks`` blocks."""
+    def measure(self, name: str, points: Sequence[str], blocks: int) -> Analysis:
+        """The campaign ``name``, in which ``points`` have ``blocks`` blocks."""
         profile = self._profile(blocks)
         with registry.made_meanwhile(self.place.bed):
             built = self.build(points, min(profile.layouts, blocks))
@@ -255,7 +253,7 @@ class _Bench:
             record = record.model_copy(update={"id": kept.id, "created": kept.created})
         samples.write_campaign(where, record)
         campaign.run(setup, where, progress=self.progress, retry_failed=self.retry_failed)
-        return document(analyse(samples.ResultDirectory.open(where)))
+        return analyse(samples.ResultDirectory.open(where))
 
     def _profile(self, blocks: int) -> plan.Profile:
         """Timed trials alone for a rate, traced ones alone for what probes count."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from harness.commands import PathOf
-from harness.report import comparison, document
+from harness.report import comparison
 from harness.results import compare as campaigns
 from harness.results.analysis import analyse
 from harness.results.samples import ResultDirectory
@@ -32,6 +32,6 @@ def compare(first: Path, second: Path, form: str) -> None:
     Each step's change over step 0 is compared, and rates too on hardware. Campaigns
     of other beds, loads, settings or machines are refused, and so are incomplete ones.
     """
-    one, other = (document(analyse(ResultDirectory.open(where))) for where in (first, second))
+    one, other = (analyse(ResultDirectory.open(where)) for where in (first, second))
     found = campaigns.compare(one, other)
     click.echo(comparison.table(found) if form == "table" else json.dumps(found, indent=1))

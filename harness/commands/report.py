@@ -57,8 +57,9 @@ def report(directory: Path, form: str, expect: tuple[str, ...]) -> None:
     """
     result = ResultDirectory.open(directory)
     expected = [parse(text, result.campaign.steps) for text in expect]
-    shown = document(analyse(result))
-    findings = hold(shown, expected)
+    analysis = analyse(result)
+    findings = hold(analysis, expected)
+    shown = document(analysis, findings)
     if form == "table":
         click.echo(render(shown, form))
     else:

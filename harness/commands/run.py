@@ -195,10 +195,10 @@ def run(
 
         @in_the_end.callback
         def _() -> None:
-            report = document(analyse(samples.ResultDirectory.open(directory)))
-            findings.extend(hold(report, expected))
-            if report["boots_done"]:
-                click.echo(render(report, "table"))
+            analysis = analyse(samples.ResultDirectory.open(directory))
+            findings.extend(hold(analysis, expected))
+            if analysis.boots_done:
+                click.echo(render(document(analysis, findings), "table"))
 
         campaign.run(setup, directory, progress=progress, retry_failed=retry_failed)
     require(findings)

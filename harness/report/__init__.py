@@ -9,7 +9,7 @@ one of them says every other says too.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from harness.base.errors import ConfigurationError
 from harness.plan import BASELINE
 from harness.report import exchange, text
 from harness.results.analysis import PRIMARY, Analysis, Beside, ListLengths, OnBed, Row
-from harness.results.samples import Campaign
+from harness.results.expect import Finding
 from harness.results.stats import CONFIDENCE, Verdict
 from harness.trials import MEASURES, RATES
 
@@ -36,15 +36,18 @@ _NEUTRAL = {"faster": "higher", "slower": "lower"}
 Document = dict[str, Any]
 
 
-def document(analysis: Analysis) -> Document:
-    """``analysis`` as JSON-ready data; the keys are kept stable within a version."""
+def document(analysis: Analysis, findings: Sequence[Finding] = ()) -> Document:
+    """``analysis`` as JSON-ready data; the keys are kept stable within a version.
+
+    ``findings`` are what became of expectations.
+    """
     campaign = analysis.campaign
     return {
         "schema": SCHEMA,
         "version": VERSION,
         "complete": analysis.complete,
-        "virtual": campaign.bed_kind != "hardware",
-        "label": label(campaign),
+        "virtual": campaign.virtual,
+        "label": campaign.label,
         "campaign": {
             "id": campaign.id,
             "created": campaign.created,
@@ -54,7 +57,7 @@ def document(analysis: Analysis) -> Document:
             "beds": campaign.beds,
             "bed_kind": campaign.bed_kind,
             "accelerator": campaign.accelerator,
-            "kernel": _kernel(analysis),
+            "kernel": campaign.kernel,
             "steps": list(campaign.steps),
             "blocks": campaign.blocks,
             "order": campaign.order,
@@ -102,7 +105,7 @@ def document(analysis: Analysis) -> Document:
             _verdict(row.step, PRIMARY, row.verdict) for row in analysis.rows if row.verdict
         ],
         "no_verdict": analysis.no_verdict,
-        "expectations": [],
+        "expectations": [asdict(finding) for finding in findings],
         "published": {
             "source": "published hardware result: 40G Solarflare 7x42Q, Xeon E3-1220V2",
             "stack_rx_pps": dict(PUBLISHED_PPS),
@@ -118,27 +121,8 @@ def schema() -> Document:
     return found
 
 
-def label(campaign: Campaign) -> str:
-    """How far the figures of its bed may be trusted, in a few words."""
-    if campaign.bed_label or campaign.bed_kind == "hardware":
-        return campaign.bed_label or "hardware bed"
-    return f"virtual bed, {(campaign.accelerator or 'emulated').upper()}: not a hardware figure"
-
-
-def _kernel(analysis: Analysis) -> str | None:
-    """The base all steps share, as far as the campaign names it: release and source."""
-    for variant in analysis.campaign.variants.values():
-        # Each step has a local version of its own behind the base's release.
-        [named, *_] = variant.get("layouts") or [variant]
-        release = str(named.get("release") or "").partition("-")[0]
-        source = str(variant.get("source") or "").rpartition("/")[2]
-        if release or source:
-            return f"{release} ({source})" if release and source else release or source
-    return None
-
-
 def _row(row: Row) -> Document:
-    lists, change = row.driver_lists, row.change
+    change = row.change
     published = PUBLISHED_PPS.get(row.step)
     traced, timed = row.traced_pps, row.rates[PRIMARY]
     return {
@@ -151,15 +135,13 @@ def _row(row: Row) -> Document:
         "ratio_range": list(change.range) if change else None,
         "ratio_interval": list(row.verdict.interval) if row.verdict else None,
         "ratio_by_block": (
-            {str(block): r for block, r in zip(row.change_blocks, change.ratios, strict=True)}
+            {str(block): r for block, r in zip(change.blocks, change.ratios, strict=True)}
             if change
             else {}
         ),
         "beds": [_on_bed(row.step, found) for found in row.beds],
         "published_ratio": published / PUBLISHED_PPS[BASELINE] if published else None,
-        "list_len_p50": lists.p50 if lists else None,
-        "list_len_p90": lists.p90 if lists else None,
-        "list_len_max": lists.max if lists else None,
+        **{name: row.figure(name) for name in ("list_len_p50", "list_len_p90", "list_len_max")},
         "ip_rcv_per_packet": row.ip_rcv_per_packet,
         "drops": row.drop_shares,
         "drop_packets": row.drop_packets,

@@ -40,6 +40,8 @@ from harness.trials.readings import Stage, Trace, Void
 from harness.trials.receive_path import LIST_RULE
 
 PRIMARY = "stack_rx_pps"
+LIST_LEN = "list_len_"
+"""How figures of those lists begin: ``p50``, ``p90`` and ``max`` follow."""
 DRIVER_STAGE = "netif_receive_skb_list"
 """Where the driver hands its list to the stack: the list length of the table."""
 LONGEST_COUNTED = 64
@@ -66,7 +68,6 @@ class Beside:
     median: float
     """Over boots, of the median over each boot's trials."""
     change: Paired | None
-    change_blocks: tuple[int, ...]
     verdict: Verdict | None
 
 
@@ -88,14 +89,14 @@ class Row:
     step: str
     title: str | None
     release: str | None
-    boots: tuple[BootFigures, ...]
+    measured: tuple[BootFigures, ...]
+    """All that ended well."""
     rates: dict[str, float | None]
     """Median over boots of each of :data:`RATES`; of several beds there is none."""
     beds: tuple[OnBed, ...]
     """The same by bed, where there are several."""
     change: Paired | None
     """The primary rate against the baseline's of the same block."""
-    change_blocks: tuple[int, ...]
     verdict: Verdict | None
     stages: tuple[ListLengths, ...]
     ip_rcv_per_packet: float | None
@@ -108,6 +109,23 @@ class Row:
     measures: dict[str, Beside]
     functions: dict[str, FunctionCost]
     """Where the instructions of ``emulated_instructions_per_packet`` are, most first."""
+
+    @property
+    def boots(self) -> tuple[BootFigures, ...]:
+        """Those that have timed trials."""
+        return tuple(boot for boot in self.measured if boot.trials)
+
+    def figure(self, metric: str) -> float | None:
+        """One figure of the step by its name in the report; ``None``: it was not measured."""
+        if metric in MEASURES:
+            return self.measures[metric].median if metric in self.measures else None
+        if metric in RATES:
+            return self.rates[metric]
+        if metric.startswith(LIST_LEN):
+            lists = self.driver_lists
+            return getattr(lists, metric.removeprefix(LIST_LEN)) if lists else None
+        found: float | None = getattr(self, metric)
+        return found
 
     @property
     def timed_trials(self) -> int:
@@ -159,8 +177,15 @@ class Analysis:
     @property
     def judged_blocks(self) -> int:
         """Fewest blocks any step could be compared over."""
-        compared = [len(row.change_blocks) for row in self.rows if row.step != BASELINE]
-        return min(compared, default=0)
+        changes = [row.change for row in self.rows if row.step != BASELINE]
+        return min((len(change.ratios) if change else 0 for change in changes), default=0)
+
+    def row(self, step: str) -> Row:
+        return next(row for row in self.rows if row.step == step)
+
+    def against(self, step: str, other: str, metric: str) -> Paired | None:
+        """``step``'s metric over ``other``'s, by the block; ``None``: no block has both."""
+        return _paired(self.row(step).measured, self.row(other).measured, metric)
 
     @property
     def no_verdict(self) -> str | None:
@@ -461,31 +486,26 @@ def list_lengths(stage: Stage) -> ListLengths | None:
     )
 
 
-_Compared = tuple[Paired | None, tuple[int, ...], Verdict | None]
+_Compared = tuple[Paired | None, Verdict | None]
 
 
 def _compared(
     metric: str, steps: Sequence[str], gathered: dict[str, _Gathered], *, judged: bool
 ) -> dict[str, _Compared]:
-    """Each step's change of ``metric``, its blocks, and a verdict where there can be one."""
-    changes = {step: _change(step, gathered, metric) for step in steps}
-    found = [(step, pair) for step in steps if step != BASELINE and (pair := changes[step][0])]
-    verdicts: dict[str, Verdict | None] = {}
-    if judged:
-        outcomes = judge([pair for _, pair in found])
-        verdicts = dict(zip((step for step, _ in found), outcomes, strict=True))
-    return {step: (*changes[step], verdicts.get(step)) for step in steps}
+    """Each step's change of ``metric``, and a verdict where there can be one."""
+    base = gathered[BASELINE].boots if BASELINE in gathered else []
+    changes = {step: _paired(gathered[step].boots, base, metric) for step in steps}
+    found = {step: pair for step, pair in changes.items() if pair and step != BASELINE}
+    outcomes = judge(list(found.values())) if judged else [None] * len(found)
+    verdicts = dict(zip(found, outcomes, strict=True))
+    return {step: (changes[step], verdicts.get(step)) for step in steps}
 
 
-def _change(
-    step: str, gathered: dict[str, _Gathered], metric: str
-) -> tuple[Paired | None, tuple[int, ...]]:
-    """Ratios of ``step`` to the baseline by block, where both have a positive value."""
-    if BASELINE not in gathered:
-        return None, ()
-    base, own = (
-        {boot.boot.block: boot for boot in gathered[name].boots} for name in (BASELINE, step)
-    )
+def _paired(
+    boots: Iterable[BootFigures], others: Iterable[BootFigures], metric: str
+) -> Paired | None:
+    """Ratios by block, where both have a positive value."""
+    own, base = ({boot.boot.block: boot for boot in side} for side in (boots, others))
     found = {
         block: block_ratio(
             own[block].of(metric),
@@ -496,9 +516,9 @@ def _change(
     }
     ratios = {block: ratio for block, ratio in found.items() if ratio is not None}
     if not ratios:
-        return None, ()
+        return None
     beds = tuple(bed for block in ratios if (bed := own[block].bed))
-    return Paired(ratios=tuple(ratios.values()), beds=beds), tuple(ratios)
+    return Paired(ratios=tuple(ratios.values()), blocks=tuple(ratios), beds=beds)
 
 
 def _row(
@@ -516,7 +536,7 @@ def _row(
         step=step,
         title=_title(campaign, step),
         release=next((boot.release for boot in found.boots), None),
-        boots=tuple(usable),
+        measured=tuple(found.boots),
         rates=dict.fromkeys(RATES) if beds else _rates_over(usable),
         beds=tuple(
             OnBed(
@@ -524,13 +544,12 @@ def _row(
                 boots=len(boots),
                 rates=_rates_over(boots),
                 change=on_beds[bed][0],
-                verdict=on_beds[bed][2],
+                verdict=on_beds[bed][1],
             )
             for bed, boots in beds.items()
         ),
         change=compared[0],
-        change_blocks=compared[1],
-        verdict=compared[2],
+        verdict=compared[1],
         stages=tuple(
             lengths for stage in found.stages.values() if (lengths := list_lengths(stage))
         ),
@@ -543,8 +562,8 @@ def _row(
         drop_packets=_drop_packets(usable),
         void_trials=found.void_trials,
         measures={
-            name: Beside(median=middle, change=change, change_blocks=blocks, verdict=verdict)
-            for name, (change, blocks, verdict) in measures.items()
+            name: Beside(median=middle, change=change, verdict=verdict)
+            for name, (change, verdict) in measures.items()
             if (middle := median(median(b.of(name).values()) for b in found.boots)) is not None
         },
         functions=_typical([costs for costs in found.functions if costs]),

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from harness.base.errors import ConfigurationError
-from harness.plan import MIN_BLOCKS_FOR_VERDICT
-from harness.results.analysis import PRIMARY
+from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT
+from harness.results.analysis import PRIMARY, Analysis
+from harness.results.samples import Campaign
 from harness.results.stats import outcome_of, rank_sum_interval
 
 Document = dict[str, Any]
@@ -50,8 +51,8 @@ _SAME_SETTINGS = (
 )
 
 
-def compare(one: Document, other: Document) -> Document:
-    """``other`` against ``one``, two report documents.
+def compare(one: Analysis, other: Analysis) -> Document:
+    """``other`` against ``one``.
 
     Raises:
         ConfigurationError: they did not measure the same thing; it says in what they differ.
@@ -66,46 +67,56 @@ def compare(one: Document, other: Document) -> Document:
         "schema": SCHEMA,
         "version": VERSION,
         "campaigns": [
-            {name: side["campaign"][name] for name in ("id", "created", "kernel", "seed")}
+            {
+                "id": side.campaign.id,
+                "created": side.campaign.created,
+                "kernel": side.campaign.kernel,
+                "seed": side.campaign.seed,
+            }
             for side in (one, other)
         ],
-        "label": one["label"],
+        "label": one.campaign.label,
         "steps": list(_steps(one, other)),
     }
 
 
-def _reasons(one: Document, other: Document) -> Iterator[str]:
-    for name, side in (("first", one), ("second", other)):
-        if not side["complete"]:
+def _reasons(one: Analysis, other: Analysis) -> Iterator[str]:
+    sides = (one, other)
+    for name, side in zip(("first", "second"), sides, strict=True):
+        if not side.complete:
             yield (
-                f"the {name} is incomplete: {side['boots_done']} of "
-                f"{side['boots_planned']} boots are finished"
+                f"the {name} is incomplete: {side.boots_done} of "
+                f"{side.boots_planned} boots are finished"
             )
     for name in _SAME_PLAN:
-        yield from _differs(name, one["campaign"][name], other["campaign"][name])
+        yield from _differs(name, *(getattr(side.campaign, name) for side in sides))
     yield from _differs(
-        "turns of boots", *(bool(side["campaign"]["trial"].get("slice_s")) for side in (one, other))
+        "turns of boots", *(bool(side.campaign.trial.get("slice_s")) for side in sides)
     )
-    beds = one["campaign"]["beds"] or [""]
-    if one["virtual"]:
+    if one.campaign.virtual:
         for name in ("cpu_model", "host_cpus"):
             yield from _differs(
-                f"this machine's {name}",
-                *(side["campaign"]["provenance"].get(name) for side in (one, other)),
+                f"this machine's {name}", *(side.campaign.provenance.get(name) for side in sides)
             )
-    for role in [f"{bed} {role}".strip() for bed in beds for role in ("dut", "generator")]:
-        hosts = [_of_role(side, "inventory").get(role, {}) for side in (one, other)]
-        yield from _common_differ(role, *({n: h[n] for n in _SAME_HOST if n in h} for h in hosts))
-        roles = [_of_role(side, "settings").get(role) or {} for side in (one, other)]
-        was = [settings.get("after") or {} for settings in roles]
-        for name in _SAME_SETTINGS:
-            yield from _differs(f"{role}: {name}", *(settings.get(name) for settings in was))
-        # Kernels know more and more of these.
-        yield from _common_differ(role, *(settings.get("sysctl") or {} for settings in was))
-        offloads = [settings.get("offloads") or {} for settings in was]
-        yield from _common_differ(role, *({n: o[n]["on"] for n in o} for o in offloads))
+    for bed in one.campaign.beds or [""]:
+        for role in ("dut", "generator"):
+            yield from _host_differs(f"{bed} {role}".strip(), one, other)
     if not _common(one, other):
         yield "no step but the baseline is in both"
+
+
+def _host_differs(role: str, one: Analysis, other: Analysis) -> Iterator[str]:
+    sides = (one, other)
+    hosts = [_of_role(side.campaign, side.inventory).get(role, {}) for side in sides]
+    yield from _common_differ(role, *({n: h[n] for n in _SAME_HOST if n in h} for h in hosts))
+    roles = [_of_role(side.campaign, side.settings).get(role) or {} for side in sides]
+    was = [settings.get("after") or {} for settings in roles]
+    for name in _SAME_SETTINGS:
+        yield from _differs(f"{role}: {name}", *(settings.get(name) for settings in was))
+    # Kernels know more and more of these.
+    yield from _common_differ(role, *(settings.get("sysctl") or {} for settings in was))
+    offloads = [settings.get("offloads") or {} for settings in was]
+    yield from _common_differ(role, *({n: o[n]["on"] for n in o} for o in offloads))
 
 
 def _common_differ(role: str, one: Document, other: Document) -> Iterator[str]:
@@ -114,13 +125,11 @@ def _common_differ(role: str, one: Document, other: Document) -> Iterator[str]:
         yield from _differs(f"{role}: {name}", one[name], other[name])
 
 
-def _of_role(side: Document, name: str) -> Document:
-    """What ``side`` has under ``name``, by role; of several beds by bed and role."""
-    if not side["campaign"]["beds"]:
-        return dict(side[name])
-    return {
-        f"{bed} {role}": found for bed, roles in side[name].items() for role, found in roles.items()
-    }
+def _of_role(campaign: Campaign, found: Document) -> Document:
+    """``found`` by role; of several beds by bed and role."""
+    if not campaign.beds:
+        return found
+    return {f"{bed} {role}": of for bed, roles in found.items() for role, of in roles.items()}
 
 
 def _differs(name: str, one: Any, other: Any) -> Iterator[str]:
@@ -131,24 +140,21 @@ def _differs(name: str, one: Any, other: Any) -> Iterator[str]:
         yield f"{name}: {one} and {other}"
 
 
-def _common(one: Document, other: Document) -> list[str]:
-    there = {row["step"] for row in other["rows"]}
-    return [row["step"] for row in one["rows"] if row["step"] in there - {one["baseline"]}]
+def _common(one: Analysis, other: Analysis) -> list[str]:
+    there = {row.step for row in other.rows}
+    return [row.step for row in one.rows if row.step in there - {BASELINE}]
 
 
-def _steps(one: Document, other: Document) -> Iterator[Document]:
-    rows = [{row["step"]: row for row in side["rows"]} for side in (one, other)]
-    for step in _common(one, other):
-        yield _step(
-            step, "ratio_to_step0", *(list(s[step]["ratio_by_block"].values()) for s in rows)
-        )
-    if not one["virtual"] and not one["campaign"]["beds"]:  # rates of unlike machines
-        for step in (one["baseline"], *_common(one, other)):
-            if all(step in side for side in rows):
-                rates = [
-                    [boot[PRIMARY] for boot in side[step]["by_boot"] if PRIMARY in boot]
-                    for side in rows
-                ]
+def _steps(one: Analysis, other: Analysis) -> Iterator[Document]:
+    sides, common = (one, other), _common(one, other)
+    for step in common:
+        changes = [side.row(step).change for side in sides]
+        yield _step(step, "ratio_to_step0", *(list(c.ratios) if c else [] for c in changes))
+    if not one.campaign.virtual and not one.campaign.beds:  # rates of unlike machines
+        for step in (BASELINE, *common):
+            if all(step in side.campaign.steps for side in sides):
+                boots = [side.row(step).boots for side in sides]
+                rates = [[b.rates[PRIMARY] for b in of if PRIMARY in b.rates] for of in boots]
                 yield _step(step, PRIMARY, *rates)
 
 

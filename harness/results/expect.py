@@ -17,25 +17,17 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from harness.base.errors import ConfigurationError, HarnessError
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
-from harness.results.stats import (
-    CONFIDENCE,
-    beds_p,
-    block_ratio,
-    holm,
-    signed_rank_interval,
-    took_turns,
-)
+from harness.results.analysis import Analysis, Row
+from harness.results.stats import CONFIDENCE, Verdict, holm
 from harness.trials import MEASURES, paced
-
-Document = dict[str, Any]
 
 RATE_METRICS = ("stack_rx_pps", "delivered_pps", "nic_rx_pps", "cpu_ns_per_packet")
 OTHER_METRICS = (
@@ -172,57 +164,53 @@ def require_paced(metric: str, bed: str, paced_pps: int | None) -> None:
         )
 
 
-def check(expectation: Expectation, report: Document) -> Finding:
-    """What a report document says of ``expectation``."""
-    if not report["complete"]:
-        why = report.get("no_verdict") or "the campaign is incomplete"
+def check(expectation: Expectation, analysis: Analysis) -> Finding:
+    """What a campaign says of ``expectation``."""
+    if not analysis.complete:
+        why = analysis.no_verdict or "the campaign is incomplete"
         return Finding(expectation.text, expectation.step, "open", why)
-    rows = {row["step"]: row for row in report["rows"]}
     if expectation.other is None:
-        return _check_figure(expectation, rows[expectation.step])
-    return _check_ratio(expectation, rows[expectation.step], rows[expectation.other])
+        return _check_figure(expectation, analysis)
+    return _check_ratio(expectation, expectation.other, analysis)
 
 
-def hold(report: Document, expectations: Sequence[Expectation]) -> list[Finding]:
-    """Hold ``report`` against ``expectations`` and write into it what became of each."""
-    findings = [check(expectation, report) for expectation in expectations]
-    findings += no_difference_in_aa(report)
-    report["expectations"] = [asdict(finding) for finding in findings]
-    return findings
+def hold(analysis: Analysis, expectations: Sequence[Expectation]) -> list[Finding]:
+    """What became of each of ``expectations``, and of what a campaign of its kind has to show."""
+    findings = [check(expectation, analysis) for expectation in expectations]
+    return findings + no_difference_in_aa(analysis)
 
 
-def no_difference_in_aa(report: Document) -> list[Finding]:
+def no_difference_in_aa(analysis: Analysis) -> list[Finding]:
     """What a comparison of the baseline with itself has to show: nothing; else no findings.
 
     The rate stands for itself. Measures beside it are one finding, corrected for how many
     they are.
     """
-    if tuple(report["campaign"]["steps"]) != AA_STEPS:
+    if tuple(analysis.campaign.steps) != AA_STEPS:
         return []
     step = AA_STEPS[1]
-    expected = f"no difference between step {AA_STEPS[0]} and itself"
-    if not report["verdicts"]:
-        return [Finding(expected, step, "open", report["no_verdict"])]
-    [verdict] = report["verdicts"]
-    low, high = verdict["interval"]
-    found = verdict["verdict"] in ("faster", "slower") or verdict["beds_differ"]
+    row = analysis.row(step)
+    expected, verdict = f"no difference between step {AA_STEPS[0]} and itself", row.verdict
+    if verdict is None:
+        return [Finding(expected, step, "open", analysis.no_verdict or "it was not measured")]
+    low, high = verdict.interval
+    found = verdict.outcome in ("faster", "slower") or verdict.beds_differ
     finding = Finding(
         expected,
         step,
         "missed" if found else "met",
-        f"{verdict['confidence']:.0%} interval {low:.3f}x to {high:.3f}x"
-        + ", but beds differ" * verdict["beds_differ"],
+        f"{verdict.confidence:.0%} interval {low:.3f}x to {high:.3f}x"
+        + ", but beds differ" * verdict.beds_differ,
     )
-    measures = next(row["measures"] for row in report["rows"] if row["step"] == step)
-    told = {name: beside["verdict"] for name, beside in measures.items() if beside["verdict"]}
+    told = {name: one.verdict for name, one in row.measures.items() if one.verdict}
     return [finding, *([_none_differs(step, expected, told)] if told else [])]
 
 
-def _none_differs(step: str, expected: str, verdicts: dict[str, Document]) -> Finding:
+def _none_differs(step: str, expected: str, verdicts: Mapping[str, Verdict]) -> Finding:
     """Whether any measure differs, by Holm's correction over all of them."""
-    corrected = holm([verdict["p_value"] for verdict in verdicts.values()])
+    corrected = holm([verdict.p_value for verdict in verdicts.values()])
     name, least = min(zip(verdicts, corrected, strict=True), key=lambda one: one[1])
-    blocks = max(verdict["blocks"] for verdict in verdicts.values())
+    blocks = max(verdict.blocks for verdict in verdicts.values())
     could_tell = len(verdicts) * 2 * 0.5**blocks < 1 - CONFIDENCE
     return Finding(
         f"{expected} in what was measured beside the rate",
@@ -247,45 +235,21 @@ def require(findings: Sequence[Finding]) -> None:
             raise error("\n".join(told))
 
 
-def _figure(row: Document, metric: str) -> float | None:
-    if metric in MEASURES:
-        row, metric = row["measures"].get(metric, {}), "median"
-    figure: float | None = row.get(metric)
-    return figure
-
-
-def ratios(row: Document, other: Document, metric: str) -> list[float]:
-    """``row``'s metric over ``other``'s, one for each block in which both have it."""
-    return list(_by_block(row, other, metric).values())
-
-
-def _by_block(row: Document, other: Document, metric: str) -> dict[int, float]:
-    own, against = ({boot["block"]: boot for boot in side["by_boot"]} for side in (row, other))
-    found = {
-        block: block_ratio(
-            _trials(own[block], metric),
-            _trials(against[block], metric),
-            took_turns=took_turns(own[block]["turns"], against[block]["turns"]),
-        )
-        for block in sorted(own.keys() & against.keys())
-    }
-    return {block: ratio for block, ratio in found.items() if ratio is not None}
-
-
-def _waited(metric: str, *rows: Document) -> str:
+def _waited(metric: str, *rows: Row) -> str:
     """How many trials of ``rows`` are void for ``metric``, a rate, if any; behind a reason."""
     if metric not in RATE_METRICS:
         return ""
     told = [
-        f"step {row['step']}: {row['unsaturated_trials']} of {row['timed_trials']}"
+        f"step {row.step}: {row.unsaturated_trials} of {row.timed_trials}"
         for row in rows
-        if row.get("unsaturated_trials")
+        if row.unsaturated_trials
     ]
     return f"; trials that did not saturate the receiver: {', '.join(told)}" if told else ""
 
 
-def _check_figure(expectation: Expectation, row: Document) -> Finding:
-    figure = _figure(row, expectation.metric)
+def _check_figure(expectation: Expectation, analysis: Analysis) -> Finding:
+    row = analysis.row(expectation.step)
+    figure = row.figure(expectation.metric)
     outcome: Literal["met", "missed", "open"] = "open"
     why = "there is no such figure for this step" + _waited(expectation.metric, row)
     if figure is not None:
@@ -294,39 +258,29 @@ def _check_figure(expectation: Expectation, row: Document) -> Finding:
     return Finding(expectation.text, expectation.step, outcome, why)
 
 
-def _check_ratio(expectation: Expectation, row: Document, other: Document) -> Finding:
-    by_block = _by_block(row, other, expectation.metric)
-    found = list(by_block.values())
-    if len(found) < MIN_BLOCKS_FOR_VERDICT:
+def _check_ratio(expectation: Expectation, other: str, analysis: Analysis) -> Finding:
+    step, metric = expectation.step, expectation.metric
+    paired = analysis.against(step, other, metric)
+    interval = paired.interval() if paired else None
+    blocks = len(paired.ratios) if paired else 0
+    if paired is None or interval is None:
         return Finding(
             expectation.text,
-            expectation.step,
+            step,
             "open",
-            f"{len(found)} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs"
-            + _waited(expectation.metric, row, other),
+            f"{blocks} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs"
+            + _waited(metric, analysis.row(step), analysis.row(other)),
         )
-    logs = np.log(found)
-    low, high, confidence = signed_rank_interval(logs)
-    ends = float(np.exp(low)), float(np.exp(high))
-    inside = [_COMPARE[expectation.sign](end, expectation.bound) for end in ends]
-    beds = {boot["block"]: boot.get("bed") for boot in row["by_boot"]}
-    where = [beds[block] for block in by_block]
-    differ = len(set(where)) > 1 and beds_p(logs, where) < 1 - CONFIDENCE
+    low, high, confidence = interval
+    inside = [_COMPARE[expectation.sign](end, expectation.bound) for end in (low, high)]
+    differ = paired.beds_differ
     outcome: Literal["met", "missed", "open"] = (
         "open" if differ else "met" if all(inside) else "open" if any(inside) else "missed"
     )
     return Finding(
         expectation.text,
-        expectation.step,
+        step,
         outcome,
-        f"{confidence:.0%} interval {ends[0]:.3f}x to {ends[1]:.3f}x over {len(found)} blocks"
+        f"{confidence:.0%} interval {low:.3f}x to {high:.3f}x over {blocks} blocks"
         + ", but beds differ" * differ,
     )
-
-
-def _trials(boot: Document, metric: str) -> dict[int, float]:
-    if metric in MEASURES:
-        found = boot["measures"].get(metric, {})
-    else:
-        found = {trial["index"]: trial.get(metric) for trial in boot["by_trial"]}
-    return {index: value for index, value in found.items() if value}

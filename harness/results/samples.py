@@ -125,6 +125,30 @@ class Campaign(Declared):
         """Of a campaign on several beds: all of them."""
         return list(dict.fromkeys(self.block_beds))
 
+    @property
+    def virtual(self) -> bool:
+        """Was it measured on this machine? Then its figures are no hardware figures."""
+        return self.bed_kind != "hardware"
+
+    @property
+    def label(self) -> str:
+        """How far the figures of its bed may be trusted, in a few words."""
+        if self.bed_label or not self.virtual:
+            return self.bed_label or "hardware bed"
+        return f"virtual bed, {(self.accelerator or 'emulated').upper()}: not a hardware figure"
+
+    @property
+    def kernel(self) -> str | None:
+        """The base all steps share, as far as it is named: release and source."""
+        for variant in self.variants.values():
+            # Each step has a local version of its own behind the base's release.
+            [named, *_] = variant.get("layouts") or [variant]
+            release = str(named.get("release") or "").partition("-")[0]
+            source = str(variant.get("source") or "").rpartition("/")[2]
+            if release or source:
+                return f"{release} ({source})" if release and source else release or source
+        return None
+
     def planned(self) -> Iterator[PlannedBoot]:
         """Every boot of the stored order."""
         return boots_of(self.order)

@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,23 +37,56 @@ Floats = NDArray[np.float64]
 Outcome = Literal["faster", "slower", "no difference", "inconclusive"]
 
 
+class Interval(NamedTuple):
+    """Ratios from ``low`` to ``high``."""
+
+    low: float
+    high: float
+    confidence: float
+    """Exact; at least what was asked for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """One variant's metric against the baseline's, a ratio for each block."""
+    """One variant's metric against another's, a ratio for each block: what every verdict is on."""
 
     ratios: tuple[float, ...]
+    blocks: tuple[int, ...] = ()
+    """The block of each ratio."""
     beds: tuple[str, ...] = ()
     """Where each ratio was measured; empty where there is one bed."""
 
     @property
+    def logs(self) -> Floats:
+        return np.asarray(np.log(self.ratios), dtype=float)
+
+    @property
     def median(self) -> float:
         """Median of the ratios (of their logarithms, which is the same for odd counts)."""
-        return math.exp(float(np.median(np.log(self.ratios))))
+        return math.exp(float(np.median(self.logs)))
+
+    @property
+    def estimate(self) -> float:
+        """Hodges and Lehmann's."""
+        return math.exp(hodges_lehmann(self.logs))
 
     @property
     def range(self) -> tuple[float, float]:
         """Smallest and largest ratio of any block."""
         return min(self.ratios), max(self.ratios)
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval | None:
+        """The ratios that the blocks do not refuse; ``None``: there are too few for any."""
+        try:
+            low, high, exact = signed_rank_interval(self.logs, confidence)
+        except ValueError:
+            return None
+        return Interval(math.exp(low), math.exp(high), exact)
+
+    @property
+    def beds_differ(self) -> bool:
+        """Does the ratio depend on the bed, as one test tells?"""
+        return len(set(self.beds)) > 1 and beds_p(self.logs, self.beds) < 1 - CONFIDENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +144,7 @@ def judge(comparisons: Sequence[Paired], *, margin: float = MARGIN) -> list[Verd
     comparisons that have a verdict, and likewise over the tests whether beds differ:
     where they do, the verdict is inconclusive.
     """
-    logs = [np.log(np.asarray(paired.ratios, dtype=float)) for paired in comparisons]
+    logs = [paired.logs for paired in comparisons]
     enough = [values.size >= MIN_BLOCKS_FOR_VERDICT for values in logs]
     p_values = [
         signed_rank_p(values) for values, judged in zip(logs, enough, strict=True) if judged
