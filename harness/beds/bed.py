@@ -119,6 +119,18 @@ class Boots(Protocol):
         return None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """For what a bed is opened."""
+
+    campaign: str
+    """Its id."""
+    directory: Path
+    """Takes what is kept beside the boots."""
+    counting: bool = False
+    """Is an emulator to count what the kernel executes?"""
+
+
 class BedKind(ABC):
     """A kind of bed: what it can do, and where its boots come from.
 
@@ -143,16 +155,13 @@ class BedKind(ABC):
 
     @abstractmethod
     def opened(
-        self,
-        place: Place,
-        image: Image,
-        *,
-        campaign: str,
-        directory: Path,
-        progress: Progress,
-        counting: bool,
+        self, place: Place, image: Image, wanted: Wanted, progress: Progress
     ) -> AbstractContextManager[Boots]:
-        """See :func:`harness.beds.registry.opened`."""
+        """Boots on the bed of ``place`` until the context ends; ``image`` is any of its kernels.
+
+        Raises:
+            InfrastructureError: what the bed needs cannot be had.
+        """
 
     @abstractmethod
     def made_meanwhile(self) -> AbstractContextManager[None]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from types import MappingProxyType
 
 from harness import plan
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
-from harness.beds.bed import BedKind, Boots
+from harness.beds.bed import BedKind, Boots, Wanted
 from harness.beds.labgrid import Place, acquired
 from harness.beds.machine.kind import Hardware
 from harness.beds.native.kind import Native
@@ -23,7 +22,16 @@ KINDS: Mapping[str, BedKind] = MappingProxyType(
     {"virtual": Virtual(), "native": Native(), "hardware": Hardware()}
 )
 
-__all__ = ["KINDS", "acquired", "kernel_config", "made_meanwhile", "of", "opened", "profile"]
+__all__ = [
+    "KINDS",
+    "Wanted",
+    "acquired",
+    "kernel_config",
+    "made_meanwhile",
+    "of",
+    "opened",
+    "profile",
+]
 
 
 def of(bed: Bed) -> BedKind:
@@ -45,30 +53,10 @@ def profile(
 
 
 def opened(
-    place: Place,
-    image: Image,
-    *,
-    campaign: str,
-    directory: Path,
-    progress: Progress,
-    counting: bool = False,
+    place: Place, image: Image, wanted: Wanted, progress: Progress
 ) -> AbstractContextManager[Boots]:
-    """Boots on the bed of ``place`` for the campaign of that id, until the context ends.
-
-    ``image`` is any of its kernels; ``directory`` takes what is kept beside the boots;
-    ``counting``: an emulator is to count what the kernel executes.
-
-    Raises:
-        InfrastructureError: what the bed needs cannot be had.
-    """
-    return of(place.bed).opened(
-        place,
-        image,
-        campaign=campaign,
-        directory=directory,
-        progress=progress,
-        counting=counting,
-    )
+    """See :meth:`BedKind.opened`."""
+    return of(place.bed).opened(place, image, wanted, progress)
 
 
 def made_meanwhile(bed: Bed) -> AbstractContextManager[None]:

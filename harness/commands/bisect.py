@@ -231,10 +231,8 @@ class _Bench:
                 registry.opened(
                     self.place,
                     built[points[0]][0],
-                    campaign=self.journal.id,
-                    directory=self.directory,
-                    progress=self.progress,
-                    counting=trials.counting(profile),
+                    registry.Wanted(self.journal.id, self.directory, trials.counting(profile)),
+                    self.progress,
                 )
             )
         setup = campaign.Setup(

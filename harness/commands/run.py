@@ -163,10 +163,8 @@ def run(
                     registry.opened(
                         place,
                         built[wanted[0]][0],
-                        campaign=campaign_id,
-                        directory=directory,
-                        progress=progress,
-                        counting=trials.counting(chosen),
+                        registry.Wanted(campaign_id, directory, trials.counting(chosen)),
+                        progress,
                     )
                 )
                 for name, place in places.items()

@@ -127,11 +127,8 @@ def _booted(
         with contextlib.ExitStack() as up:
             directory = Path(scratch)
             place = up.enter_context(registry.acquired(bed))
-            boots = up.enter_context(
-                registry.opened(
-                    place, image, campaign="trace", directory=directory, progress=progress
-                )
-            )
+            opening = registry.Wanted("trace", directory)
+            boots = up.enter_context(registry.opened(place, image, opening, progress))
             with progress.task(f"{name}: step {wanted}"):
                 running = up.enter_context(boots.boot(image, directory, lambda *_, **__: None))
                 prepare.apply_settings(bed, running)

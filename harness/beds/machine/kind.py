@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 from harness.base.progress import Progress
-from harness.beds.bed import BedKind, Boots
+from harness.beds.bed import BedKind, Boots, Wanted
 from harness.beds.labgrid import Place
 from harness.beds.machine import machines
 from harness.config import Bed, Kernel, SshHost
@@ -50,14 +49,13 @@ class Hardware(BedKind):
         self,
         place: Place,
         image: Image,  # noqa: ARG002
-        *,
-        campaign: str,
-        directory: Path,
+        wanted: Wanted,
         progress: Progress,
-        counting: bool,  # noqa: ARG002
     ) -> AbstractContextManager[Boots]:
         """The machines are left as they were found when the context ends."""
-        return machines.opened(place, campaign=campaign, directory=directory, progress=progress)
+        return machines.opened(
+            place, campaign=wanted.campaign, directory=wanted.directory, progress=progress
+        )
 
     def made_meanwhile(self) -> AbstractContextManager[None]:
         return nullcontext()

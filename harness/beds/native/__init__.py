@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 from harness import images
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
-from harness.beds.bed import Boots, RunningBed
+from harness.beds.bed import Boots as Boots
+from harness.beds.bed import RunningBed
 from harness.beds.local import netns
 from harness.beds.local.nic_model import NETPERF_NICE, NicModel, sending_side
 from harness.beds.native.uml import UserModeKernel
@@ -69,23 +70,6 @@ class NativeBed(RunningBed):
     def console(self) -> str:
         """All that the kernel printed so far."""
         return self.kernel.console()
-
-
-@dataclass(frozen=True, kw_only=True)
-class NativeBoots(Boots):
-    """Boots user-mode kernels of one bed, as many at once as are asked for."""
-
-    bed: Bed
-    equipment: Equipment
-
-    def boot(
-        self,
-        image: Image,
-        directory: Path,
-        note: Callable[..., None],  # noqa: ARG002
-    ) -> AbstractContextManager[RunningBed]:
-        """The bed on ``image``; there is nothing to note, it ends with the harness."""
-        return native_bed(self.bed, image, self.equipment, directory)
 
 
 @contextmanager

@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-from harness import images
 from harness.base.progress import Progress
-from harness.beds.bed import BedKind, Boots
+from harness.beds.bed import Boots, Wanted
 from harness.beds.labgrid import Place
-from harness.beds.native import NativeBoots, equipment
+from harness.beds.local.boots import LocalBoots, LocalKind
+from harness.beds.native import equipment, native_bed
 from harness.kernels import Image
 from harness.plan import SMOKE, Profile
 
@@ -20,10 +19,9 @@ _SLICE_S = 0.03
 """Short: the rate of a process follows what else this machine does within seconds."""
 
 
-class Native(BedKind):
+class Native(LocalKind):
     """Boots of a block are up together. There are no trials under probes: it has no kprobes."""
 
-    here = True
     boot_s = 5
     no_probes = "a user-mode kernel takes no probes from inside"
     no_commits = "commits of a tree are built for machines alone"
@@ -63,14 +61,11 @@ class Native(BedKind):
         self,
         place: Place,
         image: Image,  # noqa: ARG002
-        *,
-        campaign: str,  # noqa: ARG002
-        directory: Path,  # noqa: ARG002
+        wanted: Wanted,  # noqa: ARG002
         progress: Progress,
-        counting: bool,  # noqa: ARG002
     ) -> Iterator[Boots]:
         """They end with the harness, and leave nothing."""
-        yield NativeBoots(bed=place.bed, equipment=equipment(progress))
-
-    def made_meanwhile(self) -> AbstractContextManager[None]:
-        return images.made_meanwhile()
+        made_with = equipment(progress)
+        yield LocalBoots(
+            lambda kernel, directory: native_bed(place.bed, kernel, made_with, directory)
+        )

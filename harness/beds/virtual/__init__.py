@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from harness.base import runtime as runtime
 from harness.base.errors import ConfigurationError
 from harness.base.errors import InfrastructureError as InfrastructureError
 from harness.base.progress import Progress
-from harness.beds.bed import Block, Boots, RunningBed
+from harness.beds.bed import Block, RunningBed
+from harness.beds.bed import Boots as Boots
 from harness.beds.local import netns
 from harness.beds.local.nic_model import NETPERF_NICE, NicModel, sending_side
 from harness.beds.virtual import icache, qemu
@@ -95,28 +96,6 @@ class VirtualBed(RunningBed):
     def console(self) -> str:
         """All that the guest wrote so far."""
         return self.guest.console()
-
-
-@dataclass(frozen=True, kw_only=True)
-class VirtualBoots(Boots):
-    """Boots guests of one virtual bed, as many at once as are asked for."""
-
-    bed: Bed
-    equipment: Equipment
-
-    @property
-    def accelerator(self) -> str:
-        """``kvm`` or ``tcg``."""
-        return self.equipment.accelerator
-
-    def boot(
-        self,
-        image: Image,
-        directory: Path,
-        note: Callable[..., None],  # noqa: ARG002
-    ) -> AbstractContextManager[RunningBed]:
-        """A guest on ``image``; there is nothing to note, it ends with the harness."""
-        return virtual_bed(self.bed, image, self.equipment, directory)
 
 
 @contextmanager

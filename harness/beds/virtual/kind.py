@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-from harness import images
 from harness.base.progress import Progress
-from harness.beds.bed import BedKind, Boots
+from harness.beds.bed import Boots, Wanted
 from harness.beds.labgrid import Place
-from harness.beds.virtual import VirtualBoots, equipment
+from harness.beds.local.boots import LocalBoots, LocalKind
+from harness.beds.virtual import equipment, virtual_bed
 from harness.config import QemuHost
 from harness.kernels import Image
 from harness.plan import SMOKE, Profile
@@ -20,10 +19,9 @@ from harness.plan import SMOKE, Profile
 _SLICE_S = 0.3
 
 
-class Virtual(BedKind):
+class Virtual(LocalKind):
     """Boots of a block are up together."""
 
-    here = True
     boot_s = 28
     profiles = {
         "smoke": replace(SMOKE, slice_s=_SLICE_S),
@@ -58,19 +56,12 @@ class Virtual(BedKind):
 
     @contextmanager
     def opened(
-        self,
-        place: Place,
-        image: Image,
-        *,
-        campaign: str,  # noqa: ARG002
-        directory: Path,  # noqa: ARG002
-        progress: Progress,
-        counting: bool,
+        self, place: Place, image: Image, wanted: Wanted, progress: Progress
     ) -> Iterator[Boots]:
         """They end with the harness, and leave nothing."""
         assert isinstance(place.bed.dut, QemuHost)
-        made_with = equipment(place.bed.dut, image, progress, counts=counting)
-        yield VirtualBoots(bed=place.bed, equipment=made_with)
-
-    def made_meanwhile(self) -> AbstractContextManager[None]:
-        return images.made_meanwhile()
+        made_with = equipment(place.bed.dut, image, progress, counts=wanted.counting)
+        yield LocalBoots(
+            lambda kernel, directory: virtual_bed(place.bed, kernel, made_with, directory),
+            accelerator=made_with.accelerator,
+        )
