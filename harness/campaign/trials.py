@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from harness import plan
+from harness.agent import drivers
 from harness.base.errors import (
     HarnessError,
     HostLostError,
@@ -38,7 +39,7 @@ from harness.kernels import Image
 from harness.results import samples
 
 _LINK_S, _LINK_POLL_S = 15.0, 0.5
-_SETTLE_S = 1.3  # the NIC's statistics reach the driver once a second
+_SETTLE_S = 0.3 + drivers.statistics_s()
 _RAMP_S = 30
 _RAMP_SAMPLES = 8
 _RAMP_SAMPLE_S = 0.4

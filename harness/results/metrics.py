@@ -4,8 +4,7 @@
 Pure functions between samples and statistics. Rates come from the timed window.
 Drops and the laws of conservation come from the whole trial, before the load to
 after everything settled: a NIC's own statistics reach the host once a second
-(sfc asks for that period), too coarse for a window. Counter names are those of
-``ethtool -S`` in drivers/net/ethernet/sfc (ef10.c, ethtool_common.c), of
+(``statistics_s`` of its driver), too coarse for a window. Counter names are those of
 ``struct rtnl_link_stats64`` and of ``/proc/net/snmp``.
 """
 
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 
 from harness.plan import VOID_RULES
 from harness.results import receive_path, saturation
-from harness.results.counted import Delta, queue_counters
+from harness.results.counted import Delta
 from harness.results.samples import (
     Boot,
     Campaign,
@@ -239,7 +238,7 @@ def _drops(delta: Delta) -> dict[str, int]:
     return {
         "nic_ring": delta.nic_ring_drops(),
         "nic_other": delta.nic_other_drops(),
-        "driver": delta.driver_drops() if delta.is_sfc or delta.has_adapter else 0,
+        "driver": delta.driver_drops(),
         "softnet": backlog,
         # rx_dropped gathers the driver's own, the backlog's and the core's drops.
         "core": max(0, delta.link("rx_dropped") - delta.nic_in_link() - backlog)
@@ -274,11 +273,11 @@ def _conservation(
     # Traffic of other interfaces (ssh) and frames GRO joins, both ways.
     control = delta.snmp("Tcp", "InSegs") + delta.snmp("Icmp", "InMsgs")
     taken, ip_in = delta.nic_delivered, delta.ip_in
-    if delta.is_sfc and taken is not None:
-        # Whether a firmware counts these among port_rx_packets differs.
+    if delta.at_port is not None and taken is not None:
+        # Whether a firmware counts what the port keeps among the frames at the port differs.
         yield from law(
             "nic-conservation",
-            delta.nic("port_rx_packets") - drops["nic_ring"],
+            delta.at_port - drops["nic_ring"],
             taken,
             more=drops["nic_other"] + delta.port_kept(),
         )
@@ -348,7 +347,7 @@ def _spread(window: Window, campaign: Campaign, tolerances: Tolerances) -> Itera
     if not declared or not isinstance(planned, int):
         return
     delta = Delta(window.start, window.end)
-    taken = {name: delta.nic(name) for name in queue_counters(tuple(window.end.nic))}
+    taken = delta.queues
     busiest = sorted(taken.values(), reverse=True)
     allowed = tolerances["queues-spread"]
     slack = max(allowed["packets"], allowed["share"] * sum(busiest))
@@ -402,11 +401,9 @@ def model_rule(boot: Boot) -> Iterator[Void]:
 
 def _backwards(before: Snapshot, after: Snapshot) -> Iterator[Void]:
     """Counters of the receive path that fell: a reset or a reboot within the trial."""
-    fell = [
-        name
-        for name in ("port_rx_packets", *queue_counters(tuple(after.nic)))
-        if after.nic.get(name, 0) < before.nic.get(name, 0)
-    ]
+    delta = Delta(before, after)
+    grown = {delta.names.at_port or "": delta.at_port or 0, **delta.queues}
+    fell = [name for name, frames in grown.items() if frames < 0]
     fell += [
         f"{table}.{name}"
         for table, name in (("Ip", "InReceives"), ("Udp", "InDatagrams"))
