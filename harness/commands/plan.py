@@ -11,6 +11,7 @@ import click
 from tabulate import tabulate
 
 from harness import config
+from harness.agent.settings.registry import KEYED, PLAIN
 from harness.commands import (
     also_option,
     bed_option,
@@ -143,16 +144,13 @@ def _changes(bed: config.Bed, extras: Collection[str]) -> Iterator[str]:
     wanted = {
         "address": f"{bed.dut.address}, the other's as a neighbour, no IPv6",
         "receive queues in use": bed.steering and f"{bed.rx_queues} (by {_STEERED[bed.steering]})",
-        "descriptors in a receive ring": bed.rx_ring,
-        "offloads": _switched(bed.offloads),
         "CPU of the interrupt": bed.placement.irq_cpu,
         "CPU of netserver": bed.netserver_cpu,
-        "receive packet steering": "off",
-        "irqbalance": bed.irqbalance,
-        "cpufreq governor": bed.governor,
-        "moderation": bed.coalesce
-        and f"{bed.coalesce.rx_usecs} µs, adaptive {'on' if bed.coalesce.adaptive_rx else 'off'}",
     }
+    for key, value in {**{n: one.plain for n, one in PLAIN.items()}, **bed.tuning()}.items():
+        one = KEYED.get(key) or PLAIN[key]
+        as_it_is = value is None or value == {}
+        wanted[one.title] = None if as_it_is else "off" if value is False else one.shown(value)
     if "latency" in extras:
         wanted["for round trips in turn"] = "moderation off, busy polling on"
     if bed.kind == "hardware":
@@ -170,11 +168,6 @@ def _paced(bed: config.Bed) -> str:
         return f"{bed.paced_pps:,} packets/s"
     shares = [f"{share:.0%}" for share in PACED_SHARES]
     return f"{', '.join(shares[:-1])} and {shares[-1]} of what the slowest step takes"
-
-
-def _switched(offloads: config.Offloads | None) -> str | None:
-    wanted = offloads.model_dump(exclude_none=True) if offloads else {}
-    return ", ".join(f"{name} {'on' if on else 'off'}" for name, on in wanted.items()) or None
 
 
 def _minutes(seconds: float) -> str:

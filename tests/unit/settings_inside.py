@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.agent import cpus, inventory, settings
+from harness.agent import cpus, inventory, setting, settings
 from harness.agent.faults import AgentError, ControllerGone
 from harness.agent.interface import in_the_way
 from harness.agent.interface.ethtool import Ethtool
 from harness.agent.setting import Setting
-from harness.agent.settings import journal, known
+from harness.agent.settings import irq_affinity, journal, registry
 
 DUT = "dut"
 WANTED: dict[str, Any] = {
@@ -44,7 +44,7 @@ WANTED: dict[str, Any] = {
     "busy_read_us": 0,
     "busy_poll_us": 0,
     "pacing_bytes_per_s": 1_000_000,
-    "irqbalance": False,
+    "irqbalance": "off",
     "governor": "performance",
 }
 FILES = {
@@ -82,9 +82,9 @@ class World:
         (at / "sys/net").mkdir(parents=True)
         (at / "sys/net/ipv6").symlink_to("/proc/sys/net/ipv6")
         (at / "sys/net/ipv4").symlink_to("/proc/sys/net/ipv4")
-        known._PROC_SYS = at / "sys"
-        known._CPU, known._IRQ = at / "cpu", at / "irq"
-        known.interface_irqs = lambda _: {24: "dut-0", 25: "dut-1"}
+        setting.PROC_SYS = at / "sys"
+        setting.CPU, setting.IRQ = at / "cpu", at / "irq"
+        irq_affinity.interface_irqs = registry.interface_irqs = lambda _: {24: "dut-0", 25: "dut-1"}
         inventory._CPUFREQ = str(at / "cpu")
         journal._JOURNALS = at / "run"
         journal.in_first_namespace = lambda: True
@@ -114,7 +114,7 @@ class World:
         )
 
     def known(self, interface: str) -> dict[str, Setting]:
-        all_ = known.known(interface)
+        all_ = registry.known(interface)
         for name in self.plain:
             all_[name] = replace(
                 all_[name],
@@ -156,7 +156,9 @@ class World:
             "files": {name: (self.at / name).read_text().strip() for name in FILES},
             "plain": dict(self.plain),
             "read": {
-                name: one.read() for name, one in known.known(DUT).items() if name not in self.plain
+                name: one.read()
+                for name, one in registry.known(DUT).items()
+                if name not in self.plain
             },
             "journals": sorted(path.name for path in (self.at / "run").glob("*")),
             "ipv6": Path("/proc/sys/net/ipv6/conf", DUT, "disable_ipv6").read_text(),
@@ -415,7 +417,7 @@ def managed(world: World) -> list[str]:
     """An interrupt that its driver manages refuses every write, that of its own value too."""
     before = world.now()
     refused: list[str] = []
-    real = known.write_each
+    real = irq_affinity.write_each
 
     def refusing(values: Any, same: Any) -> None:
         values = list(values)
@@ -425,7 +427,7 @@ def managed(world: World) -> list[str]:
             refused.append("25")
             raise OSError(5, "Input/output error")
 
-    known.write_each = refusing
+    irq_affinity.write_each = refusing
     agent = settings.Settings()
     try:
         agent.apply(**WANTED)
@@ -434,7 +436,7 @@ def managed(world: World) -> list[str]:
     else:
         return ["no error"]
     finally:
-        known.write_each = real
+        irq_affinity.write_each = real
     problems = [] if "irq_affinity was refused" in told else [told]
     problems += ["said to be not put back: " + told] if "could not be put back" in told else []
     return problems + ([] if world.now() == before and refused else ["differs"])

@@ -13,7 +13,7 @@ import pytest
 from harness.agent.drivers import ef10
 from harness.agent.interface import nic, ntuple
 from harness.agent.interface.ntuple import Ntuple, Rule
-from harness.agent.settings import offloads, queues
+from harness.agent.settings import offloads, queues, rules
 
 pytestmark = pytest.mark.unit
 
@@ -224,25 +224,20 @@ def test_a_driver_without_rules_has_none() -> None:
 
 
 def _setting(call: Any) -> Any:
-    class Ethtool:
-        def ntuple(self) -> Ntuple:
-            return Ntuple(call)
-
-    known = {one.name: one for one in queues.settings("lo", Ethtool())}  # type: ignore[arg-type]
-    return known["ntuple"]
+    return rules.of(Ntuple(call))
 
 
 @pytest.mark.parametrize("refuses", [0, errno.EPROTONOSUPPORT, errno.EINVAL])
 def test_udp_is_sent_to_the_first_queue_and_let_go(refuses: int) -> None:
     setting = _setting(Driver(refuses=refuses))
     before = setting.read()
-    wanted = queues.with_rule(before, "198.18.0.2")
+    wanted = rules.with_rule(before, "198.18.0.2")
     setting.write(wanted)
     after = setting.read()
     # A NIC that cannot match on an address alone takes all of UDP.
     assert after == [{"destination": None if refuses else "198.18.0.2", "queue": 0}]
     assert setting.holds(after, wanted)
-    assert queues.with_rule(after, "198.18.0.2") == after
+    assert rules.with_rule(after, "198.18.0.2") == after
     assert not setting.holds(after, before)
     setting.write(before)
     assert setting.holds(setting.read(), before)
