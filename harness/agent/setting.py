@@ -43,12 +43,7 @@ class Word:
     expected: str
 
 
-@dataclass(frozen=True)
-class OnOff:
-    """true or false."""
-
-
-Value = Union[Whole, Word, OnOff]
+Value = Union[Whole, Word, type[bool]]
 
 
 @dataclass(frozen=True)
@@ -171,9 +166,8 @@ def numbered(name: str, path: Callable[[str], Path], **declared: Any) -> Declara
 def only_off(on: bool) -> None:
     """Refuse to switch on what a plain receive path has not."""
     if on:
-        raise AgentError(
-            "RPS, RFS and threaded NAPI can only be switched off", kind="configuration"
-        )
+        told = "RPS, RFS and threaded NAPI can only be switched off"
+        raise AgentError(told, kind="configuration")
 
 
 def put_back(setting: Setting, old: Any) -> str | None:

@@ -6,19 +6,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field, StringConstraints, create_model
 
 from harness.agent import setting
 from harness.agent.settings.registry import KEYED
-from harness.config.fields import Model, pattern
+from harness.config.fields import EXPECTED, Model
 
 
 def _typed(value: setting.Value) -> Any:
     if isinstance(value, setting.Whole):
         return Annotated[int, Field(ge=value.least, le=value.most)]
     if isinstance(value, setting.Word):
-        return Annotated[str, pattern(value.pattern, value.expected)]
-    return bool
+        EXPECTED[value.pattern] = value.expected
+        return Annotated[str, StringConstraints(pattern=value.pattern)]
+    return value
 
 
 def _part(part: setting.Part) -> tuple[Any, Any]:

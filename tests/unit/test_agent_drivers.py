@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from harness.agent import drivers
 from harness.agent.doctor import card
 from harness.agent.drivers import CounterNames, Driver, Function
-from harness.agent.interface import nic
+from harness.agent.interface import ethtool, nic
+from harness.agent.interface.ethtool import Ethtool
+from harness.agent.settings import queues
 from harness.results.counted import Delta
 from harness.results.samples import Snapshot
 
@@ -144,3 +147,25 @@ def test_no_two_drivers_are_known_by_the_same_counters() -> None:
         for names in one.counters:
             there = drivers.counter_names(names.known_by)
             assert there in one.counters, f"counters of {one.name} are taken for another driver's"
+
+
+@pytest.mark.parametrize(
+    ("steering", "asked", "found"),
+    [
+        (("channels", "rss", "ntuple"), "auto", (1, {"rx": 0, "combined": 1})),
+        (("rss", "ntuple"), "auto", (1, {"rx": 0, "combined": 4})),
+        (("ntuple",), "auto", None),
+        (("ntuple",), "rss", (1, {"rx": 0, "combined": 4})),
+    ],
+)
+def test_steering_takes_the_ways_that_work_with_the_driver(
+    monkeypatch: pytest.MonkeyPatch,
+    steering: tuple[str, ...],
+    asked: str,
+    found: tuple[int, dict[str, int]] | None,
+) -> None:
+    monkeypatch.setitem(drivers.DRIVERS, "fake", replace(FAKE, steering=steering))
+    monkeypatch.setattr(Ethtool, "driver", lambda _: ethtool.Driver("fake", "", "", 0))
+    now = {"in_use": 4, "channels": {"rx": 0, "combined": 4}, "indirection": [0, 1, 2, 3]}
+    wanted = queues._wanted(now, {"interface": "lo", "rx_queues": 1, "steering": asked})
+    assert (wanted and (wanted["in_use"], wanted["channels"])) == found

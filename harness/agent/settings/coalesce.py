@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.agent.interface.ethtool import Ethtool
-from harness.agent.setting import Declaration, Key, OnOff, Part, Setting, Whole
+from harness.agent.setting import Declaration, Key, Part, Setting, Whole
 
 
 def _on(interface: str) -> Setting:
@@ -40,7 +40,7 @@ SETTINGS = (
         key=Key(
             "coalesce",
             {
-                "adaptive_rx": Part(OnOff(), "whether the driver adapts it to the load"),
+                "adaptive_rx": Part(bool, "whether the driver adapts it to the load"),
                 "rx_usecs": Part(Whole(0, 65535), "hold-off in µs"),
             },
             "interrupt moderation on the dut; null leaves it as it is",

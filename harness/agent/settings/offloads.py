@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from harness.agent.faults import AgentError
 from harness.agent.interface import netlink
-from harness.agent.setting import Declaration, Key, OnOff, Part, Setting
+from harness.agent.setting import Declaration, Key, Part, Setting
 
 _FEATURES = {
     "gro": ("rx-gro", "generic receive offload"),
@@ -78,7 +78,7 @@ SETTINGS = (
         shown=lambda value: ", ".join(f"{n} {'on' if on else 'off'}" for n, on in value.items()),
         key=Key(
             "offloads",
-            {name: Part(OnOff(), words, required=False) for name, (_, words) in _FEATURES.items()},
+            {name: Part(bool, words, required=False) for name, (_, words) in _FEATURES.items()},
             "offloads on the dut; null leaves all as they are",
         ),
         of_nic=True,
