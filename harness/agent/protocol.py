@@ -163,27 +163,13 @@ class Calls:
         self,
         *,
         interface: str,
-        address: str | None = None,
-        peer: dict[str, str] | None = None,
-        rx_queues: int | None = None,
-        steering: str | None = "auto",
-        rx_ring: int | None = None,
-        offloads: dict[str, bool] | None = None,
-        irq_cpu: int | None = None,
         process_cpus: Sequence[int] = (),
-        coalesce: dict[str, Any] | None = None,
-        rps: bool | None = None,
-        rfs: bool | None = None,
-        threaded: bool | None = None,
-        napi_defer_hard_irqs: int | None = None,
-        gro_flush_timeout_ns: int | None = None,
-        busy_read_us: int | None = None,
-        busy_poll_us: int | None = None,
-        pacing_bytes_per_s: int | None = None,
-        irqbalance: bool | None = None,
-        governor: str | None = None,
+        **wanted: Any,
     ) -> Applied:
-        """Bring the host to what is asked for; None leaves a setting alone. Idempotent."""
+        """Bring the host to what is ``wanted``; None leaves a setting alone. Idempotent.
+
+        ``wanted`` goes by the arguments that the modules of ``agent/settings`` declare.
+        """
         raise NotImplementedError
 
     @within(30)

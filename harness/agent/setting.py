@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""What a setting is: a way to read it, and a way to write what was read."""
+"""What a setting is: how it is read, written and proven, its key in hosts.yaml, and its words."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from harness.agent.faults import AgentError
 from harness.agent.foreign import read_text
+
+PROC_SYS = Path("/proc/sys")
+CPU = Path("/sys/devices/system/cpu")
+IRQ = Path("/proc/irq")
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,90 @@ class Setting:
     read: Callable[[], Any]
     write: Callable[[Any], None]
     holds: Callable[[Any, Any], bool] = lambda is_now, wanted: bool(is_now == wanted)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number."""
+
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a pattern, which ``expected`` tells in words."""
+
+    pattern: str
+    expected: str
+
+
+Value = Union[Whole, Word, type[bool]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A key within the mapping that is a setting's value."""
+
+    value: Value
+    description: str
+    required: bool = True
+    """Else null, its default, leaves it as it is."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """The key of a bed in hosts.yaml by which a setting is asked for; null leaves it alone."""
+
+    name: str
+    value: Value | Mapping[str, Part]
+    description: str
+    default: Any = None
+
+
+Asked = Mapping[str, Any]
+"""Arguments of ``settings_apply`` by name, ``interface`` among them; None asks for nothing."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One setting of a host, wherever the harness has to know of it.
+
+    ``on`` an interface it is a :class:`Setting`. It is asked for by the argument ``by``
+    of ``settings_apply``, its name unless that is another, or when ``asked`` says so.
+    ``wanted`` makes of what is and of what is asked what is to be; None: not to be had.
+    """
+
+    name: str
+    on: Callable[[str], Setting]
+    wanted: Callable[[Any, Asked], Any] | None = None
+    by: str | None = None
+    asked: Callable[[Asked, Collection[str]], bool] | None = None
+    """By the arguments, and by which settings were skipped before."""
+    each: bool = False
+    """What is asked for is a mapping, each pair of which is set, or skipped, by itself."""
+    check: Callable[[Any], object] | None = None
+    """Raises an AgentError where what is asked for cannot be set on this host."""
+    absent: str | None = None
+    """What is said where it reads as None or as nothing: this host has it not."""
+    off_if_absent: bool = False
+    """Then it counts as off, which is nothing to tell."""
+    hint: str | None = None
+    """For one that was refused or did not take."""
+    title: str = ""
+    """As ``harness plan`` calls it."""
+    shown: Callable[[Any], str] = str
+    key: Key | None = None
+    plain: Any = None
+    """What a run asks of the dut where hosts.yaml has no key for it."""
+    compared: bool = False
+    """Campaigns in which it differs cannot be compared."""
+    of_nic: bool = False
+    """NICs differ in whether they have it: the report says where it was skipped."""
+
+    @property
+    def argument(self) -> str:
+        return self.by or (self.key.name if self.key else self.name)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -61,13 +149,25 @@ def number(text: str | None) -> int | None:
         raise AgentError(f"expected a number, found {text!r:.80}") from error
 
 
-def numbered(name: str, path: Path) -> Setting:
-    """The number in the file ``path``; None where there is no such file."""
-    return Setting(
-        name,
-        lambda: number(read_text(path)),
-        lambda value: write_text(path, str(value)),
-    )
+def numbered(name: str, path: Callable[[str], Path], **declared: Any) -> Declaration:
+    """The number in the file ``path`` of an interface; None where there is no such file."""
+
+    def on(interface: str) -> Setting:
+        file = path(interface)
+        return Setting(
+            name,
+            lambda: number(read_text(file)),
+            lambda value: write_text(file, str(value)),
+        )
+
+    return Declaration(name, on, **declared)
+
+
+def only_off(on: bool) -> None:
+    """Refuse to switch on what a plain receive path has not."""
+    if on:
+        told = "RPS, RFS and threaded NAPI can only be switched off"
+        raise AgentError(told, kind="configuration")
 
 
 def put_back(setting: Setting, old: Any) -> str | None:

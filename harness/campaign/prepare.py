@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from harness.agent.settings.registry import PLAIN
 from harness.base.errors import InfrastructureError, KernelError
 from harness.beds.bed import RunningBed, kernel_death
 from harness.config import Bed
@@ -99,22 +100,10 @@ def _settings(bed_config: Bed, bed: RunningBed) -> dict[str, dict[str, Any]]:
             "peer": {"address": str(generator_address.ip), "mac": bed.generator_mac},
             "rx_queues": bed_config.rx_queues if bed_config.steering else None,
             "steering": bed_config.steering,
-            "rx_ring": bed_config.rx_ring,
-            "offloads": bed_config.offloads.model_dump(exclude_none=True)
-            if bed_config.offloads
-            else None,
             "irq_cpu": bed_config.placement.irq_cpu,
-            "coalesce": bed_config.coalesce.model_dump() if bed_config.coalesce else None,
-            "rps": False,
-            "rfs": False,
-            "threaded": False,
-            "napi_defer_hard_irqs": getattr(bed_config, "napi_defer_hard_irqs", 0),
-            "gro_flush_timeout_ns": getattr(bed_config, "gro_flush_timeout_ns", 0),
-            "busy_read_us": 0,
-            "busy_poll_us": 0,
             "process_cpus": [bed_config.netserver_cpu],
-            "irqbalance": False if bed_config.irqbalance == "off" else None,
-            "governor": bed_config.governor,
+            **{name: setting.plain for name, setting in PLAIN.items()},
+            **bed_config.tuning(),
         },
         "generator": {
             "interface": bed.generator_interface,

@@ -11,6 +11,7 @@ import click
 from tabulate import tabulate
 
 from harness import config, trials
+from harness.agent.settings.registry import KEYED, PLAIN
 from harness.beds import registry
 from harness.commands import (
     also_option,
@@ -134,16 +135,13 @@ def _changes(bed: config.Bed, timing: Profile) -> Iterator[str]:
     wanted = {
         "address": f"{bed.dut.address}, the other's as a neighbour, no IPv6",
         "receive queues in use": bed.steering and f"{bed.rx_queues} (by {_STEERED[bed.steering]})",
-        "descriptors in a receive ring": bed.rx_ring,
-        "offloads": _switched(bed.offloads),
         "CPU of the interrupt": bed.placement.irq_cpu,
         "CPU of netserver": bed.netserver_cpu,
-        "receive packet steering": "off",
-        "irqbalance": bed.irqbalance,
-        "cpufreq governor": bed.governor,
-        "moderation": bed.coalesce
-        and f"{bed.coalesce.rx_usecs} µs, adaptive {'on' if bed.coalesce.adaptive_rx else 'off'}",
     }
+    for key, value in {**{n: one.plain for n, one in PLAIN.items()}, **bed.tuning()}.items():
+        one = KEYED.get(key) or PLAIN[key]
+        as_it_is = value is None or value == {}
+        wanted[one.title] = None if as_it_is else "off" if value is False else one.shown(value)
     changes = [registry.of(bed).changes(), *(kind.changes() for kind in trials.asked(timing))]
     wanted |= dict(change for change in changes if change)
     for name, value in wanted.items():
@@ -152,11 +150,6 @@ def _changes(bed: config.Bed, timing: Profile) -> Iterator[str]:
     yield f"  address: {bed.generator.address}, the other's as a neighbour, no IPv6"
     if any(kind.paces for kind in trials.asked(timing)):
         yield "  pacing: a token bucket on its interface while a load is paced"
-
-
-def _switched(offloads: config.Offloads | None) -> str | None:
-    wanted = offloads.model_dump(exclude_none=True) if offloads else {}
-    return ", ".join(f"{name} {'on' if on else 'off'}" for name, on in wanted.items()) or None
 
 
 def _minutes(seconds: float) -> str:

@@ -117,9 +117,6 @@ KernelConsole = Annotated[
     ),
 ]
 Suite = Annotated[str, _pattern(r"^[a-z][a-z0-9-]{0,31}$", "a Debian suite such as trixie")]
-Governor = Annotated[
-    str, _pattern(r"^[a-z][a-z_]{0,15}$", "a cpufreq governor such as performance, or null")
-]
 Package = Annotated[
     str, _pattern(r"^[a-z0-9][a-z0-9+.-]{1,63}$", "a package such as linux-source-6.12")
 ]

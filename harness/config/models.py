@@ -17,7 +17,6 @@ from harness.config.fields import (
     Cpu,
     Cpus,
     FilePath,
-    Governor,
     Hostname,
     Interface,
     LabgridName,
@@ -30,6 +29,7 @@ from harness.config.fields import (
 )
 from harness.config.kernel import Kernel
 from harness.config.machine import Boot, Console, Power
+from harness.config.tuned import Tuned
 
 Arch = Literal["x86", "um"]
 
@@ -57,27 +57,6 @@ class Placement(Model):
     )
 
 
-class Coalesce(Model):
-    """Interrupt moderation of the dut's interface."""
-
-    adaptive_rx: bool = Field(description="whether the driver adapts it to the load")
-    rx_usecs: Annotated[int, Field(ge=0, le=65535)] = Field(description="hold-off in µs")
-
-
-class Offloads(Model):
-    """Offloads of the dut's interface; null leaves one as it is."""
-
-    gro: bool | None = Field(default=None, description="generic receive offload")
-    gro_hw: bool | None = Field(default=None, description="the same, by the NIC")
-    gro_list: bool | None = Field(default=None, description="GRO into lists of whole packets")
-    lro: bool | None = Field(default=None, description="large receive offload")
-    rx_checksum: bool | None = Field(default=None, description="checksums checked by the NIC")
-    rx_hash: bool | None = Field(default=None, description="hashes computed by the NIC")
-    udp_gro_forwarding: bool | None = Field(
-        default=None, description="GRO of UDP that no socket asked for"
-    )
-
-
 class MachineCpus(Model):
     """On which CPUs of this machine a virtual or native bed runs."""
 
@@ -89,7 +68,7 @@ class MachineCpus(Model):
     netperf: Cpus = Field(description="CPUs that the netperf processes take in turn")
 
 
-class BedSettings(Model):
+class BedSettings(Tuned):
     """How a bed is set up during a trial; all of it is restored afterwards."""
 
     placement: Placement = Field(default=Placement(), description="CPUs of interrupt and processes")
@@ -101,33 +80,6 @@ class BedSettings(Model):
         description="how packets come into those queues: rss by the indirection table, ntuple by "
         "a rule for UDP, auto by fewer queues, else the table, else a rule; null leaves all three "
         "as they are",
-    )
-    rx_ring: Annotated[int, Field(ge=64, le=65536)] | None = Field(
-        default=None,
-        description="descriptors in each receive ring of the dut; null leaves them as they are",
-    )
-    offloads: Offloads | None = Field(
-        default=None, description="offloads on the dut; null leaves all as they are"
-    )
-    coalesce: Coalesce | None = Field(
-        default=None, description="interrupt moderation on the dut; null leaves it as it is"
-    )
-    napi_defer_hard_irqs: Annotated[int, Field(ge=0, le=1000)] | None = Field(
-        default=0,
-        description="polls without packets after which the dut's interrupt is on again; "
-        "null leaves it as it is",
-    )
-    gro_flush_timeout_ns: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = Field(
-        default=0,
-        description="how long the dut's NAPI may hold packets and interrupts back, in ns; "
-        "null leaves it as it is",
-    )
-    irqbalance: Literal["off"] | None = Field(
-        default="off", description="irqbalance during a trial; null leaves it as it is"
-    )
-    governor: Governor | None = Field(
-        default="performance",
-        description="cpufreq governor, where there is one; null leaves it as it is",
     )
     paced_pps: Annotated[int, Field(ge=1000, le=100_000_000)] | None = Field(
         default=None,

@@ -17,6 +17,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from harness.agent.settings.registry import DECLARED
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
 from harness.results.expect import Finding
 from harness.results.stats import CONFIDENCE
@@ -403,7 +404,6 @@ def verdict_lines(report: Document) -> Iterator[str]:
 
 
 _EFFECTS = ("faster", "slower", "higher", "lower")
-_NIC_SETTINGS = ("rings", "offloads", "rx_queues", "ntuple", "coalesce")
 
 
 def _of_the_nic(report: Document) -> Iterator[str]:
@@ -411,7 +411,8 @@ def _of_the_nic(report: Document) -> Iterator[str]:
     nic = (report["inventory"].get("dut") or {}).get("nic") or {}
     yield from (f"the dut's NIC: {warning}" for warning in nic.get("warnings", ()))
     for row in (report["settings"].get("dut") or {}).get("skipped", ()):
-        if row["setting"].partition(".")[0] in _NIC_SETTINGS:
+        declared = DECLARED.get(row["setting"].partition(".")[0])
+        if declared and declared.of_nic:
             yield f"not set on the dut: {row['setting']}: {row['why']}"
 
 

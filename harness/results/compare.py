@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.agent.settings.registry import DECLARED
 from harness.base.errors import ConfigurationError
 from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT
 from harness.results.analysis import PRIMARY, Analysis
@@ -36,19 +37,7 @@ _SAME_HOST = (
     "speed_mbps",
     "governors",
 )
-_SAME_SETTINGS = (
-    "rx_queues",
-    "coalesce",
-    "rps",
-    "xps",
-    "rings",
-    "gro",
-    "gro_flush_timeout_ns",
-    "napi_defer_hard_irqs",
-    "ntuple",
-    "cpu",
-    "governor",
-)
+_SAME_SETTINGS = (*(one.name for one in DECLARED.values() if one.compared), "xps", "gro", "cpu")
 
 
 def compare(one: Analysis, other: Analysis) -> Document:

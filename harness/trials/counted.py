@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What happened between two readings of one host's counters.
 
-Hides under which names NICs and kernels count. Names are those of ``ethtool -S`` in
-drivers/net/ethernet/sfc (ef10.c, ethtool_common.c), of ``struct rtnl_link_stats64``
-and of ``/proc/net/snmp``.
+Hides under which names kernels count: those of ``struct rtnl_link_stats64`` and of
+``/proc/net/snmp``. What a NIC's driver calls its counters says :mod:`harness.agent.drivers`.
 """
 
 from __future__ import annotations
@@ -11,50 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
+from harness.agent import drivers
 from harness.trials.readings import Counters, CpuTime, Snapshot
 
-# Frames the port counted in port_rx_packets (MC_CMD_MAC_RX_PKTS, taken at the
-# MAC, before descriptors are looked for) and dropped itself.
-_PORT_RING_DROPS = ("port_rx_nodesc_drops",)
-_PORT_OTHER_DROPS = (
-    "port_rx_bad",
-    "port_rx_overflow",
-    "port_rx_pm_discard_bb_overflow",
-    "port_rx_pm_discard_vfifo_full",
-    "port_rx_pm_discard_qbb",
-    "port_rx_pm_discard_mapping",
-    "port_rx_dp_q_disabled_packets",
-    "port_rx_dp_di_dropped_packets",
-)
-# Frames the driver took from a queue (rx-N.rx_packets) and did not pass on.
-_DRIVER_DROPS = (
-    "rx_nodesc_trunc",
-    "rx_noskb_drops",
-    "rx_frm_trunc",
-    "rx_eth_crc_err",
-    "rx_xdp_drops",
-    "rx_xdp_bad_drops",
-    "rx_mport_bad",
-)
-# The driver keeps these in 32 bits (efx_get_uint_stat, atomic_read).
-_DRIVER_WRAP = 1 << 32
-# What the driver puts into rx_dropped itself (efx_ef10_update_stats_common); the port's
-# drops only on a firmware without virtual adapters, whose own counters it takes otherwise.
-_SFC_IN_LINK_DROPPED = ("rx_nodesc_trunc", "rx_noskb_drops")
-# Frames the port counted and keeps for itself: flow control.
-_PORT_KEPT = ("port_rx_pause", "port_rx_control")
-# Drops of a function that does not control its port and sees no port_ counters, such as a VF.
-_ADAPTER_RING_DROPS = ("rx_overflow",)
-_ADAPTER_OTHER_DROPS = ("rx_bad",)
-# Pause frames as sfc, bnxt, mlx5, igb and ixgbe, and ice and i40e name them.
-_PAUSE = re.compile(
-    r"(port[._])?([rt]x_pause(_frames|_pkts?|_ctrl(_phy)?)?|[rt]x_flow_control_xoff|link_xoff_[rt]x)"
-    r"([._]nic)?"
-)
 _SENT = re.compile(r"tx")
-_SOFTNET_WRAP = 1 << 32  # printed in 32 bits
+_WRAP = 1 << 32  # softnet_stat is printed in 32 bits, and some drivers count in as many
 
 
 @dataclass(frozen=True)
@@ -81,59 +43,62 @@ class Delta:
     def netstat(self, table: str, *names: str) -> int:
         return _grown(self.before.netstat.get(table, {}), self.after.netstat.get(table, {}), names)
 
-    @property
-    def is_sfc(self) -> bool:
-        return "port_rx_packets" in self.after.nic
-
-    @property
-    def has_adapter(self) -> bool:
-        """Does the function's virtual adapter count, as it does on full-feature firmware?"""
-        return "rx_unicast" in self.after.nic and "rx_overflow" in self.after.nic
+    @cached_property
+    def names(self) -> drivers.CounterNames:
+        """What the counters of the NIC's driver mean."""
+        return drivers.counter_names(tuple(self.after.nic))
 
     def nic_ring_drops(self) -> int:
-        if self.is_sfc:
-            return self.nic(*_PORT_RING_DROPS)
-        return self.nic(*_ADAPTER_RING_DROPS) if self.has_adapter else self.link("rx_missed_errors")
+        ring = self.names.ring_drops
+        return self.link("rx_missed_errors") if ring is None else self._of_driver(ring)
 
     def nic_other_drops(self) -> int:
-        if self.is_sfc:
-            return self.nic(*_PORT_OTHER_DROPS)
-        return self.nic(*_ADAPTER_OTHER_DROPS) if self.has_adapter else 0
+        return self._of_driver(self.names.other_drops)
 
-    def driver_drops(self, names: Iterable[str] = _DRIVER_DROPS) -> int:
-        return sum(self.nic(name) % _DRIVER_WRAP for name in names)
+    def driver_drops(self) -> int:
+        return self._of_driver(self.names.driver_drops)
 
     def nic_in_link(self) -> int:
         """Of the link's ``rx_dropped``: what the NIC counts under names of its own too."""
-        if not self.is_sfc:
-            return 0
-        port = 0 if self.has_adapter else self.nic(*_PORT_RING_DROPS)
-        return port + self.driver_drops(_SFC_IN_LINK_DROPPED)
+        return self._of_driver(self.names.in_link_dropped)
 
     def port_kept(self) -> int:
-        return self.nic(*_PORT_KEPT)
+        return self._of_driver(self.names.kept)
+
+    def _of_driver(self, names: Iterable[str]) -> int:
+        short = self.names.of_32_bits
+        return sum(self.nic(name) % _WRAP if name in short else self.nic(name) for name in names)
 
     def pauses(self) -> dict[str, int]:
         """Pause frames by the way they went: ``sent`` by this host's port, and ``received``."""
         found = {"sent": 0, "received": 0}
-        for name in _pause_counters(tuple(self.after.nic)):
+        for name in drivers.pause_counters(tuple(self.after.nic)):
             found["sent" if _SENT.search(name) else "received"] += max(0, self.nic(name))
         return found
 
     @property
+    def at_port(self) -> int | None:
+        """Frames at the port, where the NIC counts them before it looks for a descriptor."""
+        return self.nic(self.names.at_port) if self.names.at_port else None
+
+    @property
     def offered(self) -> int | None:
         """Frames at the port; without such a counter, those taken or missed."""
-        if self.is_sfc:
-            return self.nic("port_rx_packets")
+        if self.at_port is not None:
+            return self.at_port
         taken = self.nic_delivered
         return None if taken is None else taken + self.nic_ring_drops()
+
+    @property
+    def queues(self) -> dict[str, int]:
+        """Frames taken from each receive queue, by the name of its counter."""
+        return {name: self.nic(name) for name in drivers.queue_counters(tuple(self.after.nic))}
 
     @cached_property
     def nic_delivered(self) -> int | None:
         """Frames taken from receive queues; the driver counts these as they come."""
-        queues = queue_counters(tuple(self.after.nic))
-        if queues:
-            return self.nic(*queues)
+        if queues := self.queues:
+            return sum(queues.values())
         return self.link("rx_packets") if "rx_packets" in self.after.link else None
 
     @property
@@ -190,7 +155,7 @@ class Delta:
         """Packets each CPU took through the core of the stack; of no CPU: not counted."""
         before = {line.cpu: line.processed for line in self.before.softnet}
         return {
-            line.cpu: (line.processed - before.get(line.cpu, 0)) % _SOFTNET_WRAP
+            line.cpu: (line.processed - before.get(line.cpu, 0)) % _WRAP
             for line in self.after.softnet
         } or None
 
@@ -198,7 +163,7 @@ class Delta:
         """How often each CPU was woken for packets another one had taken."""
         before = {line.cpu: line.received_rps for line in self.before.softnet}
         return {
-            line.cpu: (line.received_rps - (before.get(line.cpu) or 0)) % _SOFTNET_WRAP
+            line.cpu: (line.received_rps - (before.get(line.cpu) or 0)) % _WRAP
             for line in self.after.softnet
             if line.received_rps is not None
         }
@@ -211,7 +176,7 @@ class Delta:
             for line in snapshot.softnet
             if line.cpu == cpu
         ]
-        return (ends[1] - ends[0]) % _SOFTNET_WRAP if len(ends) == 2 else None
+        return (ends[1] - ends[0]) % _WRAP if len(ends) == 2 else None
 
     def net_rx(self) -> dict[str, int]:
         """Receive softirqs by CPU; empty where they were not read."""
@@ -242,18 +207,6 @@ class Delta:
         had_ns = self.duration_s * 1e9 - stolen_ns
         idle_ns = max(0, lines[1].idle_ns - lines[0].idle_ns)
         return min(1.0, idle_ns / had_ns) if had_ns > 0 else None
-
-
-@lru_cache(maxsize=16)
-def _pause_counters(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Which of a driver's counters are of pause frames, of one port and not by priority."""
-    return tuple(name for name in names if _PAUSE.fullmatch(name))
-
-
-@lru_cache(maxsize=16)
-def queue_counters(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Which of a driver's counters are those of its receive queues (``rx-0.rx_packets``)."""
-    return tuple(name for name in names if name.endswith(".rx_packets"))
 
 
 def _kernel_ns(line: CpuTime) -> int:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.agent import drivers
 from harness.agent.protocol import Calls
 from harness.base.errors import HarnessError, TrialVoidError
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from harness.trials.readings import Trial
 
 PORT = 12865
-_SETTLE_S = 1.3  # the NIC's statistics reach the driver once a second
+_SETTLE_S = 0.3 + drivers.statistics_s()
 _RAMP_S = 30
 _RAMP_SAMPLES = 8
 _RAMP_SAMPLE_S = 0.4

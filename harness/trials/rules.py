@@ -3,8 +3,7 @@
 
 Drops and the laws of conservation come from the whole trial, before the load to
 after everything settled: a NIC's own statistics reach the host once a second
-(sfc asks for that period), too coarse for a window. Counter names are those of
-``ethtool -S`` in drivers/net/ethernet/sfc (ef10.c, ethtool_common.c), of
+(``statistics_s`` of its driver), too coarse for a window. Counter names are those of
 ``struct rtnl_link_stats64`` and of ``/proc/net/snmp``.
 """
 
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from harness.trials import receive_path
-from harness.trials.counted import Delta, queue_counters
+from harness.trials.counted import Delta
 from harness.trials.kind import Conditions, Tolerances, VoidRule
 from harness.trials.readings import (
     Counters,
@@ -154,7 +153,7 @@ def drops(delta: Delta) -> dict[str, int]:
     return {
         "nic_ring": delta.nic_ring_drops(),
         "nic_other": delta.nic_other_drops(),
-        "driver": delta.driver_drops() if delta.is_sfc or delta.has_adapter else 0,
+        "driver": delta.driver_drops(),
         "softnet": backlog,
         # rx_dropped gathers the driver's own, the backlog's and the core's drops.
         "core": max(0, delta.link("rx_dropped") - delta.nic_in_link() - backlog)
@@ -189,11 +188,11 @@ def _conservation(sample: Loaded, whole: Whole, tolerances: Tolerances) -> Itera
     # Traffic of other interfaces (ssh) and frames GRO joins, both ways.
     control = delta.snmp("Tcp", "InSegs") + delta.snmp("Icmp", "InMsgs")
     taken, ip_in = delta.nic_delivered, delta.ip_in
-    if delta.is_sfc and taken is not None:
-        # Whether a firmware counts these among port_rx_packets differs.
+    if delta.at_port is not None and taken is not None:
+        # Whether a firmware counts what the port keeps among the frames at the port differs.
         yield from law(
             "nic-conservation",
-            delta.nic("port_rx_packets") - dropped["nic_ring"],
+            delta.at_port - dropped["nic_ring"],
             taken,
             more=dropped["nic_other"] + delta.port_kept(),
         )
@@ -257,8 +256,7 @@ def _moved(placement: Placement, conditions: Conditions) -> Iterator[Void]:
 def _spread(window: Window, conditions: Conditions) -> Iterator[Void]:
     if conditions.rx_queues is None:
         return
-    delta = Delta(window.start, window.end)
-    taken = {name: delta.nic(name) for name in queue_counters(tuple(window.end.nic))}
+    taken = Delta(window.start, window.end).queues
     busiest = sorted(taken.values(), reverse=True)
     allowed = conditions.tolerances["queues-spread"]
     slack = max(allowed["packets"], allowed["share"] * sum(busiest))
@@ -301,11 +299,9 @@ def _ramp_rule(sample: Loaded) -> Iterator[Void]:
 
 def _backwards(before: Snapshot, after: Snapshot) -> Iterator[Void]:
     """Counters of the receive path that fell: a reset or a reboot within the trial."""
-    fell = [
-        name
-        for name in ("port_rx_packets", *queue_counters(tuple(after.nic)))
-        if after.nic.get(name, 0) < before.nic.get(name, 0)
-    ]
+    delta = Delta(before, after)
+    grown = {delta.names.at_port or "": delta.at_port or 0, **delta.queues}
+    fell = [name for name, frames in grown.items() if frames < 0]
     fell += [
         f"{table}.{name}"
         for table, name in (("Ip", "InReceives"), ("Udp", "InDatagrams"))

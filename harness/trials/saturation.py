@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from harness.trials.counted import Delta, queue_counters
+from harness.trials.counted import Delta
 from harness.trials.kind import VoidRule
 from harness.trials.readings import Snapshot
 
@@ -153,8 +153,7 @@ def _waiting(delta: Delta, packets: int, holdoff_us: float) -> float | None:
     interrupts = delta.interrupts()
     if interrupts is None:
         return None
-    counters = queue_counters(tuple(delta.after.nic))
-    queues = max(1, sum(delta.nic(name) > 0 for name in counters))
+    queues = max(1, sum(frames > 0 for frames in delta.queues.values()))
     packet_s = queues * delta.duration_s / packets
     return max(0, interrupts) * max(holdoff_us / 1e6, packet_s) / queues / delta.duration_s
 

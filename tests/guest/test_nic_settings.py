@@ -23,8 +23,8 @@ def test_rings_offloads_and_queues_of_the_model(beds: Beds) -> None:
         update={
             "rx_ring": 512,
             "steering": "rss",
-            "offloads": config.Offloads(gro=False, rx_checksum=False, lro=True),
-            "coalesce": config.Coalesce(adaptive_rx=False, rx_usecs=30),
+            "offloads": {"gro": False, "rx_checksum": False, "lro": True},
+            "coalesce": {"adaptive_rx": False, "rx_usecs": 30},
         }
     )
     with beds.up() as bed:

@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.agent import cpus, inventory, settings
+from harness.agent import cpus, inventory, setting, settings
 from harness.agent.faults import AgentError, ControllerGone
 from harness.agent.interface import in_the_way
 from harness.agent.interface.ethtool import Ethtool
 from harness.agent.setting import Setting, write_each
-from harness.agent.settings import journal, known
+from harness.agent.settings import irq_affinity, journal, registry
 
 DUT = "dut"
 WANTED: dict[str, Any] = {
@@ -45,7 +45,7 @@ WANTED: dict[str, Any] = {
     "busy_read_us": 0,
     "busy_poll_us": 0,
     "pacing_bytes_per_s": 1_000_000,
-    "irqbalance": False,
+    "irqbalance": "off",
     "governor": "performance",
 }
 FILES = {
@@ -83,13 +83,14 @@ class World:
         (at / "sys/net").mkdir(parents=True)
         (at / "sys/net/ipv6").symlink_to("/proc/sys/net/ipv6")
         (at / "sys/net/ipv4").symlink_to("/proc/sys/net/ipv4")
-        known._PROC_SYS = at / "sys"
-        known._CPU, known._IRQ = at / "cpu", at / "irq"
+        setting.PROC_SYS = at / "sys"
+        setting.CPU, setting.IRQ = at / "cpu", at / "irq"
         inventory._CPUFREQ = str(at / "cpu")
         journal._JOURNALS = at / "run"
         settings._CARRIER_S = 0.1
         for module, name, instead in (
-            (known, "interface_irqs", lambda _: {24: "dut-0", 25: "dut-1"}),
+            (irq_affinity, "interface_irqs", lambda _: {24: "dut-0", 25: "dut-1"}),
+            (registry, "interface_irqs", lambda _: {24: "dut-0", 25: "dut-1"}),
             (journal, "in_first_namespace", lambda: True),
             (settings, "_known", self.known),
         ):
@@ -118,7 +119,7 @@ class World:
         )
 
     def known(self, interface: str) -> dict[str, Setting]:
-        all_ = known.known(interface)
+        all_ = registry.known(interface)
         for name in self.plain:
             all_[name] = replace(
                 all_[name],
@@ -160,7 +161,9 @@ class World:
             "files": {name: (self.at / name).read_text().strip() for name in FILES},
             "plain": dict(self.plain),
             "read": {
-                name: one.read() for name, one in known.known(DUT).items() if name not in self.plain
+                name: one.read()
+                for name, one in registry.known(DUT).items()
+                if name not in self.plain
             },
             "journals": sorted(path.name for path in (self.at / "run").glob("*")),
             "ipv6": Path("/proc/sys/net/ipv6/conf", DUT, "disable_ipv6").read_text(),
@@ -359,16 +362,17 @@ def after_the_last(world: World) -> list[str]:
         if world.now() != before:
             problems.append(f"{name}: differs")
     calls: list[int] = []
+    readings = registry.readings
 
     def second(*words: Any) -> Any:
         calls.append(1)
-        return known.readings(*words) if len(calls) == 1 else fail()
+        return readings(*words) if len(calls) == 1 else fail()
 
     setattr(settings, "_readings", second)  # noqa: B010
     with suppress(AgentError):
         settings.Settings().apply(**WANTED)
         problems.append("readings: no error")
-    setattr(settings, "_readings", known.readings)  # noqa: B010
+    setattr(settings, "_readings", readings)  # noqa: B010
     if world.now() != before:
         problems.append("readings: differs")
     return problems
@@ -435,7 +439,7 @@ def managed(world: World) -> list[str]:
             refused.append("25")
             raise OSError(5, "Input/output error")
 
-    setattr(known, "write_each", refusing)  # noqa: B010
+    setattr(irq_affinity, "write_each", refusing)  # noqa: B010
     agent = settings.Settings()
     try:
         agent.apply(**WANTED)
@@ -444,7 +448,7 @@ def managed(world: World) -> list[str]:
     else:
         return ["no error"]
     finally:
-        setattr(known, "write_each", write_each)  # noqa: B010
+        setattr(irq_affinity, "write_each", write_each)  # noqa: B010
     problems = [] if "irq_affinity was refused" in told else [told]
     problems += ["said to be not put back: " + told] if "could not be put back" in told else []
     return problems + ([] if world.now() == before and refused else ["differs"])

@@ -57,10 +57,11 @@ class Transcript:
     def call(self, role: str, name: str, arguments: Mapping[str, Any]) -> None:
         """Arguments that are as if they had not been given are left out."""
         known = inspect.signature(getattr(Calls, name)).parameters
+        usual = {one: parameter.default for one, parameter in known.items()}
         given = {
             one: arguments[one]
-            for one in known
-            if one in arguments and _plain(arguments[one]) != _plain(known[one].default)
+            for one in (*known, *sorted(arguments.keys() - known.keys()))
+            if one in arguments and _plain(arguments[one]) != _plain(usual.get(one))
         }
         self.add(role, name, **given)
 

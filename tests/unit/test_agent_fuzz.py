@@ -16,12 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.agent import counters, cpus, foreign, inventory, lease, packages
+from harness.agent import counters, cpus, drivers, foreign, inventory, lease, packages
 from harness.agent import load as netperf
 from harness.agent.boot import cmdline, firmware, grub, mounts, upload
 from harness.agent.boot.record import Places, Record
 from harness.agent.counters import pmu
 from harness.agent.doctor import health
+from harness.agent.drivers import ef10
 from harness.agent.faults import AgentError
 from harness.agent.interface import nic, reached, taps
 from harness.agent.interface.ethtool import Ethtool
@@ -96,8 +97,8 @@ TEXTS: list[tuple[str, Callable[[str], Any], str]] = [
     ("os-release", packages.family, 'ID="rocky"\nID_LIKE="rhel fedora"\n'),
     ("a version", packages.as_numbers, "Netperf version 2.7.0"),
     ("a command line", lambda text: cmdline.for_grub(cmdline.words(text)), CMDLINE),
-    ("sfc's firmware", nic.parse_firmware, "7.6.9.1018 rx1 tx1"),
-    ("an interrupt's name", lambda text: nic.queue_irqs({24: text}), "eth0-3"),
+    ("sfc's firmware", ef10.parse_firmware, "7.6.9.1018 rx1 tx1"),
+    ("an interrupt's name", lambda t: nic.queue_irqs({24: t}, drivers.named("sfc")), "eth0-3"),
     ("/proc/net/route", health.default_routes, ROUTES),
     ("/proc/net/ipv6_route", lambda text: health.default_routes("", text), f"{'0' * 32} 00 " * 6),
 ]  # fmt: skip

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from harness.agent.drivers import ef10
 from harness.agent.interface import nic, ntuple
 from harness.agent.interface.ntuple import Ntuple, Rule
-from harness.agent.settings import offloads, queues
+from harness.agent.settings import offloads, queues, rules
 
 pytestmark = pytest.mark.unit
 
@@ -51,7 +52,7 @@ def test_an_ef10_function_is_known(tmp_path: Path) -> None:
     [
         ("1924:0803", "sfc_siena", "no EF10 function of sfc (PCI 1924:0803, driver sfc_siena)"),
         ("10ee:0100", "sfc", "no EF10 function of sfc (PCI 10ee:0100, driver sfc)"),
-        ("1924:0b03", "vfio-pci", "an EF10 function (SFC9250) under the driver vfio-pci, not sfc"),
+        ("1924:0b03", "vfio-pci", "EF10 function (SFC9250) under the driver vfio-pci, not sfc"),
         (None, "veth", "no EF10 function of sfc (no PCI function, driver veth)"),
         (None, None, "driver unknown"),
     ],
@@ -74,14 +75,14 @@ def test_what_is_no_ef10_is_a_warning(
     ],
 )
 def test_firmware_variants(text: str, expected: tuple[str | None, ...]) -> None:
-    found = nic.parse_firmware(text)
+    found = ef10.parse_firmware(text)
     assert found is not None
     assert tuple(found.values()) == expected
 
 
 @pytest.mark.parametrize("text", ["", "N/A", "16.31.1014 (MT_0000000012)"])
 def test_firmware_of_other_drivers_is_left_as_it_is(text: str) -> None:
-    assert nic.parse_firmware(text) is None
+    assert ef10.parse_firmware(text) is None
 
 
 class Tcpip4Spec(ctypes.Structure):
@@ -223,25 +224,20 @@ def test_a_driver_without_rules_has_none() -> None:
 
 
 def _setting(call: Any) -> Any:
-    class Ethtool:
-        def ntuple(self) -> Ntuple:
-            return Ntuple(call)
-
-    known = {one.name: one for one in queues.settings("lo", Ethtool())}  # type: ignore[arg-type]
-    return known["ntuple"]
+    return rules.of(Ntuple(call))
 
 
 @pytest.mark.parametrize("refuses", [0, errno.EPROTONOSUPPORT, errno.EINVAL])
 def test_udp_is_sent_to_the_first_queue_and_let_go(refuses: int) -> None:
     setting = _setting(Driver(refuses=refuses))
     before = setting.read()
-    wanted = queues.with_rule(before, "198.18.0.2")
+    wanted = rules.with_rule(before, "198.18.0.2")
     setting.write(wanted)
     after = setting.read()
     # A NIC that cannot match on an address alone takes all of UDP.
     assert after == [{"destination": None if refuses else "198.18.0.2", "queue": 0}]
     assert setting.holds(after, wanted)
-    assert queues.with_rule(after, "198.18.0.2") == after
+    assert rules.with_rule(after, "198.18.0.2") == after
     assert not setting.holds(after, before)
     setting.write(before)
     assert setting.holds(setting.read(), before)

@@ -351,7 +351,9 @@ class Booting:
                 kernels, name, lambda _, points, *__, **___: dict.fromkeys(points, (self,))
             )
         monkeypatch.setattr(command.registry, "made_meanwhile", contextlib.nullcontext)
-        monkeypatch.setattr(command.registry, "opened", lambda *_, **__: contextlib.nullcontext(self))
+        monkeypatch.setattr(
+            command.registry, "opened", lambda *_, **__: contextlib.nullcontext(self)
+        )
         monkeypatch.setattr(campaign, "run", self.run)
 
     accelerator = "tcg"

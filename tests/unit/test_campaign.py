@@ -140,8 +140,7 @@ def setup(machine: Machine, bed_kind: Any = "virtual", blocks: int = 2) -> campa
     placement = SimpleNamespace(irq_cpu=0)
     bed = SimpleNamespace(
         name="bed", dut=host, generator=host, placement=placement, netserver_cpu=0, rx_queues=1,
-        steering="auto", rx_ring=None, offloads=None, coalesce=None, irqbalance=None,
-        governor=None,
+        steering="auto", tuning=dict,
     )  # fmt: skip
     profile = registry.profile("quick", bed_kind=bed_kind, blocks=blocks)
     return campaign.Setup(

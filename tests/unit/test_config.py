@@ -100,9 +100,8 @@ def test_the_commented_bed_of_the_shipped_file_is_valid(written: Writing) -> Non
     assert isinstance(shared.dut, config.LabgridHost)
     bed = config.bed(hosts, "rack")
     assert bed.kind == "hardware"
-    assert bed.irqbalance == "off"
-    assert bed.coalesce is not None
-    assert bed.coalesce.rx_usecs == 60
+    assert bed.tuning()["irqbalance"] == "off"
+    assert bed.tuning()["coalesce"]["rx_usecs"] == 60
 
 
 def test_a_real_bed_is_resolved(written: Writing) -> None:
@@ -110,7 +109,11 @@ def test_a_real_bed_is_resolved(written: Writing) -> None:
     bed = config.bed(config.load(path))
     assert isinstance(bed.dut, config.SshHost)
     assert bed.dut.known_hosts == path.parent / "keys/known_hosts"
-    assert (bed.netserver_cpu, bed.irqbalance, bed.placement.netperf_cpus) == (5, None, (0, 1))
+    assert (bed.netserver_cpu, bed.tuning()["irqbalance"], bed.placement.netperf_cpus) == (
+        5,
+        None,
+        (0, 1),
+    )
     assert bed.generator.address.ip != bed.dut.address.ip
 
 
@@ -160,10 +163,10 @@ def test_a_guest_is_in_no_labgrid_place(written: Writing) -> None:
 def test_what_the_nic_of_a_bed_is_set_to(written: Writing) -> None:
     asked = "rx_ring: 512\n    steering: null\n    offloads: {gro: false}"
     bed = config.bed(config.load(written(VIRTUAL.replace("cpus: auto", asked))))
-    assert (bed.rx_ring, bed.steering) == (512, None)
-    assert bed.offloads == config.Offloads(gro=False)
+    assert (bed.tuning()["rx_ring"], bed.steering) == (512, None)
+    assert bed.tuning()["offloads"] == {"gro": False}
     bed = config.bed(config.load(written(VIRTUAL)))
-    assert (bed.rx_ring, bed.steering, bed.offloads) == (None, "auto", None)
+    assert (bed.tuning()["rx_ring"], bed.steering, bed.tuning()["offloads"]) == (None, "auto", None)
 
 
 def test_kernel_sources(written: Writing) -> None:

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from harness import config, patches, report
-from harness.agent.settings import known
+from harness.agent.settings import irq_affinity, registry
 from harness.base.errors import (
     ConfigurationError,
     HarnessError,
@@ -496,6 +496,6 @@ def test_the_result_tells_how_often_the_wire_repeated(tmp_path: Path) -> None:
 
 
 def test_a_kernel_for_one_cpu_has_no_interrupt_to_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "interface_irqs", lambda _: {999_999: "sfc"})
-    assert known.known("lo")["irq_affinity"].read() == {}
-    assert "irq_affinity" in known.ABSENT
+    monkeypatch.setattr(irq_affinity, "interface_irqs", lambda _: {999_999: "sfc"})
+    assert registry.known("lo")["irq_affinity"].read() == {}
+    assert registry.DECLARED["irq_affinity"].absent

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +11,14 @@ from typing import Any
 import pytest
 
 from harness import config
+from harness.agent.faults import AgentError
 from harness.agent.settings import Settings
+from harness.agent.settings.registry import ARGUMENTS, KEYED, PLAIN
 from harness.base.errors import ConfigurationError, TrialVoidError
 from harness.beds.access.channel import Asked
+from harness.beds.registry import profile
 from harness.campaign import prepare
+from harness.commands import plan
 from harness.trials.latency import Cell, round_trips
 
 pytestmark = pytest.mark.unit
@@ -87,8 +90,33 @@ def test_the_receive_path_is_plain(tmp_path: Path) -> None:
     assert asked["dut"].items() >= plain.items()
     assert asked["dut"]["process_cpus"] == [4]
     assert asked["generator"]["process_cpus"] == [0, 6]
-    known = set(inspect.signature(Settings.apply).parameters)
-    assert {name for one in asked.values() for name in one} <= known, "the agent knows them all"
+    beside = {"interface", "process_cpus"}
+    assert {name for one in asked.values() for name in one} - beside <= ARGUMENTS
+
+
+def test_a_declared_key_is_asked_of_the_dut_and_shown(tmp_path: Path) -> None:
+    """hosts.yaml, the call to the agent and ``harness plan`` have it from the declaration."""
+    asked = _asked(_bed(tmp_path))["dut"]
+    assert {name: asked[name] for name in KEYED} == {
+        name: one.key.default for name, one in KEYED.items() if one.key
+    }
+    told = "\n".join(plan._changes(_bed(tmp_path), profile("quick")))
+    assert all(f"  {one.title}: " in told for one in (*KEYED.values(), *PLAIN.values()))
+    assert "  cpufreq governor: performance\n" in told
+    assert "  receive packet steering: off\n" in told
+    assert "  descriptors in a receive ring: left as it is\n" in told
+    more = "coalesce: {adaptive_rx: false, rx_usecs: 60}\n    offloads: {gro: false}"
+    bed = _bed(tmp_path, more)
+    assert _asked(bed)["dut"]["coalesce"] == {"adaptive_rx": False, "rx_usecs": 60}
+    assert _asked(bed)["dut"]["offloads"] == {"gro": False}
+    told = "\n".join(plan._changes(bed, profile("quick")))
+    assert "  moderation: 60 µs, adaptive off\n" in told
+    assert "  offloads: gro off" in told
+
+
+def test_a_setting_that_nobody_declares_is_refused() -> None:
+    with pytest.raises(AgentError, match="no setting rx_rings"):
+        Settings().apply(interface="lo", rx_rings=512)
 
 
 def test_what_hosts_yaml_says_otherwise(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.agent.interface.nic import EF10
+from harness.agent import drivers
 from harness.agent.inventory import NET, inventory
 
 from . import health
@@ -30,25 +30,11 @@ def checks(name: str, role: str, irq_cpu: int | None) -> Iterator[Check]:
     port = health.number(NET / name / "dev_port") or 0
     speed = f"{found['speed_mbps']} Mbit/s" if found["speed_mbps"] else "speed unknown"
     yield check("interface", ok=True, detail=f"{name}, {found['mac']}, port {port}", needed=True)
-    is_sfc = found["driver"] == "sfc"
-    known = EF10.get(found["pci_id"] or "")
+    driver = drivers.named(found["driver"])
     if role == "dut":
-        yield check(
-            "driver",
-            ok=is_sfc,
-            detail=f"{found['driver']} {found['bus'] or ''}".strip(),
-            remedy="lists are made by the sfc driver: name an interface of a Solarflare NIC",
-            needed=True,
-        )
-        what = f"{known.chip} ({known.adapters}), {known.kind}" if known else "no EF10"
-        adapters = dict.fromkeys(one.adapters for one in EF10.values())
-        yield check(
-            "NIC",
-            ok=known is not None and known.kind == "PF",
-            detail=f"{found['pci_id']} {what}",
-            remedy="use a physical function of an EF10: " + ", ".join(adapters),
-            needed=True,
-        )
+        yield _driver(found, driver)
+        if driver.functions:
+            yield _function(found["pci_id"], driver)
         yield check(
             "firmware",
             ok=bool(found["firmware"]),
@@ -56,11 +42,12 @@ def checks(name: str, role: str, irq_cpu: int | None) -> Iterator[Check]:
             remedy="sfupdate of the vendor's utilities shows and writes it",
             needed=False,
         )
-        queues = [row for row in found["irqs"] if row["name"].startswith(name)]
+        rows = [row["name"] for row in found["irqs"]]
+        queues = [row for row in rows if row.startswith(name) or driver.queue_irq.fullmatch(row)]
         yield check(
             "interrupts",
             ok=bool(queues),
-            detail=", ".join(row["name"] for row in queues) or f"none is named {name}-…",
+            detail=", ".join(queues) or f"none is named {name}-…",
             remedy=f"bring the interface up: ip link set {name} up",
             needed=False,
         )
@@ -71,6 +58,38 @@ def checks(name: str, role: str, irq_cpu: int | None) -> Iterator[Check]:
         detail=f"up, {speed}" if found["link"] else "no carrier",
         remedy=f"the cable, the other end, and: ip link set {name} up",
         needed=False,
+    )
+
+
+def _driver(found: dict[str, Any], driver: drivers.Driver) -> Check:
+    """Is it one that the harness knows? Of any other it reads what every driver has."""
+    known = driver.name in drivers.DRIVERS
+    detail = f"{found['driver']} {found['bus'] or ''}".strip()
+    if not known:
+        detail += ": not known to the harness, which reads the link's counters alone"
+    elif not driver.makes_lists:
+        detail += ": hands no lists to the stack by this series"
+    makers = [f"{one.name} ({one.family})" for one in drivers.makers_of_lists()]
+    return check(
+        "driver",
+        ok=known,
+        detail=detail,
+        remedy=f"lists are made by {', '.join(makers)}: name an interface of such a NIC, "
+        "or add the driver to harness/agent/drivers",
+        needed=True,
+    )
+
+
+def _function(pci_id: str | None, driver: drivers.Driver) -> Check:
+    known = driver.functions.get(pci_id or "")
+    what = f"{known.chip} ({known.adapters}), {known.kind}" if known else f"no {driver.family}"
+    adapters = dict.fromkeys(one.adapters for one in driver.functions.values())
+    return check(
+        "NIC",
+        ok=known is not None and known.kind == "PF",
+        detail=f"{pci_id} {what}",
+        remedy=f"use a physical function of {driver.family}: " + ", ".join(adapters),
+        needed=True,
     )
 
 

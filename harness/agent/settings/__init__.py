@@ -8,12 +8,11 @@ Whatever goes wrong while changes are made, those already made are taken back.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
-from ipaddress import IPv4Interface
 from typing import Any
 
 from harness.agent import cpus
@@ -21,19 +20,16 @@ from harness.agent.faults import AgentError
 from harness.agent.foreign import read_text
 from harness.agent.interface import in_the_way
 from harness.agent.inventory import NET, existing
-from harness.agent.setting import Setting, put_back, told
+from harness.agent.setting import Declaration, Setting, put_back, told
 
 from .journal import Journal, end_holder, journalled
-from .known import ABSENT, HINTS, UNSUPPORTED
-from .known import known as _known
-from .known import readings as _readings
-from .offloads import FEATURES, with_offload
-from .queues import with_queues, with_rule
+from .registry import ARGUMENTS, DECLARED
+from .registry import known as _known
+from .registry import readings as _readings
 
 _CARRIER_S = 10.0
 
-Step = tuple[str, Callable[[Any], Any]]
-"""A setting, or one offload of them, and what is wanted of it given what is."""
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 
 
 class Settings:
@@ -53,106 +49,47 @@ class Settings:
         self,
         *,
         interface: str,
-        address: str | None = None,
-        peer: dict[str, str] | None = None,
-        rx_queues: int | None = None,
-        steering: str | None = "auto",
-        rx_ring: int | None = None,
-        offloads: dict[str, bool] | None = None,
-        irq_cpu: int | None = None,
         process_cpus: Sequence[int] = (),
-        coalesce: dict[str, Any] | None = None,
-        rps: bool | None = None,
-        rfs: bool | None = None,
-        threaded: bool | None = None,
-        napi_defer_hard_irqs: int | None = None,
-        gro_flush_timeout_ns: int | None = None,
-        busy_read_us: int | None = None,
-        busy_poll_us: int | None = None,
-        pacing_bytes_per_s: int | None = None,
-        irqbalance: bool | None = None,
-        governor: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        **wanted: Any,
     ) -> dict[str, Any]:
         """Bring the host to what is asked for; None leaves a setting alone. Idempotent.
 
-        ``steering`` brings packets into ``rx_queues`` queues: ``rss`` by the table alone,
-        ``ntuple`` by a rule alone, ``auto`` by a rule only where nothing else can.
-        ``offloads`` go by the names of :data:`~.offloads.FEATURES`; RPS, RFS and threaded
-        NAPI can only be switched off. The load will run on ``process_cpus``. What the driver
-        does not support is ``skipped``; ``in_the_way`` and ``packet_taps`` are what others
-        have put between the NIC and the stack (:mod:`~.in_the_way`).
+        ``wanted`` goes by the arguments of the settings (:mod:`~.registry`), and ``steering``,
+        which brings packets into ``rx_queues`` queues: ``rss`` by the table alone, ``ntuple``
+        by a rule alone, ``auto`` by a rule only where nothing else can. The load will run on
+        ``process_cpus``. What the driver does not support is ``skipped``; ``in_the_way`` and
+        ``packet_taps`` are what others have put between the NIC and the stack
+        (:mod:`~.in_the_way`).
 
         Raises:
             AgentError: a setting was refused or did not take, a CPU is not to be had, or
                 another agent works on this interface. Everything changed so far has been
                 put back; what could not be is named.
         """
-        if rps or rfs or threaded:
-            raise AgentError(
-                "RPS, RFS and threaded NAPI can only be switched off", kind="configuration"
-            )
-        if unknown := (offloads or {}).keys() - FEATURES.keys():
-            raise AgentError(f"no offload {', '.join(sorted(unknown))}", kind="configuration")
+        if unknown := wanted.keys() - ARGUMENTS:
+            raise AgentError(f"no setting {', '.join(sorted(unknown))}", kind="configuration")
+        asked: dict[str, Any] = {**dict.fromkeys(ARGUMENTS), "steering": "auto", **wanted}
         existing(interface)
-        if irq_cpu is not None:
-            cpus.require(irq_cpu, "the interface's interrupts")
+        for one in DECLARED.values():
+            if one.check and asked[one.argument] is not None:
+                one.check(asked[one.argument])
         for cpu in process_cpus:
             cpus.require(cpu, "the load's processes", processes=True)
-        at = None if address is None else _address(address)
-        # In the order in which one needs the other.
-        off = {"rps": rps, "rfs": rfs}
-        numbers = {
-            "rps_sock_flow_entries": None if rfs is None else 0,
-            "threaded": None if threaded is None else 0,
-            "napi_defer_hard_irqs": napi_defer_hard_irqs,
-            "gro_flush_timeout_ns": gro_flush_timeout_ns,
-            "busy_read_us": busy_read_us,
-            "busy_poll_us": busy_poll_us,
-            "pacing_bytes_per_s": pacing_bytes_per_s,
-        }
-        steps: list[tuple[str, bool, Callable[[Any], Any]]] = [
-            ("irqbalance", irqbalance is False, lambda _: "inactive"),
-            ("governor", governor is not None, lambda now: dict.fromkeys(now, governor)),
-            ("ipv6_addresses", at is not None, lambda _: []),
-            ("ipv6_off", at is not None, lambda _: 1),
-            ("rings", rx_ring is not None, lambda now: now | {"rx": rx_ring}),
-            *(
-                (f"offloads.{name}", True, partial(with_offload, name=name, on=on))
-                for name, on in (offloads or {}).items()
-            ),
-            (
-                "rx_queues",
-                rx_queues is not None and steering in ("auto", "rss"),
-                lambda now: with_queues(now, rx_queues or 1, channels=steering == "auto"),
-            ),
-            ("addresses", at is not None, lambda now: sorted({*now, str(at)})),
-            ("up", True, lambda _: True),
-            ("neighbours", peer is not None, lambda now: now | _neighbour(peer)),
-            ("coalesce", coalesce is not None, lambda now: now | (coalesce or {})),
-            ("irq_affinity", irq_cpu is not None, lambda now: dict.fromkeys(now, str(irq_cpu))),
-            *((n, on is False, lambda now: dict.fromkeys(now, "0")) for n, on in off.items()),
-            *((n, to is not None, partial(_number_wanted, to)) for n, to in numbers.items()),
-        ]
-        ruled = steering == "ntuple" or (steering == "auto" and rx_queues == 1)
-        by_rule = partial(with_rule, destination=None if at is None else str(at.ip))
+        asked["interface"] = interface
         try:
             settings = _known(interface)
             recovered = self._recovered(interface, settings)
             before = self._before.setdefault(interface, _readings(interface, settings))
-            wanted = [(name, wanted_from) for name, asked, wanted_from in steps if asked]
-            skipped = self._made(interface, settings, wanted)
-            if ruled and (steering == "ntuple" or "rx_queues" in {s["setting"] for s in skipped}):
-                skipped += self._made(interface, settings, [("ntuple", by_rule)])
-            if at is not None and not _carrier(interface, sleep):
-                why = f"no carrier within {_CARRIER_S:.0f} s"
-                skipped.append({"setting": "link", "why": why})
-            if irq_cpu is not None:
-                self._stay_off(irq_cpu)
+            skipped = self._made(settings, asked)
+            if asked["address"] is not None and not _carrier(interface, sleep):
+                skipped["link"] = f"no carrier within {_CARRIER_S:.0f} s"
+            if asked["irq_cpu"] is not None:
+                self._stay_off(asked["irq_cpu"])
             return {
                 "before": before,
                 "after": _readings(interface, settings),
-                "skipped": skipped,
+                "skipped": [{"setting": name, "why": why} for name, why in skipped.items()],
                 "recovered": recovered,
                 **in_the_way.found(interface),
             }
@@ -230,40 +167,46 @@ class Settings:
         message = told(error) + (f"\n  and this could not be put back: {named}" if named else "")
         raise AgentError(message, kind=kind, hint=hint) from error
 
-    def _made(
-        self, interface: str, settings: dict[str, Setting], wanted: Sequence[Step]
-    ) -> list[dict[str, str]]:
+    def _made(self, settings: dict[str, Setting], asked: dict[str, Any]) -> dict[str, str]:
         """Make each change in turn; those that do not apply to this host, and why."""
-        whys = (
-            (name, self._change(interface, settings[name.partition(".")[0]], wanted_from))
-            for name, wanted_from in wanted
-        )
-        return [{"setting": name, "why": why} for name, why in whys if why is not None]
+        skipped: dict[str, str] = {}
+        for one in DECLARED.values():
+            value = asked[one.argument]
+            if not (one.asked(asked, skipped) if one.asked else value is not None):
+                continue
+            parts = {one.name: value}
+            if one.each:
+                parts = {f"{one.name}.{name}": (name, to) for name, to in value.items()}
+            for name, part in parts.items():
+                why = self._change(one, settings[one.name], {**asked, one.argument: part})
+                if why is not None:
+                    skipped[name] = why
+        return skipped
 
-    def _change(
-        self, interface: str, setting: Setting, wanted_from: Callable[[Any], Any]
-    ) -> str | None:
+    def _change(self, one: Declaration, setting: Setting, asked: dict[str, Any]) -> str | None:
         """Why it does not apply to this host, or None once it holds."""
+        interface, hint = asked["interface"], one.hint
         now = setting.read()
         # What reads as None or as nothing is not on this host.
-        absent = now in (None, {}) and setting.name in ABSENT
-        wanted = None if absent and setting.name not in _OFF else wanted_from(now)
-        if absent and setting.name in _OFF and wanted in (0, {}):
+        absent = one.absent is not None and now in (None, {})
+        wanted = None
+        if not absent or one.off_if_absent:
+            wanted = one.wanted(now, asked) if one.wanted else asked[one.argument]
+        if absent and one.off_if_absent and wanted in (0, {}):
             return None  # what is not there is off
         if wanted is None or absent:
-            return ABSENT[setting.name]
+            return one.absent
         if setting.holds(now, wanted):
             return None
         if (interface, setting.name) not in {(at, done.name) for at, done, _ in self._changes}:
             self._journal[interface].add(setting.name, now)
             self._changes.append((interface, setting, now))
-        hint = HINTS.get(setting.name)
         try:
             setting.write(wanted)
         except AgentError:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in UNSUPPORTED:
+            if isinstance(error, OSError) and error.errno in _UNSUPPORTED:
                 return f"the driver does not support it: {error}"
             raise AgentError(
                 f"{interface}: {setting.name} was refused: {told(error)}", hint=hint
@@ -308,40 +251,12 @@ class Settings:
             _put_on({others[-1]})
 
 
-_OFF = (
-    "rps",
-    "rfs",
-    "rps_sock_flow_entries",
-    "threaded",
-    "napi_defer_hard_irqs",
-    "gro_flush_timeout_ns",
-    "busy_read_us",
-    "busy_poll_us",
-)
-"""Settings that are as good as off where the kernel does not know them."""
-
-
 def _put_back_all(settings: dict[str, Setting], journal: Journal) -> list[tuple[str, str | None]]:
     """Each setting of the journal, the last change first, with why it is not as it was."""
     return [
         (name, put_back(settings[name], old) if name in settings else "unknown setting")
         for name, old in reversed(journal.left)
     ]
-
-
-def _address(text: str) -> IPv4Interface:
-    try:
-        return IPv4Interface(text)
-    except ValueError as error:
-        raise AgentError(f"not an address: {error}", kind="configuration") from error
-
-
-def _number_wanted(wanted: int | None, _now: Any) -> int | None:
-    return wanted
-
-
-def _neighbour(peer: dict[str, str] | None) -> dict[str, str]:
-    return {peer["address"]: peer["mac"].lower()} if peer else {}
 
 
 def _put_on(wanted: set[int]) -> None:

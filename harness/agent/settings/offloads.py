@@ -1,52 +1,34 @@
 # SPDX-License-Identifier: MIT
-"""What the NIC and the kernel do to packets and rings before the stack sees them."""
+"""What the NIC and the kernel do to packets before the stack sees them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from harness.agent.faults import AgentError
 from harness.agent.interface import netlink
-from harness.agent.interface.ethtool import Ethtool
-from harness.agent.setting import Setting
+from harness.agent.setting import Declaration, Key, Part, Setting
 
-FEATURES: Mapping[str, str] = {
-    "gro": "rx-gro",
-    "gro_hw": "rx-gro-hw",
-    "gro_list": "rx-gro-list",
-    "lro": "rx-lro",
-    "rx_checksum": "rx-checksum",
-    "rx_hash": "rx-hashing",
-    "udp_gro_forwarding": "rx-udp-gro-forwarding",
+_FEATURES = {
+    "gro": ("rx-gro", "generic receive offload"),
+    "gro_hw": ("rx-gro-hw", "the same, by the NIC"),
+    "gro_list": ("rx-gro-list", "GRO into lists of whole packets"),
+    "lro": ("rx-lro", "large receive offload"),
+    "rx_checksum": ("rx-checksum", "checksums checked by the NIC"),
+    "rx_hash": ("rx-hashing", "hashes computed by the NIC"),
+    "udp_gro_forwarding": ("rx-udp-gro-forwarding", "GRO of UDP that no socket asked for"),
 }
-"""Offloads that can be asked for, by the kernel's names, as ``ethtool -k`` shows them."""
+"""Offloads that can be asked for: the kernel's names, as ``ethtool -k`` shows them, and words."""
 
 Offloads = Mapping[str, Mapping[str, bool]]
 
 
-def settings(interface: str, ethtool: Ethtool) -> list[Setting]:
-    """The ring's size, and every feature of receive."""
-    return [
-        Setting(
-            "rings",
-            ethtool.rings,
-            lambda value: ethtool.set_rx_ring(value["rx"]),
-            lambda is_now, wanted: bool(is_now["rx"] == wanted["rx"]),
-        ),
-        Setting(
-            "offloads",
-            lambda: _read(interface),
-            lambda value: _write(interface, value),
-            _hold,
-        ),
-    ]
-
-
 def with_offload(now: Offloads, name: str, on: bool) -> Offloads | None:
     """``now`` with the offload ``name`` on or off; None where that cannot be had."""
-    feature = now.get(FEATURES[name])
+    feature = now.get(_FEATURES[name][0])
     if feature is None or (feature["fixed"] and feature["on"] != on):
         return None
-    return {**now, FEATURES[name]: {**feature, "on": on}}
+    return {**now, _FEATURES[name][0]: {**feature, "on": on}}
 
 
 def _read(interface: str) -> Offloads | None:
@@ -71,3 +53,34 @@ def _hold(is_now: Offloads | None, wanted: Offloads) -> bool:
     return is_now is not None and all(
         is_now[name]["on"] == feature["on"] for name, feature in wanted.items() if name in is_now
     )
+
+
+def _known(asked: Mapping[str, bool]) -> None:
+    if unknown := asked.keys() - _FEATURES.keys():
+        raise AgentError(f"no offload {', '.join(sorted(unknown))}", kind="configuration")
+
+
+def _on(interface: str) -> Setting:
+    return Setting(
+        "offloads", lambda: _read(interface), lambda value: _write(interface, value), _hold
+    )
+
+
+SETTINGS = (
+    Declaration(
+        "offloads",
+        _on,
+        wanted=lambda now, asked: with_offload(now, *asked["offloads"]),
+        each=True,
+        check=_known,
+        absent="the driver cannot change it, or the kernel does not know it",
+        title="offloads",
+        shown=lambda value: ", ".join(f"{n} {'on' if on else 'off'}" for n, on in value.items()),
+        key=Key(
+            "offloads",
+            {name: Part(bool, words, required=False) for name, (_, words) in _FEATURES.items()},
+            "offloads on the dut; null leaves all as they are",
+        ),
+        of_nic=True,
+    ),
+)

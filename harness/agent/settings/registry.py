@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Every setting of a host and an interface that is changed, and what is only read beside them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from harness.agent import setting
+from harness.agent.foreign import read_text
+from harness.agent.interface.ethtool import Ethtool
+from harness.agent.inventory import NET, interface_irqs
+from harness.agent.setting import Declaration, Setting, number
+
+from .irq_affinity import affinity
+
+DECLARED: dict[str, Declaration] = {
+    declaration.name: declaration
+    for module in (
+        # In the order in which one needs the other.
+        "irqbalance",
+        "governor",
+        "ipv6",
+        "rings",
+        "offloads",
+        "queues",
+        "addresses",
+        "coalesce",
+        "irq_affinity",
+        "spreading",
+        "napi",
+        "busy_polling",
+        "pacing",
+        "rules",
+    )
+    for declaration in importlib.import_module(f"{__package__}.{module}").SETTINGS
+}
+"""By name; each module of this folder declares one, or a few that go together."""
+
+KEYED = {one.key.name: one for one in DECLARED.values() if one.key}
+"""By key of a bed in hosts.yaml."""
+PLAIN = {one.argument: one for one in DECLARED.values() if one.plain is not None}
+"""Those a run asks of the dut without a key, by argument."""
+ARGUMENTS = {one.argument for one in DECLARED.values()}
+"""Of ``settings_apply``."""
+
+# Read and recorded, never changed: a rate means little without them.
+_SYSCTLS = (
+    "net/core/rmem_default",
+    "net/core/rmem_max",
+    "net/core/netdev_max_backlog",
+    "net/core/netdev_budget",
+    "net/core/netdev_budget_usecs",
+    "net/core/dev_weight",
+    "net/core/gro_normal_batch",
+    "net/core/busy_read",
+    "net/core/busy_poll",
+    "net/core/rps_sock_flow_entries",
+    "net/core/default_qdisc",
+    "net/ipv4/ip_early_demux",
+    "net/ipv4/udp_early_demux",
+    "net/ipv4/conf/all/rp_filter",
+)
+_SWITCHES = {
+    "turbo_intel_off": "intel_pstate/no_turbo",
+    "turbo": "cpufreq/boost",
+    "smt": "smt/control",
+}
+
+
+def known(interface: str) -> dict[str, Setting]:
+    """Every setting that can be changed, by name."""
+    return {name: one.on(interface) for name, one in DECLARED.items()}
+
+
+def readings(interface: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """All ``settings`` as they are, and what is only read, by name."""
+    at = NET / interface
+    ethtool = Ethtool(interface)
+    return {
+        "interface": interface,
+        **{name: setting.read() for name, setting in settings.items()},
+        "irq_effective_affinity": {
+            str(irq): affinity(irq, "effective") for irq in interface_irqs(interface)
+        },
+        "xps": {
+            path.parent.name: read_text(path)
+            for path in sorted((at / "queues").glob("tx-*/xps_cpus"))
+        },
+        "through": ethtool.through(),
+        "gro": ethtool.gro(),
+        "mtu": number(read_text(at / "mtu")),
+        "sysctl": {
+            name.replace("/", "."): text
+            for name in _SYSCTLS
+            if (text := read_text(setting.PROC_SYS / name)) is not None
+        },
+        "cpu": {
+            name: text
+            for name, path in _SWITCHES.items()
+            if (text := read_text(setting.CPU / path)) is not None
+        },
+    }

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+"""Descriptors in the receive ring."""
+
+from __future__ import annotations
+
+from harness.agent.interface.ethtool import Ethtool
+from harness.agent.setting import Declaration, Key, Setting, Whole
+
+
+def _on(interface: str) -> Setting:
+    ethtool = Ethtool(interface)
+    return Setting(
+        "rings",
+        ethtool.rings,
+        lambda value: ethtool.set_rx_ring(value["rx"]),
+        lambda is_now, wanted: bool(is_now["rx"] == wanted["rx"]),
+    )
+
+
+SETTINGS = (
+    Declaration(
+        "rings",
+        _on,
+        wanted=lambda now, asked: {**now, "rx": asked["rx_ring"]},
+        absent="the driver's rings have one size",
+        hint="`ethtool -g` shows the largest size; many NICs take powers of two alone",
+        title="descriptors in a receive ring",
+        key=Key(
+            "rx_ring",
+            Whole(64, 65536),
+            "descriptors in each receive ring of the dut; null leaves them as they are",
+        ),
+        compared=True,
+        of_nic=True,
+    ),
+)
