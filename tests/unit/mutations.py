@@ -81,6 +81,12 @@ MUTATIONS = (
         _WINDOWS,
     ),
     Mutation(
+        "who waits for a window forgets that boots take turns",
+        "within_s = (trial.duration_s + _ANSWER_S) * len(boots)",
+        "within_s = trial.duration_s",
+        _VIRTUAL,
+    ),
+    Mutation(
         "netserver is not followed within a window",
         "netserver=True,",
         "netserver=False,",

@@ -352,7 +352,7 @@ def test_a_trial_in_which_this_happens_does_not_count(lab: Lab, rule: str) -> No
     happens, kind = VOIDS[rule]
     happens(lab)
     assert lab.run("--profile", "smoke", *ALL).exit_code == 0
-    assert rule in void(lab, "8")[kind]
+    assert rule in void(lab, "8").get(kind, ())
     assert void(lab, "0") == {}
 
 
@@ -361,7 +361,7 @@ def test_a_share_of_a_rate_that_nobody_knows_voids_paced_trials(lab: Lab) -> Non
         kernel.answers = _edited("netperf_sending", lambda one: one.update(streams=3))
     assert lab.run("--profile", "smoke", *ALL).exit_code == 0
     for step in STACK_PPS:
-        assert void(lab, step)["paced"] == {"rate-unknown", "counters-missing"}
+        assert void(lab, step).get("paced") == {"rate-unknown", "counters-missing"}
 
 
 # The journal, lost hosts, resumption
