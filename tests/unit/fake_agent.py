@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from harness.agent import protocol
+from harness.base.errors import HostLostError
 from harness.beds.access.channel import Asked, Pending
 
 
@@ -38,7 +40,16 @@ class FakeAgent(Asked):
     def begin(self, call: Callable[..., Any], within_s: float, **arguments: Any) -> Pending[Any]:
         assert self._opens is not None
         _held_to_protocol(call.__name__, arguments)
-        return self._opens(call.__name__, **arguments)
+        opened = self._opens(call.__name__, **arguments)
+        until_s = time.monotonic() + within_s
+
+        def arrived() -> bool:
+            there = opened.arrived()
+            if not there and time.monotonic() > until_s:
+                raise HostLostError(f"no answer to {call.__name__} for {within_s:.0f} s")
+            return there
+
+        return Pending(arrived, opened.result)
 
     def watched_by(self, watch: Callable[[], None]) -> Self:
         return self

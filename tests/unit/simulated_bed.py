@@ -111,6 +111,7 @@ class _Agents:
         self.bench, self.transcript = bench, transcript
         self.received_before = 0.0
         self.began_s = 0.0
+        self.ended_streams = 0
 
     def agent(self, role: str, host: Host, ready: Json) -> FakeAgent:
         who = f"{self.bench.kernel.release} {role}"
