@@ -29,10 +29,10 @@ print(*(test.status.name for test in found.subtests))
 
 def test_the_kernels_parser_reads_it(tmp_path: Path) -> None:
     make_campaign(tmp_path, effects={"0": 1.0, "8": 1.2}, blocks=2)
-    report = document(analyse(ResultDirectory.open(tmp_path)))
+    analysis = analyse(ResultDirectory.open(tmp_path))
     steps = ("0", "8")
-    hold(
-        report,
+    findings = hold(
+        analysis,
         [
             parse("step8 ip_rcv_per_packet < 0.01", steps),
             parse("step0 ip_rcv_per_packet < 0.01", steps),
@@ -42,7 +42,7 @@ def test_the_kernels_parser_reads_it(tmp_path: Path) -> None:
     source = Tree.of(resolve(config.load(config.locate(None)).kernel.source))
     read = subprocess.run(
         [sys.executable, "-c", READ],
-        input=render(report, "ktap"),
+        input=render(document(analysis, findings), "ktap"),
         env={"PYTHONPATH": str(source.directory / "tools/testing/kunit")},
         capture_output=True,
         text=True,

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import trials as kinds
-from harness.plan import PlannedTrial, Profile, balanced_blocks, boots_of
-from harness.results.figures import conditions, recorded_tolerances
+from harness.plan import PlannedBoot, PlannedTrial, Profile, balanced_blocks, boots_of
+from harness.results.analysis import Analysis, Row
+from harness.results.figures import BootFigures, conditions, recorded_tolerances
 from harness.results.samples import Boot, Campaign, write_boot, write_campaign
-from harness.trials import kind_of, void_rules_record
+from harness.trials import RATES, kind_of, void_rules_record
 from harness.trials.kind import Told
 
 Json = dict[str, Any]
@@ -260,3 +261,34 @@ def judged(made: dict[str, Any], campaign: Campaign, *, holdoff_us: float = 0.0)
     [sample] = boot.trials
     planned = conditions(campaign, boot, recorded_tolerances(campaign))
     return kind_of(sample).judge(sample, planned)
+
+
+def analysed(*rows: Row) -> Analysis:
+    """What is known of a complete campaign of ``rows`` that nobody measured."""
+    steps = [row.step for row in rows]
+    return Analysis(
+        campaign=Campaign(
+            id="synthetic", created="2026-01-02T03:04:05Z", profile="standard", seed=7,
+            bed="virtual", bed_kind="virtual", steps=steps, blocks=0, order=[],
+        ),
+        rows=rows, absent={}, void=(), problems=(), notes=(), boots_done=0, boots_planned=0,
+        settings={}, settings_varied=(), inventory={},
+    )  # fmt: skip
+
+
+def row_of(step: str, boots: Sequence[Mapping[str, float]], **figures: Any) -> Row:
+    """A step, each of whose ``boots`` has one timed trial of these rates; they took turns."""
+    usual: Json = {
+        "title": None, "release": None, "rates": dict.fromkeys(RATES), "beds": (), "change": None,
+        "verdict": None, "stages": (), "ip_rcv_per_packet": None, "traced_pps": None,
+        "trace_missed": 0, "drop_shares": {}, "drop_packets": {}, "void_trials": 0,
+        "measures": {}, "functions": {},
+    }  # fmt: skip
+    measured = tuple(
+        BootFigures(
+            boot=PlannedBoot(block, 1, step), bed=None, release=None, turns="t",
+            rates=dict(rates), trials={0: dict(rates)}, drops={}, offered=0,
+        )
+        for block, rates in enumerate(boots, start=1)
+    )  # fmt: skip
+    return Row(step=step, measured=measured, **usual | figures)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from harness.trials.counted import Delta
 
 from harness.agent import drivers
 from harness.agent.doctor import card
@@ -17,7 +16,8 @@ from harness.agent.drivers import CounterNames, Driver, Function
 from harness.agent.interface import ethtool, nic
 from harness.agent.interface.ethtool import Ethtool
 from harness.agent.settings import queues
-from harness.results.samples import Snapshot
+from harness.trials.counted import Delta
+from harness.trials.readings import Snapshot
 
 pytestmark = pytest.mark.unit
 

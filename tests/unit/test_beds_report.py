@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from harness.base.errors import ConfigurationError
 from harness.report import document, render
-from harness.results.analysis import analyse
+from harness.results.analysis import Analysis, analyse
 from harness.results.compare import compare
 from harness.results.expect import check, hold, parse
 from harness.results.samples import ResultDirectory, read_campaign
@@ -32,10 +33,14 @@ ALIKE: Beds = {"a": {"0": 1, "8": 1}, "b": {"0": 3, "8": 3}}
 UNLIKE: Beds = {"a": {"8": 1.1}, "b": {"0": 3, "8": 3 / 1.1}}
 
 
-def report(root: Path, beds: Beds, *, blocks: int = 12, **options: Any) -> Json:
+def measured(root: Path, beds: Beds, *, blocks: int = 12, **options: Any) -> Analysis:
     effects = options.pop("effects", {"0": 1.0, "8": 1.2})
     make_campaign(root, effects=effects, blocks=blocks, beds=beds, trials=2, **options)
-    return document(analyse(ResultDirectory.open(root)))
+    return analyse(ResultDirectory.open(root))
+
+
+def report(root: Path, beds: Beds, **options: Any) -> Json:
+    return document(measured(root, beds, **options))
 
 
 def test_beds_that_agree_give_one_verdict(tmp_path: Path) -> None:
@@ -55,7 +60,8 @@ def test_beds_that_agree_give_one_verdict(tmp_path: Path) -> None:
 
 
 def test_beds_that_do_not_agree_give_none_for_all(tmp_path: Path) -> None:
-    found = report(tmp_path, UNLIKE, effects={"0": 1.0, "8": 1.0})
+    analysis = measured(tmp_path, UNLIKE, effects={"0": 1.0, "8": 1.0})
+    found = document(analysis)
     [verdict] = found["verdicts"]
     assert verdict["verdict"] == "inconclusive"
     assert verdict["beds_differ"]
@@ -67,14 +73,15 @@ def test_beds_that_do_not_agree_give_none_for_all(tmp_path: Path) -> None:
         ["beds", "differ"]
     ]
     assert "bed b: step 8 against step 0: slower (" in text
-    assert hold(found, [parse("step8 stack_rx_pps < 2x step0", ["0", "8"])])[0].outcome == "open"
+    [finding] = hold(analysis, [parse("step8 stack_rx_pps < 2x step0", ["0", "8"])])
+    assert finding.outcome == "open"
 
 
 def test_both_say_faster_and_the_sizes_differ(tmp_path: Path) -> None:
-    found = report(tmp_path, {"a": {"8": 1.2}, "b": {}})
-    [verdict] = found["verdicts"]
+    analysis = measured(tmp_path, {"a": {"8": 1.2}, "b": {}})
+    [verdict] = document(analysis)["verdicts"]
     assert (verdict["verdict"], verdict["beds_differ"]) == ("inconclusive", True)
-    missed = check(parse("step8 stack_rx_pps > 1.01x step0", ["0", "8"]), found)
+    missed = check(parse("step8 stack_rx_pps > 1.01x step0", ["0", "8"]), analysis)
     assert missed.outcome == "open"
     assert "but beds differ" in missed.why
 
@@ -89,8 +96,7 @@ def test_what_too_few_blocks_cannot_tell_is_said(tmp_path: Path) -> None:
 
 def test_a_bed_against_itself_has_to_agree_with_the_others(tmp_path: Path) -> None:
     odd: Beds = {"a": {"0again": 1.06}, "b": {"0again": 1 / 1.06}}
-    found = report(tmp_path, odd, effects={"0": 1.0, "0again": 1.0})
-    [finding] = hold(found, [])
+    [finding] = hold(measured(tmp_path, odd, effects={"0": 1.0, "0again": 1.0}), [])
     assert finding.outcome == "missed"
     assert "but beds differ" in finding.why
 
@@ -175,13 +181,14 @@ def test_campaigns_of_other_beds_are_not_compared(tmp_path: Path) -> None:
     def known(boot: Json, *_: Any) -> Json:
         return boot | {"inventory": inventory}
 
-    one = report(tmp_path / "1", ALIKE, edit=known)
+    one = measured(tmp_path / "1", ALIKE, edit=known)
     assert [step["metric"] for step in compare(one, one)["steps"]] == ["ratio_to_step0"]
-    other = report(tmp_path / "2", {"a": {}, "c": {}}, edit=known)
+    other = measured(tmp_path / "2", {"a": {}, "c": {}}, edit=known)
     with pytest.raises(ConfigurationError, match="bed: "):
         compare(one, other)
-    other = report(tmp_path / "3", ALIKE, edit=known)
-    other["inventory"]["b"]["dut"] = {"cpus": 8}
+    other = measured(tmp_path / "3", ALIKE, edit=known)
+    larger = other.inventory | {"b": inventory | {"dut": {"cpus": 8}}}
+    other = replace(other, inventory=larger)
     with pytest.raises(ConfigurationError, match="b dut: cpus: 4 and 8"):
         compare(one, other)
 

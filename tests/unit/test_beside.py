@@ -15,7 +15,7 @@ from harness.beds.registry import profile
 from harness.plan import PACED_SHARES
 from harness.report import document, render
 from harness.report.plots import plots
-from harness.results.analysis import analyse
+from harness.results.analysis import Analysis, analyse
 from harness.results.expect import check, parse
 from harness.results.samples import ResultDirectory
 from harness.trials import EXTRAS, MEASURES, ndr
@@ -164,11 +164,16 @@ def _pmu(window: Json, better: bool) -> Json:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Json:
+def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     root = make_campaign(
         tmp_path_factory.mktemp("beside"), effects={"0": 1, "8": 1}, blocks=6, edit=with_extras
     )
-    return document(analyse(ResultDirectory.open(root)))
+    return analyse(ResultDirectory.open(root))
+
+
+@pytest.fixture(scope="module")
+def report(analysis: Analysis) -> Json:
+    return document(analysis)
 
 
 def test_every_measure_is_compared_and_judged(report: Json) -> None:
@@ -225,8 +230,8 @@ def test_the_page_judges_and_draws_what_was_paced(report: Json) -> None:
         ("step8 l1i_misses_per_packet > 16", "missed"),
     ],
 )
-def test_measures_can_be_expected(report: Json, text: str, outcome: str) -> None:
-    assert check(parse(text, ["0", "8"]), report).outcome == outcome
+def test_measures_can_be_expected(analysis: Analysis, text: str, outcome: str) -> None:
+    assert check(parse(text, ["0", "8"]), analysis).outcome == outcome
 
 
 def test_the_reports_show_measures_and_what_could_be_resolved(report: Json) -> None:

@@ -22,12 +22,11 @@ from harness.base.errors import ConfigurationError, HarnessError, Infrastructure
 from harness.beds import registry
 from harness.campaign import run as campaign
 from harness.commands import bisect as command
-from harness.report import document
 from harness.results import samples
-from harness.results.analysis import analyse
+from harness.results.analysis import PRIMARY, Analysis, Row, analyse
 from harness.results.expect import ExpectationMissedError, ExpectationOpenError
 from harness.results.samples import Boot, ResultDirectory, boot_directory, write_boot
-from tests.unit.synthetic import Host, make_campaign, trial, trials_of
+from tests.unit.synthetic import Host, analysed, make_campaign, row_of, trial, trials_of
 from tests.unit.test_kernel_source import git
 
 pytestmark = pytest.mark.unit
@@ -44,29 +43,25 @@ def question(**changes: Any) -> bisect.Question:
 
 
 class Measuring(Protocol):
-    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]: ...
+    def measure(self, name: str, points: Sequence[str], blocks: int) -> Analysis: ...
 
 
 class Bed:
-    """Reports as a bed would give, of rates with known effects and noise between boots."""
+    """Analyses as a bed would give, of rates with known effects and noise between boots."""
 
     def __init__(self, effects: Mapping[str, float], noise: float = 0.004, seed: int = 1) -> None:
         self.effects, self.noise, self.seed = effects, noise, seed
         self.asked: list[tuple[str, tuple[str, ...], int]] = []
 
-    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
+    def measure(self, name: str, points: Sequence[str], blocks: int) -> Analysis:
         self.asked.append((name, tuple(points), blocks))
         # As with kept boots, more blocks of one decision begin with those there were.
-        return {"rows": [self._row(name, point, blocks) for point in points]}
+        return analysed(*(self._row(name, point, blocks) for point in points))
 
-    def _row(self, name: str, point: str, blocks: int) -> dict[str, Any]:
+    def _row(self, name: str, point: str, blocks: int) -> Row:
         rng = np.random.default_rng([self.seed, *name.encode(), int(point)])
         rates = 1e5 * self.effects[point] * np.exp(self.noise * rng.standard_normal(blocks))
-        boots = [
-            {"block": block, "turns": "t", "by_trial": [{"index": 0, "stack_rx_pps": rate}]}
-            for block, rate in enumerate(rates, start=1)
-        ]
-        return {"step": point, "title": f"patch {point}", "by_boot": boots}
+        return row_of(point, [{PRIMARY: rate} for rate in rates], title=f"patch {point}")
 
 
 def staircase(*, at: int, height: float) -> dict[str, float]:
@@ -201,7 +196,7 @@ class Dies(Bed):
         super().__init__(effects)
         self.dead = dead
 
-    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
+    def measure(self, name: str, points: Sequence[str], blocks: int) -> Analysis:
         if points[-1] in self.dead:
             raise KernelError(f"step {points[-1]} died")
         return super().measure(name, points, blocks)
@@ -210,7 +205,7 @@ class Dies(Bed):
 class Breaks(Bed):
     """A bed that fails at one step."""
 
-    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
+    def measure(self, name: str, points: Sequence[str], blocks: int) -> Analysis:
         if "6" in points:
             raise InfrastructureError("no power")
         return super().measure(name, points, blocks)
@@ -267,13 +262,13 @@ def test_what_is_no_search_to_go_on_with(tmp_path: Path) -> None:
 
 
 class TracedBed:
-    """Reports of campaigns of traced trials alone, as they lie on disk."""
+    """Analyses of campaigns of traced trials alone, as they lie on disk."""
 
     def __init__(self, root: Path, void: int = 0) -> None:
         self.root, self.void = root, void
         self.asked: list[tuple[tuple[str, ...], int]] = []
 
-    def measure(self, name: str, points: Sequence[str], blocks: int) -> dict[str, Any]:
+    def measure(self, name: str, points: Sequence[str], blocks: int) -> Analysis:
         self.asked.append((tuple(points), blocks))
 
         def edit(boot: dict[str, Any], block: int, *_: object) -> dict[str, Any]:
@@ -286,7 +281,7 @@ class TracedBed:
             self.root / f"{name}-{len(self.asked)}", effects=dict.fromkeys(points, 1.0),
             blocks=blocks, trace_blocks=blocks, edit=edit,
         )  # fmt: skip
-        return document(analyse(ResultDirectory.open(where)))
+        return analyse(ResultDirectory.open(where))
 
 
 @pytest.mark.parametrize(
@@ -350,10 +345,8 @@ class Booting:
             monkeypatch.setattr(
                 kernels, name, lambda _, points, *__, **___: dict.fromkeys(points, (self,))
             )
-        monkeypatch.setattr(command.registry, "made_meanwhile", contextlib.nullcontext)
-        monkeypatch.setattr(
-            command.registry, "opened", lambda *_, **__: contextlib.nullcontext(self)
-        )
+        monkeypatch.setattr(registry, "made_meanwhile", contextlib.nullcontext)
+        monkeypatch.setattr(registry, "opened", lambda *_, **__: contextlib.nullcontext(self))
         monkeypatch.setattr(campaign, "run", self.run)
 
     accelerator = "tcg"

@@ -7,10 +7,11 @@ The order and the arguments of calls in full are in the transcripts of test_camp
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -21,6 +22,11 @@ from harness.base.errors import (
     KernelError,
 )
 from harness.results.samples import Boot
+from harness.trials.latency import LatencyTrial
+from harness.trials.ndr import NdrTrial
+from harness.trials.paced import PacedTrial
+from harness.trials.readings import Loaded, Trial, Windowed
+from harness.trials.traced import TracedTrial
 from tests.unit import simulated_lab
 from tests.unit.simulated_hosts import Json
 from tests.unit.simulated_lab import STACK_PPS, Lab, fails_once
@@ -39,18 +45,11 @@ def at(lines: list[str], pattern: str) -> list[int]:
     return [number for number, line in enumerate(lines) if re.search(pattern, line)]
 
 
-class _Read:
-    """A trial of any kind: what it has not reads as None."""
-
-    def __init__(self, trial: Any) -> None:
-        self._trial = trial
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._trial, name, None)
+_Sample = TypeVar("_Sample", bound=Trial)
 
 
-def trials(boot: Boot, kind: str) -> list[Any]:
-    return [trial for trial in boot.trials if trial.kind == kind]
+def trials(boot: Boot, sample: type[_Sample]) -> list[_Sample]:
+    return [trial for trial in boot.trials if isinstance(trial, sample)]
 
 
 def void(lab: Lab, step: str) -> dict[str, set[str]]:
@@ -185,7 +184,7 @@ def test_paced_loads_are_shares_in_bytes_a_second(lab: Lab) -> None:
         wanted = [0.1 * 200_000, 0.5 * 200_000, 0.9 * 200_000, 0.5 * 200_000]  # the last: ndr
         assert paced[::2] == [pytest.approx(pps * FRAME_BYTES, rel=1e-3) for pps in wanted]
         assert paced[1::2] == [0, 0, 0], "each is let go before the next begins"
-        found = [trial.paced_pps for trial in trials(lab.boot(step), "paced")]
+        found = [trial.paced_pps for trial in trials(lab.boot(step), PacedTrial)]
         assert found == [pytest.approx(pps, rel=1e-3) for pps in wanted[:3] for _ in range(3)]
 
 
@@ -207,11 +206,13 @@ def test_interrupts_and_processes_are_put_where_the_plan_says(lab: Lab) -> None:
         assert [line for line in lab.calls(call) if f" {where}" not in line] == []
     assert lines
     for step in STACK_PPS:
-        for trial in lab.boot(step).trials:
-            if window := getattr(trial, "window", None):
-                assert set(window.placement.irq["30"]) == {"2"}
-                [netserver] = window.placement.processes
-                assert set(netserver.cpus) == {"4"}
+        windowed = trials(lab.boot(step), Windowed)
+        assert windowed
+        for trial in windowed:
+            assert trial.window is not None
+            assert set(trial.window.placement.irq["30"]) == {"2"}
+            [netserver] = trial.window.placement.processes
+            assert set(netserver.cpus) == {"4"}
 
 
 def test_counters_are_read_at_both_ends_of_each_window(lab: Lab) -> None:
@@ -223,17 +224,23 @@ def test_counters_are_read_at_both_ends_of_each_window(lab: Lab) -> None:
 
     for step in STACK_PPS:
         boot = lab.boot(step)
-        for trial in map(_Read, boot.trials):
+        for trial in boot.trials:
+            assert isinstance(trial, Loaded | LatencyTrial | NdrTrial)
+            assert trial.whole is not None
             before, after = trial.whole.before, trial.whole.after
-            between = trial.window or trial.trace
-            if between is not None:
+            if isinstance(trial, Loaded):
+                assert isinstance(trial, Windowed | TracedTrial)
+                between = trial.window if isinstance(trial, Windowed) else trial.trace
+                assert between is not None
+                assert between.start is not None
+                assert between.end is not None
                 assert apart_s(between.start, between.end) == pytest.approx(planned_s[trial.kind])
                 assert apart_s(before, between.start) > 0
                 # The NIC's own statistics come once a second.
                 assert apart_s(between.end, after) > 1.0
+                assert trial.ramp is not None
                 assert trial.ramp["steady"] is True
             else:
-                assert trial.kind in ("latency", "ndr")
                 assert apart_s(before, after) >= 5.0
         assert len(boot.trials) == 1 + 3 + 9 + 1 + 4 + 1
 
@@ -246,16 +253,19 @@ def test_nothing_is_timed_under_the_probes(lab: Lab) -> None:
             *["window, paced"] * 9,
             "trace, unlimited, under probes",
         ]
-    for step in STACK_PPS:
-        found = [_Read(trial) for trial in lab.boot(step).trials]
-        assert [one.kind for one in found if one.trace] == ["trace"]
-        assert [one.window for one in found if one.kind == "trace"] == [None]
+    boots = [json.loads(boot)["trials"] for boot in _content(lab.out).values()]
+    assert len(boots) == len(STACK_PPS)
+    for kept in boots:
+        assert [trial["kind"] for trial in kept if trial.get("trace")] == ["trace"]
+        assert [bool(trial.get("window")) for trial in kept if trial["kind"] == "trace"] == [False]
 
 
 def test_the_highest_rate_is_confirmed_and_loses_next_to_nothing(lab: Lab) -> None:
     assert lab.run("--profile", "smoke", "--also", "ndr").exit_code == 0
     for step in STACK_PPS:
-        [trial] = trials(lab.boot(step), "ndr")
+        [trial] = trials(lab.boot(step), NdrTrial)
+        assert trial.search is not None
+        assert trial.ndr_pps is not None
         for tried in trial.search:
             lossy = tried.sent - tried.read > 0.001 * tried.sent
             short = tried.offered_pps < 0.95 * tried.asked_pps

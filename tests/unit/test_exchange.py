@@ -36,9 +36,8 @@ def report(root: Path, *expectations: str, blocks: int = 6, **options: Any) -> d
     make_campaign(
         root, effects=dict(zip(STEPS, (1, 1.1, 1.3), strict=True)), blocks=blocks, **options
     )
-    shown = document(analyse(ResultDirectory.open(root)))
-    hold(shown, [parse(text, STEPS) for text in expectations])
-    return shown
+    analysis = analyse(ResultDirectory.open(root))
+    return document(analysis, hold(analysis, [parse(text, STEPS) for text in expectations]))
 
 
 def outcomes(xml: str) -> dict[str, list[str]]:

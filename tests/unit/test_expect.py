@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,15 @@ from hypothesis import strategies as st
 
 from harness.base.errors import ConfigurationError
 from harness.plan import AA_STEPS
-from harness.report import document
-from harness.results.analysis import analyse
+from harness.results.analysis import (
+    DRIVER_STAGE,
+    PRIMARY,
+    Analysis,
+    Beside,
+    ListLengths,
+    Row,
+    analyse,
+)
 from harness.results.expect import (
     ExpectationMissedError,
     ExpectationOpenError,
@@ -21,44 +29,36 @@ from harness.results.expect import (
     require,
 )
 from harness.results.samples import ResultDirectory
-from tests.unit.synthetic import make_campaign
+from harness.results.stats import Verdict
+from harness.trials import RATES
+from tests.unit.synthetic import analysed, make_campaign, row_of
 
 pytestmark = pytest.mark.unit
 
 STEPS = ("0", "2", "8", "2m")
 
 
-def _report(*, blocks: int = 6, complete: bool = True) -> dict[str, Any]:
+LISTS = ListLengths(
+    name=DRIVER_STAGE, lists=9, packets=576, p50=64, p90=64, max=64, lengths=(), overflow=0
+)
+
+
+def _analysis(*, blocks: int = 6) -> Analysis:
     """Step 8 at 1.12 to 1.17 times step 0, and 0.8 times its time a packet."""
 
-    def row(step: str, rates: list[float], ns: float, **figures: Any) -> dict[str, Any]:
-        boots = [
-            {
-                "block": block,
-                "turns": None,
-                "by_trial": [{"index": 0, "stack_rx_pps": rate, "cpu_ns_per_packet": ns}],
-            }
-            for block, rate in enumerate(rates[:blocks], start=1)
-        ]
-        return {"step": step, "by_boot": boots, "stack_rx_pps": rates[0], **figures}
+    def row(step: str, rates: list[float], ns: float, **figures: Any) -> Row:
+        boots = [{PRIMARY: rate, "cpu_ns_per_packet": ns} for rate in rates[:blocks]]
+        typical = dict.fromkeys(RATES) | {PRIMARY: rates[0]}
+        return row_of(step, boots, rates=typical, **figures)
 
     base = [200e3, 150e3, 240e3, 210e3, 190e3, 230e3]
     ratios = [1.12, 1.13, 1.14, 1.15, 1.16, 1.17]
-    return {
-        "complete": complete,
-        "campaign": {"trial": {}},
-        "rows": [
-            row("0", base, 5000, ip_rcv_per_packet=1.0, list_len_p50=None),
-            row("2", base, 5000, ip_rcv_per_packet=1.0, list_len_p50=64),
-            row(
-                "8",
-                [r * b for r, b in zip(ratios, base, strict=True)],
-                4000,
-                ip_rcv_per_packet=0.0001,
-                list_len_p50=64,
-            ),
-        ],
-    }
+    better = [r * b for r, b in zip(ratios, base, strict=True)]
+    return analysed(
+        row("0", base, 5000, ip_rcv_per_packet=1.0),
+        row("2", base, 5000, ip_rcv_per_packet=1.0, stages=(LISTS,)),
+        row("8", better, 4000, ip_rcv_per_packet=0.0001, stages=(LISTS,)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,14 @@ def _report(*, blocks: int = 6, complete: bool = True) -> dict[str, Any]:
     ],
 )
 def test_outcomes(text: str, outcome: str) -> None:
-    assert check(parse(text, STEPS), _report()).outcome == outcome
+    assert check(parse(text, STEPS), _analysis()).outcome == outcome
 
 
 def test_too_few_blocks_and_incomplete_campaigns_leave_it_open() -> None:
     expected = parse("step8 stack_rx_pps > step0", STEPS)
-    few = check(expected, _report(blocks=5))
+    few = check(expected, _analysis(blocks=5))
     assert (few.outcome, few.why) == ("open", "5 of the 6 blocks that an interval needs")
-    assert check(expected, _report(complete=False)).outcome == "open"
+    assert check(expected, replace(_analysis(), problems=("a boot died",))).outcome == "open"
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_no_text_is_a_bug(text: str) -> None:
 
 
 def test_the_worst_finding_decides_how_a_run_ends() -> None:
-    report = _report()
+    analysis = _analysis()
     met, missed, left = (
-        check(parse(f"step8 stack_rx_pps > {factor}x step0", STEPS), report)
+        check(parse(f"step8 stack_rx_pps > {factor}x step0", STEPS), analysis)
         for factor in ("1.1", "1.2", "1.15")
     )
     require([met])
@@ -143,8 +143,16 @@ def test_a_baseline_against_itself_has_to_show_nothing(
     root = make_campaign(
         tmp_path, effects=dict(zip(AA_STEPS, (1.0, effect), strict=True)), blocks=blocks
     )
-    [finding] = no_difference_in_aa(document(analyse(ResultDirectory.open(root))))
+    [finding] = no_difference_in_aa(analyse(ResultDirectory.open(root)))
     assert finding.outcome == outcome
+
+
+def _beside(p_value: float, blocks: int) -> Beside:
+    verdict = Verdict(
+        outcome="inconclusive", ratio=1.0, interval=(0.9, 1.1), confidence=0.95, blocks=blocks,
+        p_value=p_value, p_holm=p_value, bound=0.1, detectable=0.1,
+    )  # fmt: skip
+    return Beside(median=1.0, change=None, verdict=verdict)
 
 
 @pytest.mark.parametrize(
@@ -160,16 +168,14 @@ def test_no_measure_of_a_baseline_may_differ_from_itself(
     tmp_path: Path, p_values: list[float], blocks: int, outcome: str
 ) -> None:
     root = make_campaign(tmp_path, effects=dict.fromkeys(AA_STEPS, 1.0), blocks=blocks)
-    report = document(analyse(ResultDirectory.open(root)))
-    [own] = [row for row in report["rows"] if row["step"] == AA_STEPS[1]]
-    own["measures"] = {
-        str(number): {"verdict": {"p_value": p_value, "blocks": blocks}}
-        for number, p_value in enumerate(p_values)
-    }
-    _, beside = no_difference_in_aa(report)
+    analysis = analyse(ResultDirectory.open(root))
+    [base, own] = analysis.rows
+    measures = {str(number): _beside(p, blocks) for number, p in enumerate(p_values)}
+    analysis = replace(analysis, rows=(base, replace(own, measures=measures)))
+    _, beside = no_difference_in_aa(analysis)
     assert beside.outcome == outcome
 
 
 def test_other_campaigns_are_no_comparison_with_itself(tmp_path: Path) -> None:
     root = make_campaign(tmp_path, effects={"0": 1.0, "8": 1.0}, blocks=2)
-    assert no_difference_in_aa(document(analyse(ResultDirectory.open(root)))) == []
+    assert no_difference_in_aa(analyse(ResultDirectory.open(root))) == []

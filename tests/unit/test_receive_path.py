@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.plan import ALL_STEPS, LIST_STAGES, step_number
 from harness.report import document, render
-from harness.results.analysis import analyse
+from harness.results.analysis import Analysis, analyse
 from harness.results.expect import check, parse
 from harness.results.samples import Campaign, ResultDirectory, read_campaign
 from harness.trials import VOID_RULES
@@ -205,13 +205,18 @@ def _tapped(blocks: set[int], warnings: tuple[str, ...] = ()) -> Callable[..., J
     return edit
 
 
-def _report(root: Path, edit: Callable[..., Json], **more: Any) -> Json:
+def _analysis(root: Path, edit: Callable[..., Json], **more: Any) -> Analysis:
     make_campaign(root, effects={"0": 1.0, "2": 1.0, "8": 1.2}, edit=edit, **more)
-    return document(analyse(ResultDirectory.open(root)))
+    return analyse(ResultDirectory.open(root))
+
+
+def _report(root: Path, edit: Callable[..., Json], **more: Any) -> Json:
+    return document(_analysis(root, edit, **more))
 
 
 def test_what_a_traced_trial_found_bears_on_all_boots_of_the_step(tmp_path: Path) -> None:
-    report = _report(tmp_path, _tapped({1, 2}), blocks=6, trace_blocks=2)
+    analysis = _analysis(tmp_path, _tapped({1, 2}), blocks=6, trace_blocks=2)
+    report = document(analysis)
     rows = {row["step"]: row for row in report["rows"]}
     assert rows["8"]["stack_rx_pps"] is None
     assert rows["8"]["void_trials"] == 18
@@ -221,7 +226,7 @@ def test_what_a_traced_trial_found_bears_on_all_boots_of_the_step(tmp_path: Path
     assert {void["reasons"][0]["rule"] for void in told} == {"list-path"}
     assert told[0]["reasons"][0]["detail"].startswith("block 1, step 8: ")
     assert "one by one" in render(report, "table")
-    found = check(parse("step8 stack_rx_pps > step0", ["0", "2", "8"]), report)
+    found = check(parse("step8 stack_rx_pps > step0", ["0", "2", "8"]), analysis)
     assert found.outcome == "open"
 
 
@@ -311,7 +316,8 @@ def test_a_link_of_another_speed_leaves_nothing_to_compare(
         boot[kept] = {role: mbps if kept == "link_mbps" else {"speed_mbps": mbps}}
         return boot
 
-    report = _report(tmp_path, edit, blocks=6)
+    analysis = _analysis(tmp_path, edit, blocks=6)
+    report = document(analysis)
     [problem] = report["problems"]
     assert f"the link of the {role} had not one speed" in problem
     assert "10000 Mbit/s in 1 boots (such as b02-" in problem
@@ -319,7 +325,7 @@ def test_a_link_of_another_speed_leaves_nothing_to_compare(
     table = render(report, "table")
     assert "NOT COMPARABLE" in table
     assert "INCOMPLETE" not in table
-    assert check(parse("step8 stack_rx_pps > step0", ["0", "8"]), report).outcome == "open"
+    assert check(parse("step8 stack_rx_pps > step0", ["0", "8"]), analysis).outcome == "open"
 
 
 def test_a_link_that_changed_its_speed_within_a_boot_is_told(tmp_path: Path) -> None:

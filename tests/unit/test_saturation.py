@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from harness.plan import AA_STEPS
 from harness.report import FORMATS, document, render
-from harness.results.analysis import analyse
+from harness.results.analysis import Analysis, Row, analyse
 from harness.results.expect import ExpectationOpenError, check, no_difference_in_aa, parse, require
 from harness.results.samples import ResultDirectory
 from harness.trials.readings import Snapshot
@@ -172,10 +173,14 @@ def _idle(share: Callable[[int, str], float]) -> Callable[..., Json]:
     return edit
 
 
-def _report(root: Path, share: Callable[[int, str], float], **more: Any) -> Json:
+def _analysis(root: Path, share: Callable[[int, str], float], **more: Any) -> Analysis:
     usual: dict[str, Any] = {"effects": {"0": 1.0, "8": 1.0}, "blocks": 6, "noise": lambda _: 0.0}
     make_campaign(root, edit=_idle(share), **usual | more)
-    return document(analyse(ResultDirectory.open(root)))
+    return analyse(ResultDirectory.open(root))
+
+
+def _report(root: Path, share: Callable[[int, str], float], **more: Any) -> Json:
+    return document(_analysis(root, share, **more))
 
 
 def test_an_unsaturated_campaign_has_no_verdict_on_rates(tmp_path: Path) -> None:
@@ -198,21 +203,21 @@ def test_an_unsaturated_campaign_has_no_verdict_on_rates(tmp_path: Path) -> None
 
 
 def test_expectations_on_rates_that_are_void_are_open(tmp_path: Path) -> None:
-    report = _report(tmp_path, lambda *_: 0.3)
+    analysis = _analysis(tmp_path, lambda *_: 0.3)
     for text in ("step8 stack_rx_pps > 0.9x step0", "step8 delivered_pps > 10"):
-        found = check(parse(text, ["0", "8"]), report)
+        found = check(parse(text, ["0", "8"]), analysis)
         assert found.outcome == "open"
         assert "did not saturate the receiver: step 8: 18 of 18" in found.why
         with pytest.raises(ExpectationOpenError) as raised:
             require([found])
         assert raised.value.exit_code == 7
-    costs = check(parse("step8 cpu_ns_per_packet < 1.1x step0", ["0", "8"]), report)
+    costs = check(parse("step8 cpu_ns_per_packet < 1.1x step0", ["0", "8"]), analysis)
     assert costs.outcome == "met"
 
 
 def test_the_baseline_against_itself_is_open_where_nothing_was_saturated(tmp_path: Path) -> None:
-    report = _report(tmp_path, lambda *_: 0.3, effects=dict.fromkeys(AA_STEPS, 1.0))
-    [found] = no_difference_in_aa(report)
+    effects = dict.fromkeys(AA_STEPS, 1.0)
+    [found] = no_difference_in_aa(_analysis(tmp_path, lambda *_: 0.3, effects=effects))
     assert found.outcome == "open"
     assert "not saturated in 36 of 36" in found.why
 
@@ -287,11 +292,16 @@ def test_a_load_that_never_settled_voids_its_trials(tmp_path: Path, steady: bool
 
 
 class _Unsaturated(Bed):
-    def _row(self, name: str, point: str, blocks: int) -> Json:
+    def _row(self, name: str, point: str, blocks: int) -> Row:
         row = super()._row(name, point, blocks)
-        for boot in row["by_boot"]:
-            boot["by_trial"] = [{"index": 0, "cpu_ns_per_packet": 5000.0}]
-        return row | {"unsaturated_trials": blocks}
+        costs = {"cpu_ns_per_packet": 5000.0}
+        return replace(
+            row,
+            measured=tuple(
+                replace(boot, rates=costs, trials={0: costs}, unsaturated=1)
+                for boot in row.measured
+            ),
+        )
 
 
 def test_a_search_over_rates_of_the_load_stays_open_and_says_why(tmp_path: Path) -> None:
