@@ -39,7 +39,7 @@ def checks(name: str, role: str, irq_cpu: int | None) -> Iterator[Check]:
             "firmware",
             ok=bool(found["firmware"]),
             detail=_firmware(found) or "the driver does not say",
-            remedy="sfupdate of the vendor's utilities shows and writes it",
+            remedy=driver.firmware_hint,
             needed=False,
         )
         rows = [row["name"] for row in found["irqs"]]
