@@ -58,9 +58,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Key:
-    """The key of a bed in hosts.yaml by which a setting is asked for; null leaves it alone."""
+    """The key of a bed in hosts.yaml, of a setting's argument; null leaves it alone."""
 
-    name: str
     value: Value | Mapping[str, Part]
     description: str
     default: Any = None
@@ -108,7 +107,7 @@ class Declaration:
 
     @property
     def argument(self) -> str:
-        return self.by or (self.key.name if self.key else self.name)
+        return self.by or self.name
 
 
 def write_text(path: Path, text: str) -> None:

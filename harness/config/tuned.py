@@ -29,17 +29,17 @@ def _part(part: setting.Part) -> tuple[Any, Any]:
     return kind | None, Field(default=None, description=part.description)
 
 
-def _field(key: setting.Key) -> tuple[Any, Any]:
+def _field(name: str, key: setting.Key) -> tuple[Any, Any]:
     kind = key.value
     if isinstance(kind, Mapping):
         parts: dict[str, Any] = {name: _part(part) for name, part in kind.items()}
-        made: Any = create_model(key.name.title(), __base__=Model, __doc__=key.description, **parts)
+        made: Any = create_model(name.title(), __base__=Model, __doc__=key.description, **parts)
     else:
         made = _typed(kind)
     return made | None, Field(default=key.default, description=key.description)
 
 
-_FIELDS: dict[str, Any] = {name: _field(one.key) for name, one in KEYED.items() if one.key}
+_FIELDS: dict[str, Any] = {name: _field(name, one.key) for name, one in KEYED.items() if one.key}
 if TYPE_CHECKING:
     _Keys = Model
 else:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,14 @@ def checks(name: str, role: str, irq_cpu: int | None) -> Iterator[Check]:
     driver = drivers.named(found["driver"])
     if role == "dut":
         yield _driver(found, driver)
-        if driver.functions:
-            yield _function(found["pci_id"], driver)
+        fit = [driver] if driver.name in drivers.DRIVERS else drivers.makers_of_lists()
+        if any(one.functions for one in fit):
+            yield _function(found["pci_id"], fit)
         yield check(
             "firmware",
             ok=bool(found["firmware"]),
             detail=_firmware(found) or "the driver does not say",
-            remedy="sfupdate of the vendor's utilities shows and writes it",
+            remedy=driver.firmware_hint,
             needed=False,
         )
         rows = [row["name"] for row in found["irqs"]]
@@ -80,15 +81,18 @@ def _driver(found: dict[str, Any], driver: drivers.Driver) -> Check:
     )
 
 
-def _function(pci_id: str | None, driver: drivers.Driver) -> Check:
-    known = driver.functions.get(pci_id or "")
-    what = f"{known.chip} ({known.adapters}), {known.kind}" if known else f"no {driver.family}"
-    adapters = dict.fromkeys(one.adapters for one in driver.functions.values())
+def _function(pci_id: str | None, fit: Sequence[drivers.Driver]) -> Check:
+    """Is it a physical function of a NIC of the drivers that are ``fit``?"""
+    functions = {at: one for driver in fit for at, one in driver.functions.items()}
+    families = " or ".join(driver.family for driver in fit)
+    known = functions.get(pci_id or "")
+    what = f"{known.chip} ({known.adapters}), {known.kind}" if known else f"no {families}"
+    adapters = dict.fromkeys(one.adapters for one in functions.values())
     return check(
         "NIC",
         ok=known is not None and known.kind == "PF",
         detail=f"{pci_id} {what}",
-        remedy=f"use a physical function of {driver.family}: " + ", ".join(adapters),
+        remedy=f"use a physical function of {families}: " + ", ".join(adapters),
         needed=True,
     )
 

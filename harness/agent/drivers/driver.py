@@ -76,6 +76,7 @@ class Driver:
     """By ``VENDOR:DEVICE`` of PCI; empty: every function that the driver takes is fit."""
     firmware: Callable[[str], Firmware | None] = _no_firmware
     """``version``, ``variant`` and ``tx_variant`` from what ``ethtool -i`` shows."""
+    firmware_hint: str = "the vendor's utilities show and write it"
     steering: tuple[str, ...] = ("channels", "rss", "ntuple")
     """What works of the ways to fewer receive queues; ``auto`` takes the first that does."""
     queue_irq: re.Pattern[str] = re.compile(r"(?!.*-(tx|xdp)-\d+$).*-(?P<queue>\d+)")

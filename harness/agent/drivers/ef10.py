@@ -107,4 +107,5 @@ DRIVER = Driver(
         )
     },
     firmware=parse_firmware,
+    firmware_hint="sfupdate of the vendor's utilities shows and writes it",
 )

@@ -22,21 +22,6 @@ def parsed(text: str) -> IPv4Interface:
         raise AgentError(f"not an address: {error}", kind="configuration") from error
 
 
-def _addresses(interface: str) -> Setting:
-    links = Links(interface)
-    return Setting("addresses", links.addresses, links.set_addresses)
-
-
-def _up(interface: str) -> Setting:
-    links = Links(interface)
-    return Setting("up", links.up, links.set_up)
-
-
-def _neighbours(interface: str) -> Setting:
-    links = Links(interface)
-    return Setting("neighbours", links.neighbours, links.set_neighbours)
-
-
 def _with_peer(now: dict[str, str], asked: Asked) -> dict[str, str]:
     return {**now, asked["peer"]["address"]: asked["peer"]["mac"].lower()}
 
@@ -44,12 +29,22 @@ def _with_peer(now: dict[str, str], asked: Asked) -> dict[str, str]:
 SETTINGS = (
     Declaration(
         "addresses",
-        _addresses,
+        lambda at: Setting("addresses", Links(at).addresses, Links(at).set_addresses),
         wanted=lambda now, asked: sorted({*now, str(parsed(asked["address"]))}),
         by="address",
         check=parsed,
         hint="is the address used elsewhere on this host?",
     ),
-    Declaration("up", _up, wanted=lambda _now, _asked: True, asked=lambda _asked, _skipped: True),
-    Declaration("neighbours", _neighbours, wanted=_with_peer, by="peer"),
+    Declaration(
+        "up",
+        lambda at: Setting("up", Links(at).up, Links(at).set_up),
+        wanted=lambda _now, _asked: True,
+        asked=lambda _asked, _skipped: True,
+    ),
+    Declaration(
+        "neighbours",
+        lambda at: Setting("neighbours", Links(at).neighbours, Links(at).set_neighbours),
+        wanted=_with_peer,
+        by="peer",
+    ),
 )

@@ -38,7 +38,6 @@ SETTINGS = (
         title="moderation",
         shown=_shown,
         key=Key(
-            "coalesce",
             {
                 "adaptive_rx": Part(bool, "whether the driver adapts it to the load"),
                 "rx_usecs": Part(Whole(0, 65535), "hold-off in µs"),

@@ -38,7 +38,6 @@ SETTINGS = (
         hint="see scaling_available_governors of /sys/devices/system/cpu/cpufreq/policy*",
         title="cpufreq governor",
         key=Key(
-            "governor",
             Word("^[a-z][a-z_]{0,15}$", "a cpufreq governor such as performance, or null"),
             "cpufreq governor, where there is one; null leaves it as it is",
             default="performance",

@@ -10,14 +10,13 @@ from harness.agent.setting import Declaration, Setting, numbered
 _ABSENT = "the kernel has no IPv6"
 
 
-def _on(interface: str) -> Setting:
-    links = Links(interface)
-    return Setting("ipv6_addresses", links.addresses_v6, links.set_addresses_v6)
-
-
 SETTINGS = (
     Declaration(
-        "ipv6_addresses", _on, wanted=lambda _now, _asked: [], by="address", absent=_ABSENT
+        "ipv6_addresses",
+        lambda at: Setting("ipv6_addresses", Links(at).addresses_v6, Links(at).set_addresses_v6),
+        wanted=lambda _now, _asked: [],
+        by="address",
+        absent=_ABSENT,
     ),
     numbered(
         "ipv6_off",

@@ -39,7 +39,6 @@ SETTINGS = (
         hint="stop irqbalance on the host, or ask for `irqbalance: null`",
         title="irqbalance",
         key=Key(
-            "irqbalance",
             Word("^off$", "'off' or null"),
             "irqbalance during a trial; null leaves it as it is",
             default="off",

@@ -25,7 +25,6 @@ SETTINGS = (
         off_if_absent=True,
         title="polls before the interrupt is on again",
         key=Key(
-            "napi_defer_hard_irqs",
             Whole(0, 1000),
             "polls without packets after which the dut's interrupt is on again; "
             "null leaves it as it is",
@@ -41,7 +40,6 @@ SETTINGS = (
         title="packets and interrupts held back by NAPI",
         shown=lambda value: f"{value} ns",
         key=Key(
-            "gro_flush_timeout_ns",
             Whole(0, 1_000_000_000),
             "how long the dut's NAPI may hold packets and interrupts back, in ns; "
             "null leaves it as it is",

@@ -77,7 +77,6 @@ SETTINGS = (
         title="offloads",
         shown=lambda value: ", ".join(f"{n} {'on' if on else 'off'}" for n, on in value.items()),
         key=Key(
-            "offloads",
             {name: Part(bool, words, required=False) for name, (_, words) in _FEATURES.items()},
             "offloads on the dut; null leaves all as they are",
         ),

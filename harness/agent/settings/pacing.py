@@ -6,16 +6,10 @@ from __future__ import annotations
 from harness.agent.interface.links import Links
 from harness.agent.setting import Declaration, Setting
 
-
-def _on(interface: str) -> Setting:
-    links = Links(interface)
-    return Setting("pacing_bytes_per_s", links.pacing, links.set_pacing)
-
-
 SETTINGS = (
     Declaration(
         "pacing_bytes_per_s",
-        _on,
+        lambda at: Setting("pacing_bytes_per_s", Links(at).pacing, Links(at).set_pacing),
         hint="pacing needs the kernel's tbf (CONFIG_NET_SCH_TBF) on the generator, "
         "on an interface whose queueing nobody has set up",
     ),

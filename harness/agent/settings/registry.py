@@ -38,7 +38,7 @@ DECLARED: dict[str, Declaration] = {
 }
 """By name; each module of this folder declares one, or a few that go together."""
 
-KEYED = {one.key.name: one for one in DECLARED.values() if one.key}
+KEYED = {one.argument: one for one in DECLARED.values() if one.key}
 """By key of a bed in hosts.yaml."""
 PLAIN = {one.argument: one for one in DECLARED.values() if one.plain is not None}
 """Those a run asks of the dut without a key, by argument."""

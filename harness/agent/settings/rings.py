@@ -22,11 +22,11 @@ SETTINGS = (
         "rings",
         _on,
         wanted=lambda now, asked: {**now, "rx": asked["rx_ring"]},
+        by="rx_ring",
         absent="the driver's rings have one size",
         hint="`ethtool -g` shows the largest size; many NICs take powers of two alone",
         title="descriptors in a receive ring",
         key=Key(
-            "rx_ring",
             Whole(64, 65536),
             "descriptors in each receive ring of the dut; null leaves them as they are",
         ),
