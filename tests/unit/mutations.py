@@ -52,14 +52,14 @@ MUTATIONS = (
     ),
     Mutation(
         "pacing in kB/s",
-        "pacing_bytes_per_s=round((pps or 0) * frame_bytes)",
-        "pacing_bytes_per_s=round((pps or 0) * frame_bytes / 1000)",
+        "rate = round((pps or 0) * frame_bytes)",
+        "rate = round((pps or 0) * frame_bytes / 1000)",
         _PACED,
     ),
     Mutation(
         "pacing in bit/s",
-        "pacing_bytes_per_s=round((pps or 0) * frame_bytes)",
-        "pacing_bytes_per_s=round((pps or 0) * frame_bytes * 8)",
+        "rate = round((pps or 0) * frame_bytes)",
+        "rate = round((pps or 0) * frame_bytes * 8)",
         _PACED,
     ),
     Mutation(
@@ -76,8 +76,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a window is twice as long",
-        "        duration_s=trial.duration_s,\n        netserver=True,",
-        "        duration_s=2 * trial.duration_s,\n        netserver=True,",
+        "duration_s=trial.duration_s,\n            netserver=True,",
+        "duration_s=2 * trial.duration_s,\n            netserver=True,",
         _WINDOWS,
     ),
     Mutation(
@@ -88,14 +88,14 @@ MUTATIONS = (
     ),
     Mutation(
         "another CPU's counters are read",
-        "pmu_cpu=setup.bed.placement.irq_cpu",
-        "pmu_cpu=setup.bed.netserver_cpu",
+        "pmu_cpu=irq_cpu,",
+        "pmu_cpu=4,",
         _FIGURES,
     ),
     Mutation(
         "the emulator is not asked to count",
-        'emulated=trial.kind == "icache"',
-        "emulated=False",
+        "emulated=emulated,",
+        "emulated=False,",
         f"{_CALLS}what_the_emulator_counted_is_per_packet_and_by_function",
     ),
     Mutation(
@@ -114,8 +114,8 @@ MUTATIONS = (
     # The order of things
     Mutation(
         "settings are not restored",
-        "role: agent.settings_restore() for role, agent in workload.agents(bed).items()",
-        "role: {'restored': ['address']} for role, agent in workload.agents(bed).items()",
+        "role: agent.settings_restore() for role, agent in agents(bed).items()",
+        "role: {'restored': ['address']} for role, agent in agents(bed).items()",
         _ORDER,
     ),
     Mutation(
@@ -126,22 +126,22 @@ MUTATIONS = (
     ),
     Mutation(
         "settings of a latency trial stay",
-        '        _set(bed, "dut", coalesce=moderation, busy_read_us=busy_read_us)',
+        "        set_dut(coalesce=moderation, busy_read_us=busy_read_us)",
         "        pass",
         f"{_HOLDS}what_a_latency_trial_sets_is_set_back_also_when_it_fails",
     ),
     Mutation(
         "a load goes on after its kernel died",
-        "workload.end_load(self._bed)",
+        "end_load(self._bed)",
         "pass",
         _LEFT,
     ),
     Mutation("netserver runs on", "bed.dut.netserver_stop()", "pass", _ORDER),
-    Mutation("pacing is not lifted", "    if load.paced_pps:", "    if False:", _FIGURES),
+    Mutation("pacing is not lifted", "if self._paced_pps:", "if False:", _FIGURES),
     Mutation("probes stay attached", "dut.trace_detach()", "pass", _FIGURES),
     Mutation(
         "trials are timed after the probes are attached",
-        "dut.trace_attach(interface=interface)",
+        "boot.bed.dut.trace_attach(interface=boot.bed.dut_interface)",
         "pass",
         f"{_HOLDS}nothing_is_timed_under_the_probes",
     ),
@@ -153,14 +153,14 @@ MUTATIONS = (
     ),
     Mutation(
         "the NIC's statistics are read too soon",
-        "netperf_wait(timeout_s=30)\n    time.sleep(_SETTLE_S)",
+        "netperf_wait(timeout_s=30)\n        time.sleep(_SETTLE_S)",
         "netperf_wait(timeout_s=30)",
         _WINDOWS,
     ),
     Mutation(
         "counters are read once only",
-        'shared["whole"] = {"before": load.before, "after": after}',
-        'shared["whole"] = {"before": after, "after": after}',
+        'return {"before": self._before, "after": self._counters()}',
+        'return {"before": (now := self._counters()), "after": now}',
         _WINDOWS,
     ),
     Mutation(
@@ -175,14 +175,14 @@ MUTATIONS = (
     ),
     Mutation(
         "warm-ups are left out",
-        "for index in range(self.warmups)",
+        "for index in range(profile.warmups)",
         "for index in range(0)",
         _WINDOWS,
     ),
     # The kernel
     Mutation(
         "whatever kernel runs is measured",
-        'if kept["release"] != image.release:',
+        "if boot.release != image.release:",
         "if False:",
         f"{_HOLDS}another_kernel_than_asked_for_is_not_measured",
     ),
@@ -194,7 +194,7 @@ MUTATIONS = (
     ),
     Mutation(
         "whatever stands in the way of packets is measured",
-        'workload.require_free_way(bed, kept["settings"])',
+        "require_free_way(bed, boot.settings)",
         "pass",
         f"{_HOLDS}what_stands_between_the_nic_and_the_stack_is_refused",
     ),
@@ -240,9 +240,9 @@ MUTATIONS = (
         "test_pacing.py::test_all_boots_of_a_block_get_the_same_loads",
     ),
     Mutation(
-        "each boot has paced loads of its own",
-        "boot.taken = known or own",
-        "boot.taken = own or known",
+        "one boot tells the paced loads",
+        "holdoff_us=samples.holdoff_us(boot.settings)) for boot in up\n",
+        "holdoff_us=samples.holdoff_us(boot.settings)) for boot in up[-1:]\n",
         _PACED,
     ),
     Mutation(
@@ -259,7 +259,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the rate found is not confirmed",
-        "confirmations=NDR_CONFIRMATIONS",
+        "confirmations=_CONFIRMATIONS",
         "confirmations=0",
         _NDR,
     ),
@@ -273,47 +273,47 @@ MUTATIONS = (
     # Void rules and metrics
     Mutation(
         "interrupts and processes may move",
-        "void += _moved(trial.window.placement, irq_cpu, netserver_cpu, tolerances)",
+        "void += _moved(placement, conditions)",
         "void += []",
         f"{_VOID}[process-moved]",
     ),
     Mutation(
         "packets may spread over queues",
-        "void += _spread(window, campaign, tolerances)",
+        "void += _spread(window, conditions)",
         "void += []",
         f"{_VOID}[queues-spread]",
     ),
     Mutation(
-        "a load need not settle", "void += _ramp_rule(trial)", "pass", f"{_VOID}[ramp-unsteady]"
+        "a load need not settle", "void += _ramp_rule(sample)", "pass", f"{_VOID}[ramp-unsteady]"
     ),
     Mutation(
         "streams may fail",
-        "void += _stream_rules(trial, window)",
+        "void += _stream_rules(sample, window)",
         "pass",
         f"{_VOID}[stream-failed]",
     ),
     Mutation(
         "a paced load may miss its rate",
-        'void += _paced_rule(rates["stack_rx_pps"], trial.paced_pps, tolerances)',
-        "pass",
+        "if asked and pps is not None and abs(pps - asked) > allowed * asked:",
+        "if False:",
         f"{_VOID}[rate-missed]",
     ),
     Mutation(
         "an unsaturated receiver has a rate",
-        "if judged and judged.saturated is False",
-        "if False",
+        "if judged.saturated is False:",
+        "if False:",
         f"{_VOID}[unsaturated]",
     ),
     Mutation(
         "trials that are void when they end count",
-        "void: list[Void] = list(trial.void)\n    window =",
-        "void: list[Void] = []\n    window =",
+        "void = [*sample.void, *own]",
+        "void = [*own]",
         f"{_VOID}[no-load]",
     ),
     Mutation(
-        "traced trials are timed ones",
-        'elif trial.kind == "timed":\n            self._timed',
-        'elif trial.kind in ("timed", "trace"):\n            self._timed',
+        "trials of all kinds are timed ones",
+        "if told.saturation is not None:",
+        "if True:",
         _FIGURES,
     ),
     Mutation(
@@ -324,8 +324,8 @@ MUTATIONS = (
     ),
     Mutation(
         "all CPUs are a packet's cost",
-        "Delta(window.start, window.end).cost_ns(irq_cpu)",
-        "Delta(window.start, window.end).cost_ns(None)",
+        "delta.cost_ns(conditions.irq_cpu)",
+        "delta.cost_ns(None)",
         _FIGURES,
     ),
     # Settings on a host
