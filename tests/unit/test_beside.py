@@ -16,7 +16,7 @@ from harness.plan import PACED_SHARES
 from harness.report import document, render
 from harness.report.plots import plots
 from harness.results.analysis import Analysis, analyse
-from harness.results.expect import check, parse
+from harness.results.expect import OTHER_METRICS, RATE_METRICS, check, parse
 from harness.results.samples import ResultDirectory
 from harness.trials import EXTRAS, MEASURES, ndr
 from harness.trials.latency import CELLS
@@ -232,6 +232,16 @@ def test_the_page_judges_and_draws_what_was_paced(report: Json) -> None:
 )
 def test_measures_can_be_expected(analysis: Analysis, text: str, outcome: str) -> None:
     assert check(parse(text, ["0", "8"]), analysis).outcome == outcome
+
+
+@pytest.mark.parametrize("metric", [*RATE_METRICS, *OTHER_METRICS, *MEASURES])
+def test_what_is_expected_of_is_the_figure_in_the_report(
+    analysis: Analysis, report: Json, metric: str
+) -> None:
+    figure = analysis.row("8").figure(metric)
+    shown = report["rows"][1]
+    assert figure == (shown["measures"][metric]["median"] if metric in MEASURES else shown[metric])
+    assert figure is not None
 
 
 def test_the_reports_show_measures_and_what_could_be_resolved(report: Json) -> None:
