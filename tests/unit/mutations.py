@@ -362,8 +362,8 @@ MUTATIONS = (
     ),
     Mutation(
         "interrupts stay where they are",
-        "lambda now: dict.fromkeys(now, str(irq_cpu))",
-        "lambda now: now",
+        'return dict.fromkeys(now, str(asked["irq_cpu"]))',
+        "return dict(now)",
         f"{_BROKEN}every_setting_is_made_there_and_put_back",
     ),
     # Machines
