@@ -72,7 +72,8 @@ without() {
     case $1 in
     linux-source-*)
         say "$1 is in none of this system's package sources: name a git tree by" \
-            "ARGS='--tree DIR', or a tarball in hosts.yaml (kernel: {source: {tarball: FILE}})." ;;
+            "ARGS='--tree DIR', or a tarball in hosts.yaml (kernel: {source: {tarball: FILE}})." \
+            "harness run says how any user gets Debian's as a tarball." ;;
     linux-perf)
         say "linux-perf is in none of this system's package sources (Ubuntu has it as" \
             "linux-tools-generic): tests that need it skip." ;;
@@ -87,8 +88,9 @@ without() {
     esac
 }
 
+# By its whole name: apt's commands take linux-source-6.1 for a pattern, too.
 offered() {
-    apt-cache show --no-all-versions "$1" 2>/dev/null | grep -q .
+    apt-cache show --no-all-versions "$1" 2>/dev/null | grep -qx "Package: $1"
 }
 
 # Is all that is missing such as one can do without, and in no list that apt has got? Then

@@ -309,9 +309,10 @@ def _images(lacking: list[str]) -> Finding:
 
 def _mirror() -> Iterator[Finding]:
     """Whether apt gets a file of the mirror by its own means, proxies among them."""
-    helper, mirror = Path("/usr/lib/apt/apt-helper"), images.mirror()
-    if mirror is None or not helper.exists():
+    helper = Path("/usr/lib/apt/apt-helper")
+    if not helper.exists() or shutil.which("apt-get") is None:
         return
+    mirror = images.mirror() or images.USUAL_MIRROR
     address = f"{mirror}/dists/{images.SUITE}/InRelease"
     with tempfile.TemporaryDirectory(prefix="rb-needs-") as scratch:
         command = [str(helper), "-oAPT::Sandbox::User=", "download-file", address, f"{scratch}/got"]

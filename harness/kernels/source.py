@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from harness.base import cache, process
 from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.patches.git import command, environment, git, is_top_of_git_tree
 
+_SUITES = {"linux-source-6.12": "trixie", "linux-source-6.1": "bookworm"}
 _TOUCHED = re.compile(r"^(?:---|\+\+\+) [ab]/(\S+)", re.MULTILINE)
 
 
@@ -62,10 +63,31 @@ def from_package(package: str) -> Source:
         tarball = Path("/usr/src") / f"{package}{suffix}"
         if tarball.is_file():
             return from_tarball(tarball)
+    said = f"{package} is not installed: there is no /usr/src/{package}.tar.xz"
+    if _apt_offers(package):
+        raise InfrastructureError(said, hint=f"apt-get install {package}")
+    hint = "name a git tree by --tree, or a tarball as kernel.source in hosts.yaml"
+    if suite := _SUITES.get(package):
+        hint += f". Debian {suite} has this one: {_as_tarball(package, suite)}"
     raise InfrastructureError(
-        f"{package} is not installed: there is no /usr/src/{package}.tar.xz",
-        hint=f"apt-get install {package}; where no package source has it, name a git tree by "
-        "--tree, or a tarball as kernel.source in hosts.yaml",
+        f"{said}, and none of this system's package sources has the package", hint=hint
+    )
+
+
+def _apt_offers(package: str) -> bool:
+    """Whether apt has this very package; its commands take linux-source-6.1 for a pattern, too."""
+    command = ["apt-cache", "show", "--no-all-versions", package]
+    with suppress(InfrastructureError):  # a system without apt
+        return f"Package: {package}" in process.run(command, check=False).stdout.splitlines()
+    return False
+
+
+def _as_tarball(package: str, suite: str) -> str:
+    """The command by which any user who can make the guest image gets the source of ``suite``."""
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    return (
+        f"mmdebstrap --variant=extract --include={package} --keyring={keyring} {suite} - | "
+        f"tar -x ./usr/src/{package}.tar.xz"
     )
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.base.errors import ConfigurationError, HarnessError
-from harness.kernels import build, configuration
-from harness.kernels.source import Tree, from_git, from_tarball
+from harness.base.errors import ConfigurationError, HarnessError, InfrastructureError
+from harness.kernels import build, configuration, source
+from harness.kernels.source import Tree, from_git, from_package, from_tarball
 
 pytestmark = pytest.mark.unit
 
@@ -123,3 +123,28 @@ def test_a_better_changelog_is_no_other_kernel(series: tuple[Path, list[Path]]) 
     assert build._diff(again) == build._diff(patches[0]) != build._diff(patches[1])
     again.write_text(again.read_text().rpartition("\n-- \n")[0])  # the mail's signature is optional
     assert build._diff(again) == build._diff(patches[0])
+
+
+@pytest.mark.parametrize(
+    ("package", "offered", "hint"),
+    [
+        ("linux-source-0.1", "linux-source-0.1", "apt-get install linux-source-0.1"),
+        # apt takes a name that no package has for a pattern, and would install another kernel's.
+        ("linux-source-0.1", "linux-source-0.12", "name a git tree by --tree"),
+        ("linux-source-0.1", "", "name a git tree by --tree"),
+        ("linux-source-6.1", "linux-source-6.12", "--include=linux-source-6.1 "),
+    ],
+)
+def test_a_package_of_the_source_that_is_not_there(
+    package: str, offered: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "apt-cache"
+    program.write_text(f"#!/bin/sh\n[ -z '{offered}' ] || echo 'Package: {offered}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(source, "Path", lambda *parts: tmp_path.joinpath(*parts[1:]))
+    with pytest.raises(InfrastructureError, match=f"{package} is not installed") as caught:
+        from_package(package)
+    assert hint in str(caught.value.hint)
+    assert ("none of this system's" in caught.value.message) == (offered != package)
+    assert ("apt-get install" in str(caught.value.hint)) == (offered == package)

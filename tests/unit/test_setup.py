@@ -114,7 +114,10 @@ def system(tmp_path: Path) -> System:
         f'for last; do :; done; grep -qx -e "$last" {tmp_path}/installed && echo installed',
     )
     one.program(
-        "apt-cache", f'for last; do :; done; grep -x -e "$last" {tmp_path}/sources || exit 100'
+        "apt-cache",
+        # A name with a dot is a pattern where no package has it.
+        f'for last; do :; done; for found in $(grep -e "$last" {tmp_path}/sources)\n'
+        "do echo Package: $found; done",
     )
     one.program("apt-get", f'echo "apt-get $*" >> {tmp_path}/log')
     one.has(*ALL)
@@ -157,6 +160,14 @@ def test_a_release_without_the_kernels_source_says_what_to_name(system: System) 
     assert done.returncode == 0, done.stderr
     assert "--tree DIR" in done.stdout
     assert "tarball" in done.stdout
+    assert [line for line in system.done if "install" in line] == []
+
+
+def test_a_package_whose_name_goes_on_is_another(system: System) -> None:
+    system.has(*(name for name in ALL if name != "linux-source-6.12"))
+    system.could_have("linux-source-6.129")
+    done = system.setup("system")
+    assert "linux-source-6.12 is in none of this system's package sources" in done.stdout
     assert [line for line in system.done if "install" in line] == []
 
 
