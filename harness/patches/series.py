@@ -109,11 +109,6 @@ class Series:
         """The patch files of :meth:`upto`."""
         return tuple(patch.path for patch in self.upto(step))
 
-    def title(self, step: str | int) -> str:
-        """A one-line description of ``step``."""
-        own = [patch.subject for patch in self.upto(step) if patch.name == str(step)]
-        return own[-1] if own else "the unchanged base"
-
 
 def list_series(home: Path | None = None) -> list[Series]:
     """Every series under ``home`` (None: those that ship), oldest base first."""
