@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The agent's loop: a JSON request a line on stdin, an answer a line on stdout.
+"""The agent's loop: one JSON request a line on stdin, one answer a line on stdout.
 
-Hides the calls' dispatch and the end of an agent: when the controller is gone,
-whatever the reason, probes are detached, the load is stopped and the settings
-are put back before the process exits.
+Hides how calls are dispatched and how an agent ends: when the controller is gone for any
+reason, it detaches probes, stops the load and restores the settings before it exits.
 """
 
 from __future__ import annotations
@@ -51,10 +50,10 @@ _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Channel:
-    """Lines from and to the controller; a wait ends when the controller does."""
+    """Lines from and to the controller; a wait ends when the controller is gone."""
 
     def __init__(self) -> None:
-        # Whatever a library prints must not become part of the protocol.
+        # Output of libraries must not become part of the protocol.
         self._out = os.dup(1)
         os.dup2(2, 1)
         self._pending = b""
@@ -69,9 +68,9 @@ class _Channel:
         return line.decode(errors="replace") if newline else None
 
     def send(self, message: dict[str, Any]) -> None:
-        """Raises ControllerGone where nobody reads any more."""
+        """Raises ControllerGone if nobody reads any more."""
         text = json.dumps(message, separators=(",", ":"))
-        # Bytes of somebody's file that are no characters are none for the controller, either.
+        # Bytes from a file that are not UTF-8 become U+FFFD.
         data = _NO_CHARACTER.sub(r"\\ufffd", text).encode() + b"\n"
         try:
             while data:
@@ -80,7 +79,7 @@ class _Channel:
             raise ControllerGone from error
 
     def sleep(self, duration_s: float) -> None:
-        """Raises ControllerGone at once when stdin ends meanwhile."""
+        """Raises ControllerGone as soon as stdin ends."""
         end_s = time.monotonic() + duration_s
         while True:
             left_s = max(0.0, end_s - time.monotonic())
@@ -164,19 +163,19 @@ class Agent:
         }
 
     def close(self) -> None:
-        """Leave the host as it was found; nothing that fails here stops the rest."""
+        """Restore the host; a failure does not stop the rest."""
         self._way.end()
         for last in (self._tracer.close, self._load.stop, self._settings.restore):
             try:
                 left = last()
-            except Exception:  # noqa: BLE001 - the rest has to be put back all the same
+            except Exception:  # noqa: BLE001 - the rest has to be restored all the same
                 traceback.print_exc(file=sys.stderr)
             else:
                 for failure in (left or {}).get("failed", ()):
-                    sys.stderr.write(f"not put back: {failure}\n")
+                    sys.stderr.write(f"not restored: {failure}\n")
 
     def _settings_apply(self, *, interface: str, **wanted: Any) -> Any:
-        # Queues and interrupts may be others afterwards.
+        # Queues and interrupts may change.
         self._counters.clear()
         return self._settings.apply(interface=interface, sleep=self._sleep, **wanted)
 
@@ -200,7 +199,7 @@ class Agent:
         emulated: bool = False,
     ) -> Any:
         if netserver and not self._load.serving():
-            raise AgentError("netserver serves no stream as the window opens", kind="void")
+            raise AgentError("netserver receives no stream when the window starts", kind="void")
         window = partial(
             self._of(interface).window,
             duration_s=duration_s,
@@ -209,8 +208,8 @@ class Agent:
         )
         if pmu_cpu is None:
             return window()
-        # What netserver takes of its CPU is none of the receive path, and differs from kernel to
-        # kernel where that leaves it more.
+        # netserver's own instructions are not part of the receive path, and a kernel that
+        # leaves it more CPU time would have more of them.
         still = self._load.netserver_stands_still() if emulated else contextlib.nullcontext()
         counters = Emulated() if emulated else self._pmu
         with still, counters.over(pmu_cpu) as watch:
@@ -275,14 +274,14 @@ def _answer(calls: dict[str, Callable[..., Any]], line: str) -> dict[str, Any]:
 
 
 def _stopped(_number: int, _frame: FrameType | None) -> NoReturn:
-    # A second signal must not cut the cleaning up short.
+    # A second signal must not interrupt the clean-up.
     for number in _ENDS:
         signal.signal(number, signal.SIG_IGN)
     raise ControllerGone
 
 
 def main(_arguments: Sequence[str] = ()) -> int:
-    """Serve until the controller is gone; 0 is the only status of an end that was clean."""
+    """Serve until the controller is gone; 0 is the only status of a clean exit."""
     channel = _Channel()
     see_own_interfaces()
     agent = Agent(channel.sleep)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""CPUs by their numbers, as the kernel lists them: a count says nothing of which there are.
+"""CPUs by number, as the kernel lists them; a count would not say which ones there are.
 
-CPUs that are offline leave holes, and a cpuset allows a process only some of those online.
+Offline CPUs leave gaps, and a cpuset allows a process only some of those online.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _CPU = Path("/sys/devices/system/cpu")
 _LIST = re.compile(r"\d+(?:-\d+(?::\d+/\d+)?)?")
 _MASK = re.compile(r"[0-9a-fA-F]+(?:,[0-9a-fA-F]+)*")
 _MOST = 1 << 16
-"""No kernel has as many CPUs."""
+"""More CPUs than any kernel supports."""
 
 
 def parse_list(text: str) -> list[int]:
     """The CPUs of a list such as ``0-3,8,10-14:1/2`` (Documentation/admin-guide/cputopology.rst).
 
     Raises:
-        AgentError: it is none.
+        AgentError: the text has another form.
     """
     found: set[int] = set()
     for part in filter(None, (word.strip() for word in text.strip().split(","))):
@@ -46,12 +46,12 @@ def parse_mask(text: str) -> list[int]:
     """The CPUs of a mask such as ``00000001,0000000f``, 32 in each word.
 
     Raises:
-        AgentError: it is none.
+        AgentError: the text has another form.
     """
     text = text.strip()
     if not text.isascii() or not _MASK.fullmatch(text) or len(text) > _MOST // 2:
         raise AgentError(f"not a mask of CPUs: {text!r:.80}")
-    # Every word but the first has eight digits, also where they are printed without zeros.
+    # Every word but the first stands for eight digits, also if printed without leading zeros.
     first, *rest = text.split(",")
     if any(len(word) > 8 for word in rest):
         raise AgentError(f"not a mask of CPUs: {text!r:.80}")
@@ -71,19 +71,19 @@ def as_list(cpus: Iterable[int]) -> str:
 
 
 def online() -> list[int]:
-    """The CPUs that run now."""
+    """The CPUs that are online."""
     return _listed("online") or sorted(os.sched_getaffinity(0))
 
 
 def possible() -> list[int]:
-    """The CPUs that may ever run: those the kernel keeps a place for."""
+    """The CPUs that can ever be online."""
     return _listed("possible") or online()
 
 
 def allowed() -> list[int]:
-    """The CPUs on which this process may be put: those online that its cpuset has.
+    """The online CPUs that this process's cpuset allows.
 
-    The kernel is asked by asking for all; where this process stands is as before.
+    Found by setting the affinity to all CPUs, which the kernel reduces, and restoring it.
     """
     own = os.sched_getaffinity(0)
     try:
@@ -97,16 +97,16 @@ def allowed() -> list[int]:
 
 
 def require(cpu: int, what: str, *, processes: bool = False) -> None:
-    """``cpu`` runs, and with ``processes`` those of this agent may be put there.
+    """Check that ``cpu`` is online, and with ``processes`` that this agent's may run there.
 
     Raises:
-        AgentError: it does not, or they may not; ``what`` names what it is for.
+        AgentError: it is not, or they may not; ``what`` names its purpose.
     """
     there = online()
     if cpu not in there:
-        how = "offline" if cpu in possible() else "none of this host's"
+        how = "is offline" if cpu in possible() else "does not exist on this host"
         raise AgentError(
-            f"{what}: CPU {cpu} is {how}",
+            f"{what}: CPU {cpu} {how}",
             kind="configuration",
             hint=f"CPUs online here: {as_list(there)}",
         )
@@ -119,7 +119,7 @@ def require(cpu: int, what: str, *, processes: bool = False) -> None:
 
 
 def apart_from(*taken: int) -> list[int]:
-    """The CPUs allowed that are none of ``taken``."""
+    """The allowed CPUs other than ``taken``."""
     return [cpu for cpu in allowed() if cpu not in taken]
 
 

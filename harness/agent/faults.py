@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How a call of the agent fails: a kind the controller maps to its own error classes."""
+"""Errors of the agent's calls; the controller maps the kind to its own error classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Kind = Literal["infrastructure", "configuration", "void"]
 
 
 class AgentError(Exception):
-    """A call that could not be done; ``hint`` is the way out where one is known."""
+    """A failed call; ``hint`` says how to fix the cause, if known."""
 
     def __init__(self, message: str, *, kind: Kind = "infrastructure", hint: str | None = None):
         super().__init__(message)
@@ -25,26 +25,26 @@ class AgentError(Exception):
 
 
 class ControllerGone(BaseException):
-    """Nobody is left to answer: stdin ended, or a signal asked the agent to stop.
+    """The normal end of an agent: stdin ended, or a signal asked it to stop.
 
-    The normal end of an agent and no failure of the call it ends, as KeyboardInterrupt is none.
+    Like KeyboardInterrupt, it is not a failure of the call that it ends.
     """
 
 
 @contextlib.contextmanager
 def parsing(what: str) -> Iterator[None]:
-    """Whatever a parser stumbles over is an AgentError that names ``what``; also a decorator."""
+    """Turn a parser's exceptions into an AgentError that names ``what``; also a decorator."""
     try:
         yield
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error) as e:
-        raise AgentError(f"{what} is not as expected: {type(e).__name__}: {e!s:.200}") from e
+        raise AgentError(f"cannot parse {what}: {type(e).__name__}: {e!s:.200}") from e
 
 
 def need(module: str) -> ModuleType:
     """The third-party ``module``, imported when first used.
 
     Raises:
-        AgentError: it is not installed; the hint names this distribution's package.
+        AgentError: it is not installed; the hint names the package.
     """
     try:
         return importlib.import_module(module)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a host is: its interface, the NIC behind it, its interrupts and its software."""
+"""The inventory of a host: its interface, its NIC, its interrupts and its software."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _CLOCKSOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocks
 
 
 def in_first_namespace() -> bool:
-    """Is this the machine's own network, and not a namespace that ends with its processes?"""
+    """Is this process in the machine's own network namespace?"""
     try:
         return Path("/proc/1/ns/net").stat().st_ino == Path("/proc/self/ns/net").stat().st_ino
     except OSError:
-        # An ordinary user's namespace may not look at process 1.
+        # In an ordinary user's namespace, process 1 cannot be inspected.
         return False
 
 
 def see_own_interfaces() -> None:
-    """Give this process the /sys of its network namespace.
+    """Mount the /sys of this process's network namespace.
 
-    /sys shows the network of whoever mounted it: whoever enters a namespace by
-    anything less than `ip netns exec` still sees the machine's interfaces.
+    /sys shows the network namespace in which it was mounted. A process that entered its
+    namespace without `ip netns exec` still sees the machine's interfaces.
     """
     if in_first_namespace():
         return
@@ -55,13 +55,13 @@ def see_own_interfaces() -> None:
     ):
         code = ctypes.get_errno()
         if code == errno.EBUSY:
-            return  # it is this namespace's own already
+            return  # /sys is this namespace's already
         why = os.strerror(code)
         sys.stderr.write(f"/sys may show the interfaces of another network namespace: {why}\n")
 
 
 def _made_private(libc: ctypes.CDLL) -> bool:
-    """What is mounted from here on is seen by nobody else; in a chroot / is no mount point."""
+    """Make new mounts private to this process; in a chroot, / is not a mount point."""
     return any(
         libc.mount(b"none", at, None, _MS_REC | _MS_PRIVATE, None) == 0 for at in (b"/", b"/sys")
     )
@@ -86,9 +86,9 @@ def existing(interface: str) -> str:
 def inventory(
     *, interface: str | None = None, mac: str | None = None, command_prefix: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The interface, named or found by its MAC address, and the host around it.
+    """The host, and its interface, named or found by its MAC address.
 
-    ``command_prefix`` is put before netperf and netserver when their version is asked for.
+    ``command_prefix`` goes before netperf and netserver when they are run for their version.
     """
     if interface is None and mac is not None:
         interface = _named_by(mac)
@@ -134,16 +134,16 @@ def inventory(
 
 
 def _in_the_way(interface: str) -> dict[str, Any]:
-    """None of it where this host cannot tell: without pyroute2, which the doctor asks for."""
+    """As :func:`.in_the_way.found`; None without pyroute2, which the doctor reports."""
     try:
         return in_the_way.found(interface)
     except (AgentError, OSError) as error:
-        sys.stderr.write(f"what is in the way on {interface} is not known: {error}\n")
+        sys.stderr.write(f"cannot tell what is between {interface} and the stack: {error}\n")
         return {"packet_taps": None, "in_the_way": None}
 
 
 def interface_irqs(interface: str) -> dict[int, str]:
-    """The interrupts in use by the device behind ``interface``, and their names."""
+    """The interrupts that the device of ``interface`` uses, and their names."""
     device = (NET / interface / "device").resolve()
     numbers: set[int] = set()
     # A virtio device is a child of the PCI function that owns its vectors.
@@ -162,10 +162,10 @@ def interface_irqs(interface: str) -> dict[int, str]:
 def parse_interrupts(text: str, wanted: set[int]) -> dict[str, dict[str, Any]]:
     """Rows of /proc/interrupts by number: ``{"24": {"name": "eth0-0", "counts": {"0": 17}}}``.
 
-    Its columns are the CPUs online.
+    Its columns are the online CPUs.
 
     Raises:
-        AgentError: it is no such table.
+        AgentError: the text has another form.
     """
     lines = text.split("\n")
     online = [word[len("CPU") :] for word in lines[0].split() if word.startswith("CPU")]
@@ -186,17 +186,17 @@ def parse_interrupts(text: str, wanted: set[int]) -> dict[str, dict[str, Any]]:
 
 
 def governors() -> dict[str, str] | None:
-    """The cpufreq governor of each CPU; None where the CPU's frequency is not ours to set."""
+    """The cpufreq governor of each CPU; None without cpufreq."""
     found = {
         path.parent.parent.name.removeprefix("cpu"): read_text(path)
         for path in sorted(Path(_CPUFREQ).glob("cpu[0-9]*/cpufreq/scaling_governor"))
     }
-    # That of a CPU that is offline refuses to be read.
+    # The governor of an offline CPU cannot be read.
     return {cpu: governor for cpu, governor in found.items() if governor} or None
 
 
 def irqbalance_running() -> bool:
-    """Is an irqbalance at work on this host?"""
+    """Does irqbalance run on this host?"""
     return any(read_text(path) == "irqbalance" for path in Path("/proc").glob("[0-9]*/comm"))
 
 
@@ -212,7 +212,7 @@ def _named_by(mac: str) -> str:
         for path in sorted(NET.iterdir())
         if wanted in ((read_text(path / "address") or "").lower(), permanent_address(path.name))
     ]
-    # A bridge, a bond or a VLAN has the address of what is under it.
+    # A bridge, a bond or a VLAN has the address of an interface below it: prefer a device.
     for name in sorted(same, key=lambda one: not (NET / one / "device").exists()):
         return printable(name)
     have = ", ".join(
@@ -226,7 +226,7 @@ def _named_by(mac: str) -> str:
 
 
 def permanent_address(interface: str) -> str | None:
-    """The address that is the NIC's own, whatever it was given since; None where it has none."""
+    """The NIC's permanent address; None if it has none."""
     try:
         return Ethtool(interface).permanent_address()
     except OSError:
@@ -254,7 +254,7 @@ def _versions(prefix: Sequence[str]) -> dict[str, str | None]:
 
 
 def _said(command: list[str]) -> str | None:
-    """The version a program prints, the last word of its first line that has a digit."""
+    """The version that a program prints: the first number in its output."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(
@@ -265,7 +265,7 @@ def _said(command: list[str]) -> str | None:
 
 
 def _module_version(name: str) -> str | None:
-    """Without importing it: bcc alone would load a whole compiler."""
+    """The module's version, without importing it: bcc would load a compiler."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

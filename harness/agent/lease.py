@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Who may use this host: one lease with an end, on disk so that it outlives a reboot.
+"""The lease of this host: it expires, and is on disk to survive a reboot.
 
-The holder reboots the host it holds. Within one boot time is counted on CLOCK_BOOTTIME,
-which no change of the date moves. Across a boot only the date is left, and it may have
-been set back; but at least this boot's age has passed, so no lease lasts longer than its
-time from the start of the boot.
+The holder reboots the host that it holds. Within one boot, time is counted on CLOCK_BOOTTIME,
+which does not follow changes of the date. Across a reboot only the date is left, and it may
+have been set back; but at least the age of this boot has passed, so a lease never lasts longer
+than its time from the start of the boot.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .faults import AgentError
 
 PATH = Path("/var/lib/receive-batching/lease.json")
 LOCK = Path("/run/receive-batching/lease.lock")
-"""There it leaves nothing behind after a boot."""
+"""In /run, so that nothing is left after a boot."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST_S = 4 * 3600.0
 _LINE = 200
 
 
 class Lease:
-    """The lease of this host; every call is one change under a lock, on disk when it returns."""
+    """The lease of this host; a call changes it under a lock, and it is on disk on return."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or PATH
@@ -38,12 +38,12 @@ class Lease:
     def take(
         self, *, owner: str, holder: str, ttl_s: float, campaign: str | None = None
     ) -> dict[str, Any]:
-        """Have the lease for ``ttl_s`` seconds. ``holder`` may take again what it has.
+        """Take the lease for ``ttl_s`` seconds; its ``holder`` may take it again.
 
-        ``owner`` and ``campaign`` are what others are told.
+        Others are shown ``owner`` and ``campaign``.
 
         Raises:
-            AgentError: somebody else has it; the message names who, and for how long.
+            AgentError: somebody else has it; the message says who, and for how long.
         """
         ttl_s = _ttl(ttl_s)
         if not holder:
@@ -53,20 +53,16 @@ class Lease:
             if found and found["holder"] != holder and _left_s(found) > 0:
                 raise AgentError(
                     f"held by {_named(found)} for {_left_s(found):.0f} s more",
-                    hint="wait until it is free; if nobody is at work there any more, "
-                    "`harness hosts release HOST --break` takes it away",
+                    hint="wait until it is free; if nobody uses the host any more, "
+                    "`harness hosts release HOST --break` ends the lease",
                 )
-            record = {
-                "holder": holder,
-                "owner": _line(owner),
-                "campaign": _line(campaign or ""),
-            }
-            return self._write(record, ttl_s)
+            names = {"owner": _line(owner), "campaign": _line(campaign or "")}
+            return self._write({"holder": holder, **names}, ttl_s)
 
     def refresh(self, *, holder: str, ttl_s: float) -> dict[str, Any]:
-        """Have it for ``ttl_s`` seconds from now; ``held`` is False where it is not ``holder``'s.
+        """Extend it to ``ttl_s`` seconds from now; ``held`` is False if it is not ``holder``'s.
 
-        A lease that ran out is had again, as long as nobody took it in between.
+        An expired lease is taken again, unless somebody else took it in between.
         """
         ttl_s = _ttl(ttl_s)
         with self._locked():
@@ -76,33 +72,33 @@ class Lease:
             return {"held": True, **self._write(found, ttl_s)}
 
     def free(self, *, holder: str) -> dict[str, Any]:
-        """End the lease of ``holder``; ``freed`` is False where there was none.
+        """End the lease of ``holder``; ``freed`` is False if there was none.
 
         Raises:
-            AgentError: it is somebody else's.
+            AgentError: somebody else holds it.
         """
         with self._locked():
             found = self._read()
             if found and found["holder"] != holder and _left_s(found) > 0:
                 raise AgentError(
                     f"the lease is not yours: held by {_named(found)}",
-                    hint="only --break ends a lease of others",
+                    hint="only --break ends a lease of somebody else",
                 )
             self._remove()
             return {"freed": found is not None}
 
     def broken(self) -> dict[str, Any]:
-        """End whatever lease there is, by an operator's decision; says what it was."""
+        """End any lease, by an operator's decision; returns what it was."""
         with self._locked():
             try:
                 found = self._read()
             except AgentError:
-                found = None  # that it cannot be read may be why it is broken
+                found = None  # an unreadable lease may be the reason to break it
             self._remove()
             return _shown(found)
 
     def state(self) -> dict[str, Any]:
-        """``owner`` (None where the host is free), ``holder``, ``campaign``, ``left_s``."""
+        """``owner`` (None if the host is free), ``holder``, ``campaign``, ``left_s``."""
         return _shown(self._read())
 
     @contextlib.contextmanager
@@ -154,7 +150,7 @@ class Lease:
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
             self._sync_directory()
-        with contextlib.suppress(OSError):  # others of the harness keep theirs there, too
+        with contextlib.suppress(OSError):  # not empty: the record of kernels is there, too
             self._path.parent.rmdir()
 
     def _sync_directory(self) -> None:
@@ -215,7 +211,7 @@ def _ttl(ttl_s: float) -> float:
 
 
 def _line(text: str) -> str:
-    """``text`` as it may be printed on another's terminal."""
+    """``text`` made safe to print on another user's terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:_LINE]
 
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What a program or a module is called where it is installed from, by distribution.
+"""The packages of programs and modules, by distribution.
 
-The one table of it. What a distribution has not got is None there, and :data:`_SOURCES`
-says how else it is had.
+None in the table: the distribution has no package, and :data:`_SOURCES` says what to do.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 from .foreign import read_text
@@ -22,7 +22,7 @@ _FAMILIES: Mapping[str, tuple[str, ...]] = {
     "suse": ("suse", "opensuse", "sles"),
     "arch": ("arch",),
 }
-"""By the words of ID and ID_LIKE; Ubuntu is like Debian, and comes first."""
+"""By the words of ID and ID_LIKE; Ubuntu comes first, because it is also like Debian."""
 _INSTALLERS: Mapping[str, str] = {
     "ubuntu": "apt-get install",
     "debian": "apt-get install",
@@ -58,7 +58,7 @@ _HAS: Mapping[str, str] = {
     "setpriv": "util-linux",
     "unshare": "util-linux",
 }
-"""Programs that are not called as their package is."""
+"""Programs whose package has another name."""
 _BESIDE: Mapping[tuple[str, str], str] = {
     ("netperf", "debian"): " (section non-free of the sources)",
     ("netperf", "ubuntu"): " (section multiverse of the sources)",
@@ -66,13 +66,13 @@ _BESIDE: Mapping[tuple[str, str], str] = {
     ("pyroute2", "rhel"): " (on RHEL from EPEL)",
 }
 _SOURCES: Mapping[str, str] = {
-    "netperf": "build netperf 2.7 from its source, this distribution has no package: "
+    "netperf": "this distribution has no package of netperf; build netperf 2.7 from source: "
     "./configure CFLAGS='-O2 -fcommon' && make install (gcc 10 and later need -fcommon)",
 }
 
 
 def family(text: str | None = None) -> str | None:
-    """Of the distribution in ``text``, an os-release(5), or of this host; None: unknown."""
+    """The family of the distribution in ``text``, an os-release(5), or of this host, if known."""
     if text is None:
         text = next((found for path in _OS_RELEASE if (found := read_text(path))), "")
     said = dict(re.findall(r"^(ID|ID_LIKE)=(.*)$", text, re.MULTILINE))
@@ -87,7 +87,7 @@ def family(text: str | None = None) -> str | None:
 def install(what: str, *, of: str | None = None, release: str | None = None) -> str:
     """The command that installs ``what`` here, or on the family ``of``.
 
-    ``what`` is a name of the table, or else a package's own.
+    ``what`` is a name in the table, or else the name of a package.
     """
     found = of or family()
     names = _NAMES.get(what)
@@ -102,7 +102,7 @@ def install(what: str, *, of: str | None = None, release: str | None = None) -> 
 
 
 def hint(what: str) -> str:
-    """How whoever looks after a host gets ``what``, a program or a module, for a message."""
+    """A hint for a message: how to install ``what``, a program or a module, on the host."""
     what = _HAS.get(what, what)
     command = install(what)
     if command == _SOURCES.get(what):
@@ -113,18 +113,14 @@ def hint(what: str) -> str:
 
 
 def as_numbers(version: str | None) -> tuple[int, ...]:
-    """A version to be compared: ``2.10`` is later than ``2.7``; what is none is before all."""
+    """A version as numbers to compare: ``2.10`` is later than ``2.7``; () if it has none."""
     found = re.search(r"\d+(?:\.\d+)*", version or "")
-    # No version has a part of more digits; longer ones are not for int().
+    # int() refuses very long numbers, and no version has a part of more than nine digits.
     return tuple(int(part[:9]) for part in found[0].split(".")) if found else ()
 
 
 def at_least(version: str | None, least: str) -> bool:
-    """Is ``version`` that of ``least`` or a later one? ``2.7`` and ``2.7.0`` are the same."""
-    one, other = as_numbers(version), as_numbers(least)
-    length = max(len(one), len(other))
-    return bool(one) and _filled(one, length) >= _filled(other, length)
-
-
-def _filled(numbers: tuple[int, ...], length: int) -> tuple[int, ...]:
-    return numbers + (0,) * (length - len(numbers))
+    """Is ``version`` at least ``least``? ``2.7`` and ``2.7.0`` are the same."""
+    pairs = [*zip_longest(as_numbers(version), as_numbers(least), fillvalue=0)]
+    one, other = zip(*pairs)
+    return bool(as_numbers(version)) and one >= other

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The host's own programs, each found where root finds it and ended in time."""
+"""Runs the host's programs: found in root's path, and killed after a time limit."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _TAIL_LINES = 5
 
 
 def _path() -> str:
-    """$PATH, and behind it what of the system's it lacks."""
+    """$PATH, followed by the system's directories that are not in it."""
     parts = [*os.environ.get("PATH", "").split(":"), *_SYSTEM.split(":")]
     return ":".join(dict.fromkeys(filter(None, parts)))
 
 
-# Here and at once: by it a program finds those that it starts itself. A login shell's path,
-# and that of a sudo without secure_path, may leave out sbin.
+# Set at import, so that programs find those they start themselves. The path of a login shell,
+# and of sudo without secure_path, may not have sbin.
 os.environ["PATH"] = _path()
 
 
 def found(*names: str) -> str | None:
-    """The path of the first of ``names`` that is installed; they are one program's names."""
+    """The path of the first of ``names``, names of one program, that is installed."""
     return next((at for name in names if (at := shutil.which(name, path=_path()))), None)
 
 
@@ -39,10 +39,10 @@ def run(
     env: Mapping[str, str] | None = None,
     hint: str | None = None,
 ) -> str:
-    """What ``command`` writes to stdout; it is ended with all it started after ``timeout_s``.
+    """The stdout of ``command``; after ``timeout_s`` it is killed with all that it started.
 
     Raises:
-        AgentError: it is missing, fails, or does not end in time.
+        AgentError: it is not installed, fails, or does not end in time.
     """
     at = found(command[0])
     if at is None:
@@ -53,7 +53,7 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        errors="surrogateescape",  # paths in it are given on
+        errors="surrogateescape",  # paths in the output are used
         start_new_session=True,
         env={**os.environ, "LC_ALL": "C", **(env or {})},
     )

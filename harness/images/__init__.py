@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The two Debian systems a virtual bed needs, made once by mmdebstrap and kept.
 
-The *guest image* is the disk every guest boots copy-on-write; the *tools root*
-is a directory with a QEMU that has vfio-user-pci and with netperf, for machines
-whose own are missing or too old. Neither needs root, given user namespaces.
+The *guest image* is the disk that every guest boots copy-on-write; the *tools root* is a
+directory with netperf and a QEMU that has vfio-user-pci, for machines whose own are missing or
+too old. With user namespaces neither needs root.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _GUEST_SETUP = Path(__file__).with_name("guest-setup.sh")
 _TOOLS_SETUP = Path(__file__).with_name("tools-setup.sh")
 _GUEST_PACKAGES = (
     "procps", "iproute2", "ethtool", "openssh-server", "sudo", "netperf",
-    "bpftrace",  # what the probes are held against
-    "nftables", "iputils-ping", "socat",  # what the behaviour tests use, and for the
-    "conntrack", "iptables", "jq", "netsniff-ng", "tcpdump",  # kernel's own tests of its network
+    "bpftrace",  # the reference for the probes
+    "nftables", "iputils-ping", "socat",  # the behaviour tests, and
+    "conntrack", "iptables", "jq", "netsniff-ng", "tcpdump",  # the kernel's net selftests
     "python3", "python3-bpfcc", "python3-psutil", "python3-pyroute2",
 )  # fmt: skip
 _UNREAD = ("man", "doc", "locale", "info")
-_IN_MEMORY = "/dev/shm"  # noqa: S108 (the files have no name there)
+_IN_MEMORY = "/dev/shm"  # noqa: S108 (QEMU unlinks its files there at once)
 _WRITTEN_BYTES = 1 << 30
 _DEVICES = ("-device", "help")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuestImage:
-    """A bootable disk and what is needed to log in to it as :data:`GUEST_USER`."""
+    """A bootable disk, and the keys to log in as :data:`GUEST_USER`."""
 
     directory: Path
 
@@ -69,9 +69,9 @@ class GuestImage:
 
 @contextmanager
 def made_meanwhile() -> Iterator[None]:
-    """Make what is not kept yet in a process of its own while something else is done.
+    """Make missing images in another process while the caller does something else.
 
-    What fails there fails again, and is told, when it is asked for.
+    A failure there is not reported: it occurs again when the caller asks for the image.
     """
     if _guest_home().is_dir() and _tools_home().is_dir():
         yield
@@ -90,13 +90,13 @@ def made_meanwhile() -> Iterator[None]:
 
 
 def lacking() -> list[str]:
-    """Which of the two have to be made yet; a search for this system's own tools is part of it."""
+    """The systems that still have to be made; no tools root if this system's own tools do."""
     guest = [] if _guest_home().is_dir() else ["guest image"]
     return guest + ([] if _tools_home().is_dir() or own_tools() else ["tools root"])
 
 
 def kept_tools() -> Tools | None:
-    """The tools, if nothing has to be made for them."""
+    """The tools, if they do not have to be made first."""
     home = _tools_home()
     return own_tools() or (Tools(root=home / "root") if home.is_dir() else None)
 
@@ -117,14 +117,13 @@ def guest_image(progress: Progress) -> GuestImage:
         with progress.task("guest image"):
             make_key(making / "client_key", "harness")
             make_key(making / "host_key", "guest")
+            public = (making / "client_key.pub").read_text(encoding="utf-8")
             debootstrap(
                 making / "guest.ext2",
                 _GUEST_PACKAGES,
                 _GUEST_SETUP,
                 {
-                    "AUTHORIZED_KEY": (making / "client_key.pub")
-                    .read_text(encoding="utf-8")
-                    .strip(),
+                    "AUTHORIZED_KEY": public.strip(),
                     "HOST_KEY": (making / "host_key").read_text(encoding="utf-8"),
                     "GUEST_USER": GUEST_USER,
                 },
@@ -136,10 +135,10 @@ def guest_image(progress: Progress) -> GuestImage:
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """Where QEMU and netperf are run from: this system, or a root of their own.
+    """QEMU and netperf of this system, or of the tools root.
 
-    Programs of the root are started by the root's own loader, with its libraries. That
-    asks for no right and no namespace, so it works in a chroot or a container as well.
+    Programs of the tools root are started by its own dynamic loader, with its libraries. That
+    needs no privilege and no namespace, so it also works in a chroot or a container.
     """
 
     root: Path | None
@@ -157,7 +156,7 @@ class Tools:
         ]  # fmt: skip
 
     def netperf_prefix(self) -> list[str]:
-        """What goes before ``netperf``."""
+        """The words to put before ``netperf``."""
         if self.root is None or shutil.which("netperf"):
             return []
         loader = process.quoted([*self._loader, f"{self.root}/usr/bin/"])
@@ -174,7 +173,7 @@ class Tools:
 
 
 def _scratch() -> str:
-    """Where QEMU keeps what a guest writes to its disk: in memory, where there is room."""
+    """The directory for what a guest writes to its disk: in memory, if there is enough."""
     with contextlib.suppress(OSError):
         if os.access(_IN_MEMORY, os.W_OK) and shutil.disk_usage(_IN_MEMORY).free > _WRITTEN_BYTES:
             return _IN_MEMORY
@@ -199,18 +198,18 @@ def tools(progress: Progress) -> Tools:
 
     home = cache.entry(_tools_home(), make, what="the tools root")
     found = Tools(root=home / "root")
-    # Fails, with its own words, where it cannot run at all.
+    # Fails with QEMU's own message if it cannot run at all.
     if not _has_vfio_user(process.run(found.qemu(_DEVICES)).stdout):
         raise InfrastructureError(
             f"the QEMU in {home} has no vfio-user-pci",
-            hint="remove that directory, so that it is made anew, and see that the mirror has "
+            hint="remove that directory, so that it is made again, and check that the mirror has "
             f"{SUITE}-backports",
         )
     return found
 
 
 def own_tools() -> Tools | None:
-    """This system's own QEMU and netperf, if they will do."""
+    """This system's own QEMU and netperf, if they are usable."""
     if shutil.which("netperf") is None or shutil.which("qemu-system-x86_64") is None:
         return None
     own = Tools(root=None)
@@ -223,9 +222,7 @@ def _has_vfio_user(devices: str) -> bool:
 
 def make_key(path: Path, comment: str) -> None:
     """A new ed25519 key pair without a passphrase: ``path`` and ``path``.pub."""
-    process.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)],
-    )
+    process.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)])
 
 
 def debootstrap(
@@ -238,19 +235,19 @@ def debootstrap(
 ) -> None:
     """Make a Debian system of ``packages`` in ``target``, a tar or ext2 file by its suffix.
 
-    The script ``setup`` runs on its root with ``env``; of the whole, each first of
-    ``copied_out`` is copied into the directory that is its second.
+    The script ``setup`` runs on its root with ``env``. ``copied_out`` are pairs: a path in the
+    new system and the directory to copy it to.
 
     Raises:
         InfrastructureError: mmdebstrap is missing or failed.
     """
     with _room_for_root(target) as room:
-        # Hooks run as the root that is being made, to whom this directory may be closed.
+        # Hooks run as root of the user namespace, who may not be able to read our directory.
         hook = Path(shutil.copy(setup, room / setup.name))
         hook.chmod(0o755)
         command = [
             "mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}",
-            # Ubuntu trusts its own keys alone, and without gpg no better ring is looked for.
+            # Ubuntu trusts only its own keys, and without gpg mmdebstrap finds no other keyring.
             *([f"--keyring={_KEYRING}"] if Path(_KEYRING).exists() else []),
             *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in _UNREAD),
             f"--customize-hook={process.quoted([str(hook)])} \"$1\"",
@@ -267,10 +264,10 @@ def debootstrap(
 
 @contextmanager
 def _room_for_root(target: Path) -> Iterator[Path]:
-    """A directory for what is to become ``target``, and for nothing else.
+    """A scratch directory for making ``target``; leftovers of a killed process are removed.
 
-    Without root the new system's users are those of /etc/subuid, to whom a home directory
-    is closed; then it is elsewhere. What a maker that was killed has left goes.
+    Without root the new system's users are those of /etc/subuid, who cannot enter a home
+    directory; then the directory is elsewhere.
     """
     name = f"rb-root-{os.geteuid()}-{cache.digest(str(cache.root()), target.name)}-"
     base = target.parent if os.geteuid() == 0 else open_to_all()
@@ -290,7 +287,7 @@ def _own(path: Path) -> bool:
 
 
 def open_to_all() -> Path:
-    """The roomiest directory that users of /etc/subuid may reach."""
+    """The directory with the most free space that users of /etc/subuid can enter."""
     known = dict.fromkeys([cache.root(), Path(tempfile.gettempdir()), Path("/var/tmp")])  # noqa: S108 (mkdtemp is private)
     reached = [
         path
@@ -300,22 +297,22 @@ def open_to_all() -> Path:
     ]
     if not reached:
         raise InfrastructureError(
-            f"a Debian system can be made in none of {', '.join(map(str, known))}",
-            hint="set TMPDIR to a directory that can be written, and reached by all users",
+            f"no directory to make a Debian system in; tried {', '.join(map(str, known))}",
+            hint="set TMPDIR to a directory that you can write to and all users can enter",
         )
     return max(reached, key=lambda path: shutil.disk_usage(path).free)
 
 
 def _remove_root(room: Path) -> None:
     shutil.rmtree(room, ignore_errors=True)
-    if room.exists():  # what belongs to users of /etc/subuid
+    if room.exists():  # files that belong to users of /etc/subuid
         helper = ["mmdebstrap", "--unshare-helper", "rm", "-rf"]
         process.run([*helper, *map(str, room.iterdir())], check=False)
         shutil.rmtree(room, ignore_errors=True)
 
 
 def mirror() -> str | None:
-    """The Debian mirror this machine's apt already uses; None leaves it to mmdebstrap."""
+    """The Debian mirror that this machine's apt uses; None: mmdebstrap chooses."""
     form = "$(ORIGIN) $(SUITE) $(REPO_URI)"
     with contextlib.suppress(InfrastructureError):  # a system without apt
         targets = process.run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Makes both images and ends: what :func:`harness.images.made_meanwhile` starts."""
+"""Makes both images; :func:`harness.images.made_meanwhile` starts it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from harness.base.progress import Progress
 from harness.images import guest_image, tools
 
-# Like an interruption: whatever was begun is ended and removed.
+# As an interruption would: unfinished work is stopped and removed.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 with Progress(bars=False) as progress:
     guest_image(progress)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From a kernel source and a series to bootable images, one for each step."""
+"""Builds bootable kernels from a source and a series: one for each step and layout."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ __all__ = [
 
 
 def of_host(kernel: Kernel, *, virtual: bool) -> bool:
-    """Is the configuration of a ``virtual`` or real dut's kernels made from the dut's own?
+    """Are kernels configured after the dut's own kernel? Only if the dut is not ``virtual``.
 
     Raises:
-        ConfigurationError: it is to be, and there is no machine to ask.
+        ConfigurationError: ``kernel.config`` asks for it, but the dut is virtual.
     """
     if kernel.config == "host" and virtual:
         chosen(kernel)
@@ -68,17 +68,17 @@ def layouts(
     host: HostConfig | None = None,
     arch: str = X86.name,
 ) -> dict[str, tuple[Image, ...]]:
-    """The kernels of ``steps`` of the series that fits the source, ``count`` for each step.
+    """The kernels of ``steps`` of the series for the source, in ``count`` layouts each.
 
-    Those of a step differ in where their functions lie and in nothing else; the first
-    of one step has what its patches do not touch where the first of any other has it.
+    The kernels of one step differ only in where their functions lie. In a given layout, code
+    that no patch touches has the same addresses in all steps.
 
-    ``tree`` names a git tree to take instead of the source in hosts.yaml; ``host`` is
-    the dut's own configuration, where it is one that has its own (see :func:`of_host`).
-    ``arch`` is ``um`` for kernels that are processes of this machine.
+    ``tree`` is a git tree that replaces the source in hosts.yaml; ``host`` is the dut's own
+    configuration, if kernels are configured after it (see :func:`of_host`). ``arch`` is ``um``
+    for kernels that run as processes of this machine.
 
     Raises:
-        ConfigurationError: there is no such source or configuration, or no series fits it,
+        ConfigurationError: the source or configuration does not exist, no series fits it,
             or it cannot be built for ``arch``.
         KernelError: a patch does not apply, or a kernel does not build.
     """
@@ -110,10 +110,10 @@ def missing(
     host: HostConfig | None = None,
     arch: str = X86.name,
 ) -> int:
-    """How many of the kernels of :func:`layouts` are not kept yet; nothing is made.
+    """How many kernels :func:`layouts` would have to build; nothing is built or unpacked.
 
     Raises:
-        ConfigurationError, InfrastructureError: as there, as far as it is known by now.
+        ConfigurationError, InfrastructureError: as :func:`layouts`, as far as it is known.
     """
     configuration = chosen(kernel, host, ARCHES[arch])
     source = from_git(tree) if tree else resolve(kernel.source)
@@ -150,10 +150,10 @@ def build_commits(
     progress: Progress,
     host: HostConfig | None = None,
 ) -> dict[str, tuple[Image, ...]]:
-    """The kernels of ``commits`` of ``repository`` as they are, without a series.
+    """The kernels of ``commits`` of ``repository``, without a series.
 
-    ``kernel`` says how they are built, not from what; ``touched`` names the files in
-    which commits of the range differ. Errors as above.
+    ``kernel`` says only how they are built; ``touched`` names the files in which commits of
+    the range differ. Errors as for :func:`layouts`.
     """
     return _build_commits(
         repository,

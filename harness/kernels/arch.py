@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a kernel is built for: a machine, be it real or emulated, or a process of Linux."""
+"""The architectures kernels are built for: x86 machines, real or emulated, and user-mode Linux."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, kw_only=True)
 class Arch:
-    """How make is told of it, what it makes, and what our own configuration is."""
+    """How such a kernel is built, and the harness's configuration of it."""
 
     name: str
     arguments: tuple[str, ...] = ()
-    """What make is told."""
+    """Additional arguments of make."""
     goal: str
     built: str
-    """What is booted, in the object directory."""
+    """The file to boot, in the object directory."""
     kept: str
-    """What that is called once it is kept."""
+    """The name of that file in the cache."""
     fragment: Path
     by_compiler: bool = False
-    """Is the kernel linked by the compiler, which looks for a linker of its own?"""
+    """Does the compiler link the kernel, with the linker that it finds itself?"""
     headers: bool = False
-    """Do its guests compile against its headers?"""
+    """Do its guests compile probes against its headers?"""
 
     def fragment_of(self, kernel: str) -> Path:
-        """What a ``kernel`` such as linux-6.1 names otherwise than :attr:`fragment`."""
+        """The file of options that ``kernel``, such as linux-6.1, needs beside :attr:`fragment`."""
         own = "" if self is X86 else f"{self.fragment.stem}-"
         return self.fragment.with_name(f"{own}{kernel}.config")
 

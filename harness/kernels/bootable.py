@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether a kernel's configuration has the drivers without which a host would not come up."""
+"""Checks that a kernel's configuration has the drivers that a host needs to boot."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from harness.base.errors import ConfigurationError
 from harness.config import Kernel
 from harness.kernels.configuration import chosen, options
 
-# Module to option, by the Makefiles of drivers/{ata,nvme,scsi,block,md,net,usb,mmc}, fs and
-# virtio. What is not here is not judged: the name of a module does not tell its option.
+# Module to option, from the Makefiles of drivers/{ata,nvme,scsi,block,md,net,usb,mmc}, fs and
+# virtio. Modules that are not listed are not checked: their names do not tell the option.
 OPTIONS = {
     "ahci": "SATA_AHCI", "ata_piix": "ATA_PIIX", "libata": "ATA", "nvme": "BLK_DEV_NVME",
     "sd_mod": "BLK_DEV_SD", "scsi_mod": "SCSI", "megaraid_sas": "MEGARAID_SAS",
@@ -37,25 +37,24 @@ OPTIONS = {
 
 
 def require(kernel: Kernel, name: str, drivers: Mapping[str, str]) -> None:
-    """Refuse what ``kernel.config`` names where the host ``name``, which needs ``drivers``, would
-    not come up with it. A host's own configuration has them.
+    """Check that ``kernel.config`` has the ``drivers`` that the host ``name`` needs to boot.
 
     Raises:
-        ConfigurationError: it names what is lacking, and what for.
+        ConfigurationError: drivers are missing; the message says what needs each.
     """
     configuration = chosen(kernel)
     have = options((configuration.base or "") + configuration.asked)
-    lacking = [
+    missing = [
         f"CONFIG_{option} ({driver}: {drivers[driver]})"
         for driver in drivers
         if (option := OPTIONS.get(driver))
         and have.get(f"CONFIG_{option}", "").rpartition("=")[2] not in ("y", "m")
     ]
-    if lacking:
+    if missing:
         raise ConfigurationError(
-            f"kernel.config: {kernel.config} makes no kernel that {name} boots: it lacks "
-            + ", ".join(lacking),
-            hint="write config: host (or auto), which is made after the host's own kernel, or add "
-            "these to a .config of yours"
+            f"{name} would not boot a kernel of kernel.config: {kernel.config}; missing: "
+            + ", ".join(missing),
+            hint="set config: host (or auto), which starts from the host's own kernel, or add "
+            "these options to your .config"
             + ("; benchmark is for virtual beds" if kernel.config == "benchmark" else ""),
         )

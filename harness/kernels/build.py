@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Kernel images, built once for each content and layout and kept.
+"""Kernel images, built once for each content and layout and kept in the cache.
 
-Hides what a kernel is known by, which object directory is walked from step to step so
-that each further step is incremental, and what is kept of a build: image,
-configuration, log, and what belongs into /lib/modules/RELEASE.
+Hides the cache keys, the object directory that is reused from step to step so that each
+further step builds incrementally, and what is kept of a build: image, configuration, log,
+and the content of /lib/modules/RELEASE.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from harness.patches import Series
 
 _FREE_BYTES = 6 << 30
 _TOUCHED_BYTES = 120_000
-"""Below the most that Linux lets one variable of the environment hold."""
+"""Below MAX_ARG_STRLEN, Linux's limit for one environment variable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A kernel that is built: what it was made from and where its parts lie."""
+    """A kernel that is built: its origin and its files."""
 
     step: str
     layout: int
@@ -45,11 +45,11 @@ class Image:
     directory: Path
     arch: str = X86.name
     bed_patches: tuple[str, ...] = ()
-    """Arch code that the bed needs, the same in every step."""
+    """Patches of arch code that the bed needs, the same in every step."""
 
     @property
     def kernel(self) -> Path:
-        """What is booted: a bzImage, or a program."""
+        """The file to boot: a bzImage, or a program."""
         return self.directory / ARCHES[self.arch].kept
 
     @property
@@ -58,7 +58,7 @@ class Image:
         return self.directory / "headers.squashfs"
 
     def provenance(self) -> dict[str, object]:
-        """What a result says of this kernel."""
+        """What a result records of this kernel."""
         return {name: value for name, value in asdict(self).items() if name != "directory"}
 
 
@@ -75,11 +75,12 @@ def build_steps(
 ) -> dict[str, tuple[Image, ...]]:
     """The images of ``steps``, in that order, each in ``layouts`` layouts.
 
-    Only what is not kept yet is built. ``bed_patches`` come before those of every step.
+    Only images that are not in the cache are built. ``bed_patches`` are applied first in
+    every step.
 
     Raises:
-        KernelError: a patch does not apply, or a kernel does not compile; the
-            message holds the first error of the compiler and names the log.
+        KernelError: a patch does not apply, or a kernel does not compile; the message has
+            the compiler's first error and names the log.
         InfrastructureError: a build tool is missing or there is too little space.
     """
     config = configuration.identity
@@ -101,7 +102,7 @@ def missing(
     layouts: int,
     bed_patches: Sequence[Path] = (),
 ) -> int:
-    """How many of the images that :func:`build_steps` would give are not kept yet."""
+    """How many images :func:`build_steps` would have to build."""
     return sum(
         not _home(variant, layout).is_dir()
         for variant in _variants(source, series, steps, configuration, toolchain, bed_patches)
@@ -120,7 +121,7 @@ def _variants(
     compiler, config = toolchain.identity, configuration.identity
     touched = {name for patch in series.patches for name in patch.files}
     chosen = [patch for patch in series.optional if patch.name in steps]
-    # Such as they touch beside the series has to lie at the same addresses in all steps, too.
+    # Files touched only by optional patches: they count as touched in all steps, too.
     beside = sorted({name for patch in chosen for name in patch.files} - touched)
     for step in steps:
         files = (*bed_patches, *series.patches_for(step))
@@ -161,19 +162,21 @@ def build_commits(
     layouts: int,
     progress: Progress,
 ) -> dict[str, tuple[Image, ...]]:
-    """The images of ``commits`` as they are, without a series.
+    """The images of ``commits``, without a series.
 
-    One directory and its objects are walked from commit to commit; ``touched`` names
-    the files in which commits of the range differ. Errors as above.
+    One source directory and its objects are moved from commit to commit; ``touched`` names
+    the files in which commits of the range differ.
 
     Raises:
-        ConfigurationError: the range touches more files than a layout can be told.
+        ConfigurationError: more files differ than can be passed to the linker's wrapper.
+        KernelError, InfrastructureError: as :func:`build_steps`.
     """
     code = sorted(name for name in touched if name.endswith((".c", ".S")))
     if len(" ".join(code)) > _TOUCHED_BYTES:
         raise ConfigurationError(
-            f"{len(code)} files of code differ within the range, too many for a layout to be told",
-            hint="name ends that are nearer to each other: rc by rc, not release by release",
+            f"{len(code)} source files differ within the range: too many to build layouts",
+            hint="choose commits that are closer to each other: from rc to rc, not between "
+            "releases",
         )
     compiler, config = toolchain.identity, configuration.identity
     whose = f"the commits of {repository.resolve()}"
@@ -193,7 +196,7 @@ def build_commits(
         variant = Variant(
             step=commit,
             name=f"g{commit}",
-            # They decide where its functions lie.
+            # The touched files decide where functions lie.
             content=cache.digest(source.identity, [*code], config, compiler),
             touched=code,
             record={"patches": [], "source": str(source), "compiler": toolchain.compiler},
@@ -211,7 +214,7 @@ def _images(
     layouts: int,
     progress: Progress,
 ) -> tuple[Image, ...]:
-    """The kept images of ``variant``, made if they are not there yet."""
+    """The images of ``variant``; those that are not in the cache are built."""
 
     def image(layout: int) -> Image:
         def make(making: Path) -> None:
@@ -231,28 +234,28 @@ def _images(
 
 @contextmanager
 def _sole_use(objects: Path) -> Iterator[None]:
-    """Lock the object directory, make it, and see that there is space."""
+    """Create and lock the object directory, and check the free space."""
     with cache.locked(objects, what="a kernel build"):
         objects.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(objects).free
         if free < _FREE_BYTES:
             raise InfrastructureError(
                 f"a kernel build needs {_FREE_BYTES >> 30} GiB in {cache.root()}, "
-                f"there are {free / 2**30:.1f}",
-                hint="free some space, or name another place in RECEIVE_BATCHING_CACHE",
+                f"{free / 2**30:.1f} GiB are free",
+                hint="free some space, or set RECEIVE_BATCHING_CACHE to another directory",
             )
         yield
 
 
 def _of_the_bed(configuration: Configuration, patches: Sequence[Path]) -> dict[str, object]:
-    """What the record of a kernel tells of ``patches`` and what it is built for."""
+    """The architecture and ``patches`` for a kernel's record; x86 has none."""
     if configuration.arch is X86:
         return {}
     return {"arch": configuration.arch.name, "bed_patches": [path.name for path in patches]}
 
 
 def _diff(patch: Path) -> str:
-    """What ``patch`` changes, without its mail: a better changelog is no other kernel."""
+    """The diff of ``patch`` without its mail: an edited changelog makes no other kernel."""
     text = patch.read_text(encoding="utf-8", errors="replace")
     changes = text[text.index("\ndiff --git ") :]
     return changes.rpartition("\n-- \n")[0] or changes

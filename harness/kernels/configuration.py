@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What a kernel's ``.config`` is made from, and whether it became what was asked for.
+"""Makes a kernel's ``.config`` and checks that it has the options asked for.
 
-Hides how the configuration of another machine's kernel is cut down to what that
-machine uses and made fit to be built here. Such a configuration is what a host or a
-user sent: only plain options of it reach kconfig and make, none that name files.
+Hides how the configuration of another machine's kernel is reduced to what that machine
+uses and made buildable here. It comes from a host or a user and is not trusted: only plain
+options reach kconfig and make, and none that name files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Make = Callable[[Path, Sequence[str], Mapping[str, str]], None]
 _MAX_BYTES = 2 << 20
 _MAX_MODULES = 4096
 _PAHOLE = 122
-"""As in CONFIG_PAHOLE_VERSION: lib/Kconfig.debug asks for 1.16, and for 1.21 with DWARF 5."""
+"""1.22 in the form of CONFIG_PAHOLE_VERSION: lib/Kconfig.debug wants 1.16, 1.21 with DWARF 5."""
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set", re.ASCII)
 _SET = re.compile(
     # Strings end up in make and in shells, some of them without their quotes.
@@ -59,14 +59,14 @@ _FILES_OF_THE_BUILD = {
 
 @dataclass(frozen=True)
 class HostConfig:
-    """A host's own kernel: the text of its configuration, the modules it has loaded."""
+    """A host's own kernel: the text of its configuration and its loaded modules."""
 
     config: str
     modules: tuple[str, ...]
 
     @classmethod
     def kept(cls, name: str) -> HostConfig | None:
-        """What :meth:`settled` gave for the host ``name`` last."""
+        """The last result of :meth:`settled` for the host ``name``."""
         try:
             said = json.loads(_kept(name).read_text(encoding="utf-8"))
             return cls(config=str(said["config"]), modules=tuple(said["modules"]))
@@ -74,9 +74,9 @@ class HostConfig:
             return None
 
     def settled(self, name: str) -> HostConfig:
-        """The same with all modules that the host ``name`` had loaded before under this config.
+        """The same with all modules seen before on the host ``name`` under this config.
 
-        What happens to be loaded when a host is asked must not make another kernel of it.
+        The kernel to build must not depend on which modules are loaded at this moment.
         """
         kept = _kept(name)
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -98,18 +98,18 @@ def _kept(name: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """How the ``.config`` comes to be: the fragments over ``base``, or over nothing."""
+    """How the ``.config`` is made: the fragments over ``base``, or over allnoconfig."""
 
     identity: str
     fragments: tuple[Path, ...]
-    """Of an option in several of them the last one counts."""
+    """If several set an option, the last one counts."""
     base: str | None = None
     modules: tuple[str, ...] | None = None
-    """Modules other than these are left out; None leaves out none."""
+    """The only modules to build; None: all."""
     arch: Arch = X86
 
     def on(self, kernel: str) -> Configuration:
-        """The same for a ``kernel`` such as linux-6.1, with what that names otherwise."""
+        """The same for a ``kernel`` such as linux-6.1, with that version's own fragment."""
         own = self.arch.fragment_of(kernel)
         if self.fragments != (self.arch.fragment,) or not own.is_file():
             return self
@@ -122,7 +122,7 @@ class Configuration:
         return "".join(fragment.read_text(encoding="utf-8") for fragment in self.fragments)
 
     def write(self, objects: Path, make: Make) -> None:
-        """Write ``objects/.config``, whole or not at all."""
+        """Write ``objects/.config`` atomically."""
         if self.base is None:
             fragment = objects.with_name(f"{objects.name}-fragment")
             fragment.write_text(self.asked, encoding="utf-8")
@@ -150,18 +150,18 @@ class Configuration:
         asked = options(self.asked)
         lost = [line for name, line in asked.items() if not _given(line, have.get(name))]
         if lost:
+            pahole = _pahole_problem(lost, have)
             raise KernelError(
                 f"the kernel's configuration does not take {', '.join(lost)}"
-                + "".join(f"\n  {why}" for why in _lacking_tools(lost, have)),
-                hint="the source lacks them, or what they depend on; is it one of the known bases?"
-                if not _lacking_tools(lost, have)
-                else "apt-get install dwarves, of a newer release (backports) if it has too old a "
-                "one",
+                + (f"\n  {pahole}" if pahole else ""),
+                hint="apt-get install dwarves; if it is too old, from a newer release (backports)"
+                if pahole
+                else "the source does not have them, or what they depend on; is it a known base?",
             )
 
 
 def benchmark(arch: Arch = X86) -> Configuration:
-    """The small kernel that a virtual or native bed boots."""
+    """The configuration of the small kernel that a virtual or native bed boots."""
     fragment = arch.fragment
     return Configuration(identity=cache.file_sha256(fragment), fragments=(fragment,), arch=arch)
 
@@ -170,14 +170,14 @@ def chosen(kernel: Kernel, host: HostConfig | None = None, arch: Arch = X86) -> 
     """The configuration that ``kernel.config`` names; ``auto`` is the host's if one is given.
 
     Raises:
-        ConfigurationError: it is the host's and no host is given, there is no such
-            file, or it is not a kernel's configuration or not of ``arch``.
+        ConfigurationError: ``host`` is asked for but not given, the file does not exist, or it
+            is not a kernel configuration or not for ``arch``.
     """
     if arch is UM:
         if kernel.config not in ("auto", "benchmark"):
             raise ConfigurationError(
-                f"kernel.config is {kernel.config}, and a user-mode kernel has one of its own",
-                hint="say kernel.config: auto, or name a bed of another kind with --bed",
+                f"kernel.config is {kernel.config}, but a user-mode kernel has its own",
+                hint="set kernel.config: auto, or choose a bed of another kind with --bed",
             )
         return benchmark(arch)
     if isinstance(kernel.config, Path):
@@ -186,14 +186,14 @@ def chosen(kernel: Kernel, host: HostConfig | None = None, arch: Arch = X86) -> 
         return benchmark()
     if host is None:
         raise ConfigurationError(
-            "kernel.config is the host's, and there is no host to ask",
-            hint="name a bed whose dut is of kind ssh; for a virtual bed write config: benchmark",
+            "kernel.config is host, but this bed has no host with a kernel of its own",
+            hint="name a bed whose dut is of kind ssh; for a virtual bed set config: benchmark",
         )
     for name in host.modules[:_MAX_MODULES]:
         if not _MODULE.fullmatch(name):
-            raise ConfigurationError(f"the host names a module {name[:80]!a}")
+            raise ConfigurationError(f"the host reports a module named {name[:80]!a}")
     if len(host.modules) > _MAX_MODULES:
-        raise ConfigurationError(f"the host names {len(host.modules)} modules")
+        raise ConfigurationError(f"the host reports {len(host.modules)} modules")
     return _over(host.config, tuple(sorted(set(host.modules))), "the host's configuration")
 
 
@@ -216,10 +216,10 @@ def _read(path: Path) -> str:
 
 
 def clean(text: str, whose: str) -> str:
-    """The options in ``text``, without those that name files of the machine that builds.
+    """The options in ``text``, without those that name files of the building machine.
 
     Raises:
-        ConfigurationError: it is no kernel's configuration, or not a harmless one.
+        ConfigurationError: it is not a kernel configuration, or has an option that is not plain.
     """
     if len(text) > _MAX_BYTES:
         raise ConfigurationError(f"{whose} is larger than {_MAX_BYTES >> 20} MiB")
@@ -230,21 +230,21 @@ def clean(text: str, whose: str) -> str:
                 continue
             if not _SET.fullmatch(line):
                 raise ConfigurationError(
-                    f"line {number} of {whose} is no plain option: {line[:80]!a}",
-                    hint="expected y, m, n, a number, or a string without quotes, $ and the like",
+                    f"line {number} of {whose} is not a plain option: {line[:80]!a}",
+                    hint="expected y, m, n, a number, or a string without quotes, $ and similar",
                 )
             kept.append(line)
         elif _UNSET.fullmatch(line):
             kept.append(line)
     if not any(line.startswith("CONFIG_") for line in kept):
         raise ConfigurationError(
-            f"{whose} holds no options", hint="expected a .config, such as /boot/config-RELEASE"
+            f"{whose} has no options", hint="expected a .config, such as /boot/config-RELEASE"
         )
     return "".join(f"{line}\n" for line in kept)
 
 
 def options(text: str) -> dict[str, str]:
-    """The lines of a configuration by the option they set or unset; the last one counts."""
+    """The lines of a configuration by the option they set or unset; the last line counts."""
     found = {}
     for line in text.splitlines():
         if match := _SET.fullmatch(line) or _UNSET.fullmatch(line):
@@ -253,29 +253,29 @@ def options(text: str) -> dict[str, str]:
 
 
 def merged(base: str, fragment: str) -> str:
-    """``base`` with the options of ``fragment``, which make no module of what is built in."""
+    """``base`` with the options of ``fragment``; an option built in does not become a module."""
     have = options(base)
     for name, line in options(fragment).items():
         if not _given(line, have.get(name)):
-            have.pop(name, None)  # of the options of a choice kconfig takes the last
+            have.pop(name, None)  # of a choice's options, kconfig takes the last one set
             have[name] = line
     return "".join(f"{line}\n" for line in have.values())
 
 
-def _lacking_tools(lost: Sequence[str], have: Mapping[str, str]) -> list[str]:
-    """Why options were not taken, of which kconfig only asks a program's version."""
+def _pahole_problem(lost: Sequence[str], have: Mapping[str, str]) -> str | None:
+    """Why BTF was not taken: kconfig only knows the version of pahole."""
     if not any(line.startswith("CONFIG_DEBUG_INFO_BTF=") for line in lost):
-        return []
+        return None
     said = have.get("CONFIG_PAHOLE_VERSION", "").rpartition("=")[2]
     if not said.isdigit() or int(said) >= _PAHOLE:
-        return []
+        return None
     if int(said) == 0:
-        return ["types (BTF) are made by pahole, which is not installed or says no version"]
-    return [f"pahole is {int(said) / 100:.2f}, too old for types (BTF): 1.22 or later is needed"]
+        return "types (BTF) need pahole, which is not installed or reports no version"
+    return f"pahole is {int(said) / 100:.2f}, too old for types (BTF): 1.22 or later is needed"
 
 
 def _given(asked: str, have: str | None) -> bool:
-    """Does the line ``have`` (None: there is none) give what the line ``asked`` asks for?"""
+    """Does the line ``have``, if any, satisfy the line ``asked``?"""
     if have is None:
         return asked.startswith("#")
     return have == asked or (asked.endswith("=m") and have.endswith("=y"))

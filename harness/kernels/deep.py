@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Every step of a series looked at by the kernel's own means: gcc, checkpatch, sparse.
+"""Checks every step of a series with the kernel's own tools: gcc, checkpatch, sparse.
 
-Hides how one tree is moved from step to step and what each checker has to be told. A
-warning counts if the base, compiled the same way, does not give it.
+Hides how one tree is moved from step to step and how each checker is called. A warning counts
+only if the base, compiled the same way, does not give it.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from harness.patches.git import variables
 
 CHECKS: Mapping[str, str] = MappingProxyType(
     {
-        "applies": "on the patches before it",
-        "checkpatch": "the tree's own, with --strict, finds nothing",
-        "benchmark": "what the series touches compiles as a virtual bed has it, without a new "
-        "warning by W=1",
-        "modules": "the same over defconfig, with all else that takes packets on their way up",
-        "sparse": "the same by sparse",
-        "allmodconfig": "net/ and drivers/net/ethernet/sfc/ compile; of the first and last step",
+        "applies": "each patch applies on top of the patches before it",
+        "checkpatch": "the tree's checkpatch.pl --strict finds nothing",
+        "benchmark": "the files that the series touches compile with a virtual bed's "
+        "configuration, without new warnings at W=1",
+        "modules": "the same with defconfig and everything else that receives packets",
+        "sparse": "the same with sparse",
+        "allmodconfig": "net/ and drivers/net/ethernet/sfc/ compile, at the first and last step",
     }
 )
 _MODULES = Path(__file__).with_name("checking.config")
 _SIENA = "CONFIG_MODULES=y\nCONFIG_PTP_1588_CLOCK=y\nCONFIG_SFC_SIENA=m\n"
-"""What a prelude touches and the benchmark leaves out."""
+"""Drivers that a prelude touches and that the benchmark's configuration leaves out."""
 _ALL = ("net/", "drivers/net/ethernet/sfc/")
 _COMPLAINT = re.compile(r"^\S+?:\d+: (?:WARNING|ERROR|CHECK):.*$", re.MULTILINE)
 _IGNORED = "FILE_PATH_CHANGES,GIT_COMMIT_ID,UNKNOWN_COMMIT_ID"
-"""For the latter two it looks up commits, which a tree without git does not have."""
+"""The latter two look up commits, which a tree without git does not have."""
 _WARNING = re.compile(r"^.*\b(?:warning|error): .*$", re.MULTILINE)
 _LINE = re.compile(r":\d+")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check of a step gave; ``ok`` is None where it could not be made."""
+    """The result of a check of a step; ``ok`` is None if the check could not run."""
 
     step: str
     check: str
@@ -59,7 +59,7 @@ class Finding:
 def check_deep(
     source: Source, series: Series, checks: Sequence[str], *, progress: Progress
 ) -> Iterator[Finding]:
-    """Make ``checks``, names of :data:`CHECKS`, of each step, the optional ones included."""
+    """Run ``checks``, names of :data:`CHECKS`, on each step, optional ones included."""
     steps = (*series.steps, *series.optional_steps)
     with _linked(source, series.base) as tree:
         for check in checks:
@@ -90,13 +90,7 @@ def _by(check: str, tree: Tree, series: Series, steps: Sequence[str]) -> Iterato
 
 
 def _checkpatch(tree: Tree, patch: Patch) -> list[str]:
-    options = [
-        "--strict",
-        "--no-tree",
-        "--terse",
-        "--no-summary",
-        f"--ignore={_IGNORED}",
-    ]
+    options = ["--strict", "--no-tree", "--terse", "--no-summary", f"--ignore={_IGNORED}"]
     told = process.run(
         ["perl", "scripts/checkpatch.pl", *options, str(patch.path.absolute())],
         cwd=tree.directory,
@@ -130,7 +124,7 @@ def _compiled(check: str, tree: Tree, series: Series, steps: Sequence[str]) -> I
 def _outcome(
     step: str, check: str, make: _Make, goals: Sequence[str], known: set[str] | None
 ) -> Finding:
-    """``known`` are the warnings that do not count; None: none does."""
+    """Make ``goals``; warnings that are ``known`` do not count, with None no warning does."""
     try:
         warnings = make.warnings(goals)
     except KernelError as error:
@@ -140,13 +134,13 @@ def _outcome(
 
 
 class _Make:
-    """make in an object directory of its own, by ccache where there is one."""
+    """make in its own object directory, with ccache if it is installed."""
 
     def __init__(self, directory: Path, objects: Path) -> None:
         self._objects = objects
         self._command = ["make", "-C", str(directory), f"O={objects}", f"-j{os.cpu_count() or 1}"]
         self._env = process.building() | variables(directory)
-        if shutil.which("ccache"):  # which repeats warnings, too
+        if shutil.which("ccache"):  # it repeats warnings, too
             self._command.append("CC=ccache gcc")
             self._env |= {"CCACHE_DIR": str(cache.root() / "ccache"), "CCACHE_NOHASHDIR": "1"}
 
@@ -166,10 +160,10 @@ class _Make:
         self.warnings([f"KCONFIG_ALLCONFIG={fragment}", check if whole else "allnoconfig"])
 
     def warnings(self, goals: Sequence[str]) -> set[str]:
-        """Those of making ``goals``, without their line numbers.
+        """The warnings of making ``goals``, without their line numbers.
 
         Raises:
-            KernelError: they cannot be made.
+            KernelError: make fails.
         """
         done = process.run([*self._command, *goals], env=self._env, check=False)
         if done.returncode != 0:
@@ -180,7 +174,7 @@ class _Make:
 
 @contextmanager
 def _linked(source: Source, name: str) -> Iterator[Tree]:
-    """The source once more, made of links, so that the objects of kernels stay fresh."""
+    """A copy of the source made of links, so that the kernels' own tree keeps its timestamps."""
     home = cache.root() / "checks" / name
     with cache.locked(home, what=f"the checks of {name}"):
         shutil.rmtree(home, ignore_errors=True)

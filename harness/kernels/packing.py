@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a kernel has in /lib/modules/RELEASE, and the whole of a kernel for a machine.
-
-Hides the two forms it is kept in: a squashfs that a guest mounts, and the files that
-are copied to a machine.
-"""
+"""Packs a kernel's /lib/modules/RELEASE: a squashfs for guests, a tar for machines."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ _COMPRESSION = 6
 
 
 def add_headers(origins: list[Path], directory: Path) -> None:
-    """``directory/build``: the headers of ``origins``, as bcc wants them on a host."""
+    """Copy the headers of ``origins`` to ``directory/build``, where bcc looks for them."""
     for origin in origins:
         for part in ("include", "arch/x86/include"):
             shutil.copytree(
@@ -37,7 +33,7 @@ def add_headers(origins: list[Path], directory: Path) -> None:
 
 
 def squash(directory: Path, packed: Path) -> None:
-    """``directory`` as the squashfs ``packed``, all of it owned by root."""
+    """Make the squashfs ``packed`` of ``directory``, owned by root."""
     options = ["-comp", "zstd", "-Xcompression-level", "3", "-all-root", "-quiet", "-no-progress"]
     process.run(["mksquashfs", str(directory), str(packed), *options], hint=_HINT)
 
@@ -45,8 +41,8 @@ def squash(directory: Path, packed: Path) -> None:
 def packed(image: Image) -> Path:
     """A directory with ``image`` for a machine: ``bzImage``, ``config`` and ``modules.tar``.
 
-    ``modules.tar`` is gzipped and holds ``lib/modules/RELEASE`` with modules and headers,
-    all of it owned by root; the same image gives the same bytes.
+    ``modules.tar`` is gzipped and has ``lib/modules/RELEASE`` with modules and headers, owned
+    by root; the same image gives the same bytes.
     """
 
     def make(making: Path) -> None:
@@ -68,7 +64,7 @@ def _tar(tree: Path, name: str, made: Path) -> None:
         gzip.GzipFile("", "wb", _COMPRESSION, file, mtime=0) as compressed,
         tarfile.open(fileobj=compressed, mode="w", format=tarfile.GNU_FORMAT) as tar,
     ):
-        # Sorted on the way: tarfile adds the entries of a directory in the order of their names.
+        # tarfile adds a directory's entries sorted by name.
         tar.add(tree, name, filter=_plain)
 
 

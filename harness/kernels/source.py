@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: MIT
 """One kernel source tree, moved between the steps of a series.
 
-Hides where the source comes from (a ``linux-source`` package, a tarball, a git
-tree) and how a tree changes step: the files the series touches are kept as they
-came, the patches are applied to copies of those, and only files whose content
-differs are written to the tree. So ``make`` rebuilds what a step changed and no
-more, and a move that was interrupted is put right by the next one. The commits of
-a repository are walked the same way, in a directory and with an index of our own.
+Hides where the source comes from (a ``linux-source`` package, a tarball, a git tree) and
+how a tree changes step: the original files that the series touches are kept, the patches are
+applied to copies of them, and only files whose content differs are written to the tree. So
+``make`` rebuilds only what a step changed, and the next move repairs an interrupted one.
+Commits of a repository are checked out the same way, with a directory and an index of ours.
 """
 
 from __future__ import annotations
@@ -27,12 +26,13 @@ from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.patches.git import command, environment, git, is_top_of_git_tree
 
 _SUITES = {"linux-source-6.12": "trixie", "linux-source-6.1": "bookworm"}
+_A_COMMIT = "the tree has to be a git repository; name a commit, tag or branch of it"
 _TOUCHED = re.compile(r"^(?:---|\+\+\+) [ab]/(\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A kernel source by content: where it lies, and what stands for it in digests."""
+    """A kernel source: its location, and its identity by content for cache keys."""
 
     kind: str
     location: Path
@@ -66,7 +66,7 @@ def from_package(package: str) -> Source:
     said = f"{package} is not installed: there is no /usr/src/{package}.tar.xz"
     if _apt_offers(package):
         raise InfrastructureError(said, hint=f"apt-get install {package}")
-    hint = "name a git tree by --tree, or a tarball as kernel.source in hosts.yaml"
+    hint = "name a git tree with --tree, or a tarball as kernel.source in hosts.yaml"
     if suite := _SUITES.get(package):
         hint += f". Debian {suite} has this one: {_as_tarball(package, suite)}"
     raise InfrastructureError(
@@ -105,16 +105,15 @@ def from_git(path: Path, ref: str = "HEAD") -> Source:
     if tree.returncode != 0:
         raise ConfigurationError(
             f"{path} has no commit {ref!a}",
-            hint="the tree has to be a git repository; name a commit, tag or branch of it",
+            hint=_A_COMMIT,
         )
     return Source(kind="git", location=path, ref=ref, identity=tree.stdout.strip())
 
 
 def _require_whole(path: Path) -> None:
-    """Raise a :class:`ConfigurationError` unless ``path`` is all of a git repository.
+    """Raise a :class:`ConfigurationError` unless ``path`` is the top of a git repository.
 
-    git itself would take a directory within one for the whole, and of a commit of it
-    tell the tree of the whole and archive the part.
+    In a subdirectory, git would name the tree of the whole repository but archive only a part.
     """
     if not path.is_dir():
         raise ConfigurationError(f"no kernel tree at {path}")
@@ -126,13 +125,13 @@ def _require_whole(path: Path) -> None:
     inside = next((up for up in path.resolve().parents if (up / ".git").exists()), None)
     raise ConfigurationError(
         f"{path} is not the top of a git tree" + (f", but a part of {inside}" if inside else ""),
-        hint=f"name {inside}" if inside else "the tree has to be a git repository, and all of it",
+        hint=f"name {inside}" if inside else "name the top directory of a git repository",
     )
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit of a git tree: enough of its hash to name it, and its title."""
+    """A commit of a git tree: its abbreviated hash and its title."""
 
     name: str
     subject: str
@@ -151,7 +150,7 @@ def commits_between(path: Path, good: str, bad: str) -> list[Commit]:
     if git(path, "merge-base", "--is-ancestor", first, last, check=False).returncode != 0:
         raise ConfigurationError(
             f"{good} is no ancestor of {bad} in {path}",
-            hint="good is what was before the metric moved, whichever way it moved",
+            hint="good is the older commit, before the metric moved up or down",
         )
     form = ("log", "--reverse", "--first-parent", "--abbrev=12", "--format=%h %s")
     listed = git(path, *form, "--max-count=1", first).stdout
@@ -171,13 +170,13 @@ def _commit(path: Path, ref: str) -> str:
     if found.returncode != 0:
         raise ConfigurationError(
             f"{path} has no commit {ref!a}",
-            hint="the tree has to be a git repository; name a commit, tag or branch of it",
+            hint=_A_COMMIT,
         )
     return found.stdout.strip()
 
 
 class Worktree:
-    """A directory that stands at one commit of a repository at a time; that is only read."""
+    """A directory at one commit of a repository at a time; the repository is only read."""
 
     def __init__(self, repository: Path) -> None:
         self._repository = repository.resolve()
@@ -185,18 +184,18 @@ class Worktree:
         self.directory = self._home / "linux"
 
     def held(self) -> AbstractContextManager[None]:
-        """Nobody else moves it meanwhile."""
+        """Lock it against other moves."""
         return _held(self._home)
 
     def move_to(self, commit: str) -> list[Path]:
-        """Make the directory equal to ``commit``, writing what differs; returns those files."""
+        """Make the directory equal to ``commit``; returns the files that were written."""
         self.directory.mkdir(parents=True, exist_ok=True)
         index = self._home / "index"
-        index.with_name("index.lock").unlink(missing_ok=True)  # of one that was killed
+        index.with_name("index.lock").unlink(missing_ok=True)  # left by a killed git
         known = index.exists()
         differ = ("diff-index", "--cached", "--name-only", "-z", commit)
         changed = git(self._repository, *differ, index=index).stdout if known else ""
-        # Whatever the repository is configured to do with its own index and work tree.
+        # The repository's settings are for its own index and work tree.
         own = ("-c", "core.splitIndex=false", "-c", "core.sparseCheckout=false")
         here = f"--work-tree={self.directory}"
         git(self._repository, *own, here, "read-tree", "--reset", "-u", commit, index=index)
@@ -204,7 +203,7 @@ class Worktree:
 
 
 class Tree:
-    """An unpacked source in ``home/linux``, standing at one step of a series at a time."""
+    """An unpacked source in ``home/linux``, at one step of a series at a time."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -213,21 +212,21 @@ class Tree:
 
     @classmethod
     def of(cls, source: Source) -> Tree:
-        """The tree of ``source`` in the cache, unpacked if it is not there yet."""
+        """The tree of ``source`` in the cache; it is unpacked if necessary."""
 
         def unpack(home: Path) -> None:
             _unpack(source, home / "linux")
 
         home = cls._home_of(source)
         if home.is_dir() and not patches.is_kernel(home / "linux"):
-            # Of an earlier harness, which kept what it then refused.
+            # An earlier version of the harness kept sources that it then refused.
             with cache.locked(home, what=f"the source {source}"):
                 shutil.rmtree(home, ignore_errors=True)
         return cls(cache.entry(home, unpack, what=f"the source {source}"))
 
     @classmethod
     def kept(cls, source: Source) -> Tree | None:
-        """The same if it is there."""
+        """The tree of ``source`` if it is in the cache."""
         home = cls._home_of(source)
         return cls(home) if patches.is_kernel(home / "linux") else None
 
@@ -236,11 +235,11 @@ class Tree:
         return cache.root() / "sources" / cache.digest(source.identity)
 
     def held(self) -> AbstractContextManager[None]:
-        """Nobody else moves it meanwhile, also for another configuration's kernels."""
+        """Lock it against other moves, also those for other configurations."""
         return _held(self.home)
 
     def linked(self, home: Path) -> Tree:
-        """The same source once more in ``home``, of links: quick, and moved on its own."""
+        """A copy in ``home``, made of hard links, that is moved independently."""
         with self.held():
             process.run(["cp", "--archive", "--link", str(self.home), str(home)])
         return Tree(home)
@@ -249,7 +248,7 @@ class Tree:
         """Make the tree equal to its source plus ``patch_files``; returns the files it wrote.
 
         Raises:
-            KernelError: a patch does not apply; the tree is then as it was.
+            KernelError: a patch does not apply; the tree is unchanged.
         """
         wanted = {name for patch in patch_files for name in _touched(patch)}
         known = {str(p.relative_to(self._pristine)) for p in _files(self._pristine)}
@@ -292,11 +291,11 @@ def _unpack(source: Source, directory: Path) -> None:
         )
         if done.returncode != 0:
             raise ConfigurationError(
-                f"{source} is no tarball that tar can unpack: {_last_line(done.stderr)}",
+                f"tar cannot unpack {source}: {_last_line(done.stderr)}",
                 hint="name a .tar.xz, .tar.gz or .tar of a kernel",
             )
     else:
-        # The tree that the identity names, wherever the commit has gone since.
+        # By its tree, not by its ref: that may have moved since.
         archive = command("archive", source.identity)
         sender = process.start(
             archive,
@@ -335,6 +334,6 @@ def _files(directory: Path) -> list[Path]:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # it may be linked to from elsewhere
+    target.unlink(missing_ok=True)  # it may have other hard links
     shutil.copyfile(source, target)
     shutil.copymode(source, target)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What compiles a kernel: gcc, with ccache before it and distcc behind it if asked for.
+"""The compiler of kernels: gcc, with ccache and distcc if hosts.yaml asks for them.
 
-A kernel is named after gcc alone, so gcc has to be the same everywhere; that is proven
-of each distcc peer before a build. What ccache keeps and with whom it shares is said
-in the user's own ccache configuration, which it reads as ever.
+A kernel's cache key names only the local gcc, so each distcc peer has to have the same gcc;
+that is checked before a build. ccache uses the user's own configuration.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _SYSTEM = (Path("/usr/bin"), Path("/bin"))
 
 @dataclass(frozen=True)
 class Toolchain:
-    """The compiler and those that compile for it."""
+    """gcc, its cache and its distcc peers."""
 
     compiler: str
     """The first line of ``gcc --version``."""
@@ -35,26 +34,26 @@ class Toolchain:
     peers: tuple[str, ...] = ()
     wanted_jobs: int | None = None
     strays: tuple[str, ...] = ()
-    """What else makes a kernel, where it is not the system's own: path and version of each."""
+    """Other build tools that are not in the system's directories: path and version of each."""
 
     @property
     def identity(self) -> str:
-        """What stands for it in digests: the system's own other tools go with its gcc."""
+        """For cache keys. The system's other tools are implied by its gcc."""
         return "; ".join((self.compiler, *self.strays))
 
     @property
     def arguments(self) -> list[str]:
-        """What make is told."""
+        """Arguments of make."""
         if self.cache:
             return [f"CC={self.cache} gcc"]
         return ["CC=distcc gcc"] if self.peers else []
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its processes are told."""
+        """Environment of make."""
         told = {}
         if self.cache:
-            # Each configuration has a directory of its own, and only debug information names it.
+            # Each configuration is built in another directory, which only debug information names.
             told["CCACHE_NOHASHDIR"] = "1"
         if self.peers:
             told["DISTCC_HOSTS"] = " ".join(self.peers)
@@ -64,14 +63,14 @@ class Toolchain:
 
     @property
     def jobs(self) -> int:
-        """How many compilers run at once."""
+        """The number of parallel compilers."""
         own = (os.cpu_count() or 1) + 1
         if not self.peers:
             return own
         return self.wanted_jobs or own + int(_distcc(["distcc", "-j"], self.environment))
 
     def prove(self) -> None:
-        """See that what was asked for is there, and that all of it compiles alike.
+        """Check that the tools are installed and that every peer has the same gcc.
 
         Raises:
             InfrastructureError: a program is missing, or a peer does not compile.
@@ -81,7 +80,7 @@ class Toolchain:
             process.run([self.cache, "--version"], hint=f"apt-get install {self.cache}")
         if not self.peers:
             return
-        # ccache asks for its path, and a peer may have others of that name.
+        # ccache passes gcc's full path, and a peer may have several compilers named gcc.
         gcc = (self.cache and shutil.which("gcc")) or "gcc"
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / "proof.c"
@@ -94,17 +93,17 @@ class Toolchain:
                 except InfrastructureError as error:
                     raise InfrastructureError(
                         f"distcc's host {peer} does not compile: {error.message}",
-                        hint="start distccd there, or take it out of kernel.distcc.hosts",
+                        hint="start distccd there, or remove it from kernel.distcc.hosts",
                     ) from error
                 if theirs != ours:
                     raise ConfigurationError(
                         f"distcc's host {peer} has {theirs or 'another gcc'}, this machine {ours}",
-                        hint="install the same gcc there, or take it out of kernel.distcc.hosts",
+                        hint="install the same gcc there, or remove it from kernel.distcc.hosts",
                     )
 
 
 def toolchain_of(kernel: Kernel) -> Toolchain:
-    """The toolchain that ``kernel`` asks for; only gcc is looked at yet."""
+    """The toolchain that ``kernel`` asks for; :meth:`Toolchain.prove` checks it."""
     said = process.run(
         ["gcc", "--version"], env=process.building(), hint="apt-get install gcc"
     ).stdout
@@ -128,7 +127,7 @@ def _strays() -> Iterator[str]:
 
 
 def _compiled_by(compiler: list[str], source: Path, environment: Mapping[str, str]) -> str:
-    """What the compiler that compiled ``source`` calls itself in the object."""
+    """The name in the object's .comment of the compiler that compiled ``source``."""
     made = source.with_suffix(".o")
     _distcc([*compiler, "-c", str(source), "-o", str(made)], environment)
     dumped = process.run(

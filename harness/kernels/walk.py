@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""One object directory, walked from kernel to kernel by make.
+"""Builds one kernel after another in the same object directory.
 
-Hides how make is run, what stands in for its linker and for pahole so that a further
-layout is only linked, and what is taken out of the directory once a kernel is built.
+Hides how make is run, the wrappers for ld and pahole that make a further layout only a
+link, and what is copied from the directory once a kernel is built.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ pahole "$@" && objcopy -O binary --only-section=.BTF --set-section-flags .BTF=al
 	"$KERNEL_BTF.new" && mv "$KERNEL_BTF.new" "$KERNEL_BTF"
 """
 KCFLAGS = "-fno-var-tracking-assignments"
-"""Spares gcc a part of the debug information that nothing reads: code and BTF stay the same."""
+"""Skips debug information that nothing reads, to build faster: code and BTF stay the same."""
 _MODULAR = re.compile(r"^CONFIG_\w+=m$", re.MULTILINE)
 _COMPILED = re.compile(r"^\s+(?:CC|AS|LDS)(?: \[M\])?\s+\S+\.(?:o|lds)$")
 _SAID_BY_MAKE = re.compile(r"^make(\[\d+\])?: ")
 _STEP = re.compile(r"^\s+[A-Z][A-Z0-9_+-]*( \[M\])?\s+\S+$|^\s*$|\bwarning: ")
-# What a tool says that cannot do its work; make's own "Error 1" only follows from it.
+# Messages of a tool that fails; make's own "Error 1" only follows from it.
 _CAUSE = re.compile(
     r"\berror:|\bERROR\b|\bfatal\b|undefined (?:reference|symbol)|multiple definition"
     r"|No rule to make|too old|is not supported|not found\b|No such file|command not found"
@@ -95,7 +95,7 @@ _CAUSES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A kernel by content, in any layout."""
+    """A kernel's content, for any layout."""
 
     step: str
     name: str
@@ -104,19 +104,19 @@ class Variant:
     """Files in which kernels that are compared with it may differ."""
     record: dict[str, object]
     place: Callable[[], AbstractContextManager[tuple[Path, list[Path]]]]
-    """Brings the source there and keeps it: its directory, and the files that were written."""
+    """Moves the source to this kernel and locks it: its directory, and the files it wrote."""
 
     def key(self, layout: int) -> str:
-        """What its image in that layout is kept under."""
+        """The cache key of its image in that layout."""
         return cache.digest(self.content, layout, cache.file_sha256(_LAYOUT))
 
     def title(self, layout: int) -> str:
-        """What a user is told is built."""
+        """The name that progress shows."""
         return f"kernel of {self.name}" + (f", layout {layout}" if layout > 1 else "")
 
 
 class Walk:
-    """One object directory and the directory it is built from."""
+    """One object directory and the source directory it is built from."""
 
     def __init__(
         self, directory: Path, objects: Path, configuration: Configuration, toolchain: Toolchain
@@ -133,7 +133,7 @@ class Walk:
         written: Sequence[Path],
         progress: Progress,
     ) -> None:
-        """Build after ``written`` changed; fill ``making`` with the image and its record."""
+        """Build after the files ``written`` changed; put the image and its record in ``making``."""
         arch = self.configuration.arch
         key, slug = variant.key(layout), variant.name.replace(" ", "")
         log = cache.root() / "logs" / f"build-{slug}-{key}.log"
@@ -171,7 +171,7 @@ class Walk:
             modular = bool(_MODULAR.search(text))
             vmlinux = self.objects / "vmlinux"
             whole = not vmlinux.exists()
-            vmlinux.unlink(missing_ok=True)  # or make would not link it anew
+            vmlinux.unlink(missing_ok=True)  # otherwise make would not link it again
             goals = [f"-j{self.toolchain.jobs}", arch.goal, *(["modules"] if modular else [])]
             with progress.task(variant.title(layout), total=self._objects_left(written)) as task:
                 make(self.objects, goals, {}, task.advance)
@@ -203,7 +203,7 @@ class Walk:
         (making / "image.json").write_text(json.dumps(stored, indent=1), encoding="utf-8")
 
     def _for_the_compiler(self) -> dict[str, str]:
-        """Where a compiler that links the kernel finds our linker in place of its own."""
+        """Makes a compiler that links the kernel use our wrapper of ld."""
         if not self.configuration.arch.by_compiler:
             return {}
         programs = self.objects.with_name("programs-of-the-compiler")
@@ -212,7 +212,7 @@ class Walk:
         return {"COMPILER_PATH": str(programs)}
 
     def _pack(self, modules: Path, packed: Path, *, modular: bool) -> None:
-        """``modules``, which becomes /lib/modules/RELEASE, with headers in it."""
+        """Pack ``modules``, the future /lib/modules/RELEASE, with headers in it."""
         if modular and not (modules / "modules.dep").exists():
             # The kernel's own modules_install only warns.
             raise InfrastructureError("depmod is not installed", hint="apt-get install kmod")
@@ -229,9 +229,8 @@ class Walk:
         log: Path,
         compiled: Callable[[], None] | None,
     ) -> None:
-        # scripts/setlocalversion asks git, which is to find no repository around the tree.
-        env = process.building() | variables(self.directory)
-        env |= more_env
+        # scripts/setlocalversion calls git, which must not find a repository around the tree.
+        env = {**process.building(), **variables(self.directory), **more_env}
         env |= {
             "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
             "KBUILD_BUILD_USER": "harness",
@@ -263,20 +262,19 @@ class Walk:
             raise _build_error(log, make.returncode)
 
     def _objects_left(self, written: Sequence[Path]) -> int | None:
-        """How many objects make has to compile after ``written`` changed, if that is known.
+        """How many objects make has to compile after ``written`` changed, if known.
 
-        A first build knows it from the last one with this configuration, if there was one.
+        For a first build, the count of the last first build with this configuration.
         """
         commands = list(self.objects.rglob(".*.o.cmd"))
         if not commands:
-            return (
-                int(self._counted.read_text(encoding="utf-8")) if self._counted.exists() else None
-            )
-        # ccache may have made the paths relative; up to the tree's own name they differ then.
+            counted = self._counted
+            return int(counted.read_text(encoding="utf-8")) if counted.exists() else None
+        # ccache may have made the paths relative, so only the part from the tree on is compared.
         top = self.directory.parent
         names = [b"/" + str(path.relative_to(top)).encode() for path in written]
         return sum(
-            # Each module holds the release, which is another one now.
+            # Each module contains the release, which changes.
             command.name.endswith(".mod.o.cmd")
             or any(name in command.read_bytes() for name in names)
             for command in commands
@@ -302,8 +300,8 @@ def _build_error(log: Path, status: int) -> KernelError:
 def causes(log: str) -> list[str]:
     """The lines of a build's ``log`` that say why it failed.
 
-    The first that names a cause, what stands around it, and further causes from there on. Where
-    none is known for one, what was said last before make gave up.
+    The first line that names a cause with the lines around it, then further causes; if no line
+    names one, the last lines before make stopped.
     """
     lines = log.splitlines()
     told = [line for line in lines if not _SAID_BY_MAKE.match(line) or "No rule to make" in line]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The kernel series that ship, and how they come onto a tree. After config in the flow."""
+"""The kernel series that ship, and how they are applied to a tree."""
 
 from harness.patches.rebase import Rebased, rebase
 from harness.patches.series import (

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""git, behaving the same for every user.
+"""git, with the same behaviour for every user. Every call of git goes through here.
 
-Hides the environment in which it runs: no repository, index or setting that the
-user's shell exports (GIT_DIR …), no configuration of the user's or the system's (but
-for the trees they declared safe), no hooks, no signing, messages in English, an
-identity of its own, commit dates from the patches. Every call of git goes through here.
+Hides the environment in which it runs: no repository, index or setting from the user's shell
+(GIT_DIR …), no configuration of the user or the system except safe.directory, no hooks, no
+signing, messages in English, its own identity, commit dates from the patches.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def git(
     index: Path | None = None,
     stdin: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run git in ``directory``, with another index file when ``index`` is given.
+    """Run git in ``directory``, with ``index`` as its index file if given.
 
     Raises:
         InfrastructureError: git is missing, or it failed and ``check`` holds.
@@ -61,23 +60,23 @@ def git(
         hint=_INSTALL,
     )
     if check and done.returncode != 0:
-        # Without the settings, which would bury the command.
+        # Without the settings, which would hide the command.
         raise process.failed(["git", *arguments], done.returncode, done.stderr or done.stdout)
     return done
 
 
 def command(*arguments: str) -> list[str]:
-    """git with our settings, for whoever starts it himself in :func:`environment`."""
+    """The git command with our settings, to be run in :func:`environment`."""
     settings = [f"{key}={value}" for key, value in _SETTINGS.items()]
     settings += [f"safe.directory={path}" for path in _declared_safe()]
     return ["git", *(part for setting in settings for part in ("-c", setting)), *arguments]
 
 
 def is_top_of_git_tree(tree: Path) -> bool:
-    """Whether ``tree`` is the top directory of a git work tree.
+    """Is ``tree`` the top directory of a git work tree?
 
     Raises:
-        ConfigurationError: it is, of another user's, and git refuses to read it.
+        ConfigurationError: git refuses to read it, because it belongs to another user.
     """
     if not os.path.lexists(tree / ".git"):
         return False
@@ -93,7 +92,7 @@ def is_top_of_git_tree(tree: Path) -> bool:
 
 
 def unfinished(tree: Path) -> str | None:
-    """The operation that someone left unfinished in a git tree, such as ``git am``."""
+    """The unfinished operation in a git tree, such as ``git am``, or None."""
     for name, operation in {
         "rebase-apply": "git am or git rebase",
         "rebase-merge": "git rebase",
@@ -109,32 +108,24 @@ def unfinished(tree: Path) -> str | None:
 
 
 def checkout_files(tree: Path, names: Sequence[str], target: Path) -> None:
-    """Write ``names`` as the last commit of ``tree`` has them to ``target``, those it has."""
+    """Write the files ``names`` of the last commit of ``tree`` to ``target``, if it has them."""
     if git(tree, "rev-parse", "--verify", "--quiet", "HEAD", check=False).returncode != 0:
         raise ConfigurationError(f"{tree} is a git tree without a commit")
     listed = git(tree, "ls-tree", "-z", "--name-only", "HEAD", "--", *names).stdout
     index = target.parent / f"{target.name}.index"
     git(tree, "read-tree", "HEAD", index=index)
-    git(
-        tree,
-        "checkout-index",
-        "--force",
-        "-z",
-        "--stdin",
-        f"--prefix={target}/",
-        index=index,
-        stdin=listed,
-    )
+    checkout = ("checkout-index", "--force", "-z", "--stdin", f"--prefix={target}/")
+    git(tree, *checkout, index=index, stdin=listed)
     index.unlink()
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """What git knows of ours in ``directory``."""
+    """The environment of git in ``directory``."""
     return process.environment() | variables(directory)
 
 
 def variables(directory: Path) -> dict[str, str]:
-    """Of that environment what is git's own; also for what calls git itself, as make does."""
+    """git's own variables of that environment, also for programs that call git, such as make."""
     return {
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -142,8 +133,8 @@ def variables(directory: Path) -> dict[str, str]:
         "GIT_NO_REPLACE_OBJECTS": "1",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_OPTIONAL_LOCKS": "0",
-        # In a directory inside somebody's repository `git apply` would skip
-        # every path outside the subdirectory, and say nothing.
+        # In a subdirectory of a repository, `git apply` would silently skip every path
+        # outside that subdirectory.
         "GIT_CEILING_DIRECTORIES": str(directory.resolve().parent),
     }
 
@@ -154,7 +145,7 @@ def _declared_safe() -> tuple[str, ...]:
         done = process.run(
             ["git", "config", "--null", "--get-all", "safe.directory"],
             cwd=Path("/"),
-            # Where the user's configuration lies, and nothing else that he exports to git.
+            # Only the variables that say where the user's configuration is.
             env=process.environment()
             | {key: text for key, text in os.environ.items() if key.startswith("GIT_CONFIG")},
             check=False,

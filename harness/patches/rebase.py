@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A series carried to a kernel version it was not written for, by git and whoever resolves.
+"""Ports a series to another kernel version with ``git am``; a person resolves the conflicts.
 
-The work is done in a worktree of its own. It stops where a patch does not apply, as
-``git am`` leaves it; called again when that is resolved it writes the new series.
+The work is done in a new worktree. It stops where a patch does not apply, as ``git am`` leaves
+it; once the conflicts are resolved, the same call writes the new series.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Rebased:
 
 
 def rebase(series: Series, tree: Path, *, worktree: Path | None, out: Path | None) -> Rebased:
-    """Carry ``series`` to the last commit of the git tree ``tree``, or go on with that.
+    """Port ``series`` to the last commit of the git tree ``tree``, or continue with that.
 
-    The new series goes to ``out`` (``linux-X.Y`` in this directory when None).
+    The new series goes to ``out`` (None: ``linux-X.Y`` in the current directory).
 
     Raises:
-        ConfigurationError: ``tree`` is no git tree of a kernel, or ``out`` is there already.
+        ConfigurationError: ``tree`` is not a git tree of a kernel, or ``out`` exists.
         KernelError: a patch does not apply; the worktree is as ``git am`` left it.
     """
     base, _ = base_of(tree)
@@ -43,7 +43,7 @@ def rebase(series: Series, tree: Path, *, worktree: Path | None, out: Path | Non
     directory = (out or Path(base)).absolute()
     if directory.exists():
         raise ConfigurationError(
-            f"{directory} is there already", hint="name another directory with --out"
+            f"{directory} exists already", hint="name another directory with --out"
         )
     onto = f"refs/receive-batching/onto/{target.name}"
     if not target.exists():
@@ -59,7 +59,8 @@ def rebase(series: Series, tree: Path, *, worktree: Path | None, out: Path | Non
     start = git(tree, "rev-parse", "--verify", "--quiet", onto, check=False).stdout.strip()
     if not start:
         raise ConfigurationError(
-            f"{target} is there, and not from a rebase", hint="name another with --worktree"
+            f"{target} exists, but not from a rebase",
+            hint="name another directory with --worktree",
         )
     _export(series, target, start, directory)
     return Rebased(directory, target, len(series.patches))
@@ -69,7 +70,7 @@ def _stopped(target: Path, said: str) -> KernelError:
     failed = re.search(r"^Patch failed at \d+ (.*)$", said, re.MULTILINE)
     return KernelError(
         f"{target}: {failed[1] if failed else said.strip()} has to be resolved by hand",
-        hint=f"in {target}: edit, `git add`, `git am --continue`; then the same command again",
+        hint=f"in {target}: edit, `git add`, `git am --continue`; then repeat this command",
     )
 
 
@@ -79,7 +80,7 @@ def _export(series: Series, worktree: Path, start: str, directory: Path) -> None
     if len(listed) != len(series.patches):
         raise KernelError(
             f"{worktree} has {len(listed)} commits, the series {len(series.patches)} patches",
-            hint="each patch has to be one commit, in their order",
+            hint="each patch has to be one commit, in the order of the series",
         )
     directory.mkdir(parents=True)
     for commit, patch in zip(listed, series.patches, strict=True):

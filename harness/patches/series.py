@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The series that ship under ``kernel-patches/``, and which of them a tree needs.
+"""The series that ship under ``kernel-patches/``, and which of them fits a tree.
 
-Hides the layout: a directory for each base, a ``series`` file that names the
-patches in order, and file names whose number is the step: ``0000-prelude-*``
-makes step 0, ``0001-*`` step 1 of it, and so on. A file ``optional`` names more,
-each a step of its own over the series: ``0002m-*`` makes step 2m of step 2.
+Hides the layout: a directory for each base, a ``series`` file that lists the patches in
+order, and file names whose number is the step: ``0000-prelude-*`` makes step 0, ``0001-*``
+step 1, and so on. A file ``optional`` lists patches that each make an additional step:
+``0002m-*`` on top of step 2 makes step 2m.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DIFF = re.compile(r"^diff --git a/(\S+) b/(\S+)$", re.MULTILINE)
 
 
 class UnknownBaseError(ConfigurationError):
-    """No series that ships was written for the tree's version."""
+    """No series ships for the tree's version."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Patch:
     path: Path
     step: int
     variant: str
-    """The letter after the number of an optional step; of the series, nothing."""
+    """The letter after the number of an optional step; empty in the series itself."""
     subject: str
     author: str
     changelog: str
@@ -49,10 +49,10 @@ class Patch:
 
     @classmethod
     def read(cls, path: Path) -> Patch:
-        """The patch in ``path``, whose name says its step."""
+        """The patch in ``path``; its file name has the step."""
         named = _FILE_NAME.fullmatch(path.name)
         if named is None:
-            raise InfrastructureError(f"{path}: not a name of the form 0001-what-it-does.patch")
+            raise InfrastructureError(f"{path}: expected a name like 0001-what-it-does.patch")
         try:
             text = path.read_text(encoding="utf-8", errors="surrogateescape")
         except OSError as error:
@@ -79,11 +79,11 @@ class Series:
     directory: Path
     patches: tuple[Patch, ...]
     optional: tuple[Patch, ...] = ()
-    """Each makes a step of its own, over the patches up to its number."""
+    """Each makes an additional step, on top of the patches up to its number."""
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps of the series, from ``"0"`` on."""
+        """The steps of the series, starting with ``"0"``."""
         return tuple(str(step) for step in sorted({0, *(patch.step for patch in self.patches)}))
 
     @property
@@ -92,10 +92,10 @@ class Series:
         return tuple(patch.name for patch in self.optional)
 
     def upto(self, step: str | int) -> tuple[Patch, ...]:
-        """The patches between the base and ``step``: the prelude and the first of the others.
+        """The patches between the base and ``step``, the prelude included.
 
         Raises:
-            ConfigurationError: there is no such step.
+            ConfigurationError: the series has no such step.
         """
         name = str(step)
         if name not in (*self.steps, *self.optional_steps):
@@ -106,17 +106,12 @@ class Series:
         return (*(patch for patch in self.patches if patch.step <= number), *own)
 
     def patches_for(self, step: str | int) -> tuple[Path, ...]:
-        """The files of :meth:`upto`."""
+        """The patch files of :meth:`upto`."""
         return tuple(patch.path for patch in self.upto(step))
-
-    def title(self, step: str | int) -> str:
-        """What ``step`` is, in one line."""
-        own = [patch.subject for patch in self.upto(step) if patch.name == str(step)]
-        return own[-1] if own else "the base as it is"
 
 
 def list_series(home: Path | None = None) -> list[Series]:
-    """Every series under ``home`` (what ships when None), oldest base first."""
+    """Every series under ``home`` (None: those that ship), oldest base first."""
     home = home or shipped("kernel-patches")
     return [
         _read(file.parent)
@@ -128,12 +123,12 @@ def series(name: str, home: Path | None = None) -> Series:
     """The series called ``name``.
 
     Raises:
-        UnknownBaseError: none is; the message lists those there are.
+        UnknownBaseError: no series has that name; the message lists the names.
     """
     home = home or shipped("kernel-patches")
     names = [found.base for found in list_series(home)]
     if name not in names:
-        raise UnknownBaseError(f"no series is called {name}; expected {_listed(names)}")
+        raise UnknownBaseError(f"no series {name}; expected {_listed(names)}")
     return _read(home / name)
 
 
@@ -141,7 +136,7 @@ def series_for(tree: Path, name: str = "auto", home: Path | None = None) -> Seri
     """The series called ``name``, or with ``auto`` the one for the version of ``tree``.
 
     Raises:
-        UnknownBaseError: none was written for that version.
+        UnknownBaseError: no series ships for that version.
         ConfigurationError: ``tree`` is not a kernel tree.
     """
     if name != "auto":
@@ -153,34 +148,34 @@ def series_for(tree: Path, name: str = "auto", home: Path | None = None) -> Seri
             return found
     closest = nearest(base, available)
     raise UnknownBaseError(
-        f"{tree} is Linux {release}, for which there is no series; "
+        f"{tree} is Linux {release}, for which no series ships; "
         f"expected {_listed([found.base for found in available])}",
-        hint=f"`harness patches check {tree} --series {closest.base}` shows how far the nearest "
-        "applies, `harness patches rebase` carries it over"
+        hint=f"`harness patches check {tree} --series {closest.base}` shows how much of the "
+        "nearest series applies, `harness patches rebase` ports it"
         if closest
         else None,
     )
 
 
 def bed_patches(arch: str, base: str, home: Path | None = None) -> tuple[Path, ...]:
-    """What a kernel of ``base`` needs to be booted as ``arch``, whatever its step.
+    """The patches that a kernel of ``base`` needs to boot as ``arch``, at every step.
 
     Raises:
-        ConfigurationError: none was written for that base.
+        ConfigurationError: there are none for that base.
     """
     home = (home or shipped("kernel-patches")) / f"bed-{arch}"
     if not (home / base / "series").is_file():
         known = _listed(sorted((file.parent.name for file in home.glob("*/series")), key=_number))
         raise ConfigurationError(
-            f"{base} is not known to run as a process ({arch}); expected {known}",
-            hint="Linux has what it takes, virt-pci, since 5.14; a virtual bed boots it: "
+            f"{base} cannot be built to run as a process ({arch}); expected {known}",
+            hint="that needs virt-pci, which Linux has since 5.14; boot it on a virtual bed: "
             "--bed virtual",
         )
     return tuple(patch.path for patch in _named_in(home / base / "series"))
 
 
 def nearest(base: str, available: Sequence[Series]) -> Series | None:
-    """Of ``available``, the series for the version closest to ``base``; None if there is none."""
+    """The series in ``available`` for the version closest to ``base``; None if it is empty."""
     return min(available, key=lambda known: _distance(known.base, base), default=None)
 
 
@@ -188,7 +183,7 @@ def base_of(tree: Path) -> tuple[str, str]:
     """The base and the release of a kernel tree, such as ``("linux-6.12", "6.12.117")``.
 
     Raises:
-        ConfigurationError: it has no Makefile that states a version.
+        ConfigurationError: its Makefile does not state a version.
     """
     require_kernel(tree, str(tree))
     stated = _stated(tree)
@@ -202,11 +197,11 @@ def is_kernel(tree: Path) -> bool:
 
 
 def require_kernel(tree: Path, named: str) -> None:
-    """Raise a :class:`ConfigurationError` unless ``tree``, called ``named``, is a kernel.s."""
+    """Raise a :class:`ConfigurationError` unless ``tree``, called ``named``, is a kernel tree."""
     if not is_kernel(tree):
         raise ConfigurationError(
-            f"{named} is no kernel tree: there is no Makefile that states VERSION and PATCHLEVEL",
-            hint="give the top directory of an unpacked kernel source",
+            f"{named} is not a kernel tree: no Makefile states VERSION and PATCHLEVEL",
+            hint="name the top directory of an unpacked kernel source",
         )
 
 
@@ -228,7 +223,7 @@ def _read(directory: Path) -> Series:
 
 
 def _named_in(file: Path) -> tuple[Patch, ...]:
-    """The patches that ``file`` names, a line each; none where there is no such file."""
+    """The patches that ``file`` lists, one a line; empty without that file."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     names = [name for line in lines if (name := line.partition("#")[0].strip())]
     return tuple(Patch.read(file.with_name(name)) for name in names)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A series on a kernel tree: would it apply, and applying it without harm.
+"""Checks whether a series applies to a kernel tree, and applies it.
 
-Hides how a tree is tried without being touched (the few files a series needs
-are copied out, a git tree's from its last commit) and how an application that
-fails or is interrupted leaves nothing behind.
+Hides how a tree is checked without being changed (the files that a series touches are copied,
+from the last commit of a git tree) and how a failed or interrupted application is undone.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ from harness.patches.series import Patch, Series, base_of, series_for
 _FAILED_HUNK = re.compile(r"^error: patch failed: (.+):(\d+)$", re.MULTILINE)
 _HUNK = re.compile(r"^@@ -(\d+)(?:,\d+)? \+(\d+)(?:,\d+)? @@.*")
 _DIFF = re.compile(r"^diff --git a/\S+ b/(\S+)$")
-# A series is the youngest part of a tree's history; upstream's commits of the
-# same titles lie further back than this.
+# An applied series is at the end of a tree's history; upstream's commits with the same titles
+# are further back than this.
 _LOG_DEPTH = 500
 
 
 class AlreadyPatchedError(ConfigurationError):
-    """The tree holds the series already, up to ``step``."""
+    """The tree has the series already, up to ``step``."""
 
     def __init__(self, tree: Path, series: Series, step: int) -> None:
         super().__init__(
-            f"{tree} is already patched: it holds series {series.base} up to step {step}",
-            hint="give the tree as it was before: unpacked anew, or an older commit of it "
-            "checked out into a worktree",
+            f"{tree} is already patched: it has series {series.base} up to step {step}",
+            hint="name the unpatched tree: unpack it again, or check out an older commit in a "
+            "worktree",
         )
         self.step = step
 
 
 class HunkError(KernelError):
-    """A patch does not apply; ``file`` and ``hunk`` (from 1) are known where git says them."""
+    """A patch does not apply; ``file`` and ``hunk`` (from 1) are None if git does not name them."""
 
     def __init__(self, patch: Path, output: str, *, reverse: bool = False) -> None:
         self.patch, self.file, self.hunk = patch, None, None
@@ -56,9 +55,9 @@ class HunkError(KernelError):
             where = f"{self.file}, hunk {self.hunk}: {header}" if self.hunk else self.file
         self.where = where
         super().__init__(
-            f"{patch.name} does not {'come off' if reverse else 'apply'}: {where}",
-            hint="the tree differs there from the kernel the series was written for; "
-            "the lines it expects are in that hunk",
+            f"{patch.name} does not {'revert' if reverse else 'apply'}: {where}",
+            hint="there the tree differs from the kernel that the series was written for; "
+            "the hunk has the lines that it expects",
         )
 
     file: str | None
@@ -67,7 +66,7 @@ class HunkError(KernelError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one patch; ``detail`` says where it failed."""
+    """The result for one patch; ``detail`` says where it failed."""
 
     patch: Patch
     state: Literal["applies", "fails", "present", "not tried"]
@@ -76,7 +75,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of :func:`check`; ``error`` is what stands in the way, if anything does."""
+    """The result of :func:`check`; ``error`` is why the series does not apply, or None."""
 
     tree: Path
     release: str
@@ -100,13 +99,13 @@ class Applied:
 
 
 def check(tree: Path, series: Series | None = None, step: str | int | None = None) -> Report:
-    """Try the patches up to ``step`` (all when None) on ``tree``, which is only read.
+    """Check the patches up to ``step`` (None: all) against ``tree``, which is only read.
 
-    A git tree counts as its last commit, whatever lies uncommitted in it.
+    In a git tree the last commit counts; uncommitted changes are ignored.
 
     Raises:
-        ConfigurationError: ``tree`` is no kernel tree, or (UnknownBaseError) no
-            series was written for its version.
+        ConfigurationError: ``tree`` is not a kernel tree, or (UnknownBaseError) no
+            series ships for its version.
     """
     _, release = base_of(tree)
     series = series or series_for(tree)
@@ -146,21 +145,21 @@ def apply(
 ) -> Applied:
     """Commit the patches up to ``step`` on top of a git tree's last commit.
 
-    They go to a new branch ``receive-batching/stepN`` in a new worktree (beside
-    the tree when ``worktree`` is None); with ``in_place`` to the branch that is
-    checked out. If it fails or is interrupted, all is as it was before.
+    They go to a new branch ``receive-batching/stepN`` in a new worktree (beside the tree if
+    ``worktree`` is None); with ``in_place`` to the current branch. A failure or an interruption
+    leaves everything unchanged.
 
     Raises:
-        ConfigurationError: the tree is not in git, not clean, of no known base,
-            or already patched (AlreadyPatchedError); the worktree or branch exists.
+        ConfigurationError: the tree is not in git, not clean, of an unknown base, or
+            already patched (AlreadyPatchedError); the worktree or branch exists.
         KernelError: a patch does not apply (HunkError).
     """
     if not is_top_of_git_tree(tree):
         base_of(tree)
         raise ConfigurationError(
-            f"{tree} is not the top of a git tree; patches are only committed, never left loose",
+            f"{tree} is not the top of a git tree, where the patches could be committed",
             hint=f"`git -C {tree} init && git -C {tree} add . && git -C {tree} commit -m base`, "
-            "or let `harness build` patch a copy of its own",
+            "or let `harness build` patch its own copy",
         )
     if in_place:
         _require_clean(tree)
@@ -184,13 +183,10 @@ def apply(
 
 
 def apply_files(directory: Path, patches: Sequence[Path], *, reverse: bool = False) -> None:
-    """Apply ``patches`` to the files under ``directory``, which the caller owns.
-
-    Writes no file that they do not touch. With ``reverse`` they come off, the
-    last one first.
+    """Apply ``patches`` to the files under ``directory``; with ``reverse``, revert them.
 
     Raises:
-        HunkError: one does not apply; those before it are taken back.
+        HunkError: one does not apply; those before it are undone.
     """
     done: list[Path] = []
     try:
@@ -204,7 +200,7 @@ def apply_files(directory: Path, patches: Sequence[Path], *, reverse: bool = Fal
 
 
 def _apply_one(directory: Path, patch: Path, *, reverse: bool = False) -> None:
-    """One patch file, all of it or nothing."""
+    """Apply a patch file completely or not at all."""
     arguments = ["apply", "-p1", *(["--reverse"] if reverse else []), str(patch.absolute())]
     done = git(directory, *arguments, check=False)
     if done.returncode != 0:
@@ -230,10 +226,10 @@ def _copied(tree: Path, series: Series) -> Iterator[Path]:
 
 
 def _present(tree: Path, copy: Path, series: Series) -> int | None:
-    """The step up to which a tree holds ``series``, or None if it holds none of it.
+    """The step up to which a tree has ``series``, or None if it has no part of it.
 
-    Its files tell by letting go of the patches in reverse; where later changes
-    of someone else forbid that, the titles of a git tree's last commits do.
+    A step is present if its patches revert. If later changes prevent that, the titles of a git
+    tree's last commits decide.
     """
     for count in range(len(series.patches), 0, -1):
         attempt = copy.with_name("attempt")
@@ -258,15 +254,15 @@ def _present(tree: Path, copy: Path, series: Series) -> int | None:
 def _require_clean(tree: Path) -> None:
     if operation := unfinished(tree):
         raise ConfigurationError(
-            f"an unfinished {operation} stands in {tree}",
-            hint="finish or abort it, or leave out --in-place",
+            f"{tree} has an unfinished {operation}",
+            hint="finish or abort it, or omit --in-place",
         )
     changed = git(tree, "status", "--porcelain", "--untracked-files=no").stdout.splitlines()
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise ConfigurationError(
             f"{tree} has uncommitted changes: {changed[0][3:]}{more}",
-            hint="commit or stash them, or leave out --in-place to get a worktree beside it",
+            hint="commit or stash them, or omit --in-place to get a worktree beside it",
         )
 
 
@@ -276,7 +272,7 @@ def _require_free(tree: Path, branch: str, target: Path) -> None:
         raise ConfigurationError(
             f"{tree} has a branch {branch} already",
             hint=f"`git -C {tree} worktree list` shows where it is; "
-            f"`git worktree remove` and `git branch -D {branch}` give it up",
+            f"`git worktree remove` and `git branch -D {branch}` remove it",
         )
     if target.exists():
         raise ConfigurationError(
@@ -285,7 +281,7 @@ def _require_free(tree: Path, branch: str, target: Path) -> None:
 
 
 def _commit_all(directory: Path, patches: Sequence[Patch]) -> None:
-    """``git am`` of all ``patches`` to a clean tree, or of none."""
+    """Commit all ``patches`` to a clean tree with ``git am``, or none."""
     if not patches:
         return
     options = ["--quiet", "--no-gpg-sign", "--committer-date-is-author-date"]
@@ -308,8 +304,7 @@ def _commit_all(directory: Path, patches: Sequence[Patch]) -> None:
 def _put_back(directory: Path, head: str, *, absent: set[str], kept: set[str]) -> None:
     """Undo an unfinished ``git am`` on a tree that was clean at ``head``.
 
-    ``git am --abort`` cannot: a signal may have come between the writing of
-    files and that of the index, and then it refuses to touch either.
+    ``git am --abort`` refuses to if a signal came between the writing of files and of the index.
     """
     if unfinished(directory):
         git(directory, "am", "--quit")

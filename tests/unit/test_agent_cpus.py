@@ -115,7 +115,7 @@ def test_the_agent_stays_off_by_number_and_not_by_count(kernel: Kernel) -> None:
     ("asked", "told"),
     [
         ({"irq_cpu": 3}, "CPU 3 is offline"),
-        ({"irq_cpu": 99}, "CPU 99 is none of this host's"),
+        ({"irq_cpu": 99}, "CPU 99 does not exist on this host"),
         ({"irq_cpu": 0, "process_cpus": [1]}, "CPU 1 is offline"),
         ({"process_cpus": [4]}, "CPU 4 is not allowed"),
     ],

@@ -127,8 +127,8 @@ def test_a_registered_function_is_described(tmp_path: Path, fake: Driver) -> Non
     ("driver", "ok", "told"),
     [
         ("sfc", True, "sfc 0000:01:00.0"),
-        ("fake", True, "fake 0000:01:00.0: hands no lists to the stack by this series"),
-        ("other", False, "other 0000:01:00.0: not known to the harness"),
+        ("fake", True, "fake 0000:01:00.0: the series does not make it hand lists to the stack"),
+        ("other", False, "other 0000:01:00.0: unknown to the harness"),
     ],
 )
 @pytest.mark.usefixtures("fake")

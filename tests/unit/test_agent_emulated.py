@@ -69,14 +69,17 @@ def test_what_is_counted_between_two_moments(device: Path, uncounted: int) -> No
 
 def test_an_emulator_that_does_not_begin(device: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emulated, "_SWITCH_S", 0.05)
-    with pytest.raises(AgentError, match="does not begin"), emulated.Emulated().over(0):
+    with pytest.raises(AgentError, match="does not start counting"), emulated.Emulated().over(0):
         pass
     assert _wanted(device) == 0
 
 
 def test_a_host_without_such_counters(device: Path) -> None:
     _put(device, 0, 1)
-    with pytest.raises(AgentError, match="no emulator"), emulated.Emulated().over(0):
+    with (
+        pytest.raises(AgentError, match="does not run in an emulator"),
+        emulated.Emulated().over(0),
+    ):
         pass
 
 

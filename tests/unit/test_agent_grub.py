@@ -103,15 +103,23 @@ def test_of_two_distributions_the_one_that_was_started(host: Machine) -> None:
 @pytest.mark.parametrize(
     ("loader", "files", "told"),
     [
-        ("\\EFI\\ubuntu\\shimx64.efi", {"ubuntu": (OTHERS, "/boot/grub")}, "another system's"),
-        ("\\EFI\\debian\\grubx64.efi", {"debian": (HERE, "/@/boot/grub")}, "another system's"),
+        (
+            "\\EFI\\ubuntu\\shimx64.efi",
+            {"ubuntu": (OTHERS, "/boot/grub")},
+            "belongs to another system",
+        ),
+        (
+            "\\EFI\\debian\\grubx64.efi",
+            {"debian": (HERE, "/@/boot/grub")},
+            "belongs to another system",
+        ),
         ("\\EFI\\debian\\grubx64.efi", {}, "no grub.cfg beside"),
-        ("\\EFI\\refind\\refind_x64.efi", {"debian": (HERE, "/boot/grub")}, "which is no GRUB"),
-        (None, {"debian": (HERE, "/boot/grub")}, "names no loader's file"),
+        ("\\EFI\\refind\\refind_x64.efi", {"debian": (HERE, "/boot/grub")}, "which is not GRUB"),
+        (None, {"debian": (HERE, "/boot/grub")}, "names no file"),
         (
             "\\EFI\\BOOT\\BOOTX64.EFI",
             {"debian": (HERE, "/boot/grub"), "ubuntu": (OTHERS, "/boot/grub")},
-            "is not known",
+            "it is unknown which GRUB",
         ),
     ],
 )
@@ -145,7 +153,7 @@ def test_a_firmware_that_does_not_say(host: Machine) -> None:
     beside(esp, "debian", DEBIAN.format(uuid=HERE, path="/boot/grub"))
     assert why(host) is None
     beside(esp, "ubuntu", DEBIAN.format(uuid=OTHERS, path="/boot/grub"))
-    assert "is not known" in (why(host) or "")
+    assert "it is unknown which GRUB" in (why(host) or "")
 
 
 def test_a_configuration_on_the_esp_itself(host: Machine, tmp_path: Path) -> None:
@@ -167,13 +175,13 @@ def test_a_configuration_on_the_esp_itself(host: Machine, tmp_path: Path) -> Non
 def test_without_efi_the_kernel_that_runs_has_to_be_named(host: Machine) -> None:
     assert why(host) is None
     (host.root / "proc/cmdline").write_text("BOOT_IMAGE=(hd0,msdos1)/vmlinuz-5.14.0 ro\n")
-    assert "not named in" in (why(host) or "")
+    assert "does not name the kernel" in (why(host) or "")
     entries = host.boot / "loader/entries"
     entries.mkdir(parents=True)
     (entries / "0.conf").write_text("linux /vmlinuz-5.14.0\n")
     assert why(host) is None
     (entries / "0.conf").write_text("linux /vmlinuz-5.14.0-rescue\n")
-    assert "not named in" in (why(host) or "")
+    assert "does not name the kernel" in (why(host) or "")
     (host.root / "proc/cmdline").write_text("root=/dev/vda1 ro\n")
     assert why(host) is None, "a kernel that came up by kexec says nothing of GRUB"
 
@@ -209,8 +217,8 @@ def test_two_of_one_machine_without_efi(host: Machine) -> None:
         ({"source": "bpool/BOOT/ubuntu", "fstype": "zfs"}, "zfs"),
         ({"source": "overlay", "fstype": "overlay"}, "overlay"),
         ({"source": "/dev/sda2", "fstype": "f2fs"}, "f2fs"),
-        ({"source": "/dev/sda2", "fstype": None}, "no file system that is known"),
-        ({"source": None}, "no disk's partition"),
+        ({"source": "/dev/sda2", "fstype": None}, "an unknown file system"),
+        ({"source": None}, "not a partition of a disk"),
         ({"source": "/dev/sda2", "options": "rw,data=journal"}, "data=journal"),
         ({"source": "/dev/sda2", "options": "ro,relatime"}, "read-only"),
         ({"source": "/dev/sda1", "fstype": "vfat"}, None),

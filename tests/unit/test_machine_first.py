@@ -330,7 +330,7 @@ def test_a_root_on_lvm_on_a_crypted_mirror_of_nvme_and_sata(tmp_path: Path) -> N
     )
     found = drivers(interface="enp3s0f0np0", root=str(tmp_path))
     assert set(found) == {"xfs", "dm_mod", "dm_crypt", "raid1", "nvme", "ahci", "sd_mod", "sfc"}
-    assert found["sfc"] == "enp3s0f0np0 is behind it"
+    assert found["sfc"] == "enp3s0f0np0 needs it"
     assert set(found) <= set(bootable.OPTIONS)
 
 

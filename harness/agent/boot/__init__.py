@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Booting a kernel of ours once, so that any power cycle returns to the known-good one."""
+"""Boots a kernel of the harness once, so that any power cycle returns to the known-good one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from harness.agent import packages, programs
 from harness.agent.faults import AgentError
@@ -18,21 +18,19 @@ from .loaders import loader_of
 from .record import Places, Record, changing
 from .systemd_boot import secure_boot
 
-Method = Literal["kexec", "one-shot", "known-good"]
-
 _KEXEC_S = 60.0
 _GO_AFTER_S = 0.5
 _LOADED = "sys/kernel/kexec_loaded"
 
 
 class Boot:
-    """The calls."""
+    """The calls ``boot_*``."""
 
     def __init__(self, places: Places | None = None) -> None:
         self._places = places or Places()
 
     def can(self) -> dict[str, Any]:
-        """Which ways of booting can be trusted on this host, and why others cannot."""
+        """Which ways of booting are safe on this host, and why the others are not."""
         loader = loader_of(self._places)
         why = self._loader_why_not()
         kexec_why = self._kexec_why_not()
@@ -46,11 +44,11 @@ class Boot:
     def prepare(self, *, release: str, method: str, token: str | None = None) -> dict[str, Any]:
         """Load ``release`` for kexec, or set it as the boot loader's one-shot entry.
 
-        ``token`` is put on its command line, which it prints as it begins.
+        ``token`` goes on its command line, which the kernel prints when it starts.
 
         Raises:
-            AgentError: the host cannot do that, the kernel is not installed whole, or
-                somebody else's one-shot waits.
+            AgentError: the host cannot do that, the kernel is not installed completely, or
+                a one-shot boot is set that is not of the harness.
         """
         _one_of(method, "kexec", "one-shot")
         with changing(self._places) as record:
@@ -66,11 +64,8 @@ class Boot:
                 raise AgentError(f"{method} cannot be used on this host: {why}")
             if token is not None:
                 entry["cmdline"] = cmdline.marked(entry["cmdline"], token)
-            record.data["armed"] = {
-                "release": release,
-                "method": method,
-                "boot_id": self._boot_id(),
-            }
+            boot_id = self._boot_id()
+            record.data["armed"] = {"release": release, "method": method, "boot_id": boot_id}
             record.data["left"] = None
             record.save()
             if method == "kexec":
@@ -80,20 +75,20 @@ class Boot:
                 assert loader is not None
                 if (other := loader.pending()) is not None:
                     raise AgentError(
-                        f"a one-shot boot of {other!r} waits that is not of the harness",
-                        hint="boot it, or disarm it by grub-editenv … unset next_entry",
+                        f"a one-shot boot that is not of the harness is set already: {other!r}",
+                        hint="boot it, or clear it with grub-editenv … unset next_entry",
                     )
                 loader.entries(record.complete())
                 loader.arm(release)
             return {"release": release, "method": method, "cmdline": entry["cmdline"]}
 
     def go(self, *, method: str) -> dict[str, Any]:
-        """Leave this kernel within a second of the answer.
+        """Leave this kernel within a second after the answer.
 
         ``known-good`` disarms everything and reboots into the default.
 
         Raises:
-            AgentError: what was prepared is not there any more.
+            AgentError: the boot that was prepared is no longer set.
         """
         _one_of(method, "kexec", "one-shot", "known-good")
         with changing(self._places) as record:
@@ -112,20 +107,19 @@ class Boot:
         return {"method": method, "boot_id": self._boot_id()}
 
     def cancel(self) -> dict[str, Any]:
-        """Nothing of ours boots next: the one-shot is disarmed, the kexec kernel unloaded."""
+        """Clear a one-shot boot of the harness and unload a kexec kernel."""
         with changing(self._places) as record:
             was = record.data["armed"]
             self._disarm(record)
             return {"was": was}
 
     def state(self) -> dict[str, Any]:
-        """What runs, what boots next, and whether the default is as it was.
+        """What runs, what boots next, and whether the default is unchanged.
 
-        ``ours``: the running kernel was installed or booted by the harness. ``left``: the
-        last boot of ours that ended because it was told to. ``missed``: a release that was to
-        be booted, after another was. ``one_shot_pending`` is a release of ours or the name of
-        another's entry, ``one_shot_taken`` the release whose entry the loader took last, if it
-        notes that.
+        ``ours``: the harness installed or booted the running kernel. ``left``: the last boot of
+        the harness that ended on request. ``missed``: the release that was prepared, if another
+        one booted. ``one_shot_pending``: a release of the harness, or the name of another entry.
+        ``one_shot_taken``: the release whose entry the loader booted last, if it records that.
         """
         record = Record(self._places)
         loader = loader_of(self._places)
@@ -159,7 +153,7 @@ class Boot:
     def _check_armed(self, record: Record, method: str) -> None:
         armed = record.data["armed"]
         if armed is None or (armed["method"], armed["boot_id"]) != (method, self._boot_id()):
-            raise AgentError(f"nothing is prepared for {method} in this boot")
+            raise AgentError(f"nothing is prepared for {method} since this host started")
         loader = loader_of(self._places)
         if method == "kexec" and self._places.text(_LOADED) != "1":
             raise AgentError(f"{armed['release']} is no longer loaded for kexec")
@@ -186,7 +180,7 @@ class Boot:
             str(at / "vmlinuz"),
         ]
         try:
-            # The kernel itself reads the file; older ones and some configurations cannot.
+            # The kernel reads the file itself; older kernels and some configurations cannot.
             programs.run(["kexec", "--kexec-file-syscall", *arguments], timeout_s=_KEXEC_S)
         except AgentError as first:
             try:
@@ -194,7 +188,7 @@ class Boot:
             except AgentError as error:
                 raise AgentError(f"{first}; then {error}") from error
         if self._places.text(_LOADED) != "1":
-            raise AgentError(f"kexec says it loaded {release}, and nothing is loaded")
+            raise AgentError(f"kexec reports success for {release}, but no kernel is loaded")
 
     def _kexec_why_not(self) -> str | None:
         if programs.found("kexec") is None:
@@ -219,9 +213,9 @@ class Boot:
         return loader.why_not()
 
     def _kexec_instead(self) -> Path | None:
-        """The file that keeps Debian's kexec-tools from making the next reboot a kexec.
+        """The file that stops Debian's kexec-tools from turning the next reboot into a kexec.
 
-        None where they do not do so. They remove it themselves.
+        None if they would not do so. They remove the file themselves.
         """
         defaults = self._places.text("etc/default/kexec") or ""
         last = re.findall(r"^\s*LOAD_KEXEC=(\S*)", defaults, re.MULTILINE)
@@ -232,7 +226,7 @@ class Boot:
         return self._places.root / named[1] if named else None
 
     def _leave(self, command: list[str]) -> None:
-        """After the answer, and outliving this agent."""
+        """Run ``command`` after the answer was sent, in a process that outlives this agent."""
         os.sync()
         script = 'sleep "$1"; shift; exec "$@"'
         subprocess.Popen(
@@ -258,7 +252,7 @@ def _leaving(method: str, *, systemd: bool) -> list[str]:
 def _one_of(method: object, *methods: str) -> None:
     if method not in methods:
         raise AgentError(
-            f"no way to boot called {method!r:.40}",
+            f"unknown way to boot {method!r:.40}",
             kind="configuration",
             hint=f"one of: {', '.join(methods)}",
         )

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The drivers without which this host would not come up, or not be reached by its test interface.
-
-Its root file system and the devices under it, up to the bus, and the NIC behind the interface.
+"""The drivers this host needs to boot and to be reached through its test interface: those of the
+root file system, of the devices below it up to the bus, and of the NIC.
 """
 
 from __future__ import annotations
@@ -10,24 +9,26 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness.agent.foreign import read_text
+
 _DEEPEST = 16
 
 
 def drivers(*, interface: str, root: str = "/") -> dict[str, str]:
-    """By name what each is for; names as modules have them, built in or not."""
+    """Driver name to what needs it; names are those of modules, also for built-in drivers."""
     base = Path(root)
     found: dict[str, str] = {}
     for kind, device in mounted(_text(base / "proc/self/mountinfo")):
         found.setdefault(kind, f"the root file system is {kind}")
         for name in _below(base / "sys/dev/block" / device, base, _DEEPEST):
-            found.setdefault(name, "the root file system's disk is behind it")
+            found.setdefault(name, "the root file system's disk needs it")
     for name in _drivers(base / "sys/class/net" / interface / "device", base):
-        found.setdefault(name, f"{interface} is behind it")
+        found.setdefault(name, f"{interface} needs it")
     return found
 
 
 def mounted(mountinfo: str) -> list[tuple[str, str]]:
-    """File system and device (``major:minor``) of what is mounted as root last."""
+    """File system and device (``major:minor``) of the last root mount; empty if unknown."""
     rows = []
     for line in mountinfo.splitlines():
         words = line.split()
@@ -40,14 +41,11 @@ def mounted(mountinfo: str) -> list[tuple[str, str]]:
 
 
 def _below(block: Path, base: Path, depth: int) -> Iterator[str]:
-    """Of a block device and those it is made of: mapped, RAID, a partition, a disk."""
-    if depth == 0:
-        return
+    """Drivers of a block device and of those below it: mapped, RAID, partition, disk."""
     at = _resolved(block)
-    if at is None:
+    if depth == 0 or at is None:
         return
-    uuid = _text(at / "dm/uuid")
-    if uuid:
+    if uuid := _text(at / "dm/uuid"):
         yield "dm_mod"
         if uuid.startswith("CRYPT-"):
             yield "dm_crypt"
@@ -60,7 +58,7 @@ def _below(block: Path, base: Path, depth: int) -> Iterator[str]:
 
 
 def _drivers(device: Path, base: Path) -> Iterator[str]:
-    """The modules of the drivers of ``device`` and of all it hangs on."""
+    """The modules of the drivers of ``device`` and of its parent devices."""
     at = _resolved(device)
     top = base / "sys/devices"
     while at is not None and top in at.parents:
@@ -78,7 +76,4 @@ def _resolved(path: Path) -> Path | None:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+    return read_text(path) or ""

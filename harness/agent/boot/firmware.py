@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Which configuration the GRUB that the firmware starts really reads.
+"""Finds the configuration that GRUB reads when the firmware starts it.
 
-A machine may hold several: /boot/grub, /boot/grub2, one on the EFI system partition, and
+A machine may have several: /boot/grub, /boot/grub2, one on the EFI system partition, and
 those of other distributions. On EFI the firmware says which loader it started, and the
-file beside that loader where its configuration is. Without EFI what GRUB told the running
-kernel is held against what is found. Nothing is taken for granted from a directory's name.
+grub.cfg beside that loader says where its configuration is. Without EFI the configuration
+has to name the kernel that GRUB started. A directory's name alone proves nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .record import Places
 _GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
 """EFI_GLOBAL_VARIABLE."""
 _MEDIA, _FILE_PATH = 4, 4
-"""Type and subtype of the node of a device path that holds a file's path (UEFI 2.10, 10.3)."""
+"""Type and subtype of the device path node with a file's path (UEFI 2.10, 10.3)."""
 _ESPS = ("boot/efi", "efi", "boot")
 _GRUB_LOADER = re.compile(r"(shim|grub|boot(x64|ia32|aa64))\w*\.efi", re.IGNORECASE)
 _SEARCH = re.compile(r"^\s*search(?:\.fs_uuid|\b.*--fs-uuid\b.*)\s.*$", re.MULTILINE)
@@ -33,24 +33,21 @@ _PREFIX = re.compile(r"^\s*set\s+prefix=(?:\(\$\{?\w+\}?\))?(.*)$", re.MULTILINE
 
 
 class Pointer(NamedTuple):
-    """Where a short grub.cfg beside a loader says that the real one is."""
+    """Where a short grub.cfg beside a loader says the real configuration is."""
 
     uuid: str | None
     path: str
 
 
 class Reads(NamedTuple):
-    """The directory of the configuration, and why it cannot be told for sure."""
+    """The directory of the configuration, and why it is not certain."""
 
     directory: Path | None
     why_not: str | None
 
 
 def directory_read(places: Places) -> Reads:
-    """Where the GRUB of this machine has its grub.cfg; with ``why_not`` it is a guess.
-
-    None where there is no grub.cfg at all.
-    """
+    """The directory of this machine's grub.cfg, if any; with ``why_not`` it is a guess."""
     there = [at for at in (places.boot / "grub2", places.boot / "grub") if _full(at / "grub.cfg")]
     efi = places.root / "sys/firmware/efi"
     guess = there[0] if there else None
@@ -67,18 +64,19 @@ def directory_read(places: Places) -> Reads:
         return Reads(beside.parent, None)
     pointer = parse_pointer(kept(read_bytes(beside) or b""))
     if pointer is None:
-        return Reads(guess, f"{beside} does not say where its configuration is")
+        return Reads(guess, f"{beside} does not say where the configuration is")
     for at in there:
         if _points_to(pointer, at):
             return Reads(at, None)
     where = f"{pointer.path} of the file system {pointer.uuid or 'it is on'}"
-    return Reads(guess, f"by {beside} the firmware's GRUB reads {where}: another system's")
+    why = f"{beside} makes the firmware's GRUB read {where}, which belongs to another system"
+    return Reads(guess, why)
 
 
 def named_there(places: Places, directory: Path) -> bool:
-    """Is the kernel that GRUB says it started named in the configuration of ``directory``?
+    """Does the configuration in ``directory`` name the kernel that GRUB started?
 
-    True where the running kernel was not started by a loader: by kexec.
+    True if no loader started the running kernel, after a kexec.
     """
     line = kept(read_bytes(places.root / "proc/cmdline") or b"")
     found = re.search(r"(?:^|\s)BOOT_IMAGE=(?:\([^)]*\))?(\S+)", line)
@@ -97,8 +95,8 @@ def named_there(places: Places, directory: Path) -> bool:
 def parse_load_option(content: bytes) -> str | None:
     """The path of the loader in a Boot#### variable, ``\\EFI\\debian\\shimx64.efi``.
 
-    ``content`` begins with the four bytes of attributes that efivarfs puts there. None
-    where the entry names no file.
+    ``content`` begins with the four bytes of attributes that efivarfs adds. None if the
+    entry names no file.
     """
     (length,) = struct.unpack_from("<H", content, 8)
     at = 10
@@ -121,7 +119,7 @@ def parse_load_option(content: bytes) -> str | None:
 
 
 def parse_pointer(text: str) -> Pointer | None:
-    """What a short grub.cfg searches for, and the directory it goes on in; None: neither."""
+    """The UUID a short grub.cfg searches for and the directory it continues in, if any."""
     prefix = _PREFIX.findall(text)
     search = _SEARCH.findall(text)
     uuids = [found for line in search for found in _UUID.findall(line)]
@@ -132,7 +130,7 @@ def parse_pointer(text: str) -> Pointer | None:
 
 
 def _full(path: Path) -> bool:
-    """A configuration, and no file that only leads to one."""
+    """Is ``path`` a configuration, and not a file that only points to one?"""
     content = read_bytes(path)
     if content is None:
         return False
@@ -157,10 +155,10 @@ def _beside_the_loader(places: Places, efi: Path) -> tuple[Path | None, str | No
         except AgentError as error:
             return None, str(error)
         if loader is None:
-            return None, "the firmware's boot entry names no loader's file"
+            return None, "the firmware's boot entry names no file"
         *directories, file = [part for part in loader.split("\\") if part]
         if not _GRUB_LOADER.fullmatch(file):
-            return None, f"the firmware started {loader}, which is no GRUB"
+            return None, f"the firmware started {loader}, which is not GRUB"
         for esp in esps:
             here: Path | None = esp.parent
             for name in directories:
@@ -169,16 +167,16 @@ def _beside_the_loader(places: Places, efi: Path) -> tuple[Path | None, str | No
                 return here / "grub.cfg", None
         if [name.lower() for name in directories] != ["efi", "boot"]:
             return None, f"there is no grub.cfg beside {loader}, which the firmware started"
-    # The fallback loader, or a firmware that does not say: one candidate is the answer.
+    # The fallback loader, or firmware that does not say: a single candidate is the answer.
     found = sorted({path for esp in esps for path in esp.glob("*/grub.cfg")})
     if len(found) == 1:
         return found[0], None
     names = ", ".join(map(str, found)) or "none"
-    return None, f"which GRUB the firmware started is not known; grub.cfg of loaders: {names}"
+    return None, f"it is unknown which GRUB the firmware started; grub.cfg of loaders: {names}"
 
 
 def _within(directory: Path, name: str) -> Path | None:
-    """``name`` in ``directory``, whatever its case: FAT has none."""
+    """``name`` in ``directory`` in any case, since FAT ignores case."""
     try:
         return next(
             (at for at in sorted(directory.iterdir()) if at.name.lower() == name.lower()), None

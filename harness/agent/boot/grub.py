@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""GRUB: entries of our own in custom.cfg, and the one-shot in grubenv.
+"""GRUB: entries of the harness in custom.cfg, and the one-shot in grubenv.
 
-grub.cfg and the default are never written. What decides whether a one-shot is
-safe is grub.cfg itself: it has to clear ``next_entry`` and to read custom.cfg,
-and grubenv has to lie where GRUB can write.
+grub.cfg and the default are never written. A one-shot is safe only if grub.cfg clears
+``next_entry`` and reads custom.cfg, and if GRUB can write to grubenv.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _TAKEN = "receive_batching_taken"
 
 
 class Grub:
-    """One host's GRUB."""
+    """The GRUB of one host, a :class:`.Loader`."""
 
     name = "grub"
 
@@ -41,27 +40,25 @@ class Grub:
         self.directory, self._why_unsure = directory_read(places)
 
     def why_not(self) -> str | None:
-        """Why a one-shot boot cannot be trusted here, or None."""
         if self.directory is None:
             return "no grub.cfg in /boot/grub or /boot/grub2"
         if programs.found("grub-editenv", "grub2-editenv") is None:
             return "grub-editenv is not installed"
         text = self._configuration()
         if 'default="${next_entry}"' not in text or "save_env next_entry" not in text:
-            return "grub.cfg has no one-shot entry (next_entry): write it anew with update-grub"
+            return "grub.cfg has no one-shot entry (next_entry): regenerate it with update-grub"
         if "custom.cfg" not in text:
             return "grub.cfg does not read custom.cfg: /etc/grub.d/41_custom is missing or off"
         if self._why_unsure is not None:
-            return f"which configuration GRUB reads is not sure: {self._why_unsure}"
+            return f"it is unclear which configuration GRUB reads: {self._why_unsure}"
         if not named_there(self._places, self.directory):
             return (
-                f"the kernel that GRUB started is not named in {self.directory}/grub.cfg: "
-                "it reads another one"
+                f"{self.directory}/grub.cfg does not name the kernel that GRUB started: "
+                "GRUB reads another configuration"
             )
         return self._env_not_writable()
 
     def default(self) -> dict[str, Any]:
-        """What decides which kernel boots when nothing else was asked for."""
         text = self._configuration()
         chosen = re.findall(r"^\s*set default=(.*)$", text, re.MULTILINE)
         file = self._places.text("etc/default/grub") or ""
@@ -73,16 +70,13 @@ class Grub:
         }
 
     def pending(self) -> str | None:
-        """The entry that boots once: a release of ours, the name of another, or None."""
         entry = self._env().get("next_entry")
         return entry.removeprefix(_PREFIX) if entry else None
 
     def taken(self) -> str | None:
-        """The release whose entry was taken since one was armed, as the entry itself noted."""
-        return self._env().get(_TAKEN)
+        return self._env().get(_TAKEN)  # set by the entry itself
 
     def entries(self, wanted: Mapping[str, Sequence[str]]) -> None:
-        """Have entries for just these releases with these parameters; none leaves nothing."""
         assert self.directory is not None
         path = (self.directory / "custom.cfg").resolve()
         there = path.is_file()
@@ -106,14 +100,12 @@ class Grub:
             written(path, text, mode=path.stat().st_mode & 0o777 if there else 0o644)
 
     def arm(self, release: str) -> None:
-        """Boot ``release`` at the next start of the machine, and only then."""
         self._edit("unset", _TAKEN)
         self._edit("set", f"next_entry={_PREFIX}{release}")
         if self.pending() != release:
-            raise AgentError(f"{self._grubenv()} did not take next_entry")
+            raise AgentError(f"grub-editenv did not set next_entry in {self._grubenv()}")
 
     def disarm(self) -> None:
-        """No one-shot of ours; that of somebody else stays."""
         if self._env().get("next_entry", "").startswith(_PREFIX):
             self._edit("unset", "next_entry")
 
@@ -129,9 +121,9 @@ class Grub:
         at = programs.run([relative, str(directory)], timeout_s=10).strip()
         if mount.root != "/" and mount.type != "btrfs" and not at.startswith(f"{mount.root}/"):
             raise AgentError(
-                f"{directory} is {at or '/'} by {relative}, but {mount.root} of "
+                f"{relative} says that {directory} is {at or '/'}, but {mount.root} of "
                 f"{mount.source} is mounted there",
-                hint="mount /boot itself, not a directory of it (a bind mount)",
+                hint="mount the file system itself at /boot, not one of its directories (bind)",
             )
         initramfs = (directory / "initrd.img").is_file()
         return (
@@ -169,13 +161,13 @@ class Grub:
     def _env_not_writable(self) -> str | None:
         at = self._grubenv()
         try:
-            # What was just written has no blocks before it is on disk.
+            # A file just written has no blocks before it is on disk.
             synced(at)
             content, status = at.read_bytes(), at.stat()
         except OSError as error:
-            return f"{at}: {error.strerror}; make it with grub-editenv {at} create"
+            return f"{at}: {error.strerror}; create it with grub-editenv {at} create"
         if len(content) != _ENV_BYTES or not content.startswith(_ENV_HEADER):
-            return f"{at} is no environment block of 1024 bytes"
+            return f"{at} is not a GRUB environment block of {_ENV_BYTES} bytes"
         if status.st_blocks * 512 < _ENV_BYTES:
-            return f"{at} is sparse or kept in its inode: GRUB cannot clear a one-shot there"
+            return f"{at} is sparse or stored in its inode: GRUB cannot clear a one-shot there"
         return why_grub_cannot_write(at)

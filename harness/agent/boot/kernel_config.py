@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The running kernel's configuration and the modules it has loaded."""
+"""The running kernel's configuration and its loaded modules."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MODULES = Path("/proc/modules")
 
 
 def kernel_config() -> dict[str, Any]:
-    """``{"release": …, "config": text, "modules": [names]}``, of a kernel without modules ``[]``.
+    """``{"release": …, "config": text, "modules": [names]}``; no names without module support.
 
     Raises:
-        AgentError: the host does not keep its kernel's configuration.
+        AgentError: the configuration is not on the host.
     """
     release = platform.release()
     places = [

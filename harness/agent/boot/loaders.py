@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which boot loader a host has, and what is asked of one."""
+"""The boot loader of a host, and the interface of one."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from .systemd_boot import SystemdBoot
 
 
 class Loader(Protocol):
-    """A boot loader that can boot an entry of ours once."""
+    """A boot loader that can boot an entry of the harness once."""
 
     @property
     def name(self) -> str:
-        """As boot_can names it."""
+        """The name that ``boot_can`` returns."""
 
     def why_not(self) -> str | None:
-        """Why a one-shot boot cannot be trusted here, or None."""
+        """Why a one-shot boot is not safe here, or None."""
 
     def default(self) -> dict[str, Any]:
-        """What decides which kernel boots when nothing else was asked for."""
+        """What decides which kernel boots by default."""
 
     def pending(self) -> str | None:
-        """The entry that boots once: a release of ours, the name of another, or None."""
+        """The entry that boots once: a release of the harness, another entry's name, or None."""
 
     def taken(self) -> str | None:
-        """The release whose entry was taken since one was armed; None if that is not known."""
+        """The release whose entry was booted since :meth:`arm`; None if that is not recorded."""
 
     def entries(self, wanted: Mapping[str, Sequence[str]]) -> None:
-        """Have entries for just these releases with these parameters."""
+        """Write entries for exactly these releases with these parameters; none leaves nothing."""
 
     def arm(self, release: str) -> None:
         """Boot ``release`` at the next start of the machine, and only then."""
 
     def disarm(self) -> None:
-        """No one-shot of ours."""
+        """Clear a one-shot of the harness; another one stays."""
 
 
 def loader_of(places: Places) -> Loader | None:
-    """The loader of this boot, or else the one that is installed."""
+    """The loader that started this boot, or else an installed GRUB."""
     systemd_boot = SystemdBoot(places)
     if systemd_boot.runs():
         return systemd_boot

@@ -13,12 +13,12 @@ from harness.agent import programs
 from harness.agent.faults import AgentError, parsing
 from harness.agent.foreign import read_text
 
-# GRUB writes blocks it has looked up: a file system must not move or checksum them
+# GRUB overwrites a file's blocks in place, so the file system must not move or checksum them
 # (grub-core/commands/loadenv.c and the file systems' read hooks).
 _WRITABLE = ("ext2", "ext3", "ext4", "xfs", "vfat")
 _BLOCK = Path("/sys/dev/block")
-# Disks and their partitions as the kernel names them. All else it makes of them (dm-0, md127p1,
-# bcache0, loop0) or reaches otherwise than the firmware does.
+# Disks and their partitions as the kernel names them. Other devices are built on them (dm-0,
+# md127p1, bcache0, loop0), or the firmware does not reach them the same way.
 _DISK = re.compile(
     r"(?:sd[a-z]+|hd[a-z]+|x?vd[a-z]+)\d*"
     r"|(?:nvme\d+(?:c\d+)?n|mmcblk|pmem)\d+(?:p\d+)?|cciss!c\d+d\d+(?:p\d+)?"
@@ -28,16 +28,16 @@ _MANY_PATHS = re.compile(r"(part\d+-)?mpath-")
 
 
 class Mount(NamedTuple):
-    """As findmnt(8) tells it; None for what it does not say."""
+    """What findmnt(8) reports; None if it does not."""
 
     source: str
-    """The device alone: ``/dev/sda2``, also where findmnt says ``/dev/sda2[/boot]``."""
+    """The device only: ``/dev/sda2``, also if findmnt says ``/dev/sda2[/boot]``."""
     root: str
-    """What of the file system is mounted: ``/``, or a subvolume's or bind mount's path."""
+    """The part of the file system that is mounted: ``/``, a subvolume's or a bind mount's path."""
     type: str
     uuid: str | None
     number: str | None
-    """Of the device, ``8:2``."""
+    """The device number, ``8:2``."""
     options: tuple[str, ...]
 
 
@@ -45,7 +45,7 @@ def mount_of(path: Path) -> Mount:
     """The mount that holds ``path``.
 
     Raises:
-        AgentError: findmnt is missing, or does not know.
+        AgentError: findmnt is missing or fails.
     """
     command = ["findmnt", "--json", "--output", _COLUMNS, "--target", str(path)]
     return parse_findmnt(programs.run(command, timeout_s=10))
@@ -74,9 +74,9 @@ def why_grub_cannot_write(path: Path) -> str | None:
     try:
         mount = mount_of(path)
     except AgentError as error:
-        return f"which file system holds {path} is not known: {error}"
+        return f"the file system of {path} is unknown: {error}"
     if mount.type not in _WRITABLE:
-        kind = mount.type or "no file system that is known"
+        kind = mount.type or "an unknown file system"
         return f"{path} is on {kind}, where GRUB cannot clear a one-shot"
     if "data=journal" in mount.options:
         return f"{path} is on {mount.type} with data=journal, where GRUB cannot clear a one-shot"
@@ -85,22 +85,22 @@ def why_grub_cannot_write(path: Path) -> str | None:
     made_up = _made_up(mount)
     if made_up is not None:
         return (
-            f"{path} is on {made_up}: on LVM, RAID or an encrypted disk GRUB cannot clear a "
-            "one-shot; a partition of its own for /boot can hold it"
+            f"{path} is on {made_up}: GRUB cannot clear a one-shot on LVM, RAID or an encrypted "
+            "disk; put /boot on a partition of its own"
         )
     return None
 
 
 def _made_up(mount: Mount) -> str | None:
-    """What the device is if it is none that GRUB can write to."""
+    """A description of the device if GRUB cannot write to it, or None."""
     name = _device(mount)
     if name is None:
-        return f"{mount.source or 'a device'} that is no disk's partition"
+        return f"{mount.source or 'a device'}, which is not a partition of a disk"
     if _DISK.fullmatch(name):
         return None
     uuid = read_text(Path("/sys/class/block") / name / "dm/uuid") or ""
     if _MANY_PATHS.match(uuid):
-        return None  # several paths to one disk, which GRUB sees as it is
+        return None  # multipath: GRUB sees the disk itself
     for begin, what in (("LVM-", "LVM"), ("CRYPT-", "an encrypted disk")):
         if uuid.startswith(begin):
             return f"{what}, {mount.source}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The running kernel's messages, sent by UDP to whoever keeps consoles."""
+"""Sends the running kernel's messages by UDP to the console log of the controller."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ _POLL_S = 0.2
 
 
 def netconsole(*, interface: str, address: str, port: int) -> dict[str, Any]:
-    """Have this kernel send its messages through ``interface`` to ``address``, until it is left.
+    """Make this kernel send its messages through ``interface`` to ``address``.
 
-    Before them goes one datagram with the kernel's version: it shows that the way is open, and
-    whose messages follow. Returns the kernel's parameters of the target.
+    One datagram with the kernel's version goes first: it proves that the path works and says
+    which kernel the messages are from. Returns the netconsole parameters.
 
     Raises:
-        AgentError: this kernel cannot, or ``address`` is not reached through ``interface``.
+        AgentError: this kernel cannot, or ``interface`` does not lead to ``address``.
     """
     targets = _CONFIG / "netconsole"
     if not targets.is_dir():
         programs.run(["modprobe", "netconsole"], timeout_s=30)
         if not os.path.ismount(_CONFIG):
-            mount = ["mount", "-t", "configfs", "configfs", str(_CONFIG)]
-            programs.run(mount, timeout_s=30)
+            programs.run(["mount", "-t", "configfs", "configfs", str(_CONFIG)], timeout_s=30)
     if not targets.is_dir():
         raise AgentError(
-            "this kernel has no netconsole that can be switched on while it runs",
-            hint="CONFIG_NETCONSOLE and CONFIG_NETCONSOLE_DYNAMIC",
+            "this kernel has no netconsole that can be configured while it runs",
+            hint="it needs CONFIG_NETCONSOLE and CONFIG_NETCONSOLE_DYNAMIC",
         )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
         line.sendto(Path("/proc/version").read_bytes(), (address, port))
@@ -60,13 +59,13 @@ def netconsole(*, interface: str, address: str, port: int) -> dict[str, Any]:
     except OSError as error:
         raise AgentError(
             f"netconsole through {interface}: {error.strerror}",
-            hint="its driver may be without netpoll; the kernel's log says why",
+            hint="its driver may not support netpoll; the kernel's log says why",
         ) from error
     return wanted
 
 
 def _way(interface: str, address: str) -> tuple[str, str]:
-    """Our address, and the Ethernet address of the next hop, which may have to be asked for."""
+    """This host's address and the MAC address of the next hop, once ARP has found it."""
     links = Links(interface)
     deadline = time.monotonic() + _ANSWERS_S
     while True:
@@ -75,10 +74,10 @@ def _way(interface: str, address: str) -> tuple[str, str]:
             raise AgentError(
                 f"netconsole: {address} is reached through {through}, not {interface}",
                 kind="configuration",
-                hint=f"say console.netconsole.interface: {through}",
+                hint=f"set console.netconsole.interface: {through}",
             )
         if mac:
             return source, mac
         if time.monotonic() > deadline:
-            raise AgentError(f"netconsole: nobody answers for {address} on {interface}")
+            raise AgentError(f"netconsole: no ARP answer for {address} on {interface}")
         time.sleep(_POLL_S)

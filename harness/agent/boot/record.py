@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What the harness put on a host, and how the host was before: on disk before each act.
+"""The record of what the harness installed on a host and how the host was before.
 
-It lies in /var, which outlives a boot and a crash, so that whoever comes later
-removes exactly what was made and sees whether the default is as it was.
+It is written before each change, in /var, which survives a reboot and a crash: a later
+agent removes exactly what was installed and sees whether the default is unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.agent.foreign import given_back, kept, read_bytes
 
 @dataclass(frozen=True)
 class Places:
-    """Where things are on a host; tests have another root."""
+    """Paths on a host; tests use another root."""
 
     root: Path = Path("/")
 
@@ -35,38 +35,38 @@ class Places:
 
     @property
     def kernels(self) -> Path:
-        """Ours: update-grub and grub2-mkconfig take only files of /boot itself for kernels."""
+        """Kernels of the harness: update-grub and grub2-mkconfig look only in /boot itself."""
         return self.boot / "receive-batching"
 
     @property
     def modules(self) -> Path:
-        """One directory for each release; /lib is a link to usr/lib on a merged /usr."""
+        """One directory for each release."""
         return self.root / "lib/modules"
 
     @property
     def state(self) -> Path:
-        """What outlives a boot."""
+        """The directory of the record, which survives a reboot."""
         return self.root / "var/lib/receive-batching"
 
     def release(self) -> str:
-        """The running kernel's."""
+        """The release of the running kernel."""
         return platform.release()
 
     def text(self, path: str) -> str | None:
-        """The text of ``path`` under the root, stripped; None where it cannot be read.
+        """The text of ``path`` under the root, stripped; None if it cannot be read.
 
-        It is as :func:`~.foreign.kept` has it: the kernel's command line is to be given on.
+        Decoded by :func:`~.foreign.kept`: the command line is passed on unchanged.
         """
         content = read_bytes(self.root / path)
         return None if content is None else kept(content).strip()
 
 
 class Record:
-    """The state file. ``data`` is changed in place and is on disk after :meth:`save`.
+    """The state file. Callers change ``data``; :meth:`save` writes it.
 
-    ``known_good``: release, cmdline and default of the boot the first kernel was
-    installed from; ``kernels``: by release; ``armed``: the boot that was prepared;
-    ``left``: the boot of ours that was told to end last.
+    ``known_good``: release, cmdline and default of the boot in which the first kernel was
+    installed; ``kernels``: by release; ``armed``: the boot that was prepared; ``left``: the
+    boot of the harness that last ended on request.
     """
 
     def __init__(self, places: Places) -> None:
@@ -91,11 +91,11 @@ class Record:
         except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
             raise AgentError(
                 f"{self.path} is not a record of this harness: {error}",
-                hint="it names what was installed: remove that by hand, then the file",
+                hint="remove the kernels that it names by hand, then the file",
             ) from error
 
     def complete(self) -> dict[str, list[str]]:
-        """The parameters of each kernel that is installed whole."""
+        """The parameters of each kernel that is installed completely."""
         return {
             release: entry["cmdline"]
             for release, entry in self.data["kernels"].items()
@@ -103,7 +103,7 @@ class Record:
         }
 
     def save(self) -> None:
-        """On disk once this returns. A record of nothing is no file, nor its directory."""
+        """Write the record to disk; an empty record removes the file and its directory."""
         if not self.data["kernels"] and self.data["armed"] is None:
             self.data["known_good"] = None
             self.path.unlink(missing_ok=True)
@@ -121,7 +121,7 @@ def changing(places: Places) -> Iterator[Record]:
     Raises:
         AgentError: another agent is at work on this host's kernels.
     """
-    # /run, for the lock to leave nothing behind after a boot.
+    # The lock is in /run, so that nothing is left after a boot.
     run = places.root / "run/receive-batching"
     run.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (run / "kernels.lock").open("w") as lock:
@@ -135,10 +135,9 @@ def changing(places: Places) -> Iterator[Record]:
 
 
 def written(path: Path, text: str, *, mode: int) -> None:
-    """Replace ``path`` by ``text``: whole or not at all, and on disk once this returns.
+    """Replace ``path`` by ``text`` atomically; it is on disk when this returns.
 
-    What of ``text`` is somebody else's is as :func:`~.foreign.kept` read it. A file that
-    was there keeps its owner.
+    Text of others in it was decoded by :func:`~.foreign.kept`. An existing file keeps its owner.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
@@ -160,7 +159,7 @@ def written(path: Path, text: str, *, mode: int) -> None:
 
 
 def synced(path: Path) -> None:
-    """A file's content, or a directory's entries, on disk."""
+    """Write a file's content, or a directory's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -21,7 +21,7 @@ _PREFIX = "receive-batching-"
 
 
 class SystemdBoot:
-    """One host's systemd-boot."""
+    """The systemd-boot of one host, a :class:`.Loader`."""
 
     name = "systemd-boot"
 
@@ -29,11 +29,10 @@ class SystemdBoot:
         self._places = places
 
     def runs(self) -> bool:
-        """Did it start this boot?"""
+        """Did systemd-boot start this boot?"""
         return (self._variable("LoaderInfo") or "").startswith("systemd-boot")
 
     def why_not(self) -> str | None:
-        """Why a one-shot boot cannot be trusted here, or None."""
         if not self.runs():
             return "this boot was not started by systemd-boot"
         if programs.found("bootctl") is None:
@@ -46,29 +45,25 @@ class SystemdBoot:
         if default is None or not fixed(default):
             return (
                 ("no default entry is set" if default is None else f"the default is {default}")
-                + ", so a new entry could become it: name one entry by `default` in "
-                "loader/loader.conf, without * ? [ and @saved"
+                + ", so a new entry could become the default: set `default` in "
+                "loader/loader.conf to one entry, without * ? [ and @saved"
             )
         return None
 
     def default(self) -> dict[str, Any]:
-        """What decides which kernel boots when nothing else was asked for."""
         return {
             "LoaderEntryDefault": self._variable("LoaderEntryDefault"),
             "loader.conf": self._configured(),
         }
 
     def pending(self) -> str | None:
-        """The entry that boots once: a release of ours, the name of another, or None."""
         entry = self._variable("LoaderEntryOneShot")
         return entry.removeprefix(_PREFIX).removesuffix(".conf") if entry else None
 
     def taken(self) -> str | None:
-        """It notes nothing."""
-        return None
+        return None  # systemd-boot does not record it
 
     def entries(self, wanted: Mapping[str, Sequence[str]]) -> None:
-        """Have entries for just these releases with these parameters; none leaves nothing."""
         at = self._partition()
         directory = at / "loader/entries"
         kernels = at / "receive-batching"
@@ -99,13 +94,11 @@ class SystemdBoot:
             synced(directory)
 
     def arm(self, release: str) -> None:
-        """Boot ``release`` at the next start of the machine, and only then."""
         programs.run(["bootctl", "set-oneshot", f"{_PREFIX}{release}.conf"], timeout_s=10)
         if self.pending() != release:
-            raise AgentError("the firmware did not take the one-shot entry")
+            raise AgentError("the firmware did not store the one-shot entry")
 
     def disarm(self) -> None:
-        """No one-shot of ours; that of somebody else stays."""
         if (self._variable("LoaderEntryOneShot") or "").startswith(_PREFIX):
             programs.run(["bootctl", "set-oneshot", ""], timeout_s=10)
 
@@ -121,7 +114,7 @@ class SystemdBoot:
             )
         to.mkdir(parents=True, exist_ok=True)
         for name in names:
-            # Whole or not at all: an entry may name it already.
+            # Replaced atomically: an entry may name it already.
             part = to / f".{name}.part"
             try:
                 shutil.copyfile(source / name, part)
@@ -132,15 +125,15 @@ class SystemdBoot:
                 raise
 
     def _partition(self) -> Path:
-        """Where the entries are: XBOOTLDR or the ESP."""
+        """The partition of the entries: XBOOTLDR or the ESP."""
         said = programs.run(["bootctl", "--print-boot-path"], timeout_s=10).strip()
         path = Path(said)
         if not path.is_absolute() or not (path / "loader").is_dir():
-            raise AgentError(f"{said or 'bootctl'} names no boot partition with loader entries")
+            raise AgentError(f"{said or 'bootctl'} names no boot partition with a loader directory")
         return path
 
     def _configured(self) -> str | None:
-        # loader.conf is on the ESP, which is the boot partition where there is no XBOOTLDR.
+        # loader.conf is on the ESP, which is also the boot partition if there is no XBOOTLDR.
         for option in ("--print-esp-path", "--print-boot-path"):
             try:
                 at = Path(programs.run(["bootctl", option], timeout_s=10).strip())
@@ -154,17 +147,17 @@ class SystemdBoot:
     def _variable(self, name: str) -> str | None:
         path = self._places.root / f"sys/firmware/efi/efivars/{name}-{_GUID}"
         try:
-            # Four bytes of attributes, then UTF-16 with its end.
+            # Four bytes of attributes, then UTF-16 with a terminating NUL.
             return path.read_bytes()[4:].decode("utf-16-le", "replace").rstrip("\0") or None
         except OSError:
             return None
 
 
 def fixed(default: str) -> bool:
-    """Does ``default`` name an entry that none of ours can take the place of?
+    """Does ``default`` name an entry that an entry of the harness cannot replace?
 
-    It may be a pattern, of which systemd-boot takes the first entry that matches, or
-    ``@saved``, which is the entry that was booted last (loader.conf(5)).
+    It may be a pattern, and systemd-boot takes the first entry that matches it, or
+    ``@saved``, the entry that was booted last (loader.conf(5)).
     """
     literal = re.split(r"[*?\[\\]", default.lower(), maxsplit=1)[0]
     if literal == default.lower():
@@ -173,7 +166,7 @@ def fixed(default: str) -> bool:
 
 
 def secure_boot(places: Places) -> bool:
-    """Does the firmware refuse kernels nobody signed?"""
+    """Does the firmware refuse unsigned kernels?"""
     variable = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
     try:
         content = (places.root / "sys/firmware/efi/efivars" / variable).read_bytes()

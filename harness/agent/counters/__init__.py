@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What the kernel counted: one reading of every counter, and a window between two.
+"""The kernel's counters: one reading of all of them, and a window between two readings.
 
-A reading is taken raw and parsed afterwards, because under receive load the
-agent shares the machine with what it measures and each microsecond between the
-first and the last file is an error of the rates. Names are the kernel's own.
+A reading is stored raw and parsed later: the agent shares the machine with the load, and each
+microsecond between the first and the last file is an error of the rates. Names are the kernel's.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from harness.agent.inventory import NET, existing, interface_irqs, parse_interru
 _PROC = Path("/proc")
 _THROTTLED = "devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"
 _NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-# Words of /proc/net/softnet_stat; the last one is there since Linux 5.10.
+# Columns of /proc/net/softnet_stat; the CPU is there since Linux 5.10.
 _SOFTNET_RPS = 9
 _SOFTNET_CPU = 12
 _CPU_TIMES = 8
@@ -64,8 +63,8 @@ class _Raw(NamedTuple):
 class Counters:
     """The counters of one interface and of the tasks that serve it.
 
-    ``tasks`` gives the process ids to follow; it is asked anew before each snapshot and
-    each window, since netserver has a process for each connection.
+    ``tasks`` returns the process ids to follow; it is called before each snapshot and window,
+    since netserver has a process for each connection.
     """
 
     def __init__(self, interface: str, tasks: Callable[[], Iterable[int]]) -> None:
@@ -87,7 +86,7 @@ class Counters:
         ]
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything, now."""
+        """All counters, now."""
         with _Files(self._followed()) as files:
             return self._parsed(self._read(files)) | {"speed_mbps": _positive(self._speed)}
 
@@ -102,9 +101,9 @@ class Counters:
     ) -> dict[str, Any]:
         """Two readings ``duration_s`` apart, and samples between them.
 
-        ``sleep`` waits, or raises where nobody is left to wait for. The rates of the
-        window follow from the readings' own times, not from ``duration_s``. ``opened`` and
-        ``closed`` are called where the first and the last reading take the packet counters.
+        ``sleep`` raises when the controller is gone. Rates are computed from the readings' own
+        times, not from ``duration_s``. ``opened`` and ``closed`` are called at the moment the
+        first and the last reading take the packet counters.
         """
         taken: list[tuple[int, bytes, list[bytes]]] = []
         with _Files(self._followed()) as files, _preferred():
@@ -119,16 +118,9 @@ class Counters:
         start, finish = self._parsed(first), self._parsed(last)
         processes: dict[int, dict[str, Any]] = {}
         for place in (parse_task(text) for _, _, places in taken for text in places):
-            row = processes.setdefault(
-                place["pid"],
-                {
-                    "pid": place["pid"],
-                    "name": place["name"],
-                    "cpus": Counter[str](),
-                    "affinity": [],
-                },
-            )
-            row["cpus"][str(place["last_cpu"])] += 1
+            pid, name, cpu = place["pid"], place["name"], str(place["last_cpu"])
+            row = {"pid": pid, "name": name, "cpus": Counter[str](), "affinity": []}
+            processes.setdefault(pid, row)["cpus"][cpu] += 1
         for pid, row in processes.items():
             row["affinity"] = _affinity(pid)
         return {
@@ -197,12 +189,12 @@ def parse_snmp(text: str) -> dict[str, dict[str, int]]:
 
 @parsing("/proc/net/softnet_stat")
 def parse_softnet(text: str, online: Sequence[int] | None = None) -> list[dict[str, int]]:
-    """/proc/net/softnet_stat, a row for each CPU online.
+    """/proc/net/softnet_stat, a row for each online CPU.
 
-    Kernels before 5.10 do not say which: there the rows are those of ``online`` in turn.
+    Before Linux 5.10 it does not name the CPUs: the rows are those of ``online``, in order.
 
     Raises:
-        AgentError: the text has another form, or no row for each CPU.
+        AgentError: the text has another form, or not one row for each CPU.
     """
     lines = [line.split() for line in text.splitlines() if line.strip()]
     told = all(len(words) > _SOFTNET_CPU for words in lines)
@@ -225,7 +217,7 @@ def parse_softnet(text: str, online: Sequence[int] | None = None) -> list[dict[s
 
 @parsing("/proc/softirqs")
 def parse_softirqs(text: str, name: str) -> dict[str, int]:
-    """How often each CPU ran the softirq ``name``, from /proc/softirqs; {} if it is not there.
+    """How often each CPU ran the softirq ``name``, from /proc/softirqs; {} without that row.
 
     Raises:
         AgentError: the text has another form.
@@ -243,7 +235,7 @@ def parse_softirqs(text: str, name: str) -> dict[str, int]:
 
 @parsing("/proc/stat")
 def parse_cpu(text: str) -> list[dict[str, int]]:
-    """The CPU rows of /proc/stat in nanoseconds; its own unit is the tick.
+    """The CPU rows of /proc/stat, converted from ticks to nanoseconds.
 
     Raises:
         AgentError: the text has another form.
@@ -271,7 +263,7 @@ def parse_cpu(text: str) -> list[dict[str, int]]:
 
 
 def _numbers(words: Sequence[str], *, least: int = 1, base: int = 10) -> list[int]:
-    """Numbers as the kernel writes them, and no others."""
+    """Numbers in the kernel's form; int() accepts more."""
     digits = "0123456789abcdef"[:base]
     if len(words) < least or not all(0 < len(w) <= 20 and set(w) <= set(digits) for w in words):
         raise ValueError(" ".join(words)[:80])
@@ -279,14 +271,14 @@ def _numbers(words: Sequence[str], *, least: int = 1, base: int = 10) -> list[in
 
 
 def _positive(path: Path) -> int | None:
-    """The number in a file of /proc or /sys; None where there is none, or -1 for unknown."""
+    """The positive number in a file of /proc or /sys, or None."""
     text = read_text(path)
     return int(text) if text and text.isdecimal() and text.isascii() and int(text) else None
 
 
 @parsing("/proc/PID/stat")
 def parse_task(stat: bytes) -> dict[str, Any]:
-    """Process id, name and last CPU of a task, from /proc/PID/stat."""
+    """Process id, name and last CPU of a task."""
     begin, end = stat.index(b"("), stat.rindex(b")")
     return {
         "pid": int(stat[:begin]),
@@ -297,12 +289,12 @@ def parse_task(stat: bytes) -> dict[str, Any]:
 
 @parsing("/proc/net/udp")
 def parse_udp(text: str) -> list[dict[str, Any]]:
-    """/proc/net/udp: every IPv4 socket with what waits in it and what it dropped."""
+    """Every IPv4 socket of /proc/net/udp, with its queued bytes and its drops."""
     rows = []
     for line in text.splitlines()[1:]:
         words = line.split()
         address, _, port = words[1].partition(":")
-        # The address is printed as a number of the machine's own byte order.
+        # The address is printed as a number in the machine's byte order.
         local = socket.inet_ntoa(struct.pack("=I", int(address, 16)))
         rows.append(
             {
@@ -317,7 +309,7 @@ def parse_udp(text: str) -> list[dict[str, Any]]:
 def interrupt_deltas(
     before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, int]]:
-    """Interrupts between two readings, by number and CPU; CPUs that took none are left out."""
+    """Interrupts between two readings, by number and CPU; CPUs without any are omitted."""
     deltas: dict[str, dict[str, int]] = {}
     for irq, row in after.items():
         earlier = before.get(irq, {}).get("counts", {})
@@ -327,7 +319,7 @@ def interrupt_deltas(
 
 
 class _Files:
-    """The files of a reading, opened once: that is most of what a reading costs."""
+    """The files of a reading, opened once: opening them is most of a reading's cost."""
 
     _names = {  # noqa: RUF012 - never changed
         "netstat": "net/netstat",
@@ -362,23 +354,23 @@ class _Files:
         return os.pread(self._snmp, _FILE_BYTES, 0)
 
     def kernel(self) -> bytes:
-        """CPU time of the kernel, where that is a process; elsewhere nothing."""
+        """CPU time of a user-mode kernel; empty on others."""
         return b"" if self._kernel is None else os.pread(self._kernel, _FILE_BYTES, 0)
 
     def texts(self) -> dict[str, bytes]:
         return {name: _whole(file) for name, file in self._open.items()}
 
     def places(self) -> list[bytes]:
-        """/proc/PID/stat of each task that is still there."""
+        """/proc/PID/stat of each task that still exists."""
         return [text for text, _ in self.tasks(timed=False)]
 
     def tasks(self, *, timed: bool = True) -> list[tuple[bytes, int]]:
-        """The same, and the CPU time of each in ns."""
+        """As :meth:`places`, with the CPU time of each task in ns."""
         read = []
         for pid, file in self._stat.items():
             with contextlib.suppress(OSError):
                 text = os.pread(file, _FILE_BYTES, 0)
-                # The clock clock_getcpuclockid(3) gives: nanoseconds, where stat has ticks.
+                # The clock of clock_getcpuclockid(3) has nanoseconds, stat only ticks.
                 clock = (~pid << 3) | _CPUCLOCK_SCHED
                 read.append((text, time.clock_gettime_ns(clock) if timed else 0))
         return read
@@ -390,7 +382,7 @@ class _Files:
 
 
 def _whole(file: int) -> bytes:
-    """A file of many records comes a page at a time."""
+    """The whole content: a seq_file is read one page at a time."""
     os.lseek(file, 0, os.SEEK_SET)
     chunks = []
     while chunk := os.read(file, _FILE_BYTES):
@@ -420,7 +412,7 @@ def _words64(data: bytes) -> tuple[int, ...]:
 
 
 def _link_statistics(index: int) -> bytes:
-    """struct rtnl_link_stats64 of the interface, by the one netlink message that asks for it."""
+    """struct rtnl_link_stats64 of the interface, from RTM_GETSTATS; empty if refused."""
     request = struct.pack("=IHHIIBBHII", 28, _RTM_GETSTATS, 1, 0, 0, 0, 0, 0, index, _STATS_LINK_64)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
         netlink.send(request)
@@ -434,9 +426,9 @@ def _link_statistics(index: int) -> bytes:
 
 @contextlib.contextmanager
 def _preferred() -> Iterator[None]:
-    """The agent is woken in time while the load it watches wants every CPU."""
+    """Raise the agent's priority, so that it wakes in time under a load on every CPU."""
     usual = os.getpriority(os.PRIO_PROCESS, 0)
-    # A user namespace's root may not: there the window is as exact as the load leaves it.
+    # Root in a user namespace may not do this: there the load may delay the window's ends.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _WINDOW_NICE)
     try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What an emulator counts of its guest: instructions, and misses in a simulated icache.
+"""Counters of the emulator that runs this guest: instructions, and simulated icache misses.
 
-The counters are memory of a PCI device; their layout is ``struct page`` of
-``harness/beds/virtual/icache.c``. Counting slows the guest down and is on while it is asked for.
+They are in memory of a PCI device; the layout is ``struct page`` of
+``harness/beds/virtual/icache.c``. Counting slows the guest down and is on only when asked for.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _SETTLE_S = 0.2
 
 
 class Emulated:
-    """The counters of the emulator this host runs in, if it has any."""
+    """The counters of the emulator that this host runs in."""
 
     @contextlib.contextmanager
     def over(self, cpu: int) -> Iterator[Watch]:
-        """Counting what ``cpu`` does, until the context ends.
+        """Count on ``cpu`` until the context ends.
 
         Raises:
-            AgentError: there are no such counters.
+            AgentError: the host has no such counters.
         """
         with _page() as page:
             try:
@@ -62,14 +62,14 @@ class Watch:
 
     def open(self) -> None:
         """The window begins."""
-        self._take()
+        self._taken.append((time.monotonic(), *_COUNTED.unpack_from(self._page, _HEAD.size)))
 
     def close(self) -> None:
         """The window is over."""
-        self._take()
+        self.open()
 
     def read(self) -> dict[str, Any]:
-        """By event, as :meth:`.pmu.Watch.read`, and the cache that was simulated."""
+        """As :meth:`.pmu.Watch.read`, with the simulated cache as ``icache``."""
         (began_s, *first), (ended_s, *last) = self._taken
         _, _, _, uncounted, octets, ways, line_octets = _HEAD.unpack_from(self._page)
         names = ("instructions", "L1-icache-load-misses")
@@ -85,12 +85,9 @@ class Watch:
             "icache": {"octets": octets, "ways": ways, "line_octets": line_octets},
         }
 
-    def _take(self) -> None:
-        self._taken.append((time.monotonic(), *_COUNTED.unpack_from(self._page, _HEAD.size)))
-
 
 def symbols(addresses: Sequence[int]) -> list[tuple[str, int]]:
-    """For each address the function it lies in, and how far; the user's programs are one."""
+    """For each address its function and offset; all user addresses are the function (user)."""
     starts: list[int] = []
     names: list[str] = []
     for line in sorted(_KALLSYMS.read_text(errors="replace").splitlines()):
@@ -113,7 +110,7 @@ def _switch(page: mmap.mmap, wanted: int) -> None:
     deadline = time.monotonic() + _SWITCH_S
     while _HEAD.unpack_from(page)[_COUNTING] != wanted:
         if time.monotonic() > deadline:
-            raise AgentError(f"the emulator does not {'begin' if wanted else 'cease'} to count")
+            raise AgentError(f"the emulator does not {'start' if wanted else 'stop'} counting")
         time.sleep(0.01)
 
 
@@ -133,4 +130,4 @@ def _page() -> Iterator[mmap.mmap]:
             if _HEAD.unpack_from(page)[0] == _MAGIC:
                 yield page
                 return
-    raise AgentError("this host is in no emulator that counts instructions")
+    raise AgentError("this host does not run in an emulator that counts instructions")

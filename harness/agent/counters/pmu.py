@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What a CPU's own counters count over a window, by ``perf stat``.
+"""Counts of a CPU's PMU over a window, by ``perf stat``.
 
-perf is started before the window with its events off and told to switch them on and
-off where the window takes its packet counters; it sleeps in between. A count that
-cannot be had is ``absent`` with its reason, never 0.
+perf is started before the window with its events off, and told to enable and disable them
+when the window takes its packet counters. An event that could not be counted is ``absent``
+with the reason, never 0.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ EVENTS = ("cycles", "instructions", "L1-icache-load-misses")
 _START_S = 10.0
 _END_S = 5.0
 _ENV = {"LC_ALL": "C"}
-# A wrapper of that name, which wants a perf of the running kernel's own, may stand before these.
+# Tried after a perf in $PATH, which may be a wrapper that wants the running kernel's own perf.
 _KEPT = ("/usr/lib/linux-tools/*/perf", "/usr/lib/linux-tools-*/perf")
-# Of the window's length, by which the time in which events were on may differ from it.
+# The time in which events were on may differ from the window's length by this share.
 _TOLERANCE = 0.1
 _PMUS = Path("/sys/bus/event_source/devices")
-# cpu, cpu_core, cpum_cf; armv8_pmuv3_0; riscv-pmu: those of cores, as the kernel names them.
+# The kernel's names of core PMUs: cpu, cpu_core, cpum_cf; armv8_pmuv3_0; riscv-pmu.
 _COUNTS = re.compile(r"cpu|arm|riscv")
 _EVENT = re.compile(r"(?:\w+/)?(?P<name>[^/:]+)/?(?::(?P<modifier>\w+))?")
 
 
 class Pmu:
-    """The counters of this host; looks once for a perf that works."""
+    """The PMU counters of this host; looks once for a perf that works."""
 
     def __init__(self) -> None:
         self._program: str | None = None
@@ -45,7 +45,7 @@ class Pmu:
 
     @contextlib.contextmanager
     def over(self, cpu: int) -> Iterator[Watch]:
-        """perf on ``cpu``, ready, events off; it is gone when the context ends."""
+        """perf on ``cpu``, ready with its events off; it is killed when the context ends."""
         if self._program is None and self._why is None:
             self._look()
         watch = Watch(cpu)
@@ -55,7 +55,7 @@ class Pmu:
             else:
                 self._why = watch.start(self._program)
                 if self._why:
-                    # What perf refused once it refuses before every window.
+                    # perf would refuse the same before every window.
                     self._program = None
             yield watch
         finally:
@@ -83,7 +83,7 @@ class Watch:
         self.why: str | None = None
 
     def start(self, program: str) -> str | None:
-        """Why perf does not run, or None once it is ready."""
+        """Start perf; returns why it does not run, or None once it is ready."""
         control, self._control = os.pipe()
         self._acks, acks = os.pipe()
         self._log, log = os.pipe()
@@ -122,7 +122,7 @@ class Watch:
         self._lasted_s = time.monotonic() - self._opened_s
 
     def read(self) -> dict[str, Any]:
-        """By event: ``counts``, as :func:`parse` gives them, and why those ``absent`` are."""
+        """``counts`` by event, as :func:`parse` returns them, and why the others are ``absent``."""
         counts: dict[str, dict[str, float]] = {}
         absent: dict[str, str] = {}
         if self.why is None:
@@ -140,11 +140,10 @@ class Watch:
             counts, absent = parse(said.decode(errors="replace"), window_s=self._lasted_s)
         for event in EVENTS:
             if event not in counts:
-                absent.setdefault(event, self.why or "perf said nothing of it")
+                absent.setdefault(event, self.why or "perf did not report it")
         return {"cpu": self._cpu, "counts": counts, "absent": absent}
 
     def end(self) -> None:
-        """Idempotent."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -157,7 +156,7 @@ class Watch:
                 os.write(self._control, f"{word}\n".encode())
 
     def _acknowledged(self, within_s: float) -> str | None:
-        """Why perf did not do what it was told last, or None."""
+        """Wait for perf's answer to the last command; returns why there is none, or None."""
         if select.select([self._acks], [], [], within_s)[0] and os.read(self._acks, 5):
             return None
         said = os.pread(self._complaint, 1 << 16, 0).decode(errors="replace")
@@ -167,12 +166,12 @@ class Watch:
 def parse(
     text: str, *, window_s: float | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Counts and absences from the lines of ``perf stat -x,``, by names of :data:`EVENTS`.
+    """Counts and reasons for absence from the lines of ``perf stat -x,``, by :data:`EVENTS`.
 
-    A ``count`` is of the ``on_s`` seconds in which the event was on; perf has scaled it where
-    the event had a counter for a share of them alone (``running``). Several lines of one event
-    are those of unlike cores, each counted by a PMU of its own. With ``window_s``, events that
-    were not on for about so long are absent.
+    A ``count`` is over the ``on_s`` seconds in which the event was on; perf has scaled it if
+    the event had a counter only for a share of them (``running``). Several lines of one event
+    are from different core types (hybrid CPUs), each with its own PMU. With ``window_s``, events
+    that were not on for about that long are absent.
     """
     counts: dict[str, dict[str, float]] = {}
     absent: dict[str, str] = {}
@@ -186,7 +185,7 @@ def parse(
             absent.setdefault(name, f"{words[0].strip('<>')} by the CPU's PMU")
             continue
         if event["modifier"]:
-            absent[name] = f"counted as {words[2]} alone"
+            absent[name] = f"counted only as {words[2]}"
             continue
         try:
             count, ran_s, running = float(words[0]), float(words[3]) / 1e9, float(words[4]) / 100
@@ -204,12 +203,12 @@ def parse(
 
 
 def _kept_apart(pid: int, cpu: int) -> None:
-    """perf neither on the CPU it watches nor in the agent's way when it is told something."""
+    """Put perf on neither the CPU it measures nor the agent's CPU, if there is another."""
     away = set(cpus.apart_from(cpu))
     own = os.sched_getaffinity(0)
     with contextlib.suppress(OSError):
         os.sched_setaffinity(pid, away - own if len(own) == 1 and away - own else away or own)
-        # Such a process is never put in place of another when it wakes.
+        # A SCHED_BATCH process does not preempt others when it wakes.
         os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
 
 
@@ -234,6 +233,6 @@ def _program() -> str | None:
 
 
 def _gist(said: str) -> str:
-    """The first line of perf's complaint that says something."""
+    """The first meaningful line of perf's error message."""
     lines = [line.strip() for line in said.splitlines()]
     return next(line for line in lines if line not in ("", "Error:", "Events disabled"))[:200]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What surrounds a test interface on its host, as the doctor judges it: whoever else sets it up
-or listens there, what slows packets down or holds them back, and what the host can send.
+"""The doctor's checks of what surrounds a test interface: programs that configure it or hold
+netserver's port, what slows or stops packets, and how much the host can send.
 """
 
 from __future__ import annotations
@@ -21,30 +21,25 @@ from .firewall import firewall
 from .health import Check, check
 
 PORT = 12865
-"""Of netserver's control connection."""
+"""netserver's control port."""
 _WITHIN_S = 10.0
 _LISTEN = "0A"
 _GOOD_CLOCKS = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter")
 _STREAM_PPS = 850_000
-"""What a core sends of one-byte datagrams by netperf: six make the five million packets a second
-of the published measurement.
-"""
+"""One-byte datagrams that netperf sends from one core: six cores make the published 5 Mpps."""
 _RECEIVER_PPS = 5_000_000
-# One of the system's own: it comes back at each boot. What was begun by ssh does not.
+# A service of the system, which starts again at each boot; a process of an ssh session does not.
 _UNIT = re.compile(r"/system\.slice/(?:\S*/)?(?!sshd?[@.])([\w@.\\-]+\.service)$", re.MULTILINE)
 _NM_UNMANAGED = "10"
 _NM_FIELDS = "GENERAL.STATE,GENERAL.CONNECTION,DHCP4.OPTION"
 
 
 def checks(interface: str, role: str) -> Iterator[Check]:
-    """Those of ``interface`` on a host in its ``role``."""
+    """The checks of ``interface`` on a host in its ``role``."""
     if not (NET / interface).exists():
         return
-    if role == "dut":
-        yield _port()
-    else:
-        yield _strength()
-    yield from _pause(interface)
+    yield _port() if role == "dut" else _strength()
+    yield _pause(interface)
     yield _speed(interface)
     yield _managed(interface)
     yield _firewall(interface)
@@ -54,7 +49,7 @@ def checks(interface: str, role: str) -> Iterator[Check]:
 
 
 def listener(port: int, root: str = "/") -> dict[str, Any] | None:
-    """Who listens on TCP ``port``: ``pid``, ``name`` and systemd's ``unit``, as far as is known."""
+    """Who listens on TCP ``port``: ``pid``, ``name``, systemd's ``unit``; None if unknown."""
     base = Path(root)
     inodes = set()
     for name in ("tcp", "tcp6"):
@@ -79,27 +74,22 @@ def listener(port: int, root: str = "/") -> dict[str, Any] | None:
                 "name": read_text(of / "comm") or "?",
                 "unit": unit[1] if unit else None,
             }
-    return {"pid": None, "name": "a process that is not to be seen", "unit": None}
+    return {"pid": None, "name": "a process that this agent cannot see", "unit": None}
 
 
 def _port() -> Check:
     taken = listener(PORT)
-    who = ""
-    remedy = f"see who holds it: ss -ltnp sport = :{PORT}"
+    detail, remedy = f"TCP {PORT} is free", f"see who holds it: ss -ltnp sport = :{PORT}"
     if taken is not None:
-        who = f"{taken['name']}" + (f" (process {taken['pid']})" if taken["pid"] else "")
+        detail = f"TCP {PORT} is taken by {taken['name']}"
+        detail += f" (process {taken['pid']})" if taken["pid"] else ""
         if taken["unit"]:
-            who += f" of {taken['unit']}"
+            detail += f" of {taken['unit']}"
             remedy = f"systemctl disable --now {taken['unit']}"
         elif taken["pid"]:
             remedy = f"kill {taken['pid']}"
-    return check(
-        "netserver's port",
-        ok=taken is None,
-        detail=f"TCP {PORT} is taken by {who}" if taken else f"TCP {PORT} is free",
-        remedy=f"{remedy}; a run starts a netserver of its own there",
-        needed=True,
-    )
+    remedy += "; a run starts its own netserver on this port"
+    return check("netserver's port", taken is None, detail, remedy, needed=True)
 
 
 def _strength() -> Check:
@@ -107,38 +97,35 @@ def _strength() -> Check:
     offers = cpus * _STREAM_PPS
     return check(
         "what it can send",
-        ok=offers >= _RECEIVER_PPS,
-        detail=f"some {offers / 1e6:.1f} million one-byte packets/s from {cpus} CPUs, by estimate",
-        remedy=f"a receiver of {_RECEIVER_PPS / 1e6:.0f} million packets/s is saturated by some "
-        f"{-(-_RECEIVER_PPS // _STREAM_PPS)} cores: more of them, or find out: harness doctor "
+        offers >= _RECEIVER_PPS,
+        f"about {offers / 1e6:.1f} million one-byte packets/s from {cpus} CPUs (estimate)",
+        f"saturating a receiver of {_RECEIVER_PPS / 1e6:.0f} million packets/s takes about "
+        f"{-(-_RECEIVER_PPS // _STREAM_PPS)} cores: use more, or measure it: harness doctor "
         "--flood",
-        needed=False,
     )
 
 
-def _pause(interface: str) -> Iterator[Check]:
+def _pause(interface: str) -> Check:
     ethtool = Ethtool(interface)
     try:
         pause = ethtool.pause()
         counted = paused(ethtool.statistics(ethtool.statistics_values()))
     except OSError as error:
-        yield check("pause frames", ok=True, detail=f"not told: {error.strerror}", needed=False)
-        return
+        return check("pause frames", True, f"unknown: {error.strerror}")
     on = [way for way in ("rx", "tx") if pause and pause[way]]
     seen = ", ".join(f"{name} {count}" for name, count in counted.items() if count)
-    state = f"{' and '.join(on)} on" if on else "off" if pause else "not told by the driver"
-    yield check(
+    state = f"{' and '.join(on)} on" if on else "off" if pause else "not reported by the driver"
+    return check(
         "pause frames",
-        ok=not on,
-        detail=state + (f"; since the driver was loaded: {seen}" if seen else ""),
-        remedy=f"ethtool -A {interface} autoneg off rx off tx off, here and at the other end: a "
-        "sender that is paused looks like a receiver that drops nothing",
-        needed=False,
+        not on,
+        state + (f"; since the driver was loaded: {seen}" if seen else ""),
+        f"ethtool -A {interface} autoneg off rx off tx off, here and at the other end: a "
+        "paused sender looks like a receiver that drops nothing",
     )
 
 
 def paused(statistics: dict[str, int]) -> dict[str, int]:
-    """Those of a NIC's counters that are of pause frames, by the driver's own names."""
+    """The NIC's counters of pause frames, by the driver's names."""
     return {
         name: count
         for name, count in statistics.items()
@@ -149,30 +136,20 @@ def paused(statistics: dict[str, int]) -> dict[str, int]:
 def _speed(interface: str) -> Check:
     speed, duplex = read_text(NET / interface / "speed"), read_text(NET / interface / "duplex")
     known = speed is not None and speed.isdigit() and int(speed) > 0
-    half = duplex == "half"
-    return check(
-        "link speed",
-        ok=known and not half,
-        detail=f"{speed} Mbit/s, {duplex or 'unknown'} duplex" if known else "unknown: is it up?",
-        remedy=f"ethtool {interface} shows what both ends offer",
-        needed=False,
-    )
+    detail = f"{speed} Mbit/s, {duplex or 'unknown'} duplex" if known else "unknown: is it up?"
+    remedy = f"ethtool {interface} shows what both ends offer"
+    return check("link speed", known and duplex != "half", detail, remedy)
 
 
 def _managed(interface: str) -> Check:
     by, remedy, _ = manager(interface)
-    return check(
-        "set up by",
-        ok=by is None,
-        detail=by or "nobody else",
-        remedy=f"{remedy}; it may change addresses and offloads while a kernel is measured",
-        needed=False,
-    )
+    remedy += "; it may change addresses and offloads while a kernel is measured"
+    return check("set up by", by is None, by or "nobody else", remedy)
 
 
 def others(*, interface: str) -> dict[str, Any]:
-    """Whoever would undo a run on ``interface``: ``manager`` with its ``remedy`` and whether it
-    asks for an address by ``dhcp``, and the ``service`` that holds netserver's port.
+    """What would interfere with a run on ``interface``: its ``manager`` with the ``remedy`` and
+    whether it uses ``dhcp``, and the ``service`` that holds netserver's port.
     """
     by, remedy, dhcp = manager(interface)
     held = listener(PORT)
@@ -181,8 +158,8 @@ def others(*, interface: str) -> dict[str, Any]:
 
 
 def manager(interface: str, root: str = "/") -> tuple[str | None, str, bool]:
-    """What sets ``interface`` up beside us, how to keep it from that for good (hosts reboot), and
-    whether it asks for an address by DHCP, and takes ours away while it has none.
+    """The program that configures ``interface``, the command that stops this across reboots, and
+    whether it uses DHCP: then it removes the harness's address while it has no lease.
     """
     base = Path(root)
     index = read_text(base / "sys/class/net" / interface / "ifindex") or "0"
@@ -210,19 +187,16 @@ def manager(interface: str, root: str = "/") -> tuple[str | None, str, bool]:
 
 
 def _network_manager(interface: str) -> str | None:
-    """The state it has the interface in; None where it leaves it alone or is not there."""
+    """NetworkManager's state of the interface; None if it does not run or does not manage it."""
+    command = ["nmcli", "-g", _NM_FIELDS, "device", "show", interface]
     try:
-        said = programs.run(
-            ["nmcli", "-g", _NM_FIELDS, "device", "show", interface],
-            timeout_s=_WITHIN_S,
-        )
+        return nm_state(programs.run(command, timeout_s=_WITHIN_S))
     except AgentError:
         return None
-    return nm_state(said)
 
 
 def nm_state(said: str) -> str | None:
-    """From nmcli's ``100 (connected)`` and the connection's name; None: it is not managed."""
+    """From nmcli's ``100 (connected)`` and the connection's name; None: not managed."""
     lines = said.splitlines()
     number = lines[0].split() if lines else []
     if not number or not number[0].isdigit() or number[0] in (_NM_UNMANAGED, "0"):
@@ -237,11 +211,10 @@ def _firewall(interface: str) -> Check:
     found = firewall(interface)
     return check(
         "firewall",
-        ok=found["kind"] is None,
-        detail=f"{found['kind']} filters what comes in" if found["kind"] else "none",
-        remedy=f"if it keeps the test traffic out (the way from the generator, below): "
-        f"{found['opens']}; each packet is also judged by it, which is measured too",
-        needed=False,
+        found["kind"] is None,
+        f"{found['kind']} filters incoming packets" if found["kind"] else "none",
+        "if it blocks the test traffic (see the way from the generator, below): "
+        f"{found['opens']}; it also costs time for each packet, which is measured too",
     )
 
 
@@ -250,12 +223,11 @@ def _conntrack(interface: str) -> Check:
     tracks = count is not None and count.isdigit() and int(count) > 0
     return check(
         "connection tracking",
-        ok=not tracks,
-        detail=f"{count} connections are tracked" if tracks else "none is tracked",
-        remedy="it looks at each packet before the socket does; leave the test interface out: "
+        not tracks,
+        f"{count} connections are tracked" if tracks else "none is tracked",
+        "it costs time for each packet; exclude the test interface: "
         "nft add table inet rb '{ chain pre { type filter hook prerouting priority raw; "
         f'iifname "{interface}" notrack; }}; }}\'',
-        needed=False,
     )
 
 
@@ -265,10 +237,9 @@ def _clocksource() -> Check:
     others = (read_text(at / "available_clocksource") or "").split()
     return check(
         "clocksource",
-        ok=now in _GOOD_CLOCKS,
-        detail=f"{now or 'unknown'} of {', '.join(others) or 'none'}",
-        remedy="reading it takes a µs or more, several times a packet: dmesg tells why the TSC was "
-        "given up; a BIOS update, or tsc=reliable on the host's command line where that is known "
-        "to hold",
-        needed=False,
+        now in _GOOD_CLOCKS,
+        f"{now or 'unknown'} of {', '.join(others) or 'none'}",
+        "a read takes 1 µs or more, and each packet takes several; dmesg says why the kernel "
+        "rejected the TSC. Update the BIOS, or add tsc=reliable to the host's command line if "
+        "its TSC is known to be reliable",
     )

@@ -10,26 +10,20 @@ from typing import Any
 from harness.agent import drivers
 from harness.agent.inventory import NET, inventory
 
-from . import health
 from .health import Check, check
 
 
 def checks(name: str, role: str, irq_cpu: int | None) -> Iterator[Check]:
-    """Those of the interface ``name``; without one there is nothing more to tell."""
+    """The checks of the interface ``name``; only one if it does not exist."""
     if not (NET / name).exists():
         have = ", ".join(sorted(path.name for path in NET.iterdir()))
-        yield check(
-            "interface",
-            ok=False,
-            detail=f"no {name}; there are {have}",
-            remedy="name the test interface in hosts.yaml",
-            needed=True,
-        )
+        detail, remedy = f"no {name}; the host has {have}", "name the test interface in hosts.yaml"
+        yield check("interface", False, detail, remedy, needed=True)
         return
     found = inventory(interface=name)
-    port = health.number(NET / name / "dev_port") or 0
+    port = found["nic"]["port"] or 0
     speed = f"{found['speed_mbps']} Mbit/s" if found["speed_mbps"] else "speed unknown"
-    yield check("interface", ok=True, detail=f"{name}, {found['mac']}, port {port}", needed=True)
+    yield check("interface", True, f"{name}, {found['mac']}, port {port}", needed=True)
     driver = drivers.named(found["driver"])
     if role == "dut":
         yield _driver(found, driver)
@@ -38,51 +32,41 @@ def checks(name: str, role: str, irq_cpu: int | None) -> Iterator[Check]:
             yield _function(found["pci_id"], fit)
         yield check(
             "firmware",
-            ok=bool(found["firmware"]),
-            detail=_firmware(found) or "the driver does not say",
-            remedy=driver.firmware_hint,
-            needed=False,
+            bool(found["firmware"]),
+            _firmware(found) or "the driver does not report it",
+            driver.firmware_hint,
         )
         rows = [row["name"] for row in found["irqs"]]
         queues = [row for row in rows if row.startswith(name) or driver.queue_irq.fullmatch(row)]
         yield check(
             "interrupts",
-            ok=bool(queues),
-            detail=", ".join(queues) or f"none is named {name}-…",
-            remedy=f"bring the interface up: ip link set {name} up",
-            needed=False,
+            bool(queues),
+            ", ".join(queues) or f"none is named {name}-…",
+            f"bring the interface up: ip link set {name} up",
         )
         yield _numa(found["numa_node"], irq_cpu)
-    yield check(
-        "link",
-        ok=found["link"],
-        detail=f"up, {speed}" if found["link"] else "no carrier",
-        remedy=f"the cable, the other end, and: ip link set {name} up",
-        needed=False,
-    )
+    detail = f"up, {speed}" if found["link"] else "no carrier"
+    remedy = f"check the cable and the other end, and: ip link set {name} up"
+    yield check("link", found["link"], detail, remedy)
 
 
 def _driver(found: dict[str, Any], driver: drivers.Driver) -> Check:
-    """Is it one that the harness knows? Of any other it reads what every driver has."""
     known = driver.name in drivers.DRIVERS
     detail = f"{found['driver']} {found['bus'] or ''}".strip()
     if not known:
-        detail += ": not known to the harness, which reads the link's counters alone"
+        detail += ": unknown to the harness, which then reads only the link's counters"
     elif not driver.makes_lists:
-        detail += ": hands no lists to the stack by this series"
-    makers = [f"{one.name} ({one.family})" for one in drivers.makers_of_lists()]
-    return check(
-        "driver",
-        ok=known,
-        detail=detail,
-        remedy=f"lists are made by {', '.join(makers)}: name an interface of such a NIC, "
-        "or add the driver to harness/agent/drivers",
-        needed=True,
+        detail += ": the series does not make it hand lists to the stack"
+    makers = ", ".join(f"{one.name} ({one.family})" for one in drivers.makers_of_lists())
+    remedy = (
+        f"drivers that hand lists to the stack: {makers}. Name an interface of such a NIC, "
+        "or add the driver to harness/agent/drivers"
     )
+    return check("driver", known, detail, remedy, needed=True)
 
 
 def _function(pci_id: str | None, fit: Sequence[drivers.Driver]) -> Check:
-    """Is it a physical function of a NIC of the drivers that are ``fit``?"""
+    """Is it a physical function that one of the drivers ``fit`` supports?"""
     functions = {at: one for driver in fit for at, one in driver.functions.items()}
     families = " or ".join(driver.family for driver in fit)
     known = functions.get(pci_id or "")
@@ -90,9 +74,9 @@ def _function(pci_id: str | None, fit: Sequence[drivers.Driver]) -> Check:
     adapters = dict.fromkeys(one.adapters for one in functions.values())
     return check(
         "NIC",
-        ok=known is not None and known.kind == "PF",
-        detail=f"{pci_id} {what}",
-        remedy=f"use a physical function of {families}: " + ", ".join(adapters),
+        known is not None and known.kind == "PF",
+        f"{pci_id} {what}",
+        f"use a physical function of {families}: " + ", ".join(adapters),
         needed=True,
     )
 
@@ -104,12 +88,8 @@ def _firmware(found: dict[str, Any]) -> str:
 
 def _numa(node: int | None, irq_cpu: int | None) -> Check:
     if irq_cpu is None or node is None or node < 0:
-        return check("NUMA node", ok=True, detail="one, or unknown", needed=False)
+        return check("NUMA node", True, "only one, or unknown")
     there = Path(f"/sys/devices/system/cpu/cpu{irq_cpu}/node{node}").exists()
-    return check(
-        "NUMA node",
-        ok=there,
-        detail=f"the NIC is on node {node}; CPU {irq_cpu} is {'too' if there else 'not'}",
-        remedy=f"choose placement.irq_cpu from node {node}: lscpu --extended",
-        needed=False,
-    )
+    detail = f"the NIC is on node {node}; CPU {irq_cpu} is {'too' if there else 'not'}"
+    remedy = f"choose placement.irq_cpu from node {node}: lscpu --extended"
+    return check("NUMA node", there, detail, remedy)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What filters packets on this host, by what is at work there, and what lets an interface in."""
+"""The firewall of this host, and the command that opens it for an interface."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ _CHAIN = re.compile(r"[\w.-]{1,64}")
 
 
 def firewall(interface: str, *, root: str = "/") -> dict[str, Any]:
-    """``kind`` (firewalld, ufw, nftables, iptables; None: nothing filters what comes in) and
-    ``opens``, the command that lets in what comes by ``interface`` until the next boot.
+    """``kind`` (firewalld, ufw, nftables, iptables; None: nothing filters incoming packets) and
+    ``opens``, the command that accepts packets from ``interface`` until the next boot.
     """
     base = Path(root)
     if _runs(base, "firewalld"):
@@ -29,24 +28,22 @@ def firewall(interface: str, *, root: str = "/") -> dict[str, Any]:
     if re.search(r"^ENABLED=yes\s*$", _text(base / "etc/ufw/ufw.conf"), re.MULTILINE):
         return {"kind": "ufw", "opens": f"ufw insert 1 allow in on {interface}"}
     if chains := filtering(_nft()):
-        # Each of them judges a packet; that one accepts it does not spare it the next.
+        # A packet passes all of these chains: one that accepts it does not skip the next.
         opens = "; ".join(
             f'nft insert rule {family} {table} {chain} iifname "{interface}" accept'
             for family, table, chain in chains
         )
         return {"kind": "nftables", "opens": opens}
-    # Of the old kind, which nft does not show.
+    # nft does not show rules of legacy iptables.
     if "filter" in _text(base / "proc/net/ip_tables_names").split():
         return {"kind": "iptables", "opens": f"iptables -I INPUT -i {interface} -j ACCEPT"}
     return {"kind": None, "opens": None}
 
 
 def filtering(said: str) -> list[tuple[str, str, str]]:
-    """Family, table and name of the chains that may refuse what comes in.
+    """Family, table and name of the chains in ``nft -j list ruleset`` that may drop what comes in.
 
-    From ``nft -j list ruleset``.
-
-    A chain without a rule that accepts by default refuses nothing.
+    A chain whose policy is accept drops nothing unless it has a rule.
     """
     try:
         rows = json.loads(said)["nftables"]
@@ -80,12 +77,7 @@ def _nft() -> str:
 
 
 def _runs(base: Path, name: str) -> bool:
-    return any(said == name for said in _names(base))
-
-
-def _names(base: Path) -> Iterator[str]:
-    for path in (base / "proc").glob("[0-9]*/comm"):
-        yield read_text(path) or ""
+    return any(read_text(path) == name for path in (base / "proc").glob("[0-9]*/comm"))
 
 
 def _text(path: Path) -> str:

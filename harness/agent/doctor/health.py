@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Facts of a host the doctor judges: its distribution, routes, clock, switches, ways back."""
+"""Facts about a host for the doctor: distribution, routes, clock, switches, recovery."""
 
 from __future__ import annotations
 
 import ctypes
 import ipaddress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,16 @@ from harness.agent.foreign import read_text
 from harness.agent.interface import reached, stacked
 
 _CPU = Path("/sys/devices/system/cpu")
-_TIMEX_BYTES = 512  # struct timex, 208 on x86-64, with room
+_TIMEX_BYTES = 512  # struct timex has 208 on x86-64
 _TIME_ERROR = 5
 
 Check = dict[str, Any]
-"""``check``, ``ok``, ``detail``, ``remedy`` (None where ok), and ``needed``: no run without it."""
-
-Judged = tuple[bool, str, str]
-"""ok, detail, remedy."""
+"""``check``, ``ok``, ``detail``, ``remedy`` (None if ok) and ``needed``: a run needs it."""
 
 
-def check(name: str, *, ok: bool, detail: object, remedy: str | None = None, needed: bool) -> Check:
+def check(
+    name: str, ok: bool, detail: object, remedy: str | None = None, *, needed: bool = False
+) -> Check:
     """One line of the doctor's table."""
     return {
         "check": name,
@@ -36,24 +36,18 @@ def check(name: str, *, ok: bool, detail: object, remedy: str | None = None, nee
 
 
 def rhel() -> bool:
-    """Is this one of the Fedora family?"""
+    """Does this distribution belong to the Fedora family?"""
     return packages.family() == "rhel"
 
 
 def install(package: str) -> str:
-    """The command that installs ``package`` here, by the name the table has for it, or its own."""
+    """The command that installs ``package``, a name of the table in :mod:`.packages` or its own."""
     return packages.install(package, of="rhel" if rhel() else None)
 
 
 def autoremove() -> str:
-    """The command that removes kernels of the distribution that are not used any more."""
+    """The command that removes old kernels of the distribution."""
     return "dnf remove --oldinstallonly" if rhel() else "apt-get autoremove --purge"
-
-
-def number(path: Path) -> int | None:
-    """The number in a /sys file."""
-    text = read_text(path)
-    return int(text) if text and text.lstrip("-").isdigit() else None
 
 
 def default_routes(text: str | None = None, text_v6: str | None = None) -> set[str]:
@@ -68,17 +62,17 @@ def default_routes(text: str | None = None, text_v6: str | None = None) -> set[s
         text_v6 = (read_text(Path("/proc/net/ipv6_route")) or "") if text is None else ""
     for row in text_v6.splitlines():
         words = row.split()
-        # One that only says "unreachable" is of lo.
+        # An "unreachable" route belongs to lo.
         if len(words) > 9 and words[:2] == ["0" * 32, "00"] and words[9] != "lo":
             found.add(words[9])
     return found
 
 
 def carried(interface: str) -> tuple[list[str], str | None]:
-    """What goes over the wire of ``interface`` beside a test, and what of it cannot be told.
+    """What else uses the wire of ``interface``, and why there may be more; None: there is not.
 
-    Whatever is stacked above it or beside it counts: a bridge that holds it, a VLAN on it,
-    the other VLAN of the card below it.
+    Interfaces stacked on it or beside it count: its bridge, a VLAN on it, another VLAN of the
+    card below it.
     """
     table = stacked.interfaces()
     wire = stacked.together([interface], table)
@@ -93,39 +87,31 @@ def carried(interface: str) -> tuple[list[str], str | None]:
         if name in wire
     ]
     inside = [one.local for one in reached_by if ipaddress.ip_address(one.local).is_loopback]
-    why = f"ssh comes by {inside[0]}, a tunnel whose way is not to be seen" if inside else None
+    why = f"ssh comes from {inside[0]}, a tunnel whose route is unknown" if inside else None
     return found, why
 
 
 def governors_at_hand() -> bool:
-    """Can the performance governor be chosen?"""
+    """Is the performance governor available on every CPU?"""
     paths = [_CPU / f"cpu{cpu}/cpufreq/scaling_available_governors" for cpu in cpus.online()]
     found = [text.split() for path in paths if (text := read_text(path)) is not None]
     return bool(found) and all("performance" in words for words in found)
 
 
-def switches() -> dict[str, Judged]:
-    """Turbo and SMT: they make rates wander, and are the lab's to decide."""
+def switches() -> Iterator[Check]:
+    """Turbo and SMT: both make rates vary, and the lab decides about them."""
     no_turbo, boost = _CPU / "intel_pstate/no_turbo", _CPU / "cpufreq/boost"
     turbo = read_text(no_turbo) == "0" or read_text(boost) == "1"
     smt = read_text(_CPU / "smt/active") == "1"
     path = no_turbo if no_turbo.exists() else boost
-    return {
-        "turbo": (
-            not turbo,
-            "on" if turbo else "off, or not to be seen",
-            f"for steadier rates: echo {int(path == no_turbo)} > {path}",
-        ),
-        "SMT": (
-            not smt,
-            "on" if smt else "off",
-            f"for steadier rates: echo off > {_CPU}/smt/control",
-        ),
-    }
+    steadier = f"for steadier rates: echo {int(path == no_turbo)} > {path}"
+    yield check("turbo", not turbo, "on" if turbo else "off or unknown", steadier)
+    steadier = f"for steadier rates: echo off > {_CPU}/smt/control"
+    yield check("SMT", not smt, "on" if smt else "off", steadier)
 
 
 def clock_synchronised() -> bool | None:
-    """By NTP or the like, as the kernel sees it; None where it does not say (adjtimex(2))."""
+    """Is the kernel's clock synchronised, by NTP for example (adjtimex(2))? None: unknown."""
     try:
         state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
     except (OSError, AttributeError):
@@ -133,8 +119,8 @@ def clock_synchronised() -> bool | None:
     return None if state < 0 else bool(state != _TIME_ERROR)
 
 
-def recovery() -> dict[str, Judged]:
-    """What brings a dead kernel back, or lets it speak."""
+def recovery() -> Iterator[Check]:
+    """What restarts a machine whose kernel died, and what reports why it died."""
     watchdogs = sorted(path.name for path in Path("/sys/class/watchdog").glob("watchdog*"))
     consoles = [
         line.split()[0] for line in (read_text(Path("/proc/consoles")) or "").splitlines() if line
@@ -142,24 +128,11 @@ def recovery() -> dict[str, Judged]:
     serial = [name for name in consoles if not name.startswith("tty") or name.startswith("ttyS")]
     crash = read_text(Path("/sys/kernel/kexec_crash_loaded")) == "1"
     pstore = _pstore()
-    return {
-        "watchdog": (
-            bool(watchdogs),
-            ", ".join(watchdogs) or "none",
-            _NO_WATCHDOG,
-        ),
-        "console": (
-            bool(serial),
-            ", ".join(consoles) or "none",
-            _NO_CONSOLE,
-        ),
-        "crash dump": (
-            not crash,
-            "a crash kernel is loaded" if crash else "none is loaded",
-            _CRASH,
-        ),
-        "pstore": (pstore, "keeps a panic's last words" if pstore else "none", _NO_PSTORE),
-    }
+    yield check("watchdog", bool(watchdogs), ", ".join(watchdogs) or "none", _NO_WATCHDOG)
+    yield check("console", bool(serial), ", ".join(consoles) or "none", _NO_CONSOLE)
+    loaded = "a crash kernel is loaded" if crash else "none is loaded"
+    yield check("crash dump", not crash, loaded, _CRASH)
+    yield check("pstore", pstore, "keeps the log of a panic" if pstore else "none", _NO_PSTORE)
 
 
 _NO_WATCHDOG = (
@@ -167,12 +140,12 @@ _NO_WATCHDOG = (
     "needs a power cycle"
 )
 _NO_CONSOLE = (
-    "add console=ttyS0,115200n8 (or the BMC's port) to the kernel command line, or say it as "
-    "boot.console of this host in hosts.yaml, for kernels under test alone: "
-    "without one, a dead kernel says nothing"
+    "add console=ttyS0,115200n8 (or the BMC's port) to the kernel command line, or, only for "
+    "kernels under test, as boot.console of this host in hosts.yaml: without a serial console, "
+    "a dead kernel reports nothing"
 )
-_CRASH = "kernels under test panic into it and take minutes to come back: systemctl disable kdump"
-_NO_PSTORE = "efi-pstore, ERST or ramoops keep a panic's last words over the reset"
+_CRASH = "a panic would boot it, which takes minutes: systemctl disable kdump"
+_NO_PSTORE = "efi-pstore, ERST or ramoops keep the log of a panic over the reset"
 
 
 def _pstore() -> bool:

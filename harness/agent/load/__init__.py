@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The load: netserver where packets arrive, netperf streams where they are sent.
+"""The load: netserver on the dut, netperf streams on the generator.
 
-Hides how the processes are started, pinned and followed, how they die with the
-agent, and what netperf's output looks like.
+Hides how the processes are started, pinned and tracked, how they die with the agent, and the
+format of netperf's output.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Sleep = Callable[[float], None]
 _POLL_S = 0.05
 _START_S = 20.0
 _END_S = 2.0
-# netserver receives for 4 s past the test's length, counted from its set-up
-# (PAD_TIME in netperf's netlib.h): a longer delay would cut the end of a stream.
+# netserver stops receiving 4 s after the test's length, counted from its set-up
+# (PAD_TIME in netperf's netlib.h): a longer delay would cut off the end of a stream.
 _MAX_SETTLE_S = 3
-# Output selectors of netperf's omni tests, which UDP_STREAM is one of.
+# Output selectors of netperf's omni tests; UDP_STREAM is one of them.
 _SELECTORS = "LOCAL_BYTES_SENT,REMOTE_BYTES_RECVD,ELAPSED_TIME,LOCAL_SEND_SIZE"
 _RR_SELECTORS = {
     "TRANSACTION_RATE": "transactions_per_s",
@@ -51,12 +51,12 @@ _LISTEN = "0A"
 class _Stream:
     process: subprocess.Popen[str]
     pid: int = 0
-    """netperf itself, whatever may stand around it."""
+    """netperf itself, inside setpriv and a command prefix."""
     early: bool | None = None
 
 
 class Load:
-    """What this agent started. Everything dies with the agent, however that ends."""
+    """The processes that this agent started. All of them die with the agent."""
 
     def __init__(self) -> None:
         self._netserver: subprocess.Popen[str] | None = None
@@ -75,12 +75,12 @@ class Load:
         cpu: int | None = None,
         command_prefix: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """A netserver on ``address``, pinned with all it will fork; returns once it listens.
+        """Start netserver on ``address``, pinned with all it forks; returns once it listens.
 
-        One that was started before and still runs stays.
+        A running one is kept.
 
         Raises:
-            AgentError: netserver is missing, ended at once or never listened.
+            AgentError: netserver is missing, exits at once or does not listen in time.
         """
         if self._netserver is not None and self._netserver.poll() is None and _listening(port):
             return {"pid": self._netserver_pid}
@@ -91,11 +91,11 @@ class Load:
                 hint="stop the other netserver (the package starts one as a service)",
             )
         command = [*command_prefix, "netserver", "-D", "-4", "-L", address, "-p", str(port)]
-        # In a process namespace of its own even the processes netserver forks
-        # for its connections cannot outlive the agent.
+        # In a PID namespace, the processes that netserver forks for its connections
+        # cannot outlive the agent either.
         contained = Path("/proc/self/ns/pid").exists() and programs.found("unshare") is not None
         if contained:
-            # Not by --kill-child, which today's unshare does by pidfds: since Linux 5.3.
+            # Not with --kill-child: current versions of unshare need pidfds for it (Linux 5.3).
             command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
             command = ["unshare", "--pid", "--fork", "--", *command]
         self._netserver = _started(command, cpus=None if cpu is None else [cpu])
@@ -107,22 +107,21 @@ class Load:
                 self.netserver_stop()
                 raise AgentError(f"netserver did not listen on port {port} within {_START_S:.0f} s")
             time.sleep(_POLL_S)
-        # With a process namespace around it netserver is the child of what was started.
+        # In a PID namespace netserver is a child of the process that was started.
         self._netserver_pid = [*descendants(self._netserver.pid), self._netserver.pid][0]
         return {"pid": self._netserver_pid}
 
     def netserver_end(self) -> dict[str, Any]:
-        """Let every stream that is being received count as over, as netserver's own timer would.
+        """End every stream that is being received, as netserver's own timer would.
 
-        The end of a stream is a datagram, which a full socket drops; netserver would
-        then wait for the whole length of the test.
+        A stream ends with a datagram. If a full socket drops it, netserver would wait for the
+        whole length of the test.
         """
         serving = descendants(self._netserver_pid) if self._netserver is not None else []
         begun = [pid for pid in serving if _catches(pid, signal.SIGALRM)]
         return {"pids": _signalled(begun, signal.SIGALRM)}
 
     def netserver_stop(self) -> dict[str, Any]:
-        """Idempotent."""
         if self._netserver is not None:
             _end([self._netserver])
             self._netserver = None
@@ -142,17 +141,16 @@ class Load:
         settle_s: int = 1,
         command_prefix: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """``streams`` UDP_STREAM tests, stream i on ``cpus[i % len(cpus)]`` (any CPU if empty).
+        """Start ``streams`` UDP_STREAM tests, stream i on ``cpus[i % len(cpus)]`` (empty: any).
 
-        Each waits ``settle_s`` between its set-up and its first message, so that no
-        control connection has to be made through the load of the streams before it.
-        ``send_buffer_bytes`` bounds what waits in a socket while the interface is paced; 0
-        is the host's default. They send until :meth:`netperf_end`, and for ``duration_s``,
-        rounded up to whole seconds, at most.
+        Each waits ``settle_s`` between its set-up and its first message, so that no control
+        connection is set up under the load of earlier streams. ``send_buffer_bytes`` limits
+        what is queued in a socket while the interface is paced; 0: the host's default. They
+        send until :meth:`netperf_end`, at most for ``duration_s`` rounded up to whole seconds.
 
         Raises:
-            AgentError: netperf is missing, a stream ended during set-up, or the
-                arguments cannot be met on this host.
+            AgentError: netperf is missing, a stream ended during set-up, or this host
+                does not allow the arguments.
         """
         self.netperf_stop()
         if not 0 <= settle_s <= _MAX_SETTLE_S:
@@ -162,7 +160,7 @@ class Load:
         command = [*command_prefix, "netperf", "-4", "-H", target, "-p", str(port)]
         command += ["-t", "UDP_STREAM", "-l", str(self._duration_s), "-P", "0"]
         command += ["-s", str(settle_s)] if settle_s else []
-        # -R 1: netperf keeps to the local link unless told that it may be routed.
+        # -R 1: otherwise netperf sets SO_DONTROUTE and stays on the local link.
         command += ["--", "-m", str(message_bytes), "-R", "1", "-k", _SELECTORS]
         command += ["-s", str(send_buffer_bytes)] if send_buffer_bytes else []
         try:
@@ -196,10 +194,10 @@ class Load:
         command_prefix: Sequence[str] = (),
         sleep: Sleep,
     ) -> dict[str, float]:
-        """One UDP_RR test of 1 byte each way: its round trips, times in µs.
+        """Run one UDP_RR test of 1 byte each way; times are in µs.
 
         Raises:
-            AgentError: netperf is missing, ended with an error, or did not end.
+            AgentError: netperf is missing, fails, or does not end in time.
         """
         self.netperf_stop()
         command = [*command_prefix, "netperf", "-4", "-H", target, "-p", str(port)]
@@ -219,22 +217,21 @@ class Load:
         return parse_round_trips(process.communicate()[0])
 
     def netperf_sending(self) -> dict[str, Any]:
-        """How many streams are past their set-up.
+        """The number of streams that have finished their set-up.
 
-        netperf catches SIGALRM from the moment its test's timer runs; before that
-        :meth:`netperf_end` would kill it.
+        netperf handles SIGALRM once its timer is set; before that :meth:`netperf_end` would
+        kill it.
         """
         return {"streams": sum(_catches(pid, signal.SIGALRM) for pid in self._sending())}
 
     def netperf_pause(self) -> dict[str, Any]:
-        """Stop all streams where they are; :meth:`netperf_resume` lets them go on."""
+        """Stop all streams until :meth:`netperf_resume`."""
         if self._paused_at_s is None:
             self._paused_at_s = time.monotonic()
             _signalled(self._sending(), signal.SIGSTOP)
         return {}
 
     def netperf_resume(self) -> dict[str, Any]:
-        """Idempotent."""
         if self._paused_at_s is not None:
             _signalled(self._sending(), signal.SIGCONT)
             self._paused_s += time.monotonic() - self._paused_at_s
@@ -242,7 +239,7 @@ class Load:
         return {}
 
     def netperf_end(self) -> dict[str, Any]:
-        """Let every stream end now, as its own timer would; those that had are ``early``."""
+        """End every stream now, as its own timer would; those that have ended are ``early``."""
         self.netperf_resume()
         for stream in self._streams:
             stream.early = stream.process.poll() is not None
@@ -252,11 +249,10 @@ class Load:
         return [stream.pid for stream in self._streams if stream.process.poll() is None]
 
     def netperf_wait(self, *, timeout_s: float, sleep: Sleep) -> list[dict[str, Any]]:
-        """Every stream's result, once all have ended; those that did not in time are killed.
+        """The results of all streams; those that do not end within ``timeout_s`` are killed.
 
-        A killed stream has the status None. ``ended_early`` marks a stream that ended
-        before it was asked to. ``elapsed_s`` is netperf's, pauses included; in the rates
-        they do not count.
+        A killed stream has the status None. ``ended_early`` marks a stream that ended before
+        it was told to. ``elapsed_s`` is netperf's and includes pauses; the rates exclude them.
         """
         end_s = time.monotonic() + timeout_s
         while any(s.process.poll() is None for s in self._streams) and time.monotonic() < end_s:
@@ -288,19 +284,18 @@ class Load:
         return results
 
     def netperf_stop(self) -> dict[str, Any]:
-        """Idempotent."""
         _end([stream.process for stream in self._streams])
         self._streams = []
         return {}
 
     def stop(self) -> None:
-        """End all that runs."""
+        """Kill all streams and netserver."""
         self.netperf_stop()
         self.netserver_stop()
 
     @contextlib.contextmanager
     def netserver_stands_still(self) -> Iterator[None]:
-        """Stopped where it is: its sockets are full, and what comes is dropped there."""
+        """Stop netserver meanwhile: its sockets fill, and further packets are dropped there."""
         stopped = _signalled(self.pids(), signal.SIGSTOP)
         try:
             yield
@@ -308,7 +303,7 @@ class Load:
             _signalled(stopped, signal.SIGCONT)
 
     def pids(self) -> list[int]:
-        """The processes of the load, netserver's connections included."""
+        """The processes of the load, including netserver's for its connections."""
         mine = [stream.process.pid for stream in self._streams]
         if self._netserver is not None:
             mine += [self._netserver_pid, *descendants(self._netserver_pid)]
@@ -323,26 +318,26 @@ class Load:
         self.netperf_stop()
         if "onnection refused" in str(error) or "establish the control" in str(error):
             error.hint = (
-                f"nothing answers on TCP port {port} of {target}: `harness doctor` tries the way "
-                "from here to there, and names the command that opens a firewall"
+                f"nothing answers on TCP port {port} of {target}: `harness doctor` tests the "
+                "path, and names the command that opens a firewall"
             )
         elif "o route to host" in str(error) or "timed out" in str(error):
             error.hint = (
-                f"{target} is not reached, or its firewall rejects TCP port {port}: `harness "
-                "doctor` tries the way, and names the command that opens it"
+                f"{target} is unreachable, or its firewall rejects TCP port {port}: `harness "
+                "doctor` tests the path, and names the command that opens the firewall"
             )
         elif "could not resolve" in str(error):
-            error.hint = "the network namespace needs an interface with an address that is up"
+            error.hint = "the network namespace needs an interface that is up and has an address"
         return error
 
 
 def parse_stream(
     stdout: str, *, message_bytes: int, paused_s: float = 0.0
 ) -> dict[str, float | None]:
-    """Messages and rates from netperf's KEY=value lines; None for what is not there.
+    """Messages and rates from netperf's KEY=value lines; None if a line is missing.
 
-    Messages are bytes over the message size: the remote's count of receive calls
-    may hold one that returned nothing.
+    Messages are bytes divided by the message size: the remote's count of receive calls may
+    include one that returned nothing.
     """
     values = _values(stdout)
 
@@ -371,10 +366,10 @@ def parse_stream(
 
 
 def parse_round_trips(stdout: str) -> dict[str, float]:
-    """UDP_RR's times in µs and its rate.
+    """The rate and the times in µs of UDP_RR.
 
     Raises:
-        AgentError: one of them is missing or no number.
+        AgentError: a value is missing or not a number.
     """
     values = _values(stdout)
     try:
@@ -382,7 +377,7 @@ def parse_round_trips(stdout: str) -> dict[str, float]:
     except (KeyError, ValueError) as error:
         raise AgentError(f"netperf UDP_RR printed no {error}") from error
     if odd := [name for name, value in found.items() if not math.isfinite(value)]:
-        raise AgentError(f"netperf UDP_RR printed no number for {', '.join(odd)}")
+        raise AgentError(f"netperf UDP_RR printed no finite number for {', '.join(odd)}")
     return found
 
 
@@ -391,7 +386,7 @@ def _values(stdout: str) -> dict[str, str]:
 
 
 def descendants(pid: int) -> list[int]:
-    """Children of ``pid`` and theirs, oldest generation first."""
+    """All descendants of ``pid``: its children first, then theirs, and so on."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(LookupError, ValueError):
@@ -407,7 +402,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def _signalled(pids: Sequence[int], number: signal.Signals) -> list[int]:
-    """``number`` to each of ``pids``; those that were still there."""
+    """Send ``number`` to each of ``pids``; returns those that exist."""
     there = []
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -417,9 +412,8 @@ def _signalled(pids: Sequence[int], number: signal.Signals) -> list[int]:
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:
-    """Has ``pid`` a handler for ``number``? False for a process that is gone."""
+    """Does ``pid`` handle ``number``? False if the process has ended."""
     with contextlib.suppress(StopIteration, LookupError, ValueError):
-        # A process's own name may be no UTF-8.
         status = read_text(Path(f"/proc/{pid}/status")) or ""
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
         return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
@@ -427,14 +421,14 @@ def _catches(pid: int, number: signal.Signals) -> bool:
 
 
 def _started(command: list[str], *, cpus: Sequence[int] | None) -> subprocess.Popen[str]:
-    """``command``, which gets SIGKILL when the agent dies, on ``cpus`` from its first moment."""
+    """Start ``command`` on ``cpus`` (None: all); it gets SIGKILL when the agent dies."""
     if programs.found(command[0]) is None:
         raise AgentError(
             f"{command[0]} is not installed on this host", hint=packages.hint(command[0])
         )
     own = os.sched_getaffinity(0)
     try:
-        # The agent's own place is not one for the load to inherit.
+        # Set before the fork, so that the load does not inherit the agent's own CPU.
         os.sched_setaffinity(0, online() if cpus is None else cpus)
         return subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "--", *command],
@@ -459,7 +453,7 @@ def _started(command: list[str], *, cpus: Sequence[int] | None) -> subprocess.Po
 
 
 def _niced(pid: int, nice: int) -> int:
-    """The nice value ``pid`` got: a user namespace's root cannot go below 0."""
+    """Set and return the nice value of ``pid``; root in a user namespace cannot go below 0."""
     with contextlib.suppress(PermissionError, ProcessLookupError):
         os.setpriority(os.PRIO_PROCESS, pid, nice)
     with contextlib.suppress(ProcessLookupError):
@@ -471,7 +465,7 @@ def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
     """Kill ``processes`` with all they forked, and wait for them."""
     for process in processes:
         if process.poll() is None:
-            # What was started last has nothing else to do than to wait for its children.
+            # A wrapper that was started only waits for its children and then exits.
             forked = descendants(process.pid)
             for pid in forked or [process.pid]:
                 with contextlib.suppress(ProcessLookupError):

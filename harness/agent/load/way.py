@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The way from the generator to the dut, tried by packets: TCP and UDP, there and back.
+"""Tests the path from the generator to the dut with packets: TCP and UDP, in both directions.
 
-The dut listens and answers whatever has the right word; the generator says what came back.
+The dut listens and echoes messages with the right word; the generator reports the answers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LONGEST = 64
 
 
 class Way:
-    """The calls; one host listens at a time."""
+    """The calls ``way_*``; a host listens on one address at a time."""
 
     def __init__(self) -> None:
         self._heard: dict[str, int] = {}
@@ -34,11 +34,11 @@ class Way:
         self._thread: threading.Thread | None = None
 
     def listen(self, *, address: str, port: int) -> dict[str, Any]:
-        """Answer on ``address`` for a minute: on TCP ``port`` and on a UDP port as netserver
-        takes one. ``word`` is what has to be said.
+        """Echo on ``address`` for a minute, on TCP ``port`` and on an ephemeral UDP port as
+        netserver uses. Returns both ports and the ``word`` to send.
 
         Raises:
-            AgentError: the address is not this host's, or the port is taken.
+            AgentError: the address is not this host's, or the port is in use.
         """
         self.end()
         tcp = udp = None
@@ -89,7 +89,7 @@ class Way:
                 line.sendall(self._word)
 
     def end(self) -> dict[str, int]:
-        """Stop listening; how often the word was heard, by protocol."""
+        """Stop listening; returns how often the word was received, by protocol."""
         if self._ending is not None and self._thread is not None:
             self._ending.set()
             self._thread.join(5)
@@ -97,8 +97,8 @@ class Way:
         return dict(self._heard)
 
     def tried(self, *, target: str, source: str, tcp: int, udp: int, word: str) -> dict[str, Any]:
-        """Say ``word`` to both ports of ``target`` from ``source``: by protocol ``None``, or why
-        there was no answer.
+        """Send ``word`` to both ports of ``target`` from ``source``; returns, by protocol, None
+        or why there was no answer.
         """
         return {
             "tcp": _said(_by_tcp, target, source, tcp, word),
@@ -125,7 +125,7 @@ def _by_tcp(target: str, source: str, port: int, word: bytes) -> None:
         line.connect((target, port))
         line.sendall(word)
         if line.recv(_LONGEST) != word:
-            raise OSError("another one answers there")
+            raise OSError("another program answers there")
 
 
 def _by_udp(target: str, source: str, port: int, word: bytes) -> None:
@@ -141,4 +141,4 @@ def _by_udp(target: str, source: str, port: int, word: bytes) -> None:
             except socket.timeout:
                 if not left:
                     raise
-    raise OSError("another one answers there")
+    raise OSError("another program answers there")
