@@ -188,7 +188,7 @@ def test_the_doctor_tells_what_stops_it(rx: config.SshHost, tmp_path: Path) -> N
     assert not found["ssh"].ok
     assert found["ssh"].needed
     assert "agent" not in found
-    assert found["power"].remedy == "say hosts.rx.power in hosts.yaml"
+    assert found["power"].remedy == "set hosts.rx.power in hosts.yaml"
     assert not found["power"].needed
     output, error = _run("doctor", "--format", "json")
     assert isinstance(error, InfrastructureError)
