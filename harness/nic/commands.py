@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The MCDI commands: one dispatch table, fields named as in mcdi_pcol.h.
+"""The MCDI commands: one dispatch table, with the field names of mcdi_pcol.h.
 
-A command checks what it is given, then asks the :class:`Function` it stands for.
+A command checks its request and then calls the :class:`Function`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_VIS = 1024
 _TMR_MAX_COUNT = 0x3FFF
 _PAGE = 4096
 
-# GET_CAPABILITIES_OUT_FLAGS1: what this model has, and no more.
+# GET_CAPABILITIES_OUT_FLAGS1: only what this model has.
 _SET_MAC_ENHANCED, _RX_PREFIX_LEN_14, _MCAST_FILTER_CHAINING = 9, 23, 26
 _FLAGS1 = 1 << _SET_MAC_ENHANCED | 1 << _RX_PREFIX_LEN_14 | 1 << _MCAST_FILTER_CHAINING
 _WORKAROUND_BUG26807 = 0x40
@@ -100,7 +100,7 @@ class Function(Protocol):
 
 
 class Commands:
-    """The state only MCDI knows (attachment, VIs), and the table of commands."""
+    """The table of commands, and the state that only MCDI has (attachment, VIs)."""
 
     def __init__(self, function: Function) -> None:
         self._function = function
@@ -165,7 +165,7 @@ class Commands:
                 (0xEC, "GET_FUNCTION_INFO", lambda _: struct.pack("<II", 0, 0xFFFFFFFF)),
                 (0x120, "SET_EVQ_TMR", self._set_evq_tmr),
                 (0x122, "GET_EVQ_TMR_PROPERTIES", self._get_evq_tmr_properties),
-                # Known, and not there: licences, PTP.
+                # Known but not implemented: licences, PTP.
                 (0xD0, "LICENSING_V3", _unsupported),
                 (0x0B, "PTP", _unsupported),
             )
@@ -216,7 +216,7 @@ class Commands:
     def _vadaptor_set_mac(self, payload: bytes) -> bytes:
         if len(payload) < 10:
             raise McdiError(EINVAL, "too short")
-        return b""  # the filters that follow carry the address
+        return b""  # the driver's next filters have the address
 
     def _get_workarounds(self, _: bytes) -> bytes:
         return struct.pack("<II", _WORKAROUND_BUG26807, _WORKAROUND_BUG26807)
@@ -244,7 +244,7 @@ class Commands:
         if self._vis:
             raise McdiError(EALREADY, "VIs are allocated")
         if asked["MIN_VI_COUNT"] > MAX_VIS:
-            raise McdiError(ENOSPC, "not so many VIs")
+            raise McdiError(ENOSPC, f"more than {MAX_VIS} VIs")
         self._vis = min(asked["MAX_VI_COUNT"], MAX_VIS)
         return struct.pack("<II", self._vis, 0)
 
@@ -318,10 +318,10 @@ class Commands:
         return b""
 
     def _check_ring(self, entries: int, instance: int, payload: bytes, at: int) -> None:
-        """A ring is a power of two of qwords in pages that follow one another.
+        """A ring must be a power of two of qwords in consecutive pages.
 
-        The driver allocates its rings in one piece; a list of scattered pages,
-        which the interface allows, is refused.
+        The driver allocates its rings in one piece. The interface also allows scattered
+        pages; these are refused.
         """
         if entries & (entries - 1) or not 64 <= entries <= 32768:
             raise McdiError(EINVAL, f"{entries} entries")
@@ -447,7 +447,7 @@ def _nothing(_: bytes) -> bytes:
 
 
 def _no_partition(_: bytes) -> bytes:
-    """What firmware answers about a partition that is not there; there is none."""
+    """The firmware's answer about a missing partition; this model has none."""
     raise McdiError(ENOENT, "no such partition")
 
 
