@@ -221,46 +221,21 @@ class Nic:
         start_up |= queues.ESF_DZ_DRV_SUB_CODE.put(queues.DRV_START_UP_EV) | instance
         evq.push_one(start_up, self._clock_ns())
 
-    def init_rxq(
-        self, instance: int, *, start: int, entries: int, evq: int, label: int, scatter: bool
-    ) -> None:
-        target = self._evq(evq)
+    def init_rxq(self, instance: int, ring: queues.DmaRing, *, scatter: bool) -> None:
+        evq = self._evq(ring.evq)
         self._rxqs[instance] = self._made(
-            lambda: queues.RxQueue(
-                self.memory,
-                self.journal,
-                target,
-                start=start,
-                entries=entries,
-                label=label,
-                scatter=scatter,
-            )
+            lambda: queues.RxQueue(self.memory, self.journal, evq, ring, scatter=scatter)
         )
         self._receiver.queues_changed()
 
     def init_txq(
-        self,
-        instance: int,
-        *,
-        start: int,
-        entries: int,
-        evq: int,
-        label: int,
-        ip_csum: bool,
-        l4_csum: bool,
+        self, instance: int, ring: queues.DmaRing, *, ip_csum: bool, l4_csum: bool
     ) -> None:
-        target = self._evq(evq)
+        evq = self._evq(ring.evq)
         self._tx_todo.pop(instance, None)
         self._txqs[instance] = self._made(
             lambda: queues.TxQueue(
-                self.memory,
-                self.journal,
-                target,
-                start=start,
-                entries=entries,
-                label=label,
-                ip_csum=ip_csum,
-                l4_csum=l4_csum,
+                self.memory, self.journal, evq, ring, ip_csum=ip_csum, l4_csum=l4_csum
             )
         )
 
@@ -410,7 +385,7 @@ class Nic:
             if sent:
                 self.journal.count("tx_frames", len(sent))
                 self._stats.sent(sent)
-            if not txq.pending:
+            if not txq.posted:
                 del self._tx_todo[instance]
 
     def _send(self, frame: bytearray) -> bool:

@@ -192,7 +192,40 @@ class Arrivals:
         return Arrivals(self.buffer, self.offsets[index], self.lengths[index], self.events[index])
 
 
-class RxQueue:
+@dataclass(frozen=True, slots=True)
+class DmaRing:
+    """The ring of a receive or transmit queue, as INIT_RXQ and INIT_TXQ describe it."""
+
+    start: int
+    entries: int
+    evq: int
+    """The instance of the event queue to which it reports."""
+    label: int
+
+
+class _DescriptorQueue:
+    """The descriptors of a receive or transmit queue that reports to ``evq``."""
+
+    def __init__(
+        self, memory: GuestMemory, journal: Journal, evq: EventQueue, ring: DmaRing
+    ) -> None:
+        self._memory = memory
+        self._journal = journal
+        self._ring = Ring(memory, ring.start, ring.entries, write=False)
+        self._wptr = 0
+        self._rptr = 0
+        self.evq = evq
+
+    @property
+    def posted(self) -> int:
+        """Descriptors that the driver has posted and that are not used yet."""
+        return (self._wptr - self._rptr) & self._ring.mask
+
+    def write_wptr(self, wptr: int) -> None:
+        self._wptr = wptr & self._ring.mask
+
+
+class RxQueue(_DescriptorQueue):
     """Receive descriptors, and the copying of frames into their buffers."""
 
     def __init__(
@@ -200,27 +233,15 @@ class RxQueue:
         memory: GuestMemory,
         journal: Journal,
         evq: EventQueue,
+        ring: DmaRing,
         *,
-        start: int,
-        entries: int,
-        label: int,
         scatter: bool,
     ) -> None:
-        self._memory = memory
-        self._journal = journal
-        self._ring = Ring(memory, start, entries, write=False)
-        self.entries = entries
+        super().__init__(memory, journal, evq, ring)
+        self.entries = ring.entries
         self._scatter = scatter
-        self._label = ESF_DZ_RX_QLABEL.put(label)
-        self._wptr = 0
-        self._rptr = 0
+        self._label = ESF_DZ_RX_QLABEL.put(ring.label)
         self._buffer = _MAX_ROOM
-        self.evq = evq
-
-    @property
-    def posted(self) -> int:
-        """Descriptors that the driver has posted and no frame has used."""
-        return (self._wptr - self._rptr) & self._ring.mask
 
     @property
     def starved(self) -> bool:
@@ -232,9 +253,6 @@ class RxQueue:
         if octets <= self._buffer:
             return self.posted
         return self.posted // -(-octets // self._buffer)
-
-    def write_wptr(self, wptr: int) -> None:
-        self._wptr = wptr & self._ring.mask
 
     def deliver(self, arrivals: Arrivals, now_ns: int) -> int:
         """Deliver frames in order while there are descriptors; returns how many.
@@ -420,7 +438,7 @@ def rx_event(flow: offload.Flow) -> int:
     )
 
 
-class TxQueue:
+class TxQueue(_DescriptorQueue):
     """Transmit descriptors, gathered into frames with their checksums finished."""
 
     def __init__(
@@ -428,42 +446,28 @@ class TxQueue:
         memory: GuestMemory,
         journal: Journal,
         evq: EventQueue,
+        ring: DmaRing,
         *,
-        start: int,
-        entries: int,
-        label: int,
         ip_csum: bool,
         l4_csum: bool,
     ) -> None:
-        self._memory = memory
-        self._journal = journal
-        self._ring = Ring(memory, start, entries, write=False)
-        self.evq = evq
-        self._label = label
+        super().__init__(memory, journal, evq, ring)
+        self._label = ring.label
         self._ip_csum = ip_csum
         self._l4_csum = l4_csum
-        self._wptr = 0
-        self._rptr = 0
         self._frame = bytearray()
         self._broken = False
 
-    @property
-    def pending(self) -> int:
-        return (self._wptr - self._rptr) & self._ring.mask
-
-    def write_wptr(self, wptr: int) -> None:
-        self._wptr = wptr & self._ring.mask
-
     def abandon(self, now_ns: int) -> int:
         """Complete the posted descriptors without sending them; returns how many."""
-        left, self._rptr, self._frame = self.pending, self._wptr, bytearray()
+        left, self._rptr, self._frame = self.posted, self._wptr, bytearray()
         if left:
             self._complete(now_ns)
         return left
 
     def transmit(self, limit: int, send: Callable[[bytearray], None], now_ns: int) -> None:
         """Pass the frames of up to ``limit`` descriptors to ``send``; one event completes them."""
-        count = min(self.pending, limit)
+        count = min(self.posted, limit)
         if not count:
             return
         try:

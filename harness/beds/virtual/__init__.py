@@ -23,20 +23,9 @@ from harness.beds.local import netns
 from harness.beds.local.boots import named_cpus
 from harness.beds.local.nic_model import NETPERF_NICE, NicModel, sending_side
 from harness.beds.virtual import icache, qemu
+from harness.beds.virtual.qemu import Equipment as Equipment
 from harness.config import Bed, MachineCpus, NetnsHost, QemuHost
-from harness.images import GuestImage, Tools
 from harness.kernels.build import Image
-
-
-@dataclass(frozen=True, kw_only=True)
-class Equipment:
-    """What all boots of a campaign on a virtual bed use."""
-
-    disk: GuestImage
-    tools: Tools
-    accelerator: str
-    icache: Path | None = None
-    """The emulator's plugin, if it counts instructions."""
 
 
 def equipment(
@@ -106,14 +95,11 @@ def virtual_bed(
         side = up.enter_context(sending_side(bed.dut.nic.mac, directory, cpu=cpus.model))
         guest = qemu.start(
             bed.dut,
+            equipment,
             image=image,
-            disk=equipment.disk,
-            tools=equipment.tools,
-            accelerator=equipment.accelerator,
             nic_socket=side.nic_socket,
             directory=directory,
             runtime=side.runtime,
-            icache_plugin=equipment.icache,
         )
         up.callback(guest.stop)
 

@@ -32,10 +32,25 @@ from harness.kernels.build import Image
 if TYPE_CHECKING:
     from qemu.qmp.legacy import QEMUMonitorProtocol
 
+_COMMAND_LINE = (
+    "root=/dev/vda rw rootfstype=ext4 init=/sbin/guest-init console=ttyS0 quiet "
+    "panic=1 oops=panic softlockup_panic=1"
+)
 _BOOT_TIMEOUT_S = 300.0
 _KVM_PROOF_S = 20.0
 _MONITOR_S = 20.0
 _FROZEN_S = 1800  # a guest may be frozen for long; QEMU's process is watched instead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equipment:
+    """What all boots of a campaign on a virtual bed use."""
+
+    disk: GuestImage
+    tools: Tools
+    accelerator: str
+    icache: Path | None = None
+    """The emulator's plugin, if it counts instructions."""
 
 
 @dataclass(kw_only=True)
@@ -134,15 +149,12 @@ class Guest:
 
 def start(
     host: QemuHost,
+    equipment: Equipment,
     *,
     image: Image,
-    disk: GuestImage,
-    tools: Tools,
-    accelerator: str,
-    nic_socket: Path | None,
+    nic_socket: Path,
     directory: Path,
     runtime: Path,
-    icache_plugin: Path | None = None,
     extra_arguments: Sequence[str] = (),
     pass_fds: Sequence[int] = (),
 ) -> Guest:
@@ -151,20 +163,16 @@ def start(
     ``directory`` receives the console and QEMU's log, ``runtime`` (a short path)
     the sockets. ``extra_arguments`` go to QEMU and may refer to ``pass_fds``.
     """
-    port = free_port()
+    disk, port = equipment.disk, free_port()
     known_hosts = runtime / "known_hosts"
     known_hosts.write_text(f"[127.0.0.1]:{port} {disk.host_key}\n", encoding="utf-8")
-    boot = [
-        "root=/dev/vda rw rootfstype=ext4 init=/sbin/guest-init console=ttyS0 quiet",
-        "panic=1 oops=panic softlockup_panic=1",
-    ]
     nic = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(nic_socket)}}
     arguments = [
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-machine", "q35,memory-backend=ram", *machine(accelerator),
+        "-machine", "q35,memory-backend=ram", *machine(equipment.accelerator),
         "-smp", str(host.vcpus), "-m", f"{host.memory_mib}M",
         "-object", f"memory-backend-memfd,id=ram,size={host.memory_mib}M,share=on",
-        "-kernel", str(image.kernel), "-append", " ".join(boot),
+        "-kernel", str(image.kernel), "-append", _COMMAND_LINE,
         "-drive", f"file={disk.disk},format=raw,if=none,id=root,snapshot=on",
         "-device", "virtio-blk-pci,drive=root",
         "-drive", f"file={image.headers},format=raw,if=none,id=headers,readonly=on",
@@ -174,13 +182,13 @@ def start(
         "-device", "virtio-rng-pci",
         "-serial", f"file:{directory / 'console.log'}",
         "-qmp", f"unix:{runtime / 'qmp'},server=on,wait=off",
-        *(["-device", json.dumps(nic)] if nic_socket else []),
-        *(icache.arguments(icache_plugin, runtime) if icache_plugin else []),
+        "-device", json.dumps(nic),
+        *(icache.arguments(equipment.icache, runtime) if equipment.icache else []),
         *extra_arguments,
     ]  # fmt: skip
     with (directory / "qemu.log").open("w", encoding="utf-8") as log:
         started = process.start(
-            ["setpriv", "--pdeathsig=KILL", "--", *tools.qemu(arguments)],
+            ["setpriv", "--pdeathsig=KILL", "--", *equipment.tools.qemu(arguments)],
             hint="apt-get install util-linux",
             stdin=subprocess.DEVNULL,
             stdout=log,
