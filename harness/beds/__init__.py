@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Where kernels are booted and reached: one folder a kind of bed, one interface for all."""
+"""Where kernels are booted and reached: one folder per kind of bed, one interface for all."""

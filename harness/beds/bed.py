@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A bed that is up, and where beds come from, whatever they are made of."""
+"""The interface of all beds: a running bed, what boots kernels on one, and a kind of bed."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _DEATH = re.compile(r"(?:Kernel panic - not syncing|BUG: |Oops: |watchdog: BUG: 
 
 
 def kernel_death(console: str) -> str | None:
-    """The line of ``console`` in which a kernel says that it died, if there is one."""
+    """The line of ``console`` that reports a kernel's death, if there is one."""
     found = _DEATH.search(console)
     return found.group(0).strip() if found else None
 
 
 @dataclass(frozen=True)
 class Block:
-    """Code that was executed without a jump, while it was counted."""
+    """A basic block of the guest's code that was executed while counting was on."""
 
     address: int
     runs: int
     instructions: int
-    """Of all runs."""
+    """In all runs together."""
     misses: int
 
 
@@ -55,24 +55,24 @@ class RunningBed:
     netperf_cpus: list[int]
     netperf_nice: int
     placed: dict[str, Any]
-    """Where what it is made of runs on this machine."""
+    """CPUs of this machine, by the part of the bed that runs on them."""
     speeds_mbps: dict[str, int] = field(default_factory=dict)
-    """Of each host's link, by role, as met first; the boots of a bed of machines share it."""
+    """Link speed by role, as first seen; all boots of a bed of machines share it."""
 
     def freeze(self) -> None:
-        """Stop dut and load where they are; only of beds that share a machine."""
+        """Stop dut and load where they are; only for beds on this machine."""
         raise NotImplementedError
 
     def thaw(self) -> None:
-        """Let both go on."""
+        """Continue what :meth:`freeze` stopped."""
         raise NotImplementedError
 
     def nic_counters(self) -> dict[str, Any] | None:
-        """What the NIC itself counted, where it is a model."""
+        """The NIC model's own counters; None for a real NIC."""
         return None
 
     def executed(self) -> list[Block]:
-        """What an emulated dut did while it was counted last; only where one counts."""
+        """What an emulated dut executed in the last counted window; only if the bed counts."""
         raise NotImplementedError
 
     def console(self) -> str:
@@ -85,7 +85,7 @@ class Boots(Protocol):
 
     @property
     def accelerator(self) -> str | None:
-        """What runs the guests of a virtual bed."""
+        """``kvm`` or ``tcg`` on a virtual bed."""
         return None
 
     def boot(
@@ -93,46 +93,47 @@ class Boots(Protocol):
     ) -> AbstractContextManager[RunningBed]:
         """The bed with its dut on ``image``, for as long as the context lasts.
 
-        ``directory`` keeps consoles and logs; ``note(event, **what)`` writes to the
-        campaign's journal before an act that outlives the harness.
+        ``directory`` keeps consoles and logs. ``note(event, **what)`` writes to the
+        campaign's write-ahead log before an act that outlives the harness.
 
         Raises:
             KernelError: the kernel did not come up, or another did.
-            InfrastructureError: the hosts cannot be had.
+            InfrastructureError: a host cannot be reached or used.
         """
         ...
 
     def lost(self, error: HostLostError) -> None:
-        """Return once a bed that was lost can be booted again.
+        """Return when a lost bed can boot again.
 
         Raises:
             KernelError: its kernel had died.
-            HarnessError: ``error`` itself or what is worse: it cannot be booted again.
+            HarnessError: ``error`` itself, or a worse one: the bed cannot boot again.
         """
         raise error
 
     def crashed(self, notes: Mapping[str, Mapping[str, Any]]) -> str | None:  # noqa: ARG002
-        """What a boot did to its host that a harness began and did not live to finish.
+        """How a boot that was interrupted with the harness took its host down.
 
-        ``notes`` are what was noted of it, by event. ``None``: nothing, it may be repeated.
+        ``notes`` holds its entries of the write-ahead log, by event. ``None``: the host did not
+        go down, and the boot may be repeated.
         """
         return None
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """For what a bed is opened."""
+    """What a bed is opened for."""
 
     campaign: str
-    """Its id."""
+    """The campaign's id."""
     directory: Path
-    """Takes what is kept beside the boots."""
+    """For logs and consoles that belong to no single boot."""
     counting: bool = False
-    """Is an emulator to count what the kernel executes?"""
+    """Whether an emulator counts the instructions that the kernel executes."""
 
 
 class BedKind(ABC):
-    """A kind of bed: what it can do, and where its boots come from.
+    """A kind of bed: what it can do, and how it boots kernels.
 
     Each is one folder of this room and one line in :mod:`harness.beds.registry`; the models of
     its hosts in ``harness.config`` name it.
@@ -141,16 +142,16 @@ class BedKind(ABC):
     profiles: ClassVar[Mapping[str, Profile]]
     """How long to measure, by name."""
     boot_s: ClassVar[float]
-    """About what a boot takes beside its windows."""
+    """Approximate duration of a boot without its windows."""
     here: ClassVar[bool]
-    """Are its kernels booted on this machine? Then its figures are no hardware figures."""
+    """Whether kernels are booted on this machine, so that figures are not hardware figures."""
     no_probes: ClassVar[str | None] = None
-    """Why no probes can be attached there, if so."""
+    """Why probes cannot be attached, if they cannot."""
     no_commits: ClassVar[str | None] = None
-    """Why commits of a tree cannot be built for it, if so."""
+    """Why commits of a tree cannot be built for it, if they cannot."""
 
     def label(self, accelerator: str | None) -> str:  # noqa: ARG002
-        """How far its figures may be trusted, in a few words."""
+        """What its figures are worth, in a few words."""
         return "hardware bed"
 
     @abstractmethod
@@ -160,18 +161,18 @@ class BedKind(ABC):
         """Boots on the bed of ``place`` until the context ends; ``image`` is any of its kernels.
 
         Raises:
-            InfrastructureError: what the bed needs cannot be had.
+            InfrastructureError: something the bed needs is missing or in use.
         """
 
     @abstractmethod
     def made_meanwhile(self) -> AbstractContextManager[None]:
-        """Make what it needs beside kernels, if it is not kept yet, while these are built."""
+        """Make everything else it needs (images, tools) while the kernels are built."""
 
     def look_at(self, bed: Bed, kernel: Kernel, *, resumed: bool) -> None:  # noqa: B027
-        """Tell what is wrong with its hosts before anything is built.
+        """Check its hosts before anything is built.
 
         Raises:
-            InfrastructureError: a machine cannot be asked, or has no room.
+            InfrastructureError: a machine does not answer, or has no room.
             ConfigurationError: a machine is not as hosts.yaml says.
         """
 
@@ -182,14 +183,14 @@ class BedKind(ABC):
         *,
         resumed: bool,  # noqa: ARG002
     ) -> HostConfig | None:
-        """The dut's own configuration, if kernels are configured after it.
+        """The dut's own .config, if kernels are configured from it.
 
         Raises:
-            ConfigurationError: they are to be, and there is no machine to ask.
+            ConfigurationError: hosts.yaml asks for it, and the dut is not a machine.
         """
         of_host(kernel, virtual=True)
         return None
 
     def changes(self) -> tuple[str, str] | None:
-        """What is changed on the dut beside settings, for ``harness plan``."""
+        """What a run changes on the dut in addition to settings, for ``harness plan``."""
         return None

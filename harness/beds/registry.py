@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The kinds of bed, by the name that the models of their hosts give."""
+"""The kinds of bed, by the name that the models of their hosts use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def of(bed: Bed) -> BedKind:
-    """What kind of bed ``bed`` is."""
+    """The kind of ``bed``."""
     return KINDS[bed.kind]
 
 
@@ -60,19 +60,19 @@ def opened(
 
 
 def made_meanwhile(bed: Bed) -> AbstractContextManager[None]:
-    """Make what ``bed`` needs beside kernels, if it is not kept yet, while these are built."""
+    """See :meth:`BedKind.made_meanwhile`."""
     return of(bed).made_meanwhile()
 
 
 def kernel_config(kernel: Kernel, *beds: Bed, resumed: bool = False) -> HostConfig | None:
-    """What the kernels for all of ``beds`` are configured after, if it is the duts' own kernel.
+    """The base .config for all of ``beds``, if it is taken from the duts.
 
-    Machines are looked at first, whatever it is: what is wrong with one is told before building.
+    Checks the machines in any case, so that their faults are reported before anything is built.
 
     Raises:
-        InfrastructureError: a machine cannot be asked, or has no room.
-        ConfigurationError: their kernels are not configured alike, or a machine is not as
-            hosts.yaml says.
+        InfrastructureError: a machine does not answer, or has no room.
+        ConfigurationError: the duts have different .configs, or a machine is not as hosts.yaml
+            says.
     """
     for bed in beds:
         of(bed).look_at(bed, kernel, resumed=resumed)
@@ -83,7 +83,7 @@ def kernel_config(kernel: Kernel, *beds: Bed, resumed: bool = False) -> HostConf
             return None
         if found not in (None, own):
             raise ConfigurationError(
-                f"the kernels of {beds[0].dut_name} and {bed.dut_name} are not configured alike",
+                f"the kernels of {beds[0].dut_name} and {bed.dut_name} have different .configs",
                 hint="name a .config that both boot with as kernel.config in hosts.yaml",
             )
         found = own

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""``python -m harness.nic``: run the model as a process of its own.
+"""``python -m harness.nic``: run the NIC model as a process.
 
-Writes one JSON line when it listens and one with its counters when it ends; all
+Prints one JSON line when it listens, and one with its counters when it ends; everything
 else goes to the log. It ends when its client has left, or on SIGTERM or SIGINT.
 """
 
@@ -52,14 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
         type=_times,
         default=1,
         metavar="N",
-        help="deliver each datagram of a stream N times; 0: as fast as the guest takes them",
+        help="deliver each datagram of a stream N times; 0: as fast as the guest posts descriptors",
     )
     parser.add_argument(
         "--burst",
         type=_times,
         default=0,
         metavar="N",
-        help="deliver N frames, and the next when the guest has taken them; 0: as they come",
+        help="deliver N frames, and the next N when the guest has taken them; 0: as they come",
     )
     chosen = parser.parse_args(arguments)
     logging.basicConfig(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The MCDI commands: one dispatch table, fields named as in mcdi_pcol.h.
+"""The MCDI commands: one dispatch table, with the field names of mcdi_pcol.h.
 
-A command checks what it is given, then asks the :class:`Function` it stands for.
+A command checks its request and then calls the :class:`Function`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from harness.nic.mcdi import (
 )
 from harness.nic.pci import VECTORS
 from harness.nic.phy import Phy
+from harness.nic.queues import DmaRing
 
 TMR_NS_PER_COUNT = 1536
 MAX_VIS = 1024
 _TMR_MAX_COUNT = 0x3FFF
 _PAGE = 4096
 
-# GET_CAPABILITIES_OUT_FLAGS1: what this model has, and no more.
+# GET_CAPABILITIES_OUT_FLAGS1: only what this model has.
 _SET_MAC_ENHANCED, _RX_PREFIX_LEN_14, _MCAST_FILTER_CHAINING = 9, 23, 26
 _FLAGS1 = 1 << _SET_MAC_ENHANCED | 1 << _RX_PREFIX_LEN_14 | 1 << _MCAST_FILTER_CHAINING
 _WORKAROUND_BUG26807 = 0x40
@@ -76,20 +77,8 @@ class Function(Protocol):
     def entity_reset(self) -> None: ...
     def mc_reboot(self) -> None: ...
     def init_evq(self, instance: int, *, start: int, entries: int, vector: int) -> None: ...
-    def init_rxq(
-        self, instance: int, *, start: int, entries: int, evq: int, label: int, scatter: bool
-    ) -> None: ...
-    def init_txq(
-        self,
-        instance: int,
-        *,
-        start: int,
-        entries: int,
-        evq: int,
-        label: int,
-        ip_csum: bool,
-        l4_csum: bool,
-    ) -> None: ...
+    def init_rxq(self, instance: int, ring: DmaRing, *, scatter: bool) -> None: ...
+    def init_txq(self, instance: int, ring: DmaRing, *, ip_csum: bool, l4_csum: bool) -> None: ...
     def fini_queue(self, kind: str, instance: int) -> bool: ...
     def write_evq_timer(self, instance: int, mode: int, holdoff_ns: int) -> None: ...
     def push_event(self, evq: int, event: int) -> bool: ...
@@ -100,7 +89,7 @@ class Function(Protocol):
 
 
 class Commands:
-    """The state only MCDI knows (attachment, VIs), and the table of commands."""
+    """The table of commands, and the state that only MCDI has (attachment, VIs)."""
 
     def __init__(self, function: Function) -> None:
         self._function = function
@@ -109,28 +98,15 @@ class Commands:
         self.table: dict[int, Command] = {
             number: Command(name, run)
             for number, name, run in (
-                (0x06, "GET_ASSERTS", lambda _: struct.pack("<I136x", 1)),
-                (0x07, "LOG_CTRL", _nothing),
+                *_CONSTANT,
                 (0x08, "GET_VERSION", self._get_version),
                 (0x18, "GET_BOARD_CFG", self._get_board_cfg),
                 (0x1C, "DRV_ATTACH", self._drv_attach),
                 (0x20, "ENTITY_RESET", self._entity_reset),
                 (0x2C, "SET_MAC", self._set_mac),
                 (0x2E, "MAC_STATS", self._mac_stats),
-                (0x36, "NVRAM_TYPES", lambda _: bytes(4)),
-                (0x37, "NVRAM_INFO", _no_partition),
-                (0x38, "NVRAM_UPDATE_START", _no_partition),
-                (0x39, "NVRAM_READ", _no_partition),
-                (0x3A, "NVRAM_WRITE", _no_partition),
-                (0x3B, "NVRAM_ERASE", _no_partition),
-                (0x3C, "NVRAM_UPDATE_FINISH", _no_partition),
-                (0x4C, "NVRAM_TEST", _no_partition),
-                (0x52, "NVRAM_METADATA", _no_partition),
                 (0x3D, "REBOOT", self._reboot),
-                (0x41, "SENSOR_INFO", lambda _: bytes(4)),
-                (0x42, "READ_SENSORS", _nothing),
                 (0x4A, "WORKAROUND", self._workaround),
-                (0x51, "NVRAM_PARTITIONS", lambda _: bytes(4)),
                 (0x55, "GET_MAC_ADDRESSES", self._get_mac_addresses),
                 (0x59, "GET_WORKAROUNDS", self._get_workarounds),
                 (0x5A, "PRIVILEGE_MASK", self._privilege_mask),
@@ -145,29 +121,17 @@ class Commands:
                 (0x8A, "FILTER_OP", self._filter_op),
                 (0x8B, "ALLOC_VIS", self._alloc_vis),
                 (0x8C, "FREE_VIS", self._free_vis),
-                (0x98, "VADAPTOR_ALLOC", _nothing),
-                (0x99, "VADAPTOR_FREE", _nothing),
                 (0x9E, "RSS_CONTEXT_ALLOC", self._rss_alloc),
                 (0x9F, "RSS_CONTEXT_FREE", self._rss_free),
                 (0xA0, "RSS_CONTEXT_SET_KEY", self._rss_set_key),
                 (0xA1, "RSS_CONTEXT_GET_KEY", self._rss_get_key),
                 (0xA2, "RSS_CONTEXT_SET_TABLE", self._rss_set_table),
                 (0xA3, "RSS_CONTEXT_GET_TABLE", self._rss_get_table),
-                (0xAC, "GET_CLOCK", lambda _: struct.pack("<II", _CLOCK_MHZ, _CLOCK_MHZ)),
-                (0xB6, "GET_PF_COUNT", lambda _: b"\x01"),
-                (0xB8, "GET_PORT_ASSIGNMENT", lambda _: bytes(4)),
                 (0xBE, "GET_CAPABILITIES", self._get_capabilities),
-                (0xBF, "GET_VECTOR_CFG", lambda _: struct.pack("<III", 0, VECTORS, 0)),
-                (0xE1, "RSS_CONTEXT_SET_FLAGS", _unsupported),
-                (0xE2, "RSS_CONTEXT_GET_FLAGS", lambda _: struct.pack("<4xI", 0xF)),
                 (0xE3, "TRIGGER_INTERRUPT", self._trigger_interrupt),
                 (0xE4, "GET_PARSER_DISP_INFO", self._get_parser_disp_info),
-                (0xEC, "GET_FUNCTION_INFO", lambda _: struct.pack("<II", 0, 0xFFFFFFFF)),
                 (0x120, "SET_EVQ_TMR", self._set_evq_tmr),
                 (0x122, "GET_EVQ_TMR_PROPERTIES", self._get_evq_tmr_properties),
-                # Known, and not there: licences, PTP.
-                (0xD0, "LICENSING_V3", _unsupported),
-                (0x0B, "PTP", _unsupported),
             )
         }
         self.table |= function.phy.commands
@@ -216,7 +180,7 @@ class Commands:
     def _vadaptor_set_mac(self, payload: bytes) -> bytes:
         if len(payload) < 10:
             raise McdiError(EINVAL, "too short")
-        return b""  # the filters that follow carry the address
+        return b""  # the driver's next filters have the address
 
     def _get_workarounds(self, _: bytes) -> bytes:
         return struct.pack("<II", _WORKAROUND_BUG26807, _WORKAROUND_BUG26807)
@@ -244,7 +208,7 @@ class Commands:
         if self._vis:
             raise McdiError(EALREADY, "VIs are allocated")
         if asked["MIN_VI_COUNT"] > MAX_VIS:
-            raise McdiError(ENOSPC, "not so many VIs")
+            raise McdiError(ENOSPC, f"more than {MAX_VIS} VIs")
         self._vis = min(asked["MAX_VI_COUNT"], MAX_VIS)
         return struct.pack("<II", self._vis, 0)
 
@@ -291,37 +255,29 @@ class Commands:
         return struct.pack("<I", asked["IRQ_NUM"])
 
     def _init_rxq(self, payload: bytes) -> bytes:
-        asked = _INIT_DMAQ.unpack(payload)
-        self._check_ring(asked["SIZE"], asked["INSTANCE"], payload, 28)
-        self._function.init_rxq(
-            asked["INSTANCE"],
-            start=asked["DMA_ADDR"],
-            entries=asked["SIZE"],
-            evq=asked["TARGET_EVQ"],
-            label=asked["LABEL"],
-            scatter=not asked["FLAGS"] >> 9 & 1,
-        )
+        instance, ring, flags = self._dmaq(payload)
+        self._function.init_rxq(instance, ring, scatter=not flags >> 9 & 1)
         return b""
 
     def _init_txq(self, payload: bytes) -> bytes:
-        asked = _INIT_DMAQ.unpack(payload)
-        self._check_ring(asked["SIZE"], asked["INSTANCE"], payload, 28)
+        instance, ring, flags = self._dmaq(payload)
         self._function.init_txq(
-            asked["INSTANCE"],
-            start=asked["DMA_ADDR"],
-            entries=asked["SIZE"],
-            evq=asked["TARGET_EVQ"],
-            label=asked["LABEL"],
-            ip_csum=not asked["FLAGS"] >> 1 & 1,
-            l4_csum=not asked["FLAGS"] >> 2 & 1,
+            instance, ring, ip_csum=not flags >> 1 & 1, l4_csum=not flags >> 2 & 1
         )
         return b""
 
-    def _check_ring(self, entries: int, instance: int, payload: bytes, at: int) -> None:
-        """A ring is a power of two of qwords in pages that follow one another.
+    def _dmaq(self, payload: bytes) -> tuple[int, DmaRing, int]:
+        """Instance, ring and flags of INIT_RXQ or INIT_TXQ."""
+        asked = _INIT_DMAQ.unpack(payload)
+        self._check_ring(asked["SIZE"], asked["INSTANCE"], payload, 28)
+        ring = DmaRing(asked["DMA_ADDR"], asked["SIZE"], asked["TARGET_EVQ"], asked["LABEL"])
+        return asked["INSTANCE"], ring, asked["FLAGS"]
 
-        The driver allocates its rings in one piece; a list of scattered pages,
-        which the interface allows, is refused.
+    def _check_ring(self, entries: int, instance: int, payload: bytes, at: int) -> None:
+        """A ring must be a power of two of qwords in consecutive pages.
+
+        The driver allocates its rings in one piece. The interface also allows scattered
+        pages; these are refused.
         """
         if entries & (entries - 1) or not 64 <= entries <= 32768:
             raise McdiError(EINVAL, f"{entries} entries")
@@ -447,9 +403,39 @@ def _nothing(_: bytes) -> bytes:
 
 
 def _no_partition(_: bytes) -> bytes:
-    """What firmware answers about a partition that is not there; there is none."""
+    """The firmware's answer about a missing partition; this model has none."""
     raise McdiError(ENOENT, "no such partition")
 
 
 def _unsupported(_: bytes) -> bytes:
     raise McdiError(ENOSYS, "not supported")
+
+
+_CONSTANT: tuple[tuple[int, str, Callable[[bytes], bytes]], ...] = (
+    (0x06, "GET_ASSERTS", lambda _: struct.pack("<I136x", 1)),
+    (0x07, "LOG_CTRL", _nothing),
+    (0x36, "NVRAM_TYPES", lambda _: bytes(4)),
+    (0x37, "NVRAM_INFO", _no_partition),
+    (0x38, "NVRAM_UPDATE_START", _no_partition),
+    (0x39, "NVRAM_READ", _no_partition),
+    (0x3A, "NVRAM_WRITE", _no_partition),
+    (0x3B, "NVRAM_ERASE", _no_partition),
+    (0x3C, "NVRAM_UPDATE_FINISH", _no_partition),
+    (0x4C, "NVRAM_TEST", _no_partition),
+    (0x52, "NVRAM_METADATA", _no_partition),
+    (0x41, "SENSOR_INFO", lambda _: bytes(4)),
+    (0x42, "READ_SENSORS", _nothing),
+    (0x51, "NVRAM_PARTITIONS", lambda _: bytes(4)),
+    (0x98, "VADAPTOR_ALLOC", _nothing),
+    (0x99, "VADAPTOR_FREE", _nothing),
+    (0xAC, "GET_CLOCK", lambda _: struct.pack("<II", _CLOCK_MHZ, _CLOCK_MHZ)),
+    (0xB6, "GET_PF_COUNT", lambda _: b"\x01"),
+    (0xB8, "GET_PORT_ASSIGNMENT", lambda _: bytes(4)),
+    (0xBF, "GET_VECTOR_CFG", lambda _: struct.pack("<III", 0, VECTORS, 0)),
+    (0xE1, "RSS_CONTEXT_SET_FLAGS", _unsupported),
+    (0xE2, "RSS_CONTEXT_GET_FLAGS", lambda _: struct.pack("<4xI", 0xF)),
+    (0xEC, "GET_FUNCTION_INFO", lambda _: struct.pack("<II", 0, 0xFFFFFFFF)),
+    (0xD0, "LICENSING_V3", _unsupported),
+    (0x0B, "PTP", _unsupported),
+)
+"""Commands whose answers do not depend on the state; those that this model lacks are refused."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The device: queues, filters, MAC and link, joined to registers, MCDI and wire.
 
-Hides which part owns what: a reset of any kind, a queue that comes or goes, the
-link, and who is told of it. The receive path is in ``receive``.
+Hides which part owns what: resets of all kinds, creation and removal of queues, link
+changes, and who is notified. The receive path is in ``receive``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Nic:
 
     Args:
         mac: its permanent address.
-        bare: its client keeps neither BARs nor MSI-X table, so it has them itself.
+        bare: it has BARs and MSI-X table itself, because its client keeps neither.
         clock_ns: monotonic time, for hold-offs and periodic statistics.
     """
 
@@ -93,17 +93,17 @@ class Nic:
         self._warm_boots = 1
         self._stats_period: tuple[int, int, int] | None = None  # address, qwords, period
         self._stats_due_ns = 0
-        self._registers = RegisterFile(
+        self._registers = self._register_file()
+
+    def _register_file(self) -> RegisterFile:
+        status = Register("BIU_MC_SFT_STATUS", 4, read=lambda _: _WARM_BOOT | self._warm_boots)
+        return RegisterFile(
             self.journal,
             vis=MAX_VIS,
             function={
                 registers.ER_DZ_BIU_HW_REV_ID: Register("BIU_HW_REV_ID", 4, read=lambda _: 0),
-                registers.ER_DZ_BIU_MC_SFT_STATUS: Register(
-                    "BIU_MC_SFT_STATUS", 4, read=lambda _: _WARM_BOOT | self._warm_boots
-                ),
-                registers.ER_DZ_BIU_MC_SFT_STATUS + 4: Register(
-                    "BIU_MC_SFT_STATUS", 4, read=lambda _: _WARM_BOOT | self._warm_boots
-                ),
+                registers.ER_DZ_BIU_MC_SFT_STATUS: status,
+                registers.ER_DZ_BIU_MC_SFT_STATUS + 4: status,
                 registers.ER_DZ_BIU_INT_ISR: Register("BIU_INT_ISR", 4, read=lambda _: 0),
                 registers.ER_DZ_MC_DB_LWRD: Register(
                     "MC_DB_LWRD", 4, write=lambda _, value: self._mcdi.write_high(value)
@@ -120,7 +120,7 @@ class Nic:
                 registers.ER_DZ_RX_DESC_UPD: Register(
                     "RX_DESC_UPD", 4, write=self._rx_desc_upd, last_counts=True
                 ),
-                # The pushed descriptor is in the ring as well, and is read there.
+                # The pushed descriptor is also in the ring, and is read from there.
                 registers.ER_DZ_TX_DESC_UPD: Register("TX_DESC_UPD", 8, write=lambda _, __: None),
                 registers.ER_DZ_TX_DESC_UPD_DWORD: Register(
                     "TX_DESC_UPD_DWORD", 8, write=self._tx_desc_upd, last_counts=True
@@ -128,7 +128,7 @@ class Nic:
             },
         )
 
-    # What the client reaches: transport.Device.
+    # Called by the client: transport.Device.
 
     def map(self, start: int, size: int, *, writable: bool, fd: int | None, offset: int) -> None:
         self.memory.map(start, size, writable=writable, fd=fd, offset=offset)
@@ -171,18 +171,18 @@ class Nic:
                 self.region_write(pci.BAR2, offset, bytes(4))
 
     def reset(self) -> None:
-        """VFIO_USER_DEVICE_RESET: as at power-on, but for the cable."""
+        """VFIO_USER_DEVICE_RESET: as at power-on, except for the cable."""
         self.journal.tell("device_resets", "by the client")
         self.config.reset()
         self._function_reset()
 
     def client_gone(self) -> None:
-        """Let go of all that was the client's."""
+        """Release everything of the client's."""
         self._function_reset()
         self.memory.unmap_all()
         self.interrupts.disable()
 
-    # What MCDI reaches: commands.Function.
+    # Called by MCDI: commands.Function.
 
     def entity_reset(self) -> None:
         self._evqs.clear()
@@ -196,7 +196,7 @@ class Nic:
         self.steering.reset()
 
     def mc_reboot(self) -> None:
-        """The management CPU restarts: all it had given out is gone, and it tells."""
+        """Restart the management CPU: its allocations are gone, and its boot count shows it."""
         self.journal.tell("mc_reboots", "by the driver")
         self._warm_boots = (self._warm_boots + 1) & 0xFFFF
         self.entity_reset()
@@ -221,70 +221,43 @@ class Nic:
         start_up |= queues.ESF_DZ_DRV_SUB_CODE.put(queues.DRV_START_UP_EV) | instance
         evq.push_one(start_up, self._clock_ns())
 
-    def init_rxq(
-        self, instance: int, *, start: int, entries: int, evq: int, label: int, scatter: bool
-    ) -> None:
-        target = self._evq(evq)
+    def init_rxq(self, instance: int, ring: queues.DmaRing, *, scatter: bool) -> None:
+        evq = self._evq(ring.evq)
         self._rxqs[instance] = self._made(
-            lambda: queues.RxQueue(
-                self.memory,
-                self.journal,
-                target,
-                start=start,
-                entries=entries,
-                label=label,
-                scatter=scatter,
-            )
+            lambda: queues.RxQueue(self.memory, self.journal, evq, ring, scatter=scatter)
         )
         self._receiver.queues_changed()
 
     def init_txq(
-        self,
-        instance: int,
-        *,
-        start: int,
-        entries: int,
-        evq: int,
-        label: int,
-        ip_csum: bool,
-        l4_csum: bool,
+        self, instance: int, ring: queues.DmaRing, *, ip_csum: bool, l4_csum: bool
     ) -> None:
-        target = self._evq(evq)
+        evq = self._evq(ring.evq)
         self._tx_todo.pop(instance, None)
         self._txqs[instance] = self._made(
             lambda: queues.TxQueue(
-                self.memory,
-                self.journal,
-                target,
-                start=start,
-                entries=entries,
-                label=label,
-                ip_csum=ip_csum,
-                l4_csum=l4_csum,
+                self.memory, self.journal, evq, ring, ip_csum=ip_csum, l4_csum=l4_csum
             )
         )
 
     def fini_queue(self, kind: str, instance: int) -> bool:
-        """Drop a queue; a receive or transmit queue says so in its event queue."""
+        """Remove a queue; for a receive or transmit queue its event queue gets a flush event."""
         if kind == "evq":
             gone = self._evqs.pop(instance, None)
             if gone:
                 gone.close()
             return gone is not None
-        evq: queues.EventQueue
+        of_kind: dict[int, queues.RxQueue] | dict[int, queues.TxQueue]
+        of_kind, code = (
+            (self._rxqs, _CODE_RX_FLUSH) if kind == "rxq" else (self._txqs, _CODE_TX_FLUSH)
+        )
+        queue = of_kind.pop(instance, None)
+        if queue is None:
+            return False
         if kind == "rxq":
-            rxq = self._rxqs.pop(instance, None)
-            if rxq is None:
-                return False
-            evq, code = rxq.evq, _CODE_RX_FLUSH
             self._receiver.queues_changed()
         else:
-            txq = self._txqs.pop(instance, None)
-            if txq is None:
-                return False
             self._tx_todo.pop(instance, None)
-            evq, code = txq.evq, _CODE_TX_FLUSH
-        evq.push_one(_mcdi_event(code) | instance, self._clock_ns())
+        queue.evq.push_one(_mcdi_event(code) | instance, self._clock_ns())
         return True
 
     def write_evq_timer(self, instance: int, mode: int, holdoff_ns: int) -> None:
@@ -304,7 +277,7 @@ class Nic:
         return True
 
     def set_max_frame(self, octets: int) -> None:
-        """SET_MAC's MTU: the longest frame the MAC takes, FCS included."""
+        """SET_MAC's MTU: the longest frame that the MAC accepts, including FCS."""
         self._receiver.max_frame = min(max(octets, 64), 9216 + 64)
         try:
             self._wire.resize(self._receiver.max_frame)
@@ -312,7 +285,8 @@ class Nic:
             self.journal.note("wire_resize_failed", "%s", error)
 
     def mac_stats(self, address: int, qwords: int, *, clear: bool) -> bytes:
-        """Write the statistics to ``address``: last generation first, first one last."""
+        """Write the statistics to ``address``: the last generation count first, the first one
+        last."""
         self._wire.refresh()
         drops = self._wire.ring_drops
         if clear:
@@ -332,7 +306,7 @@ class Nic:
         self._stats_period = (address, qwords, max(period_ms, 10)) if period_ms else None
         self._stats_due_ns = self._clock_ns() + max(period_ms, 10) * 1_000_000
 
-    # What the server reaches.
+    # Called by the server.
 
     @property
     def link_up(self) -> bool:
@@ -357,7 +331,7 @@ class Nic:
             receiver.looped = loopback()
 
     def _power_changed(self) -> None:
-        """Bus mastering or the power state: what may be written, and whether it interrupts."""
+        """Bus mastering or the power state decide whether memory and interrupts are usable."""
         masters_bus = self.config.masters_bus
         if masters_bus != self.memory.reachable:
             self.journal.tell("bus_mastering", "%s", "on" if masters_bus else "off")
@@ -367,7 +341,7 @@ class Nic:
             self._receiver.stalled = not masters_bus
 
     def next_due_ns(self) -> int | None:
-        """When :meth:`tick` has something to do."""
+        """When :meth:`tick` is due; None: it has nothing to do."""
         due = self._stats_due_ns if self._stats_period else None
         for evq in self._held_off:
             if evq.due_ns is not None and (due is None or evq.due_ns < due):
@@ -375,7 +349,7 @@ class Nic:
         return due
 
     def tick(self) -> None:
-        """Held-off interrupts and periodic statistics that are due."""
+        """Send the held-off interrupts and periodic statistics that are due."""
         if not self._held_off and not self._stats_period:
             return
         now_ns = self._clock_ns()
@@ -393,7 +367,7 @@ class Nic:
         return bool(self._tx_todo) and self.memory.reachable
 
     def transmit(self) -> None:
-        """Send what the driver has queued, a bounded number of frames a queue."""
+        """Send what the driver has queued, a limited number of descriptors per queue."""
         if not self.memory.reachable:
             return
         for instance, txq in list(self._tx_todo.items()):
@@ -405,13 +379,13 @@ class Nic:
 
             try:
                 txq.transmit(_TX_BUDGET, send, self._clock_ns())
-            except Exception as error:  # noqa: BLE001 - what this queue had posted is lost
+            except Exception as error:  # noqa: BLE001 - costs what this queue had posted
                 self.journal.mistake(error)
                 self.journal.count("tx_internal_drops", txq.abandon(self._clock_ns()))
             if sent:
                 self.journal.count("tx_frames", len(sent))
                 self._stats.sent(sent)
-            if not txq.pending:
+            if not txq.posted:
                 del self._tx_todo[instance]
 
     def _send(self, frame: bytearray) -> bool:
@@ -429,79 +403,73 @@ class Nic:
 
     @property
     def starved(self) -> bool:
-        """The guest has more frames to work on than it has posted descriptors."""
+        """See :attr:`Receiver.starved`."""
         return self._receiver.starved
 
     @property
     def blocked(self) -> bool:
-        """A burst is with the guest; the next one goes when it has been taken."""
+        """See :attr:`Receiver.blocked`."""
         return self._receiver.blocked
 
     @property
     def repeating(self) -> bool:
-        """There are frames for the guest, whether or not the wire brings any."""
+        """See :attr:`Receiver.repeating`."""
         return self._receiver.repeating
 
     @property
     def repeats(self) -> bool:
-        """The wire is to repeat what streams put on it."""
+        """Whether the wire repeats streams."""
         return self._receiver.repeater.on
 
     @property
     def patience_ns(self) -> int:
-        """While streams repeat, how long what the guest writes may wait."""
+        """See :attr:`Receiver.patience_ns`."""
         return self._receiver.patience_ns
 
     def pace_wire(self, *, repeat: int, burst: int) -> None:
-        """How often each datagram of a stream is delivered (0: without end), and in what
-        bursts (0: as they come)."""
+        """Set how often each datagram of a stream is delivered (0: without limit), and the
+        size of bursts (0: as they come)."""
         self._receiver.repeater.times = repeat
         self._receiver.burst = burst
 
     def receive(self) -> int:
-        """One pass over the frames that wait; returns how many left the packet buffer."""
+        """One pass over the waiting frames; returns how many left the packet buffer."""
         return self._receiver.receive()
 
     def counters(self) -> dict[str, int]:
         """All counts since the start, by name."""
         self._wire.refresh()
-        found = dict.fromkeys(_COUNTERS, 0)
-        found |= self.journal.counts
+        found = dict.fromkeys(_COUNTERS, 0) | self.journal.counts
         found["interrupts"] = self.interrupts.raised
         found["guest_pages_lost"] = faults.lost_pages()
         found["wire_ring_drops"] = self._wire.ring_drops
         found["wire_frames"] = self._wire.frames
         return found
 
+    def _rung(self, register: str, of_vi: dict[int, _Queue], vi: int) -> _Queue | None:
+        """The queue whose doorbell was written, if it exists."""
+        found = of_vi.get(vi)
+        if found is None:
+            self.journal.note("doorbell_no_queue", "%s of %d", register, vi)
+        return found
+
     def _evq_rptr(self, vi: int, value: int) -> None:
-        evq = self._evqs.get(vi)
-        if evq is None:
-            self.journal.note("doorbell_no_queue", "EVQ_RPTR of %d", vi)
-        else:
+        if evq := self._rung("EVQ_RPTR", self._evqs, vi):
             evq.write_rptr(registers.ERF_DZ_EVQ_RPTR.of(value), self._clock_ns())
 
     def _evq_tmr(self, vi: int, value: int) -> None:
-        evq = self._evqs.get(vi)
-        if evq is None:
-            self.journal.note("doorbell_no_queue", "EVQ_TMR of %d", vi)
-        else:
+        if evq := self._rung("EVQ_TMR", self._evqs, vi):
             evq.write_timer(
                 registers.ERF_DZ_TC_TIMER_MODE.of(value),
                 registers.ERF_DZ_TC_TIMER_VAL.of(value) * TMR_NS_PER_COUNT,
             )
 
     def _rx_desc_upd(self, vi: int, value: int) -> None:
-        rxq = self._rxqs.get(vi)
-        if rxq is None:
-            self.journal.note("doorbell_no_queue", "RX_DESC_UPD of %d", vi)
-        else:
+        if rxq := self._rung("RX_DESC_UPD", self._rxqs, vi):
             rxq.write_wptr(registers.ERF_DZ_RX_DESC_WPTR.of(value))
 
     def _tx_desc_upd(self, vi: int, value: int) -> None:
-        txq = self._txqs.get(vi)
-        if txq is None:
-            self.journal.note("doorbell_no_queue", "TX_DESC_UPD of %d", vi)
-        else:
+        if txq := self._rung("TX_DESC_UPD", self._txqs, vi):
             txq.write_wptr(registers.ERF_DZ_TX_DESC_WPTR_DWORD.of(value))
             self._tx_todo[vi] = txq
 
@@ -532,7 +500,7 @@ class Nic:
         self._mcdi.reset()
         self.entity_reset()
         self._port_reset()
-        # In this order: what was held back for want of bus mastering is gone as well.
+        # Before _power_changed, so that interrupts that wait for bus mastering are dropped.
         self.interrupts.reset()
         self._power_changed()
 

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Client memory that vanishes while it is mapped, survived.
+"""Survives client memory that vanishes while it is mapped.
 
-A client may shrink the file it shared. Touching a page behind the new end raises
-SIGBUS, at any instruction of any copy, and ends the process. Other ways were
-weighed: seals (F_SEAL_SHRINK) bind only files made to be sealed, a look at the file's
-size before a copy is late by the time of the copy, and copying by system call
-(process_vm_readv) costs more than the copies themselves. So the signal is handled:
-the missing page is replaced by an empty one of our own and the instruction runs
-again. The client reads zeros for it and loses what is written there, and nothing
-else changes; without a fault nothing is paid.
+A client may shrink the file it shared. Access to a page behind the new end raises
+SIGBUS, at any instruction of any copy, and would end the process. Alternatives do not
+work: seals (F_SEAL_SHRINK) need files that were created with them, a check of the file's
+size can be outdated when the copy starts, and copying by system call (process_vm_readv)
+costs more than the copies themselves. So the signal is handled: the missing page is
+replaced by an empty one, and the instruction runs again. The client reads zeros there and
+loses what is written there; nothing else changes. Without a fault this costs nothing.
 
-The handler runs Python inside the faulting copy. It is a synchronous fault of the
-only thread, in the midst of numpy's or a memoryview's copying, where no lock but the
-interpreter's is held, and that one ctypes takes care of.
+The handler runs Python inside the faulting copy. The fault is synchronous, in the only
+thread, during a copy by numpy or a memoryview. Only the interpreter's lock is held then,
+and ctypes handles that one.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import weakref
 import numpy as np
 import numpy.typing as npt
 
-_BUS_ADRERR = 2  # no such part of the file, or no page left for it
+_BUS_ADRERR = 2  # beyond the end of the file, or no page available
 _SA_SIGINFO = 4
 _SI_CODE, _SI_ADDR = 8, 16  # offsets in siginfo_t, 64 bits
 _MAP_FIXED = 0x10
@@ -49,14 +48,14 @@ _libc.mmap.argtypes = (
 )  # fmt: skip
 
 _areas: dict[int, int] = {}
-"""Start → end of every mapping that is guarded."""
+"""Start → end of every guarded mapping."""
 _old = _SigAction()
 _installed = False
 _lost_pages = 0
 
 
 def guard(octets: npt.NDArray[np.uint8]) -> None:
-    """Survive faults in ``octets``, a mapping of a client's file, while it lives."""
+    """Survive faults in ``octets``, a mapping of a client's file, during its lifetime."""
     _install()
     start = int(octets.ctypes.data)
     _areas[start] = start + octets.size
@@ -64,7 +63,7 @@ def guard(octets: npt.NDArray[np.uint8]) -> None:
 
 
 def lost_pages() -> int:
-    """Pages that were replaced because the client took them away."""
+    """How many pages were replaced because the client took them away."""
     return _lost_pages
 
 
@@ -74,9 +73,9 @@ def _handle(_number: int, info: int, _context: int) -> None:
         address = ctypes.c_size_t.from_address(info + _SI_ADDR).value
         if code == _BUS_ADRERR and _mend(address):
             return
-    except Exception:  # noqa: BLE001, S110 - an exception here would fault for ever
+    except Exception:  # noqa: BLE001, S110 - an exception here would fault again and again
         pass
-    # Not ours: whoever was there before sees the same fault again.
+    # Not ours: the previous handler gets the same fault again.
     _libc.sigaction(signal.SIGBUS, ctypes.byref(_old), None)
 
 
@@ -88,7 +87,7 @@ def _mend(address: int) -> bool:
     global _lost_pages  # noqa: PLW0603
     for start, end in _areas.items():
         if start <= address < end:
-            # A huge page cannot be replaced in part; then the whole mapping is.
+            # A part of a huge page cannot be replaced; then the whole mapping is.
             page = address & ~(mmap.PAGESIZE - 1)
             if _replace(page, mmap.PAGESIZE) or _replace(start, end - start):
                 _lost_pages += 1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What the model counts, and what it says about it.
+"""The model's event counts and its log.
 
-Everything that may be wrong with an access is counted under a name; only the
-first few of a kind are logged, because a guest can repeat them for ever.
+Every error of an access is counted under a name; only the first few of a kind are
+logged, because a guest can repeat them forever.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Journal:
         self._log(logging.WARNING, name, message, *values)
 
     def tell(self, name: str, message: str, *values: object) -> None:
-        """The same for what is no fault, and a guest can have as often as it likes."""
+        """The same for events that are not errors, which a guest can also repeat forever."""
         self._log(logging.INFO, name, message, *values)
 
     def _log(self, level: int, name: str, message: str, *values: object) -> None:
@@ -42,9 +42,9 @@ class Journal:
                 log.log(level, "%s: no more of these are logged", name)
 
     def mistake(self, error: Exception) -> None:
-        """Count an exception that only a mistake of the model can raise; log it once.
+        """Count an exception that only a bug of the model can raise.
 
-        One kind is one type at one place: a guest or a sender can repeat it for ever.
+        Logged once per type and place, because a guest or a sender can repeat it forever.
         """
         self.counts["internal_errors"] += 1
         trace = error.__traceback__

@@ -2,8 +2,8 @@
 """MCDI: requests from the driver to the management CPU, and their responses.
 
 Hides the doorbell pair, the request headers (versions 1 and 2), the order in
-which a response is written, and errors. What the commands do stands in
-``commands``. Source: mcdi.c, and the MCDI_HEADER_* fields of mcdi_pcol.h.
+which a response is written, and errors. ``commands`` has the commands. Source:
+mcdi.c, and the MCDI_HEADER_* fields of mcdi_pcol.h.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class McdiError(Exception):
 
 
 class McRebooted(Exception):  # noqa: N818
-    """The management CPU restarted; a request is then ended by an error without a code."""
+    """The management CPU restarted; the request ends with an error without a code."""
 
 
 class Layout:
-    """Where the dwords (or longer fields) of a request lie, by their names.
+    """The fields of a request, by name.
 
     Args:
         minimum: shortest request; a shorter one fails with EINVAL.
@@ -96,7 +96,7 @@ class Mcdi:
         self._high = 0
 
     def reset(self) -> None:
-        """Forget a doorbell that was rung halfway."""
+        """Forget a half-written doorbell."""
         self._high = 0
 
     def write_high(self, value: int) -> None:
@@ -105,8 +105,8 @@ class Mcdi:
     def doorbell(self, low: int) -> None:
         """Run the request at the doorbell's address and answer it in place.
 
-        Requests are dword aligned; low bits ask for a running request to be
-        cancelled, and none ever runs on.
+        Requests are dword aligned. The low bits would cancel a running request; here a
+        request never outlasts its doorbell.
         """
         if low & 3:
             return
@@ -142,7 +142,7 @@ class Mcdi:
             return error.code, struct.pack("<II", error.code, 0)
         except McRebooted:
             return EIO, b""
-        except Exception as error:  # noqa: BLE001 - unanswered, the driver would wait 10 s
+        except Exception as error:  # noqa: BLE001 - without an answer the driver waits 10 s
             self._journal.mistake(error)
             return EPROTO, struct.pack("<II", EPROTO, 0)
         log.debug("MCDI %s(%s) → %d octets", command.name, payload[:32].hex(), len(answer))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Guest memory: the one place that turns a guest address into bytes.
+"""Guest memory: the only place that turns a guest address into bytes.
 
-Hides the table of segments a client maps (q35 splits its RAM, and boot maps and
-unmaps pieces of it), bounds, and the vectorised copy. Every access is checked
-against the table at the time of the access; nothing else in the package holds a
-pointer into the guest except :class:`Ring`, which forgets it on every change.
+Hides the table of segments that a client maps (q35 splits its RAM, and booting maps and
+unmaps pieces of it), bounds checks, and the vectorised copy. Every access is checked
+against the table at the time of the access. Only :class:`Ring` keeps a pointer into the
+guest, and forgets it on every change of the table.
 
-Addresses are plain integers or int64 arrays: descriptors carry 48 address bits,
-so a sum of an address and a length can never wrap.
+Addresses are plain integers or int64 arrays: descriptors have 48 address bits,
+so the sum of an address and a length never wraps.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ Octets = npt.NDArray[np.uint8]
 ADDRESS_LIMIT = 1 << 48
 _PAGE = 4096
 MAX_SEGMENTS = 32768
-"""How many pieces a client may map: each is an area, of which a process has 65530
-(vm.max_map_count) unless told otherwise."""
+"""The most segments a client may map: a process has 65530 mappings by default
+(vm.max_map_count)."""
 _UNREACHABLE: Octets = np.empty(0, np.uint8)
 
 
 class GuestAccessError(Exception):
-    """An address range is not (wholly, or not for writing) guest memory."""
+    """An address range is not completely in guest memory, or is not writable."""
 
 
 class MapError(Exception):
-    """A mapping request is refused; ``errno`` is what the client is told."""
+    """A mapping request is refused; the client gets ``errno``."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -51,16 +51,16 @@ class MapError(Exception):
 def octet_groups(buffer: Octets, octets: int) -> npt.NDArray[Any]:
     """``buffer`` as overlapping groups: element i is octets i … i + ``octets``.
 
-    An array of a void type with a stride of 1. Indexing it with an array of
-    offsets copies a whole group an offset, some 30 ns each; indexing octets one
-    by one costs four times that for the shortest frames.
+    An array of a void type with a stride of 1. Indexing it with an array of offsets
+    copies a whole group per offset, in about 30 ns. Indexing single octets costs four
+    times that even for the shortest frames.
     """
     shape = (max(0, buffer.size - octets + 1),)
     return np.ndarray(shape, dtype=f"V{octets}", buffer=buffer.data, strides=(1,))
 
 
 class Segment:
-    """One contiguous piece of guest memory; without ``octets`` when it cannot be reached."""
+    """One contiguous piece of guest memory; ``octets`` is empty if it is not accessible."""
 
     def __init__(self, start: int, size: int, *, writable: bool, octets: Octets) -> None:
         self.start = start
@@ -68,7 +68,7 @@ class Segment:
         self.size = size
         self.writable = writable
         self.octets = octets
-        self.view = octets.data  # for single accesses: much quicker than the array
+        self.view = octets.data  # for single accesses: much faster than the array
         self._groups: dict[int, npt.NDArray[Any]] = {}
 
     def groups(self, octets: int) -> npt.NDArray[Any]:
@@ -81,17 +81,17 @@ class Segment:
 
 
 class Segments:
-    """Single accesses to ``segments``, which are in the order of their ``starts``."""
+    """Single accesses to ``segments``, which are sorted by their ``starts``."""
 
     def __init__(self, segments: list[Segment], starts: list[int]) -> None:
         self._segments = segments
         self._starts = starts
 
     def segment(self, start: int, size: int, *, write: bool) -> Segment:
-        """The segment that holds all of ``start`` … ``start + size``.
+        """The segment that contains ``start`` … ``start + size``.
 
         Raises:
-            GuestAccessError: no reachable one does.
+            GuestAccessError: no accessible one does.
         """
         at = bisect.bisect_right(self._starts, start) - 1
         if at >= 0 and start >= 0 and size >= 0:
@@ -114,17 +114,17 @@ class Segments:
 
 
 class GuestMemory(Segments):
-    """The segments of a client's memory, by guest address, as the function reaches them.
+    """The segments of a client's memory, by guest address, as the PCI function accesses them.
 
     Attributes:
-        shared: the same for what is none of the function's accesses: the client's own rings.
+        shared: the same for the client's own rings, which do not depend on bus mastering.
     """
 
     def __init__(self) -> None:
         self._mapped: list[Segment] = []
         self._mapped_starts: list[int] = []
         self._reachable = True
-        # What the function's accesses look at: all that is mapped, or nothing.
+        # The function's accesses use all mapped segments, or none (see reachable).
         super().__init__(self._mapped, self._mapped_starts)
         self.shared = Segments(self._mapped, self._mapped_starts)
         self._order: Int64s | None = None
@@ -135,7 +135,7 @@ class GuestMemory(Segments):
 
     @property
     def reachable(self) -> bool:
-        """Whether accesses are made at all; else every one fails, as if nothing were mapped."""
+        """Whether the function may access memory; if not, every access fails."""
         return self._reachable
 
     @reachable.setter
@@ -146,15 +146,15 @@ class GuestMemory(Segments):
         self._forget()
 
     def map(self, start: int, size: int, *, writable: bool, fd: int | None, offset: int) -> None:
-        """Add a segment backed by ``fd`` at ``offset``, or one out of reach without.
+        """Add a segment backed by ``fd`` at ``offset``; without ``fd`` it is not accessible.
 
         Raises:
-            MapError: it overlaps another, or the descriptor cannot back it.
+            MapError: it overlaps another, or the file cannot be mapped.
         """
         if size <= 0 or start < 0 or start + size > ADDRESS_LIMIT:
             raise MapError(errno.EINVAL, f"segment {start:#x}+{size:#x} is out of range")
         if len(self._mapped) >= MAX_SEGMENTS:
-            raise MapError(errno.ENOSPC, f"{MAX_SEGMENTS} segments are mapped, and no more can be")
+            raise MapError(errno.ENOSPC, f"the limit of {MAX_SEGMENTS} segments is reached")
         at = bisect.bisect_right(self._mapped_starts, start)
         if (at and self._mapped[at - 1].end > start) or (
             at < len(self._mapped) and self._mapped_starts[at] < start + size
@@ -166,10 +166,10 @@ class GuestMemory(Segments):
         self._forget()
 
     def unmap(self, start: int, size: int) -> None:
-        """Drop all segments in a range, which may hold several and gaps between them.
+        """Remove all segments in a range, which may contain several, with gaps.
 
         Raises:
-            MapError: none lies there, or only a part of one does; nothing was dropped.
+            MapError: the range contains none, or only a part of one; nothing was removed.
         """
         end = start + size
         first = bisect.bisect_left(self._mapped_starts, start)
@@ -182,7 +182,7 @@ class GuestMemory(Segments):
                 if not inside and found.end > start:
                     raise MapError(
                         errno.EINVAL,
-                        f"{start:#x}+{size:#x} holds a part of segment "
+                        f"{start:#x}+{size:#x} contains only a part of segment "
                         f"{found.start:#x}+{found.size:#x}",
                     )
         del self._mapped[first:last], self._mapped_starts[first:last]
@@ -196,10 +196,10 @@ class GuestMemory(Segments):
     def scatter_whole(
         self, to: Qwords, low: int, high: int, pieces: npt.NDArray[Any], octets: int
     ) -> bool:
-        """Copy pieces of ``octets`` octets to the addresses ``to``, or nothing at all.
+        """The fast path of :meth:`scatter`: copy pieces of ``octets`` octets to ``to``.
 
-        The fast path of :meth:`scatter`: all targets, the first at ``low`` and the
-        last at ``high``, are in one writable segment, else False.
+        Returns False and copies nothing unless all targets, from the lowest ``low`` to
+        the highest ``high``, are in one writable segment.
         """
         at = bisect.bisect_right(self._starts, low) - 1
         if at < 0:
@@ -213,9 +213,9 @@ class GuestMemory(Segments):
     def scatter(self, to: Int64s, source: Octets, offsets: Int64s, octets: int) -> Int64s:
         """Copy ``octets`` octets from each of ``offsets`` in ``source`` to each of ``to``.
 
-        The caller has seen to it that the source offsets are in bounds. Returns
-        the indices of those that were not copied because their target is not
-        wholly writable guest memory (usually empty).
+        The caller checks the source offsets. Returns the indices of pieces that were not
+        copied because their target is not completely in writable guest memory (usually
+        none).
         """
         groups = octet_groups(source, octets)
         missed = np.ones(to.size, bool)
@@ -239,7 +239,7 @@ class GuestMemory(Segments):
 
 
 class Ring:
-    """A power-of-two ring of qwords in guest memory, looked up when it is used.
+    """A power-of-two ring of qwords in guest memory, looked up at each use.
 
     Raises:
         GuestAccessError: from every access while its memory is not mapped.
@@ -276,9 +276,9 @@ class Ring:
 
 def _map_file(fd: int, offset: int, size: int, *, writable: bool) -> Octets:
     if offset < 0 or offset % _PAGE:
-        raise MapError(errno.EINVAL, f"file offset {offset:#x} is not a page's")
+        raise MapError(errno.EINVAL, f"file offset {offset:#x} is not page aligned")
     try:
-        # It may shrink later, too: faults sees to that.
+        # The file may also shrink later: see faults.
         if os.fstat(fd).st_size < offset + size:
             raise MapError(errno.EINVAL, "the file is shorter than the segment")
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)

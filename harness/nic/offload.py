@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Packet classes and Internet checksums: what the datapath knows about a frame.
+"""Packet classes and Internet checksums.
 
-Receive: a whole batch at a time, in numpy. Frames sent by a stack with checksum
-offload arrive with the checksum unfinished (TP_STATUS_CSUMNOTREADY). A sending
-controller would have finished it, so that is done here before the guest sees the
-frame; every other TCP or UDP checksum is verified, and the event says bad when it
-is. Transmit: one frame at a time, as the option descriptors ask.
+Receive: a whole batch at a time, in numpy. Frames of a sender with checksum offload
+arrive with an unfinished checksum (TP_STATUS_CSUMNOTREADY). A real sending NIC would
+have finished it, so it is finished here before the guest sees the frame. All other
+TCP and UDP checksums are verified; the event reports a bad one. Transmit: one frame
+at a time, as the option descriptors ask.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ L4_UNKNOWN, L4_TCP, L4_UDP = 0, 1, 2
 _ETH_P_IP, _ETH_P_ARP, _ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 _TPIDS = (0x8100, 0x88A8)
 _TCP, _UDP = 6, 17
-# Hop-by-hop options, routing and destination options: how long they are stands in them.
+# Hop-by-hop options, routing and destination options, which contain their length.
 _IP6_OPTIONS = (0, 43, 60)
 _NEXT_ROUTING, _NEXT_FRAGMENT = 43, 44
-# 16-bit words from the start of the frame: as far as an IPv6 TCP checksum.
+# 16-bit words from the start of the frame up to the checksum of TCP over IPv6.
 _HEAD_WORDS = 36
 _IP4_L4_WORD, _IP6_L4_WORD = 17, 27
 _FEW_LENGTHS = 8
@@ -47,12 +47,11 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(slots=True)
 class Classes:
-    """What the parser found, an element a frame.
+    """The parser's results, one element per frame.
 
-    ``ip_bad`` and ``l4_bad`` are checksum verdicts; ``l4`` is unknown wherever no
-    verdict was reached. ``tags`` says how many VLAN tags there are. ``head`` holds the
-    first words of each frame in host order, a row a word, as they would be without tags
-    and IPv4 options, for whoever hashes them.
+    ``ip_bad`` and ``l4_bad`` are checksum verdicts; without an L4 verdict ``l4`` is
+    unknown. ``tags`` is the number of VLAN tags. ``head`` has the first words of each
+    frame in host order, one row per word, without tags and IPv4 options, for hashing.
     """
 
     mac: Qwords
@@ -65,7 +64,7 @@ class Classes:
     head: npt.NDArray[np.uint32]
 
     def part(self, rows: Int64s, head: npt.NDArray[np.uint16]) -> Classes:
-        """Those of ``rows``, with another ``head``, to be filled in and :meth:`put` back."""
+        """The elements of ``rows`` with another ``head``, to fill in and :meth:`put` back."""
         return Classes(
             self.mac[rows], self.multicast[rows], self.tags[rows], self.l3[rows], self.l4[rows],
             self.ip_bad[rows], self.l4_bad[rows], head.astype(np.uint32),
@@ -79,10 +78,10 @@ class Classes:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What all frames of a batch have in common: the fast path of a flood.
+    """The common properties of all frames of a batch: the fast path of a flood.
 
-    ``hashed`` are the 16-bit words RSS hashes (addresses, and the ports of TCP), or
-    None when the ports differ.
+    ``hashed`` are the 16-bit words that RSS hashes (addresses, and the ports of TCP), or
+    None if the ports differ.
     """
 
     mac: int
@@ -91,17 +90,17 @@ class Flow:
     hashed: tuple[int, ...] | None
 
     def to_hash(self, frames: Octets) -> npt.NDArray[np.uint32]:
-        """What ``hashed`` would be for each of ``frames``, a column each, if ports differ."""
+        """``hashed`` of each of ``frames`` if the ports differ, one column per frame."""
         words = frames[:, 26:38].view(">u2")
         return np.ascontiguousarray(words.T).astype(np.uint32)
 
 
 def uniform(frames: Octets, length: int, *, unfinished: bool) -> Flow | None:
-    """The batch as one :class:`Flow`, its checksums finished, or None.
+    """The batch as one :class:`Flow`, with finished checksums, or None.
 
-    None, and nothing changed, unless all ``length`` octets long frames are plain
-    IPv4 TCP or UDP between two hosts, with good checksums or all with unfinished
-    ones. That is what a load generator sends, and costs a third of :func:`classify`.
+    Returns None and changes nothing unless all frames, ``length`` octets long, are plain
+    IPv4 TCP or UDP between two hosts, with all checksums good or all unfinished. A load
+    generator sends such frames; this costs a third of :func:`classify`.
     """
     words = frames[:, :_HEAD_BYTES].view("<u2")
     common = words[:, _COMMON_WORDS]
@@ -120,10 +119,10 @@ def uniform(frames: Octets, length: int, *, unfinished: bool) -> Flow | None:
         or not least <= size <= length - ETH_HLEN - 20
     ):
         return None
-    # Sums of host-order words: swapping the octets of all of them swaps the sum's.
+    # Sums of host-order words: the result is the octet-swapped sum of network-order words.
     if (_row_sums(frames[:, 14:34].view("<u4")) % _ONES).any():
         return None
-    # From the addresses on, as they are the pseudo header's.
+    # From the addresses on, which are part of the pseudo header.
     whole, rest = divmod(size + 8, 4)
     dwords = frames[:, 26 : 30 + 4 * whole].view("<u4")
     sums = _row_sums(dwords[:, :whole])
@@ -134,7 +133,7 @@ def uniform(frames: Octets, length: int, *, unfinished: bool) -> Flow | None:
     if unfinished:
         field[:] = _ONES - (sums - field) % _ONES
     elif (sums % _ONES).any():
-        # No checksum at all (a field of 0) is right for UDP, and left to classify().
+        # UDP without a checksum (a field of 0) is valid, and left to classify().
         return None
     mac = _swapped(mac0) << 32 | _swapped(mac1) << 16 | _swapped(mac2)
     if protocol == _UDP:
@@ -160,9 +159,9 @@ def _swapped(word: int) -> int:
 
 
 def _payload_sums(dwords: npt.NDArray[np.uint32], rows: Int64s, lengths: Int64s) -> Qwords:
-    """Sums modulo 65535, in network order, of the first ``lengths`` octets of rows.
+    """Sums modulo 65535, in network order, of the first ``lengths`` octets of ``rows``.
 
-    ``dwords`` is a (frames, dwords) view that starts where the sum starts.
+    ``dwords`` is a (frames, dwords) view from the start of the sum on.
     """
     unique: list[int] = np.unique(lengths).tolist()
     if len(unique) <= _FEW_LENGTHS:
@@ -183,26 +182,25 @@ def _payload_sums(dwords: npt.NDArray[np.uint32], rows: Int64s, lengths: Int64s)
         )
         block[np.arange(block.shape[1]) >= whole_each[:, None]] = 0
         total = block.sum(axis=1, dtype=np.uint64) + tail
-    # The words were summed in host order: 256 is 2**8, and swapping octets is
-    # multiplying by it modulo 65535.
+    # The words were summed in host order: a multiplication by 256 modulo 65535 swaps octets.
     return total % _ONES * np.uint64(256) % _ONES
 
 
 def classify(frames: Octets, lengths: Int64s, unfinished: Bools) -> Classes:
     """Parse a batch of frames and finish or verify their checksums.
 
-    Up to two VLAN tags are passed over, and IPv4 options. IPv6 extension headers are
-    not: such a frame has no L4 class, and its checksum is the stack's to verify.
+    Skips up to two VLAN tags and IPv4 options, but not IPv6 extension headers: a frame
+    with those has no L4 class, and the stack verifies its checksum.
 
     Args:
-        frames: (n, slot) octets, one frame a row, writable; rows may be strided.
+        frames: (n, slot) octets, one frame per row, writable; rows may be strided.
             A row is longer than any frame in it.
         lengths: octets of each frame, at least :data:`ETH_ZLEN`.
         unfinished: frames whose L4 checksum the sender left to its hardware; it
             is written into ``frames``.
     """
     words = frames[:, :_HEAD_BYTES].view(">u2")
-    # Rows become columns once, so that what follows walks memory in order.
+    # Transposed once, so that the following steps read memory in order.
     head: npt.NDArray[np.uint32] = np.ascontiguousarray(words.T).astype(np.uint32)
     mac = (head[0].astype(np.uint64) << np.uint64(32)) | (
         (head[1] << np.uint32(16)) | head[2]
@@ -221,7 +219,7 @@ def classify(frames: Octets, lengths: Int64s, unfinished: Bools) -> Classes:
         tags += tagged & _is_tag(head[8])
         for number in np.unique(tags).tolist():
             rows = np.flatnonzero(tags == number)
-            # Behind its tags a frame looks as if it had none.
+            # Without its tags a frame has the usual layout.
             part = frames[rows, 4 * number :]
             inner = found.part(rows, np.ascontiguousarray(part[:, :_HEAD_BYTES].view(">u2").T))
             _network(inner, part, lengths[rows] - 4 * number, unfinished[rows])
@@ -242,7 +240,7 @@ def _is_tag(ethertype: npt.NDArray[np.uint32]) -> Bools:
 
 
 def _network(found: Classes, frames: Octets, lengths: Int64s, unfinished: Bools) -> None:
-    """Fill in the L3 and L4 classes of frames whose tags, if any, were taken off."""
+    """Fill in the L3 and L4 classes of frames without tags."""
     head, l3 = found.head, found.l3
     ethertype = head[6]
     l3[ethertype == _ETH_P_ARP] = L3_ARP
@@ -269,7 +267,7 @@ def _network(found: Classes, frames: Octets, lengths: Int64s, unfinished: Bools)
                 l4_length=head[8].astype(np.int64) - 4 * number,
                 protocol=head[11] & 0xFF, l4_word=l4_word, address_words=slice(13, 17),
             )  # fmt: skip
-            # Whoever hashes the ports looks for them where they are without options.
+            # Hashing expects the ports where they are without options.
             ports = frames[rows, 2 * l4_word : 2 * l4_word + 4].view(">u2")
             head[_IP4_L4_WORD : _IP4_L4_WORD + 2, rows] = ports.T
     ip6 = (ethertype == _ETH_P_IPV6) & ((head[7] >> 12) == 6) & (lengths >= 2 * _IP6_L4_WORD)
@@ -314,8 +312,8 @@ def _layer4(
     field = np.where(is_udp, words[l4_word + 3, rows], words[l4_word + 8, rows]).astype(np.uint64)
     pseudo = words[address_words][:, rows].sum(axis=0, dtype=np.uint64)
     pseudo += size.astype(np.uint64) + protocol[rows]
-    # The sum without the field is the complement of what the field has to be.
-    # 0 and 65535 are the same number here; UDP reserves 0 for "no checksum".
+    # The right value of the field is the complement of the sum without the field.
+    # 0 and 65535 are equivalent here; UDP reserves 0 for "no checksum".
     right = _ONES - (sums + _ONES - field + pseudo) % _ONES
     todo = unfinished[rows]
     absent = is_udp & (field == 0) & (l4_word != _IP6_L4_WORD)
@@ -330,7 +328,7 @@ def _layer4(
 
 
 def pad(frames: Octets, lengths: Int64s) -> Int64s:
-    """Pad short frames to the Ethernet minimum with zeros; the new lengths."""
+    """Pad short frames to the Ethernet minimum with zeros; returns the new lengths."""
     shortest = int(lengths.min())
     if shortest >= ETH_ZLEN:
         return lengths
@@ -344,7 +342,7 @@ def pad(frames: Octets, lengths: Int64s) -> Int64s:
 
 
 def _ones_sum(data: bytes | bytearray) -> int:
-    """The ones' complement sum: a number of 16-bit digits modulo 65535."""
+    """The ones' complement sum of 16-bit words, modulo 65535."""
     if len(data) & 1:
         data = data + b"\0"
     return int.from_bytes(data, "big") % 0xFFFF
@@ -353,8 +351,7 @@ def _ones_sum(data: bytes | bytearray) -> int:
 def finish_checksums(frame: bytearray, *, ip: bool, l4: bool) -> bool:
     """Write the IPv4 header checksum and/or the TCP or UDP checksum of one frame.
 
-    Returns whether an L4 checksum was written. A frame that is not what it
-    claims to be is left alone.
+    Returns whether an L4 checksum was written. A malformed frame is not changed.
     """
     at = ETH_HLEN
     if len(frame) < at + 20:
@@ -387,7 +384,7 @@ def finish_checksums(frame: bytearray, *, ip: bool, l4: bool) -> bool:
             return False
         while protocol in _IP6_OPTIONS and start + 8 <= end:
             if protocol == _NEXT_ROUTING and frame[start + 3]:
-                return False  # the checksum covers an address that stands elsewhere
+                return False  # the checksum covers an address in the routing header
             protocol, start = frame[start], start + 8 * (frame[start + 1] + 1)
         if start > end:
             return False

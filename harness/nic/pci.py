@@ -2,10 +2,10 @@
 """The PCI function: configuration space, regions and MSI-X interrupts.
 
 Hides the reset values and write masks of configuration space, and how vectors reach
-the client. QEMU keeps BARs and MSI-X table itself (:class:`Interrupts`) and masks a
-vector by taking its event descriptor away and giving it back. Any other client finds
-a *bare* function, whose BARs and table (:class:`MsixTable`) are here. An interrupt
-that cannot be sent stays pending and shows in the PBA.
+the client. QEMU keeps BARs and MSI-X table itself (:class:`Interrupts`); it masks and
+unmasks a vector by removing and restoring its eventfd. Any other client sees a *bare*
+function, which has BARs and table (:class:`MsixTable`) itself. An interrupt that cannot
+be sent stays pending and is visible in the PBA.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _WRITABLE = {
     _PCIE + 0x28: 0xFFFF,  # device control 2
     _MSIX_CTRL: 0xC000,
 }
-# A BAR's address is a multiple of its size: the bits below cannot be written, which
-# tells the size. Only where no client keeps the BARs itself.
+# A BAR's address is a multiple of its size: the lower bits are not writable, which
+# reveals the size. Only for clients that do not keep the BARs themselves.
 _WRITABLE_BARS = {
     at + 2 * word: (~(REGION_SIZES[bar] - 1) >> 16 * word) & 0xFFFF
     for bar, at in ((BAR2, 0x18), (BAR4, 0x20))
@@ -82,8 +82,8 @@ class ConfigSpace:
 
     Args:
         function_reset: called for a function-level reset.
-        power_changed: called when ``awake`` or ``masters_bus`` may be another.
-        bare: it has BARs of its own, and no I/O BAR: its client has no such space.
+        power_changed: called when ``awake`` or ``masters_bus`` may have changed.
+        bare: it has its own BARs, but no I/O BAR, because its client has no I/O space.
     """
 
     def __init__(
@@ -109,21 +109,21 @@ class ConfigSpace:
 
     @property
     def msix_enabled(self) -> bool:
-        """MSI-X is on and the function's vectors are not masked all at once."""
+        """MSI-X is enabled and the function mask is clear."""
         control = int.from_bytes(self._config[_MSIX_CTRL : _MSIX_CTRL + 2], "little")
         return control & (_MSIX_ENABLE | _MSIX_MASKALL) == _MSIX_ENABLE
 
     @property
     def awake(self) -> bool:
-        """In D0: in D3hot a function answers to nothing but configuration accesses."""
+        """In D0; in D3hot a function answers only configuration accesses."""
         return not self._config[_PMCSR] & _POWER_STATE
 
     @property
     def masters_bus(self) -> bool:
-        """The function may read and write memory, by which it interrupts, too.
+        """The function may read and write memory, and therefore interrupt.
 
-        A client that has not written the command register since the reset has not
-        turned bus mastering off: nothing runs then but what it starts by doorbells.
+        It also may as long as the client has not written the command register since the
+        reset: then it only does what the client starts by doorbells.
         """
         return self.awake and (not self._commanded or bool(self._config[_COMMAND] & _BUS_MASTER))
 
@@ -142,7 +142,7 @@ class ConfigSpace:
             flr |= at == _DEVCTL and bool(value & _DEVCTL_FLR)
             mask &= mask_of_written
             if at == _PMCSR and value & _POWER_STATE not in (_D0, _D3HOT):
-                mask &= ~_POWER_STATE  # there is no D1 and no D2
+                mask &= ~_POWER_STATE  # neither D1 nor D2 is supported
             power |= bool(mask) and at in (_COMMAND, _PMCSR)
             self._commanded |= bool(mask) and at == _COMMAND
             old = int.from_bytes(self._config[at : at + 2], "little")
@@ -159,10 +159,10 @@ class ConfigSpace:
 
 
 class Vectors(abc.ABC):
-    """The function's interrupts, whoever takes them: what cannot be sent stays pending.
+    """The function's interrupts; those that cannot be sent stay pending.
 
     Attributes:
-        sending: whether the function may send at all.
+        sending: whether the function may send interrupts.
         raised: how many were raised, sent or not.
     """
 
@@ -181,7 +181,7 @@ class Vectors(abc.ABC):
             self._pending |= 1 << vector
 
     def settle(self) -> None:
-        """Something may have changed that kept interrupts back."""
+        """Try again to send pending interrupts."""
         pending = self._pending if self.sending else 0
         while pending:
             lowest = pending & -pending
@@ -190,37 +190,37 @@ class Vectors(abc.ABC):
                 self._pending ^= lowest
 
     def reset(self) -> None:
-        """As at power-on, as far as this is not the client's own: nothing is pending."""
+        """Back to the state at power-on, except for what the client keeps."""
         self._pending = 0
 
     def read(self, offset: int, octets: int) -> bytes:
-        """Octets of BAR4; what is neither table nor pending bits reads as 0."""
+        """Octets of BAR4; everything but table and pending bits reads as 0."""
         bar = bytearray(REGION_SIZES[BAR4])
         bar[_PBA : _PBA + 8] = self._pending.to_bytes(8, "little")
         return bytes(bar[offset : offset + octets])
 
     @abc.abstractmethod
     def write(self, offset: int, data: bytes | bytearray) -> None:
-        """The same, written."""
+        """Write to BAR4."""
 
     @abc.abstractmethod
     def disable(self) -> None:
-        """The client has gone."""
+        """To be called when the client has left."""
 
     @abc.abstractmethod
     def _sent(self, vector: int) -> bool:
-        """Send it, if whoever takes it lets that happen now."""
+        """Send an interrupt; False if that is not possible now."""
 
 
 class Interrupts(Vectors):
-    """MSI-X vectors and the event descriptors behind them."""
+    """MSI-X vectors with their eventfds, for a client that keeps the table."""
 
     def __init__(self, journal: Journal) -> None:
         super().__init__(journal)
         self._fds: list[int | None] = [None] * VECTORS
 
     def assign(self, vector: int, fd: int | None) -> None:
-        """Give a vector its event descriptor (owned from now on), or take it away."""
+        """Set the eventfd of a vector (owned from now on), or remove it."""
         old = self._fds[vector]
         self._fds[vector] = fd
         if old is not None:
@@ -230,32 +230,32 @@ class Interrupts(Vectors):
             self.settle()
 
     def disable(self) -> None:
-        """Forget all descriptors and whatever is pending."""
+        """Forget all eventfds and all pending interrupts."""
         for vector in range(VECTORS):
             self.assign(vector, None)
         self._pending = 0
 
     def write(self, offset: int, data: bytes | bytearray) -> None:
-        """Nothing: the client keeps the table, and pending bits are read only."""
+        """Does nothing: the client keeps the table, and pending bits are read-only."""
 
     def _sent(self, vector: int) -> bool:
         fd = self._fds[vector]
         if fd is None:
             return False
-        # A counter that is full is a client that has long been told.
+        # If the eventfd's counter is full, the client has notifications enough.
         with contextlib.suppress(OSError):
             os.write(fd, b"\1\0\0\0\0\0\0\0")
         return True
 
 
 class MsixTable(Vectors):
-    """The MSI-X table of BAR4 beside the pending bits, and ``send`` behind them.
+    """The MSI-X table in BAR4, for a client that does not keep it.
 
     Args:
-        enabled: whether the function's vectors are on, and not masked all at once.
+        enabled: whether MSI-X is enabled and the function mask is clear.
 
     Attributes:
-        send: called with (address, data) of a vector that may be sent; False when the
+        send: called with (address, data) of an unmasked vector; returns False if the
             client has no room for it, which leaves it pending.
     """
 

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
 """A PCI device behind two virtqueues, as the user-mode kernel's ``virt-pci`` drives it.
 
-One queue brings what the kernel reads and writes (configuration space and BARs), the
-other takes interrupts. Sources: include/uapi/linux/virtio_pcidev.h, and
-arch/um/drivers/virt-pci.c for what the driver makes of it:
+One queue has the kernel's reads and writes (configuration space and BARs), the other
+has interrupts. Sources: include/uapi/linux/virtio_pcidev.h, and
+arch/um/drivers/virt-pci.c. The driver behaves as follows:
 
-* It waits for what it reads by looking at the ring, and for a posted write not at all.
-  What it posted it frees when it is called, or when it reads next; until then the entry
-  is taken, and what finds no entry is dropped without a word, doorbells too. So it is
-  called at least every :data:`_CALL_EVERY` posted writes.
-* Ten buffers wait for interrupts. With none left the vector stays pending.
+* It polls the ring for the answer to a read, and does not wait for a posted write. It
+  frees the entries of posted writes when it is called, or at its next read. When no entry
+  is free it silently drops a write, even a doorbell. So it is called at least every
+  :data:`_CALL_EVERY` posted writes.
+* It provides ten buffers for interrupts. With none left the vector stays pending.
 * It sets BAR memory by a CFG_WRITE that names a BAR (um_pci_bar_set()), where the
   header has MMIO_MEMSET.
 """
@@ -28,18 +28,18 @@ from harness.nic.virtqueue import RingError, Virtqueue
 (CFG_READ, CFG_WRITE, MMIO_READ, MMIO_WRITE, MMIO_MEMSET, INT, MSI, PME) = range(1, 9)
 MESSAGE = struct.Struct("<BBHIQ")  # op, bar, reserved, size, address
 COMMANDS, INTERRUPTS = 0, 1
-"""Which queue is which."""
+"""Indices of the queues."""
 
 _CALL_EVERY = 64
 _MAX_ANSWER = 4096
 _NO_REGION = -1
-_DWORD = struct.Struct(MESSAGE.format + "I")  # and what to write
+_DWORD = struct.Struct(MESSAGE.format + "I")  # with the value to write
 _LAST_REGISTER = pci.REGION_SIZES[pci.BAR2] - 4
 _CALL = (1).to_bytes(8, "little")
 
 
 class Device(Protocol):
-    """What the commands reach."""
+    """What the commands access."""
 
     @property
     def interrupts(self) -> pci.Vectors: ...
@@ -49,13 +49,13 @@ class Device(Protocol):
 
 
 class Caller:
-    """The descriptor by which the driver is told to look at a queue."""
+    """The file descriptor that notifies the driver of a queue."""
 
     def __init__(self) -> None:
         self._fd: int | None = None
 
     def assign(self, fd: int | None) -> None:
-        """Take another one (owned from now on), or none."""
+        """Use another file descriptor (owned from now on), or none."""
         if self._fd is not None:
             os.close(self._fd)
         self._fd = fd
@@ -63,15 +63,15 @@ class Caller:
             os.set_blocking(fd, False)  # a client must not be able to stop the model
 
     def call(self) -> None:
-        # It is a pipe, of which the driver reads eight octets at a time. A full one is
-        # a client that has long been told.
+        # It is a pipe; the driver reads eight octets at a time. If it is full, the driver
+        # has notifications enough.
         if self._fd is not None:
             with contextlib.suppress(OSError):
                 os.write(self._fd, _CALL)
 
 
 class PciDevice:
-    """Serves the two queues; those not there (None) are not."""
+    """Serves the two queues; one that is not attached is None."""
 
     def __init__(self, device: Device, journal: Journal) -> None:
         self._device = device
@@ -86,15 +86,15 @@ class PciDevice:
         """Start or stop a queue."""
         self.queues[index] = queue
         if index == INTERRUPTS:
-            self._short_of_buffers = True  # what came too early is to be sent
+            self._short_of_buffers = True  # to send interrupts that came too early
         if queue is not None:
             queue.quiet(index == INTERRUPTS)
 
     def serve(self) -> int:
-        """Carry out the commands that wait; how many they were.
+        """Execute the waiting commands; returns how many they were.
 
         Raises:
-            RingError: the driver's rings make no sense.
+            RingError: a ring of the driver is invalid.
         """
         queue = self.queues[COMMANDS]
         if self._short_of_buffers:
@@ -120,10 +120,10 @@ class PciDevice:
         return done
 
     def send(self, address: int, data: int) -> bool:
-        """Interrupt the driver by the message of a vector; False: no buffer waits.
+        """Interrupt the driver with a vector's message; False: it has provided no buffer.
 
-        A ring that makes no sense is told by the next :meth:`serve`: whoever interrupts
-        can do nothing about it.
+        The next :meth:`serve` raises the error of an invalid ring, which the caller of this
+        could not handle.
         """
         queue = self.queues[INTERRUPTS]
         if queue is None or self._broken:
@@ -136,7 +136,7 @@ class PciDevice:
 
     def _send(self, queue: Virtqueue, address: int, data: int) -> bool:
         if not queue.waiting():
-            # From now on a buffer that comes back has to be heard of.
+            # From now on the driver must notify of new buffers.
             queue.quiet(False)
             self._short_of_buffers = True
             if not queue.waiting():
@@ -150,7 +150,7 @@ class PciDevice:
         return True
 
     def _posted(self, messages: list[tuple[int, ...]]) -> None:
-        """Writes of a dword that nobody waits for: doorbells, as a rule."""
+        """Execute posted writes of a dword, which usually are doorbells."""
         offsets, values = list[int](), list[int]()
         for op, bar, _, size, address, value in messages:
             if op != MMIO_WRITE or bar != pci.BAR2 or size != 4 or address > _LAST_REGISTER:
@@ -174,7 +174,7 @@ class PciDevice:
             self._uncalled += 1
 
     def _execute(self, request: bytes, room: int) -> bytes:
-        """Carry out one command; what it answers."""
+        """Execute one command; returns its answer."""
         if len(request) < MESSAGE.size:
             self._journal.note("pcidev_bad_command", "%d octets", len(request))
             return b"\xff" * min(room, _MAX_ANSWER)
@@ -182,7 +182,7 @@ class PciDevice:
         data = request[MESSAGE.size :]
         try:
             return self._carry_out(op, bar, size, address, data, min(room, _MAX_ANSWER))
-        except Exception as error:  # noqa: BLE001 - the session has to go on
+        except Exception as error:  # noqa: BLE001 - the session must continue
             self._journal.mistake(error)
             return b"\xff" * min(room, _MAX_ANSWER)
 

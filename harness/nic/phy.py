@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The port: its cable, its transceiver, what the driver sets of the link, and self-tests.
+"""The port: its cable, its transceiver, the driver's link settings, and self-tests.
 
-Hides the link's state and the commands about it. The far end takes any speed the
-driver asks for, and the wire carries frames as fast at either. Fields are named as in
-mcdi_pcol.h.
+Hides the link's state and its commands. The link partner accepts any speed that the
+driver asks for; the wire is equally fast at each. Field names are those of mcdi_pcol.h.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ class Phy:
     """The port's state, and the table of its commands.
 
     Args:
-        changed: called when the link went up or down or is another one now.
-        quiesce: called when the function is to let go of all it has, for offline tests.
+        changed: called when the link goes up or down or changes.
+        quiesce: called before offline tests, to free all queues of the function.
     """
 
     def __init__(self, changed: Callable[[], None], quiesce: Callable[[], None]) -> None:
@@ -77,17 +76,17 @@ class Phy:
         }
 
     def reset(self) -> None:
-        """Back to what firmware starts with; the cable stays as it is."""
+        """Back to the firmware's defaults; the cable stays as it is."""
         self._caps, self._off, self._loopback, self._fcntl = CAPS, 0, _LOOPBACK_NONE, 0
         self._offline, self._bist = False, None
         self._told = self._state()
 
     @property
     def looped(self) -> bool:
-        """The MAC sends to itself and hears nothing of the wire.
+        """The MAC is in loopback and receives nothing from the wire.
 
-        The driver turns the transmitter off meanwhile (__efx_reconfigure_port): what goes
-        round within the MAC does not need it.
+        The driver turns the transmitter off meanwhile (__efx_reconfigure_port); loopback in
+        the MAC does not need it.
         """
         return self._loopback != _LOOPBACK_NONE and not self._off & ~_TX_OFF
 
@@ -113,7 +112,7 @@ class Phy:
         self._tell()
 
     def set_fcntl(self, fcntl: int) -> None:
-        """SET_MAC's flow control; AUTO is no state a link can be in: nothing was agreed on."""
+        """SET_MAC's flow control. AUTO means none here: the link partner negotiates nothing."""
         self._fcntl = fcntl if fcntl < _FCNTL_AUTO else 0
 
     def event(self) -> int:
@@ -192,7 +191,7 @@ class Phy:
         return b""
 
     def _poll_bist(self, _: bytes) -> bytes:
-        """There is no memory and no register that could fail: a test has passed at once."""
+        """Every test has passed at once: there is no memory and no register that could fail."""
         if self._bist is None:
             raise McdiError(EINVAL, "no BIST was started")
         return struct.pack("<II", _BIST_PASSED, 0)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The three kinds of queue: rings of qwords in guest memory, and what a qword means.
+"""The three kinds of queue: rings of qwords in guest memory, and the meaning of a qword.
 
-Event, receive and transmit queues know guest memory and one another (a receive or
-transmit queue reports to an event queue) and nothing else. Descriptors are taken
-as the guest wrote them and checked where they are used.
+Event, receive and transmit queues know only guest memory and each other (a receive or
+transmit queue reports to an event queue). Descriptors are read as the guest wrote
+them, and checked where they are used.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ ESF_DZ_TX_KER_BYTE_CNT = Field(48, 14)
 ESF_DZ_TX_KER_BUF_ADDR = Field(0, 48)
 TX_OPTION_DESC_CRC_CSUM = 0
 
-# No frame is longer, so what a chain of descriptors adds up to is bounded by it.
+# Limits the total length of a chain of descriptors.
 MAX_TX_FRAME = 16384
 
 _SIZE_LBN = np.uint64(ESF_DZ_RX_KER_BYTE_CNT.lbn)
 _LEAST_BUFFER = 64
 _MAX_ROOM = (1 << ESF_DZ_RX_KER_BYTE_CNT.width) - 1
-# ESF_DZ_RX_DSC_PTR_LBITS of the events for descriptors 0, 1, …: one more than each.
+# ESF_DZ_RX_DSC_PTR_LBITS of the events for descriptors 0, 1, …: the descriptor's number + 1.
 _LOW_BITS: Qwords = (np.arange(1, 4097, dtype=np.uint64) & np.uint64(15)) << np.uint64(
     ESF_DZ_RX_DSC_PTR_LBITS.lbn
 )
@@ -69,9 +69,9 @@ _ADDRESS_MASK = np.uint64((1 << 48) - 1)
 class EventQueue:
     """Events to the driver, and when they interrupt it.
 
-    Writing the read pointer arms the queue: it interrupts once there is an event
-    beyond that pointer. In the hold-off mode of its timer not before the timer,
-    started by the same write, has run out: until then the queue is in the set
+    A write of the read pointer arms the queue: it interrupts when there is an event
+    beyond that pointer. In hold-off mode the same write starts the timer, and the queue
+    does not interrupt before the timer expires; meanwhile it is in the set
     ``held_off``. All times are nanoseconds of one clock.
     """
 
@@ -95,7 +95,7 @@ class EventQueue:
         self._holdoff_ns = 0
         self._quiet_until_ns = 0
         self.due_ns: int | None = None
-        """When a held-off interrupt is to be raised; the queue is in ``held_off`` then."""
+        """When a held-off interrupt is due; the queue is in ``held_off`` until then."""
 
     @property
     def ready(self) -> bool:
@@ -103,7 +103,7 @@ class EventQueue:
         return self._armed and self.due_ns is None
 
     def push(self, events: Qwords, now_ns: int) -> None:
-        """Write events, each with one 8-octet store, and interrupt if that is due."""
+        """Write events, each with one 8-octet store, and interrupt if armed."""
         mask = self._ring.mask
         if not self._live:
             return
@@ -115,20 +115,20 @@ class EventQueue:
         last = (self._wptr + events.size - 1) & mask
         if ring[last] != EMPTY_EVENT:
             self._journal.note("evq_overrun", "at %d", last)
-        # By index, not by slice: a memcpy may store an octet twice, and the driver
-        # may have consumed and cleared the event in between.
+        # Indexed, not sliced: a memcpy may store an octet twice, and the driver may
+        # consume and clear the event in between.
         ring[self._ring.places(self._wptr, events.size)] = events
         self._wptr = (last + 1) & mask
         if self._armed:
             self._trigger(now_ns)
 
     def close(self) -> None:
-        """Write nothing more, whatever still reports here."""
+        """Ignore further events of queues that still report here."""
         self._live = False
         self._settle()
 
     def push_one(self, event: int, now_ns: int) -> None:
-        """:meth:`push` for a single one."""
+        """:meth:`push` for a single event."""
         if not self._live:
             return
         try:
@@ -177,10 +177,10 @@ class EventQueue:
 
 @dataclass(slots=True)
 class Arrivals:
-    """Frames for one receive queue: where each lies behind its prefix, and its class.
+    """Frames for one receive queue: the place of each with its prefix, and its class.
 
-    ``lengths`` include the prefix; ``events`` are complete but for what depends
-    on the descriptors (bytes, CONT, label, low bits of the pointer).
+    ``lengths`` include the prefix. ``events`` lack only the fields that depend on the
+    descriptors (bytes, CONT, label, low bits of the pointer).
     """
 
     buffer: Octets
@@ -192,35 +192,56 @@ class Arrivals:
         return Arrivals(self.buffer, self.offsets[index], self.lengths[index], self.events[index])
 
 
-class RxQueue:
-    """Receive descriptors, and the placing of frames into their buffers."""
+@dataclass(frozen=True, slots=True)
+class DmaRing:
+    """The ring of a receive or transmit queue, as INIT_RXQ and INIT_TXQ describe it."""
+
+    start: int
+    entries: int
+    evq: int
+    """The instance of the event queue to which it reports."""
+    label: int
+
+
+class _DescriptorQueue:
+    """The descriptors of a receive or transmit queue that reports to ``evq``."""
+
+    def __init__(
+        self, memory: GuestMemory, journal: Journal, evq: EventQueue, ring: DmaRing
+    ) -> None:
+        self._memory = memory
+        self._journal = journal
+        self._ring = Ring(memory, ring.start, ring.entries, write=False)
+        self._wptr = 0
+        self._rptr = 0
+        self.evq = evq
+
+    @property
+    def posted(self) -> int:
+        """Descriptors that the driver has posted and that are not used yet."""
+        return (self._wptr - self._rptr) & self._ring.mask
+
+    def write_wptr(self, wptr: int) -> None:
+        self._wptr = wptr & self._ring.mask
+
+
+class RxQueue(_DescriptorQueue):
+    """Receive descriptors, and the copying of frames into their buffers."""
 
     def __init__(
         self,
         memory: GuestMemory,
         journal: Journal,
         evq: EventQueue,
+        ring: DmaRing,
         *,
-        start: int,
-        entries: int,
-        label: int,
         scatter: bool,
     ) -> None:
-        self._memory = memory
-        self._journal = journal
-        self._ring = Ring(memory, start, entries, write=False)
-        self.entries = entries
+        super().__init__(memory, journal, evq, ring)
+        self.entries = ring.entries
         self._scatter = scatter
-        self._label = ESF_DZ_RX_QLABEL.put(label)
-        self._wptr = 0
-        self._rptr = 0
+        self._label = ESF_DZ_RX_QLABEL.put(ring.label)
         self._buffer = _MAX_ROOM
-        self.evq = evq
-
-    @property
-    def posted(self) -> int:
-        """Descriptors the driver has filled and no frame has used."""
-        return (self._wptr - self._rptr) & self._ring.mask
 
     @property
     def starved(self) -> bool:
@@ -228,19 +249,16 @@ class RxQueue:
         return 2 * ((self._wptr - self._rptr) & self._ring.mask) <= self._ring.mask
 
     def frames_posted(self, octets: int) -> int:
-        """Frames of up to ``octets`` octets the posted descriptors hold."""
+        """How many frames of up to ``octets`` octets fit into the posted descriptors."""
         if octets <= self._buffer:
             return self.posted
         return self.posted // -(-octets // self._buffer)
 
-    def write_wptr(self, wptr: int) -> None:
-        self._wptr = wptr & self._ring.mask
-
     def deliver(self, arrivals: Arrivals, now_ns: int) -> int:
-        """Place as many of the frames, in order, as there are descriptors for.
+        """Deliver frames in order while there are descriptors; returns how many.
 
-        Returns how many. A frame whose buffer is no guest memory uses up its
-        descriptor and its event, as the driver expects, and is counted.
+        A frame whose buffer is not guest memory uses its descriptor and its event,
+        as the driver expects, and is counted.
         """
         posted = min(self.posted, self._ring.mask)
         count = min(posted, arrivals.lengths.size)
@@ -271,9 +289,9 @@ class RxQueue:
     ) -> int | None:
         """:meth:`deliver` for frames of one length and class, the fast path.
 
-        ``pieces`` are prefix and frame of each, ``octets`` of them. None, and
-        nothing done, unless all descriptors are of one size that holds them and
-        all their buffers are in one segment.
+        ``pieces`` have prefix and frame, ``octets`` long. Returns None and does nothing
+        unless all descriptors have one size that is large enough, and all their buffers
+        are in one segment.
         """
         count = min(self.posted, pieces.size, _LOW_BITS.size - 16)
         if not count:
@@ -283,7 +301,7 @@ class RxQueue:
         except GuestAccessError as error:
             self._journal.note("rxq_unmapped", "%s", error)
             return 0
-        # With equal sizes in the high bits the order is that of the addresses.
+        # With equal sizes in the high bits, this compares addresses.
         low, high = int(descriptors.min()), int(descriptors.max())
         room = low >> ESF_DZ_RX_KER_BYTE_CNT.lbn
         if room != high >> ESF_DZ_RX_KER_BYTE_CNT.lbn or not octets <= room <= _MAX_ROOM:
@@ -324,7 +342,7 @@ class RxQueue:
     def _deliver_uneven(
         self, arrivals: Arrivals, descriptors: Qwords, sizes: Int64s, now_ns: int
     ) -> int:
-        """Buffers of different sizes, which the driver never posts: a frame at a time."""
+        """Buffers of different sizes, which the driver never posts: one frame at a time."""
         used = count = 0
         for index in range(arrivals.lengths.size):
             one = arrivals.part(slice(index, index + 1))
@@ -353,7 +371,7 @@ class RxQueue:
     def _place(
         self, addresses: Int64s, buffer: Octets, offsets: Int64s, lengths: Int64s, room: int
     ) -> None:
-        """Copy pieces in one go, or short and long ones apart: groups are of one length."""
+        """Copy pieces at once, or short and long ones separately: one copy has one length."""
         longest = int(lengths.max())
         if longest > 512 and int(lengths.min()) <= 256:
             short = lengths <= 256
@@ -362,7 +380,7 @@ class RxQueue:
             parts = [np.arange(lengths.size)] if lengths.size else []
         for part in parts:
             octets = min(room, -(-int(lengths[part].max()) // 16) * 16)
-            # A piece at the very end of the ring has no 16 octets to spare behind it.
+            # Do not read beyond the end of the packet ring.
             octets = min(
                 octets, max(int(lengths[part].max()), buffer.size - int(offsets[part].max()))
             )
@@ -373,7 +391,7 @@ class RxQueue:
                 )
 
     def _exact(self, addresses: Int64s, buffer: Octets, offsets: Int64s, lengths: Int64s) -> None:
-        """Pieces that end just below the end of a segment, or lie outside any."""
+        """Copy pieces near the end of a segment exactly; count those outside all segments."""
         for address, offset, length in zip(
             addresses.tolist(), offsets.tolist(), lengths.tolist(), strict=True
         ):
@@ -399,7 +417,7 @@ class RxQueue:
 
 
 def rx_events(classes: offload.Classes) -> Qwords:
-    """The part of receive events that tells what a frame is."""
+    """The class fields of receive events."""
     events: Qwords = (
         (classes.l3.astype(np.uint64) << np.uint64(ESF_DZ_RX_L3_CLASS.lbn))
         | (classes.l4.astype(np.uint64) << np.uint64(ESF_FZ_RX_L4_CLASS.lbn))
@@ -412,7 +430,7 @@ def rx_events(classes: offload.Classes) -> Qwords:
 
 
 def rx_event(flow: offload.Flow) -> int:
-    """The same for frames that are all of ``flow``."""
+    """The same for frames that all belong to ``flow``."""
     return (
         ESF_DZ_RX_L3_CLASS.put(flow.l3)
         | ESF_FZ_RX_L4_CLASS.put(flow.l4)
@@ -420,7 +438,7 @@ def rx_event(flow: offload.Flow) -> int:
     )
 
 
-class TxQueue:
+class TxQueue(_DescriptorQueue):
     """Transmit descriptors, gathered into frames with their checksums finished."""
 
     def __init__(
@@ -428,42 +446,28 @@ class TxQueue:
         memory: GuestMemory,
         journal: Journal,
         evq: EventQueue,
+        ring: DmaRing,
         *,
-        start: int,
-        entries: int,
-        label: int,
         ip_csum: bool,
         l4_csum: bool,
     ) -> None:
-        self._memory = memory
-        self._journal = journal
-        self._ring = Ring(memory, start, entries, write=False)
-        self.evq = evq
-        self._label = label
+        super().__init__(memory, journal, evq, ring)
+        self._label = ring.label
         self._ip_csum = ip_csum
         self._l4_csum = l4_csum
-        self._wptr = 0
-        self._rptr = 0
         self._frame = bytearray()
         self._broken = False
 
-    @property
-    def pending(self) -> int:
-        return (self._wptr - self._rptr) & self._ring.mask
-
-    def write_wptr(self, wptr: int) -> None:
-        self._wptr = wptr & self._ring.mask
-
     def abandon(self, now_ns: int) -> int:
-        """Complete what is posted without sending it; how many descriptors that were."""
-        left, self._rptr, self._frame = self.pending, self._wptr, bytearray()
+        """Complete the posted descriptors without sending them; returns how many."""
+        left, self._rptr, self._frame = self.posted, self._wptr, bytearray()
         if left:
             self._complete(now_ns)
         return left
 
     def transmit(self, limit: int, send: Callable[[bytearray], None], now_ns: int) -> None:
-        """Hand up to ``limit`` descriptors' frames to ``send``; one event completes them."""
-        count = min(self.pending, limit)
+        """Pass the frames of up to ``limit`` descriptors to ``send``; one event completes them."""
+        count = min(self.posted, limit)
         if not count:
             return
         try:

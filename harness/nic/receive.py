@@ -2,22 +2,22 @@
 """The receive path: from the wire's packet ring to descriptors and events.
 
 The packet ring is the packet buffer of the controller: frames wait there for
-descriptors, and new ones find no room when it is full. Those the kernel drops, and
-they are counted as NODESC. A pass takes as many frames as there are descriptors
-for, a batch at a time: classes and checksums, MAC statistics, filters, queues. When
-no descriptor has been posted for :data:`RESIDENCE_NS`, the oldest frames go without,
-so that a queue nobody serves does not block another.
+descriptors. When it is full, the kernel drops new frames, which count as NODESC. A
+pass takes as many frames as there are descriptors, in batches: classes and checksums,
+MAC statistics, filters, queues. When no descriptor has been posted for
+:data:`RESIDENCE_NS`, the oldest frames are dropped, so that a queue that nobody serves
+does not block the others.
 
-So every frame of the wire (``wire_frames``, the kernel's own count) still waits, or
+So every frame of the wire (``wire_frames``, the kernel's own count) is still waiting, or
 is in exactly one of: ``rx_delivered``, ``rx_nodesc``, ``rx_filtered``,
 ``rx_oversize``, ``rx_link_down``, ``rx_flushed`` (by a reset), ``rx_internal_drops``
-(a mistake of the model: 0), ``repeat_taken``, ``wire_ring_drops``. The driver's NODESC is
-``rx_nodesc`` + ``wire_ring_drops``. Frames the MAC sends to itself (``tx_looped``) are
-counted likewise. What ``repeat`` has taken comes back as many times as it is delivered:
-``repeat_delivered``, a part of ``rx_delivered``.
+(a bug of the model: 0), ``repeat_taken``, ``wire_ring_drops``. The driver's NODESC is
+``rx_nodesc`` + ``wire_ring_drops``. Frames of the MAC's loopback (``tx_looped``) are
+counted in the same way. Repeated frames count each time they are delivered, in
+``repeat_delivered``, which is a part of ``rx_delivered``.
 
-No step loops over frames. A batch of one flow, the rule under load, takes a path
-with a third of the calls; that both paths agree is tested.
+No step loops over frames. A batch of one flow, the usual case under load, takes a path
+with a third of the calls; a test compares the two paths.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ from harness.nic.wire import (
 )
 
 RESIDENCE_NS = 10_000_000
-"""How long frames wait for a descriptor when none is posted at all."""
+"""How long frames wait for a descriptor when none is posted."""
 
 _BATCH = 1024
 _BUDGET = 4096
 _EVICTED = 256
 _ELSEWHERE = DROP - 1
 DRAIN_NS = 2_000_000
-"""While streams repeat, how long frames of the wire may wait."""
+"""How long frames of the wire may wait while streams are repeated."""
 _PATIENCE_NS = 10
-"""While streams repeat, how long doorbells may wait, for each descriptor of a ring."""
+"""How long doorbells may wait while streams are repeated, per descriptor of the ring."""
 
 
 class Receiver:
-    """Moves frames from ``wire`` to those of ``rxqs`` (by instance) the filters name."""
+    """Moves frames from ``wire`` to the ``rxqs`` (by instance) that the filters choose."""
 
     def __init__(
         self,
@@ -78,40 +78,40 @@ class Receiver:
         self._drained_ns = 0
         self.repeater = Repeater()
         self.burst = 0
-        """Deliver at most so many frames, and then none until the driver has taken them; 0:
-        no limit."""
+        """Deliver at most this many frames, then none until the driver has taken them; 0: no
+        limit."""
         self.max_frame = 1518
-        """The longest frame the MAC takes, FCS included."""
+        """The longest frame that the MAC accepts, including FCS."""
         self.carries = True
         """Frames reach the MAC from the wire."""
         self.looped: SlotRing | None = None
-        """Frames the MAC sends to itself, when it does."""
+        """Frames of the MAC's loopback, if it is on."""
         self.stalled = False
         """The function may not write to memory: frames wait as if nothing were posted."""
         self._left = 0
 
     def queues_changed(self) -> None:
-        """Queues came or went: whichever there are now may get the next frames."""
+        """To be called when queues were created or removed."""
         self._busy = list(self._rxqs.values())
         self.repeater.forget()
 
     @property
     def starved(self) -> bool:
-        """The next frames have to wait for the guest.
+        """The next frames must wait for the guest.
 
-        It does not let the function write, a queue that had frames lately has less than
-        half of its descriptors posted, or a burst is not over.
+        Either the function may not write to memory, or a recently used queue has less than
+        half of its descriptors posted, or the driver is still processing a burst.
         """
         return self.stalled or self.blocked or any(rxq.starved for rxq in self._busy)
 
     @property
     def blocked(self) -> bool:
-        """A burst is not over: the driver still works on it."""
+        """The driver is still processing a burst."""
         return bool(self.burst) and not all(rxq.evq.ready for rxq in self._busy)
 
     @property
     def repeating(self) -> bool:
-        """There are frames for the guest, whether or not the wire brings any."""
+        """There are repeated frames for the guest, even if none come from the wire."""
         return (
             self.repeater.on
             and self.carries
@@ -121,15 +121,15 @@ class Receiver:
 
     @property
     def patience_ns(self) -> int:
-        """While streams repeat, how long the guest's doorbells may wait.
+        """How long the guest's doorbells may wait while streams are repeated.
 
-        A fast guest takes a frame in 200 ns, and half of its ring must not be used up
-        before the next pass has filled the other. A look costs 20 µs.
+        A fast guest takes a frame in 200 ns. It must not use up half of its ring before the
+        next pass has filled the other half. Serving doorbells costs 20 µs.
         """
         return _PATIENCE_NS * min((rxq.entries for rxq in self._busy), default=_BATCH)
 
     def receive(self) -> int:
-        """One pass over the frames that wait; returns how many were dealt with."""
+        """One pass over the waiting frames; returns how many were processed."""
         if not self.repeater.on:
             return self._drain(self.burst or _BUDGET)
         done, now_ns = 0, self._clock_ns()
@@ -141,7 +141,7 @@ class Receiver:
         return done
 
     def flush(self) -> None:
-        """Drop what waits: the packet buffer does not outlive a reset."""
+        """Drop the waiting frames: a reset empties the packet buffer."""
         for _ in range(2):  # to the end of the ring, and from its start
             if waiting := self._wire.waiting():
                 self._journal.count("rx_frames", waiting)
@@ -149,14 +149,14 @@ class Receiver:
                 self._wire.release(waiting)
 
     def _repeat(self, now_ns: int) -> int:
-        """Deliver what streams have left here to the descriptors that are posted."""
+        """Deliver repeated frames to the posted descriptors."""
         done = 0
         for queue, templates in self.repeater.templates():
             rxq = self._rxqs.get(queue)
             if rxq is not None:
                 try:
                     done += self._repeat_to(rxq, templates, now_ns)
-                except Exception as error:  # noqa: BLE001 - what goes round here is lost
+                except Exception as error:  # noqa: BLE001 - costs the repeated frames
                     self._journal.mistake(error)
                     templates.clear()
             if not templates or rxq is None:
@@ -198,13 +198,13 @@ class Receiver:
         return delivered
 
     def _keeps(self, batch: Batch) -> bool:
-        """Streams of this batch are to be repeated: those of the wire, not the MAC's own."""
+        """Whether streams of this batch are repeated: those of the wire, not of loopback."""
         return self.repeater.on and batch.ring is not self.looped
 
     def _keep(self, queue: int, run: Run) -> None:
-        """Frames go to be repeated instead of being delivered."""
+        """Give frames to the repeater instead of delivering them."""
         lost = self.repeater.keep(queue, run, self._clock_ns())
-        # They are frames of the MAC when they come back from there.
+        # The others are counted when they are delivered.
         self._journal.count("rx_frames", lost - run.size)
         self._settle("repeat_taken", run.size - lost)
         if lost:
@@ -220,7 +220,7 @@ class Receiver:
         wanted: Int64s,
         events: Qwords,
     ) -> offload.Bools:
-        """:meth:`_keep` those of a mixed batch that are streams'; they are wanted no more."""
+        """:meth:`_keep` the streams of a mixed batch, and remove them from ``wanted``."""
         chosen: offload.Bools = self.repeater.takes(classes.l3, classes.l4, classes.multicast)
         chosen &= (wanted >= 0) & ~classes.ip_bad & ~classes.l4_bad
         number = int(np.count_nonzero(chosen))
@@ -259,7 +259,7 @@ class Receiver:
                 batch = frames.take(size)
                 size = self._left = batch.size
                 self._take(batch, carries)
-            except Exception as error:  # noqa: BLE001 - these frames are lost, and no others
+            except Exception as error:  # noqa: BLE001 - costs only these frames
                 self._journal.mistake(error)
                 self._settle("rx_internal_drops", self._left)
             self._journal.count("rx_frames", size)
@@ -268,10 +268,10 @@ class Receiver:
         return done
 
     def _room(self, waiting: int) -> int:
-        """How many of the frames that wait may be taken now."""
+        """How many of the waiting frames may be taken now."""
         room = waiting
         if self.repeating:
-            return room  # they need no descriptors, but for a few
+            return room  # most of them go to the repeater and need no descriptors
         if self.stalled or self.blocked:
             room = 0
         for rxq in self._busy:
@@ -302,7 +302,7 @@ class Receiver:
         self._left -= number
 
     def _take_equal(self, batch: Batch) -> bool:
-        """Frames of one length and class to one queue, or False: whatever a flood sends."""
+        """Deliver frames of one length and class to one queue, as a flood sends; else False."""
         if batch.equal is None:
             return False
         status, length = batch.equal

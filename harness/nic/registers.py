@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The memory BAR: registers by the driver's names, fields as (lbn, width).
 
-Hides the address decoding: one table for the function's own registers and one
-for those that recur in each VI's window. An access has one of three outcomes:
-handled, read-only, unknown; the last two are logged. Source: ef10_regs.h.
+Hides the address decoding: one table for the function's registers and one for
+those of each VI's window. An access is handled, read-only or unknown; the last two
+are logged. Source: ef10_regs.h.
 """
 
 from __future__ import annotations
@@ -52,18 +52,17 @@ ERF_DZ_TX_DESC_WPTR_DWORD = Field(0, 12)
 
 FFE_DZ_TC_TIMER_MODE_INT_HLDOFF = 3
 
-# The same doorbell page serves event queues when bug 35388 is worked around;
-# this model does not claim that workaround.
+# ER_DD_EVQ_INDIRECT is missing: this model does not offer the workaround of bug 35388.
 Write = Callable[[int, int], None]
 Read = Callable[[int], int]
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """``write`` takes (VI, value), ``read`` takes (VI); None: not in that direction.
+    """``write`` takes (VI, value), ``read`` takes (VI); None: not readable or writable.
 
-    ``last_counts``: a doorbell that tells how far a ring is filled or read, so that
-    of several writes that are waiting the last one says all.
+    ``last_counts``: a doorbell with a ring pointer, so that of several waiting writes
+    only the last one matters.
     """
 
     name: str
@@ -79,7 +78,7 @@ class RegisterFile:
     Args:
         function: offset in the BAR → register.
         per_vi: offset in a VI's window → register.
-        vis: how many windows the BAR has.
+        vis: the number of windows in the BAR.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class RegisterFile:
             register.write(vi, int.from_bytes(data, "little"))
 
     def write_dwords(self, offsets: list[int], values: list[int]) -> None:
-        """Many writes of four octets each, in order; doorbells that repeat count once."""
+        """Many writes of four octets each, in order; skips doorbells that a later one replaces."""
         per_vi = self._per_vi
         last = dict(zip(offsets, values, strict=True))
         if all(

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""A wire that repeats: what streams have put on it is delivered again and again.
+"""Repeats the datagrams of streams, to load a receiver more than the senders can.
 
-A receiver takes several times the frames that senders on the same machine can make.
-So the datagrams of streams are kept, in the order in which they came, and each is
-delivered ``times`` times. With 0 there is no number: the most recent ones go round as
-fast as the receiver posts descriptors, for as long as the streams go on (some 100 ms
-longer at most). A lone datagram is none of a stream's: there have to be
-:data:`_STREAM` within :data:`_SPELL_NS`.
+A receiver processes several times the frames that senders on the same machine can make.
+So the datagrams of streams are kept in the order of their arrival, and each is delivered
+``times`` times. With 0 there is no limit: the most recent ones are repeated as fast as
+the receiver posts descriptors, while the streams last (and at most about 100 ms longer).
+Single datagrams are not a stream: at least :data:`_STREAM` must come within
+:data:`_SPELL_NS`.
 
-Only what :meth:`Repeater.takes` is kept. Everything else is delivered once and goes
-first: while streams repeat, :data:`RESERVED` descriptors (of a small ring, an eighth)
-are left to it.
+Only frames that :meth:`Repeater.takes` accepts are kept. All others are delivered once
+and go first: while streams are repeated, :data:`RESERVED` descriptors (an eighth of a
+small ring) are reserved for them.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ _FEW = 1024
 _SHORT = 256
 _SPARE = 16384
 _MAX_WAITING = 4096
-"""Frames that wait to be repeated a given number of times: the packet buffer's size."""
+"""The most frames that may wait to be repeated a given number of times: the size of the
+packet buffer."""
 
 
 @dataclass(slots=True)
 class Run:
-    """Consecutive frames of streams for one queue: prefix and frame a row.
+    """Consecutive frames of streams for one queue; each row has prefix and frame.
 
-    ``lengths`` include the prefix. Frames that are ``alike`` have one length, event and
-    address.
+    ``lengths`` include the prefix. Frames that are ``alike`` have the same length, event
+    and address.
     """
 
     rows: Octets
@@ -56,10 +57,10 @@ class Run:
 
 
 class Template:
-    """Frames in a row, from which the next are delivered; round and round.
+    """A circular sequence of frames to deliver.
 
     Args:
-        left: how many deliveries; None: no limit.
+        left: how many deliveries are left; None: no limit.
 
     Attributes:
         newest_ns: when the last frames came.
@@ -80,7 +81,7 @@ class Template:
         )  # fmt: skip
 
     def overwrite(self, run: Run, now_ns: int) -> None:
-        """The oldest frames give way to a run that is no longer than the template."""
+        """Replace the oldest frames by a run, which is not longer than the template."""
         self.newest_ns = now_ns
         width = run.rows.shape[1]
         if width > self._rows.shape[1]:
@@ -116,7 +117,7 @@ class Template:
         return np.arange(self._at, self._at + number) % self.size
 
     def deliver(self, rxq: queues.RxQueue, part: slice | Int64s, now_ns: int) -> int:
-        """Deliver a part of :meth:`next`; how many frames found descriptors."""
+        """Deliver a part from :meth:`next`; returns how many frames found descriptors."""
         delivered = None
         if self._alike >= self.size:
             octets = int(self._lengths[0])
@@ -136,13 +137,13 @@ class Template:
         return delivered
 
     def alike(self) -> tuple[int, int] | None:
-        """(address, octets without prefix) of all frames, or None when they differ."""
+        """(address, length with prefix) of all frames, or None if they differ."""
         if self._alike < self.size:
             return None
         return int(self._macs[0]), int(self._lengths[0])
 
     def described(self, part: slice | Int64s) -> tuple[Qwords, Int64s]:
-        """Addresses, and lengths with the prefix."""
+        """Addresses and lengths (with prefix) of a part."""
         return self._macs[part], self._lengths[part]
 
     @property
@@ -150,7 +151,7 @@ class Template:
         return int(self._rows.shape[1])
 
     def _make_rows(self, width: int) -> None:
-        # A queue may copy up to a whole buffer from where the last piece starts.
+        # A queue may copy up to a whole buffer from the start of the last piece on.
         self._buffer: Octets = np.zeros(self.size * width + _SPARE, np.uint8)
         self._rows = self._buffer[: self.size * width].reshape(self.size, width)
 
@@ -159,7 +160,7 @@ class Template:
 
 
 class Repeater:
-    """What is to be delivered again, by receive queue."""
+    """The frames to repeat, by receive queue."""
 
     def __init__(self) -> None:
         self._times = 1
@@ -170,7 +171,7 @@ class Repeater:
 
     @property
     def times(self) -> int:
-        """How often each frame is delivered; 1: nothing is repeated, 0: without end."""
+        """How often each frame is delivered; 1: no repetition, 0: no limit."""
         return self._times
 
     @times.setter
@@ -188,12 +189,12 @@ class Repeater:
 
     @staticmethod
     def takes(l3: Int64s | int, l4: Int64s | int, multicast: Any) -> Any:
-        """Which frames may be a stream's: whole UDP datagrams to one receiver."""
+        """Which frames may belong to a stream: whole UDP datagrams to one receiver."""
         whole = (l3 == offload.L3_IP4) | (l3 == offload.L3_IP6)
         return whole & (l4 == offload.L4_UDP) & np.logical_not(multicast)
 
     def streams(self, more: int, now_ns: int) -> bool:
-        """``more`` datagrams have come: whether they are a stream's."""
+        """Whether ``more`` datagrams, which have just come, belong to a stream."""
         if self._times:
             return True
         self._turn(now_ns)
@@ -201,7 +202,7 @@ class Repeater:
         return self._flowing()
 
     def keep(self, queue: int, run: Run, now_ns: int) -> int:
-        """Keep a run for repetition; how many of its frames there was no room for."""
+        """Keep a run for repetition; returns how many of its frames found no room."""
         kept = self._templates.setdefault(queue, deque())
         if self._times == 0:
             size = _MANY if run.rows.shape[1] <= _SHORT else _FEW
@@ -218,23 +219,23 @@ class Repeater:
         return 0
 
     def active(self, now_ns: int) -> bool:
-        """There is something to repeat."""
+        """Whether there is anything to repeat."""
         if not self._templates:
             return False
         if self._times == 0:
             self._turn(now_ns)
             for queue, kept in list(self._templates.items()):
-                # Its streams may have ended, or go to another queue now.
+                # Its streams have ended, or go to another queue now.
                 if now_ns - kept[0].newest_ns > 2 * _SPELL_NS or not self._flowing():
                     del self._templates[queue]
         return bool(self._templates)
 
     def templates(self) -> list[tuple[int, deque[Template]]]:
-        """By queue, what is to be delivered next at the front."""
+        """The templates of each queue; the first one is next."""
         return list(self._templates.items())
 
     def done(self, queue: int) -> None:
-        """Nothing is left for a queue."""
+        """Forget a queue that has nothing left to repeat."""
         self._templates.pop(queue, None)
 
     def _flowing(self) -> bool:

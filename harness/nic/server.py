@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The server: one client, one wire, one loop, and the pace of the receive path.
 
-The loop never blocks but in ``select``. A pass over the wire costs much the same
-however few frames it finds, so passes may take a fifth of a processor and no more
-(one that took t is paid for with 5 t, and :data:`_CREDIT_NS` are given in advance,
-so that a lone frame never waits). A pass that left the guest less than half of its
-descriptors is followed by the next once half are posted again, or ten milliseconds
-are over: until then the guest has hundreds of frames to work on. Doorbells are
-served in between, as they come or, in that last case, where they say little but
-that more is posted, a millisecond's together.
+The loop blocks only in ``select``. A pass over the wire costs about the same for few
+frames as for many, so useless passes may take at most a fifth of a CPU: after a pass of
+duration t the next waits for 5 t, less a credit of :data:`_CREDIT_NS`, so that a lone frame
+never waits. When a pass has left the guest less than half of its descriptors, the next
+comes when half are posted again, or after ten milliseconds: until then the guest has
+hundreds of frames to process. Doorbells are served in between as they come. In that last
+case they only report posted descriptors, and are served once a millisecond.
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ _MAX_CONTROL_LINE = 4096
 _MAX_CONTROL_CLIENTS = 16
 _PAUSE_S = 0.01
 MAX_TIMES = 1_000_000
-"""The most that a frame may be repeated, or a burst may hold."""
+"""The largest number of repetitions, and of frames in a burst."""
 
 
 class Session(Protocol):
     """What the server needs of a transport: one client's session.
 
     Attributes:
-        patience_ns: how long what the guest writes may wait where it says little but
-            that more is posted.
-        wants_to_write: descriptors that replies wait for.
+        patience_ns: how long the guest's writes may wait when they only report posted
+            descriptors.
+        wants_to_write: file descriptors with unsent replies.
     """
 
     patience_ns: int
@@ -58,13 +57,13 @@ class Session(Protocol):
     @property
     def wants_to_write(self) -> list[int]: ...
     def filenos(self) -> list[int]:
-        """Descriptors that are readable when the guest has something to say."""
+        """File descriptors that become readable when the guest has sent something."""
 
     def due_ns(self, now_ns: int) -> int | None:
-        """When to serve it though none of them is readable."""
+        """When to serve it even if none of them is readable."""
 
     def serve(self, ready: Collection[int]) -> None:
-        """Act on all that the guest has said; raises :class:`SessionEnd`."""
+        """Process everything the guest has sent; raises :class:`SessionEnd`."""
 
     def flush(self) -> None: ...
     def close(self) -> None: ...
@@ -74,12 +73,12 @@ Transport = Callable[[socket.socket, Nic], Session]
 
 
 def vfio_user(accepted: socket.socket, nic: Nic) -> Session:
-    """A machine emulator's session: QEMU's ``vfio-user-pci``."""
+    """A session of QEMU's ``vfio-user-pci``."""
     return Connection(accepted, nic, nic.journal)
 
 
 def vhost_user(accepted: socket.socket, nic: Nic) -> Session:
-    """A user-mode kernel's session: ``virtio_uml`` with ``virt-pci`` on it."""
+    """A session of a user-mode kernel: ``virtio_uml`` with ``virt-pci``."""
     return Backend(accepted, nic, nic.journal, time.monotonic_ns)
 
 
@@ -106,7 +105,7 @@ class Server:
         signal.set_wakeup_fd(self._woken)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        # Timeouts of select() are late by the timer slack, 50 µs unless told otherwise.
+        # Timeouts of select() are late by the timer slack, 50 µs by default.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)
 
     def run(self) -> None:
@@ -119,7 +118,7 @@ class Server:
                     self._serve(session)
                 except SessionEnd as end:
                     log.info("session ended: %s", end)
-                except Exception as error:  # noqa: BLE001 - the counters are still to be told
+                except Exception as error:  # noqa: BLE001 - the counters must still be printed
                     self._nic.journal.mistake(error)
                 finally:
                     self._guard(session.close)
@@ -156,7 +155,7 @@ class Server:
         self._nic.receive()
 
     def _refuse(self) -> None:
-        """A second client finds its connection closed; the first one is not disturbed."""
+        """Close the connection of a second client."""
         accepted = _accepted(self._listener)
         if accepted is not None:
             accepted.close()
@@ -173,7 +172,7 @@ class Server:
             due_ns = nic.next_due_ns()
             starved = pace.starved(now_ns)
             rest_ns = pace.resting_until_ns(now_ns, starved=starved)
-            # Doorbells that come one by one say more than those of a guest that is busy.
+            # A guest with few frames left must have its doorbells served at once.
             patience_ns = session.patience_ns if starved and not nic.blocked else 0
             serve_ns = session.due_ns(now_ns)
             if starved and not nic.blocked and nic.repeating:
@@ -220,9 +219,9 @@ class Server:
                         log.error("the wire is gone")
 
     def _guard(self, step: Callable[[], None]) -> None:
-        """A mistake of the model is logged and counted; the guest keeps its device.
+        """Log and count a bug of the model; the guest keeps its device.
 
-        What made it may still be there, and wake the loop at once: so it is given time.
+        Its cause may persist and wake the loop again at once, so there is a pause.
         """
         try:
             step()
@@ -239,14 +238,14 @@ class _Pace:
         self._paid_until_ns = 0
         self._starved_until_ns = 0
         self.last = 0
-        """Frames the last pass found."""
+        """Frames that the last pass found."""
 
     def starved(self, now_ns: int) -> bool:
-        """The guest has more frames to work on than it has posted descriptors."""
+        """The guest has more frames to process than it has posted descriptors."""
         return now_ns < self._starved_until_ns and self._nic.starved
 
     def resting_until_ns(self, now_ns: int, *, starved: bool) -> int | None:
-        """When to look at the wire again; None: now."""
+        """When the next pass is due; None: now."""
         if now_ns < self._paid_until_ns - _CREDIT_NS:
             return self._paid_until_ns - _CREDIT_NS
         return self._starved_until_ns if starved else None
@@ -257,8 +256,8 @@ class _Pace:
         self.last = self._nic.receive()
         now_ns = time.monotonic_ns()
         self._starved_until_ns = now_ns + _STARVED_NS
-        # A wire that repeats is there to load the guest as far as it goes. What a guest does
-        # not take though it has descriptors would be offered without end.
+        # A repeating wire always has frames: if the guest took none of them although it had
+        # descriptors, further passes would be useless.
         useful = self.last > 0 if self._nic.repeats else self.last == 0
         if not useful:
             price_ns = _PRICE * (time.thread_time_ns() - started_ns)
@@ -295,7 +294,7 @@ class _Control:
                     received[:] = rest
                     client.send(json.dumps(self._answer(line)).encode() + b"\n")
                 if not data or len(received) > _MAX_CONTROL_LINE:
-                    raise ConnectionError("gone, or no line")
+                    raise ConnectionError("closed, or the line is too long")
             except BlockingIOError:
                 continue
             except OSError:
@@ -331,7 +330,7 @@ class _Control:
 
 
 def _accepted(listener: socket.socket) -> socket.socket | None:
-    """The next connection; None when it is gone again or no descriptor is left."""
+    """The next connection; None if it is gone already or no file descriptor is left."""
     try:
         return listener.accept()[0]
     except OSError as error:
@@ -341,7 +340,7 @@ def _accepted(listener: socket.socket) -> socket.socket | None:
 
 
 def _listen(path: Path) -> socket.socket:
-    """A listening socket that only this user reaches; replaces a stale one."""
+    """A listening socket that only this user can connect to; replaces a stale one."""
     if path.is_socket():
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""MAC statistics, as MC_CMD_MAC_STATS hands them to the driver.
+"""MAC statistics, as MC_CMD_MAC_STATS gives them to the driver.
 
-Every frame the wire brought is in ``RX_PKTS``. What was not delivered is in
-``RX_NODESC_DROPS`` (no descriptor, or the packet ring was full), ``RX_JABBER``
-(longer than the MAC was told to take) or in the model's own counters of frames
-no filter wanted.
+``RX_PKTS`` has every frame from the wire. Frames that were not delivered are in
+``RX_NODESC_DROPS`` (no descriptor, or the packet ring was full), in ``RX_JABBER``
+(longer than SET_MAC's limit), or in the model's own counter of frames that matched no
+filter.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ class MacStats:
             self._values[first + index] += number
 
     def image(self, qwords: int, ring_drops: int) -> bytes:
-        """What is written to the driver: ``qwords`` counters between the generations.
+        """The block for the driver: ``qwords`` counters between the generation counts.
 
-        Drops of the packet ring are frames the MAC received and had no room for.
+        Drops of the packet ring count as frames that the MAC received and had no room for.
         """
         self.generation += 1
         values = (self._values + [0] * qwords)[:qwords]

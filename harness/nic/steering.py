@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Which receive queue a frame goes to: the filters and RSS contexts of the driver.
 
-Only matches on the destination address are offered to the driver (an exact
-address, and any unknown unicast or multicast one), so every filter it can install
-is honoured to the letter. A frame that no filter wants is not delivered.
+The driver is offered only matches on the destination address (an exact address, and
+any unknown unicast or multicast one), so every filter it can install is implemented.
+A frame that matches no filter is not delivered.
 
-The hash of a frame is that of the RSS context of its filter, over what the driver is
-told (RSS_CONTEXT_GET_FLAGS): the addresses of IP, and the ports of TCP. It goes into
-the receive prefix. A filter without a context, as the driver installs with one receive
-queue, hashes nothing.
+The hash of a frame comes from the RSS context of its filter. It covers the fields of
+RSS_CONTEXT_GET_FLAGS (the addresses of IP, and the ports of TCP) and goes into the
+receive prefix. Without a context, as the driver's filters are with one receive queue,
+the hash is 0.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class RssContext:
     table: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_TABLE_LENGTH, np.int64))
     key: bytes = bytes(_KEY_LENGTH)
     only: int | None = 0
-    """The one queue the table names, if it names but one."""
+    """The queue in the table if all entries are the same."""
 
     def set_table(self, queues: list[int]) -> None:
         self.table[:] = queues
@@ -62,7 +62,7 @@ class RssContext:
 
 @functools.lru_cache(maxsize=8)
 def _toeplitz_tables(key: bytes, octets: int) -> npt.NDArray[np.uint32]:
-    """For each input octet position, the hash each of its 256 values adds."""
+    """For each position of an input octet, the contribution of each of its 256 values."""
     bits = int.from_bytes(key, "big")
     total = 8 * len(key)
     tables = np.zeros((octets, 256), np.uint32)
@@ -76,7 +76,7 @@ def _toeplitz_tables(key: bytes, octets: int) -> npt.NDArray[np.uint32]:
 
 
 def toeplitz(key: bytes, data: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """Hashes of columns of 16-bit words in host order, as Microsoft's RSS defines them."""
+    """Microsoft's RSS hash of each column of 16-bit words in host order."""
     tables = _toeplitz_tables(key, 2 * data.shape[0])
     found = np.zeros(data.shape[1], np.uint32)
     for row, words in enumerate(data):
@@ -104,7 +104,7 @@ class Steering:
         self.contexts.clear()
 
     def insert(self, new: Filter) -> int | None:
-        """Install a filter; its handle, or None when the table is full."""
+        """Install a filter; returns its handle, or None if the table is full."""
         if len(self.filters) >= _MAX_FILTERS:
             return None
         handle = self._next_handle
@@ -113,7 +113,7 @@ class Steering:
         return handle
 
     def allocate_context(self, queues: int) -> int | None:
-        """A context that spreads evenly over ``queues``; None when there are too many."""
+        """Allocate a context that spreads evenly over ``queues``; None if there are too many."""
         if len(self.contexts) >= _MAX_CONTEXTS:
             return None
         handle = self._next_context
@@ -124,7 +124,7 @@ class Steering:
         return handle
 
     def queue_of(self, flow: offload.Flow) -> int | None:
-        """The queue of all frames of a flow; None when they need hashing one by one."""
+        """The queue of all frames of a flow; None if they must be hashed one by one."""
         chosen, context = self._of_flow(flow)
         if chosen is None:
             return DROP
@@ -138,7 +138,7 @@ class Steering:
         return chosen.queue + int(context.table[hashed % _TABLE_LENGTH])
 
     def hash_of(self, flow: offload.Flow, frames: Octets) -> npt.NDArray[np.uint32] | int:
-        """The hash of the flow, or of each of its ``frames``; 0 where nothing is hashed."""
+        """The hash of the flow, or of each of its ``frames``; 0 without an RSS context."""
         _, context = self._of_flow(flow)
         if context is None:
             return 0
@@ -164,13 +164,13 @@ class Steering:
         return chosen, self.contexts.get(chosen.rss_context)
 
     def queues(self, classes: offload.Classes) -> Int64s:
-        """The queue of each frame (:data:`DROP`: none); :meth:`queue_of` decides alike."""
+        """The queue of each frame (:data:`DROP`: none), the same as :meth:`queue_of`."""
         return self.spread(classes)[0]
 
     def spread(self, classes: offload.Classes) -> tuple[Int64s, npt.NDArray[np.uint32]]:
-        """The queue of each frame and its hash, 0 where its filter names no RSS context.
+        """The queue and the hash of each frame; the hash is 0 without an RSS context.
 
-        Exact filters go before the unknown-address ones, later ones before earlier.
+        Exact filters precede those for unknown addresses, later ones precede earlier ones.
         """
         count = classes.mac.size
         queues = np.full(count, DROP, np.int64)

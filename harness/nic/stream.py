@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A client's byte stream: what has arrived, the descriptors with it, and what waits to be sent.
+"""A client's byte stream: received octets, their file descriptors, and unsent replies.
 
-Hides partial reads and writes, and which message a descriptor came with: the kernel
-hands it over with the octets it was sent with, which need not be the first of a
-message. Where a message ends is the protocol's business.
+Hides partial reads and writes, and which message a file descriptor belongs to: the
+kernel delivers it with the octets it was sent with, which need not be the first of a
+message. The protocol decides where a message ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_UNSENT = 4 << 20
 
 
 class SessionEnd(Exception):  # noqa: N818
-    """The client is gone, or what it sends cannot be understood."""
+    """The client is gone, or its messages cannot be parsed."""
 
 
 class Stream:
@@ -34,11 +34,11 @@ class Stream:
         self._buffer = bytearray(_RECEIVE)
         self._view = memoryview(self._buffer)
         self.received = bytearray()
-        """What has arrived and is not consumed."""
+        """Received octets that are not consumed yet."""
         self.consumed = 0
-        """Octets of the stream in front of ``received``."""
+        """Octets of the stream before ``received``."""
         self.fds: list[tuple[int, list[int]]] = []
-        """Descriptors, and the place in the stream of the last octet that came with them."""
+        """File descriptors, by the position in the stream of the last octet with them."""
         self.unsent = bytearray()
 
     def fileno(self) -> int:
@@ -51,10 +51,10 @@ class Stream:
         self._socket.close()
 
     def take(self, split: Callable[[], None], reads: int = 4) -> None:
-        """Read what has arrived, in at most ``reads`` pieces, and ``split`` it after each.
+        """Read at most ``reads`` pieces of what has arrived, and call ``split`` after each.
 
         Raises:
-            SessionEnd: the client has left, or sends descriptors and no whole message.
+            SessionEnd: the client has left, or sends file descriptors without a whole message.
         """
         for _ in range(reads):
             more = self._read()
@@ -65,7 +65,7 @@ class Stream:
                 break
 
     def _read(self) -> bool:
-        """Take one piece; False: there is nothing more for now."""
+        """Read one piece; False: nothing more has arrived."""
         try:
             size, ancillary, _flags, _address = self._socket.recvmsg_into(
                 [self._buffer], _ANCILLARY, socket.MSG_CMSG_CLOEXEC
@@ -84,19 +84,19 @@ class Stream:
         return size == _RECEIVE or bool(fds)
 
     def fds_until(self, at: int) -> list[int]:
-        """The descriptors (the caller's from now on) of the message that ends at ``at``."""
+        """The file descriptors (now the caller's) of the message that ends at ``at``."""
         found: list[int] = []
         while self.fds and self.fds[0][0] < self.consumed + at:
             found += self.fds.pop(0)[1]
         return found
 
     def consume(self, octets: int) -> None:
-        """Forget the first ``octets`` of what was received."""
+        """Discard the first ``octets`` of ``received``."""
         del self.received[:octets]
         self.consumed += octets
 
     def send(self, data: bytes) -> None:
-        """Send after what waits already, as soon as the socket takes it.
+        """Send after earlier replies, as soon as the socket accepts it.
 
         Raises:
             SessionEnd: see :meth:`flush`.
@@ -107,7 +107,7 @@ class Stream:
             self.flush()
 
     def flush(self) -> None:
-        """Send what waits, as far as the socket takes it.
+        """Send as much as the socket accepts.
 
         Raises:
             SessionEnd: the client has left, or reads nothing.
@@ -139,5 +139,5 @@ def close_all(fds: list[int]) -> None:
 
 
 def is_eventfd(fd: int) -> bool:
-    """Whether a write of 8 octets is what it seems, and cannot block for long."""
+    """Whether it is an eventfd: a write of 8 octets has no side effects and cannot block long."""
     return str(Path(f"/proc/self/fd/{fd}").readlink()) == "anon_inode:[eventfd]"

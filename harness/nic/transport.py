@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""vfio-user: messages of one client over a unix socket, and the descriptors with them.
+"""vfio-user: messages of one client over a unix socket, with their file descriptors.
 
-Hides framing, negotiation, replies and errors; a request that makes sense ends up
-in a call of :class:`Device`. Source: docs/interop/vfio-user.rst of QEMU. A request
-that makes none is answered with an error, and only a stream that can no longer be
-split into messages ends the session.
+Hides framing, negotiation, replies and errors; a valid request becomes a call of
+:class:`Device`. Source: docs/interop/vfio-user.rst of QEMU. An invalid request is
+answered with an error; only a stream that cannot be split into messages ends the
+session.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _DMA_UNMAP_ALL = 2
 
 
 class Device(Protocol):
-    """What a client reaches through the messages."""
+    """What a client controls by its messages."""
 
     @property
     def interrupts(self) -> pci.Vectors: ...
@@ -74,7 +74,7 @@ class Connection:
     """One client's session over ``connected`` (owned from now on)."""
 
     patience_ns = 1_000_000
-    """How long what the guest writes may wait where it only says that more is posted."""
+    """How long the guest's writes may wait when they only report posted descriptors."""
 
     def __init__(self, connected: socket.socket, device: Device, journal: Journal) -> None:
         self._stream = Stream(connected)
@@ -97,7 +97,7 @@ class Connection:
             REGION_WRITE_MULTI: self._region_write_multi,
         }
 
-    # What the server needs of a session.
+    # Called by the server: server.Session.
 
     def filenos(self) -> list[int]:
         return [self._stream.fileno()]
@@ -165,7 +165,7 @@ class Connection:
         self, number: int, command: int, flags: int, payload: bytes, fds: list[int]
     ) -> None:
         if flags & _TYPE_MASK:
-            self._journal.note("vfio_bad_message", "type %d, which no request has", flags & 15)
+            self._journal.note("vfio_bad_message", "type %d is not a request", flags & 15)
             close_all(fds)
             return
         failed, answer = 0, b""
@@ -177,7 +177,7 @@ class Connection:
         except struct.error:
             failed = errno.EINVAL
             self._journal.note("vfio_request_errors", "command %d: too short", command)
-        except Exception as error:  # noqa: BLE001 - the session has to go on
+        except Exception as error:  # noqa: BLE001 - the session must continue
             failed = errno.EIO
             self._journal.mistake(error)
         finally:
@@ -221,10 +221,10 @@ class Connection:
     def _dma_unmap(self, payload: bytes, _: list[int]) -> bytes:
         _, flags, start, size = struct.unpack_from("<IIQQ", payload)
         if flags & ~_DMA_UNMAP_ALL:
-            raise RequestError(errno.EINVAL, f"flags {flags:#x}: no dirty pages are kept")
+            raise RequestError(errno.EINVAL, f"flags {flags:#x}: dirty pages are not tracked")
         if flags & _DMA_UNMAP_ALL:
             if start or size:
-                raise RequestError(errno.EINVAL, "all is no range")
+                raise RequestError(errno.EINVAL, "unmap-all with a range")
             self._device.unmap_all()
             return payload[:24]
         try:
@@ -260,19 +260,19 @@ class Connection:
         if index >= len(pci.IRQ_COUNTS) or start + count > pci.IRQ_COUNTS[index]:
             raise RequestError(errno.EINVAL, f"interrupts {index}: {start}+{count}")
         if index != pci.MSIX_IRQ_INDEX:
-            return b""  # there are none of that kind, and so nothing to do
+            return b""  # the device has no interrupts of this kind
         interrupts = self._interrupts
         data, action = flags & 7, flags & ~7
         vectors = range(start, start + count)
         if action in (_IRQ_ACTION_MASK, _IRQ_ACTION_UNMASK):
-            return b""  # vectors are masked by taking their descriptors away
+            return b""  # QEMU masks a vector by removing its descriptor
         if action != _IRQ_ACTION_TRIGGER:
             raise RequestError(errno.EINVAL, f"flags {flags:#x}")
         if data == _IRQ_DATA_EVENTFD:
             if fds and len(fds) != count:
                 raise RequestError(errno.EINVAL, f"{len(fds)} descriptors for {count} vectors")
             if not all(map(is_eventfd, fds)):
-                raise RequestError(errno.EINVAL, "a descriptor that is no eventfd")
+                raise RequestError(errno.EINVAL, "a descriptor that is not an eventfd")
             for vector in vectors:
                 interrupts.assign(vector, fds.pop(0) if fds else None)
         elif data == _IRQ_DATA_NONE and count == 0:

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: MIT
 """vhost-user: the messages of one user-mode kernel, and the queues they set up.
 
-Hides framing, negotiation, the table of shared memory and when to look at the rings;
-what comes by the rings is ``pcidev``'s. Sources: docs/interop/vhost-user.rst of QEMU,
-and arch/um/drivers/virtio_uml.c, the client. A request that makes no sense is answered
-with an error; a stream that cannot be split into messages, or a ring that makes no
-sense, ends the session.
+Hides framing, negotiation, the table of shared memory and when the rings are polled;
+``pcidev`` processes their contents. Sources: docs/interop/vhost-user.rst of QEMU, and
+arch/um/drivers/virtio_uml.c, the client. An invalid request is answered with an error.
+A stream that cannot be split into messages, or an invalid ring, ends the session.
 
-A kick costs the kernel a system call and wakes the model late. So while commands come
-the rings are looked at every :data:`_NAP_NS` and the driver is told not to kick; after
-:data:`_AWAKE_NS` without one it is told to, and the model sleeps.
+A kick costs the kernel a system call and wakes the model late. So while commands come,
+the rings are polled every :data:`_NAP_NS` and kicks are disabled. After
+:data:`_AWAKE_NS` without a command kicks are enabled, and the model sleeps.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ _LOOK_NS = 100_000_000
 
 
 class Device(Protocol):
-    """What a client reaches through the messages and the queues."""
+    """What a client controls by its messages and queues."""
 
     memory: GuestMemory
 
@@ -76,17 +75,17 @@ class Device(Protocol):
 
 
 class RequestError(Exception):
-    """A request makes no sense."""
+    """A request is invalid."""
 
 
 @dataclass(slots=True)
 class _Setup:
-    """What was said of one queue."""
+    """The client's settings of one queue."""
 
     size: int = 0
     base: int = 0
     addresses: tuple[int, int, int] | None = None
-    """Of descriptors, used and available ring, as the client's own addresses."""
+    """Descriptors, used ring and available ring, in the client's own addresses."""
     enabled: bool = False
     kick: int | None = None
 
@@ -95,7 +94,7 @@ class Backend:
     """One client's session over ``connected`` (owned from now on)."""
 
     patience_ns = 0
-    """It says itself when it is to be served (:meth:`due_ns`)."""
+    """Not used: :meth:`due_ns` decides when it is served."""
 
     def __init__(
         self,
@@ -140,7 +139,7 @@ class Backend:
             SET_CONFIG: lambda _, __: None,
         }
 
-    # What the server needs of a session.
+    # Called by the server: server.Session.
 
     def filenos(self) -> list[int]:
         kicks = [setup.kick for setup in self._setups if setup.kick is not None]
@@ -151,16 +150,16 @@ class Backend:
         return [self._stream.fileno()] if self._stream.unsent else []
 
     def due_ns(self, now_ns: int) -> int | None:
-        """When to look at the rings, whether or not anything is readable."""
+        """When to poll the rings even if nothing is readable."""
         if now_ns < self._awake_until_ns or self._quiet:
             return now_ns + _NAP_NS
         return self._looked_ns + _LOOK_NS if self._pcidev.queues[COMMANDS] else None
 
     def serve(self, ready: Collection[int]) -> None:
-        """Act on what the client has sent and what waits in its rings.
+        """Process the client's messages and its rings.
 
         Raises:
-            SessionEnd: it has left, or what it says cannot be understood.
+            SessionEnd: it has left, or its messages or rings are invalid.
         """
         if ready:
             if self._stream.fileno() in ready:
@@ -172,7 +171,7 @@ class Backend:
             self._look()
         except RingError as error:
             self._journal.note("vring_broken", "%s", error)
-            raise SessionEnd(f"the driver's ring makes no sense: {error}") from error
+            raise SessionEnd(f"the driver's ring is invalid: {error}") from error
         self._stream.flush()
 
     def flush(self) -> None:
@@ -184,7 +183,7 @@ class Backend:
         self._stream.close()
 
     def _look(self) -> None:
-        """Serve the rings, and decide whether the driver is to kick."""
+        """Serve the rings, and enable or disable kicks."""
         now_ns = self._looked_ns = self._clock_ns()
         if self._pcidev.serve():
             self._awake_until_ns = now_ns + _AWAKE_NS
@@ -195,11 +194,11 @@ class Backend:
         self._quiet = awake
         queue.quiet(awake)
         if not awake and queue.waiting():
-            # It came while kicks were not wanted.
+            # A command came while kicks were disabled.
             self._awake_until_ns = now_ns + _AWAKE_NS
 
     def _heard(self, setup: _Setup) -> None:
-        """Clear a kick. A descriptor that stays readable for ever is given up."""
+        """Clear a kick, and close a file descriptor that would stay readable forever."""
         assert setup.kick is not None
         try:
             if os.read(setup.kick, 4096):
@@ -212,7 +211,7 @@ class Backend:
         setup.kick = None
 
     def _split(self) -> None:
-        """Act on the whole messages received so far."""
+        """Process all complete messages."""
         stream, at = self._stream, 0
         received = stream.received
         while len(received) - at >= _HEADER.size:
@@ -242,7 +241,7 @@ class Backend:
             self._journal.note("vhost_request_errors", "request %d: too short", request)
         except SessionEnd:
             raise
-        except Exception as error:  # noqa: BLE001 - the session has to go on
+        except Exception as error:  # noqa: BLE001 - the session must continue
             failed = 1
             self._journal.mistake(error)
         finally:
@@ -251,7 +250,7 @@ class Backend:
             self._reply(request, _U64.pack(failed))
 
     def _answered(self, request: int, payload: bytes) -> bool:
-        """The requests that ask for something and are always answered."""
+        """Answer a request that asks for a value; False if it is another one."""
         if request in self._answers:
             self._reply(request, _U64.pack(self._answers[request]()))
         elif request == GET_VRING_BASE:
@@ -260,7 +259,7 @@ class Backend:
             self._setups[index].enabled = False
             self._reply(request, _STATE.pack(index, self._setups[index].base))
         elif request == GET_CONFIG:
-            # A PCI device over virtio has none; all of it reads as 0.
+            # A PCI device over virtio has no configuration; it reads as 0.
             self._reply(request, payload[:12] + bytes(len(payload[12:])))
         else:
             return False
@@ -296,7 +295,7 @@ class Backend:
             self._device.unmap_all()
             raise
         finally:
-            # Rings hold on to the memory they were found in: first none is left there.
+            # Rings point into the old memory: stop all of them before any is started.
             for index in range(len(self._setups)):
                 self._stop(index)
             for index in range(len(self._setups)):
@@ -339,7 +338,7 @@ class Backend:
             raise
 
     def _keep(self, _: bytes, fds: list[int]) -> None:
-        """Descriptors that are held for their other end, and never used."""
+        """Keep file descriptors open, because the client uses their other end."""
         if len(fds) > 1 or len(self._other_fds) > 2 * len(self._setups):
             raise RequestError("too many descriptors")
         self._other_fds += fds
@@ -370,7 +369,7 @@ class Backend:
         self._awake_until_ns = self._clock_ns() + _AWAKE_NS
 
     def _guest_address(self, user: int) -> int:
-        """Rings are named by the client's own addresses."""
+        """The guest address of ``user``, an address of the client's own."""
         for start, size, guest in self._regions:
             if start <= user < start + size:
                 return guest + user - start
@@ -393,7 +392,7 @@ class Backend:
         return index
 
     def _forget(self) -> None:
-        """Stop the queues and let go of all that was the client's."""
+        """Stop the queues and release everything of the client's."""
         for index, setup in enumerate(self._setups):
             self._pcidev.attach(index, None)
             self._pcidev.callers[index].assign(None)
@@ -410,8 +409,8 @@ def _unsupported(_: bytes, __: list[int]) -> None:
 
 
 def _is_notification(fd: int) -> bool:
-    """Whether reading and writing eight octets is what it seems, and never waits."""
+    """Whether eight octets can be read and written without side effects and without blocking."""
     kind = os.fstat(fd).st_mode
-    # What virtio_uml calls a pipe (os_pipe()) is a pair of sockets.
+    # virtio_uml's os_pipe() makes a pair of sockets.
     pipe = stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)
     return pipe or is_eventfd(fd)

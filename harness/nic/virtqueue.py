@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""A split virtqueue in guest memory, seen from the device's side (Virtio 1.2, 2.7).
+"""A split virtqueue in guest memory, from the device's side (Virtio 1.2, 2.7).
 
-Hides the three areas, indices that wrap, chains of descriptors, and the flag by which
-the device asks for no notifications. Offered to the driver are neither indirect
-descriptors nor event indices, so there are none.
+Hides the three areas, wrapping indices, chains of descriptors, and the flag that
+disables notifications. Indirect descriptors and event indices are not offered to the
+driver.
 
-Everything here was written by the guest. A request is copied before it is looked at,
-so that it cannot change in between, and what a chain may hold is bounded.
+The guest wrote everything here. A request is copied before it is parsed, so that it
+cannot change in between, and the size of a chain is limited.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _MAX_REQUEST = 64 << 10
 
 
 class RingError(Exception):
-    """The driver's ring makes no sense; a device can only stop using it."""
+    """The driver's ring is invalid; the device can only stop using it."""
 
 
 @dataclass(slots=True)
 class Chain:
-    """One buffer of the driver: what it holds, and where an answer may be written."""
+    """One buffer of the driver: the request, and room for an answer."""
 
     head: int
     request: bytes
@@ -44,7 +44,7 @@ class Virtqueue:
         base: the index of the first buffer to take.
 
     Raises:
-        RingError: it is not in guest memory, or of no possible size.
+        RingError: it is not in guest memory, or its size is invalid.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Virtqueue:
         return self._taken
 
     def quiet(self, quiet: bool) -> None:
-        """Ask for no notifications (the device looks by itself), or for each again."""
+        """Disable the driver's notifications (the device polls), or enable them."""
         self._used[0] = _NO_NOTIFY if quiet else 0
 
     @property
@@ -79,10 +79,10 @@ class Virtqueue:
         return not self._avail[0] & _NO_INTERRUPT
 
     def waiting(self) -> int:
-        """Buffers the driver has made available and the device has not taken.
+        """How many buffers the driver has made available and the device has not taken.
 
         Raises:
-            RingError: more than the queue has.
+            RingError: more than the size of the queue.
         """
         number = (self._avail[1] - self._taken) & 0xFFFF
         if number > self.size:
@@ -90,7 +90,7 @@ class Virtqueue:
         return number
 
     def take(self) -> Chain:
-        """The next buffer; there has to be one.
+        """Take the next buffer; there must be one.
 
         Raises:
             RingError: the chain of its descriptors is broken.
@@ -107,7 +107,7 @@ class Virtqueue:
             if flags & _WRITE:
                 room.append((address, octets))
             elif room:
-                raise RingError("a part to be read behind one to be written")
+                raise RingError("a readable descriptor after a writable one")
             elif len(request) + octets > _MAX_REQUEST:
                 raise RingError(f"a request of more than {_MAX_REQUEST} octets")
             else:
@@ -115,15 +115,15 @@ class Virtqueue:
             if not flags & _NEXT:
                 return Chain(head, request, room)
             at = following
-        raise RingError("descriptors in a circle")
+        raise RingError("a loop of descriptors")
 
     def take_messages(
         self, limit: int, layout: struct.Struct
     ) -> tuple[list[int], list[tuple[int, ...]]]:
-        """The next buffers that are each one descriptor of ``layout`` to be read.
+        """Take the next buffers that consist of one readable descriptor of ``layout``.
 
-        At most ``limit``, and none behind the first that is anything else; their heads
-        and what they hold. A tenth of the cost of :meth:`take`.
+        At most ``limit``, up to the first buffer of another form. Returns their heads and
+        their contents. Costs a tenth of :meth:`take`.
         """
         heads, found = list[int](), list[tuple[int, ...]]()
         segment: Segment | None = None
@@ -145,10 +145,10 @@ class Virtqueue:
         return heads, found
 
     def answer(self, chain: Chain, data: bytes) -> None:
-        """Write what fits of ``data`` to the buffer and give it back.
+        """Write as much of ``data`` as fits into the buffer, and give it back.
 
         Raises:
-            RingError: its room is not guest memory.
+            RingError: its room is not in guest memory.
         """
         written = 0
         for address, octets in chain.room:
@@ -161,11 +161,11 @@ class Virtqueue:
                 raise RingError(f"an answer's buffer: {error}") from error
             written += len(part)
         self._give(chain.head, written)
-        # The index last: the driver looks at the entry once it has moved.
+        # The index last: the driver reads the entry when the index has moved.
         self._used[1] = self._given
 
     def give(self, heads: list[int]) -> None:
-        """Give many buffers back at once, nothing written to them."""
+        """Give many buffers back at once, without answers."""
         for head in heads:
             self._give(head, 0)
         self._used[1] = self._given

@@ -2,17 +2,17 @@
 """The wire: an AF_PACKET socket with a memory-mapped receive ring.
 
 Hides the packet ring (TPACKET_V2) and its layout. The kernel writes each frame
-into a slot of its own; the model reads, finishes and forwards a batch of slots
-through numpy views without copying it first. The 14 octets in front of a frame
-lie behind the kernel's header and are free: the receive prefix goes there, so
-that prefix and frame reach the guest as one piece.
+into its own slot. The model reads, completes and forwards a batch of slots
+through numpy views without copying it first. The 14 octets before a frame are
+unused by the kernel: the receive prefix goes there, so that prefix and frame reach
+the guest in one copy.
 
-The ring is also the controller's packet buffer: frames wait in it for
-descriptors. What the kernel drops because the ring is full is counted apart
-(:attr:`Wire.ring_drops`) and is part of what the controller reports as NODESC.
+The ring is also the controller's packet buffer: frames wait in it for descriptors.
+Frames that the kernel drops because the ring is full are counted separately
+(:attr:`Wire.ring_drops`); the controller reports them as part of NODESC.
 
-The sender's interface must not hand over frames longer than the MTU (TSO, GSO):
-no wire carries them, and they count as oversized.
+The sender's interface must not send frames longer than the MTU (TSO, GSO): a real
+wire does not carry them, and they count as oversized.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _PACKET_VERSION, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 10, 20, 23
 _PACKET_MR_PROMISC = 1
 _ETH_P_ALL = 3
 
-# A slot size that divides a block of whole pages, is a multiple of a cache line
-# and is no power of two, so that neighbouring slots do not fight for cache sets.
+# A slot size divides a block of whole pages and is a multiple of a cache line. It is not
+# a power of two, so that neighbouring slots use different cache sets.
 SMALL_SLOT, LARGE_SLOT = 1664, 9536
 _SLOTS_PER_BLOCK = 64
 _WORTHWHILE = 8
-# The driver's self-test sends up to 256 frames before it looks for the first.
+# The driver's self-test sends up to 256 frames before it receives the first.
 _LOOPBACK_SLOTS = 512
 
 _HEADER = np.dtype(
@@ -69,11 +69,11 @@ class Batch:
     """Consecutive slots taken from the ring; valid until they are released.
 
     Attributes:
-        size: how many.
+        size: the number of slots.
         words: (size, 3) TP_STATUS_* bits, length, captured length.
-        frames: (size, room) octets, a frame a row, writable, from its MAC header on.
-        equal: (TP_STATUS_* bits, length) when all frames agree in these and none
-            was cut short, else None.
+        frames: (size, room) octets, one frame per row, writable, from its MAC header on.
+        equal: (TP_STATUS_* bits, length) if these are the same in all frames and none
+            was truncated, else None.
     """
 
     def __init__(self, ring: SlotRing, first: int, last: int) -> None:
@@ -101,32 +101,32 @@ class Batch:
 
     @property
     def captured(self) -> Int64s:
-        """Octets of it that are there."""
+        """Octets of each frame that were captured."""
         return self.ring.headers["snaplen"][self.first : self.last].astype(np.int64)
 
     @property
     def offsets(self) -> Int64s:
-        """Where in the ring's buffer the receive prefix of each frame starts."""
+        """Offset of each frame's receive prefix in the ring's buffer."""
         return np.arange(self.first, self.last) * self.ring.slot + _PREFIX_OFFSET
 
     def set_prefix(self, lengths: Int64s | int, hashes: npt.NDArray[np.uint32] | int) -> None:
-        """Write what the receive prefix tells: ES_DZ_RX_PREFIX_HASH and …_PKTLEN."""
+        """Write the receive prefixes: ES_DZ_RX_PREFIX_HASH and …_PKTLEN."""
         self.ring.prefix_lengths[self.first : self.last] = lengths
         self.ring.set_hashes(self.first, self.last, hashes)
 
     def rows(self, octets: int) -> Octets:
-        """The same as rows of octets."""
+        """Prefix and frame of each, ``octets`` in total, as rows."""
         ring = self.ring
         at = self.first * ring.slot + _PREFIX_OFFSET
         return np.ndarray((self.size, octets), np.uint8, ring.buffer.data, at, (ring.slot, 1))
 
     def prefixed(self, octets: int) -> npt.NDArray[Any]:
-        """Prefix and frame of each, ``octets`` in all, as elements of a void type."""
+        """Prefix and frame of each, ``octets`` in total, as elements of a void type."""
         return self.ring.groups(octets)[self.first : self.last]
 
 
 class Frames(Protocol):
-    """Where frames wait to be received."""
+    """Frames that wait to be received."""
 
     def waiting(self) -> int: ...
     def take(self, limit: int) -> Batch: ...
@@ -148,7 +148,7 @@ class Wire(Frames, Protocol):
 
 
 class SlotRing:
-    """Frames in equal slots of one buffer, as the kernel's TPACKET_V2 leaves them."""
+    """Frames in equal slots of one buffer, in the layout of TPACKET_V2."""
 
     def __init__(self, buffer: Octets, slot: int) -> None:
         self.buffer = buffer
@@ -156,7 +156,7 @@ class SlotRing:
         self.slot = slot
         self.room = slot - _MAC_OFFSET
         self.headers = np.ndarray(self.slots, _HEADER, buffer.data, 0, (slot,))
-        # Single words are read through a memoryview, five times faster than numpy.
+        # For single words a memoryview is five times faster than numpy.
         self._words = buffer.data.cast("I")
         self._stride = slot // 4
         self.head_words: npt.NDArray[np.uint32] = np.ndarray(
@@ -171,14 +171,14 @@ class SlotRing:
         self.prefix_hashes: npt.NDArray[np.uint32] = np.ndarray(
             self.slots, "<u4", buffer.data, _PREFIX_OFFSET, (slot,)
         )
-        # A hash that was written last, and to how many slots in turn.
+        # The hash that was written last, and to how many consecutive slots.
         self._hash_run: tuple[int | None, int] = (0, self.slots)
         self._groups: dict[int, npt.NDArray[Any]] = {}
         self.head = 0
         self._tail = 0
 
     def groups(self, octets: int) -> npt.NDArray[Any]:
-        """The first ``octets`` from the prefix on of every slot, as void elements."""
+        """``octets`` from the prefix on of every slot, as void elements."""
         found = self._groups.get(octets)
         if found is None:
             found = self._groups[octets] = np.ndarray(
@@ -187,7 +187,7 @@ class SlotRing:
         return found
 
     def set_hashes(self, first: int, last: int, hashes: npt.NDArray[np.uint32] | int) -> None:
-        """Write the hashes of consecutive slots; a flood's is soon in all of them."""
+        """Write the hashes of consecutive slots; skips slots that all have the same one."""
         alike = hashes if isinstance(hashes, int) else None
         value, run = self._hash_run
         if alike is None or alike != value:
@@ -198,7 +198,7 @@ class SlotRing:
         self._hash_run = alike, run + last - first
 
     def put(self, frame: bytes | bytearray) -> bool:
-        """Fill the next slot, as the kernel would; False when it is not free."""
+        """Fill the next slot, as the kernel would; False if it is not free."""
         header = self.headers[self._tail]
         if header["status"] != TP_STATUS_KERNEL:
             return False
@@ -210,11 +210,11 @@ class SlotRing:
         return True
 
     def waiting(self) -> int:
-        """Frames that can be taken in one piece, from the head to the end or a gap.
+        """How many consecutive frames can be taken, up to the end of the ring or a gap.
 
-        Filled slots are contiguous but for a short time when two senders fill two
-        at once, so a bisection finds their end without touching all headers;
-        ``take`` settles the rest.
+        Filled slots are contiguous, except briefly when two senders fill two slots at
+        once. So a bisection finds their end without reading all headers; ``take`` handles
+        gaps.
         """
         words, stride, head = self._words, self._stride, self.head
         if words[head * stride] == TP_STATUS_KERNEL:
@@ -235,20 +235,20 @@ class SlotRing:
         return high - head
 
     def held(self) -> int:
-        """All frames in the ring, wherever they are."""
+        """How many frames are in the ring."""
         return int(np.count_nonzero(self.headers["status"]))
 
     def take(self, limit: int) -> Batch:
-        """Up to ``limit`` frames from the head. They stay there until released.
+        """Up to ``limit`` frames from the head. They stay in the ring until released.
 
-        Where frames of one length lead, only those are taken: such a batch is
+        If frames of one length come first, only those are taken: such a batch is
         cheaper than any other.
         """
         first = self.head
         batch = Batch(self, first, min(first + limit, self.slots))
         if not batch.equal and batch.size > 1:
             alike = (batch.words == batch.words[0]).all(axis=1)
-            # argmin of all true is 0, too: frames that are alike may lead to the end.
+            # argmin is also 0 if all are true, that is, if the whole batch is alike.
             leading = batch.size if alike.all() else int(np.argmin(alike))
             if leading >= _WORTHWHILE or batch.size <= _WORTHWHILE:
                 batch = Batch(self, first, first + leading)
@@ -262,7 +262,7 @@ class SlotRing:
         return batch
 
     def _restore_tag(self, slot: int) -> None:
-        """Put the VLAN tag back that the kernel took out of a frame; seldom needed."""
+        """Put back the VLAN tag that the kernel removed from a frame; seldom needed."""
         frame, header = self.frames[slot], self.headers[slot]
         kept = int(header["snaplen"])
         if kept + 4 > self.room:
@@ -278,13 +278,13 @@ class SlotRing:
         header["status"] &= ~np.uint32(TP_STATUS_VLAN_VALID)
 
     def release(self, number: int) -> None:
-        """Give the first ``number`` slots back to whoever fills them."""
+        """Free the first ``number`` slots."""
         self.headers["status"][self.head : self.head + number] = TP_STATUS_KERNEL
         self.head = (self.head + number) % self.slots
 
 
 def loopback() -> SlotRing:
-    """Where frames wait that the MAC sends to itself."""
+    """A ring for frames of the MAC's loopback."""
     return SlotRing(np.zeros(_LOOPBACK_SLOTS * LARGE_SLOT, np.uint8), LARGE_SLOT)
 
 
@@ -292,12 +292,12 @@ class PacketWire:
     """The wire on a network interface of this network namespace.
 
     Args:
-        interface: its name. It needs no address; what the model sends leaves
-            through it and what arrives there is what the controller receives.
-        slots: frames the ring holds.
+        interface: its name. It needs no address. The model sends through it and
+            receives every frame that arrives on it.
+        slots: how many frames the ring holds.
 
     Raises:
-        OSError: no such interface, or no right to open packet sockets.
+        OSError: no such interface, or no permission to open packet sockets.
     """
 
     def __init__(self, interface: str, *, slots: int = 4096) -> None:
@@ -311,7 +311,7 @@ class PacketWire:
         slots = self._slots if slot == SMALL_SLOT else self._slots // 4
         blocks = max(1, slots // _SLOTS_PER_BLOCK)
         with contextlib.ExitStack() as undo:
-            # Protocol 0: nothing arrives before the ring is there.
+            # Protocol 0: nothing arrives before the ring exists.
             opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             undo.callback(opened.close)
             opened.setblocking(False)
@@ -344,7 +344,7 @@ class PacketWire:
         self._ring.release(number)
 
     def send(self, frame: bytes | bytearray) -> bool:
-        """Put one frame on the wire; False when the interface would not take it."""
+        """Send one frame; False if the interface refused it."""
         try:
             self._socket.send(frame)
         except OSError:
@@ -352,7 +352,7 @@ class PacketWire:
         return True
 
     def resize(self, max_frame: int) -> None:
-        """Make slots that hold frames of ``max_frame`` octets; drops what waits."""
+        """Make slots for frames of ``max_frame`` octets; drops the waiting frames."""
         slot = SMALL_SLOT if max_frame <= SMALL_SLOT - _MAC_OFFSET else LARGE_SLOT
         if slot == self._ring.slot:
             return
@@ -363,9 +363,9 @@ class PacketWire:
         self._socket, self._ring = opened, ring
 
     def refresh(self) -> None:
-        """Bring :attr:`frames` and :attr:`ring_drops` up to date.
+        """Update :attr:`frames` and :attr:`ring_drops`.
 
-        ``frames`` are all that came, those dropped for a full ring included.
+        ``frames`` are all that arrived, including those dropped for a full ring.
         """
         raw: Any = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
         frames, drops = struct.unpack("II", raw)  # reading them clears them
@@ -373,7 +373,7 @@ class PacketWire:
         self.ring_drops += drops
 
     def settle(self) -> bool:
-        """Clear what made the socket readable without a frame; False: it is gone."""
+        """Clear the error that made the socket readable; False: the interface is gone."""
         pending = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         return pending not in (errno.ENODEV, errno.ENXIO)
 

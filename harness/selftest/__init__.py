@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Guests that stand for machines, so that what works with machines is proven without any.
+"""Guests that behave like lab machines, so that beds of machines are tested without any.
 
-They boot from their own disk by their own boot loader, are reached by ssh alone
-and switched by a power button; the harness is given a hosts file and no more.
+They boot from their own disk by their own boot loader, are reached only by ssh, and have a
+power button; the harness gets nothing but a hosts file.
 """

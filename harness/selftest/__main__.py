@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """``python -m harness.selftest power SOCKET MACHINE on|off|cycle|status``: press a button.
 
-What a rack's hosts file names as the power command of its machines.
+A rack's hosts file names this as the power command of its machines.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Faults, done to a campaign on the rack, and whether they were borne.
+"""Injects faults into a campaign on the rack, and checks that the harness handles them.
 
-Afterwards the exit code has to be that of its class, and the machines have to be as
-they were: leases free, settings back, the known-good kernel running, nothing of the
-harness at work there.
+After each fault the exit code must match the fault, and the machines must be as before:
+leases free, settings restored, the known-good kernel running, no process of the harness
+left.
 """
 
 from __future__ import annotations
@@ -32,42 +32,42 @@ _RUN_S = 1200.0
 BACK_S = 600.0
 _POLL_S = 0.3
 _WHOLE_S = 240.0
-"""About so long a campaign of one boot takes."""
+"""Approximate duration of a campaign of one boot."""
 _BOOT_S = 150
-"""Within so long a machine of the rack boots, on a machine with other things to do."""
+"""The longest boot of a rack machine while this machine has other load."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: when and how it strikes, and what has to come of it."""
+    """One fault: when and how it strikes, and the expected outcome."""
 
     name: str
     strike: Callable[[Scene], None]
     exit_code: int
     says: str
-    """A pattern of what the harness tells."""
+    """A pattern that the harness's output must match."""
     after: str | None = "up"
-    """The event in the journal after which it strikes; ``None``: before the campaign."""
+    """The event in the write-ahead log after which it strikes; ``None``: before the campaign."""
     method: str = "kexec"
     mend: Callable[[Scene], None] = lambda _: None
-    """What an operator has to do before the machines can be as they were."""
+    """What an operator does afterwards to repair the machines."""
     dut: Mapping[str, Any] = field(default_factory=dict)
-    """What hosts.yaml says of the dut in this campaign."""
+    """Keys of the dut in hosts.yaml for this campaign."""
     unmet: bool = False
-    """Whether the machines cannot be left as they were met."""
+    """Whether the harness cannot leave the machines as it found them."""
     resumes: bool = False
-    """Whether the campaign is gone on with by ``--resume`` after it."""
+    """Whether ``--resume`` continues the campaign afterwards."""
     resume_exit_code: int = 0
     kills: int = 0
-    """So often the harness is killed instead, each time at a random moment, and resumed."""
+    """Kill the harness this many times instead, at random moments, and resume it each time."""
     installed: bool = False
-    """Whether the kernel has to be on the dut before the campaign."""
+    """Whether the kernel must be on the dut before the campaign."""
     fast: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a fault."""
+    """The outcome of a fault."""
 
     fault: str
     exit_code: int
@@ -84,13 +84,13 @@ class Scene:
     directory: Path
     environment: dict[str, str]
     dut: Mapping[str, Any] = field(default_factory=dict)
-    """What hosts.yaml says of the dut, faults apart."""
+    """Keys of the dut in hosts.yaml for all faults."""
     settings: dict[str, Any] = field(default_factory=dict)
     known_good: Mapping[str, Any] = field(default_factory=dict)
     """The dut's boot before the first fault."""
     number: str = "0"
     process: subprocess.Popen[str] | None = None
-    """The campaign that is to be struck."""
+    """The running campaign."""
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
@@ -109,9 +109,9 @@ class Scene:
         )
 
     def harness(self, *words: str) -> subprocess.Popen[str]:
-        """``harness WORDS``, under way."""
+        """Start ``harness WORDS``."""
         started = subprocess.Popen(
-            # Also from a suite in the background, where interruptions are ignored.
+            # A background job would start it with SIGINT ignored.
             ["env", "--default-signal=INT", sys.executable, "-m", "harness", *words],
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -125,28 +125,28 @@ class Scene:
         return started
 
     def campaign(self, fault: Fault | None = None, *more: str) -> subprocess.Popen[str]:
-        """The campaign that ``fault`` strikes, under way: one boot of step 8."""
+        """Start the campaign that ``fault`` strikes: one boot of step 8."""
         return self.harness(
             "run", "--hosts", str(self.hosts(fault)), "--profile", "smoke", "--steps", "8",
             "--out", str(self.out), *more,
         )  # fmt: skip
 
     def resumed(self, fault: Fault) -> subprocess.Popen[str]:
-        """The same campaign again; it goes on with what there is."""
+        """Start the same campaign again; it resumes if there is something to resume."""
         there = (self.out / "campaign.json").exists()
         return self.campaign(fault, *(["--resume"] if there else []))
 
     def end(self, *words: str) -> tuple[int, str]:
-        """``harness WORDS``, to its end: exit code and what it said."""
+        """Run ``harness WORDS``; its exit code and output."""
         return ended(self.harness(*words))
 
     def has_come_to(self, event: str) -> bool:
-        """Is ``event`` in the campaign's journal?"""
+        """Whether ``event`` is in the campaign's write-ahead log."""
         return any(noted["event"] == event for noted in WriteAheadLog(self.out).noted())
 
 
 def run(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
-    """Strike with each of ``faults`` in turn."""
+    """Inject each of ``faults`` in turn."""
     scene.known_good = _boot(scene.rack.dut)
     scene.settings = _settings(scene)
     try:
@@ -166,16 +166,11 @@ def _each(scene: Scene, faults: Sequence[Fault]) -> Iterator[Outcome]:
             scene.number = str(number)
         try:
             status, said, wrong = _borne(scene, fault)
-        except Exception as error:  # noqa: BLE001 - the other rows tell something all the same
-            status, said, wrong = -1, "", [f"it could not be tried: {error}"]
+        except Exception as error:  # noqa: BLE001 - the other faults are still worth running
+            status, said, wrong = -1, "", [f"it could not be run: {error}"]
         last = [line for line in said.splitlines() if line.startswith("error:")]
-        yield Outcome(
-            fault.name,
-            status,
-            last[-1] if last else "",
-            tuple(wrong),
-            time.monotonic() - began,
-        )
+        took_s = time.monotonic() - began
+        yield Outcome(fault.name, status, last[-1] if last else "", tuple(wrong), took_s)
 
 
 def _write_log(scene: Scene, said: str) -> None:
@@ -183,15 +178,15 @@ def _write_log(scene: Scene, said: str) -> None:
 
 
 def _borne(scene: Scene, fault: Fault) -> tuple[int, str, list[str]]:
-    """The exit code after one fault, what was said, and what is wrong with either or after it."""
+    """The exit code after one fault, the output, and everything that is not as expected."""
     status, said, wrong = _killed_often(scene, fault) if fault.kills else _struck(scene, fault)
     _write_log(scene, said)
     if status != fault.exit_code:
         wrong.append(f"exit code {status}, not {fault.exit_code}")
-    if "not left as it was met" in said and not fault.unmet:
-        wrong.append("it could not leave the machines as they were met")
+    if "not left as it was found" in said and not fault.unmet:
+        wrong.append("it could not leave the machines as it found them")
     if not re.search(fault.says, said):
-        wrong.append(f"does not say {fault.says!r}")
+        wrong.append(f"its output does not match {fault.says!r}")
     fault.mend(scene)
     if fault.resumes and not fault.kills:
         _, report = scene.end("report", str(scene.out))
@@ -223,13 +218,13 @@ def shown(outcomes: Sequence[Outcome], form: str) -> str:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """The exit code of ``process``, and what it said; one that does not end is interrupted."""
+    """The exit code and output of ``process``; interrupts it after 20 minutes."""
     try:
         said, _ = process.communicate(timeout=_RUN_S)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=BACK_S)
-        said += "\nharness selftest: it did not end by itself\n"
+        said += f"\nharness selftest: it did not end in {_RUN_S:.0f} s\n"
     return process.returncode, said
 
 
@@ -245,11 +240,11 @@ def _struck(scene: Scene, fault: Fault) -> tuple[int, str, list[str]]:
             fault.strike(scene)
             return *ended(scene.process), []
         time.sleep(_POLL_S)
-    return *ended(scene.process), ["it had ended before the fault struck"]
+    return *ended(scene.process), ["the campaign ended before the fault struck"]
 
 
 def _killed_often(scene: Scene, fault: Fault) -> tuple[int, str, list[str]]:
-    """The last kill's exit code; a campaign that is finished before it is followed by another."""
+    """The last kill's exit code; starts another campaign if one finishes before."""
     moments = random.Random(fault.name)  # noqa: S311
     wrong: list[str] = []
     told: list[str] = []
@@ -301,7 +296,7 @@ def _differences(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -
 
 
 def _boot(machine: Machine) -> dict[str, Any]:
-    """What runs, on which command line, and what would be booted next."""
+    """The running kernel, its command line, and what would be booted next."""
     state = _ask(machine, "boot_state")
     found = {"cmdline": machine.run("cat", "/proc/cmdline").strip()}
     for name in ("release", "ours", "default", "one_shot_pending", "kexec_loaded", "armed"):
@@ -310,7 +305,7 @@ def _boot(machine: Machine) -> dict[str, Any]:
 
 
 def _report_of(scene: Scene) -> list[str]:
-    """What is wrong with the report of the campaign, as far as that has come."""
+    """Faults of the report of the campaign, which may be incomplete."""
     if not (scene.out / "campaign.json").exists():
         return []
     status, said = scene.end("report", str(scene.out))
@@ -325,7 +320,7 @@ def _settings(scene: Scene) -> dict[str, Any]:
     for machine in scene.rack.machines:
         read = _ask(machine, "settings_read", interface=INTERFACE)
         found[machine.name] = {name: read[name] for name in _COMPARED}
-        # Interrupts have other numbers after another boot.
+        # Without interrupt numbers, which change from boot to boot.
         found[machine.name]["irq_affinity"] = [*read["irq_affinity"].values()]
         sent = machine.run("sh", "-c", f'ls -A "{UPLOADS}" 2> /dev/null || true')
         found[machine.name]["uploads"] = sent.split()

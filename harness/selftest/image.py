@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The disk that every machine of a rack starts from, made once and kept.
+"""The disk image of a rack's machines, made once and cached.
 
-A partition table, GRUB as its own installer puts it there, a stock Debian kernel,
-systemd, sshd. Made without root: the system by mmdebstrap, the boot loader by a
-first boot of that very disk. Files that differ by machine are written into a copy.
+It has a partition table, GRUB from its own installer, a stock Debian kernel, systemd and
+sshd. It is made without root: the system by mmdebstrap, the boot loader by a first boot
+of the disk. Files that differ between machines are written into a copy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PACKAGES = (
     "python3", "python3-bpfcc", "python3-psutil", "python3-pyroute2",
 )  # fmt: skip
 _DISK_MIB = 2048
-_START_MIB = 1  # GRUB is in the gap before it
+_START_MIB = 1  # GRUB is in the gap before the partition
 _BOOT_LOADER_S = 600
 _E2FSPROGS = "apt-get install e2fsprogs"
 
@@ -43,26 +43,27 @@ class MachineImage:
 
     @property
     def disk(self) -> Path:
-        """Raw; an MBR, and one ext4 partition with everything."""
+        """Raw, with an MBR and one ext4 partition."""
         return self.directory / "disk.raw"
 
     @property
     def key(self) -> Path:
-        """The private key that the user's login accepts."""
+        """The private key for logins of the user."""
         return self.directory / "client_key"
 
     @property
     def kernel(self) -> Path:
-        """The stock kernel's image, as it is on the disk."""
+        """A copy of the stock kernel on the disk."""
         return next(self.directory.glob("boot/vmlinuz-*"))
 
 
 def machine_image(tools: Tools, progress: Progress) -> MachineImage:
-    """The image, made if it is not kept yet."""
+    """The image, from the cache or made now."""
 
     def make(making: Path) -> None:
         with progress.task("machine image"):
             images.make_key(making / "client_key", "bench")
+            public = making / "client_key.pub"
             root_uuid = str(uuid.uuid4())
             system = making / "system.ext2"
             images.debootstrap(
@@ -70,9 +71,7 @@ def machine_image(tools: Tools, progress: Progress) -> MachineImage:
                 _PACKAGES,
                 _SETUP,
                 {
-                    "AUTHORIZED_KEY": (making / "client_key.pub")
-                    .read_text(encoding="utf-8")
-                    .strip(),
+                    "AUTHORIZED_KEY": public.read_text(encoding="utf-8").strip(),
                     "MACHINE_USER": MACHINE_USER,
                     "ROOT_UUID": root_uuid,
                 },
@@ -87,13 +86,13 @@ def machine_image(tools: Tools, progress: Progress) -> MachineImage:
 
 
 def image_home() -> Path:
-    """Where the image is kept once it is made."""
+    """The image's place in the cache."""
     key = cache.digest(images.SUITE, _PACKAGES, _SETUP.read_text(encoding="utf-8"), _DISK_MIB)
     return cache.root() / "machines" / key
 
 
 def copy(image: MachineImage, disk: Path, files: Mapping[str, tuple[str, int]]) -> None:
-    """A disk of its own for one machine, with ``files``: path to (content, mode), root's."""
+    """A copy for one machine with root's ``files``, as path to (content, mode)."""
     process.run(["cp", "--sparse=always", "--reflink=auto", str(image.disk), str(disk)])
     disk.chmod(0o600)
     commands = []
@@ -126,7 +125,7 @@ def _to_ext4(system: Path, root_uuid: str) -> None:
 
 
 def _check(file_system: str) -> None:
-    """Replay its journal, and correct what is to be corrected."""
+    """Replay the journal and repair the file system."""
     process.run(["/sbin/debugfs", "-w", "-R", "journal_run", file_system], hint=_E2FSPROGS)
     command = ["/sbin/e2fsck", "-f", "-p", file_system]
     done = process.run(command, check=False, hint=_E2FSPROGS)
@@ -165,5 +164,5 @@ def _install_boot_loader(image: MachineImage, tools: Tools) -> None:
 
 
 def _root(disk: Path) -> str:
-    """The file system on ``disk``, as e2fsprogs' tools take it."""
+    """The file system on ``disk``, as e2fsprogs' tools name it."""
     return f"{disk}?offset={_START_MIB << 20}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""One guest as a machine: a power button, a disk that stays, a console that is kept.
+"""One guest as a machine, with a power button, a persistent disk and a console log.
 
-Its NIC is a model that has power as long as the machine has. What the machine
-does of itself, rebooting and powering off, is as on any other.
+Its NIC is the model, which has power while the machine has. The machine reboots and powers
+off by itself like any other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.images import Tools
 from harness.selftest import gdb
 
 INTERFACE = "enp0s4np0"
-"""What systemd's udev names the port of the NIC, by its place on the bus."""
+"""udev's name for the NIC's port, from its PCI slot."""
 _NIC_SLOT = 4
 _UP_S = 300.0
 _SSH = b"SSH-"
@@ -35,10 +35,10 @@ _NIC_END_S = 10.0
 
 @dataclass(kw_only=True)
 class Machine:
-    """A machine, off at first.
+    """A machine, initially off.
 
-    ``directory`` keeps ``disk.raw``, ``console.log`` (appended to over all power
-    cycles) and logs; ``runtime``, a short path, takes sockets.
+    ``directory`` keeps ``disk.raw``, ``console.log`` (appended to across power
+    cycles) and logs; ``runtime``, a short path, is for sockets.
     """
 
     name: str
@@ -53,70 +53,70 @@ class Machine:
     wire: str
     ssh: SshTarget
     starter: ThreadPoolExecutor
-    """Its one thread starts all processes: the kernel ends them with the thread."""
+    """One thread that starts all processes, which die with it (PDEATHSIG)."""
     _qemu: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _nic: NicModel | None = field(default=None, init=False)
     _unplugged: bool = field(default=False, init=False)
 
     @property
     def disk(self) -> Path:
-        """Raw, and the machine's own."""
+        """Raw."""
         return self.directory / "disk.raw"
 
     @property
     def console_log(self) -> Path:
-        """All that its serial port ever said."""
+        """All output of its serial port."""
         return self.directory / "console.log"
 
     def is_on(self) -> bool:
-        """Has it power?"""
+        """Whether it has power."""
         return self.starter.submit(self._is_on).result()
 
     def power_on(self) -> None:
-        """Give it power, if it has none; it is not up yet."""
+        """Switch it on, if it is off; does not wait for its boot."""
         self.starter.submit(self._on).result()
 
     def power_off(self) -> None:
-        """Take its power away, at once."""
+        """Cut its power at once."""
         self.starter.submit(self._off).result()
 
     def cycle(self) -> None:
-        """Off and on."""
+        """Switch it off and on."""
         self.power_off()
         self.power_on()
 
     def freeze(self) -> None:
-        """Stop it as a machine that hangs: no answer, no console, no clock."""
+        """Make it hang: no answer, no console, no clock."""
         self._ask("stop")
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """End :meth:`freeze`."""
         self._ask("cont")
 
     def oops(self) -> None:
-        """Have its kernel jump to address 0."""
+        """Make its kernel jump to address 0."""
         gdb.oops(self._debugger)
 
     def lock_up(self) -> None:
-        """Have its first CPU run in a circle, in the kernel."""
+        """Make its first CPU loop in the kernel."""
         gdb.lock_up(self._debugger)
 
     def break_nic(self) -> None:
-        """Its NIC fails, until the machine is power-cycled."""
+        """Make its NIC fail until the machine is power-cycled."""
         assert self._nic is not None
         self._nic.process.kill()
 
     def cut(self, *, off: bool) -> None:
-        """Pull the cable of the management network, or plug it in again."""
+        """Unplug the cable of the management network, or plug it in again."""
         self._unplugged = off
         self._ask("set_link", name="management", up=not off)
 
     def wait_for_ssh(self, *, within_s: float = _UP_S) -> float:
-        """Return when the machine's user can log in: after how many seconds.
+        """Return when the machine's user can log in; returns the seconds it took.
 
         Raises:
-            HostLostError: that was not so in time; the message says how it answered last
-                and shows the console's end.
+            HostLostError: not in time; the message has the last answer and the end of the
+                console.
         """
         began = time.monotonic()
         answered = "nobody asked"
@@ -127,7 +127,7 @@ class Machine:
                 try:
                     if self.ssh.run(["true"], timeout_s=60).returncode == 0:
                         return time.monotonic() - began
-                except InfrastructureError as error:  # it may refuse at first
+                except InfrastructureError as error:  # sshd may refuse at first
                     answered = error.message
             time.sleep(0.3)
         raise HostLostError(
@@ -135,7 +135,7 @@ class Machine:
         )
 
     def _told(self) -> str:
-        """What QEMU says of its state, and the ends of what was written."""
+        """QEMU's state, and the ends of all logs."""
         try:
             state = str(self._ask("query-status"))
         except HostLostError as error:
@@ -149,18 +149,18 @@ class Machine:
         return "".join(f"\n  | {line}" for line in [f"QEMU: {state}", *lines])
 
     def run(self, *command: str, timeout_s: float = 60.0) -> str:
-        """What ``command`` prints there; it has to end well."""
+        """The output of ``command`` on it; raises if the command fails."""
         done = self.ssh.run(command, timeout_s=timeout_s)
         if done.returncode != 0:
             raise process.failed(command, done.returncode, done.stderr.decode(errors="replace"))
         return done.stdout.decode(errors="replace")
 
     def boot_id(self) -> str:
-        """What the kernel that runs there calls this boot."""
+        """The running kernel's boot id."""
         return self.run("cat", "/proc/sys/kernel/random/boot_id").strip()
 
     def wait_for_boot(self, before: str, *, within_s: float = _UP_S) -> str:
-        """Return the release that runs once a boot other than ``before`` is up."""
+        """Wait for a boot other than ``before``; returns the running release."""
         deadline = time.monotonic() + within_s
         while True:
             self.wait_for_ssh(within_s=deadline - time.monotonic())
@@ -170,7 +170,7 @@ class Machine:
             time.sleep(0.5)
 
     def _banner(self) -> bytes:
-        """What whoever answers on the port of ssh says first."""
+        """The first bytes from its ssh port."""
         try:
             with socket.create_connection(("127.0.0.1", self.ssh.port or 0), timeout=5) as line:
                 return line.recv(len(_SSH))
@@ -183,7 +183,7 @@ class Machine:
     def _on(self) -> None:
         if self._is_on():
             return
-        self._off()  # what a machine that powered itself off has left
+        self._off()  # the NIC model of a machine that powered itself off
         nic_socket = self.runtime / f"{self.name}-nic"
         nic = NicModel(
             self.namespace,
@@ -195,8 +195,8 @@ class Machine:
         )
         self._nic = nic
         command = self.tools.qemu(self._arguments(nic_socket))
-        for socket_of_the_last in (self._monitor, self._debugger):
-            socket_of_the_last.unlink(missing_ok=True)
+        for stale in (self._monitor, self._debugger):
+            stale.unlink(missing_ok=True)
         with (self.directory / "qemu.log").open("a", encoding="utf-8") as log:
             self._qemu = process.start(
                 ["setpriv", "--pdeathsig=KILL", "--", *command],
@@ -213,7 +213,7 @@ class Machine:
             process.end(self._qemu, grace_s=0.0)
             self._qemu = None
         if self._nic is not None:
-            # It ends when QEMU is gone, and with it the lock on the disk.
+            # The model ends when QEMU is gone, and with QEMU the lock on the disk.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._nic.process.wait(_NIC_END_S)
             self._nic.stop()
@@ -266,7 +266,7 @@ class Machine:
 
 
 def _cpu(accelerator: str) -> list[str]:
-    """As for any guest, but for virtualisation in it: its module takes seconds to load."""
+    """As for any guest, without nested virtualisation: the kvm module takes seconds to load."""
     return [
         f"{word},svm=off,vmx=off" if word in ("max", "host") else word
         for word in qemu.machine(accelerator)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Two machines joined by one cable, and all that an operator has to reach them.
+"""Two machines joined by one cable, and everything an operator needs to use them.
 
 The cable is a veth pair in a network namespace; each end is the wire of a NIC
-model. Power buttons are on a unix socket, so that whoever drives a BMC, or
-:mod:`harness.selftest` as a command, can press them.
+model. The power buttons are on a unix socket, for a simulated BMC or for
+:mod:`harness.selftest` as a command.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def needed() -> needs.Job:
 
 
 class Rack:
-    """A context manager; within it the machines are there, and off until they are switched on.
+    """A context manager; in it the machines exist, and are off until they are switched on.
 
     Args:
-        directory: keeps disks, consoles and logs; none may be there from before.
-        sudoers: what the user of the machines may do by sudo.
+        directory: for disks, consoles and logs; must have none yet.
+        sudoers: the sudoers file for the machines' user.
     """
 
     dut: Machine
@@ -92,23 +92,23 @@ class Rack:
 
     @property
     def known_hosts(self) -> Path:
-        """The host keys of both."""
+        """The file with the host keys of both."""
         return self.directory / "known_hosts"
 
     @property
     def key(self) -> Path:
-        """What the machines' user logs in with."""
+        """The private key for logins of the machines' user."""
         return self._image.key
 
     def switch_on(self) -> None:
-        """Both on, and up."""
+        """Switch both on, and wait until they are up."""
         for machine in self.machines:
             machine.power_on()
         for machine in self.machines:
             machine.wait_for_ssh()
 
     def power_command(self, machine: Machine) -> list[str]:
-        """A ``power: command:`` for ``machine``, as any process may run it."""
+        """A ``power: command:`` for ``machine``, which any process can run."""
         return [sys.executable, "-m", "harness.selftest", "power", str(self.control), machine.name]
 
     def hosts_yaml(
@@ -122,8 +122,8 @@ class Rack:
     ) -> Path:
         """Write a hosts file with both to ``path``.
 
-        By default power is by :meth:`power_command` and the console by ``tail``; what
-        is in ``dut``, ``generator``, ``bed`` and ``top`` goes over that, None takes away.
+        By default power is :meth:`power_command` and the console is ``tail``. ``dut``,
+        ``generator``, ``bed`` and ``top`` override keys; None removes one.
         """
         from ruamel.yaml import YAML
 
@@ -155,7 +155,7 @@ class Rack:
 
     @contextmanager
     def ssh_agent(self) -> Iterator[dict[str, str]]:
-        """An ssh-agent that holds the key, as an operator's would; gives the environment."""
+        """Run an ssh-agent with the key, as an operator would; gives the environment."""
         said = process.run(["ssh-agent", "-s"], hint="apt-get install openssh-client").stdout
         found = dict(re.findall(r"(SSH_\w+)=([^;]+);", said))
         environment = {**os.environ, **found}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What goes wrong with machines, and what the harness has to make of it."""
+"""The faults of lab machines, and what the harness must make of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _sysrq(key: str) -> Callable[[Scene], None]:
 
 
 def _as_root(script: str) -> Callable[[Scene], None]:
-    """Run ``script`` on the dut, which it may take along."""
+    """Run ``script`` on the dut, which it may take down."""
 
     def strike(scene: Scene) -> None:
         with contextlib.suppress(HarnessError):
@@ -33,12 +33,12 @@ def _as_root(script: str) -> Callable[[Scene], None]:
 
 
 def _meanwhile(script: str) -> Callable[[Scene], None]:
-    """Run ``script`` on the dut from now on."""
+    """Run ``script`` on the dut in the background."""
     return _as_root(f"setsid -f sh -c {shlex.quote(script)} < /dev/null > /dev/null 2>&1")
 
 
 def _at_boot_of_ours(script: str) -> Callable[[Scene], None]:
-    """Run ``script`` each time one of the harness's kernels is booted, before anybody logs in."""
+    """Run ``script`` at each boot of one of the harness's kernels, before sshd starts."""
     return _unit(
         "Before=ssh.service",
         f"/bin/sh -c {shlex.quote(f'test ! -d {_OURS}/$(uname -r) || {{ {script}; }}')}",
@@ -88,7 +88,7 @@ def _interrupted(scene: Scene) -> None:
 
 
 def _no_more_files(scene: Scene) -> None:
-    """Not a byte more can be written by the harness."""
+    """From now on the harness cannot write to any file."""
     assert scene.process is not None
     subprocess.run(["prlimit", "--pid", str(scene.process.pid), "--fsize=0"], check=True)
 
@@ -106,7 +106,7 @@ def _clock_right(scene: Scene) -> None:
 
 
 def _plug_in(scene: Scene) -> None:
-    """The cable is back, and the machine starts as it always does."""
+    """Plug the cable in again, and start the machine."""
     with contextlib.suppress(HarnessError):
         scene.rack.dut.cut(off=False)
     scene.rack.dut.cycle()
@@ -123,7 +123,7 @@ def _release(scene: Scene) -> None:
 
 
 def _fill(scene: Scene) -> None:
-    """The harness has to forget its kernels, and there is no room for another."""
+    """Remove the harness's kernels, and leave no room for another."""
     _clean(scene)
     _as_root("fallocate -l $(($(df --output=avail -B1 / | tail -n 1) - 60000000)) /full")(scene)
 
@@ -199,7 +199,7 @@ FAULTS = (
         mend=_plug_in, unmet=True,
     ),
     Fault(
-        "BMC refuses", lambda scene: scene.rack.dut.freeze(), 3, "when told", mend=_plug_in,
+        "BMC refuses", lambda scene: scene.rack.dut.freeze(), 3, "ended with status", mend=_plug_in,
         dut={"power": {"command": ["false"]}}, unmet=True,
     ),
     Fault(

@@ -140,10 +140,8 @@ def machine(
             arguments += ["-device", f"{nic.model},netdev={nic.model},mac={nic.mac},romfile="]
         guest = qemu.start(
             bed.dut,
+            equipment,
             image=image,
-            disk=equipment.disk,
-            tools=equipment.tools,
-            accelerator=equipment.accelerator,
             nic_socket=runtime / "nic",
             directory=directory,
             runtime=runtime,

@@ -126,7 +126,7 @@ def test_a_way_that_is_closed_is_told_and_by_which_protocol(rack: Rack, tmp_path
         rows = {row.check: row for row in between.examine(bed, load)}
         assert rows["control to the dut"].ok
         assert not rows["data to the dut"].ok
-        assert "nothing came there" in rows["data to the dut"].detail
+        assert "nothing arrived" in rows["data to the dut"].detail
     finally:
         rack.dut.run("sudo", "-n", "tc", "qdisc", "del", "dev", INTERFACE, "ingress")
 

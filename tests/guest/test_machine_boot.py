@@ -136,7 +136,7 @@ def test_another_host_key_is_refused(operator: Operator) -> None:
     pinned.write_text(" ".join([*kept.split()[:2], other]) + "\n")
     try:
         told = operator.harness("restore", "dut", status=3)
-        assert "host key is not the one that is known" in told
+        assert "host key is not the pinned one" in told
         assert "another key was pinned" in operator.harness("hosts", "enroll", "dut", status=3)
         operator.harness("hosts", "enroll", "dut", "--replace", "--yes")
         assert pinned.read_text() == kept

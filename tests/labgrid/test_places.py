@@ -266,9 +266,9 @@ def test_what_is_not_there_is_told(lab: Lab, bed: Beds) -> None:
     refused(InfrastructureError, "labgrid place rack1 at 127.0.0.1:1: .*connect", labgrid=where)
     dut = bed().dut
     wrong = dut.model_copy(update={"resource": "ry"})
-    refused(ConfigurationError, "holds no NetworkService ry\n.*NetworkService rx", dut=wrong)
+    refused(ConfigurationError, "has no NetworkService ry\n.*NetworkService rx", dut=wrong)
     wrong = dut.model_copy(update={"power_resource": "ry"})
-    refused(ConfigurationError, "hosts.rx: labgrid place rack1 holds no power port ry", dut=wrong)
+    refused(ConfigurationError, "hosts.rx: labgrid place rack1 has no power port ry", dut=wrong)
     assert lab.holder() is None
 
 

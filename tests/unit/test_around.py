@@ -363,9 +363,9 @@ OPEN = {"kind": None, "opens": None}
     [
         ({"tcp": None, "udp": None}, {"tcp": 1, "udp": 1}, {}, None, ""),
         ({"tcp": "No route to host", "udp": None}, {"tcp": 0, "udp": 1}, {"dut": SHUT},
-         "control to the dut", "ufw on rx is in the way: sudo ufw insert 1 allow in on"),
+         "control to the dut", "ufw on rx blocks it: sudo ufw insert 1 allow in on"),
         ({"tcp": None, "udp": "no answer"}, {"tcp": 1, "udp": 3}, {"generator": SHUT},
-         "data to the dut", "ufw on tx is in the way"),
+         "data to the dut", "ufw on tx blocks it"),
         ({"tcp": None, "udp": "no answer"}, {"tcp": 1, "udp": 0}, {},
          "data to the dut", "no firewall was found on rx"),
     ],
@@ -415,12 +415,12 @@ def test_a_flood_that_saturates_and_one_that_does_not() -> None:
     assert full.ok
     assert "offered 5,000,000 packets/s, 4,500,000 at the NIC, 2,000,000 read" in full.detail
     assert "0.0001 interrupts a packet" in full.detail
-    assert "60.0% lost: it saturates" in full.detail
+    assert "60.0% lost: saturated" in full.detail
     # However few interrupts there are.
     idle = flood(10_000_000, interrupts=1)
     assert not idle.ok
     assert not idle.needed
-    assert "no saturation" in idle.detail
+    assert "not saturated" in idle.detail
     still = between.judged_flood(
         counted(0, 0), counted(0, 0), {"start": counted(0, 0), "end": counted(0, 0)}
     )

@@ -143,10 +143,8 @@ def test_a_closed_firewall_is_found_and_opened_by_the_command_named(
     rows = examined()
     assert {name.split()[0] for name, row in rows.items() if not row.ok} == ways
     remedy = rows["data to the dut"].remedy or ""
-    assert f"nftables on {closed} is in the way: sudo nft insert rule inet filter input" in remedy
-    assert ("came there" in rows["data to the dut"].detail.replace("nothing came", "")) is (
-        closed == "tx"
-    )
+    assert f"nftables on {closed} blocks it: sudo nft insert rule inet filter input" in remedy
+    assert ("the packet arrived" in rows["data to the dut"].detail) is (closed == "tx")
     lab.run(closed, "sh", "-c", remedy.partition("sudo ")[2].replace("nft ", f"{NFT} "))
     assert all(row.ok for row in examined().values())
 
@@ -164,8 +162,8 @@ def test_a_port_that_is_taken_is_told(lab: Lab) -> None:
             assert held.stdout is not None
             held.stdout.readline()
             rows = examined()
-            assert "Address already in use" in rows["the way"].detail
-            assert "ss -ltnp" in (rows["the way"].remedy or "")
+            assert "Address already in use" in rows["path"].detail
+            assert "ss -ltnp" in (rows["path"].remedy or "")
         finally:
             held.kill()
 

@@ -278,7 +278,7 @@ def test_which_of_several_systems_is_asked_for() -> None:
         )
         with pytest.raises(ConfigurationError) as caught:
             by_redfish(bmc).status()
-    assert "not one system, so name it as system; there are: A, B" in caught.value.message
+    assert "several systems, so name one as system; it has: A, B" in caught.value.message
     assert "hosts.dut.power.redfish.system" in (caught.value.hint or "")
 
 

@@ -108,7 +108,7 @@ def test_output_without_end_is_bounded(tmp_path: Path) -> None:
     assert psutil.Process().memory_info().rss - before < 48 << 20
     size = (tmp_path / "log").stat().st_size
     assert limit <= size < limit + 200
-    assert b"what follows is not kept" in (tmp_path / "log").read_bytes()[-100:]
+    assert b"the rest is not kept" in (tmp_path / "log").read_bytes()[-100:]
 
 
 def test_a_full_disk_costs_the_log_only() -> None:
@@ -133,7 +133,7 @@ def test_a_console_that_ends_is_started_again_and_that_is_noted(tmp_path: Path) 
 
 
 def test_a_console_that_cannot_be_had(tmp_path: Path) -> None:
-    with pytest.raises(InfrastructureError, match="dut: no-such-program is not installed"):
+    with pytest.raises(InfrastructureError, match="dut: no console: no-such-program is not"):
         console.start(command("no-such-program"), "dut", tmp_path / "log")
     failing = "print('no such\\x1b[2J port', file=sys.stderr); sys.exit(3)"
     with console.start(script(failing), "dut", tmp_path / "log") as kept:

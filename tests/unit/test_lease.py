@@ -277,7 +277,7 @@ def test_a_host_that_is_still_rebooting_is_waited_for(
 
     with bed.leases(wait_s=60, say=say):
         assert bed.owners() == [lease.owner()] * 2
-    assert said == ["rx: ssh failed; it is waited for, 60 s at most"]
+    assert said == ["rx: ssh failed; waiting for it, 60 s at most"]
     bed.cut.add("rx")
     with pytest.raises(HostLostError), bed.leases(wait_s=0.05):
         pass
@@ -310,7 +310,7 @@ def test_a_refused_refresh_loses_the_bed(bed: Bed, how: str) -> None:
         if how == "taken":
             bed.on["rx"].take(owner="eve@lab", holder="x", ttl_s=60)
         until(lambda: held._lost is not None)
-        told = "rx was lost: it is held by eve@lab now" if how == "taken" else "somebody ended it"
+        told = "rx was lost: it is held by eve@lab now" if how == "taken" else "somebody broke it"
         for look in (held.check, held.still_mine):
             with pytest.raises(LeaseLostError, match=told):
                 look()
@@ -350,7 +350,7 @@ def test_a_host_that_reboots_is_kept_for_so_long(bed: Bed) -> None:
             bed.cut.clear()
         assert bed.on["rx"].state()["left_s"] < 4
         bed.cut.add("rx")
-        with pytest.raises(InfrastructureError, match="rx could not be had for a reboot"):
+        with pytest.raises(InfrastructureError, match="rx could not be extended for a reboot"):
             with held.rebooting("rx", within_s=60):
                 raise AssertionError
 

@@ -217,7 +217,9 @@ def test_an_interface_that_was_renamed_is_told_before_building(
 def test_a_boot_without_room_is_told_before_building(monkeypatch: pytest.MonkeyPatch) -> None:
     looked = Looked(monkeypatch)
     looked.answers["kernel_room"] = {"fit": 1, "ours": 0, "each_mib": 60, "free_mib": 80}
-    with pytest.raises(InfrastructureError, match="no room: /boot takes 1 kernels of some 60 MiB"):
+    with pytest.raises(
+        InfrastructureError, match="no room: /boot holds at most 1 kernels of about 60"
+    ):
         machines.looked_at(*bed())
     looked.answers["kernel_room"]["ours"] = 3
     machines.looked_at(*bed())
@@ -241,7 +243,7 @@ def test_whoever_would_undo_a_run_is_told_before_building(
         machines.looked_at(*bed())
         return
     with pytest.raises(
-        InfrastructureError, match=r"netperf\.service holds TCP port 12865"
+        InfrastructureError, match=r"netperf\.service occupies TCP port 12865"
     ) as caught:
         machines.looked_at(*bed())
     assert "systemctl disable --now netperf.service" in (caught.value.hint or "")

@@ -166,7 +166,7 @@ def test_a_host_that_is_not_there_has_no_key(rx: config.SshHost, tmp_path: Path)
     (tmp_path / "bin/says").write_text("ssh: connect to host \x1b[2Jrx: No route to host")
     output, error = _run("hosts", "enroll", "rx", "--yes")
     assert isinstance(error, InfrastructureError)
-    assert "no host key came from rx.lab.example: ssh: connect to host rx: No route" in str(error)
+    assert "rx.lab.example sent no host key: ssh: connect to host rx: No route" in str(error)
     assert "\x1b" not in output + str(error)
 
 
@@ -188,7 +188,7 @@ def test_the_doctor_tells_what_stops_it(rx: config.SshHost, tmp_path: Path) -> N
     assert not found["ssh"].ok
     assert found["ssh"].needed
     assert "agent" not in found
-    assert found["power"].remedy == "say hosts.rx.power in hosts.yaml"
+    assert found["power"].remedy == "set hosts.rx.power in hosts.yaml"
     assert not found["power"].needed
     output, error = _run("doctor", "--format", "json")
     assert isinstance(error, InfrastructureError)

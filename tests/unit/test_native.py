@@ -148,7 +148,7 @@ def test_the_kernel_shares_its_cpu_with_none(
 @pytest.mark.parametrize(
     ("mine", "cpus", "told"),
     [
-        ((3,), "auto", "needs two CPUs, and this process may use CPU 3 alone"),
+        ((3,), "auto", "needs two CPUs, but this process may use only CPU 3"),
         ((0, 1), {"vcpus": [0], "model": 0, "netperf": [1]}, "CPU 0 to the kernel and to another"),
         ((0, 1), {"vcpus": [1], "model": 0, "netperf": [1]}, "CPU 1 to the kernel and to another"),
         ((0, 1), {"vcpus": [0], "model": 7, "netperf": [1]}, r"names \[7\]"),
@@ -418,7 +418,7 @@ def test_a_frozen_kernel_and_its_clock_stand_still(boot: Booting, tmp_path: Path
     [
         ("echo 'Kernel panic - not syncing: Oops' >&2; kill -ABRT $$", KernelError, "panic"),
         ("kill -SEGV $$", KernelError, "died of SIGSEGV"),
-        ("kill -KILL $$", InfrastructureError, "ended from outside, by SIGKILL"),
+        ("kill -KILL $$", InfrastructureError, "killed from outside, by SIGKILL"),
         ("echo cannot map memory >&2; exit 1", InfrastructureError, "cannot map memory"),
     ],
 )
@@ -478,7 +478,7 @@ def test_a_kernel_dies_with_the_harness(boot: Booting, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["with space", "a,b", 'quo"te', "co:lon"])
 def test_a_directory_that_a_kernel_cannot_be_told_of(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be told of"):
+    with pytest.raises(ConfigurationError, match="cannot parse the path"):
         uml.arguments(Path("/run") / name, memory_mib=256, nic_socket=None)
 
 

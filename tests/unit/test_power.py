@@ -180,8 +180,8 @@ def test_redfish_finds_the_system_by_name(machine: Machine) -> None:
         with pytest.raises(ConfigurationError) as caught:
             redfish(bmc, system="System.Embedded.1").status()
     said = caught.value
-    assert f"no system System.Embedded.1; there are: {bmc.system}" in said.message
-    assert said.hint == "say it in hosts.yaml: hosts.dut.power.redfish.system"
+    assert f"no system System.Embedded.1; it has: {bmc.system}" in said.message
+    assert said.hint == "set hosts.dut.power.redfish.system in hosts.yaml"
 
 
 def test_redfish_wrong_password(machine: Machine) -> None:
@@ -245,7 +245,7 @@ def test_redfish_without_end(machine: Machine) -> None:
 def test_redfish_does_as_told_but_nothing_happens(machine: Machine) -> None:
     with RedfishBmc(lambda word: machine.acts.append(word) if word != "status" else False) as bmc:
         said = refusal(redfish(bmc, within_s=15), "on")
-    assert "took “on”, but the host is still off" in said.message
+    assert "accepted “on”, but the host is still off" in said.message
     assert machine.acts == ["on"]
 
 
@@ -278,7 +278,7 @@ def test_redfish_verifies_the_certificate(machine: Machine, tmp_path: Path) -> N
         assert switch.status() is True
         said = refusal(redfish(bmc))
         assert "certificate" in said.message.lower()
-        assert "as ca" in (said.hint or "")
+        assert "set ca to" in (said.hint or "")
         other, _ = certificate(tmp_path, "DNS:bmc.lab.example")
         refusal(redfish(bmc, ca=other))
     named, key = certificate(tmp_path, "DNS:other.lab.example")
@@ -396,11 +396,11 @@ def test_command_drives_the_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("echo maybe", "does not say on or off"),
-        ("echo on off", "does not say on or off"),
-        ("true", "does not say on or off"),
-        ("printf '\\033[2J\\377'", "does not say on or off"),
-        ("echo no such outlet >&2; exit 3", "status 3 when told “status”: no such outlet"),
+        ("echo maybe", "neither on nor off"),
+        ("echo on off", "neither on nor off"),
+        ("true", "neither on nor off"),
+        ("printf '\\033[2J\\377'", "neither on nor off"),
+        ("echo no such outlet >&2; exit 3", "status 3 on “status”: no such outlet"),
     ],
 )
 def test_command_fails(tmp_path: Path, script: str, expected: str) -> None:
@@ -426,7 +426,7 @@ def _sleeps(process: psutil.Process) -> bool:
 
 def test_command_does_as_told_but_nothing_happens(tmp_path: Path) -> None:
     said = refusal(command(tmp_path, "echo off", within_s=3), "on")
-    assert "took “on”, but the host is still off after 3 s" in said.message
+    assert "accepted “on”, but the host is still off after 3 s" in said.message
 
 
 def test_command_may_leave_the_machine_in_the_background(tmp_path: Path) -> None:

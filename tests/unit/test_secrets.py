@@ -44,7 +44,7 @@ def test_the_first_line_of_a_file(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644])
 def test_a_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
-    with pytest.raises(ConfigurationError, match="read by others") as caught:
+    with pytest.raises(ConfigurationError, match="other users can read") as caught:
         secrets.read(of_file(tmp_path / "password", b"sesame\n", mode))
     assert caught.value.hint == f"chmod 600 {tmp_path}/password"
 
@@ -53,7 +53,7 @@ def test_a_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
 def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
     secret = of_file(tmp_path / "password", b"sesame\n")
     os.chown(secret.file, 65534, 65534)
-    with pytest.raises(ConfigurationError, match="read by others"):
+    with pytest.raises(ConfigurationError, match="other users can read"):
         secrets.read(secret)
 
 

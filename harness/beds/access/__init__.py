@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""How a host is reached: ssh, its pinned keys, and the line to the agent on it."""
+"""How a host is reached: ssh, its pinned keys, and the connection to its agent."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The line to the agent on a host: its calls, as JSON lines over its standard streams.
+"""The connection to the agent on a host: calls as JSON lines over its standard streams.
 
-Hides how the agent is packed and named by its content, and how its end is told
-apart: a call the agent refuses is an error of the class it names; an agent that
-ends or falls silent is a :class:`HostLostError`.
+Hides how the agent is packed and named by its content, and how failures are classified:
+a call that the agent refuses raises the class that the agent names; an agent that ends
+or falls silent raises :class:`HostLostError`.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ _KINDS: dict[str, type[HarnessError]] = {
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
 REFUSAL = "receive-batching-agent: "
-"""Begins the one line of a host on which the agent cannot run, and says what it needs."""
-# Any shell and any Python 3 can read these two: nothing newer is read before they have looked.
-# Only directories of root's are searched, and his PATH is not: it may be the caller's.
+"""Starts the line that a host prints on which the agent cannot run; the rest says why."""
+# Any shell and any Python 3 can parse these two scripts, which check the Python version first.
+# Only root's directories are searched, not PATH: it may be the caller's.
 _LAUNCHER = f"""\
 #!/bin/sh
-# The agent of the receive-batching harness: this script, and a zip archive behind it.
+# The agent of the receive-batching harness: this script, followed by a zip archive.
 found= new_enough='import sys; sys.exit(sys.version_info < (3, 9))'
 for python in /usr/bin/python3 /usr/local/bin/python3 /usr/bin/python3.[0-9]* \\
     /usr/local/bin/python3.[0-9]* /opt/python3*/bin/python3 /usr/libexec/platform-python; do
@@ -80,12 +80,9 @@ _POLL_S = 0.5
 
 
 def agent_archive() -> tuple[str, bytes]:
-    """The agent as a zip application: its name, which its content decides, and that content."""
+    """The agent as a zip application: its name, which contains a digest, and its content."""
     package = Path(__file__).parents[2] / "agent"
-    members = {
-        "harness/__init__.py": b"",
-        "__main__.py": _MAIN.encode(),
-    }
+    members = {"harness/__init__.py": b"", "__main__.py": _MAIN.encode()}
     members |= {
         f"harness/agent/{path.relative_to(package)}": path.read_bytes()
         for path in sorted(package.rglob("*.py"))
@@ -98,13 +95,13 @@ def agent_archive() -> tuple[str, bytes]:
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), content)
-    # Isolated: neither the environment nor the caller's directory says what is imported.
+    # The launcher isolates Python (-I): the caller's environment and directory import nothing.
     content = _LAUNCHER.encode() + packed.getvalue()
     return f"receive-batching-agent-{hashlib.sha256(content).hexdigest()[:16]}.pyz", content
 
 
 def outcome(host: str, answer: Mapping[str, Any]) -> Any:
-    """The result in an ``answer`` of the agent on ``host``; a refusal is raised as its class."""
+    """The result in an ``answer`` of the agent on ``host``; a refusal raises the class it names."""
     if refused := answer.get("error"):
         if not isinstance(refused, dict):
             raise HostLostError(f"{host}: not an answer: {str(answer)[:200]!r}")
@@ -114,10 +111,10 @@ def outcome(host: str, answer: Mapping[str, Any]) -> Any:
 
 
 def parsed(line: str | bytes) -> Any:
-    """The answer in ``line``; no text in it can steer a terminal.
+    """The answer in ``line``, with control sequences removed from every text.
 
     Raises:
-        ValueError: it holds none.
+        ValueError: ``line`` is not JSON.
     """
     try:
         return _harmless(json.loads(line))
@@ -136,24 +133,24 @@ def _harmless(value: Any) -> Any:
 
 
 class Pending(Generic[_Result]):
-    """A call under way. No other may be made to its agent before its result is taken."""
+    """A call in progress. Take its result before the next call to the same agent."""
 
     def __init__(self, arrived: Callable[[], bool], result: Callable[[], _Result]) -> None:
         self.arrived = arrived
-        """Is the answer there? Raises what :meth:`RemoteAgent.call` does if none can come."""
+        """Whether the answer has come; raises what :meth:`RemoteAgent.call` raises."""
         self.result = result
-        """The answer, awaited; raises what :meth:`RemoteAgent.call` does."""
+        """Wait for the answer; raises what :meth:`RemoteAgent.call` raises."""
 
 
 class Asked(Calls):
-    """An agent that is asked by :meth:`call`, whichever of its methods is used."""
+    """An agent whose methods all go through :meth:`call`."""
 
     def call(self, name: str, arguments: Mapping[str, Any], within_s: float) -> Any:
         """The answer to the call ``name``.
 
         Raises:
             HostLostError: no answer came within ``within_s`` seconds, or the agent ended.
-            HarnessError: the agent refused; the class is the one it named.
+            HarnessError: the agent refused, with the class it named.
         """
         raise NotImplementedError
 
@@ -171,7 +168,7 @@ for _name in protocol.NAMES:
 
 
 class RemoteAgent(Asked):
-    """A running agent. Closing it makes the agent stop what it started and restore what it set."""
+    """A running agent. When closed, it stops what it started and restores what it set."""
 
     def __init__(
         self,
@@ -184,8 +181,8 @@ class RemoteAgent(Asked):
     ) -> None:
         """Start ``command`` and wait for its agent to be ready.
 
-        ``watch`` is called while answers are awaited and raises if what the host
-        depends on has died. ``log`` takes what the command writes to stderr, up to 4 MiB.
+        ``watch`` is called while waiting for answers; it raises if something that the host
+        depends on has died. ``log`` receives the command's stderr, up to 4 MiB.
         """
         self.host = host
         self._watch = watch
@@ -217,7 +214,7 @@ class RemoteAgent(Asked):
 
     @property
     def pid(self) -> int:
-        """The agent's process on its host."""
+        """The agent's process id on its host."""
         return int(self.ready["pid"])
 
     def call(self, name: str, arguments: Mapping[str, Any], within_s: float) -> Any:
@@ -230,7 +227,7 @@ class RemoteAgent(Asked):
         *args: _Args.args,
         **arguments: _Args.kwargs,
     ) -> Pending[_Result]:
-        """Start ``call``, a method of this class, without waiting for its end."""
+        """Start ``call``, a method of this class, without waiting for its answer."""
         assert not args
         return self._begin(call.__name__, arguments, within_s)
 
@@ -259,7 +256,7 @@ class RemoteAgent(Asked):
         deadline = time.monotonic() + within_s
         answer = self._answer(name, within_s)
         while isinstance(answer.get("id"), int) and answer["id"] < self._number:
-            # That was for a call which was interrupted.
+            # It answers an interrupted call.
             if time.monotonic() > deadline:
                 raise self._no_answer(name, within_s)
             answer = self._answer(name, deadline - time.monotonic())
@@ -268,7 +265,7 @@ class RemoteAgent(Asked):
         return outcome(self.host, answer)
 
     def close(self, *, timeout_s: float = 30.0) -> None:
-        """Let the agent put everything back and end; one that does not is killed."""
+        """Let the agent restore everything and end; kill it if it does not."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -278,12 +275,12 @@ class RemoteAgent(Asked):
             process.end(self._process)
 
     def watched_by(self, watch: Callable[[], None]) -> Self:
-        """The same, with another ``watch``."""
+        """This agent, with another ``watch``."""
         self._watch = watch
         return self
 
     def kill(self) -> None:
-        """End the line at once; for a host that is thrown away."""
+        """End the connection at once, for a host that is thrown away."""
         process.end(self._process, grace_s=0.5)
 
     def _read(self) -> None:

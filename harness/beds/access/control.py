@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One connection a host that all ssh commands of this process share, gone when it ends."""
+"""One ssh connection per host, shared by all ssh commands of this process until it ends."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from harness.base import runtime
 
 PERSIST_S = 60
-"""A connection nobody uses ends after so long, should this process be killed."""
+"""An unused connection ends after this time, also if this process was killed."""
 
 _NAME_BYTES = 40 + 17
-"""%C is 40 characters, and OpenSSH adds 17 for a while."""
+"""%C has 40 characters; OpenSSH temporarily appends 17."""
 _END_S = 5.0
 _lock = threading.Lock()
 _made: dict[int, Path] = {}
@@ -25,11 +25,8 @@ _made: dict[int, Path] = {}
 
 def options() -> list[str]:
     """OpenSSH's options that share the connection, for any host."""
-    return [
-        "ControlMaster=auto",
-        f"ControlPath={_directory()}/%C",
-        f"ControlPersist={PERSIST_S}",
-    ]
+    path = f"{_directory()}/%C"
+    return ["ControlMaster=auto", f"ControlPath={path}", f"ControlPersist={PERSIST_S}"]
 
 
 def _directory() -> Path:
@@ -43,8 +40,8 @@ def _directory() -> Path:
 
 
 def _close(pid: int) -> None:
-    """End what is still shared; in the process that began it alone."""
-    if pid != os.getpid():
+    """End the shared connections."""
+    if pid != os.getpid():  # a fork inherits the handler
         return
     directory = _made.pop(pid)
     for socket in directory.glob("*"):

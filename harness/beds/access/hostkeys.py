@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Host keys of machines: fetched once through OpenSSH itself, pinned, and never changed silently.
+"""Host keys of machines: fetched once by OpenSSH, pinned, and never changed silently.
 
-A machine's keys are pinned in the ``known_hosts`` file of its entry in hosts.yaml, or
-else in a file of its own under the user's configuration. Where there is such a file,
-OpenSSH is told to believe nothing else.
+A machine's keys are pinned in the ``known_hosts`` file that hosts.yaml names for it, else
+in a file of its own in the user's configuration directory. If such a file exists,
+OpenSSH uses only that file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FETCH_S = 40.0
 
 
 def file_of(host: SshHost) -> Path:
-    """Where the keys of ``host`` are pinned, whether they are yet or not."""
+    """The file for the pinned keys of ``host``, which may not exist yet."""
     if host.known_hosts is not None:
         return host.known_hosts
     name = re.sub(r"[^A-Za-z0-9._-]", "_", host.hostname)
@@ -33,19 +33,19 @@ def file_of(host: SshHost) -> Path:
 
 
 def pinned(host: SshHost) -> Path | None:
-    """The file to believe alone; None leaves it to OpenSSH's configuration."""
+    """The only known_hosts file to use; None leaves it to OpenSSH's configuration."""
     path = file_of(host)
-    # A link to keys that are gone is no leave to believe others.
+    # lexists: a dangling link must not make OpenSSH use other keys.
     return path if host.known_hosts is not None or os.path.lexists(path) else None
 
 
 def fetched(host: SshHost, name: str) -> list[str]:
-    """The lines of a known_hosts file that ``host`` is known by, as it says now.
+    """The host keys that ``host`` presents now, as lines of a known_hosts file.
 
-    Jump hosts are known, or not, by the user's own configuration. Nobody is logged in.
+    Does not log in. Keys of jump hosts are checked by the user's own configuration.
 
     Raises:
-        HostLostError: it cannot be reached.
+        HostLostError: the host cannot be reached.
     """
     with tempfile.TemporaryDirectory(prefix="rb-keys-") as scratch:
         learnt = Path(scratch) / "known_hosts"
@@ -81,7 +81,7 @@ def fetched(host: SshHost, name: str) -> list[str]:
     if not lines:
         said = process.harmless(done.stderr).strip().splitlines()[-1:]
         raise HostLostError(
-            f"{name}: no host key came from {host.hostname}" + "".join(f": {s}" for s in said),
+            f"{name}: {host.hostname} sent no host key" + "".join(f": {s}" for s in said),
             hint=f"try: ssh {host.hostname}",
         )
     return lines
@@ -98,7 +98,7 @@ def fingerprints(lines: list[str]) -> list[str]:
     found = re.findall(r"^\d+ (SHA256:\S+) .*(\(\S+\))$", done.stdout, re.MULTILINE)
     if len(found) != len(lines):
         raise InfrastructureError(
-            f"ssh-keygen does not take the key for one: {process.harmless(done.stderr).strip()}"
+            f"ssh-keygen cannot read the host key: {process.harmless(done.stderr).strip()}"
         )
     return [f"{fingerprint} {kind}" for fingerprint, kind in found]
 
@@ -115,7 +115,7 @@ def known(host: SshHost) -> list[str]:
 
 
 def pin(host: SshHost, lines: list[str]) -> Path:
-    """Believe ``lines`` from now on, in place of what was pinned for this host."""
+    """Pin ``lines`` for this host, and remove what was pinned before."""
     path = file_of(host)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if known(host):
@@ -132,9 +132,9 @@ def pin(host: SshHost, lines: list[str]) -> Path:
 
 
 def _looked_up(host: SshHost) -> str:
-    """The name OpenSSH looks the host up by, after its configuration (ssh -G)."""
+    """The name that OpenSSH looks up in known_hosts, after its configuration (ssh -G)."""
     command = ["ssh", "-G", *(["-p", str(host.port)] if host.port else []), "--", host.hostname]
-    text = process.run(command, timeout_s=10, hint="apt-get install openssh-client").stdout
+    text = process.run(command, timeout_s=10, hint=_HINT).stdout
     said = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
     if alias := said.get("hostkeyalias"):
         return alias

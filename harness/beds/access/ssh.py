@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Reaching a host by OpenSSH: the one place where a remote command is quoted.
+"""Reaching a host by OpenSSH; the only place that quotes remote commands.
 
-Host keys are always checked. The user's own OpenSSH configuration applies
-except on guests of the harness, which bring their own key and known_hosts.
+Host keys are always checked. The user's OpenSSH configuration applies,
+except to guests of the harness, which bring their own key and known_hosts.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from harness.beds.access.channel import REFUSAL, Asked, RemoteAgent, agent_archi
 from harness.config import SshHost
 
 AGENT_HOME = ".cache/receive-batching"
-"""Where the user's own copies of the agent are, in his home there."""
+"""The user's copies of the agent, relative to the remote home."""
 UPLOADS = f"{AGENT_HOME}/uploads"
-"""Where files for root to install are sent, in the user's home there."""
+"""Files for root to install, relative to the remote home."""
 AGENT_INSTALLED = "/usr/local/lib/receive-batching"
-"""Where root's copy is, if an administrator put it there."""
+"""Root's copy of the agent, if an administrator installed one."""
 _OWN_STATUS = 255
 _ANSWER_LIMIT = 1 << 20
 _SAID_LIMIT = 8 << 20
-"""Of what a command writes, as much of its end is kept."""
+"""Bytes kept from the end of a command's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SshTarget:
-    """Where and as whom to log in; what is None is left to OpenSSH's configuration."""
+    """Where and as whom to log in; OpenSSH's configuration decides what is None."""
 
     hostname: str
     user: str | None = None
@@ -46,13 +46,13 @@ class SshTarget:
     known_hosts: Path | None = None
     own_configuration: bool = True
     silence_s: int = 45
-    """A host that answers nothing for so long is lost."""
+    """A host that is silent for this long is lost."""
     shared: bool = False
     """Whether all commands of this process share one connection."""
 
     @classmethod
     def of(cls, host: SshHost) -> Self:
-        """The machine that hosts.yaml calls a host of kind ssh."""
+        """The machine of a host of kind ssh in hosts.yaml."""
         return cls(
             hostname=host.hostname,
             user=host.user,
@@ -62,11 +62,11 @@ class SshTarget:
         )
 
     def argv(self, command: Sequence[str]) -> list[str]:
-        """The local command that runs ``command`` there, quoted once for its shell."""
+        """The local command that runs ``command`` remotely, quoted once for the remote shell."""
         options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "RequestTTY=no"]
         options += ["ConnectTimeout=10", "ServerAliveCountMax=3"]
         options += [f"ServerAliveInterval={max(1, self.silence_s // 4)}"]
-        # A host under test is given nothing of the user's, whatever his configuration says.
+        # Forward nothing of the user's to a host under test, whatever the configuration says.
         options += ["ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes"]
         options += ["RemoteCommand=none", "UpdateHostKeys=no"]
         options += control.options() if self.shared else ["ControlPath=none"]
@@ -89,11 +89,11 @@ class SshTarget:
     def run(
         self, command: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 30.0
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run ``command`` there to its end, whatever status it ends with; 8 MiB of output are kept.
+        """Run ``command`` remotely to its end, whatever its status; keeps 8 MiB of output.
 
         Raises:
-            HostLostError: ssh itself failed (its status 255) or did not end in time.
-            HostRefusedError: its key is another than the known one, or ours is refused.
+            HostLostError: ssh itself failed (status 255) or did not end in time.
+            HostRefusedError: the host key is not the pinned one, or the login was refused.
         """
         argv = self.argv(command)
         started = process.start(
@@ -117,9 +117,9 @@ class SshTarget:
         return subprocess.CompletedProcess(argv, started.returncode, out, err)
 
     def forget(self) -> None:
-        """Use the shared connection for nothing new; what goes over it already goes on.
+        """Open nothing new on the shared connection; running commands continue.
 
-        For a host that reboots: its old connection only falls silent.
+        For a host that reboots: its old connection would only time out.
         """
         if not self.shared:
             return
@@ -134,14 +134,14 @@ class SshTarget:
             )
 
     def _failed(self, said: str) -> InfrastructureError:
-        """The error for an ssh that ended by itself after saying that."""
+        """The error for an ssh that failed with ``said`` on its stderr."""
         last = "".join(f": {line}" for line in said.strip().splitlines()[-1:])
         message = f"{self.hostname}: ssh failed{last}"
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said or "Host key verif" in said:
             return HostRefusedError(
-                f"{self.hostname}: its host key is not the one that is known",
-                hint="was it installed anew? Ask whoever looks after it; `harness hosts enroll "
-                "--replace` pins its new key, once you have compared the fingerprints",
+                f"{self.hostname}: its host key is not the pinned one",
+                hint="was it reinstalled? Ask its administrator. `harness hosts enroll --replace` "
+                "pins the new key, after you have compared the fingerprints",
             )
         hint = f"try: {process.quoted(self.argv(['true']))}"
         if "Permission denied" in said or "Too many authentication failures" in said:
@@ -149,11 +149,11 @@ class SshTarget:
         return HostLostError(message, hint=hint)
 
     def send(self, directory: Path, to: str, *, timeout_s: float = 900.0) -> str:
-        """Copy the files of ``directory`` into ``to`` beneath the home there; its whole path.
+        """Copy the files of ``directory`` into ``to`` in the remote home; returns its full path.
 
         Raises:
             HostLostError: as :meth:`run`.
-            InfrastructureError: they cannot be kept there.
+            InfrastructureError: they cannot be written.
         """
         script = 'umask 077 && rm -rf "$1" && mkdir -p "$1" && cd "$1" && tar -x && pwd'
         packed = io.BytesIO()
@@ -166,14 +166,14 @@ class SshTarget:
         if sent.returncode != 0:
             said = process.harmless(sent.stderr.decode(errors="replace")).strip()
             raise InfrastructureError(
-                f"{self.hostname}: cannot keep files in ~/{to}: {said}", hint="free space there"
+                f"{self.hostname}: cannot write files to ~/{to}: {said}", hint="free space there"
             )
         return sent.stdout.decode(errors="replace").removesuffix("\n")
 
     def start_agent(
         self, *, host: str, log: Path, watch: Callable[[], None] = lambda: None
     ) -> RemoteAgent:
-        """Send the agent, if the host has not got this one yet, and start it as root by sudo.
+        """Send the agent, if the host does not have this version, and start it as root by sudo.
 
         Raises:
             HostLostError: it did not start.
@@ -190,10 +190,10 @@ class SshTarget:
     def ask(
         self, call: str, arguments: Mapping[str, object], *, host: str, within_s: float = 30.0
     ) -> Any:
-        """The answer of an agent started for this one ``call``.
+        """The answer of an agent that is started for this one ``call``.
 
         Raises:
-            HostLostError: there was none; an agent's refusal is of the class it names.
+            HostLostError: there was no answer. A refusal raises the class the agent names.
         """
         request = json.dumps({"id": 1, "call": call, "args": arguments}).encode() + b"\n"
         done = self.run(self._agent(host), stdin=request, timeout_s=within_s)
@@ -211,11 +211,11 @@ class SshTarget:
         )
 
     def send_agent(self, *, host: str) -> str:
-        """The path, beneath the home there, of a copy of the agent, sent if there is none yet.
+        """Send the agent, if it is not there yet; returns its path, relative to the remote home.
 
         Raises:
             HostLostError: as :meth:`run`.
-            InfrastructureError: it cannot be kept there.
+            InfrastructureError: it cannot be written.
         """
         name, content = agent_archive()
         path = f"{AGENT_HOME}/{name}"
@@ -225,14 +225,14 @@ class SshTarget:
             if sent.returncode != 0:
                 said = process.harmless(sent.stderr.decode(errors="replace")).strip()
                 raise InfrastructureError(
-                    f"{host}: cannot keep the agent in ~/{AGENT_HOME}: {said}",
+                    f"{host}: cannot write the agent to ~/{AGENT_HOME}: {said}",
                     hint="free space there",
                 )
         return path
 
     def _agent(self, host: str) -> list[str]:
-        """The command that runs the agent there, which it has now if it had not."""
-        # Root's own copy is what an administrator allowed; the user's needs sudo for all.
+        """The remote command that runs the agent; sends the agent if it is missing."""
+        # sudoers allows root's copy; to run the user's own copy needs unrestricted sudo.
         installed = f"{AGENT_INSTALLED}/{agent_archive()[0]}"
         look = (
             'test "$(id -u)" = 0 && ! command -v sudo >&2 && echo root; test -x "$1" && echo here'
@@ -248,24 +248,23 @@ def _not_allowed(host: str, said: str) -> HostRefusedError:
     if said.startswith(REFUSAL):
         return HostRefusedError(
             f"{host}: the agent {process.harmless(said[len(REFUSAL) :])}",
-            hint=f"install Python 3.9 or later on {host}, as /usr/bin/python3.9 for example, "
-            "with psutil and pyroute2 for it",
+            hint=f"install Python 3.9 or later on {host} (for example /usr/bin/python3.9), "
+            "with psutil and pyroute2",
         )
     return HostRefusedError(
         f"{host}: the agent was not started: {process.harmless(said)}",
-        hint=f"`harness hosts sudoers {host}` prints what an administrator has to allow",
+        hint=f"`harness hosts sudoers {host}` prints the rule that an administrator has to add",
     )
 
 
 def _nobody(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Without the owner it has here."""
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
 
 
 class AgentBySsh(Asked):
-    """The agent on a host, each call by an ssh command of its own."""
+    """The agent on a host, with one ssh command per call."""
 
     def __init__(self, target: SshTarget, *, host: str) -> None:
         self._target, self._host = target, host

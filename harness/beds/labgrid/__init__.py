@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Beds of a lab that is shared by labgrid: a place is acquired, and says what its hosts are.
+"""Beds of a lab that uses labgrid: a place is acquired, and its resources describe the hosts.
 
-A coordinator that restarts forgets who had a place: the place is looked at as long as it
-is used, acquired again where it is free, and given up where it is not. What happens in
-between is the business of the hosts' own leases (:mod:`harness.beds.machine.lease`), which are
-taken as on any bed.
+A coordinator that restarts forgets who had a place. So the place is polled while it is
+used, acquired again if it is free, and given up if somebody else has it. The hosts' own
+leases (:mod:`harness.beds.machine.lease`), taken as on any bed, protect the time in between.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from harness.config import Bed, CommandConsole, CommandPower, LabgridHost, SshHo
 _LOOK_EVERY_S = 30.0
 _LOOK_BETWEEN_ACTS_S = 10.0
 _FREE_S = 300.0
-"""How long a place may be free and yet not to be had: its exporters have to come back first."""
+"""How long acquiring a free place may fail: its exporters have to reconnect first."""
 _POWER = {
     "NetworkPowerPort",
     "NetworkSiSPMPowerPort",
@@ -44,11 +43,11 @@ _POWER = {
 
 @contextmanager
 def acquired(bed: Bed) -> Iterator[Place]:
-    """``bed`` with its place acquired, as :attr:`Place.bed`; without a place, as it is.
+    """``bed`` with its place acquired, as :attr:`Place.bed`; without a place, unchanged.
 
     Raises:
-        InfrastructureError: somebody else has the place, who is named; or there is no coordinator.
-        ConfigurationError: there is no such place, or it does not hold what the hosts name.
+        InfrastructureError: somebody else has the place (named), or there is no coordinator.
+        ConfigurationError: there is no such place, or it lacks a resource that the hosts name.
     """
     place = Place(bed)
     try:
@@ -58,13 +57,13 @@ def acquired(bed: Bed) -> Iterator[Place]:
 
 
 class Place:
-    """The place of a bed while it is used; one that is always ours where there is none."""
+    """The place of a bed while it is used; for a bed without a place, one that is always ours."""
 
     def __init__(self, bed: Bed) -> None:
         self.bed = bed
         """The bed with the place's resources: both hosts are of kind ssh."""
         self.trouble: str | None = None
-        """Why it is not known whether the place is still ours, if so."""
+        """Why it is unknown whether the place is still ours, if it is."""
         self.times_regained = 0
         self._client = Client(bed.labgrid) if bed.labgrid else None
         self._lost: LeaseLostError | None = None
@@ -76,19 +75,19 @@ class Place:
         self._thread = threading.Thread(target=self._watch, daemon=True, name="labgrid")
 
     def check(self) -> None:
-        """Raise if the place is known to be lost; asks nobody, for use while an act goes on.
+        """Raise if the place is known to be lost; asks nobody, for use during an act.
 
         Raises:
-            LeaseLostError: from here on nothing may be done to the hosts.
+            LeaseLostError: from now on nothing may be done to the hosts.
         """
         if self._lost is not None:
             raise self._lost
 
     def still_mine(self) -> None:
-        """To be called before each act: looks, if that is some time ago.
+        """To be called before each act: asks labgrid, if the last time is long ago.
 
         Raises:
-            LeaseLostError: from here on nothing may be done to the hosts.
+            LeaseLostError: from now on nothing may be done to the hosts.
         """
         self.check()
         if self._client and time.monotonic() - self._looked_s > _LOOK_BETWEEN_ACTS_S:
@@ -105,7 +104,7 @@ class Place:
             by = self._ours.acquire()
         elif by == client.me and self._ours.left_by_a_killed_harness():
             self._ours.guard()
-        # Else what is held already was acquired by hand: it is used, and not released.
+        # Otherwise a place that we hold was acquired by hand: use it, and do not release it.
         if by != client.me:
             host, _, user = by.rpartition("/")
             raise InfrastructureError(
@@ -142,7 +141,7 @@ class Place:
                 self._lose(client, error.message)
                 return
             except HarnessError as error:
-                # A coordinator that cannot be asked gives the place to nobody else, either.
+                # A coordinator that does not answer us does not give the place to others either.
                 self.trouble = error.message
                 if self._free_since_s and self._looked_s - self._free_since_s > _FREE_S:
                     self._lose(client, error.message)
@@ -154,12 +153,12 @@ class Place:
     def _lose(self, client: Client, why: str) -> None:
         self._lost = LeaseLostError(
             f"labgrid place {client.place} was lost: {why}",
-            hint="nothing more was done to the hosts; who has it: labgrid-client who",
+            hint="nothing more was done to the hosts; `labgrid-client who` shows the holder",
         )
 
 
 def _with_resources(bed: Bed, client: Client) -> Bed:
-    """``bed`` with hosts of kind ssh in place of those of kind labgrid."""
+    """``bed`` with its hosts of kind labgrid replaced by hosts of kind ssh."""
     resources = client.resources()
     found = {
         role: _resolved(name, host, client, resources)
@@ -182,7 +181,7 @@ def _resolved(
         return next((p for n, kind, p in resources if n == called and kind in kinds), None)
 
     def required(called: str | None, kinds: set[str], what: str) -> str | None:
-        """The name of a resource, which the place has to hold if hosts.yaml names it."""
+        """The name of a resource; the place must have it if hosts.yaml names it."""
         chosen = called or host.resource
         if having(chosen, kinds) is not None:
             return chosen
@@ -213,7 +212,7 @@ def _resolved(
         wrong = ", ".join(f"{e['loc'][0]} {e['input']!r}"[:80] for e in error.errors())
         raise InfrastructureError(
             f"labgrid place {client.place}: NetworkService {host.resource} cannot be used: {wrong}",
-            hint="it has to be reached by ssh; what leads there is for ~/.ssh/config",
+            hint="it must be reachable by ssh; put jump hosts and the like into ~/.ssh/config",
         ) from error
 
 
@@ -222,6 +221,6 @@ def _lacks(
 ) -> ConfigurationError:
     held = sorted(f"{kind} {called}" for called, kind, _ in resources)
     return ConfigurationError(
-        f"hosts.{host}: labgrid place {client.place} holds no {what}",
-        hint=f"it holds: {', '.join(held) or 'nothing'}",
+        f"hosts.{host}: labgrid place {client.place} has no {what}",
+        hint=f"it has: {', '.join(held) or 'nothing'}",
     )

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""``labgrid-client`` for one place, and what makes sure that the place is released.
+"""``labgrid-client`` for one place, and a guard that releases the place.
 
-Its command line is what labgrid keeps stable, and in processes of its own its event
-loop and gRPC threads stay out of this one.
+labgrid keeps the client's command line stable. A process of its own keeps its event
+loop and its gRPC threads out of this one.
 
-labgrid's lock has no end, so a guard, which outlives a killed harness, releases what a
-harness acquired.
+labgrid's lock does not expire. So a guard process, which outlives a killed harness,
+releases what a harness acquired.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from harness.config import Labgrid
 _CALL_S = 30.0
 _OWN_HARNESS_S = 15.0
 _NOT_OURS = ("LG_ENV", "LG_PLACE", "LG_STATE", "LG_INITIAL_STATE", "LG_TOKEN", "PLACE", "STATE")
-"""What in the environment of a labgrid user would have ``labgrid-client`` do something else."""
-# Reads until the harness is gone or says that there is nothing to do, and then tries for
-# ten minutes, because a coordinator may be on its way up.
+"""Variables in a labgrid user's environment that would redirect ``labgrid-client``."""
+# Reads until the harness is gone or says "released"; in the first case it tries for ten
+# minutes, because the coordinator may be starting.
 _GUARD = """
 read -r word && [ "$word" = released ] && exit 0
 for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
@@ -56,7 +56,7 @@ class Client:
         if where.coordinator:
             self.options += ["--coordinator", where.coordinator]
         self.coordinator = where.coordinator or os.environ.get("LG_COORDINATOR", "this machine")
-        # As labgrid itself tells who holds a place.
+        # labgrid names the holder of a place in this form.
         host = os.environ.get("LG_HOSTNAME", socket.gethostname())
         self.me = f"{host}/{os.environ.get('LG_USERNAME') or getpass.getuser()}"
 
@@ -64,11 +64,11 @@ class Client:
         return [*client_command(), *self.options, *words]
 
     def run(self, *words: str) -> str:
-        """What it prints.
+        """The client's output.
 
         Raises:
             ConfigurationError: there is no such place.
-            InfrastructureError: it failed; the message is what it said last.
+            InfrastructureError: it failed; the message is the last line it printed.
         """
         done = process.run(self.command(*words), env=environment(), timeout_s=_CALL_S, check=False)
         if done.returncode == 0:
@@ -83,18 +83,18 @@ class Client:
         )
 
     def acquired_by(self) -> str | None:
-        """Who has the place, as HOST/USER."""
+        """The holder of the place, as HOST/USER."""
         shown = self.run("show")
         name = re.search(r"^Place '(.*)':$", shown, re.MULTILINE)
         holder = re.search(r"^  acquired: (.*)\n  acquired resources:", shown, re.MULTILINE)
         if not name or not holder:
             raise InfrastructureError(f"labgrid-client shows no place: {shown[:200]!r}")
-        if name[1] != self.place:  # labgrid goes by parts of names and by aliases
+        if name[1] != self.place:  # labgrid also matches parts of names and aliases
             raise self._no_such_place()
         return holder[1] if "/" in holder[1] else None
 
     def resources(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """Name, class and parameters of each, with the names that the place gives them."""
+        """Name (as the place calls it), class and parameters of each resource."""
         try:
             told = YAML(typ="safe", pure=True).load(StringIO(self.run("env")))
             entries = told["targets"][self.place]["resources"]
@@ -117,10 +117,10 @@ class Client:
 
 
 class Ours:
-    """What this user's harnesses on this machine acquired of a place, and who will release it.
+    """Whether a harness of this user on this machine acquired the place, and must release it.
 
-    The file is locked by the harness that uses the place, or by its guard, and says whether
-    a harness acquired it: only then is it a harness's to release.
+    A file records it. The harness that uses the place, or its guard, holds the file's lock.
+    A place that was acquired by hand is not released.
     """
 
     def __init__(self, client: Client) -> None:
@@ -135,7 +135,7 @@ class Ours:
                 self._file.close()
                 raise InfrastructureError(
                     f"labgrid place {client.place} is used by another harness of yours",
-                    hint="wait for its end; one that was killed has its place released soon",
+                    hint="wait for it to end; if it was killed, its guard releases the place soon",
                 )
             time.sleep(0.2)
 
@@ -144,10 +144,10 @@ class Ours:
         return bool(self._file.read())
 
     def acquire(self) -> str:
-        """Acquire the place if it can be had; says who has it.
+        """Try to acquire the place; returns its holder.
 
         Raises:
-            InfrastructureError: it is free and cannot be had.
+            InfrastructureError: it is free and cannot be acquired.
         """
         self.guard()
         try:
@@ -162,7 +162,7 @@ class Ours:
         return self._client.me
 
     def guard(self) -> None:
-        """Have a process release the place when this one is gone."""
+        """Start a process that releases the place when this one is gone."""
         if self._guard is not None:
             return
         self._file.write("acquired")
@@ -179,7 +179,7 @@ class Ours:
         )
 
     def release(self) -> None:
-        """Release what a harness acquired. Where that fails the guard goes on trying."""
+        """Release what a harness acquired. If that fails, the guard keeps trying."""
         if self._guard is not None:
             with contextlib.suppress(HarnessError):
                 if self._client.acquired_by() == self._client.me:
@@ -200,7 +200,7 @@ class Ours:
 
 
 def client_command() -> list[str]:
-    """``labgrid-client`` of this Python.
+    """The command ``labgrid-client`` of this Python.
 
     Raises:
         ConfigurationError: labgrid is not installed.

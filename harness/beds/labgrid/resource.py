@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Power and console of a labgrid place as commands: what hosts.yaml's ``command`` asks for.
+"""Power and console of a labgrid place as commands, as hosts.yaml's ``command`` expects them.
 
 python -m harness.beds.labgrid.resource --place P power NAME on|off|cycle|status
 python -m harness.beds.labgrid.resource --place P console NAME
@@ -59,15 +59,15 @@ def _power(place: str, name: str, action: str) -> None:
 
 
 def _console(place: str, name: str) -> None:
-    """Print what the serial port says for as long as whoever started this lives."""
+    """Print the serial port's output while the parent process lives."""
     starter = os.getppid()
     try:
         _read_console(place, name, starter)
-    except Exception as error:  # noqa: BLE001 - whatever broke, the console is to go on
+    except Exception as error:  # noqa: BLE001 - whatever broke, the console must continue
         sys.stderr.write(f"console {name}: {error}\n")
     time.sleep(_AGAIN_S)
     if os.getppid() == starter:
-        # A fresh process: labgrid keeps its session for as long as one lasts.
+        # A new process, because labgrid keeps its session for the life of a process.
         os.execv(sys.executable, [sys.executable, "-m", __spec__.name, *sys.argv[1:]])  # noqa: S606
 
 

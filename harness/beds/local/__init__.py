@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What beds on this machine have in common: the namespace that sends, and the NIC model."""
+"""What beds on this machine share: the sending namespace, the NIC model, and their CPUs."""

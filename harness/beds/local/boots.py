@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Boots that are processes of this machine, as many at once as are asked for."""
+"""Boots that are processes of this machine, any number at once, and where they may run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from harness import images
+from harness.base.errors import ConfigurationError
 from harness.beds.bed import BedKind, Boots, RunningBed
+from harness.config import Bed, MachineCpus
 from harness.kernels import Image
 
 
 class LocalBoots(Boots):
-    """``up(image, directory)`` brings one up; it ends with the harness, so nothing is noted."""
+    """``up(image, directory)`` boots one. It ends with the harness, so nothing is noted."""
 
     def __init__(
         self,
@@ -25,7 +27,6 @@ class LocalBoots(Boots):
 
     @property
     def accelerator(self) -> str | None:
-        """What runs the guests."""
         return self._accelerator
 
     def boot(
@@ -34,7 +35,6 @@ class LocalBoots(Boots):
         directory: Path,
         note: Callable[..., None],  # noqa: ARG002
     ) -> AbstractContextManager[RunningBed]:
-        """The bed with its dut on ``image``."""
         return self._up(image, directory)
 
 
@@ -45,3 +45,17 @@ class LocalKind(BedKind):
 
     def made_meanwhile(self) -> AbstractContextManager[None]:
         return images.made_meanwhile()
+
+
+def named_cpus(bed: Bed, cpus: MachineCpus, mine: list[int]) -> MachineCpus:
+    """``cpus``, which hosts.yaml names for ``bed``, if they are among ``mine``.
+
+    Raises:
+        ConfigurationError: this process may not use one of them.
+    """
+    if missing := {*cpus.vcpus, cpus.model, *cpus.netperf} - set(mine):
+        raise ConfigurationError(
+            f"beds.{bed.name}.cpus names {sorted(missing)}, which this process may not use",
+            hint=f"it may use {mine}; or set cpus: auto",
+        )
+    return cpus

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The generator of a virtual bed: a network namespace on this machine, and its wire.
+"""The generator of a local bed: a network namespace on this machine, and its wire.
 
 The namespace lives as long as the agent in it, and the agent as long as the
-harness; nothing of it is named in the system, so nothing can be left behind. A
-veth pair joins the generator's interface to the end the NIC model listens on.
+harness. The namespace has no name, so nothing can be left behind. A veth pair
+joins the generator's interface to the end on which the NIC model listens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Namespace:
     mac: str
 
     def command(self, argv: list[str]) -> list[str]:
-        """``argv`` as a command that runs inside the namespace and dies with the harness."""
+        """The command that runs ``argv`` inside the namespace and dies with the harness."""
         user = ["--user", "--preserve-credentials"] if namespaces.of_users_first() else []
         return [
             "nsenter", f"--target={self.agent.pid}", "--net", *user, "--",
@@ -39,7 +39,7 @@ class Namespace:
 
 
 def start(*, log: Path, watch: Callable[[], None] = lambda: None) -> Namespace:
-    """A new namespace with an agent in it and the wire laid, both ends up.
+    """A new namespace with an agent in it, and both ends of the wire up.
 
     Raises:
         InfrastructureError: the system does not allow it; the hint says what to allow.
@@ -48,22 +48,11 @@ def start(*, log: Path, watch: Callable[[], None] = lambda: None) -> Namespace:
     probe = process.run(["unshare", *user, "--net", "true"], check=False)
     if probe.returncode != 0:
         raise InfrastructureError(
-            f"no network namespace can be made: {probe.stderr.strip()}", hint=namespaces.remedy()
+            f"cannot make a network namespace: {probe.stderr.strip()}", hint=namespaces.remedy()
         )
+    command = ["unshare", *user, "--net", "--kill-child=KILL", "--fork"]
     agent = RemoteAgent(
-        [
-            "unshare",
-            *user,
-            "--net",
-            "--kill-child=KILL",
-            "--fork",
-            sys.executable,
-            "-m",
-            "harness.agent",
-        ],
-        host="generator",
-        log=log,
-        watch=watch,
+        [*command, sys.executable, "-m", "harness.agent"], host="generator", log=log, watch=watch
     )
     namespace = Namespace(agent=agent, mac=GENERATOR_MAC)
     try:
@@ -75,12 +64,8 @@ def start(*, log: Path, watch: Callable[[], None] = lambda: None) -> Namespace:
         ):
             process.run(namespace.command(["ip", *words.split()]))
         for interface in (INTERFACE, WIRE):
-            process.run(
-                namespace.command(
-                    ["sysctl", "-q", "-w", f"net.ipv6.conf.{interface}.disable_ipv6=1"]
-                ),
-                check=False,
-            )
+            no_ipv6 = ["sysctl", "-q", "-w", f"net.ipv6.conf.{interface}.disable_ipv6=1"]
+            process.run(namespace.command(no_ipv6), check=False)
     except BaseException:
         agent.kill()
         raise

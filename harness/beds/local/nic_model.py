@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The NIC model's process, and the side of a bed that sends to it.
 
-Hides that both die with the harness, and how they make room for the kernel under test.
+Hides how both die with the harness and leave CPU time to the kernel under test.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.base.errors import InfrastructureError
 from harness.beds.local import netns
 
 NETPERF_NICE = 2
-"""Two thirds of the weight of the vCPU and of the NIC model, wherever they share a CPU."""
+"""Two thirds of the scheduler weight of the vCPU and of the NIC model, where they share a CPU."""
 _ANSWER_S = 20.0
 _CONTROL = "nic-control"
 
@@ -46,8 +46,8 @@ class NicModel:
     ) -> None:
         """Start it in ``namespace`` on the interface ``wire``, listening at ``socket``.
 
-        There QEMU finds it, or with ``vhost_user`` a user-mode kernel; ``options`` are more
-        of its own.
+        QEMU connects there, or a user-mode kernel with ``vhost_user``. ``options`` are further
+        options of ``harness.nic``.
         """
         command = namespace.command(
             [
@@ -83,31 +83,28 @@ class NicModel:
 
     def counters(self) -> dict[str, Any]:
         """The model's own counters, by name."""
-        return self._ask({"call": "counters"})
-
-    def freeze(self) -> None:
-        """Stop it where it is; who uses it has to be stopped before."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        self.check()  # or the number might be another process's by now
-        self.process.send_signal(number)
-
-    def _ask(self, request: dict[str, object]) -> dict[str, Any]:
         try:
             with socket.socket(socket.AF_UNIX) as line:
                 line.settimeout(_ANSWER_S)
                 line.connect(str(self._control))
-                line.sendall(json.dumps(request).encode() + b"\n")
+                line.sendall(b'{"call": "counters"}\n')
                 answer = json.loads(line.makefile().readline())
         except (OSError, ValueError) as error:
             self.check()
             raise InfrastructureError(f"the NIC model does not answer: {error}") from error
         return dict(answer.get("counters", answer))
+
+    def freeze(self) -> None:
+        """Stop it. Stop its client first."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it continue."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        self.check()  # its pid may belong to another process otherwise
+        self.process.send_signal(number)
 
     def stop(self) -> None:
         """End it."""
@@ -116,14 +113,14 @@ class NicModel:
 
 @dataclass(frozen=True, kw_only=True)
 class SendingSide:
-    """A namespace that sends, and the NIC model at the other end of its wire."""
+    """The sending namespace, and the NIC model at the other end of its wire."""
 
     namespace: netns.Namespace
     model: NicModel
     nic_socket: Path
-    """Where the kernel under test finds its NIC."""
+    """The socket at which the kernel under test finds its NIC."""
     runtime: Path
-    """A directory for more sockets, gone with it."""
+    """A directory for further sockets, removed at the end."""
 
 
 @contextmanager
@@ -136,15 +133,15 @@ def sending_side(
     vhost_user: bool = False,
     options: Sequence[str] = (),
 ) -> Iterator[SendingSide]:
-    """Bring both up, the model with the address ``mac`` on ``cpu``; nothing of them remains.
+    """Start both, the model with the address ``mac`` on ``cpu``; both end with the context.
 
-    ``directory`` keeps their logs. What sends yields to others by ``nice``.
+    ``directory`` keeps their logs. ``nice`` is the nice value of the senders.
     """
     with contextlib.ExitStack() as up:
         sockets = up.enter_context(runtime.directory(name_bytes=len(_CONTROL)))
         namespace = netns.start(log=directory / "generator-agent.log")
         up.callback(namespace.agent.close)
-        _yield_to_others(namespace.agent.pid, nice)
+        _set_nice(namespace.agent.pid, nice)
         model = NicModel(
             namespace,
             wire=netns.WIRE,
@@ -162,7 +159,7 @@ def sending_side(
         )
 
 
-def _yield_to_others(pid: int, nice: int) -> None:
-    """Let the session of ``pid`` run after others: nice values count only within it."""
+def _set_nice(pid: int, nice: int) -> None:
+    """For the whole session of ``pid``: with autogroups, a process's own nice counts only in it."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="utf-8")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What is between the two machines of a bed, tried by packets: the doctor's checks of both.
+"""The network between the two machines of a bed, tested with packets: the doctor's checks of both.
 
-Both are given their test addresses for some seconds, as a run does; their agents put them back,
-also when the line is lost.
+Both get their test addresses for some seconds, as in a run; their agents restore them, also
+when the connection is lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LOST = 0.001
 
 
 def examine(bed: Bed, load: Load, *, flood: bool = False) -> Iterator[Finding]:
-    """The way from generator to dut and back; with ``flood``, what comes of two seconds of load."""
+    """Check the path from generator to dut and back; with ``flood``, also two seconds of load."""
     hosts = {"dut": (bed.dut_name, bed.dut), "generator": (bed.generator_name, bed.generator)}
     with contextlib.ExitStack() as up:
         agents: dict[str, RemoteAgent] = {}
@@ -47,12 +47,12 @@ def examine(bed: Bed, load: Load, *, flood: bool = False) -> Iterator[Finding]:
                 yield from flooded(bed, load, agents)
         except HarnessError as error:
             yield Finding(
-                check="the way", ok=False, detail=error.message, remedy=error.hint, needed=False
+                check="path", ok=False, detail=error.message, remedy=error.hint, needed=False
             )
 
 
 def _linked(bed: Bed, agents: dict[str, RemoteAgent]) -> Finding:
-    """Set both up, and see what their links came up with."""
+    """Configure both, and compare their link speeds."""
     found = {role: _inventory(bed, role, agent) for role, agent in agents.items()}
     for role, other in (("dut", "generator"), ("generator", "dut")):
         peer = getattr(bed, other).address
@@ -69,15 +69,16 @@ def _linked(bed: Bed, agents: dict[str, RemoteAgent]) -> Finding:
         time.sleep(0.5)
     speeds = {role: one["speed_mbps"] for role, one in found.items()}
     down = [role for role, one in found.items() if not one["link"]]
+    ok = not down and len(set(speeds.values())) == 1
     told = ", ".join(f"{role} {speed or 'unknown'}" for role, speed in speeds.items())
     return Finding(
         check="links of both",
-        ok=not down and len(set(speeds.values())) == 1,
+        ok=ok,
         detail=f"no carrier: {', '.join(down)}" if down else f"Mbit/s: {told}",
         remedy=None
-        if not down and len(set(speeds.values())) == 1
-        else "one cable between the two, or the same speed at both: a faster sender fills the "
-        "queue of what is between",
+        if ok
+        else "use one cable between the two, or the same speed on both: a faster sender fills the "
+        "queue of the switch between them",
         needed=bool(down),
     )
 
@@ -87,7 +88,7 @@ def _inventory(bed: Bed, role: str, agent: RemoteAgent) -> Any:
 
 
 def way(bed: Bed, agents: dict[str, RemoteAgent]) -> Iterator[Finding]:
-    """Whether TCP and UDP, as netperf sends them, reach the dut, and its answers the generator."""
+    """Check that TCP and UDP reach the dut as netperf sends them, and that its answers return."""
     dut, generator = agents["dut"], agents["generator"]
     assert isinstance(bed.dut, SshHost)
     assert isinstance(bed.generator, SshHost)
@@ -111,37 +112,41 @@ def way(bed: Bed, agents: dict[str, RemoteAgent]) -> Iterator[Finding]:
 
 def _told(why: str, *, arrived: bool) -> str:
     if arrived:
-        return f"{why}; it came there, and what the dut answered did not come back"
-    return f"{why}; nothing came there"
+        return f"{why}; the packet arrived, but the dut's answer did not come back"
+    return f"{why}; nothing arrived"
 
 
 def _remedy(bed: Bed, agents: dict[str, RemoteAgent], *, arrived: bool) -> str:
-    """The command that opens the direction that is closed, where a firewall is at work."""
+    """The command that opens the blocked direction, if there is a firewall."""
     role = "generator" if arrived else "dut"
     name = bed.generator_name if arrived else bed.dut_name
     found = agents[role].firewall(interface=getattr(bed, role).interface)
     if found["opens"]:
-        return f"{found['kind']} on {name} is in the way: sudo {found['opens']}"
+        return f"{found['kind']} on {name} blocks it: sudo {found['opens']}"
     other = bed.dut_name if arrived else bed.generator_name
     return (
-        f"no firewall was found on {name}: is the cable in the right port, does a switch between "
-        f"filter, does {other} filter what it sends?"
+        f"no firewall was found on {name}: is the cable in the right port, does a switch in "
+        f"between filter, does {other} filter its outgoing packets?"
     )
 
 
 def flooded(bed: Bed, load: Load, agents: dict[str, RemoteAgent]) -> Iterator[Finding]:
-    """What ``load`` does in two seconds: offered, taken, interrupts a packet, is it enough?"""
+    """Two seconds of ``load``: rates offered and received, interrupts a packet, saturation."""
     dut, generator = agents["dut"], agents["generator"]
     assert isinstance(bed.dut, SshHost)
     assert isinstance(bed.generator, SshHost)
     cpus = bed.placement.netperf_cpus
-    dut.netserver_start(address=str(bed.dut.address.ip), port=_PORT, cpu=bed.netserver_cpu,
-    )  # fmt: skip
+    target = str(bed.dut.address.ip)
+    dut.netserver_start(address=target, port=_PORT, cpu=bed.netserver_cpu)
     try:
-        generator.netperf_start(target=str(bed.dut.address.ip), port=_PORT, streams=load.streams,
-            message_bytes=load.message_bytes, cpus=[] if cpus == "auto" else list(cpus),
+        generator.netperf_start(
+            target=target,
+            port=_PORT,
+            streams=load.streams,
+            message_bytes=load.message_bytes,
+            cpus=[] if cpus == "auto" else list(cpus),
             duration_s=60,
-        )  # fmt: skip
+        )
         time.sleep(_RAMP_S)
         sends = bed.generator.interface
         before = generator.counters(interface=sends)
@@ -154,14 +159,14 @@ def flooded(bed: Bed, load: Load, agents: dict[str, RemoteAgent]) -> Iterator[Fi
 
 
 def judged_flood(before: Any, after: Any, window: Any) -> Finding:
-    """From the generator's counters around the dut's window."""
+    """The finding from the generator's counters around the dut's window."""
     offered_pps = _rate(before, after, lambda one: one["link"]["tx_packets"])
     start, end = window["start"], window["end"]
     taken_pps = _rate(start, end, lambda one: one["link"]["rx_packets"])
     udp_pps = _rate(start, end, lambda one: one["snmp"]["Udp"]["InDatagrams"])
     interrupts_s = _rate(start, end, _interrupts)
     lost = 1 - udp_pps / offered_pps if offered_pps else 0.0
-    # Whatever the moderation: one that is full loses, at the ring or at the socket.
+    # Independent of interrupt moderation: a saturated receiver drops, in the ring or the socket.
     saturated = lost > _LOST
     per = f"{interrupts_s / taken_pps:.4f}" if taken_pps else "no packets, so no"
     return Finding(
@@ -169,11 +174,11 @@ def judged_flood(before: Any, after: Any, window: Any) -> Finding:
         ok=saturated,
         detail=f"offered {offered_pps:,.0f} packets/s, {taken_pps:,.0f} at the NIC, {udp_pps:,.0f} "
         f"read; {per} interrupts a packet; "
-        + (f"{lost:.1%} lost: it saturates" if saturated else "nothing is lost: no saturation"),
+        + (f"{lost:.1%} lost: saturated" if saturated else "nothing is lost: not saturated"),
         remedy=None
         if saturated
-        else "rates will be the load's and not the kernel's: more placement.netperf_cpus or "
-        "load.streams, a stronger generator, no pause frames",
+        else "the load would limit the rates, not the kernel: use more placement.netperf_cpus or "
+        "load.streams, a faster generator, no pause frames",
         needed=False,
     )
 

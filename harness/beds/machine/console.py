@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What a machine says on its console, kept while it runs, boots and dies.
+"""A machine's console, recorded while it runs, boots and dies.
 
-Hides where it comes from: IPMI's serial over LAN, a command of the user's, or
-netconsole. What comes is garbage until proven otherwise and may never end: the
-log stops at a size, memory holds the last of it only, and text for people and
-patterns has nothing in it that steers a terminal.
+Hides its source: IPMI serial over LAN, a command of the user's, or netconsole.
+The bytes are not trusted and may never end: the log has a maximum size, memory
+holds only the end of it, and :meth:`Console.text` has no terminal control
+sequences in it.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def start(
     sender: str | None = None,
     log_bytes: int = LOG_BYTES,
 ) -> Console:
-    """Begin to keep what ``host`` says in ``log``, to which it is appended.
+    """Start to append the console of ``host`` to ``log``.
 
-    ``sender`` is the address from which netconsole's packets have to come;
-    without it, whatever reaches the port is taken: UDP proves no sender, so
-    the port belongs on a network of the lab's own.
+    ``sender`` is the only address whose netconsole packets are accepted; without
+    it, all packets to the port are. UDP does not prove its sender, so the port
+    should be on a private network of the lab.
 
     Raises:
         ConfigurationError: the password is not where hosts.yaml says.
-        InfrastructureError: the program is not installed, or the port cannot be had.
+        InfrastructureError: the program is not installed, or the port is in use.
     """
     kept = _Log(log, log_bytes)
     try:
@@ -73,19 +73,19 @@ def start(
 
 
 class _Log:
-    """The log's file, bounded, and the last of what came, in memory."""
+    """The log file, limited in size, and the end of the output in memory."""
 
     def __init__(self, path: Path, limit: int) -> None:
-        # Not buffered: what a machine said last is there when the harness is killed.
+        # Not buffered: the last output must be on disk when the harness is killed.
         self._file = path.open("ab", buffering=0)
         self._room = limit - self._file.tell()
         self._limit = limit
         self._tail = bytearray()
         self._lock = threading.Lock()
         self.seen = 0
-        """Bytes of the console so far, kept or not."""
+        """Bytes received so far, logged or not."""
         self.last_s = time.monotonic()
-        """When the last of them came, or the log began."""
+        """When the last byte came, or the log was opened."""
 
     def add(self, chunk: bytes, *, said: bool = True) -> None:
         with self._lock:
@@ -118,15 +118,15 @@ class _Log:
             return
         end = b""
         if len(chunk) >= self._room:
-            end = f"\n-- harness: {self._limit} bytes; what follows is not kept\n".encode()
-        # A full disk costs the log, never the run; the last of it is still in memory.
+            end = f"\n-- harness: {self._limit} bytes; the rest is not kept\n".encode()
+        # A full disk must not end the run; the end of the output is still in memory.
         with contextlib.suppress(OSError):
             self._file.write(chunk[: self._room] + end)
         self._room -= len(chunk)
 
 
 class Console:
-    """A console being kept. Leaving it ends what was started for it."""
+    """A console being recorded, as a context manager."""
 
     def __init__(self, host: str, log: _Log) -> None:
         self.host = host
@@ -138,37 +138,37 @@ class Console:
         self._threads: list[threading.Thread] = []
 
     def check(self) -> None:
-        """Wait until it is known whether the console can be had; at once after that.
+        """Wait until it is known whether the console works; later calls return at once.
 
         Raises:
-            InfrastructureError: it cannot: every attempt so far has failed. One
-                that was there and is lost is no error; it is asked for again.
+            InfrastructureError: every attempt so far has failed. A console that is
+                lost after it worked is not an error; it is opened again.
         """
         if not self._decided.wait(_SOL_WITHIN_S):
-            self._trouble = f"not there after {_SOL_WITHIN_S:.0f} s"
+            self._trouble = f"nothing after {_SOL_WITHIN_S:.0f} s"
         if self._trouble is not None:
             raise InfrastructureError(f"{self.host}: no console: {self._trouble}", hint=self._hint)
 
     def text(self, since: int = 0, *, until: int | None = None) -> str:
-        """The last of what it said while :attr:`position` went from ``since`` to ``until``.
+        """The output between the positions ``since`` and ``until``.
 
-        At most :data:`TEXT_BYTES`; escape sequences are gone, other control
-        characters are spelt out.
+        At most the last :data:`TEXT_BYTES` of it. Escape sequences are removed, other
+        control characters spelt out.
         """
         return process.harmless(self._log.tail(since, until).decode(errors="replace"))
 
     @property
     def position(self) -> int:
-        """How many bytes it has said, for :meth:`text`."""
+        """Bytes received so far, for :meth:`text`."""
         return self._log.seen
 
     @property
     def silence_s(self) -> float:
-        """For how long it has said nothing."""
+        """Seconds since its last output."""
         return time.monotonic() - self._log.last_s
 
     def close(self) -> None:
-        """Stop; the log stays."""
+        """Stop recording; the log stays."""
         self._ending.set()
         self._stop()
         for thread in self._threads:
@@ -205,12 +205,12 @@ class Console:
 
 
 class _Program(Console):
-    """The console as a program prints it; started again, ever later, when it ends."""
+    """A console that a program prints; restarted with growing pauses when it ends."""
 
     _hint_missing = "hosts.yaml names it as the command of this console"
     _hint_refused = "run it by hand"
     _tries = 1
-    """How many attempts have to fail before there is no console."""
+    """Failed attempts before :meth:`check` raises."""
 
     def __init__(
         self, command: list[str], host: str, log: _Log, env: dict[str, str] | None = None
@@ -227,14 +227,14 @@ class _Program(Console):
         self._begin(self._work)
 
     def _prepare(self) -> None:
-        """What comes before each start."""
+        """Called before each start."""
 
     def _is_up(self, said: bytes, lived_s: float) -> bool:
-        """Whether what ``said`` this, and has been running for so long since, is a console."""
+        """Whether a program that printed ``said`` and has run for ``lived_s`` since works."""
         return lived_s >= (_LIVES_S if said else _SILENT_S)
 
     def _pair(self) -> tuple[int, int]:
-        """Where its output comes out, and where it goes in."""
+        """Read end and write end for its output."""
         return os.pipe()
 
     def _spawn(self) -> None:
@@ -247,8 +247,8 @@ class _Program(Console):
                 self._running = process.start(
                     self._command,
                     env=os.environ if self._env is None else self._env,
-                    # A pipe that stays open: some end with their input, and all shall end
-                    # when the harness is killed.
+                    # An open pipe: some programs end at the end of their input, and this one
+                    # comes when the harness is killed.
                     stdin=subprocess.PIPE,
                     stdout=theirs,
                     stderr=subprocess.STDOUT,
@@ -256,7 +256,7 @@ class _Program(Console):
             except InfrastructureError as error:
                 os.close(self._output)
                 raise InfrastructureError(
-                    f"{self.host}: {error.message}, and so no console",
+                    f"{self.host}: no console: {error.message}",
                     hint=error.hint or self._hint_missing,
                 ) from error
             finally:
@@ -277,7 +277,7 @@ class _Program(Console):
                 self._log.note(error.message)
 
     def _follow(self) -> bool:
-        """Keep what the program says until it ends; whether it ever was a console."""
+        """Record the program's output until it ends; whether it ever worked."""
         running = self._running
         if running is None:
             return False
@@ -325,7 +325,7 @@ class _Program(Console):
         if running is None or running.poll() is not None:
             return
         assert running.stdin is not None
-        # At the end of its input ipmitool gives the BMC's session back.
+        # At the end of its input ipmitool closes the BMC's session.
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             running.stdin.close()
             running.wait(_FAREWELL_S)
@@ -336,7 +336,7 @@ class _Program(Console):
 class _Sol(_Program):
     _hint_missing = power.IPMITOOL_HINT
     _hint_refused = power.IPMI_REFUSED_HINT
-    _tries = 2  # some BMCs take a moment to forget the session before
+    _tries = 2  # some BMCs take a moment to forget the previous session
 
     def __init__(self, bmc: config.Ipmi, host: str, log: _Log) -> None:
         self._ipmitool = power.ipmi_command(bmc)
@@ -345,7 +345,7 @@ class _Sol(_Program):
         )
 
     def _prepare(self) -> None:
-        # A session that was left behind keeps every other out. That there is none is no error.
+        # A stale session blocks every other. It is no error if there is none.
         with contextlib.suppress(InfrastructureError):
             process.run(
                 [*self._ipmitool, "sol", "deactivate"],
@@ -359,7 +359,7 @@ class _Sol(_Program):
         return _SOL_IS_UP in said
 
     def _pair(self) -> tuple[int, int]:
-        # Into a pipe, ipmitool holds back its first line until the machine speaks.
+        # Writing to a pipe, ipmitool buffers its first line until the machine prints something.
         ours, theirs = pty.openpty()
         tty.setraw(theirs)
         return ours, theirs
@@ -393,7 +393,7 @@ class _Netconsole(Console):
             try:
                 self._socket.bind((str(where.address), where.port))
             except OSError as error:
-                # As the host sees this machine, which may be through address translation.
+                # The address is the one that the host sees; there may be NAT in between.
                 if error.errno != errno.EADDRNOTAVAIL:
                     raise
                 self._socket.bind(("", where.port))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a run needs of a machine, checked from the outside in; each lack with its remedy.
+"""What a run needs of a machine, checked from the outside in; each failure has a remedy.
 
-From reaching it by ssh to what the agent's own doctor sees, then its power and its
-console. Nothing is changed, and a check that hangs ends.
+First ssh, then the checks of the agent's own doctor, then power and console. Nothing is
+changed, and every check ends in bounded time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WITHIN_S = 90.0
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One check; without what is ``needed`` there is no run."""
+    """One check; a run is impossible if a ``needed`` one fails."""
 
     check: str
     ok: bool
@@ -39,7 +39,7 @@ class Finding:
 def examine(
     name: str, host: SshHost, *, role: Literal["dut", "generator"], irq_cpu: int | None = None
 ) -> Iterator[Finding]:
-    """Every check of ``host``, as far as the ones before allow."""
+    """All checks of ``host`` that the results of earlier ones allow."""
     yield _pinned(name, host)
     ssh = SshTarget.of(host)
     reached = _tried("ssh", lambda: _reached(ssh))
@@ -52,11 +52,11 @@ def examine(
             "power", lambda: f"is {'on' if power.connect(settings, name).status() else 'off'}"
         )
     elif role == "dut":
-        yield _without("power", "none in hosts.yaml: a kernel that hangs stays so", name)
+        yield _without("power", "none in hosts.yaml: a hanging kernel cannot be reset", name)
     if host.console is not None:
         yield _tried("console", lambda: _console(name, host))
     elif role == "dut":
-        yield _without("console", "none in hosts.yaml: a kernel that dies says nothing", name)
+        yield _without("console", "none in hosts.yaml: messages of a dying kernel are lost", name)
 
 
 def _from_inside(
@@ -87,7 +87,7 @@ def _pinned(name: str, host: SshHost) -> Finding:
     return Finding(
         check="host key",
         ok=bool(known),
-        detail=f"pinned in {where}" if known else "not pinned: left to your OpenSSH configuration",
+        detail=f"pinned in {where}" if known else "not pinned: your OpenSSH configuration decides",
         remedy=None if known else f"harness hosts enroll {name}",
         needed=host.known_hosts is not None,
     )
@@ -112,7 +112,7 @@ def _console(name: str, host: SshHost) -> str:
         console.start(host.console, name, Path(scratch) / "console.log") as had,
     ):
         had.check()
-    return "can be had"
+    return "works"
 
 
 def _tried(check: str, act: Callable[[], str]) -> Finding:
@@ -123,5 +123,5 @@ def _tried(check: str, act: Callable[[], str]) -> Finding:
 
 
 def _without(check: str, detail: str, name: str) -> Finding:
-    remedy = f"say hosts.{name}.{check} in hosts.yaml"
+    remedy = f"set hosts.{name}.{check} in hosts.yaml"
     return Finding(check=check, ok=False, detail=detail, remedy=remedy, needed=False)

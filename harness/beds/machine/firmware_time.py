@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How long machines take from being told to boot until a kernel begins, as seen at boots before."""
+"""How long the firmware of machines takes before a kernel starts, measured at earlier boots."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from harness.base import cache
 
 MARGIN = 1.5
-"""So many times what was measured is waited for: memory training takes longer now and then."""
+"""Factor on the measured time: memory training takes longer now and then."""
 _LEAST_S = 30.0
 
 
 def measured(name: str) -> float | None:
-    """Of the host ``name``, in seconds; None while no boot through its firmware was seen."""
+    """The firmware time of the host ``name`` in seconds; None before its first measured boot."""
     try:
         said = json.loads(_kept(name).read_text(encoding="utf-8"))["firmware_s"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -26,7 +26,7 @@ def measured(name: str) -> float | None:
 
 
 def keep(name: str, firmware_s: float) -> None:
-    """The longest counts; that it cannot be kept is no failure."""
+    """Keep the longest time. A failure to write is ignored."""
     longest_s = max(firmware_s, measured(name) or 0.0)
     path = _kept(name)
     with contextlib.suppress(OSError):

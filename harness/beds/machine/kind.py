@@ -13,37 +13,36 @@ from harness.config import Bed, Kernel, SshHost
 from harness.kernels import HostConfig, Image, of_host
 from harness.plan import SMOKE, Profile
 
+_QUICK = Profile(
+    name="quick",
+    blocks=2,
+    warmups=1,
+    warmup_s=2.0,
+    trials=3,
+    window_s=5.0,
+    trace_blocks=1,
+    trace_s=3.0,
+    layouts=2,
+)
+_STANDARD = Profile(
+    name="standard",
+    blocks=10,
+    warmups=2,
+    warmup_s=5.0,
+    trials=5,
+    window_s=10.0,
+    trace_blocks=2,
+    trace_s=5.0,
+    layouts=5,
+)
+
 
 class Hardware(BedKind):
     """One boot at a time, from the machine's own disk."""
 
     here = False
     boot_s = 240
-    profiles = {
-        "smoke": SMOKE,
-        "quick": Profile(
-            name="quick",
-            blocks=2,
-            warmups=1,
-            warmup_s=2.0,
-            trials=3,
-            window_s=5.0,
-            trace_blocks=1,
-            trace_s=3.0,
-            layouts=2,
-        ),
-        "standard": Profile(
-            name="standard",
-            blocks=10,
-            warmups=2,
-            warmup_s=5.0,
-            trials=5,
-            window_s=10.0,
-            trace_blocks=2,
-            trace_s=5.0,
-            layouts=5,
-        ),
-    }
+    profiles = {"smoke": SMOKE, "quick": _QUICK, "standard": _STANDARD}
 
     def opened(
         self,
@@ -52,7 +51,7 @@ class Hardware(BedKind):
         wanted: Wanted,
         progress: Progress,
     ) -> AbstractContextManager[Boots]:
-        """The machines are left as they were found when the context ends."""
+        """When the context ends, the machines are left as they were found."""
         return machines.opened(
             place, campaign=wanted.campaign, directory=wanted.directory, progress=progress
         )
@@ -70,4 +69,4 @@ class Hardware(BedKind):
         return machines.host_config(bed.dut_name, bed.dut, resumed=resumed)
 
     def changes(self) -> tuple[str, str]:
-        return "kernels", "one of each step is installed beside its own, and booted once a block"
+        return "kernels", "one per step is installed next to its own, and booted once a block"

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The leases of a bed: all of its hosts or none, kept while the harness lives, and no longer.
+"""The leases of a bed: all of its hosts or none, held only while the harness lives.
 
-Each host keeps its own lease (:mod:`harness.agent.lease`). Refreshing goes over an ssh
-command of its own, the agent started for one call: the campaign's line to the agent
-takes one call at a time and is gone during a boot, and an agent that refreshed by itself
-would hold the host for a controller that died behind a line nobody closed. It costs the
-host a login and a start of Python, though. So between acts, from two fifths of the time
-on, :meth:`Leases.still_mine` refreshes by the agents that are up; the thread and ssh are
-for acts that last longer, from half of the time on.
+Each host keeps its own lease (:mod:`harness.agent.lease`). A thread refreshes it by an ssh
+command that starts the agent for one call. The campaign's connection cannot serve: it takes
+one call at a time and is gone during a boot. The agent must not refresh by itself either: it
+would hold the host for a harness that died without closing the connection. An ssh command
+costs the host a login and a start of Python, though. So after two fifths of the time
+:meth:`Leases.still_mine` refreshes between acts, by the agents that are up. The thread
+refreshes only during longer acts, after half of the time.
 
-A refresh that is refused loses the lease at once; one that does not get through is tried
-again, and the lease is lost when its time is over by this machine's clock, which is
-before it is over on the host. Nobody else can have had the host until then.
+A refused refresh loses the lease at once. A failed one is tried again; the lease is lost
+when it has expired by this machine's clock, which is before it expires on the host. Nobody
+else can have had the host until then.
 """
 
 from __future__ import annotations
@@ -33,20 +33,18 @@ from harness.base.errors import HarnessError, HostLostError, InfrastructureError
 from harness.base.write_ahead import WriteAheadLog
 from harness.beds.access.ssh import AgentBySsh, SshTarget
 
-"""``call(name, **arguments)``: one call of an agent on the host, answered in bounded time."""
-
 TTL_S = 600.0
 _BETWEEN_ACTS = 0.4
 _DURING_ACTS = 0.5
 _MARGIN = 0.05
-"""Of the time, taken off for clocks that do not run alike."""
+"""Share of the time that is deducted for the drift between clocks."""
 _RETRY_S = 15.0
 _ASK_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a host says of its lease."""
+    """The state of a host's lease."""
 
     host: str
     owner: str | None
@@ -56,10 +54,10 @@ class State:
 
     @classmethod
     def of(cls, host: str, answer: object) -> Self:
-        """Read from the agent's answer.
+        """Parse the agent's answer.
 
         Raises:
-            HostLostError: it is none.
+            HostLostError: it is not the state of a lease.
         """
         said = answer if isinstance(answer, dict) else {}
         words = {name: said.get(name) for name in ("owner", "holder", "campaign")}
@@ -72,12 +70,11 @@ class State:
         return cls(host=host, left_s=left_s, **words)
 
     def require_not_anothers(self) -> None:
-        """Raise an :class:`InfrastructureError` that names who has it, if somebody else has."""
+        """Raise an :class:`InfrastructureError` that names the holder, if somebody else has it."""
         if self.owner not in (None, owner()):
             raise InfrastructureError(
                 str(self),
-                hint="if nobody is at work there any more: "
-                f"harness hosts release {self.host} --break",
+                hint=f"if nobody uses it any more: harness hosts release {self.host} --break",
             )
 
     def __str__(self) -> str:
@@ -97,7 +94,7 @@ class _Held:
 
 
 class Leases:
-    """The leases of several hosts under one holder; a context manager that takes and frees them."""
+    """The leases of several hosts under one holder; the context manager takes and frees them."""
 
     def __init__(
         self,
@@ -111,10 +108,10 @@ class Leases:
         journal: WriteAheadLog | None = None,
         revive: Callable[[str, HostLostError], None] | None = None,
     ) -> None:
-        """``agents`` by host name. Who goes on with a campaign gives its ``holder`` again.
+        """``agents`` by host name. To resume a campaign, pass its ``holder`` again.
 
-        A host that does not answer yet is waited for. If that was in vain, but by what
-        ``journal`` notes it is still ours, it is waited for once more after ``revive``.
+        A host that does not answer is waited for. If it does not come, but ``journal`` says
+        that it is still ours, ``revive`` is called and it is waited for once more.
         """
         self.holder = holder or secrets.token_hex(16)
         self._agents = agents
@@ -134,7 +131,7 @@ class Leases:
         """Take all, in the order of their names, or none.
 
         Raises:
-            InfrastructureError: one is held by somebody else, who is named, or not reached.
+            InfrastructureError: somebody else holds one (named), or one does not answer.
         """
         try:
             deadline_s = _now_s() + self._wait_s
@@ -148,7 +145,7 @@ class Leases:
         return self
 
     def _take(self, host: str, deadline_s: float) -> float:
-        """When the lease of ``host`` began that is ours now."""
+        """Take the lease of ``host``; returns when it began."""
         waits = revived = False
         while True:
             began_s = _now_s()
@@ -168,7 +165,7 @@ class Leases:
                     self._revive(host, error)
                     revived, deadline_s = True, _now_s() + self._wait_s
                 elif not waits:
-                    self._say(f"{error.message}; it is waited for, {left_s:.0f} s at most")
+                    self._say(f"{error.message}; waiting for it, {left_s:.0f} s at most")
                 waits = True
                 time.sleep(_ASK_AGAIN_S)
             else:
@@ -181,10 +178,10 @@ class Leases:
         self._free()
 
     def check(self) -> None:
-        """Raise if a lease is known to be lost; asks nobody, for use while an act goes on.
+        """Raise if a lease is known to be lost; asks nobody, for use during an act.
 
         Raises:
-            LeaseLostError: from here on nothing may be done to the hosts.
+            LeaseLostError: from now on nothing may be done to the hosts.
         """
         for host, held in self._held.items():
             over_s = _now_s() - held.until_s
@@ -195,12 +192,12 @@ class Leases:
             raise self._lost
 
     def still_mine(self, agents: Mapping[str, Calls] | None = None) -> None:
-        """To be called before each act: refreshes what is due.
+        """To be called before each act: refreshes the leases that are due.
 
-        ``agents`` have no call under way; a host without one is asked by ssh.
+        ``agents`` have no call in progress; a host without one is asked by ssh.
 
         Raises:
-            LeaseLostError: from here on nothing may be done to the hosts.
+            LeaseLostError: from now on nothing may be done to the hosts.
         """
         self.check()
         self._refresh_due(_BETWEEN_ACTS, agents or {})
@@ -208,11 +205,11 @@ class Leases:
 
     @contextlib.contextmanager
     def rebooting(self, host: str, *, within_s: float) -> Iterator[None]:
-        """Keep the lease of ``host`` while it cannot answer: for ``within_s`` seconds at most.
+        """Hold the lease of ``host`` while it cannot answer: for ``within_s`` seconds at most.
 
         Raises:
-            InfrastructureError: it could not be had for so long; the host is not to be rebooted.
-            LeaseLostError: it is somebody else's.
+            InfrastructureError: it could not be extended; the host must not be rebooted.
+            LeaseLostError: somebody else has it.
         """
         held = self._held[host]
         with self._refreshing:
@@ -221,7 +218,7 @@ class Leases:
             self.check()
             if held.trouble:
                 raise InfrastructureError(
-                    f"the lease of {host} could not be had for a reboot: {held.trouble}"
+                    f"the lease of {host} could not be extended for a reboot: {held.trouble}"
                 )
             held.away = True
         try:
@@ -259,7 +256,7 @@ class Leases:
             return
         if answer.get("held") is not True:
             by = found.owner
-            self._lose(host, f"it is held by {by} now" if by else "somebody ended it")
+            self._lose(host, f"it is held by {by} now" if by else "somebody broke it")
             return
         held.trouble = None
         held.refreshed_s, held.until_s = began_s, self._until_s(began_s, ttl_s)
@@ -267,18 +264,19 @@ class Leases:
 
     def _note(self, host: str, left_s: float) -> None:
         if self._journal is not None:
-            with contextlib.suppress(HarnessError):  # it is as good as it was
+            with contextlib.suppress(HarnessError):  # the lease is valid without the note
                 self._journal.note_lease(host, left_s)
 
     def _lose(self, host: str, why: str) -> None:
         self._note(host, 0)
         self._lost = self._lost or LeaseLostError(
             f"the lease of {host} was lost: {why}",
-            hint=f"nothing more was done to the hosts; who has it: harness hosts lease {host}",
+            hint=f"nothing more was done to the hosts; `harness hosts lease {host}` shows the "
+            "holder",
         )
 
     def _free(self) -> None:
-        """A host that cannot be asked, or is somebody else's by now, needs no freeing."""
+        """Free all; a host that does not answer or that somebody else has needs no freeing."""
         for host in reversed(list(self._held)):
             with contextlib.suppress(HarnessError):
                 self._agents[host].lease_free(holder=self.holder)
@@ -291,17 +289,17 @@ class Leases:
 
 
 def agent_of(name: str, host: config.SshHost) -> Calls:
-    """The agent on ``host``, each call by an ssh command of its own."""
+    """The agent on ``host``, with one ssh command per call."""
     return AgentBySsh(SshTarget.of(host), host=name)
 
 
 def asked(name: str, host: config.SshHost) -> State:
-    """What ``host`` says of its lease."""
+    """The state of the lease of ``host``."""
     return State.of(name, agent_of(name, host).lease_state())
 
 
 def owner() -> str:
-    """This user on this machine, as others are told who holds a host."""
+    """USER@MACHINE, shown to others as the holder of a host."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # Python before 3.13 raises the first
@@ -310,5 +308,5 @@ def owner() -> str:
 
 
 def _now_s() -> float:
-    # A controller that was suspended has lost its time all the same.
+    # Includes suspend: leases expire while this machine sleeps.
     return time.clock_gettime(time.CLOCK_BOOTTIME)

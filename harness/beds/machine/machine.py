@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A machine reached by ssh: a kernel installed beside its own, booted once, taken back.
+"""A machine reached by ssh: a kernel installed next to its own, booted once, and left again.
 
-Hides what a boot of a machine takes: kexec or the boot loader's one-shot entry, waiting for a
-host that goes away and comes back, and telling apart what can come back instead. Any power
-cycle returns to the kernel the machine ran when it was first met.
+Hides how a machine boots: kexec or the boot loader's one-shot entry, waiting for a host that
+goes away and comes back, and recognising which kernel came back. Any power cycle returns to
+the kernel that the machine ran when the campaign began (the known-good one).
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ _ASK_AGAIN_S = 2.0
 _SILENT_S = 120.0
 _BANNER = "Linux version "
 _FIRMWARE = 1.0
-"""Until a machine's own way through its firmware was seen, so many times ``boot.timeout_s`` are
-allowed for it: servers take up to ten minutes.
+"""Factor on ``boot.timeout_s``: the time allowed for the firmware until it was measured. Servers
+take up to ten minutes.
 """
 _REFUSALS = 5
-"""A system that is coming up may refuse a login so often, and let it in then."""
+"""A booting system may refuse this many logins before it accepts one."""
 _CMDLINE = [
     "panic=10",
     "oops=panic",
     "softlockup_panic=1",
-    # What kernel.hardlockup_panic is as a parameter, in all bases (kernel/watchdog.c).
+    # The parameter for kernel.hardlockup_panic in all bases (kernel/watchdog.c).
     "nmi_watchdog=panic",
-    # Of a host that boots quiet no beginning would be seen, and no warning.
+    # On a host that boots quiet, neither the kernel's start nor warnings would be seen.
     "loglevel=7",
     "systemd.watchdog_sec=60",
 ]
-"""A kernel that dies says so and gives way to the known-good one by itself. One that hangs is to,
+"""A dying kernel says so and reboots into the known-good one. A hanging kernel should do the same
 where the machine has a watchdog and the kernel its driver; that was not tried.
 """
 
@@ -83,17 +83,17 @@ class Machine:
 
     @property
     def longest_boot_s(self) -> float:
-        """Within so long :meth:`boot` is over, power cycle and all."""
+        """The longest duration of :meth:`boot`, including a power cycle."""
         return 2.0 * (self.config.boot.timeout_s + self.patience_s)
 
     @property
     def patience_s(self) -> float:
-        """Within so long a machine that was left rebooting answers, its firmware's time and all."""
+        """The longest time until a rebooting machine answers, including its firmware."""
         return self.config.boot.timeout_s + self._firmware_s
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Keep its console, where it has one."""
+        """Record its console, if it has one."""
         if self.config.console is None:
             yield
             return
@@ -103,20 +103,20 @@ class Machine:
             yield
 
     def said(self) -> str:
-        """What its console said since it was last told to boot."""
+        """The console output since it was last told to boot."""
         if self._console is None:
             return ""
         return self._console.text(since=self._since)
 
     def said_since_start(self) -> str:
-        """The same from where a kernel began: what stands before is of the one that was left."""
+        """The same from the start of the new kernel on, without the old kernel's output."""
         return self._parted()[1]
 
     def _parted(self) -> tuple[str, str]:
-        """What its console said of the kernel that was left, and of the one that came.
+        """The console output of the kernel that was left, and that of the new one.
 
-        A kernel of ours is known by its boot's own token or by its release. The host's own may
-        boot quiet: as long as nobody was seen to begin, all is of the one that was left.
+        A kernel of ours is recognised by the token of its boot or by its release. The host's own
+        may boot quiet: until a kernel is seen to start, all output counts for the old one.
         """
         said = self.said()
         if not self._left_behind:
@@ -130,7 +130,7 @@ class Machine:
         return said, ""
 
     def _beginning(self, said: str) -> int | None:
-        """Where in ``said`` the kernel begins that was to be booted; None: it is not seen to."""
+        """The offset in ``said`` at which the ordered kernel starts; None: not seen yet."""
         if self._token is None:
             at = said.find(_BANNER)
             return None if at < 0 else at
@@ -140,20 +140,20 @@ class Machine:
         return None if at < 0 else at
 
     def check(self) -> None:
-        """Raise a :class:`KernelError` if its console says that its kernel died."""
+        """Raise a :class:`KernelError` if its console shows that its kernel died."""
         if death := kernel_death(self.said_since_start()):
             raise KernelError(
                 f"{self.name}: the kernel died: {death}", hint=f"console: {self._console_log}"
             )
 
     def reached(self) -> RemoteAgent:
-        """An agent on it; a host that does not answer is waited for, then power-cycled.
+        """An agent on it; waits for a host that does not answer, then power-cycles it.
 
         Raises:
-            InfrastructureError: it does not come back, or answers and lets nobody in.
+            InfrastructureError: it does not come back, or answers and refuses the login.
         """
         agent = self._reached()
-        self._mark()  # what its console said so far is not of what comes now
+        self._mark()  # earlier console output does not belong to what follows
         return agent.watched_by(self.check)
 
     def _reached(self) -> RemoteAgent:
@@ -170,15 +170,15 @@ class Machine:
             return self._answering(lambda _: True)
 
     def cycle(self, why: HarnessError) -> None:
-        """Cut its power and give it back.
+        """Power-cycle it.
 
         Raises:
-            HarnessError: ``why``, if there is no way to.
+            HarnessError: ``why``, if hosts.yaml has no power for it.
         """
         if self._power is None:
             raise InfrastructureError(
-                f"{why.message}\n  and {self.name} has no power to cycle",
-                hint=f"bring {self.name} up by hand, and say hosts.{self.name}.power in hosts.yaml",
+                f"{why.message}\n  and {self.name} has no power in hosts.yaml",
+                hint=f"boot {self.name} by hand, and set hosts.{self.name}.power in hosts.yaml",
             ) from why
         self._progress.say(f"{self.name}: power cycle")
         self._power.cycle()
@@ -186,12 +186,12 @@ class Machine:
         self.ssh.forget()
 
     def boot(self, agent: RemoteAgent, image: Image, note: Callable[..., None]) -> RemoteAgent:
-        """An agent on ``image``, which ``agent`` installs if it is not there and boots once.
+        """Install ``image`` by ``agent`` if it is missing, boot it once; an agent on it.
 
         Raises:
             KernelError: the kernel did not come up; the known-good one is up again.
-            DiedLeavingError: the kernel that ran before died; the known-good one is up again.
-            InfrastructureError: the host cannot be had, or boots otherwise than asked.
+            DiedLeavingError: the previous kernel died on reboot; the known-good one is up again.
+            InfrastructureError: the host does not answer, or booted something else than asked.
         """
         with contextlib.closing(agent):
             before = self.boot_id = str(agent.ready["boot_id"])
@@ -215,15 +215,15 @@ class Machine:
             if stays or not state["default_untouched"]:
                 raise InfrastructureError(
                     f"{self.name}: {image.release} would be booted again: "
-                    f"{stays or 'the default entry is another than before'}",
-                    hint=f"harness restore {self.name}; then look at its boot loader",
+                    f"{stays or 'the default entry has changed'}",
+                    hint=f"harness restore {self.name}; then check its boot loader",
                 )
             self._send_console(up)
             refused.pop_all()
         return up
 
     def runs_its_own(self, agent: RemoteAgent) -> bool:
-        """Is it in the kernel it was met with? Nothing else waits to be booted from here on."""
+        """Cancel a prepared boot; whether the known-good kernel runs."""
         agent.boot_cancel()
         if self.known_good is None:
             return True
@@ -231,10 +231,10 @@ class Machine:
         return as_met and not agent.boot_state()["ours"]
 
     def back_to_known_good(self, agent: RemoteAgent) -> None:
-        """Boot the kernel it was met with.
+        """Boot the known-good kernel.
 
         Raises:
-            KernelError: another came up, or the one that was left died on its way out.
+            KernelError: another one came up, or the previous kernel died on reboot.
         """
         with contextlib.closing(agent):
             self._progress.say(f"{self.name}: back to {self.known_good}")
@@ -244,17 +244,17 @@ class Machine:
         except DiedLeavingError as error:
             raise KernelError(error.message, hint=error.hint) from error
         except KernelError as error:
-            # It took a power cycle, and is there all the same?
+            # A power cycle may have brought it back.
             with contextlib.closing(self._answering(lambda _: True)) as now:
                 if now.ready["release"] != self.known_good:
                     raise
             self._progress.say(error.message)
 
     def meet(self) -> None:
-        """Learn which kernel it is to run in the end.
+        """Record its known-good kernel, to be booted in the end.
 
         Raises:
-            ConfigurationError: it has no such interface as hosts.yaml says.
+            ConfigurationError: it lacks the interface that hosts.yaml names.
         """
         agent = self.reached()
         with contextlib.closing(agent):
@@ -263,9 +263,9 @@ class Machine:
             self.known_good = state["known_good"] if state["ours"] else agent.ready["release"]
 
     def interface(self, agent: RemoteAgent) -> tuple[str, str]:
-        """Name and address of its interface, which was there when it was met.
+        """Name and MAC address of its interface.
 
-        Another kernel may name it otherwise: it is known by its address then.
+        Another kernel may use another name: it is then found by its MAC address.
         """
         try:
             return self.config.interface, str(self._inventory(agent)["mac"])
@@ -274,15 +274,15 @@ class Machine:
                 with contextlib.suppress(ConfigurationError):
                     found = agent.inventory(mac=self._mac)
                     name = str(found["interface"])
-                    self._progress.say(f"{self.name}: {self.config.interface} is {name} now")
+                    self._progress.say(f"{self.name}: {self.config.interface} is now {name}")
                     return name, str(found["mac"])
             raise InfrastructureError(
                 f"{error.message}, but there was one before",
-                hint="did the NIC fail, or has this kernel no driver for it? Its console tells",
+                hint="did the NIC fail, or does this kernel lack its driver? See the console",
             ) from error
 
     def became(self) -> KernelError | None:
-        """What it went through since its last boot; ``None``: it runs as it did."""
+        """What happened to it since its last boot; ``None``: its kernel still runs."""
         try:
             agent = self._answering(lambda _: True)
         except HostLostError as error:
@@ -296,7 +296,7 @@ class Machine:
         return agent.inventory(interface=self.config.interface)
 
     def _leave(self, agent: RemoteAgent, method: str, token: str | None = None) -> None:
-        """Tell it to boot; its line is of no use any more."""
+        """Tell it to boot; ``agent`` is unusable afterwards."""
         self._mark()
         self._left_behind, self._token = True, token
         self._by_firmware, self._cycled, self._under_way = method != "kexec", False, True
@@ -309,14 +309,10 @@ class Machine:
         self._left_behind, self._own_from, self._under_way = False, None, False
 
     def _send_console(self, agent: RemoteAgent) -> None:
-        """Netconsole is the kernel's own affair: each has to be told."""
+        """Netconsole is set up anew in each kernel."""
         if isinstance(self.config.console, NetconsoleConsole):
-            where = self.config.console.netconsole
-            agent.netconsole(
-                interface=where.interface,
-                address=str(where.address),
-                port=where.port,
-            )
+            to = self.config.console.netconsole
+            agent.netconsole(interface=to.interface, address=str(to.address), port=to.port)
 
     def _method(self, agent: RemoteAgent) -> str:
         can = agent.boot_can()
@@ -333,8 +329,8 @@ class Machine:
         )
 
     def _install(self, agent: RemoteAgent, image: Image, there: Sequence[str]) -> None:
-        """Where /boot is full, what is not needed now makes room: what no boot of this campaign
-        was of, then what was booted longest ago. It is sent again when its turn comes.
+        """If /boot is full, the agent removes kernels of ours: first those that this campaign has
+        not booted, then those booted longest ago. They are sent again when needed.
         """
         may_go = [one for one in there if one not in self._booted] + self._booted
         with self._progress.task(f"{self.name}: installing {image.release}"):
@@ -372,15 +368,15 @@ class Machine:
                 self._require_started(release, agent)
             raise self._fell_back(release, agent.ready["release"])
         if self._by_firmware:
-            # Up to the kernel's first word if that was seen, else to its answer.
+            # Until the kernel's first console output if that was seen, else until it answered.
             firmware_time.keep(self.name, (self._begun_s or time.monotonic()) - self._left_at_s)
         self._under_way = False
-        # Also where its beginning was not seen, or is forgotten in time.
+        # Needed where the kernel's start was not seen, or is no longer in memory.
         self._own_from = self._console.position if self._console else None
         return agent.watched_by(self.check)
 
     def _require_well_left(self, release: str) -> None:
-        """Raise a :class:`DiedLeavingError` if ``release`` died on its way out."""
+        """Raise a :class:`DiedLeavingError` if ``release`` died on reboot."""
         if death := kernel_death(self._parted()[0]):
             raise DiedLeavingError(
                 f"{self.name}: {release} died when it was told to boot another kernel: {death}",
@@ -389,13 +385,13 @@ class Machine:
             )
 
     def _require_started(self, release: str, agent: RemoteAgent) -> None:
-        """Raise an :class:`InfrastructureError` if ``release`` was not even tried."""
+        """Raise an :class:`InfrastructureError` if ``release`` was not started at all."""
         running, said, state = agent.ready["release"], self.said(), agent.boot_state()
-        hint = f"harness doctor {self.name} looks at its boot loader"
+        hint = f"harness doctor {self.name} checks its boot loader"
         if state["one_shot_pending"] == release:
-            why = "the boot loader did not take its one-shot entry"
+            why = "the boot loader ignored its one-shot entry"
         elif state["ours"]:
-            why = "another kernel was started in its place"
+            why = "another kernel was started instead"
         elif (
             _BANNER in said
             and f"{_BANNER}{release} " not in said
@@ -411,7 +407,7 @@ class Machine:
 
     @property
     def _firmware_s(self) -> float:
-        """How long the machine may take before a kernel begins, if it does not begin by kexec."""
+        """How long the firmware may take before a kernel starts, unless kexec skips it."""
         known_s = self._known_firmware_s
         return _FIRMWARE * self.config.boot.timeout_s if known_s is None else known_s
 
@@ -423,10 +419,10 @@ class Machine:
         return None if measured_s is None else firmware_time.MARGIN * measured_s
 
     def _late_s(self, began_s: float) -> float:
-        """When a kernel has to be up that is awaited since ``began_s``.
+        """The deadline of a kernel that was awaited from ``began_s`` on.
 
-        What its firmware takes is not the kernel's: where its console shows the kernel begin,
-        the time counts from there.
+        The kernel's own time counts from its start, if the console shows it, so that the
+        firmware's time is not counted.
         """
         awaited = self._under_way and not self._cycled
         if self._begun_s is None and awaited and self._beginning(self.said()) is not None:
@@ -436,16 +432,16 @@ class Machine:
         return began_s + self.config.boot.timeout_s + self._allowed_s()
 
     def _allowed_s(self) -> float:
-        """For the firmware: of a boot that was ordered, or of a reset nobody ordered, if known."""
+        """Time for the firmware: of an ordered boot, or of an unexpected reset, if known."""
         if self._cycled or (self._under_way and self._by_firmware):
             return self._firmware_s
         return 0.0 if self._under_way else self._known_firmware_s or 0.0
 
     def _answering(self, as_wanted: Callable[[Mapping[str, Any]], bool]) -> RemoteAgent:
-        """An agent on a host that is ``as_wanted``, within the time a boot may take.
+        """An agent whose greeting is ``as_wanted``, within the time a boot may take.
 
         Raises:
-            HostLostError: there is none by then.
+            HostLostError: none came in time.
         """
         began_s, self._begun_s = time.monotonic(), None
         last: HarnessError | None = None
@@ -457,14 +453,14 @@ class Machine:
                 last, refusals = error, refusals + 1
                 if refusals == _REFUSALS:
                     raise
-            except HarnessError as error:  # also a system that is not yet ready
+            except HarnessError as error:  # for example, a system that is not ready yet
                 last = error
             else:
                 if as_wanted(agent.ready):
                     self._cycled = False
                     return agent
                 agent.close()
-                last = HostLostError(f"{self.name} has not left the kernel it ran")
+                last = HostLostError(f"{self.name} still runs its previous kernel")
             time.sleep(_ASK_AGAIN_S)
         self._cycled = False
         raise HostLostError(
@@ -473,7 +469,7 @@ class Machine:
         )
 
     def _did_not_come_back(self, release: str | None, lost: HostLostError) -> KernelError:
-        """Take it back by a power cycle; the error says how ``release`` ended."""
+        """Recover it by a power cycle; the error says how ``release`` ended."""
         death = kernel_death(self.said_since_start())
         silent = self._console is not None and self._console.silence_s > _SILENT_S
         how = death or ("it hangs: its console is silent" if silent else "it does not answer")
@@ -487,12 +483,9 @@ class Machine:
     def _fell_back(self, release: str | None, running: str) -> KernelError:
         death = kernel_death(self.said_since_start())
         if self._console is None:
-            how, hint = (
-                "it has no console",
-                f"say hosts.{self.name}.console to see the next one die",
-            )
+            how, hint = "it has no console", f"set hosts.{self.name}.console to see why next time"
         else:
-            how, hint = "nothing on its console says why", f"console: {self._console_log}"
+            how, hint = "its console does not show why", f"console: {self._console_log}"
         return KernelError(
             f"{self.name}: {release} is gone and {running} runs: {death or how}", hint=hint
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A bed of two machines: leased, watched, booted in turn, and left as it was found."""
+"""A bed of two machines: leased, watched, booted, and left as it was found."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from harness.config import Bed, Kernel, SshHost
 from harness.kernels import HostConfig, Image, bootable, of_host
 
 _LEAST_KERNELS = 2
-"""The one that runs, and the one that is booted next: all others can make room."""
+"""The running kernel and the next one; all others can be removed to make room."""
 
 
 @dataclass(kw_only=True)
 class MachineBed(RunningBed):
-    """Two machines, up and reached."""
+    """Two machines that are up."""
 
     machine: Machine
 
     def console(self) -> str:
-        """What the dut wrote to its console since its kernel began."""
+        """The dut's console since its kernel started."""
         return self.machine.said_since_start()
 
 
 class MachineBoots(Boots):
-    """Boots the dut of two machines, one kernel after the other."""
+    """Boots the dut of two machines, one kernel after another."""
 
     def __init__(self, place: Place, dut: Machine, generator: Machine, leases: Leases) -> None:
         self._bed, self._dut, self._generator = place.bed, dut, generator
@@ -57,7 +57,7 @@ class MachineBoots(Boots):
     def boot(
         self, image: Image, directory: Path, note: Callable[..., None]
     ) -> Iterator[RunningBed]:
-        """The two machines with the dut on ``image``; it runs on when the context ends."""
+        """The two machines with the dut on ``image``, which keeps running after the context."""
         assert isinstance(self._bed.dut, SshHost)
         assert isinstance(self._bed.generator, SshHost)
         directory.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ class MachineBoots(Boots):
             )
 
     def lost(self, error: HostLostError) -> None:
-        """Return once both machines answer again, if the dut's kernel did not die."""
+        """Return when both machines answer again, if the dut's kernel did not die."""
         if isinstance(error, LeaseLostError):
             raise error
         self._still_mine()
@@ -105,7 +105,7 @@ class MachineBoots(Boots):
             raise death
 
     def crashed(self, notes: Mapping[str, Mapping[str, Any]]) -> str | None:
-        """Told from the boot the dut is in now: the same as then, or another."""
+        """Compares the dut's present boot id with the noted one."""
         if "leaving" not in notes:
             return None
         release = notes["leaving"]["release"]
@@ -121,21 +121,21 @@ class MachineBoots(Boots):
             )
         if went_well:
             return None
-        return f"{release} was up when the harness was ended, and the host has booted since"
+        return f"{release} was up when the harness ended, and the host has rebooted since"
 
     def _still_mine(self) -> None:
-        """Raise a :class:`LeaseLostError` if the machines may be somebody else's."""
+        """Raise a :class:`LeaseLostError` if somebody else may have the machines."""
         self._place.still_mine()
         self._leases.still_mine()
 
     def _check(self) -> None:
-        """What can be told without asking: is the kernel alive, are the machines ours?"""
+        """Raise if the kernel is known to be dead or a machine known to be lost; asks nobody."""
         self._dut.check()
         self._place.check()
         self._leases.check()
 
     def close(self) -> None:
-        """Leave both machines as they were met."""
+        """Leave both machines as they were found."""
         if self._sending is not None:
             _end(self._sending)
         self._still_mine()
@@ -153,11 +153,11 @@ def opened(
 ) -> Iterator[MachineBoots]:
     """Lease both machines of the bed at ``place`` for ``campaign`` and watch the dut's console.
 
-    ``directory`` takes consoles and logs. Whoever goes on with a campaign gets its leases,
-    and power-cycles what was left in a hang, while the lease that was noted lasts.
+    ``directory`` receives consoles and logs. A resumed campaign gets its leases back. It
+    power-cycles a machine that hangs, while the lease in the write-ahead log is valid.
 
     Raises:
-        InfrastructureError: a machine cannot be had, or somebody else has it.
+        InfrastructureError: a machine does not answer, or somebody else has it.
     """
     bed = place.bed
     assert isinstance(bed.dut, SshHost)
@@ -171,7 +171,7 @@ def opened(
                 {name: agent_of(name, one.config) for name, one in machines.items()},
                 campaign=campaign,
                 holder=campaign,
-                # A harness that was killed may have left one of them rebooting, or in a hang.
+                # A killed harness may have left one of them rebooting or hanging.
                 wait_s=max(one.patience_s for one in machines.values()),
                 say=progress.say,
                 journal=WriteAheadLog(directory),
@@ -185,21 +185,23 @@ def opened(
         try:
             yield boots
         except BaseException:
-            # What ended the campaign is told, and this beside it.
-            with _told(progress):
+            # Report a failure here in addition to the error that ended the campaign.
+            try:
                 boots.close()
+            except HarnessError as error:
+                progress.say(f"not left as it was found: {error}")
             raise
         boots.close()
 
 
 def looked_at(bed: Bed, kernel: Kernel, *, resumed: bool = False) -> None:
-    """What is known of both machines of ``bed`` before anything is built for them.
+    """Check both machines of ``bed`` before anything is built for them.
 
-    Of a campaign that is ``resumed`` one may have been left in a hang.
+    With ``resumed``, a machine may not answer because it was left hanging.
 
     Raises:
-        ConfigurationError: a host has no such interface as hosts.yaml says, or would not come
-            up with the configuration it says.
+        ConfigurationError: a host lacks the interface that hosts.yaml names, or would not boot
+            with the .config that it names.
         InfrastructureError: one cannot be reached, or there is no room for kernels.
     """
     for name, host in ((bed.dut_name, bed.dut), (bed.generator_name, bed.generator)):
@@ -208,7 +210,7 @@ def looked_at(bed: Bed, kernel: Kernel, *, resumed: bool = False) -> None:
             try:
                 agent = SshTarget.of(host).start_agent(host=name, log=Path(scratch) / "agent.log")
             except HostLostError:
-                # Whoever has a power button is brought up when its turn comes.
+                # A machine with a power button is power-cycled later.
                 if resumed or host.power is not None:
                     continue
                 raise
@@ -220,19 +222,19 @@ def looked_at(bed: Bed, kernel: Kernel, *, resumed: bool = False) -> None:
 
 
 def _require_alone(agent: RemoteAgent, name: str, host: SshHost, *, serves: bool) -> None:
-    """Refuse what would undo a run at each boot, with the command that ends it for good."""
+    """Refuse services that would disturb every boot; the hint is the command that ends them."""
     found = agent.others(interface=host.interface)
     if found["dhcp"]:
         raise InfrastructureError(
-            f"{name}: {found['manager']} asks for an address on {host.interface} by DHCP, and "
-            "takes the test address away",
-            hint=f"as root there: {found['remedy']}",
+            f"{name}: {found['manager']} requests an address on {host.interface} by DHCP and "
+            "removes the test address",
+            hint=f"as root on {name}: {found['remedy']}",
         )
     if serves and found["service"]:
         raise InfrastructureError(
-            f"{name}: {found['service']} holds TCP port {found['port']}, which is netserver's, and "
-            "comes back at each boot",
-            hint=f"there: sudo systemctl disable --now {found['service']}",
+            f"{name}: {found['service']} occupies TCP port {found['port']}, which netserver needs, "
+            "and starts at every boot",
+            hint=f"on {name}: sudo systemctl disable --now {found['service']}",
         )
 
 
@@ -242,21 +244,21 @@ def _require_bootable(agent: RemoteAgent, name: str, host: SshHost, kernel: Kern
     room = agent.kernel_room()
     if room["fit"] + room["ours"] < _LEAST_KERNELS:
         raise InfrastructureError(
-            f"{name}: no room: /boot takes {room['fit'] + room['ours']} kernels of some "
-            f"{room['each_mib']} MiB, {room['free_mib']} MiB are free; one has to fit beside the "
-            "one that runs",
+            f"{name}: no room: /boot holds at most {room['fit'] + room['ours']} kernels of about "
+            f"{room['each_mib']} MiB ({room['free_mib']} MiB are free); {_LEAST_KERNELS} are "
+            "needed, the running one and the next",
             hint="remove old kernels of the distribution there (apt-get autoremove --purge, dnf "
             f"remove --oldinstallonly); harness hosts clean {name} removes those of the harness",
         )
 
 
 def host_config(name: str, host: SshHost, *, resumed: bool = False) -> HostConfig:
-    """The configuration of the kernel that ``name`` runs, or ran when it was last asked.
+    """The .config of the kernel that ``name`` runs, or ran when it was last asked.
 
-    Of a campaign that is ``resumed`` it may have been left in a hang.
+    With ``resumed``, it may not answer because it was left hanging.
 
     Raises:
-        InfrastructureError: it cannot be asked, and was not before.
+        InfrastructureError: it does not answer, and no earlier .config is kept.
     """
     with tempfile.TemporaryDirectory(prefix="rb-") as scratch:
         log = Path(scratch) / "agent.log"
@@ -279,15 +281,7 @@ def host_config(name: str, host: SshHost, *, resumed: bool = False) -> HostConfi
     )
 
 
-@contextmanager
-def _told(progress: Progress) -> Iterator[None]:
-    try:
-        yield
-    except HarnessError as error:
-        progress.say(f"not left as it was met: {error}")
-
-
 def _end(agent: RemoteAgent) -> None:
-    """Let it put its settings back; a host that is gone has none."""
+    """Let it restore its settings; a host that is gone has none."""
     with contextlib.suppress(HarnessError, OSError):
         agent.close()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A native bed: the kernel under test is a process of this machine, and receives at its speed.
+"""A native bed: the kernel under test is a process of this machine, at native speed.
 
-Hides the order in which namespace, NIC model and kernel come up and go down, and which
-CPU each of them has.
+Hides the order in which namespace, NIC model and kernel start and end, and the CPU of each.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import Any
 from harness import images
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
-from harness.beds.bed import Boots as Boots
 from harness.beds.bed import RunningBed
 from harness.beds.local import netns
+from harness.beds.local.boots import named_cpus
 from harness.beds.local.nic_model import NETPERF_NICE, NicModel, sending_side
 from harness.beds.native.uml import UserModeKernel
 from harness.config import Bed, MachineCpus, NetnsHost, UmlHost
@@ -28,47 +27,44 @@ from harness.images import GuestImage, Tools
 from harness.kernels import Image
 
 _REPEATED_NICE = 10
-"""Of the load where the wire repeats it: netperf says what is delivered, not how fast."""
+"""For netperf where the wire repeats its datagrams: its own rate does not matter then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Equipment:
-    """What a native bed is made with; the same for every boot of a campaign."""
+    """What all boots of a campaign on a native bed use."""
 
     disk: GuestImage
     tools: Tools
 
 
 def equipment(progress: Progress) -> Equipment:
-    """What a native bed needs beside kernels, made if it is not kept yet."""
+    """What a native bed needs in addition to kernels, from the cache or made now."""
     return Equipment(tools=images.tools(progress), disk=images.guest_image(progress))
 
 
 @dataclass(kw_only=True)
 class NativeBed(RunningBed):
-    """A user-mode kernel and its load, up and reached."""
+    """A user-mode kernel and its load."""
 
     nic: NicModel
     kernel: UserModeKernel
 
     def freeze(self) -> None:
-        """Stop kernel, NIC and load where they are, so that another bed has the machine."""
         self.kernel.freeze()
         self.nic.freeze()
         self.generator.netperf_pause()
 
     def thaw(self) -> None:
-        """Let all of them go on, the load first: the kernel finds packets at once."""
+        """The load comes first, so that the kernel finds packets at once."""
         self.generator.netperf_resume()
         self.nic.thaw()
         self.kernel.thaw()
 
     def nic_counters(self) -> dict[str, Any]:
-        """The model's own."""
         return self.nic.counters()
 
     def console(self) -> str:
-        """All that the kernel printed so far."""
         return self.kernel.console()
 
 
@@ -76,9 +72,9 @@ class NativeBed(RunningBed):
 def native_bed(
     bed: Bed, image: Image, equipment: Equipment, directory: Path
 ) -> Iterator[NativeBed]:
-    """Bring up ``bed`` with the dut on ``image``; on leaving nothing of it remains.
+    """Start ``bed`` with the dut on ``image``; everything of it ends with the context.
 
-    ``directory`` keeps console, logs and what the model said.
+    ``directory`` keeps the console and the logs.
     """
     assert isinstance(bed.dut, UmlHost)
     assert isinstance(bed.generator, NetnsHost)
@@ -131,36 +127,32 @@ def native_bed(
 
 
 def wire_options(host: UmlHost) -> list[str]:
-    """What the NIC model of ``host`` is told of its wire."""
+    """The NIC model's options for the wire of ``host``."""
     wire = host.wire
     told = ["--repeat", "0" if wire.repeat == "auto" else str(wire.repeat)]
     return told if wire.burst is None else [*told, "--burst", str(wire.burst)]
 
 
 def machine_cpus(bed: Bed) -> MachineCpus:
-    """Where kernel, NIC model and netperf go: the kernel has a CPU that it shares with none.
+    """The CPUs for kernel, NIC model and netperf; the kernel has one for itself.
 
     Raises:
-        ConfigurationError: there is one CPU only, or hosts.yaml names one that this
-            process may not use or gives the kernel's to another.
+        ConfigurationError: there is only one CPU, or hosts.yaml names one that this
+            process may not use or gives the kernel's to another process.
     """
     mine = sorted(os.sched_getaffinity(0))
     if not isinstance(bed.cpus, MachineCpus):
         if len(mine) < 2:
             raise ConfigurationError(
-                f"bed {bed.name} needs two CPUs, and this process may use CPU {mine[0]} alone",
+                f"bed {bed.name} needs two CPUs, but this process may use only CPU {mine[0]}",
                 hint="the kernel under test has one for itself, NIC model and netperf the other; "
-                "see taskset, or the cpus of your container",
+                "check taskset, or the cpus of your container",
             )
         return MachineCpus(vcpus=(mine[0],), model=mine[1], netperf=tuple(mine[2:] or mine[1:2]))
-    if missing := {*bed.cpus.vcpus, bed.cpus.model, *bed.cpus.netperf} - set(mine):
+    cpus = named_cpus(bed, bed.cpus, mine)
+    if cpus.vcpus[0] in (cpus.model, *cpus.netperf):
         raise ConfigurationError(
-            f"beds.{bed.name}.cpus names {sorted(missing)}, which this process may not use",
-            hint=f"it may use {mine}; or say cpus: auto",
+            f"beds.{bed.name}.cpus gives CPU {cpus.vcpus[0]} to the kernel and to another process",
+            hint="give NIC model and netperf other CPUs than vcpus, or set cpus: auto",
         )
-    if bed.cpus.vcpus[0] in (bed.cpus.model, *bed.cpus.netperf):
-        raise ConfigurationError(
-            f"beds.{bed.name}.cpus gives CPU {bed.cpus.vcpus[0]} to the kernel and to another",
-            hint="give NIC model and netperf other CPUs than vcpus, or say cpus: auto",
-        )
-    return bed.cpus
+    return cpus

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# The first process of a user-mode kernel, from what the host shares in /mnt: file systems,
-# the agent on the first serial line, and an orderly end once that line is closed.
+# The first process of a user-mode kernel, from the host's directory in /mnt: mounts file
+# systems, runs the agent on the first serial line, and powers off when that line is closed.
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tracefs tracefs /sys/kernel/tracing
@@ -15,12 +15,12 @@ hostname guest
 ip link set lo up
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 echo on > /proc/sys/kernel/printk_devkmsg
-# Kept open, or the line would be another again once it is closed.
+# Keep the line open: the last close would reset its settings.
 exec 3<> /dev/ttyS0
 stty raw -echo <&3
 python3 -I /mnt/agent.pyz <&3 >&3 2> /dev/kmsg
 exec 3>&-
-# With its driver bound, the NIC takes ten seconds to let the kernel go.
+# While sfc is bound, it waits ten seconds for the NIC at power-off.
 for device in /sys/bus/pci/drivers/sfc/*:*; do
     [ -e "$device" ] && echo "${device##*/}" > /sys/bus/pci/drivers/sfc/unbind
 done

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""User-mode kernels: processes of this machine, whose NIC is the model."""
+"""User-mode kernels: processes of this machine, with the NIC model."""
 
 from __future__ import annotations
 
@@ -16,41 +16,31 @@ from harness.kernels import Image
 from harness.plan import SMOKE, Profile
 
 _SLICE_S = 0.03
-"""Short: the rate of a process follows what else this machine does within seconds."""
+"""Short, because other load on this machine changes a process's rate within seconds."""
+_QUICK = Profile(
+    name="quick",
+    blocks=2,
+    warmups=1,
+    warmup_s=0.5,
+    trials=3,
+    window_s=2.0,
+    trace_blocks=0,
+    trace_s=0.0,
+    slice_s=_SLICE_S,
+    layouts=2,
+)
 
 
 class Native(LocalKind):
-    """Boots of a block are up together. There are no trials under probes: it has no kprobes."""
+    """Boots of a block are up together. There are no trace trials: um has no kprobes."""
 
     boot_s = 5
-    no_probes = "a user-mode kernel takes no probes from inside"
-    no_commits = "commits of a tree are built for machines alone"
+    no_probes = "a user-mode kernel has no kprobes and no BPF trampolines"
+    no_commits = "commits of a tree are not built for native beds"
     profiles = {
         "smoke": replace(SMOKE, slice_s=_SLICE_S, trace_blocks=0),
-        "quick": Profile(
-            name="quick",
-            blocks=2,
-            warmups=1,
-            warmup_s=0.5,
-            trials=3,
-            window_s=2.0,
-            trace_blocks=0,
-            trace_s=0.0,
-            slice_s=_SLICE_S,
-            layouts=2,
-        ),
-        "standard": Profile(
-            name="standard",
-            blocks=6,
-            warmups=1,
-            warmup_s=0.5,
-            trials=5,
-            window_s=2.0,
-            trace_blocks=0,
-            trace_s=0.0,
-            slice_s=_SLICE_S,
-            layouts=6,
-        ),
+        "quick": _QUICK,
+        "standard": replace(_QUICK, name="standard", blocks=6, trials=5, layouts=6),
     }
 
     def label(self, accelerator: str | None) -> str:  # noqa: ARG002
@@ -64,7 +54,7 @@ class Native(LocalKind):
         wanted: Wanted,  # noqa: ARG002
         progress: Progress,
     ) -> Iterator[Boots]:
-        """They end with the harness, and leave nothing."""
+        """Kernels end with the harness, and leave nothing behind."""
         made_with = equipment(progress)
         yield LocalBoots(
             lambda kernel, directory: native_bed(place.bed, kernel, made_with, directory)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A kernel that is a process of this machine: its start, its line, its turns, its end.
+"""A user-mode kernel, a process of this machine: start, agent, freezing, end.
 
-Hides how a user-mode kernel is told of its disk, its NIC and its console; that the
-agent in it speaks over the process's own standard streams; how its clock stands still
-while it is stopped; and how the ways in which it can end are told apart.
+Hides how the kernel finds its disk, its NIC and its console; that its agent uses the
+process's standard streams; how its clock stands still while it is stopped; and how the
+causes of its end are distinguished.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _FAULTS = {getattr(signal, name) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "S
 
 
 class UserModeKernel(RemoteAgent):
-    """A kernel that is up (or was), and the agent in it: their process is the same.
+    """A user-mode kernel and the agent in it, which share one process.
 
-    What it prints goes to ``directory/console.log``, up to 4 MiB.
+    Its console goes to ``directory/console.log``, up to 4 MiB.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class UserModeKernel(RemoteAgent):
 
         Raises:
             KernelError: the kernel died.
-            HostLostError: it did not come up in time; the message shows its console's end.
+            HostLostError: it did not come up in time; the message shows the end of its console.
         """
         self._console = directory / "console.log"
         self._others = watch
@@ -86,22 +86,22 @@ class UserModeKernel(RemoteAgent):
 
     @property
     def pid_here(self) -> int:
-        """Its process on this machine; :attr:`pid` is the agent's, as the kernel numbers it."""
+        """Its process id on this machine; :attr:`pid` is the agent's inside the guest."""
         return self._process.pid
 
     def check(self) -> None:
-        """Raise what ended the kernel, if it has ended.
+        """Raise an error if the kernel has ended.
 
         Raises:
-            KernelError: it died; the message is the console's.
-            InfrastructureError: something else ended it, or what it depends on.
+            KernelError: it died; the message is from the console.
+            InfrastructureError: something else ended it, or ended what it depends on.
         """
         status = self._process.poll()
         if status is None:
             try:
                 self._others()
             except InfrastructureError:
-                # The model ends with its kernel, which is then the one to tell of.
+                # The model ends with its kernel: if that has ended too, report the kernel.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     status = self._process.wait(_LAST_S)
                 if status is None:
@@ -116,29 +116,29 @@ class UserModeKernel(RemoteAgent):
             if -status in _FAULTS:
                 raise KernelError(f"the kernel's process died of {name}", hint=hint)
             raise InfrastructureError(
-                f"the kernel's process was ended from outside, by {name}",
-                hint="was this machine out of memory? `dmesg` would say so",
+                f"the kernel's process was killed from outside, by {name}",
+                hint="did this machine run out of memory? Check `dmesg`",
             )
         raise failed(["linux", "…"], status, self.console(), hint=hint)
 
     def console(self) -> str:
-        """All that the kernel printed so far."""
+        """Everything the kernel has printed."""
         try:
             return self._console.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return ""
 
     def freeze(self) -> None:
-        """Stop the kernel and its clock; for itself no time passes until :meth:`thaw`.
+        """Stop the kernel and its clock; no guest time passes until :meth:`thaw`.
 
-        Its own process alone: the processes of its user space are traced by it, and a
-        signal to these is one that it has to handle.
+        Only its own process is stopped: it traces the processes of its user space and
+        would have to handle a signal to them.
         """
         if self._stopped_ns is not None:
             return
         self._signal(signal.SIGSTOP)
         deadline = time.monotonic() + _STOP_S
-        # Until it stands still it may still read a clock that must not go back.
+        # Until it is stopped it may read the clock, which must not go back.
         while not _stands_still(self._process.pid):
             self.check()
             if time.monotonic() > deadline:
@@ -146,7 +146,7 @@ class UserModeKernel(RemoteAgent):
         self._stopped_ns = time.monotonic_ns()
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         if self._stopped_ns is None:
             return
         (before,) = struct.unpack_from("=q", self._stopped)
@@ -155,13 +155,13 @@ class UserModeKernel(RemoteAgent):
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it at once; its disk is a throw-away view."""
+        """End it at once; its disk is a disposable view."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, signal.SIGKILL)
         self.kill()
 
     def _signal(self, number: signal.Signals) -> None:
-        self.check()  # or the number might be another process's by now
+        self.check()  # its pid may belong to another process otherwise
         self._process.send_signal(number)
 
 
@@ -169,12 +169,12 @@ def arguments(runtime: Path, *, memory_mib: int, nic_socket: Path | None) -> lis
     """The command line of a kernel whose files are in ``runtime``.
 
     Raises:
-        ConfigurationError: the kernel could not read the name of that directory.
+        ConfigurationError: the kernel cannot parse the name of that directory.
     """
     if not _PLAIN.fullmatch(str(runtime)):
         raise ConfigurationError(
-            f"a user-mode kernel cannot be told of {str(runtime)!a}",
-            hint="set TMPDIR to a directory of plain letters, digits, and ._+@-",
+            f"a user-mode kernel cannot parse the path {str(runtime)!a}",
+            hint="set TMPDIR to a directory whose name has only letters, digits and ._+@-",
         )
     nic = [] if nic_socket is None else [f"virtio_uml.device={nic_socket}:{DEVICE_ID}"]
     return [
@@ -191,7 +191,7 @@ def arguments(runtime: Path, *, memory_mib: int, nic_socket: Path | None) -> lis
 
 
 def _stands_still(pid: int) -> bool:
-    """Is the process stopped, with all its threads? Gone is no standing still."""
+    """Whether all threads of the process are stopped; False if it is gone."""
     try:
         states = [
             (task / "stat").read_bytes().rpartition(b") ")[2][:1]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A virtual bed: a guest with a NIC model, a namespace that loads it, the wire between them.
+"""A virtual bed: a guest with a NIC model, a namespace that sends to it, the wire between them.
 
-Hides the order in which namespace, NIC model and guest come up and go down, and
-how they share this machine's CPUs so that none starves another.
+Hides the order in which namespace, NIC model and guest start and end, and how they share
+this machine's CPUs so that none starves.
 """
 
 from __future__ import annotations
@@ -16,49 +16,35 @@ from pathlib import Path
 from typing import Any
 
 from harness import images
-from harness.base import process as process
-from harness.base import runtime as runtime
 from harness.base.errors import ConfigurationError
-from harness.base.errors import InfrastructureError as InfrastructureError
 from harness.base.progress import Progress
 from harness.beds.bed import Block, RunningBed
-from harness.beds.bed import Boots as Boots
 from harness.beds.local import netns
+from harness.beds.local.boots import named_cpus
 from harness.beds.local.nic_model import NETPERF_NICE, NicModel, sending_side
 from harness.beds.virtual import icache, qemu
+from harness.beds.virtual.qemu import Equipment as Equipment
 from harness.config import Bed, MachineCpus, NetnsHost, QemuHost
-from harness.images import GuestImage, Tools
 from harness.kernels.build import Image
-
-
-@dataclass(frozen=True, kw_only=True)
-class Equipment:
-    """What a virtual bed is made with; the same for every boot of a campaign."""
-
-    disk: GuestImage
-    tools: Tools
-    accelerator: str
-    icache: Path | None = None
-    """A plugin of the emulator, if that is to count instructions."""
 
 
 def equipment(
     host: QemuHost, image: Image, progress: Progress, *, counts: bool = False
 ) -> Equipment:
-    """What a virtual bed of ``host`` needs, made if it is not kept yet.
+    """What a virtual bed of ``host`` needs, from the cache or made now.
 
-    ``image`` is any kernel: the accelerator is proven by booting it. A bed that ``counts``
-    has an emulator that can count instructions.
+    ``image`` is any kernel, to prove the accelerator by a boot. With ``counts`` the
+    emulator counts instructions.
 
     Raises:
-        ConfigurationError: it is to count, and there is no emulator.
+        ConfigurationError: ``counts`` is set and the guest runs without an emulator.
     """
     tools = images.tools(progress)
     accelerator = qemu.accelerator_that_works(host.accelerator, image=image, tools=tools)
     if counts and accelerator != "tcg":
         raise ConfigurationError(
-            f"instructions are counted by an emulator, and the guest runs by {accelerator.upper()}",
-            hint="say accelerator: tcg for the dut in hosts.yaml, or leave --also icache out",
+            f"only an emulator counts instructions, and the guest runs on {accelerator.upper()}",
+            hint="set accelerator: tcg for the dut in hosts.yaml, or omit --also icache",
         )
     return Equipment(
         disk=images.guest_image(progress),
@@ -70,31 +56,26 @@ def equipment(
 
 @dataclass(kw_only=True)
 class VirtualBed(RunningBed):
-    """A guest and its load, up and reached."""
+    """A guest and its load."""
 
     nic: NicModel
     guest: qemu.Guest
 
     def freeze(self) -> None:
-        """Stop guest and load where they are, so that another bed has the machine."""
         self.guest.freeze()
         self.generator.netperf_pause()
 
     def thaw(self) -> None:
-        """Let both go on."""
         self.guest.thaw()
         self.generator.netperf_resume()
 
     def nic_counters(self) -> dict[str, Any]:
-        """The model's own."""
         return self.nic.counters()
 
     def executed(self) -> list[Block]:
-        """What the guest did while it was counted last."""
         return icache.blocks(self.guest.runtime)
 
     def console(self) -> str:
-        """All that the guest wrote so far."""
         return self.guest.console()
 
 
@@ -102,9 +83,9 @@ class VirtualBed(RunningBed):
 def virtual_bed(
     bed: Bed, image: Image, equipment: Equipment, directory: Path
 ) -> Iterator[VirtualBed]:
-    """Bring up ``bed`` with the dut on ``image``; on leaving nothing of it remains.
+    """Start ``bed`` with the dut on ``image``; everything of it ends with the context.
 
-    ``directory`` keeps console, logs and what the model said.
+    ``directory`` keeps the console and the logs.
     """
     assert isinstance(bed.dut, QemuHost)
     assert isinstance(bed.generator, NetnsHost)
@@ -114,14 +95,11 @@ def virtual_bed(
         side = up.enter_context(sending_side(bed.dut.nic.mac, directory, cpu=cpus.model))
         guest = qemu.start(
             bed.dut,
+            equipment,
             image=image,
-            disk=equipment.disk,
-            tools=equipment.tools,
-            accelerator=equipment.accelerator,
             nic_socket=side.nic_socket,
             directory=directory,
             runtime=side.runtime,
-            icache_plugin=equipment.icache,
         )
         up.callback(guest.stop)
 
@@ -157,24 +135,19 @@ def virtual_bed(
 
 
 def machine_cpus(bed: Bed) -> MachineCpus:
-    """Where vCPU threads, NIC model and netperf go on this machine.
+    """The CPUs for vCPU threads, NIC model and netperf.
 
-    The vCPU that receives gets a CPU for itself where there are three. With two, the
-    model and netperf share the second, and one stream of ten the first: it takes at
-    most two fifths of it. So the load is always more than the guest can take, or
-    the rate of a faster kernel would be the generator's.
+    With three CPUs the receiving vCPU has one for itself. With two, the model and
+    netperf share the second; one stream of ten runs on the first and takes at most
+    two fifths of it. So the load always exceeds what the guest can take. Otherwise
+    the measured rate of a fast kernel would be the generator's.
 
     Raises:
-        ConfigurationError: hosts.yaml names a CPU this process may not use.
+        ConfigurationError: hosts.yaml names a CPU that this process may not use.
     """
     mine = sorted(os.sched_getaffinity(0))
-    if not isinstance(bed.cpus, MachineCpus):
-        first, second, third = mine[0], mine[min(1, len(mine) - 1)], mine[min(2, len(mine) - 1)]
-        netperf = mine[3:] or [third] * 9 + [first] * (third != first and len(mine) == 2)
-        return MachineCpus(vcpus=(first, second), model=third, netperf=tuple(netperf))
-    if missing := {*bed.cpus.vcpus, bed.cpus.model, *bed.cpus.netperf} - set(mine):
-        raise ConfigurationError(
-            f"beds.{bed.name}.cpus names {sorted(missing)}, which this process may not use",
-            hint=f"it may use {mine}; or say cpus: auto",
-        )
-    return bed.cpus
+    if isinstance(bed.cpus, MachineCpus):
+        return named_cpus(bed, bed.cpus, mine)
+    first, second, third = mine[0], mine[min(1, len(mine) - 1)], mine[min(2, len(mine) - 1)]
+    netperf = mine[3:] or [third] * 9 + [first] * (third != first and len(mine) == 2)
+    return MachineCpus(vcpus=(first, second), model=third, netperf=tuple(netperf))

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A plugin of QEMU: counts the instructions a vCPU executes and the lines they would miss in
- * an instruction cache, in all and for each place in the code.
+ * A QEMU plugin that counts the instructions a vCPU executes, and the cache lines they would
+ * miss in an instruction cache: in total, and per translation block.
  *
- * The cache has 64 sets of 8 ways of 64 octets (32 KiB, as in most x86 cores), least recently
- * used out first, by physical address, without prefetch. It sees the instructions of whole
- * translation blocks, so a block that an exception leaves early counts whole.
+ * The cache has 64 sets of 8 ways of 64 octets (32 KiB, as in most x86 cores), LRU, physical
+ * addresses, no prefetch. It sees whole translation blocks: a block that an exception leaves
+ * early counts as a whole.
  *
- * Counters are in a file that is also a PCI device of the guest (ivshmem-plain): struct page
- * below, little-endian. The guest writes `wanted`, a vCPU's number and 1 more, and that is all
- * that is read from there; everything else is only ever written. A block does next to nothing
- * on a vCPU that is not wanted. Once none is, what each block did is written to a second file,
- * a line each: address, runs, instructions in a run, misses; then `counting` is 0.
+ * The counters are in a file that the guest sees as a PCI device (ivshmem-plain): struct page
+ * below, little-endian. The guest writes `wanted`, a vCPU's number plus 1; the plugin reads
+ * nothing else and writes all other fields. Blocks cost almost nothing on other vCPUs. When
+ * `wanted` becomes 0, the plugin writes one line per block to a second file (address, runs,
+ * instructions per run, misses), and then sets `counting` to 0.
  *
- * Arguments: counters=PATH, a file of at least a page, and blocks=PATH.
+ * Arguments: counters=PATH, a file of at least one page, and blocks=PATH.
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -27,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* What is used of QEMU's plugin interface, version 7 (docs/devel/tcg-plugins.rst). */
+/* The part of QEMU's plugin interface, version 7, that is used here (docs/devel/tcg-plugins.rst). */
 #define EXPORT __attribute__((visibility("default")))
 
 struct qemu_plugin_tb;
@@ -87,7 +87,7 @@ struct page {
 	uint64_t magic;
 	_Atomic uint64_t wanted;
 	_Atomic uint64_t counting;
-	_Atomic uint64_t uncounted; /* translated blocks there was no room for */
+	_Atomic uint64_t uncounted; /* translated blocks that did not fit into the table */
 	uint64_t octets;
 	uint64_t ways;
 	uint64_t line_octets;
@@ -95,7 +95,7 @@ struct page {
 	_Atomic uint64_t misses;
 };
 
-/* A translation block: lines of one page, and of the next if it goes on there. */
+/* A translation block: its cache lines in one page, and in the next if it continues there. */
 struct block {
 	uintptr_t line[2];
 	uint16_t lines[2];
@@ -111,7 +111,7 @@ static struct block *blocks;
 static atomic_uint used;
 static qemu_plugin_u64 counting;
 
-/* Of the one vCPU that is wanted. What is counted changes under the lock. */
+/* State of the counted vCPU, protected by the lock. */
 static pthread_spinlock_t lock;
 static bool counted;
 static uintptr_t cache[SETS][WAYS]; /* tags, the last used first; 0 is none */
@@ -144,7 +144,7 @@ static void executed(unsigned int index, void *data)
 
 	(void)index;
 	pthread_spin_lock(&lock);
-	if (!counted) { /* it was, when this block was entered */
+	if (!counted) { /* counting stopped after this block was entered */
 		pthread_spin_unlock(&lock);
 		return;
 	}
@@ -230,7 +230,7 @@ static void count(bool on)
 	pthread_spin_unlock(&lock);
 }
 
-/* Does what the guest wants. */
+/* Starts and stops counting as the guest asks. */
 static void *look(void *unused)
 {
 	const struct timespec pause = { .tv_nsec = LOOK_NS };
@@ -282,7 +282,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int
 	if (!info->system_emulation || argc != 2 ||
 	    strncmp(argv[0], counters, strlen(counters)) ||
 	    strncmp(argv[1], listed, strlen(listed))) {
-		fprintf(stderr, "icache: of a whole system, counters=PATH,blocks=PATH\n");
+		fprintf(stderr, "icache: needs system emulation and counters=PATH,blocks=PATH\n");
 		return 1;
 	}
 	page = opened(argv[0] + strlen(counters));

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The plugin of an emulator that counts a guest's instructions and icache misses."""
+"""The QEMU plugin that counts a guest's instructions and icache misses."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PAGE_BYTES = 4096
 
 
 def plugin() -> Path:
-    """The plugin, compiled if it is not kept yet.
+    """The plugin, from the cache or compiled now.
 
     Raises:
-        InfrastructureError: it cannot be compiled.
+        InfrastructureError: it does not compile.
     """
 
     def make(making: Path) -> None:
@@ -33,10 +33,10 @@ def plugin() -> Path:
 
 
 def arguments(plugin: Path, directory: Path) -> list[str]:
-    """Those of a QEMU that keeps what it counts in files of ``directory``.
+    """QEMU's arguments to count into files of ``directory``.
 
     Raises:
-        InfrastructureError: it cannot be written to.
+        InfrastructureError: the directory cannot be written.
     """
     counters = directory / COUNTERS
     try:
@@ -51,16 +51,16 @@ def arguments(plugin: Path, directory: Path) -> list[str]:
 
 
 def blocks(directory: Path) -> list[Block]:
-    """What was executed while it was counted last.
+    """What was executed in the last counted window.
 
     Raises:
-        InfrastructureError: nothing was kept of it.
+        InfrastructureError: the emulator wrote no counts.
     """
     try:
         lines = (directory / _BLOCKS).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InfrastructureError(
-            f"the emulator kept nothing of what it counted: {error.strerror}"
+            f"the emulator wrote no instruction counts: {error.strerror}"
         ) from error
     found = []
     for line in lines:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Guests of QEMU on this machine, whose NIC is the model."""
+"""QEMU guests on this machine, with the NIC model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,29 @@ from harness.kernels import Image
 from harness.plan import SMOKE, Profile
 
 _SLICE_S = 0.3
+_QUICK = Profile(
+    name="quick",
+    blocks=2,
+    warmups=1,
+    warmup_s=1.0,
+    trials=3,
+    window_s=3.0,
+    trace_blocks=1,
+    trace_s=2.0,
+    slice_s=_SLICE_S,
+    layouts=2,
+)
+_STANDARD = replace(
+    _QUICK,
+    name="standard",
+    blocks=6,
+    warmup_s=2.0,
+    trials=5,
+    window_s=5.0,
+    trace_blocks=2,
+    trace_s=3.0,
+    layouts=6,
+)
 
 
 class Virtual(LocalKind):
@@ -25,30 +48,8 @@ class Virtual(LocalKind):
     boot_s = 28
     profiles = {
         "smoke": replace(SMOKE, slice_s=_SLICE_S),
-        "quick": Profile(
-            name="quick",
-            blocks=2,
-            warmups=1,
-            warmup_s=1.0,
-            trials=3,
-            window_s=3.0,
-            trace_blocks=1,
-            trace_s=2.0,
-            slice_s=_SLICE_S,
-            layouts=2,
-        ),
-        "standard": Profile(
-            name="standard",
-            blocks=6,
-            warmups=1,
-            warmup_s=2.0,
-            trials=5,
-            window_s=5.0,
-            trace_blocks=2,
-            trace_s=3.0,
-            slice_s=_SLICE_S,
-            layouts=6,
-        ),
+        "quick": _QUICK,
+        "standard": _STANDARD,
     }
 
     def label(self, accelerator: str | None) -> str:
@@ -58,7 +59,7 @@ class Virtual(LocalKind):
     def opened(
         self, place: Place, image: Image, wanted: Wanted, progress: Progress
     ) -> Iterator[Boots]:
-        """They end with the harness, and leave nothing."""
+        """Guests end with the harness, and leave nothing behind."""
         assert isinstance(place.bed.dut, QemuHost)
         made_with = equipment(place.bed.dut, image, progress, counts=wanted.counting)
         yield LocalBoots(

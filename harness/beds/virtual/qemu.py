@@ -2,8 +2,8 @@
 """A dut that is a guest on this machine: QEMU, its disk, its console, its end.
 
 Hides how the guest is started and reached. It boots a kernel of the harness on a
-copy-on-write view of the guest image; its NIC is the model that listens on a
-unix socket. Whether it ended, panicked or merely fell silent is told apart here.
+copy-on-write view of the guest image; its NIC is the model at a unix socket.
+Distinguishes a guest that ended, one that panicked, and one that only fell silent.
 """
 
 from __future__ import annotations
@@ -32,15 +32,30 @@ from harness.kernels.build import Image
 if TYPE_CHECKING:
     from qemu.qmp.legacy import QEMUMonitorProtocol
 
+_COMMAND_LINE = (
+    "root=/dev/vda rw rootfstype=ext4 init=/sbin/guest-init console=ttyS0 quiet "
+    "panic=1 oops=panic softlockup_panic=1"
+)
 _BOOT_TIMEOUT_S = 300.0
 _KVM_PROOF_S = 20.0
 _MONITOR_S = 20.0
-_FROZEN_S = 1800  # a guest may be frozen for long, and its QEMU is watched
+_FROZEN_S = 1800  # a guest may be frozen for long; QEMU's process is watched instead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equipment:
+    """What all boots of a campaign on a virtual bed use."""
+
+    disk: GuestImage
+    tools: Tools
+    accelerator: str
+    icache: Path | None = None
+    """The emulator's plugin, if it counts instructions."""
 
 
 @dataclass(kw_only=True)
 class Guest:
-    """A QEMU that is running (or was); its console is ``directory/console.log``."""
+    """A QEMU process, running or ended; its console is ``directory/console.log``."""
 
     process: subprocess.Popen[bytes]
     directory: Path
@@ -50,10 +65,10 @@ class Guest:
     _monitor: QEMUMonitorProtocol | None = None
 
     def check(self) -> None:
-        """Raise what ended the guest, if it has ended.
+        """Raise an error if the guest has ended.
 
         Raises:
-            KernelError: its kernel died; the message is the console's.
+            KernelError: its kernel died; the message is from the console.
             InfrastructureError: QEMU itself ended.
         """
         if self.process.poll() is not None:
@@ -66,7 +81,7 @@ class Guest:
             raise process.failed(["qemu-system-x86_64", "…"], self.process.returncode, said)
 
     def console(self) -> str:
-        """All that the guest wrote to its serial console so far."""
+        """Everything the guest has written to its serial console."""
         try:
             return (self.directory / "console.log").read_text(errors="replace", encoding="utf-8")
         except FileNotFoundError:
@@ -76,7 +91,7 @@ class Guest:
         """Return when the guest's sshd answers.
 
         Raises:
-            HostLostError: it did not within 300 s; the message shows the console's end.
+            HostLostError: it did not within 300 s; the message shows the end of the console.
         """
         deadline = time.monotonic() + _BOOT_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -92,7 +107,7 @@ class Guest:
         raise HostLostError(f"the guest did not come up in {_BOOT_TIMEOUT_S:.0f} s{tail}")
 
     def pin(self, vcpus: Sequence[int], others: Sequence[int]) -> None:
-        """Pin each vCPU thread to its CPU of ``vcpus`` in turn, all else to ``others``."""
+        """Pin the vCPU threads to ``vcpus`` in turn, QEMU's other threads to ``others``."""
         answer = self._ask("query-cpus-fast")
         assert isinstance(answer, list)
         self.vcpu_threads = {int(cpu["cpu-index"]): int(cpu["thread-id"]) for cpu in answer}
@@ -105,15 +120,15 @@ class Guest:
             os.sched_setaffinity(thread_id, {vcpus[index % len(vcpus)]})
 
     def freeze(self) -> None:
-        """Stop the guest and its clock; for itself no time passes until :meth:`thaw`."""
+        """Stop the guest and its clock; no guest time passes until :meth:`thaw`."""
         self._ask("stop")
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         self._ask("cont")
 
     def _ask(self, command: str) -> object:
-        """QEMU's answer to a command without arguments on its monitor."""
+        """QEMU's answer to a monitor command without arguments."""
         from qemu.qmp import QMPError
 
         try:
@@ -125,46 +140,39 @@ class Guest:
             raise HostLostError(f"QEMU does not answer to {command}: {error!r}") from error
 
     def stop(self) -> None:
-        """End the guest at once; its disk is a throw-away view."""
+        """End the guest at once; its disk is a disposable view."""
         if self._monitor is not None:
-            with contextlib.suppress(Exception):  # it is as gone as what it speaks to
+            with contextlib.suppress(Exception):  # QEMU may be gone already
                 self._monitor.close()
         process.end(self.process)
 
 
 def start(
     host: QemuHost,
+    equipment: Equipment,
     *,
     image: Image,
-    disk: GuestImage,
-    tools: Tools,
-    accelerator: str,
-    nic_socket: Path | None,
+    nic_socket: Path,
     directory: Path,
     runtime: Path,
-    icache_plugin: Path | None = None,
     extra_arguments: Sequence[str] = (),
     pass_fds: Sequence[int] = (),
 ) -> Guest:
-    """Start a guest of ``host`` on the kernel ``image``; it is not up yet.
+    """Start a guest of ``host`` on the kernel ``image``, without waiting for its boot.
 
-    ``directory`` takes the console and QEMU's log, ``runtime`` (a short path)
-    the sockets. ``extra_arguments`` go to QEMU and may name ``pass_fds``.
+    ``directory`` receives the console and QEMU's log, ``runtime`` (a short path)
+    the sockets. ``extra_arguments`` go to QEMU and may refer to ``pass_fds``.
     """
-    port = free_port()
+    disk, port = equipment.disk, free_port()
     known_hosts = runtime / "known_hosts"
     known_hosts.write_text(f"[127.0.0.1]:{port} {disk.host_key}\n", encoding="utf-8")
-    boot = [
-        "root=/dev/vda rw rootfstype=ext4 init=/sbin/guest-init console=ttyS0 quiet",
-        "panic=1 oops=panic softlockup_panic=1",
-    ]
     nic = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(nic_socket)}}
     arguments = [
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-machine", "q35,memory-backend=ram", *machine(accelerator),
+        "-machine", "q35,memory-backend=ram", *machine(equipment.accelerator),
         "-smp", str(host.vcpus), "-m", f"{host.memory_mib}M",
         "-object", f"memory-backend-memfd,id=ram,size={host.memory_mib}M,share=on",
-        "-kernel", str(image.kernel), "-append", " ".join(boot),
+        "-kernel", str(image.kernel), "-append", _COMMAND_LINE,
         "-drive", f"file={disk.disk},format=raw,if=none,id=root,snapshot=on",
         "-device", "virtio-blk-pci,drive=root",
         "-drive", f"file={image.headers},format=raw,if=none,id=headers,readonly=on",
@@ -174,13 +182,13 @@ def start(
         "-device", "virtio-rng-pci",
         "-serial", f"file:{directory / 'console.log'}",
         "-qmp", f"unix:{runtime / 'qmp'},server=on,wait=off",
-        *(["-device", json.dumps(nic)] if nic_socket else []),
-        *(icache.arguments(icache_plugin, runtime) if icache_plugin else []),
+        "-device", json.dumps(nic),
+        *(icache.arguments(equipment.icache, runtime) if equipment.icache else []),
         *extra_arguments,
     ]  # fmt: skip
     with (directory / "qemu.log").open("w", encoding="utf-8") as log:
         started = process.start(
-            ["setpriv", "--pdeathsig=KILL", "--", *tools.qemu(arguments)],
+            ["setpriv", "--pdeathsig=KILL", "--", *equipment.tools.qemu(arguments)],
             hint="apt-get install util-linux",
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -204,18 +212,18 @@ def start(
 
 
 def monitor(path: Path) -> QEMUMonitorProtocol:
-    """A connection to the monitor at ``path``, which the caller closes.
+    """A connection to the monitor at ``path``; the caller closes it.
 
     Raises:
-        OSError: nobody is there, or nobody greets within 20 s.
-        qemu.qmp.QMPError: what is there is no monitor.
+        OSError: nothing listens, or no greeting came within 20 s.
+        qemu.qmp.QMPError: the greeting is not that of a monitor.
     """
     from qemu.qmp.legacy import QEMUMonitorProtocol
 
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(_MONITOR_S)
         line.connect(str(path))
-        line.recv(1)  # the protocol's own client would wait for ever
+        line.recv(1)  # the library's client would wait forever
     connected = QEMUMonitorProtocol(str(path))
     connected.settimeout(_MONITOR_S)
     connected.connect(negotiate=True)
@@ -232,8 +240,8 @@ def machine(accelerator: str) -> list[str]:
 def accelerator_that_works(wanted: str, *, image: Image, tools: Tools) -> str:
     """``kvm`` if it is wanted and a kernel boots with it on this machine, else ``tcg``.
 
-    /dev/kvm may be there and not work (nested, or without the right); so a boot
-    is tried, once for each boot of this machine.
+    /dev/kvm may exist and not work (nested, or no permission). So a boot is tried,
+    once per boot of this machine.
 
     Raises:
         InfrastructureError: ``wanted`` is ``kvm`` and it does not work.
@@ -244,7 +252,8 @@ def accelerator_that_works(wanted: str, *, image: Image, tools: Tools) -> str:
     if wanted == "kvm" and not works:
         raise InfrastructureError(
             "KVM does not work here: no kernel boots with it",
-            hint="give your user /dev/kvm (group kvm), or say accelerator: auto in hosts.yaml",
+            hint="give your user access to /dev/kvm (group kvm), or set accelerator: auto in "
+            "hosts.yaml",
         )
     return "kvm" if works else "tcg"
 
@@ -260,7 +269,7 @@ def _kvm_boots(image: Image, tools: Tools) -> bool:
             "-append", "console=ttyS0 panic=-1", "-serial", f"file:{console}",
         ]  # fmt: skip
         command = tools.qemu(qemu)
-        with contextlib.suppress(InfrastructureError):  # no end in time is a verdict too
+        with contextlib.suppress(InfrastructureError):  # a timeout means that it does not boot
             process.run(command, check=False, timeout_s=_KVM_PROOF_S)
         said = console.read_text(errors="replace", encoding="utf-8") if console.exists() else ""
         (making / "verdict").write_text(
@@ -282,7 +291,7 @@ def _thread_group(thread_id: int) -> int:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on."""
+    """A free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

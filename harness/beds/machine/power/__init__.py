@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The power of a machine: by Redfish, by IPMI, or by a command of the user's.
 
-Hides what speaks to the BMC: a program each time, which is ended with all that
-it started when it takes too long, and of which only the last words are kept.
-Passwords reach it by its environment or its standard input, never as arguments.
+Each act is a program of its own. It is ended, with its children, if it takes too
+long; only the end of its output is kept. It gets passwords in its environment or on
+standard input, never as arguments.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _POLL_S = 0.5
 _LEAST_S = 1.0
 _LEAST_ANSWER_S = 5.0
 _SHOWS_S = 8.0
-"""Within so long an order shows that was taken and not answered."""
+"""Within this time an accepted but unanswered order shows its effect."""
 _TAIL_BYTES = 16 << 10
 _LAST_LINES = 3
 
 
 def connect(power: config.Power, host: str, *, within_s: float = _WITHIN_S) -> Power:
-    """What switches ``host`` on and off; no call of it takes longer than ``within_s``.
+    """What switches ``host`` on and off; no call takes longer than ``within_s``.
 
-    Nothing is asked of the BMC yet.
+    Does not contact the BMC yet.
 
     Raises:
         ConfigurationError: the password is not where hosts.yaml says.
@@ -49,13 +49,13 @@ class Power(abc.ABC):
     """The power of one host.
 
     Every method raises :class:`InfrastructureError`, naming host and BMC, when
-    it is refused or there is no answer in time.
+    the BMC refuses or does not answer in time.
     """
 
     def __init__(self, host: str, bmc: str, within_s: float) -> None:
         self.host = host
         self.bmc = bmc
-        """Who is asked, in words."""
+        """The BMC or command, for messages."""
         self._within_s = within_s
 
     @abc.abstractmethod
@@ -64,21 +64,20 @@ class Power(abc.ABC):
 
     @abc.abstractmethod
     def on(self) -> None:
-        """Switch it on, if it is off; it is on on return."""
+        """Switch it on, if it is off, and wait until it is on."""
 
     @abc.abstractmethod
     def off(self) -> None:
-        """Switch it off at once, if it is on; it is off on return."""
+        """Switch it off at once, if it is on, and wait until it is off."""
 
     @abc.abstractmethod
     def cycle(self) -> None:
-        """Take its power away and give it back, or only the latter if it is off."""
+        """Power-cycle it, or switch it on if it is off."""
 
     def _refused(self, what: str, *, hint: str | None = None) -> InfrastructureError:
         return InfrastructureError(
             f"{self.host}: {self.bmc} {process.harmless(what)}",
-            hint=hint
-            or "look at the BMC itself; it may be out of reach, busy or in need of a reset",
+            hint=hint or "check the BMC; it may be unreachable, busy or in need of a reset",
         )
 
     def _run(
@@ -90,7 +89,7 @@ class Power(abc.ABC):
         stdin: str | None = None,
         hint: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """``command``, run to its end, whatever its status."""
+        """Run ``command`` to its end, whatever its status."""
         try:
             return process.run(
                 command,
@@ -113,7 +112,7 @@ class _Redfish(Power):
         self._config = bmc
         self._password = secrets.read(bmc.password)
         if bmc.ca is not None and not bmc.ca.is_file():
-            raise ConfigurationError(f"{host}: {bmc.ca}, the certificate of its BMC, is no file")
+            raise ConfigurationError(f"{host}: {bmc.ca}, the certificate of its BMC, is not a file")
 
     def status(self) -> bool:
         return self._act("status")
@@ -142,13 +141,13 @@ class _Redfish(Power):
         try:
             answer = json.loads(done.stdout)
         except ValueError as error:
-            raise self._refused(f"broke our client: {_last(done.stderr)}") from error
+            raise self._refused(f"crashed the Redfish client: {_last(done.stderr)}") from error
         if "on" in answer:
             return bool(answer["on"])
         if answer.get("configuration"):
             raise ConfigurationError(
                 f"{self.host}: {self.bmc} {process.harmless(str(answer['refused']))[:1000]}",
-                hint=f"say it in hosts.yaml: hosts.{self.host}.power.redfish.system",
+                hint=f"set hosts.{self.host}.power.redfish.system in hosts.yaml",
             )
         raise self._refused(
             _without(self._password, str(answer["refused"]))[:1000], hint=answer["hint"]
@@ -156,19 +155,19 @@ class _Redfish(Power):
 
 
 class _PassingError(InfrastructureError):
-    """What a BMC answers while it is busy or starting; asked again it may answer otherwise."""
+    """A temporary refusal, for example of a busy or starting BMC; a retry may succeed."""
 
     def __init__(self, error: InfrastructureError, *, maybe_done: bool) -> None:
         super().__init__(error.message, hint=error.hint)
         self.maybe_done = maybe_done
-        """May an order be under way all the same? It is not given twice then."""
+        """Whether the order may have been accepted all the same; it is not repeated then."""
 
 
 class _Polled(Power):
-    """Power by one who only takes orders: a change is asked for until it is seen.
+    """Power that only takes orders: after an order, its effect is polled for.
 
-    What may pass is waited out until the time is up. An order that may have been taken is
-    looked for by its effect, and given again only once it is known that there was none.
+    Temporary refusals are retried until the time is up. If an order may have been accepted,
+    its effect is looked for; the order is repeated only if there was none.
     """
 
     def status(self) -> bool:
@@ -194,7 +193,7 @@ class _Polled(Power):
             self._await(act, deadline)
 
     def _known(self, deadline: float) -> bool:
-        """Whether the host is on, asked again while the answer is one that may pass."""
+        """Whether the host is on; retries temporary refusals."""
         while True:
             try:
                 return self._ask(self._left(deadline))
@@ -204,8 +203,8 @@ class _Polled(Power):
                 time.sleep(_POLL_S)
 
     def _order(self, act: str, deadline: float) -> None:
-        """Give the order; what was refused for the moment is ordered again, as long as there is
-        time. One that may have been taken shows in the end by what becomes of the host.
+        """Give the order, and repeat it after temporary refusals while there is time. An order
+        that may have been accepted is left to :meth:`_await`.
         """
         while True:
             try:
@@ -220,7 +219,7 @@ class _Polled(Power):
                     time.sleep(_POLL_S)
 
     def _seen(self, act: str, deadline: float) -> bool:
-        """Whether an order that was perhaps taken shows within :data:`_SHOWS_S`."""
+        """Whether an order that may have been accepted shows within :data:`_SHOWS_S`."""
         until = min(deadline - _POLL_S - _LEAST_S, time.monotonic() + _SHOWS_S)
         while self._known(deadline) is (act == "off"):
             if time.monotonic() > until:
@@ -229,25 +228,25 @@ class _Polled(Power):
         return True
 
     def _await(self, act: str, deadline: float) -> None:
-        """Return once the host is as ``act``, which was taken, leaves it."""
+        """Return when the accepted order ``act`` has taken effect."""
         trouble: InfrastructureError | None = None
         while True:
             try:
                 if self._ask(self._left(deadline)) is not (act == "off"):
                     return
                 trouble = None
-            except InfrastructureError as error:  # the act itself has not failed
+            except InfrastructureError as error:  # only the query failed, not the order
                 trouble = error
             if self._left(deadline) < _POLL_S + _LEAST_S:
                 break
             time.sleep(_POLL_S)
         if trouble is not None:
             raise InfrastructureError(
-                f"{trouble.message}\n  it took “{act}” before; whether that was done is not known",
+                f"{trouble.message}\n  it accepted “{act}” before; whether it did it is not known",
                 hint=trouble.hint,
             ) from trouble
         raise self._refused(
-            f"took “{act}”, but the host is still {'on' if act == 'off' else 'off'} "
+            f"accepted “{act}”, but the host is still {'on' if act == 'off' else 'off'} "
             f"after {self._within_s:.0f} s"
         )
 
@@ -259,11 +258,11 @@ class _Polled(Power):
 
     @abc.abstractmethod
     def _ask(self, within_s: float) -> bool:
-        """Whether the host is on; a :class:`_PassingError` where it may tell a moment later."""
+        """Whether the host is on; raises :class:`_PassingError` if a retry may succeed."""
 
     @abc.abstractmethod
     def _tell(self, act: str, within_s: float) -> None:
-        """Begin ``act``: on, off or cycle; errors as of :meth:`_ask`."""
+        """Order ``act`` (on, off or cycle); raises as :meth:`_ask` does."""
 
 
 class _Ipmi(_Polled):
@@ -278,16 +277,16 @@ class _Ipmi(_Polled):
             if said.endswith(f"is {state}"):
                 return state == "on"
         raise _PassingError(
-            self._refused(f"does not say whether the host is on: {said[:200]}"), maybe_done=False
+            self._refused(f"does not report whether the host is on: {said[:200]}"), maybe_done=False
         )
 
     def _tell(self, act: str, within_s: float) -> None:
         self._ipmitool(act, within_s)
 
     def _ipmitool(self, act: str, within_s: float) -> str:
-        # Only -v tells a password that is wrong from a BMC that does not answer.
+        # Only -v distinguishes a wrong password from a BMC that does not answer.
         command = [*ipmi_command(self._config), "-v", "chassis", "power", act]
-        # One that was lost is not waited for to the end: it may be asked again.
+        # Leaves time to repeat a lost request.
         patience_s = min(within_s, max(_LEAST_ANSWER_S, self._within_s / 2))
         try:
             done = self._run(command, patience_s, env=self._env, hint=IPMITOOL_HINT)
@@ -314,7 +313,7 @@ class _Command(_Polled):
         words = self._say("status", within_s).split()
         if len(words) != 1 or words[0].lower() not in {"on", "off"}:
             raise self._refused(
-                f"does not say on or off when asked for its status, but: {' '.join(words)[:200]}"
+                f"answered “status” with neither on nor off, but: {' '.join(words)[:200]}"
             )
         return words[0].lower() == "on"
 
@@ -322,11 +321,11 @@ class _Command(_Polled):
         self._say(act, within_s)
 
     def _say(self, act: str, within_s: float) -> str:
-        # The user's own program: it gets his own environment.
+        # The user's own program gets the user's environment.
         done = self._run([*self._command, act], within_s, env=dict(os.environ))
         if done.returncode != 0:
             raise self._refused(
-                f"ended with status {done.returncode} when told “{act}”: "
+                f"ended with status {done.returncode} on “{act}”: "
                 f"{_last(done.stderr or done.stdout)}",
                 hint="run it by hand",
             )
@@ -335,16 +334,16 @@ class _Command(_Polled):
 
 IPMITOOL_HINT = "apt-get install ipmitool"
 _IPMI_PRIVILEGE_HINT = (
-    "say `privilege: operator` (or user, administrator) beside its user in hosts.yaml: ipmitool "
-    "asks for administrator, and an account gets no more than it has; the power needs operator"
+    "set `privilege: operator` (or user, administrator) next to its user in hosts.yaml: ipmitool "
+    "requests administrator unless told otherwise; power control needs operator"
 )
 IPMI_REFUSED_HINT = (
-    "it is out of reach, or user or password are wrong, or the cipher suite, or the account is no "
-    "administrator (then say `privilege: operator` in hosts.yaml); IPMI tells not which"
+    "it is unreachable, or the user, password or cipher suite is wrong, or the account is not an "
+    "administrator (then set `privilege: operator` in hosts.yaml); IPMI does not tell which"
 )
-# What no waiting changes, of ipmitool's plugins/lanplus/lanplus_strings.c and the completion
-# codes of lib/ipmi_strings.c. All else (node busy, timeout, out of space, initialization in
-# progress, not supported in present state, no session at all) may pass.
+# Permanent refusals, from ipmitool's plugins/lanplus/lanplus_strings.c and the completion
+# codes of lib/ipmi_strings.c. All others (node busy, timeout, out of space, initialization in
+# progress, not supported in present state, no session at all) may be temporary.
 _IPMI_PRIVILEGE = (
     "Insufficient privilege", "nvalid role", "nauthorized role", "privilege level"
 )  # fmt: skip
@@ -364,7 +363,7 @@ def _ipmi_hint(said: str) -> str | None:
 
 
 def ipmi_command(bmc: config.Ipmi) -> list[str]:
-    """``ipmitool`` with all but the password, which is in :func:`ipmi_environment`."""
+    """``ipmitool`` with its options; :func:`ipmi_environment` has the password."""
     suite = [] if bmc.cipher_suite is None else ["-C", str(bmc.cipher_suite)]
     level = [] if bmc.privilege is None else ["-L", bmc.privilege.upper()]
     return [
@@ -381,7 +380,7 @@ def ipmi_environment(bmc: config.Ipmi) -> dict[str, str]:
 
 
 def _last(said: str) -> str:
-    return "; ".join(said.strip().splitlines()[-_LAST_LINES:])[-1000:] or "it said nothing"
+    return "; ".join(said.strip().splitlines()[-_LAST_LINES:])[-1000:] or "no output"
 
 
 def _without(password: str, text: str) -> str:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A connection to a BMC that may be busy, starting, or just have reset its machine.
 
-Hides which refusals pass by themselves: what only asks is asked again until the time is up.
-What orders something is sent again only where it was certainly not taken; else
-:class:`MaybeDoneError` says that its effect has to be looked for.
+Hides which refusals are temporary. Queries are repeated until the time is up. An order is
+repeated only if it was certainly not accepted; otherwise :class:`MaybeDoneError` tells the
+caller to look for its effect.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ _CONNECT_S = 10.0
 _LEAST_ANSWER_S = 1.0
 _PAUSE_S = 0.5
 _LOGIN_SHARE = 0.25
-"""Of the time, for a login by session: where it is refused for longer, basic may be taken."""
+"""Share of the time for a login by session; after it, basic authentication may be used."""
 _PASSING = frozenset({408, 423, 425, 429, 500, 502, 503, 504})
 _NOT_TAKEN = frozenset({408, 412, 423, 425, 428, 429, 503})
-"""With these the machine has certainly been ordered nothing (RFC 9110, RFC 6585)."""
+"""After these the order was certainly not accepted (RFC 9110, RFC 6585)."""
 _STALE = frozenset({412, 428})
 _BUSY = ("SYS518", "InvalidOperationForSystemState", "ServiceTemporarilyUnavailable",
          "ResourceInStandby", "ServiceInUnknownState", "ServiceShuttingDown")  # fmt: skip
-"""Message identifiers with which a refusal says of itself that it passes."""
-# Of a connection that was never made, so that nothing was sent. What was sent may have arrived.
+"""Message identifiers that mark a refusal as temporary."""
+# The connection was never made, so nothing was sent. Anything that was sent may have arrived.
 _NEVER_SENT = ("NewConnectionError", "ConnectTimeout", "Connection refused", "No route to host",
                "Network is unreachable", "Name or service", "name resolution", "SSLError",
                "SSLEOFError", "handshake")  # fmt: skip
-# No waiting changes these.
+# Permanent errors.
 _FINAL = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "Name or service not known",
           "No address associated", "nodename nor servname", "InvalidURL", "Invalid URL",
           "Failed to parse", "TooManyRedirects", "Exceeded 30 redirects")  # fmt: skip
 
 
 class MaybeDoneError(Exception):
-    """An order was sent, and whether it was taken is not known.
+    """An order was sent, and it is not known whether the BMC accepted it.
 
-    ``refused``: the BMC said that it failed; else it said nothing, or another did for it.
+    ``refused``: the BMC reported a failure; otherwise it was silent, or a proxy answered.
     """
 
     def __init__(self, message: str, *, refused: bool) -> None:
@@ -51,11 +51,11 @@ class MaybeDoneError(Exception):
 
 
 class TooLateError(Exception):
-    """There was no answer of use before the time was up."""
+    """No usable answer came before the time was up."""
 
 
 class _UnreadableError(ValueError):
-    """An answer that is no JSON object."""
+    """An answer that is not a JSON object."""
 
 
 class Patient(sushy.connector.Connector):  # type: ignore[misc]
@@ -66,7 +66,7 @@ class Patient(sushy.connector.Connector):  # type: ignore[misc]
             url,
             verify=verify,
             response_callback=self._look_at,
-            # One try each: which are made again is decided here.
+            # One try each; this class decides what is repeated.
             server_side_retries=1,
             server_side_retries_delay=1,
             default_request_timeout=within_s,
@@ -77,10 +77,10 @@ class Patient(sushy.connector.Connector):  # type: ignore[misc]
         self._headers: dict[str, str] = {}
         self._etags: dict[str, str] = {}
         self._known = set[str]()
-        """What was there before is there again later; so is the right to look at it."""
+        """Paths that were readable before: if they are not now, that is temporary."""
 
     def get(self, path: str = "", *args: Any, **more: Any) -> Any:
-        """The answer, a JSON object; asked for until it is one."""
+        """The answer, a JSON object; repeats the query until it is one."""
         ask = super().get
 
         def asked() -> Any:
@@ -99,10 +99,10 @@ class Patient(sushy.connector.Connector):  # type: ignore[misc]
         return self._patiently(path, asked, deadline=self._deadline)
 
     def post(self, path: str = "", *args: Any, **more: Any) -> Any:
-        """The answer; sent again while that is certainly no second order.
+        """The answer; repeats the order only if it was certainly not accepted.
 
         Raises:
-            MaybeDoneError: it may have been taken.
+            MaybeDoneError: it may have been accepted.
         """
         tell = super().post
         headers: dict[str, str] = dict(more.pop("headers", None) or {})
@@ -112,7 +112,7 @@ class Patient(sushy.connector.Connector):  # type: ignore[misc]
             timeout_s = self._timeout_s()
             return tell(path, *args, headers=headers, **{"timeout": timeout_s, **_ONCE, **more})
 
-        if logs_in:  # a second session harms nobody
+        if logs_in:  # a second session does no harm
             until = time.monotonic() + _LOGIN_SHARE * self._within_s
             return self._patiently(path, told, deadline=min(self._deadline, until))
 
@@ -138,7 +138,7 @@ class Patient(sushy.connector.Connector):  # type: ignore[misc]
         return self._patiently(path, order, deadline=self._deadline, also=_STALE)
 
     def delete(self, path: str = "", *args: Any, **more: Any) -> Any:
-        """Of a session that is given back; that this fails is no failure of what was done."""
+        """Close a session; a failure does not matter."""
         with contextlib.suppress(refusals.SushyError):
             return super().delete(path, *args, **{"timeout": _LEAST_ANSWER_S, **_ONCE, **more})
         return None
@@ -168,7 +168,7 @@ class Patient(sushy.connector.Connector):  # type: ignore[misc]
             return answer
 
     def _passes(self, path: str, error: Exception, also: frozenset[int]) -> bool:
-        """May the same be answered otherwise a moment later?"""
+        """Whether the error may be temporary."""
         if isinstance(error, refusals.HTTPError):
             status = error.status_code
             if status == 401:
@@ -181,25 +181,25 @@ class Patient(sushy.connector.Connector):  # type: ignore[misc]
         return isinstance(error, _UnreadableError)
 
     def _open(self) -> set[str]:
-        """What anybody may look at: to have seen it proves no right."""
+        """Known paths that need no login, so that having read them proves no permission."""
         return {
             path for path in self._known if path.rstrip("/").count("/") <= 2 or "Session" in path
         }
 
     def _fresh_etag(self, action: str) -> dict[str, str]:
-        """The header that says which state of the system the action is for."""
+        """The If-Match header with the present state of the system."""
         path = action.partition("/Actions/")[0]
         with contextlib.suppress(refusals.SushyError, ValueError):
             self.get(path)
         return {"If-Match": self._etags.get(path, "*")}
 
     def _timeout_s(self) -> float:
-        """For one answer: half the time, so that one that was lost can be asked for again."""
+        """For one answer: half the time, so that a lost request can be repeated."""
         left_s = self._deadline - time.monotonic()
         return max(_LEAST_ANSWER_S, min(left_s, self._within_s / 2))
 
     def _pause_s(self) -> float:
-        """Before the same again: as long as the BMC asks for, within reason."""
+        """The pause before a retry: as long as the BMC asks for, within limits."""
         said = self._headers.get("retry-after", "")
         if said.isascii() and said.isdigit():
             asked_s = float(said[:6])

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""One act on a BMC by Redfish, a program of its own that :mod:`harness.beds.machine.power` starts.
+"""One act on a BMC by Redfish: a program that :mod:`harness.beds.machine.power` starts.
 
-One login serves for looking, acting and seeing it done: on many BMCs it takes seconds.
-A BMC that was just reset, or whose machine was, refuses, drops connections and forgets
-sessions for a while: :mod:`harness.beds.machine.power.patience` waits that out.
+One login serves for the query, the order and the check of its effect: on many BMCs a login
+takes seconds. A BMC that was just reset, or whose machine was, refuses requests, drops
+connections and forgets sessions for a while:
+:mod:`harness.beds.machine.power.patience` handles that.
 
-As a process it can be ended whatever the BMC does: it never answers, or without
-end. Standard input has what to do as JSON, the password in it; standard output
-gets ``{"on": bool}`` or ``{"refused": text, "hint": text or null}``, the latter with
-``"configuration": true`` where hosts.yaml does not say which system is meant.
+A process can be ended even if the BMC never answers or answers without end. Standard
+input has the act as JSON, with the password. Standard output gets ``{"on": bool}`` or
+``{"refused": text, "hint": text or null}``, the latter with ``"configuration": true`` if
+hosts.yaml does not say which system is meant.
 """
 
 from __future__ import annotations
@@ -33,26 +34,26 @@ from harness.beds.machine.power.patience import MaybeDoneError, Patient, TooLate
 _MEMORY = 512 << 20
 _POLL_S = 0.5
 _SHOWS_S = 8.0
-"""Within so long an order shows that was taken and not answered."""
+"""Within this time an accepted but unanswered order shows its effect."""
 _LAST_WORDS_S = 2.0
 _UNAUTHORISED = (401, 403)
 
 WAYS = {
     "on": ("On", "ForceOn"),
     "off": ("ForceOff",),
-    # What removes power from all of the machine first; a restart also ends a hang.
+    # PowerCycle removes power from the whole machine; a restart also ends a hang.
     "cycle": ("PowerCycle", "ForceRestart"),
 }
-"""The values of ResetType that do each act, the best first."""
+"""The values of ResetType for each act, the preferred one first."""
 
 
 def main() -> None:
-    """Do what standard input says."""
+    """Do the act on standard input."""
     logging.getLogger("sushy").addHandler(logging.NullHandler())
     logging.getLogger("sushy").propagate = False
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     asked = json.load(sys.stdin)
-    signal.alarm(int(asked["within_s"]) + 5)  # also where nobody is left to end it
+    signal.alarm(int(asked["within_s"]) + 5)  # in case the harness that started this is gone
     json.dump(_answer(asked), sys.stdout)
 
 
@@ -68,7 +69,7 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     except refusals.ConnectionError as error:
         hint = None
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            hint = "name the certificate that vouches for it as ca, or the name it is made out to"
+            hint = "set ca to the certificate that signed the BMC's, or use the name in the BMC's"
         return {"refused": f"cannot be reached: {error}", "hint": hint}
     except TooLateError as error:
         return {"refused": f"did not answer in {asked['within_s']:.0f} s: {error}", "hint": None}
@@ -81,9 +82,9 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     except MemoryError:
         return {"refused": "answers without end", "hint": None}
     except Exception as error:  # noqa: BLE001
-        # Whatever a broken BMC says; the library lets several kinds of error through.
+        # The library passes on several kinds of error for the answers of a broken BMC.
         return {
-            "refused": f"does not speak Redfish as it should: {type(error).__name__}: {error}",
+            "refused": f"violates the Redfish protocol: {type(error).__name__}: {error}",
             "hint": None,
         }
 
@@ -93,11 +94,11 @@ class _RefusedError(Exception):
 
 
 class _UnnamedError(_RefusedError):
-    """There are systems, and which is meant is not known."""
+    """It is not known which of the BMC's systems is meant."""
 
 
 def _act(asked: dict[str, Any]) -> bool:
-    """Do it; whether the system is on now."""
+    """Do the act; returns whether the system is on now."""
     deadline = asked["until"] - _LAST_WORDS_S
     trusted = ssl.get_default_verify_paths()
     path = urlsplit(asked["url"]).path.strip("/")
@@ -125,13 +126,13 @@ def _act(asked: dict[str, Any]) -> bool:
             while _settled(system, deadline, anew=True) is (act == "off"):
                 if time.monotonic() > deadline:
                     raise _RefusedError(
-                        f"took “{act}”, but the host is still {'on' if act == 'off' else 'off'} "
-                        f"after {asked['within_s']:.0f} s"
+                        f"accepted “{act}”, but the host is still "
+                        f"{'on' if act == 'off' else 'off'} after {asked['within_s']:.0f} s"
                     )
                 time.sleep(_POLL_S)
         except (refusals.SushyError, TooLateError) as error:
             raise _RefusedError(
-                f"took “{act}” and could not be asked since whether that was done: {error}"
+                f"accepted “{act}”, but did not answer since whether it was done: {error}"
             ) from error
         return act != "off"
     finally:
@@ -140,32 +141,32 @@ def _act(asked: dict[str, Any]) -> bool:
 
 
 def _settled(system: Any, deadline: float, *, anew: bool = False) -> bool:
-    """Whether the system is on, once it says so: while a BMC starts it may not know."""
+    """Whether the system is on; waits until the BMC knows, which may be starting."""
     while True:
         try:
             if anew:
                 system.refresh(force=True)
             if system.power_state is not None:
-                # All between on and off has power.
+                # States between on and off have power.
                 return bool(system.power_state is not sushy.PowerState.OFF)
         except (refusals.MissingAttributeError, refusals.MalformedAttributeError):
             if time.monotonic() > deadline:
                 raise
         if time.monotonic() > deadline:
-            raise _RefusedError("does not say whether the system is on")
+            raise _RefusedError("does not report whether the system is on")
         anew = True
         time.sleep(_POLL_S)
 
 
 def _path(root: sushy.Sushy, wanted: str | None, deadline: float) -> str:
-    """Where the system is: the only one, or that whose address ends in ``wanted``.
+    """The path of the system: the only one, or the one whose path ends in ``wanted``.
 
     Raises:
-        _UnnamedError: there are several, or others than that.
+        _UnnamedError: there are several, or none of that name.
     """
     collection = root.get_system_collection()
     while not collection.members_identities and time.monotonic() < deadline:
-        time.sleep(_POLL_S)  # one that starts has yet to find them
+        time.sleep(_POLL_S)  # a starting BMC has not found them yet
         collection.refresh(force=True)
     paths = collection.members_identities
     if not paths:
@@ -173,14 +174,14 @@ def _path(root: sushy.Sushy, wanted: str | None, deadline: float) -> str:
     found = [path for path in paths if wanted in {None, path.rstrip("/").rpartition("/")[2]}]
     if len(found) != 1:
         names = ", ".join(path.rstrip("/").rpartition("/")[2] for path in paths[:20])
-        asked = f"no system {wanted}" if wanted else "not one system, so name it as system"
-        raise _UnnamedError(f"has {asked}; there are: {names}")
+        asked = f"no system {wanted}" if wanted else "several systems, so name one as system"
+        raise _UnnamedError(f"has {asked}; it has: {names}")
     return str(found[0])
 
 
 def _ordered(system: Any, act: str, deadline: float) -> None:
-    """Have ``act`` begun. It is not ordered again where the first order may have been taken,
-    unless the system has shown that it was not.
+    """Order ``act``. If the order may have been accepted, it is repeated only after the system
+    has shown that it was not.
     """
     before = system.json.get("LastResetTime")
     while True:
@@ -192,7 +193,7 @@ def _ordered(system: Any, act: str, deadline: float) -> None:
             if time.monotonic() > deadline:
                 raise
             if act == "cycle" and before is None:
-                # It cannot be seen whether the machine began anew; this way it can.
+                # Without LastResetTime a restart cannot be seen; off and on can.
                 _ordered(system, "off", deadline)
                 while _settled(system, deadline, anew=True):
                     if time.monotonic() > deadline:
@@ -202,7 +203,7 @@ def _ordered(system: Any, act: str, deadline: float) -> None:
 
 
 def _shows(system: Any, act: str, before: object, deadline: float) -> bool:
-    """Whether ``act``, which was perhaps taken, is seen to have been within a while."""
+    """Whether ``act``, which may have been accepted, shows its effect within ``_SHOWS_S``."""
     until = min(deadline, time.monotonic() + _SHOWS_S)
     while True:
         on = _settled(system, deadline, anew=True)
@@ -224,7 +225,7 @@ def _reset(system: Any, act: str) -> None:
         try:
             system.reset_system(way)
         except refusals.BadRequestError:
-            # Systems that do not say what they allow refuse what they do not know.
+            # Systems that do not list the allowed values refuse unknown ones.
             if way is ways[-1]:
                 raise
         else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Passwords, from where hosts.yaml says they are; it never holds one itself."""
+"""Passwords, read from the place that hosts.yaml names; the file itself never has any."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _LONGEST = 4096
 
 
 def read(secret: config.Secret) -> str:
-    """The secret itself; keep it out of messages, logs and arguments.
+    """The password; keep it out of messages, logs and arguments.
 
     Raises:
-        ConfigurationError: it is not there, empty, not text of one line, or in a
-            file that others can read.
+        ConfigurationError: it is missing, empty, not one line of text, or in a file
+            that others can read.
     """
     if isinstance(secret, config.EnvironmentSecret):
         where = f"the environment variable {secret.env}"
         value = os.environ.get(secret.env)
         hint = f"read -rs {secret.env} && export {secret.env}"
     elif isinstance(secret, config.FileSecret):
-        where, hint = f"{secret.file}", "its first line has to be the password"
+        where, hint = f"{secret.file}", "its first line must be the password"
         value = _first_line(secret)
     else:
         where, hint = f"{secret.keyring} in the keyring", _set_hint(secret)
@@ -45,13 +45,11 @@ def _first_line(secret: config.FileSecret) -> str:
             if not stat.S_ISREG(status.st_mode):
                 raise ConfigurationError(f"{path} is not a file")
             if status.st_mode & 0o077 or status.st_uid not in {0, os.geteuid()}:
-                raise ConfigurationError(
-                    f"{path} can be read by others than you", hint=f"chmod 600 {path}"
-                )
+                raise ConfigurationError(f"other users can read {path}", hint=f"chmod 600 {path}")
             return file.readline(_LONGEST + 2).decode().rstrip("\r\n")
     except OSError as error:
         raise ConfigurationError(
-            f"{path}: {error.strerror}", hint="hosts.yaml says that a password is there"
+            f"{path}: {error.strerror}", hint="hosts.yaml names this file for a password"
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path} does not hold a password: not text") from error
@@ -72,7 +70,7 @@ def _from_keyring(secret: config.KeyringSecret) -> str | None:
     except keyring.errors.KeyringError as error:
         raise ConfigurationError(
             f"{secret.keyring}: the keyring cannot be read: {error}",
-            hint="unlock it, or keep the password in a file of mode 600",
+            hint="unlock it, or put the password into a file of mode 600",
         ) from error
     return value
 
