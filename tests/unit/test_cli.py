@@ -181,7 +181,7 @@ hosts:
         (("--good", "0", "--bad", "8", "--steps", "0,2"), "steps to search: 0, 2"),
         (("--good", "0", "--bad", "8", "--by", "0.02"), "write --by 2%"),
         (("--good", "0", "--bad", "8", "--by", "0%"), "is not a percentage"),
-        (("--good", "0", "--bad", "8", "--resume"), "holds no bisection to go on with"),
+        (("--good", "0", "--bad", "8", "--resume"), "holds no bisection to resume"),
         (("--good", "0"), "Missing option '--bad'"),
         (("--good", "0", "--bad", "8", "--tree", "no"), "no kernel tree at no"),
         (("--good", "0", "--bad", "8", "--tree", "."), "has no commit '0'"),
