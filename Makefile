@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-# make run     set up what is missing, then patch, build, boot, measure, print the table
-# make check   set up what is missing, then every test
-# ARGS='…'     options for harness run, or for pytest under check
+# make run     install what is missing, then patch, build, boot, measure, print the table
+# make check   install what is missing, then run every test
+# ARGS='…'     options for harness run, or with check for pytest
 .DEFAULT_GOAL := help
 .PHONY: help run check check-beds check-others system lint clean again
 
@@ -25,20 +25,20 @@ check: system $(VENV)/installed-dev
 	@$(BIN)/python -m tests.covered
 	$(MAKE) --no-print-directory --jobs 2 check-beds check-others
 
-# What boots machines, and what compiles longest, runs beside what measures on beds, with
-# directories of its own: tests look for what is left in the usual ones.
+# The tests that boot machines or compile longest run beside those that measure on beds. They
+# get their own directories, because tests check that the usual ones are left clean.
 check-beds: $(VENV)/installed-dev
 	$(BIN)/pytest -m 'guest and not others and not deep' $(ARGS)
 
 check-others: $(VENV)/installed-dev
-	@own=$$(mktemp -d) && echo "others: $$own/log, shown when they are through" && \
+	@own=$$(mktemp -d) && echo "others: log in $$own/log, printed when they have ended" && \
 	if TMPDIR=$$own XDG_RUNTIME_DIR=$$own $(BIN)/pytest -m 'guest and others and not deep' $(ARGS) > $$own/log 2>&1; \
 	then cat $$own/log; rm -rf $$own; else cat $$own/log; exit 1; fi
 
 lint: system $(VENV)/installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy
 
-# Each sees for itself whether there is anything to do.
+# Each checks for itself whether there is anything to do.
 system:
 	@PYTHON='$(PYTHON)' sh .ci/setup.sh system $(FOR)
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Where in a row of kernels a metric moved, found by halving and decided point by point.
+"""Bisection: the first kernel in a sequence at which a metric has changed.
 
-Hides how a decision is made and kept. A rate is decided from paired blocks: the
-exact signed-rank interval of its ratio to the good end's lies beyond the bound, or
-within, or more blocks are measured. A figure that probes count exactly is compared
-as it is. Decisions are written to ``bisect.json`` as they are made. What measures is
-passed in, so this module works on analyses alone.
+Hides how a decision is made and stored. A rate is decided from paired blocks: if the
+exact signed-rank interval of its ratio to the good end is neither completely outside the
+bound nor completely inside, more blocks are measured. A figure that probes count exactly
+is compared directly. Each decision is written to ``bisect.json`` at once. The caller
+passes in the function that measures, so this module works only on analyses.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from harness.trials import MEASURES
 FIGURE_METRICS = ("ip_rcv_per_packet", "list_len_p50", "list_len_p90", "list_len_max")
 METRICS = (*RATE_METRICS, *MEASURES, *FIGURE_METRICS)
 LOOK_BLOCKS = MIN_BLOCKS_FOR_VERDICT
-"""Blocks between two looks at a rate; a figure is looked at block by block."""
+"""Number of blocks between two tests of a rate; an exact figure is tested after each block."""
 JOURNAL = "bisect.json"
 
 Document = dict[str, Any]
 Outcome = Literal["good", "bad", "open", "dead"]
-"""Of a point; that of ``dead`` was not built or did not live."""
+"""Of a point; ``dead``: its kernel could not be built or booted, or died."""
 Measure = Callable[[str, Sequence[str], int], Analysis]
-"""``measure(name, points, blocks)`` boots ``points`` so many blocks, in all.
+"""``measure(name, points, blocks)`` measures ``points`` in ``blocks`` blocks in total.
 
-``name`` is the same for all looks of a decision: blocks measured before are kept.
+``name`` is the same for all tests of a decision, so blocks measured before are kept.
 """
 
 
@@ -54,7 +54,7 @@ class _Kept(BaseModel):
 
 
 class Question(_Kept):
-    """What is searched: between ``points[0]``, the good end, and ``points[-1]``, the bad one."""
+    """The search: between ``points[0]``, the good end, and ``points[-1]``, the bad end."""
 
     metric: str
     by: float
@@ -66,50 +66,50 @@ class Question(_Kept):
 
     @property
     def good(self) -> str:
-        """The end that everything is compared with."""
+        """The end with which every point is compared."""
         return self.points[0]
 
     @property
     def bad(self) -> str:
-        """The end at which the metric has moved."""
+        """The end at which the metric has changed."""
         return self.points[-1]
 
     @property
     def exact(self) -> bool:
-        """Is the metric counted, and not a rate with noise?"""
+        """Is the metric counted exactly, unlike a rate with noise?"""
         return self.metric in FIGURE_METRICS
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """After how many blocks in all a decision is tried."""
+        """The total numbers of blocks after which a decision is attempted."""
         if self.exact:
             return tuple(range(1, 1 + self.max_blocks // LOOK_BLOCKS))
         return tuple(range(LOOK_BLOCKS, self.max_blocks + 1, LOOK_BLOCKS))
 
     @property
     def confidence(self) -> float:
-        """Of the interval at each look.
+        """The confidence of the interval at each test.
 
-        So high that a decision errs at most one time in twenty over all its looks:
-        it errs only where one given end of an interval is on the wrong side.
+        High enough that at most one decision in twenty is wrong over all its tests: a
+        decision is wrong only if one particular end of an interval is on the wrong side.
         """
         return max(CONFIDENCE, 1 - 2 * (1 - CONFIDENCE) / len(self.looks))
 
 
 class Decision(_Kept):
-    """What was found of one point."""
+    """The decision about one point."""
 
     point: str
     title: str | None = None
     outcome: Outcome
     value: float | None
-    """Its ratio to the good end, or of an exact metric the figure; ``None``: not measured."""
+    """Its ratio to the good end, or the figure of an exact metric; ``None``: not measured."""
     interval: tuple[float, float] | None = None
     good_value: float | None = None
-    """The good end's figure, where it was measured beside."""
+    """The figure of the good end, for an exact metric."""
     blocks: int
     why: str | None = None
-    """What became of its kernel, if that is dead, or of what should have been measured."""
+    """Why its kernel is dead, or why there is no value."""
 
 
 class Journal(_Kept):
@@ -125,14 +125,14 @@ class Journal(_Kept):
     decisions: tuple[Decision, ...] = ()
 
     def of(self, point: str) -> Decision | None:
-        """The decision about ``point``, if there is one yet."""
+        """The decision about ``point``, if it has been made."""
         return next((made for made in self.decisions if made.point == point), None)
 
 
 def search(points: Sequence[str], decide: Callable[[str], Outcome]) -> tuple[int, int]:
-    """Indices of a good point and a bad one after it, of which the first and last are known.
+    """Indices of a good point and of a bad one after it; the ends are known to be good and bad.
 
-    They are neighbours unless a decision stayed open or all between them are dead.
+    They are neighbours unless a decision is open or all points between them are dead.
     """
     good, bad = 0, len(points) - 1
     dead: set[int] = set()
@@ -149,9 +149,9 @@ def search(points: Sequence[str], decide: Callable[[str], Outcome]) -> tuple[int
 
 
 def judge_interval(low: float, high: float, *, by: float, rising: bool | None) -> Outcome:
-    """Whether an interval of ratios is beyond the bound, within it, or across.
+    """Whether an interval of ratios is outside the bound (bad), inside (good), or both (open).
 
-    ``rising`` is the way the metric moves, ``None`` if both count.
+    ``rising`` is the direction of the change; ``None``: both directions count.
     """
     up, down = rising is not False, rising is not True
     if (up and low >= 1 + by) or (down and high <= 1 - by):
@@ -161,7 +161,7 @@ def judge_interval(low: float, high: float, *, by: float, rising: bool | None) -
 
 
 def judge_figure(value: float, *, good: float, bad: float, by: float) -> Outcome:
-    """Whether ``value`` has moved from ``good`` towards ``bad`` by ``by`` of the larger of them."""
+    """Has ``value`` moved from ``good`` towards ``bad`` by ``by`` of the larger of the two?"""
     moved = math.copysign(1, bad - good) * (value - good)
     return "bad" if moved > 0 and moved >= by * max(abs(good), abs(bad)) else "good"
 
@@ -169,12 +169,12 @@ def judge_figure(value: float, *, good: float, bad: float, by: float) -> Outcome
 def begin(
     directory: Path, question: Question, *, seed: int, resume: bool, retry_failed: bool = False
 ) -> Journal:
-    """The journal in ``directory``, a new one unless ``resume``.
+    """The journal in ``directory``; a new one unless ``resume``.
 
-    With ``retry_failed`` it knows of no dead points.
+    With ``retry_failed`` its dead points are dropped.
 
     Raises:
-        ConfigurationError: there is one already, or none, or one of another search.
+        ConfigurationError: there is already one, or none to resume, or one of another search.
         InfrastructureError: it is damaged or cannot be written.
     """
     path = directory / JOURNAL
@@ -182,28 +182,29 @@ def begin(
         if os.path.lexists(path):
             raise ConfigurationError(
                 f"{directory} already holds a bisection",
-                hint="name another directory, or go on with it by --resume",
+                hint="name another directory, or continue it with --resume",
             )
         journal = Journal(question=question, seed=seed)
         _write(directory, journal)
         return journal
     if not path.is_file():
         raise ConfigurationError(
-            f"{directory} holds no bisection to go on with", hint="name it by --out"
+            f"{directory} holds no bisection to resume", hint="name its directory with --out"
         )
     try:
         journal = Journal.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise InfrastructureError(
-            f"{path} is no journal of a bisection that this version reads"
+            f"{path} is not a bisection journal of this version",
+            hint="the file is damaged, or another version of the harness wrote it",
         ) from error
     was, now = journal.question.model_dump(), question.model_dump()
-    if differs := [name for name in was if was[name] != now[name]]:
-        name = differs[0]
-        raise ConfigurationError(
-            f"the bisection cannot be gone on with: its {name} was {was[name]}, not {now[name]}",
-            hint="give the same options again, or another directory",
-        )
+    for name in was:
+        if was[name] != now[name]:
+            raise ConfigurationError(
+                f"the bisection cannot be resumed: its {name} was {was[name]}, not {now[name]}",
+                hint="use the same options as before, or another directory",
+            )
     if retry_failed:
         alive = tuple(made for made in journal.decisions if made.outcome != "dead")
         journal = journal.model_copy(update={"decisions": alive})
@@ -218,13 +219,13 @@ def run(
     say: Callable[[str], None],
     titles: Mapping[str, str] | None = None,
 ) -> Journal:
-    """Make every decision that is not in ``journal`` yet; the journal then holds all.
+    """Make every decision that is not in ``journal`` yet; returns the complete journal.
 
-    A point whose kernel is not to be had is passed over.
+    A point whose kernel cannot be built or booted is skipped.
 
     Raises:
-        KernelError: a kernel at an end is not to be had.
-        HarnessError: whatever else ended a measurement; decisions made before it are kept.
+        KernelError: the kernel of an end cannot be built or booted.
+        HarnessError: any other error that ended a measurement; earlier decisions are kept.
     """
     question = journal.question
 
@@ -232,7 +233,7 @@ def run(
         nonlocal journal
         decision = journal.of(point)
         if decision is None:
-            say(f"{question.kind} {point} against {question.good}")
+            say(f"comparing {question.kind} {point} with {question.good}")
             try:
                 decision = _decide(point, journal, measure, titles or {})
             except KernelError as error:
@@ -259,7 +260,7 @@ def run(
 def _decide(point: str, journal: Journal, measure: Measure, titles: Mapping[str, str]) -> Decision:
     """Measure ``point`` until it is good or bad, or blocks run out."""
     question, ends = journal.question, journal.of(journal.question.bad)
-    # A figure needs no pair: the good end's is known once the ends are compared.
+    # A figure needs no pair: the figure of the good end is known after the ends are compared.
     points = (point,) if question.exact and ends else (question.good, point)
     decision = Decision(point=point, outcome="open", value=None, blocks=0)
     for blocks in question.looks:
@@ -283,8 +284,8 @@ def _look_at_ratios(
     paired = analysis.against(point, question.good, question.metric)
     if paired is None:
         rows = (analysis.row(point), analysis.row(question.good))
-        waited = sum(row.unsaturated_trials for row in rows)
-        return {"why": f"{waited} trials did not saturate the receiver"} if waited else {}
+        trials = sum(row.unsaturated_trials for row in rows)
+        return {"why": f"{trials} trials did not saturate the receiver"} if trials else {}
     seen: Document = {"value": paired.estimate, "blocks": len(paired.ratios)}
     if interval := paired.interval(question.confidence):
         ends_at = interval.low, interval.high
@@ -307,15 +308,15 @@ def _look_at_figures(
 
 
 def figure(row: Row, metric: str) -> float | None:
-    """An exact metric of a step; no lists are lists of length 0."""
-    if row.traced_pps is None:  # nothing was traced, or all of it is void
+    """An exact metric of a step; without lists, list lengths are 0."""
+    if row.traced_pps is None:  # no traced trial, or only void ones
         return None
     found = row.figure(metric)
     return 0.0 if found is None and metric.startswith(LIST_LEN) else found
 
 
 def result(journal: Journal) -> Document:
-    """The journal with what follows from it: ``outcome``, ``between`` and ``found``."""
+    """The journal, with the result of the search: ``outcome``, ``between`` and ``found``."""
     question = journal.question
     ends = journal.of(question.bad)
     shown = journal.model_dump(mode="json", by_alias=True)
@@ -342,7 +343,7 @@ def _sentence(journal: Journal, shown: Document) -> str:
         title = f" ({found['title']})" if found["title"] else ""
         return (
             f"the first {kind} at which {question.metric} differs from {whose} by at least {by} "
-            f"is {kind} {found['point']}{title}; {kind} {shown['between'][0]} does not yet"
+            f"is {kind} {found['point']}{title}; {kind} {shown['between'][0]} does not differ"
         )
     ends = journal.of(question.bad)
     if shown["outcome"] == "no difference" and ends:
@@ -355,16 +356,16 @@ def _sentence(journal: Journal, shown: Document) -> str:
     dead = [made.point for made in journal.decisions if made.outcome == "dead"]
     passed = ", ".join(point for point in dead if point in within)
     return f"inconclusive between {kind} {good} and {kind} {bad}" + (
-        f"; without a kernel that lives: {passed}" if passed else ""
+        f"; kernels that failed: {passed}" if passed else ""
     )
 
 
 def require(shown: Document) -> None:
-    """Raise unless the search has found what it was for.
+    """Raise unless the search has found the change.
 
     Raises:
         ExpectationMissedError: the ends do not differ.
-        ExpectationOpenError: a decision stayed open.
+        ExpectationOpenError: a decision is still open.
     """
     if shown["outcome"] == "no difference":
         raise ExpectationMissedError(shown["sentence"])
@@ -372,7 +373,7 @@ def require(shown: Document) -> None:
         hint = "search again with more --max-blocks"
         if shown["decisions"][0]["outcome"] == "bad" and shown["decisions"][0]["interval"]:
             ends = percent(shown["decisions"][0]["value"])
-            hint += f"; the ends differ by {ends}, and --by half of that is decided soonest"
+            hint += f"; the ends differ by {ends}: --by half of that needs the fewest blocks"
         raise ExpectationOpenError(shown["sentence"], hint=hint)
 
 
@@ -388,7 +389,7 @@ def table(journal: Journal) -> str:
             rows.append(
                 [point, shown, decision.outcome, str(decision.blocks), decision.title or ""]
             )
-    how = f"\nagainst {question.good} ({question.confidence:.1%} interval)"
+    how = f"\nover {question.good} ({question.confidence:.1%} interval)"
     what = question.metric + ("" if question.exact else how)
     headers = [question.kind, what, "verdict", "blocks", "title"]
     return tabulate(rows, headers=headers, disable_numparse=True)
@@ -398,7 +399,7 @@ def _shown(decision: Decision) -> str:
     if decision.value is None:
         return decision.why or "not measured"
     if decision.good_value is not None:
-        return f"{decision.value:.6g} where the good end has {decision.good_value:.6g}"
+        return f"{decision.value:.6g}; the good end has {decision.good_value:.6g}"
     if decision.interval is None:
         return percent(decision.value)
     low, high = decision.interval

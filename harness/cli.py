@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The command ``harness``: which subcommands there are, and how errors end.
+"""The command ``harness``: its subcommands, and how an error becomes an exit status.
 
-Hides that a subcommand's module is imported only when it runs, so that
-``harness --help`` and tab completion stay fast. A module under
-``harness/commands/`` may import anything; nothing imports it.
+Imports the module of a subcommand only when that runs, so that ``harness --help`` and tab
+completion stay fast. A module under ``harness/commands/`` may import anything; nothing
+imports it.
 """
 
 from __future__ import annotations
@@ -30,47 +30,46 @@ from harness.base.errors import (
 )
 
 COMMANDS = {
-    # name: (module under harness.commands, what --help says of it). The module's
-    # attribute of the same name is the click command.
-    "run": ("run", "Measure: from patches to a table."),
-    "plan": ("plan", "Show what a run would do, and touch nothing."),
-    "build": ("build", "Build and keep the kernels of some steps."),
-    "report": ("report", "Rebuild the table of a result directory."),
-    "trace": ("trace", "Watch list lengths on a live host."),
-    "compare": ("compare", "Hold two result directories against each other."),
-    "bisect": ("bisect", "Find the step or commit where a metric moves."),
-    "hosts": ("hosts", "Show hosts.yaml; enroll, lease, switch, watch and clean its machines."),
-    "doctor": ("doctor", "Check everything a run needs of a machine."),
-    "restore": ("restore", "Put every setting of a machine back."),
-    "selftest": ("selftest", "Prove what works with machines, on guests that stand for them."),
-    "patches": ("patches", "List, check and apply the kernel series."),
-    "completion": ("completion", "Print the tab completion for a shell."),
+    # name: its text in --help. Module and click command have the same name.
+    "run": "Build the kernels, boot and measure them, and print the table.",
+    "plan": "Show what a run would do; change nothing.",
+    "build": "Build and keep the kernels of some steps.",
+    "report": "Print the report of a result directory.",
+    "trace": "Watch list lengths on a live host.",
+    "compare": "Compare two result directories.",
+    "bisect": "Find the step or commit at which a metric changes.",
+    "hosts": "Show hosts.yaml; enroll, lease, switch, watch and clean its machines.",
+    "doctor": "Check that a machine has everything a run needs.",
+    "restore": "Restore every setting of a machine.",
+    "selftest": "Test the support for machines on guests that act as lab machines.",
+    "patches": "List, check and apply the kernel series.",
+    "completion": "Print the tab completion for a shell.",
 }
 
 _NO_ROOM = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
-    errno.EFBIG: "ulimit -f bounds the size of files here",
+    errno.EFBIG: "raise the file size limit: ulimit -f",
 }
 _ELSEWHERE = "name another place"
 _HINTS = {
     **_NO_ROOM,
-    errno.EROFS: "name a directory that can be written",
-    errno.EACCES: "name a directory that is yours",
-    errno.EPERM: "name a directory that is yours",
+    errno.EROFS: "name a writable directory",
+    errno.EACCES: "name a directory that you may write to",
+    errno.EPERM: "name a directory that you may write to",
     errno.ENOTDIR: _ELSEWHERE,
     errno.EISDIR: _ELSEWHERE,
     errno.EEXIST: _ELSEWHERE,
     errno.ELOOP: _ELSEWHERE,
     errno.ENAMETOOLONG: "name a shorter one",
-    errno.EIO: "look at the disk, or name another place",
-    errno.ESTALE: "look at the file server, or name another place",
-    errno.EMFILE: "ulimit -n bounds the open files of a process",
+    errno.EIO: "check the disk, or name another place",
+    errno.ESTALE: "check the file server, or name another place",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
     errno.ENFILE: "too many files are open on this machine",
-    errno.EAGAIN: "ulimit -u bounds the processes and threads of a user",
+    errno.EAGAIN: "raise the limit of processes and threads: ulimit -u",
     errno.ENOMEM: "free some memory",
 }
-"""What the machine does not give, by the remedy; any other OSError is a bug of ours."""
+"""Errors of the machine and their remedies; any other OSError is a bug of the harness."""
 
 
 class _Lazy(click.Group):
@@ -80,19 +79,18 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"harness.commands.{COMMANDS[cmd_name][0]}")
-        command = getattr(module, cmd_name)
+        command = getattr(importlib.import_module(f"harness.commands.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl([*COMMANDS.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         return [
             CompletionItem(name, help=text)
-            for name, (_, text) in COMMANDS.items()
+            for name, text in COMMANDS.items()
             if name.startswith(incomplete)
         ] + click.Command.shell_complete(self, ctx, incomplete)
 
@@ -101,10 +99,9 @@ class _Lazy(click.Group):
 @click.version_option(package_name="receive-batching-harness", prog_name="harness")
 @click.option("-v", "--verbose", count=True, help="Say more; twice for every detail.")
 def cli(verbose: int) -> None:
-    """Measure what listified packet receive does to a kernel.
+    """Measure what listified packet receive does to the receive rate of a kernel.
 
-    On two machines with Solarflare NICs, or with no hardware at all on a
-    virtual one.
+    On two machines with Solarflare NICs, or on this machine without such hardware.
     """
     if verbose:
         import logging
@@ -116,8 +113,8 @@ def cli(verbose: int) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command line; the exit status is that of the error's class."""
-    # A SIGTERM unwinds like Ctrl-C, so that whatever was begun is put back.
+    """Run the command line; the class of an error determines the exit status."""
+    # SIGTERM unwinds like Ctrl-C, so that everything that was changed is restored.
     signal.signal(signal.SIGTERM, _terminated)
     try:
         terminal.prepare()
@@ -136,29 +133,29 @@ def main() -> NoReturn:
 
 
 def _require_usable() -> None:
-    """Of what any command stands on: words that are text, and a directory to stand in."""
+    """Raise unless all arguments are text and the current directory exists."""
     for word in sys.argv[1:]:
         if not word or re.fullmatch(r"--[a-z][a-z-]*=", word):
-            # Of an unset variable, as in --bed "$BED"; a default is not what was meant.
+            # From an unset variable, as in --bed "$BED": the user did not mean the default.
             raise ConfigurationError(
                 f"{word or 'an argument'} is empty",
                 hint="give it a value, or leave the whole option out",
             )
         if any(0xD800 <= ord(character) < 0xE000 for character in word):
-            raise ConfigurationError(f"an argument is no text: {os.fsencode(word)!r}")
+            raise ConfigurationError(f"an argument is not text: {os.fsencode(word)!r}")
     try:
         Path.cwd()
     except OSError as error:
         raise InfrastructureError(
             f"the current directory cannot be used: {error.strerror}",
-            hint="cd to one that is there",
+            hint="cd to an existing directory",
         ) from error
 
 
 def _ended_by(error: BaseException) -> int:
-    """Say what ended a command; the exit status of its class."""
+    """Print what ended a command, and return the exit status for it."""
     if "_HARNESS_COMPLETE" in os.environ and not isinstance(error, click.exceptions.Exit):
-        return 1  # nothing to complete; what is said now would be taken for words
+        return 1  # nothing to complete; the shell would take a message for words
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, SystemExit):
@@ -172,15 +169,15 @@ def _ended_by(error: BaseException) -> int:
     if isinstance(error, HarnessError):
         return _show(error)
     if isinstance(error, BrokenPipeError):
-        # Whoever read our output has had enough.
+        # The reader of our output has closed it.
         terminal.give_up()
-        return 1  # as click does it for what it writes itself
+        return 1  # as click does for its own output
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
-        told = InfrastructureError(str(error.strerror), hint="free some space, or set TMPDIR")
-        return _show(told)
+        hint = "free some space, or set TMPDIR"
+        return _show(InfrastructureError(str(error.strerror), hint=hint))
     if isinstance(error, OSError) and error.errno in _HINTS:
         where = f": {error.filename}" if error.filename else ""
-        if not where and error.errno in _NO_ROOM:  # only what opens a file names it
+        if not where and error.errno in _NO_ROOM:  # only errors of open() name the file
             where = ": a file cannot be written"
         return _show(InfrastructureError(f"{error.strerror}{where}", hint=_HINTS[error.errno]))
     return _bug(error)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a run needs of this machine, tried before anything is made, and told in one message.
+"""What a run needs of this machine, checked before anything is made, reported in one message.
 
-Where there is a cheap way to use the very thing that is needed, that is the check, and what
-it said is the answer; the rest is looked at. Before campaigns in the flow.
+If there is a cheap way to use the thing that is needed, the check uses it and reports its
+error message; the rest is inspected. Comes before campaigns in the flow.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _TO_MAKE_IMAGES = ("mmdebstrap", "genext2fs", "tar")
 _TO_MAKE_MACHINES = ("debugfs", "e2fsck", "resize2fs", "tune2fs", "sfdisk", "dd")
 _HEADERS = "#include <gelf.h>\n#include <openssl/ssl.h>\n"
 _MIB, _GIB = 1 << 20, 1 << 30
-# As they were found: a source with its objects, a kernel, what mmdebstrap fills while it works.
+# Measured sizes: a source with its objects, a kernel, the working space of mmdebstrap.
 _BUILD_BYTES, _KERNEL_BYTES = 6 * _GIB, 80 * _MIB
 _IMAGE_BYTES = {"guest image": 2 * _GIB, "tools root": _GIB, "machine image": 4 * _GIB}
 _TEMPORARY_BYTES = 64 * _MIB
 _LIMITS = (
-    # of a process, the least that will do, what asks for it, its option of ulimit
+    # limit of a process, least value, its name, its option of ulimit
     (resource.RLIMIT_NOFILE, 256, "open files", "-n"),
     (resource.RLIMIT_NPROC, 256, "processes of a user", "-u"),
     (resource.RLIMIT_FSIZE, 2 * _GIB, "bytes of a file", "-f"),
@@ -62,18 +62,18 @@ _KEYRINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be done on this machine, as far as it decides what is needed of it."""
+    """What this machine has to do, as far as needs depend on it."""
 
     guests: bool
-    """Does it run guests? If not, it builds kernels at most."""
+    """Does it run guests? If not, it at most builds kernels."""
     guests_mib: int = 0
     """Memory of all guests that are up together."""
     kernels: Callable[[], int] | None = None
-    """How many kernels have to be built; raises what is in the way of knowing. None: none."""
+    """Returns how many kernels must be built, or raises why this is not known. None: none."""
     machines: Literal["kept", "to be made"] | None = None
-    """Are the guests machines of a rack, and is their image there?"""
+    """Whether the image of a rack's machines is in the cache; None: there is no rack."""
     results: Path | None = None
-    """The directory that takes the results."""
+    """The directory for results."""
 
 
 def of_kernels(
@@ -88,7 +88,7 @@ def of_kernels(
     bed: Bed | None = None,
     together: int = 1,
 ) -> Job:
-    """To build kernels and, with ``bed``, to boot them there, ``together`` at a time.
+    """The job to build kernels and, with ``bed``, to boot them there, ``together`` at a time.
 
     The other arguments are those of :func:`harness.kernels.layouts`.
     """
@@ -102,11 +102,11 @@ def of_kernels(
 
 
 def require(job: Job) -> None:
-    """See that this machine has all that ``job`` needs.
+    """Raise unless this machine has everything that ``job`` needs.
 
     Raises:
-        InfrastructureError: it names everything that is missing, each with its remedy.
-        ConfigurationError: the kernels asked for cannot be had at all.
+        InfrastructureError: names everything that is missing, each with its remedy.
+        ConfigurationError: the requested kernels do not exist.
     """
     lacking = [row for row in examine(job) if row.needed and not row.ok]
     if not lacking:
@@ -114,20 +114,20 @@ def require(job: Job) -> None:
     if len(lacking) == 1:
         [row] = lacking
         raise InfrastructureError(f"this machine: {row.check}: {row.detail}", hint=row.remedy)
-    lines = [f"this machine lacks {len(lacking)} of the things that are needed:"]
+    lines = [f"this machine lacks {len(lacking)} things that are needed:"]
     for row in lacking:
         lines.append(f"  {row.check}: {row.detail}")
         lines += [f"    → {row.remedy}"] if row.remedy else []
     raise InfrastructureError(
-        "\n".join(lines), hint="nothing was made yet; `harness doctor` shows all that is looked at"
+        "\n".join(lines), hint="nothing was made yet; `harness doctor` shows all checks"
     )
 
 
 def examine(job: Job) -> Iterator[Finding]:
-    """Every check, as far as the ones before allow.
+    """All checks; a failed check may make later ones impossible.
 
     Raises:
-        ConfigurationError: the kernels asked for cannot be had at all.
+        ConfigurationError: the requested kernels do not exist.
     """
     if job.guests:
         yield _processor()
@@ -165,17 +165,17 @@ def _processor() -> Finding:
         check="processor",
         ok=found == "x86_64",
         detail=found,
-        remedy=None if found == "x86_64" else "guests and kernels are x86-64: use such a machine",
+        remedy=None if found == "x86_64" else "use an x86-64 machine, as guests and kernels are",
     )
 
 
 def _user() -> Finding:
-    """OpenSSH does nothing for a user whom the system does not know, as in some containers."""
+    """OpenSSH does not work for an unknown user, as in some containers."""
     try:
         name = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
-        said = f"number {os.geteuid()} is in no passwd, and ssh works for known users alone"
-        return _failed("user", said, "run it as a user of this system, or add one of that number")
+        said = f"uid {os.geteuid()} is not in passwd, and ssh works only for known users"
+        return _failed("user", said, "run it as a user of this system, or add one with that uid")
     return Finding(check="user", ok=True, detail=name)
 
 
@@ -186,7 +186,7 @@ def _directories(job: Job) -> Iterator[Finding]:
         made.rmdir()
         free = shutil.disk_usage(tempfile.gettempdir()).free
     except (InfrastructureError, OSError) as error:
-        yield _failed("temporary files", error, "set TMPDIR to a directory that can be written")
+        yield _failed("temporary files", error, "set TMPDIR to a writable directory")
     else:
         yield Finding(
             check="temporary files",
@@ -199,7 +199,7 @@ def _directories(job: Job) -> Iterator[Finding]:
 
 
 def _cache() -> Finding:
-    """Whether something can be kept, locked and executed there."""
+    """Can files in the cache be written, locked and executed?"""
     root = cache.root()
     remedy = "name another place in RECEIVE_BATCHING_CACHE"
     try:
@@ -212,7 +212,7 @@ def _cache() -> Finding:
             script.write_text("#!/bin/sh\n", encoding="ascii")
             script.chmod(0o700)
             if not os.access(script, os.X_OK):
-                detail = f"nothing in {root} can be executed (mounted noexec?)"
+                detail = f"files in {root} cannot be executed (mounted noexec?)"
                 return _failed("cache", detail, remedy)
             process.run([str(script)])
     except OSError as error:
@@ -228,20 +228,20 @@ def _results(directory: Path) -> Finding:
     return Finding(
         check="results",
         ok=ok,
-        detail=str(directory) if ok else f"{there} is no directory that you can write in",
-        remedy=None if ok else "name another by --out",
+        detail=str(directory) if ok else f"{there} is not a directory that you may write to",
+        remedy=None if ok else "name another directory with --out",
     )
 
 
 def _kernels(job: Job) -> tuple[int, list[Finding]]:
-    """How many have to be built, and what is to be said of them."""
+    """How many kernels must be built, and the finding about them."""
     if job.kernels is None:
         return 0, []
     try:
         number = job.kernels()
     except InfrastructureError as error:
         return 1, [Finding(check="kernels", ok=False, detail=error.message, remedy=error.hint)]
-    said = f"{number} to be built" if number else "all are kept"
+    said = f"{number} to be built" if number else "all in the cache"
     return number, [Finding(check="kernels", ok=True, detail=said)]
 
 
@@ -253,18 +253,18 @@ def _programs(job: Job, number: int, lacking: list[str]) -> Finding:
     wanted |= {*_TO_MAKE_MACHINES} if job.machines else set()
     missing = sorted(name for name in wanted if shutil.which(name) is None)
     if not missing:
-        return Finding(check="programs", ok=True, detail=f"all {len(wanted)} are there")
+        return Finding(check="programs", ok=True, detail=f"all {len(wanted)} are installed")
     hint = process.package_hint(*missing) or ""
     if shutil.which("apt-get") is None:
         packages = hint.removeprefix("apt-get install ")
-        hint = f"install them by your system's package manager; Debian's packages are {packages}"
+        hint = f"install them with your package manager; in Debian the packages are {packages}"
     return Finding(
         check="programs", ok=False, detail=f"not installed: {', '.join(missing)}", remedy=hint
     )
 
 
 def _headers() -> Finding:
-    """What the kernel's own tools include."""
+    """The headers that the kernel's own build tools include."""
     remedy = "apt-get install libelf-dev libssl-dev libc6-dev"
     try:
         said = process.run(["gcc", "-E", "-x", "c", "-"], stdin=_HEADERS, check=False)
@@ -273,11 +273,11 @@ def _headers() -> Finding:
     if said.returncode:
         lines = [line for line in said.stderr.splitlines() if "error:" in line] or [said.stderr]
         return _failed("headers", lines[0].strip(), remedy)
-    return Finding(check="headers", ok=True, detail="libelf's and OpenSSL's are there")
+    return Finding(check="headers", ok=True, detail="those of libelf and OpenSSL are installed")
 
 
 def _namespace() -> Finding:
-    """The generator's, with its wire and an agent in it."""
+    """Starts a generator's namespace, with its wire and an agent in it."""
     with tempfile.TemporaryDirectory(prefix="rb-needs-") as scratch:
         try:
             namespace = netns.start(log=Path(scratch) / "log")
@@ -285,12 +285,12 @@ def _namespace() -> Finding:
             return _failed("network namespace", error, namespaces.remedy())
         with contextlib.closing(namespace.agent):
             pass
-    how = "in a namespace of users" if namespaces.of_users_first() else "as root"
-    return Finding(check="network namespace", ok=True, detail=f"can be made, {how}")
+    how = "in a user namespace" if namespaces.of_users_first() else "as root"
+    return Finding(check="network namespace", ok=True, detail=f"can be created {how}")
 
 
 def _images(lacking: list[str]) -> Finding:
-    """Whether mmdebstrap may do what it has to; this is how it asks that itself."""
+    """May mmdebstrap do its work? This is the check that mmdebstrap itself makes."""
     what = "making images"
     if shutil.which("mmdebstrap") is None:
         return _failed(what, "mmdebstrap is not installed", "apt-get install mmdebstrap")
@@ -302,13 +302,13 @@ def _images(lacking: list[str]) -> Finding:
         remedy = namespaces.remedy_for_images()
     tried = process.run(command, check=False)
     if tried.returncode:
-        said = process.harmless(tried.stderr).strip().splitlines() or ["it said nothing"]
+        said = process.harmless(tried.stderr).strip().splitlines() or ["no error message"]
         return _failed(what, "; ".join(said[:3]), remedy)
     return Finding(check=what, ok=True, detail=f"allowed: {' and '.join(lacking)}")
 
 
 def _mirror() -> Iterator[Finding]:
-    """Whether apt gets a file of the mirror by its own means, proxies among them."""
+    """Can apt download a file from the mirror, with its own proxy settings?"""
     helper = Path("/usr/lib/apt/apt-helper")
     if not helper.exists() or shutil.which("apt-get") is None:
         return
@@ -320,36 +320,36 @@ def _mirror() -> Iterator[Finding]:
             process.run(command, timeout_s=_MIRROR_S)
         except InfrastructureError as error:
             said = error.message.splitlines()[-1].lstrip(" |")
-            remedy = "see that this machine reaches it, by apt's own proxy setting if need be"
+            remedy = "make the mirror reachable, if necessary with apt's proxy setting"
             yield _failed("Debian mirror", f"{address}: {said}", remedy)
             return
         yield _signature(Path(scratch) / "got", mirror)
 
 
 def _signature(release: Path, mirror: str) -> Finding:
-    """Whether a keyring of this system knows who signed ``release``; Ubuntu's are behind Debian's.
+    """Does a keyring of this system have the key of ``release``? Ubuntu's keyrings are older.
 
-    Where there is no gpgv it is left to mmdebstrap.
+    Without gpgv, mmdebstrap makes this check.
     """
     rings = [str(ring) for pattern in _KEYRINGS for ring in sorted(Path("/").glob(pattern))]
     command = ["gpgv", "--status-fd", "1", *(f"--keyring={ring}" for ring in rings), str(release)]
     if shutil.which("gpgv") and "GOODSIG" not in process.run(command, check=False).stdout:
         return _failed(
             "Debian mirror",
-            f"no key of this system's debian-archive-keyring signed Debian {images.SUITE}",
-            f"install the package debian-archive-keyring of Debian {images.SUITE} or newer: get it "
-            f"from {mirror}/pool/main/d/debian-archive-keyring/",
+            f"this system's debian-archive-keyring has no key of Debian {images.SUITE}",
+            f"install the package debian-archive-keyring of Debian {images.SUITE} or newer from "
+            f"{mirror}/pool/main/d/debian-archive-keyring/",
         )
     return Finding(check="Debian mirror", ok=True, detail=mirror)
 
 
 def _tools(tools: images.Tools) -> Finding:
-    """Whether the kept QEMU and netperf run here."""
+    """Do QEMU and netperf of the cache run on this machine?"""
     try:
         process.run(tools.qemu(["--version"]))
         process.run([*tools.netperf_prefix(), "netperf", "-V"])
     except InfrastructureError as error:
-        remedy = f"remove {tools.root}, so that it is made anew" if tools.root else None
+        remedy = f"remove {tools.root}; it is then made again" if tools.root else None
         return _failed("QEMU and netperf", error, remedy)
     where = str(tools.root) if tools.root else "this system's own"
     return Finding(check="QEMU and netperf", ok=True, detail=where)
@@ -361,16 +361,16 @@ def _memory(guests_mib: int) -> Finding:
     return Finding(
         check="memory",
         ok=ok,
-        detail=f"{free_mib} MiB are free, the guests that are up together take {guests_mib}",
-        remedy=None if ok else "name fewer --steps, or a lower memory_mib in hosts.yaml",
+        detail=f"{free_mib} MiB are free, the guests that run together need {guests_mib}",
+        remedy=None if ok else "use fewer --steps, or a lower memory_mib in hosts.yaml",
     )
 
 
 def _cgroup_bytes(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """The least that a container's control group allows; no bound without one."""
+    """The memory limit of a container's control group; a huge number without one."""
     bounds = [1 << 62]
     for name in _CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # "max" is none
+        with contextlib.suppress(OSError, ValueError):  # "max" means no limit
             bounds.append(int((root / name).read_text(encoding="ascii")))
     return min(bounds)
 
@@ -387,13 +387,13 @@ def _disk(check: str, where: Path, wanted: int) -> Finding:
     return Finding(
         check=check,
         ok=ok,
-        detail=f"{free / _GIB:.1f} GiB are free for {where}, {wanted / _GIB:.1f} may be needed",
+        detail=f"{free / _GIB:.1f} GiB are free for {where}, up to {wanted / _GIB:.1f} are needed",
         remedy=None if ok else "free some space, or name another place in RECEIVE_BATCHING_CACHE",
     )
 
 
 def _disk_for_images(lacking: list[str]) -> Finding:
-    """Where an ordinary user's images are made may be elsewhere than where they are kept."""
+    """An ordinary user's images may be made on another disk than the cache."""
     try:
         return _disk("disk to make images", images.open_to_all(), _bytes(0, lacking))
     except InfrastructureError as error:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What will be booted, in which order, and for how long it is measured.
+"""What will be booted, in which order, and how long it is measured.
 
-Everything here is fixed before a host is touched and stored with the result:
-the profile and the order of boots. Trials and their void rules are in ``harness.trials``.
-Blocks and positions count from 1.
+The profile and the order of boots are fixed before a host is touched, and are stored with
+the result. Trials and their void rules are in ``harness.trials``. Blocks and positions
+count from 1.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from harness.base.errors import ConfigurationError
 BASELINE = "0"
 SERIES_STEPS = tuple(str(step) for step in range(9))
 ALL_STEPS = ("0", "1", "2", "2m", "2v", *SERIES_STEPS[3:], "9")
-"""Those of the series, and optional ones that not every base has."""
+"""The steps of the series, and optional steps that not every base has."""
 AA_STEPS = (BASELINE, f"{BASELINE}again")
-"""The baseline against itself: what a campaign of these finds is the bed's noise."""
+"""The baseline against itself: differences that such a campaign finds are noise of the bed."""
 MIN_BLOCKS_FOR_VERDICT = 6
-"""Below this no distribution-free 95 % interval exists: 2 · (1/2)^5 > 5 %."""
+"""With fewer blocks no distribution-free 95 % interval exists: 2 · (1/2)^5 > 5 %."""
 
 MAX_BLOCKS = 1000
-"""More is a slip of the keyboard: of three steps on machines, a week and a half."""
+"""More must be a typing error: three steps on machines would take a week and a half."""
 MAX_LAYOUTS = 100
 
 LIST_STAGES: Mapping[str, int] = MappingProxyType(
@@ -39,12 +39,12 @@ LIST_STAGES: Mapping[str, int] = MappingProxyType(
         "ip_list_rcv": 7,
     }
 )
-"""Functions through which every packet goes in a list, and from which step on."""
+"""Functions that every packet passes in a list, and the first step in which it does."""
 SINGLY_BEFORE = 7
-"""The step from which on ``ip_rcv`` is not called for each packet any more."""
+"""The first step in which ``ip_rcv`` is not called for each packet."""
 
 PACED_SHARES = (0.1, 0.5, 0.9)
-"""Of the rate at which the receiver is saturated: where CPU time a packet is measured."""
+"""Shares of the saturating rate at which CPU time per packet is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,27 +58,27 @@ class Profile:
     trials: int
     window_s: float
     trace_blocks: int
-    """The first so many blocks of a bed end each boot with a trial under the probes."""
+    """Number of first blocks of a bed in which each boot has a trial with probes."""
     trace_s: float
     slice_s: float = 0.0
-    """Boots of a block are up together and take turns of so many seconds; 0: one at a time."""
+    """Boots of a block are up together, with time slices of this length; 0: one at a time."""
     layouts: int = 1
-    """Each kernel is linked in so many layouts, which blocks take in turn."""
+    """Number of layouts in which each kernel is linked; blocks use them in turn."""
     extras: tuple[str, ...] = ()
-    """What is measured beside the rate, by ``--also``."""
+    """What is also measured, by ``--also``."""
     paced_shares: tuple[float, ...] = PACED_SHARES
-    """Of what the receiver takes; empty where hosts.yaml names a rate."""
+    """Shares of the rate that the receiver takes; empty if hosts.yaml names a rate."""
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """One trial to run: its kind, its number among its kind on that boot, its length."""
+    """One trial to run: its kind, its number among the trials of its kind, its length."""
 
     kind: str
     index: int
     duration_s: float
     share: float | None = None
-    """Of what the receiver takes, that the load is held to."""
+    """The load as a share of the rate that the receiver takes."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class PlannedBoot:
 
     @property
     def directory(self) -> str:
-        """Its directory's name under ``boots/`` of the result."""
+        """The name of its directory under ``boots/`` of the result."""
         return f"b{self.block:02d}-p{self.position:02d}-s{self.step}"
 
 
@@ -104,28 +104,28 @@ class Plan:
     seed: int
     order: tuple[tuple[str, ...], ...]
     block_beds: tuple[str, ...] = ()
-    """Where each block is measured, the whole of it; empty where there is one bed."""
+    """The bed of each block; empty if there is only one bed."""
 
     def bed_of(self, block: int) -> str | None:
-        """Where ``block`` is measured, if there are several beds."""
+        """The bed of ``block``, if there are several beds."""
         return self.block_beds[block - 1] if self.block_beds else None
 
     def ordinal(self, block: int) -> int:
-        """The number of ``block`` among those of its bed."""
+        """The number of ``block`` among the blocks of its bed."""
         bed = self.bed_of(block)
         return self.block_beds[:block].count(bed) if bed else block
 
     @property
     def blocks_of_a_bed(self) -> int:
-        """Of the bed that has most."""
+        """The number of blocks of the bed that has most."""
         return max(self.ordinal(block) for block in range(1, len(self.order) + 1))
 
     def boots(self) -> Iterator[PlannedBoot]:
-        """Every boot in the order in which it is to be done."""
+        """Every boot in the planned order."""
         return boots_of(self.order)
 
     def groups(self, bed: str | None = None) -> Iterator[tuple[PlannedBoot, ...]]:
-        """The same boots, of ``bed`` alone if given; those of a group are up together."""
+        """The boots, or those of ``bed``, in groups that are up together."""
         for block in range(1, len(self.order) + 1):
             if bed and self.bed_of(block) not in (None, bed):
                 continue
@@ -146,7 +146,7 @@ SMOKE = Profile(
     trace_blocks=1,
     trace_s=1.0,
 )
-"""Does everything work? Its figures are worth nothing."""
+"""Checks that everything works; its figures mean nothing."""
 PROFILE_NAMES = ("smoke", "quick", "standard")
 
 
@@ -158,28 +158,24 @@ def profile(
     extras: Sequence[str] = (),
     paced_pps: int | None = None,
 ) -> Profile:
-    """The profile ``name`` of those a kind of bed has, with another number of blocks if given.
+    """The profile ``name`` of ``profiles``, with ``blocks`` instead of its own number if given.
 
-    ``paced_pps`` is the bed's own rate of a paced load, in place of shares.
+    ``paced_pps`` is the bed's fixed rate of a paced load, which replaces shares.
 
     Raises:
-        ConfigurationError: no such profile, or no possible number of blocks.
+        ConfigurationError: an unknown profile, or an impossible number of blocks.
     """
     found = profiles.get(name)
     if found is None:
         raise ConfigurationError(
             f"no profile is named {name!r}", hint=f"choose one of {', '.join(profiles)}"
         )
-    found = replace(
-        found,
-        extras=tuple(extras),
-        paced_shares=() if paced_pps else PACED_SHARES,
-    )
+    found = replace(found, extras=tuple(extras), paced_shares=() if paced_pps else PACED_SHARES)
     if blocks is None:
         return found
     if not 1 <= blocks <= MAX_BLOCKS:
         raise ConfigurationError(
-            f"{blocks} blocks cannot be run; expected 1 to {MAX_BLOCKS}",
+            f"{blocks} blocks are not possible; expected 1 to {MAX_BLOCKS}",
             hint=f"one block boots each step once; a verdict needs {MIN_BLOCKS_FOR_VERDICT}",
         )
     return replace(found, blocks=blocks)
@@ -190,7 +186,7 @@ def make_plan(
 ) -> Plan:
     """Draw the order of boots from ``seed``; the same arguments give the same plan.
 
-    Several ``beds`` get blocks in turn, in an order that is balanced on each of them.
+    Several ``beds`` get blocks in turn; the order is balanced on each bed.
 
     Raises:
         ConfigurationError: there are more beds than blocks.
@@ -201,7 +197,7 @@ def make_plan(
     if profile.blocks < len(beds):
         raise ConfigurationError(
             f"{len(beds)} beds cannot share {profile.blocks} blocks",
-            hint=f"name fewer beds, or --blocks {len(beds)} or more",
+            hint=f"name fewer beds, or use --blocks {len(beds)} or more",
         )
     dealt = tuple(itertools.islice(itertools.cycle(beds), profile.blocks))
     rows = {
@@ -227,9 +223,9 @@ def kernel_of(step: str) -> str:
 
 
 def step_number(step: str) -> int | None:
-    """How many patches of the series ``step`` has; ``None`` of one that is not of the series.
+    """The number of the series' patches in ``step``; ``None``: it is not a step of the series.
 
-    2m has the lists of step 2 only while interrupt moderation is on.
+    2m counts as 1: it has the lists of step 2 only while interrupt moderation is on.
     """
     kernel = kernel_of(step)
     if kernel not in ALL_STEPS:
@@ -242,26 +238,26 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 def parse_step(spec: str) -> str:
-    """The one step a user named.
+    """The single step that a user named.
 
     Raises:
         ConfigurationError: it does not exist, or several are named.
     """
     first, *more = parse_steps(spec)
     if more:
-        raise ConfigurationError(f"{spec!a} are several steps; expected one", hint="such as 8")
+        raise ConfigurationError(f"{spec!a} names several steps; expected one", hint="such as 8")
     return first
 
 
 def parse_steps(spec: str, available: Sequence[str] = ALL_STEPS) -> tuple[str, ...]:
-    """The steps a user named, in the order of ``available``, each once.
+    """The steps that a user named, in the order of ``available``, each once.
 
-    ``0,2,8`` lists, ``0-8`` spans numbered steps, and both mix. A name that is
-    no number (a variant such as ``2m``) is taken only as it stands.
+    ``0,2,8`` is a list, ``0-8`` a range of numbered steps; both can be mixed. A variant such
+    as ``2m`` cannot be part of a range.
 
     Raises:
-        ConfigurationError: an empty item, a name not in ``available``, a range
-            that runs backwards.
+        ConfigurationError: an empty item, a name not in ``available``, or a range that runs
+            backwards.
     """
     known = f"known steps: {_spanned(available)}; write them as 0,2,8 or 0-8"
     wanted: set[str] = set()
@@ -278,8 +274,8 @@ def parse_steps(spec: str, available: Sequence[str] = ALL_STEPS) -> tuple[str, .
                     f"the range {item} in steps {spec!r:.80} runs backwards",
                     hint=f"write {last}-{first}",
                 )
-            if last - first > 10_000:  # a slip of the keyboard, not a series of patches
-                raise ConfigurationError(f"the range {item} names no series", hint=known)
+            if last - first > 10_000:  # a typing error
+                raise ConfigurationError(f"the range {item} is too large", hint=known)
             names = [str(number) for number in range(first, last + 1)]
         for name in names:
             if name not in available:
@@ -289,15 +285,11 @@ def parse_steps(spec: str, available: Sequence[str] = ALL_STEPS) -> tuple[str, .
 
 
 def _spanned(names: Sequence[str]) -> str:
-    """``names`` as a user may write them, runs of numbers drawn together."""
+    """``names`` as a user may write them, with consecutive numbers as ranges."""
     runs: list[list[str]] = []
     for name in names:
-        if (
-            runs
-            and name.isdigit()
-            and runs[-1][-1].isdigit()
-            and int(name) == int(runs[-1][-1]) + 1
-        ):
+        last = runs[-1][-1] if runs else ""
+        if name.isdigit() and last.isdigit() and int(name) == int(last) + 1:
             runs[-1].append(name)
         else:
             runs.append([name])
@@ -307,23 +299,22 @@ def _spanned(names: Sequence[str]) -> str:
 def balanced_blocks(
     variants: Sequence[str], blocks: int, *, seed: int
 ) -> tuple[tuple[str, ...], ...]:
-    """Randomised complete blocks in which no variant owns a position.
+    """Randomised complete blocks with balanced positions.
 
-    Whole squares are Latin, so each variant stands in each position equally
-    often; a last part of a square leaves counts that differ by at most one. The
-    columns follow Williams' sequence and every second square is a mirror image,
-    so that what ran just before a boot is balanced as well (each ordered pair of
-    neighbours equally often over a square for an even number of variants, over
-    two squares for an odd one).
+    Complete squares are Latin: each variant has each position equally often. An incomplete
+    last square leaves counts that differ by at most one. The columns follow Williams'
+    sequence, and every second square is a mirror image, so the predecessors of a boot are
+    balanced as well: each ordered pair of neighbours occurs equally often, over one square
+    for an even number of variants, over two for an odd number.
     """
     size = len(variants)
-    # Only random() itself is promised to give the same stream in every Python.
+    # Only random() is guaranteed to give the same sequence in every version of Python.
     draw = random.Random(seed).random  # noqa: S311 (an order, no secret)
     columns = [(-(-k // 2) if k % 2 else -k // 2) % size for k in range(size)]
     order: list[tuple[str, ...]] = []
     names: list[str] = []
     while len(order) < blocks:
-        # A mirrored square keeps the names of the one it completes.
+        # A mirrored square keeps the names of the square before it.
         mirrored = bool(names) and (len(order) // size) % 2 == 1
         if not mirrored:
             names = sorted(variants, key=lambda _: draw())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A tracing session: what the probes count on a live host, read again and again.
+"""A tracing session: the counts of the probes on a live host, read repeatedly.
 
-Counting never pauses between two readings, so the last one is the exact sum of all
+Counting does not pause between readings, so the last reading is the exact sum over all
 packets since the session began.
 """
 
@@ -19,8 +19,8 @@ from harness.beds.access.channel import RemoteAgent
 SCHEMA, VERSION = "receive-batching/trace", 1
 TRUTH = "tracepoint_netif_receive_skb"
 _ATTACH_S = 240.0
-# By the stage that gets the parts of a list: what they differ in, unless it is the device,
-# and who may take packets off before.
+# By the stage that receives the parts of a list: why the list is split (unless by device),
+# and what may remove packets before this stage.
 _WHY = {
     "__netif_receive_skb_list_core": ("memory reserve", "other CPUs by RPS, timestamping"),
     "__netif_receive_skb_list_ptype": ("packet type", "taps, tc, a bridge or drop"),
@@ -39,29 +39,29 @@ class StageCounts:
     lists: int
     packets: int
     lengths: tuple[int, ...]
-    """``lengths[i]``: how many lists of exactly ``i`` packets."""
+    """``lengths[i]`` is the number of lists of exactly ``i`` packets."""
     overflow: int
-    """Lists longer than the last of ``lengths``."""
+    """Number of lists longer than the last of ``lengths``."""
     by_cpu: dict[str, int]
-    """Packets, by CPU."""
+    """Packets by CPU."""
     by_queue: dict[str, int]
-    """The same by receive queue, that of a list's first packet."""
+    """Packets by receive queue; a list counts for the queue of its first packet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """What became of the lists of one stage on their way to the next."""
+    """What happens to the lists of one stage on their way to the next."""
 
     at: str
     to: str
     lists: int
     sublists: int
     why: dict[str, int]
-    """How often a list was split, by what differed."""
+    """How often a list was split, by the reason."""
     taken: int
     """Packets that did not go on to ``to``."""
     taken_by: str
-    """Where such packets may go."""
+    """What may have removed them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +79,15 @@ class Reading:
 
     elapsed_s: float
     packets: int
-    """Packets that came in, whatever their way up."""
+    """Packets that arrived, on any path."""
     pps: float
-    """The same a second, since the reading before."""
+    """Packets/s since the previous reading."""
     per_skb: dict[str, int]
     """Packets handled one by one, by function."""
     stages: tuple[StageCounts, ...]
     splits: tuple[Split, ...]
     drops: tuple[Drop, ...] | None
-    """On the lists or after them, most packets first; None where the kernel gives no reasons."""
+    """Drops in lists or after them, most packets first; None: the kernel gives no reasons."""
     missed: int
 
     def record(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Probe:
-    """A function of the receive path: how it is probed, or why it is not."""
+    """A function of the receive path, and how it is probed, or why not."""
 
     name: str
     attach: str | None
@@ -115,7 +115,7 @@ def begin(agent: RemoteAgent, interface: str) -> list[Probe]:
 
 
 def header(host: str, probes: list[Probe]) -> dict[str, Any]:
-    """What comes before the records of a session's readings."""
+    """The record before those of the readings."""
     return {
         "schema": SCHEMA,
         "version": VERSION,
@@ -127,7 +127,7 @@ def header(host: str, probes: list[Probe]) -> dict[str, Any]:
 def readings(
     agent: RemoteAgent, *, interval_s: float, duration_s: float | None
 ) -> Iterator[Reading]:
-    """A reading every ``interval_s`` seconds, for ever or until ``duration_s`` are over."""
+    """A reading every ``interval_s`` seconds, for ``duration_s`` seconds or without end."""
     first = last = agent.trace_read()
     while duration_s is None or _elapsed_s(first, last) < duration_s:
         left_s = interval_s if duration_s is None else duration_s - _elapsed_s(first, last)

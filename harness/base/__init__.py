@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What all the rest stands on: errors and exit codes, programs, the cache, progress."""
+"""Used by all other rooms: errors and exit codes, programs, the cache, progress."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The errors a user can meet, a class and an exit code for each kind of cause.
+"""The errors that users can cause or meet; each class has an exit code.
 
-Anything else that escapes is a bug of the harness and ends with :data:`EXIT_BUG`.
+Any other exception is a bug of the harness and ends with :data:`EXIT_BUG`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ EXIT_INTERRUPTED = 130
 
 
 class HarnessError(Exception):
-    """A cause with a message for the user and, where one is known, the way out."""
+    """An error with a message for the user and, if known, a hint with the fix."""
 
     exit_code = EXIT_BUG
 
@@ -25,45 +25,45 @@ class HarnessError(Exception):
 
 
 class ConfigurationError(HarnessError):
-    """What the user wrote (hosts.yaml, options, a tree) cannot be used as it is."""
+    """The user's input (hosts.yaml, options, a tree) is wrong."""
 
     exit_code = 2
 
 
 class InfrastructureError(HarnessError):
-    """A machine, tool, network or disk the run needs is not as it has to be."""
+    """A machine, tool, network or disk does not work as required."""
 
     exit_code = 3
 
 
 class HostLostError(InfrastructureError):
-    """A host stopped answering; what it was doing is unknown."""
+    """A host stopped answering; its state is unknown."""
 
 
 class DiedLeavingError(HostLostError):
-    """A kernel died when it was told to make way for the next."""
+    """A kernel died while it was shutting down for the next boot."""
 
     def __init__(self, message: str, release: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.release = release
-        """Of the kernel that died."""
+        """The release of the kernel that died."""
 
 
 class HostRefusedError(InfrastructureError):
-    """A host answers and lets nobody in, or is another than the one that was enrolled."""
+    """A host refuses the login, or does not have the host key that was enrolled."""
 
 
 class LeaseLostError(InfrastructureError):
-    """The hosts may be somebody else's by now: nothing more may be done to them."""
+    """Somebody else may hold the hosts by now: nothing more may be done to them."""
 
 
 class KernelError(HarnessError):
-    """A kernel was not patched, built or booted, or it died."""
+    """A kernel could not be patched, built or booted, or it died."""
 
     exit_code = 4
 
 
 class TrialVoidError(HarnessError):
-    """A trial broke a rule that was declared before it began."""
+    """A trial broke a void rule."""
 
     exit_code = 5

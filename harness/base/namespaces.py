@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Which namespaces this process may make, and what refuses them where it may not.
+"""Which namespaces this process needs, and how to allow them if the system refuses.
 
-A generator's network is a namespace, and without root images are made in one of users. Whether
-they can be had is settled by trying; here is what is asked for, and what to change.
+A generator runs in a network namespace, and without root, images are made in a user
+namespace. Others try whether that works; this module names the remedy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.base import process
 _PROC = Path("/proc")
 _NET_ADMIN, _NET_RAW, _SYS_ADMIN = 12, 13, 21  # include/uapi/linux/capability.h
 _SETTINGS = {
-    # value that refuses, of a file below /proc/sys: what to do
+    # file below /proc/sys: (value that forbids namespaces, remedy)
     "kernel/unprivileged_userns_clone": ("0", "sysctl kernel.unprivileged_userns_clone=1"),
     "user/max_user_namespaces": ("0", "sysctl user.max_user_namespaces=10000"),
     "user/max_net_namespaces": ("0", "sysctl user.max_net_namespaces=10000"),
@@ -36,31 +36,30 @@ _CONTAINER = (
 
 
 def of_users_first() -> bool:
-    """Does it take a namespace of users to get root's rights in one of networks?
+    """Does a network namespace need a user namespace first?
 
-    Not with those rights outside, which a container's root may lack.
+    Not if this process already has the capabilities, which root in a container may lack.
     """
     wanted = (1 << _NET_ADMIN) | (1 << _NET_RAW) | (1 << _SYS_ADMIN)
     return _capabilities() & wanted != wanted
 
 
 def remedy(*, proc: Path = _PROC) -> str:
-    """What has to change on this machine for namespaces to be had, as far as can be seen."""
-    changes = []
-    for name, (refusing, change) in _SETTINGS.items():
-        if _read(proc / "sys" / name).strip() == refusing:
-            changes.append(change)
+    """What must change on this machine to allow namespaces, as far as it can be detected."""
+    changes = [
+        change
+        for name, (refusing, change) in _SETTINGS.items()
+        if _read(proc / "sys" / name).strip() == refusing
+    ]
     if changes:
         return f"as root: {'; '.join(changes)}"
     if in_chroot(proc=proc):
         return (
-            "in a chroot only root may make namespaces: run it as root there, start that system by "
-            "systemd-nspawn, or run it outside"
+            "in a chroot only root may make namespaces: run it there as root, start that system "
+            "with systemd-nspawn, or run it outside"
         )
-    status = _read(proc / "self/status")
-    if re.search(r"^Seccomp:\s*[12]$", status, re.MULTILINE):
-        return _CONTAINER
-    if os.geteuid() == 0 and of_users_first():
+    filtered = re.search(r"^Seccomp:\s*[12]$", _read(proc / "self/status"), re.MULTILINE)
+    if filtered or (os.geteuid() == 0 and of_users_first()):
         return _CONTAINER
     return (
         "an ordinary user needs user namespaces: sysctl kernel.unprivileged_userns_clone=1, "
@@ -70,7 +69,7 @@ def remedy(*, proc: Path = _PROC) -> str:
 
 
 def remedy_for_images() -> str:
-    """What has to change for this user to make a Debian system, as far as can be seen."""
+    """What must change so that this user can make Debian images, as far as it can be detected."""
     user = _user_name()
     for path, option in (("/etc/subuid", "--add-subuids"), ("/etc/subgid", "--add-subgids")):
         with contextlib.suppress(OSError):
@@ -79,7 +78,7 @@ def remedy_for_images() -> str:
             ]
             if any(words[0] == user and len(words) == 3 for words in lines):
                 continue
-        return f"{path} has no range for {user}: usermod {option} 200000-265535 {user}, as root"
+        return f"{path} has no range for {user}: as root, usermod {option} 200000-265535 {user}"
     if shutil.which("newuidmap") is None:
         return f"newuidmap is not installed: {process.package_hint('newuidmap')}"
     return remedy()
@@ -93,7 +92,7 @@ def _user_name() -> str:
 
 
 def in_chroot(*, proc: Path = _PROC) -> bool:
-    """Is / no mount point, as in a plain chroot? False where that cannot be seen."""
+    """Is / not a mount point, as in a plain chroot? False if that cannot be detected."""
     mounts = [line.split() for line in _read(proc / "self/mountinfo").splitlines()]
     return bool(mounts) and all(len(words) > 4 and words[4] != "/" for words in mounts)
 

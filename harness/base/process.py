@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The one gateway to other programs on this machine.
+"""The only gateway to other programs on this machine.
 
-Commands are argument lists, never shell text. Each gets a session of its own, so
-that it can be ended with all it started and its signals do not reach us, and an
-environment in which nothing of the user's shell steers it. A program that cannot be
-started or fails becomes an :class:`InfrastructureError` that names it and shows the
-end of what it said.
+Commands are argument lists, never shell text. Each runs in its own session, so that it
+can be ended together with its children and its signals do not reach us. Its environment
+contains no variables of the user's shell that change its behaviour. A program that cannot
+be started or that fails becomes an :class:`InfrastructureError` with its name and the end
+of its output.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from harness.base.errors import InfrastructureError
 
 _TAIL_LINES = 15
 _CHUNK = 1 << 16
-# ECMA-48's control sequences; control strings, such as titles, only when they end soon.
+# Control sequences of ECMA-48; control strings, such as titles, only if they are short.
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]{0,64}[ -/]{0,8}[@-~]"
     r"|(?:\x1b[PX\]^_]|[\x90\x98\x9d-\x9f])[^\x00-\x1f\x7f-\x9f]{0,256}(?:\x07|\x1b\\|\x9c)"
@@ -54,34 +54,31 @@ PACKAGES = {
     "tune2fs": "e2fsprogs", "unshare": "util-linux", "unsquashfs": "squashfs-tools",
     "xz": "xz-utils",
 }  # fmt: skip
-"""Which package has a program that is started on this machine."""
+"""The package of each program that is started on this machine."""
 
 
 def search_path(given: str | None) -> str:
-    """``given``, a value of $PATH, and behind it the system's directories that it lacks.
+    """``given``, a value of $PATH, followed by the system directories that it lacks.
 
-    An ordinary user's login shell leaves out sbin, where ip, depmod and chroot may be.
+    The PATH of an ordinary user lacks sbin, where ip, depmod and chroot may be.
     """
     own = given.split(os.pathsep) if given else []
     return os.pathsep.join([*own, *(part for part in _SYSTEM if part not in own)])
 
 
-# Here and at once: what is started inherits it, and starts further programs by it.
+# Set at import, because every program that is started inherits it.
 os.environ["PATH"] = search_path(os.environ.get("PATH"))
 
 
 def package_hint(*programs: str) -> str | None:
-    """How ``programs`` are installed, if it is known of one of them."""
-    packages = {PACKAGES[name] for name in map(_name, programs) if name in PACKAGES}
+    """How to install ``programs``, as far as their packages are known."""
+    names = [program.rpartition("/")[2] for program in programs]
+    packages = {PACKAGES[name] for name in names if name in PACKAGES}
     return f"apt-get install {' '.join(sorted(packages))}" if packages else None
 
 
-def _name(program: str) -> str:
-    return program.rpartition("/")[2]
-
-
-# What in a shell's environment steers the programs we start: where they look, what they
-# take for given, in which language they speak.
+# Variables that change the behaviour of the programs we start: search paths, default
+# options, the language of messages.
 _STEERING = re.compile(
     r"GIT_.*|LC_.*|LANG|LANGUAGE"
     r"|MAKE.*|MFLAGS|GNUMAKEFLAGS"
@@ -89,8 +86,8 @@ _STEERING = re.compile(
     r"|PERL.*|PYTHON(?!PATH$|HOME$|DONTWRITEBYTECODE$|PYCACHEPREFIX$).*"
     r"|TAR_OPTIONS|GZIP|XZ_OPT|XZ_DEFAULTS|ZSTD_.*|GREP_.*|LESS.*"
 )
-# What a compiler may know of its user. All else could change what it makes, by names nobody
-# can list: ARCH, CC, KCFLAGS, LOCALVERSION, CPATH, SOURCE_DATE_EPOCH …
+# Variables that a compiler may see. Any other could change its output, and nobody can list
+# them all: ARCH, CC, KCFLAGS, LOCALVERSION, CPATH, SOURCE_DATE_EPOCH …
 _BUILDING = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|TMPDIR|SSH_AUTH_SOCK|LD_LIBRARY_PATH|LD_PRELOAD"
     r"|XDG_.*|DISTCC_.*|CCACHE_(?!COMPILER|PREFIX|PATH$).*|(?i:https?|no|all)_(?i:proxy)"
@@ -98,27 +95,27 @@ _BUILDING = re.compile(
 
 
 def environment() -> dict[str, str]:
-    """What the programs we start know of ours: nothing that steers them."""
+    """The environment for programs: ours without variables that change their behaviour."""
     kept = {name: text for name, text in os.environ.items() if not _STEERING.fullmatch(name)}
     return kept | {"LC_ALL": "C"}
 
 
 def building() -> dict[str, str]:
-    """The same for what compiles: where things are and who asks, nothing more."""
+    """The environment for compilers: only paths, user, proxies, distcc and ccache."""
     kept = {name: text for name, text in os.environ.items() if _BUILDING.fullmatch(name)}
     return kept | {"LC_ALL": "C"}
 
 
 def quoted(command: Sequence[str]) -> str:
-    """``command`` as one line a shell would read back as the same arguments."""
+    """``command`` as one line that a shell parses to the same arguments."""
     return shlex.join(command)
 
 
 def harmless(text: str) -> str:
-    """``text`` with all that could steer a terminal taken out or spelt out; lines stay.
+    """``text`` without terminal control; line breaks stay.
 
-    Colours and other escape sequences go; another control character, or one
-    that turns the direction of writing, is shown as its code.
+    Escape sequences are removed; other control characters, and those that change the
+    writing direction, are shown as their code.
     """
     text = _ESCAPES.sub("", text).replace("\r\n", "\n")
     return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
@@ -135,15 +132,14 @@ def run(
     check: bool = True,
     hint: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``command`` to its end and return what it wrote.
+    """Run ``command`` to its end and return its output.
 
-    With ``tail_bytes`` only the end of what it writes is kept, however much that
-    is, and what it leaves running in the background is not waited for. Its environment
-    is that of :func:`environment` where no ``env`` is given.
+    With ``tail_bytes`` only the end of the output is kept, and background processes that it
+    leaves are not waited for. Without ``env`` its environment is :func:`environment`.
 
     Raises:
         InfrastructureError: it cannot be started, ran longer than ``timeout_s``, or
-            ended with a status other than 0 while ``check`` holds.
+            ended with a status other than 0 although ``check`` is set.
     """
     started = start(
         command,
@@ -187,10 +183,10 @@ def start(
     hint: str | None = None,
     **options: Any,
 ) -> subprocess.Popen[Any]:
-    """Start ``command`` with the ``options`` of Popen, in a session of its own.
+    """Start ``command`` with the ``options`` of Popen, in its own session.
 
     Raises:
-        InfrastructureError: it cannot be started; ``hint`` is for one that is missing.
+        InfrastructureError: it cannot be started; ``hint`` is for a missing program.
     """
     try:
         return subprocess.Popen(
@@ -210,7 +206,7 @@ def not_started(
     cwd: Path | None = None,
     hint: str | None = None,
 ) -> InfrastructureError:
-    """The error for a command that ``error`` kept from being started."""
+    """The error for a command that could not be started because of ``error``."""
     program = harmless(command[0])
     if not isinstance(error, OSError):
         return InfrastructureError(f"{program!a} cannot be started: {error}")
@@ -223,17 +219,17 @@ def not_started(
             )
         return InfrastructureError(
             f"{program} cannot be started: the interpreter it names is not installed",
-            hint="its first line, #!…, has to name a program that is there",
+            hint="its first line, #!…, must name an installed program",
         )
     hints = {
         errno.ENOEXEC: "a script needs a first line that names its interpreter, as #!/bin/sh",
-        errno.EACCES: f"it has to be executable for you: chmod +x {program}",
-        errno.E2BIG: "its arguments and the environment are too long together",
-        errno.EAGAIN: "too many processes: ulimit -u bounds them here",
+        errno.EACCES: f"make it executable: chmod +x {program}",
+        errno.E2BIG: "shorten its arguments or the environment",
+        errno.EAGAIN: "raise the limit of processes: ulimit -u",
         errno.ENOMEM: "free some memory",
-        errno.EMFILE: "ulimit -n bounds the open files of a process",
+        errno.EMFILE: "raise the limit of open files: ulimit -n",
     }
-    why = {errno.ENOEXEC: "not in a form that can be executed"}
+    why = {errno.ENOEXEC: "not an executable format"}
     return InfrastructureError(
         f"{program} cannot be started: {why.get(error.errno or 0) or error.strerror or error}",
         hint=hints.get(error.errno or 0, hint),
@@ -250,7 +246,7 @@ def tails(
     """The last bytes of what ``started`` writes to stdout and stderr until it ends.
 
     Raises:
-        subprocess.TimeoutExpired: it has not ended in time, and goes on.
+        subprocess.TimeoutExpired: it has not ended in time, and is still running.
     """
     kept = (bytearray(), bytearray())
 
@@ -281,10 +277,10 @@ def tails(
 
 
 def end(process: subprocess.Popen[Any], *, grace_s: float = 3.0) -> None:
-    """End ``process``, the leader of its own session, and all that it started."""
+    """End ``process``, the leader of its own session, and everything it started."""
     import psutil
 
-    # Those in a session of their own are no longer its children once it has gone.
+    # Children in other sessions can no longer be found once it has ended.
     tree = []
     with contextlib.suppress(psutil.Error):
         if process.returncode is None:
@@ -304,7 +300,7 @@ def end(process: subprocess.Popen[Any], *, grace_s: float = 3.0) -> None:
 def failed(
     command: Sequence[str], status: int, output: str, *, hint: str | None = None
 ) -> InfrastructureError:
-    """The error for a command that ended with ``status`` after writing ``output``."""
+    """The error for a command that wrote ``output`` and ended with ``status``."""
     tail = "\n".join(f"  | {line}" for line in harmless(output).strip().splitlines()[-_TAIL_LINES:])
     return InfrastructureError(
         f"{quoted(command)} ended with status {status}" + (f"\n{tail}" if tail else ""), hint=hint

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the user sees while something takes long: bars on a terminal, lines elsewhere."""
+"""Progress of long work: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _counting = threading.Lock()
 
 
 class Task:
-    """One piece of work, counted in steps of its own unit."""
+    """One task, counted in steps."""
 
     def __init__(self, title: str, total: int | None, bars: RichProgress | None) -> None:
         self.title, self.total, self.done = title, total, 0
@@ -29,7 +29,7 @@ class Task:
         self._said = time.monotonic()
 
     def advance(self, steps: int = 1) -> None:
-        """Count ``steps`` more as done."""
+        """Count ``steps`` more steps as done."""
         with _counting:
             self.done += steps
         if self._bars is not None and self.id is not None:
@@ -41,7 +41,7 @@ class Task:
 
 
 class Progress:
-    """Where tasks are shown; use as a context manager around the whole of the work."""
+    """Shows tasks; use it as a context manager around the whole work."""
 
     def __init__(self, *, bars: bool | None = None) -> None:
         self._want_bars = sys.stderr.isatty() if bars is None else bars
@@ -49,7 +49,7 @@ class Progress:
         self._of = ""
 
     def of(self, name: str) -> Progress:
-        """The same, with ``name`` in front of all that is said; for one of several threads."""
+        """The same, with ``name`` in front of all lines; for one of several threads."""
         named = copy.copy(self)
         named._of = f"{self._of}{name}: "
         return named
@@ -76,7 +76,7 @@ class Progress:
             self._bars = None
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Print one line that stays."""
         text = self._of + text
         if self._bars is not None:
             self._bars.console.print(text, markup=False, highlight=False)
@@ -85,7 +85,7 @@ class Progress:
 
     @contextmanager
     def task(self, title: str, *, total: int | None = None) -> Iterator[Task]:
-        """Show ``title`` as under way; a line with its duration stays when it ends well."""
+        """Show ``title`` as running; if it succeeds, a line with its duration stays."""
         started = time.monotonic()
         if self._bars is None:
             _line(f"{self._of}{title} …")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the files that ship with the harness lie, in a checkout or an installed wheel."""
+"""Finds the files that ship with the harness, in a checkout or an installed wheel."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def shipped(name: str) -> Path:
             return home / name
     raise InfrastructureError(
         f"{name} is missing from this installation of the harness",
-        hint="install it again, from a wheel or with `pip install -e` in a checkout",
+        hint="reinstall it from a wheel, or with `pip install -e` in a checkout",
     )

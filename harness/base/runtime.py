@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Directories for sockets: short enough for a socket's address, wherever $TMPDIR leads."""
+"""Directories for sockets, with paths short enough for a socket address."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from harness.base.errors import InfrastructureError
 
-_ADDRESS_BYTES = 107  # sun_path of unix(7), without the 0 at its end
+_ADDRESS_BYTES = 107  # sun_path of unix(7), without the final 0
 _OWN_BYTES = len("/rb-12345678/")
 _USUAL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (mkdtemp is private)
 
 
 def made(*, name_bytes: int) -> Path:
-    """A new private directory whose sockets have room for names of ``name_bytes``.
+    """A new private directory for sockets with names of up to ``name_bytes``.
 
     Raises:
-        InfrastructureError: no directory for temporary files is short enough and can be written.
+        InfrastructureError: no directory for temporary files is short enough and writable.
     """
     longest = _ADDRESS_BYTES - _OWN_BYTES - name_bytes
     tried = []
@@ -35,13 +35,13 @@ def made(*, name_bytes: int) -> Path:
             tried.append(f"{base}: {error.strerror}")
     raise InfrastructureError(
         f"there is no directory for sockets: {'; '.join(tried)}",
-        hint="set TMPDIR to a short path of a directory that can be written",
+        hint="set TMPDIR to a writable directory with a short path",
     )
 
 
 @contextmanager
 def directory(*, name_bytes: int) -> Iterator[Path]:
-    """The same for a while; what cannot be removed at the end stays."""
+    """The same as a context; files that cannot be removed at its end stay."""
     path = made(name_bytes=name_bytes)
     try:
         yield path
@@ -51,5 +51,5 @@ def directory(*, name_bytes: int) -> Iterator[Path]:
 
 def _bases() -> list[str]:
     named = (os.environ.get("TMPDIR", ""), os.environ.get("XDG_RUNTIME_DIR", ""))
-    # A relative one would be another after a change of directory.
+    # A relative path would change its meaning with the current directory.
     return list(dict.fromkeys([*filter(os.path.isabs, named), *_USUAL]))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The standard streams, made such that what is said there never fails on a character.
+"""The standard streams, prepared so that output never fails because of a character.
 
-Hides what the streams are connected to: a terminal of another encoding, a pipe that
-nobody reads, a full disk, nothing at all. What cannot be written as it is gets written
-as the nearest that can; what cannot be said on stderr is not said, as no campaign may
-end for its progress. What cannot be written to stdout is an error.
+Hides what the streams are connected to: a terminal with another encoding, a pipe without
+a reader, a full disk, nothing at all. A character that cannot be written is replaced by a
+similar one. Failed writes to stderr are ignored, because progress must not end a campaign;
+failed writes to stdout are errors.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _ASCII = "harness-ascii"
 
 
 def prepare() -> None:
-    """Make stdin, stdout and stderr what the module says.
+    """Prepare stdin, stdout and stderr.
 
     Raises:
-        InfrastructureError: stdout is closed: whatever is found would be lost.
+        InfrastructureError: stdout is closed, so results would be lost.
     """
     codecs.register_error(_ERRORS, _nearest)
     codecs.register(_plain_ascii)
     closed = [number for number in range(3) if not _is_open(number)]
     for number in closed:
-        # Or the next file that is opened would become this stream.
+        # Otherwise the next opened file would become this stream.
         os.open(os.devnull, os.O_RDWR)
         os.set_inheritable(number, True)
     if sys.stdin is None or 0 in closed:
@@ -51,12 +51,12 @@ def prepare() -> None:
         sys.stdout.reconfigure(encoding=_named(sys.stdout), errors=_ERRORS)
     if 1 in closed:
         raise InfrastructureError(
-            "standard output is closed", hint="to have nothing shown: >/dev/null"
+            "standard output is closed", hint="to discard the output use >/dev/null"
         )
 
 
 def write_document(text: str) -> None:
-    """``text``, which is a file's, to stdout: in UTF-8 whatever a terminal here would take."""
+    """Write ``text``, the content of a file, to stdout; in UTF-8 unless it is a terminal."""
     if sys.stdout.isatty():
         sys.stdout.write(text + "\n")
     else:
@@ -65,16 +65,16 @@ def write_document(text: str) -> None:
 
 
 def finish() -> None:
-    """Write out what waits to be written.
+    """Flush stdout.
 
     Raises:
-        OSError: stdout takes it not.
+        OSError: it cannot be written.
     """
     sys.stdout.flush()
 
 
 def give_up() -> None:
-    """Nothing more goes to stdout; what waits for it is lost, and Python's end says nothing."""
+    """Discard all further output to stdout, so that Python reports no error when it exits."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
@@ -83,7 +83,7 @@ def give_up() -> None:
 
 
 class _Swallowing(io.RawIOBase):
-    """A file descriptor; what it does not take is dropped."""
+    """A file descriptor; failed writes are dropped."""
 
     mode = "wb"
     name = "<stderr>"
@@ -109,7 +109,7 @@ class _Swallowing(io.RawIOBase):
 
 
 class _Tolerant(io.TextIOWrapper):
-    """stderr that never raises; each line goes out in one piece."""
+    """stderr that never raises; each line is written in one piece."""
 
     def __init__(self, number: int) -> None:
         encoding = _named(sys.stderr)
@@ -122,7 +122,7 @@ class _Tolerant(io.TextIOWrapper):
 
 
 def _named(stream: TextIO | None) -> str:
-    """The encoding to use for ``stream``; ASCII by a name that libraries do not override."""
+    """The encoding for ``stream``; ASCII gets a name that libraries do not override."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return _ASCII if codecs.lookup(encoding).name == "ascii" else encoding
 
@@ -143,7 +143,7 @@ def _plain_ascii(name: str) -> codecs.CodecInfo | None:
 
 
 def _nearest(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stands in for characters that the encoding lacks, or for bytes that are no text."""
+    """Replaces characters that the encoding lacks, and bytes that are not text."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a campaign was about to do, on disk before it did it, for the harness that comes after."""
+"""The write-ahead log of a campaign, for ``--resume`` after an interruption."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from typing import Any, BinaryIO
 from harness.base.errors import InfrastructureError
 
 Notes = Mapping[str, Mapping[str, Any]]
-"""What was noted of one boot: by event, what was said with it last."""
+"""The events of one boot: by event, its latest line."""
 
 BEGIN, END = "begin", "end"
 _CAMPAIGN, _LEASE = "campaign", "lease"
 
 
 class WriteAheadLog:
-    """``journal.jsonl`` of a result directory: a line an event, each on disk when noted."""
+    """``journal.jsonl`` of a result directory: one line per event, synced to disk."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "journal.jsonl"
         self._noting = threading.Lock()
 
     def note(self, boot: str, event: str, **what: Any) -> None:
-        """Once this returns the act may be done.
+        """Write an event to disk; do the act only after this returns.
 
         Raises:
             InfrastructureError: it cannot be written.
@@ -39,7 +39,7 @@ class WriteAheadLog:
         line = {"at": time.time(), "boot": boot, "event": event, **what}
         try:
             with self._noting, self.path.open("a+b") as file:
-                # What the line of a harness that was killed lacks.
+                # The last line may be incomplete if a harness was killed.
                 end = b"" if _ends_a_line(file) else b"\n"
                 file.write(end + json.dumps(line).encode() + b"\n")
                 file.flush()
@@ -50,9 +50,9 @@ class WriteAheadLog:
             ) from error
 
     def begin_campaign(self) -> str:
-        """The id of the campaign in this directory, on disk before machines are held in its name.
+        """The id of the campaign in this directory, on disk before machines are leased under it.
 
-        That of one that came no further stays.
+        An id that is already in the log is used again.
         """
         for noted in self.noted():
             if noted["event"] == _CAMPAIGN:
@@ -63,11 +63,11 @@ class WriteAheadLog:
         return made
 
     def note_lease(self, host: str, left_s: float) -> None:
-        """``host`` is ours for so long from now on."""
+        """Note that we hold ``host`` for ``left_s`` seconds from now."""
         self.note("", _LEASE, host=host, until=time.time() + left_s)
 
     def holds(self, host: str) -> bool:
-        """Is ``host`` still ours, as far as was noted?"""
+        """Do we still hold ``host``, according to the log?"""
         until = 0.0
         for noted in self.noted():
             if noted["event"] == _LEASE and noted.get("host") == host:
@@ -75,7 +75,7 @@ class WriteAheadLog:
         return time.time() < until
 
     def unfinished(self) -> dict[str, Notes]:
-        """Boots that were begun and have no end, by name."""
+        """The boots that have begun and not ended, by name."""
         begun: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
         for noted in self.noted():
             if noted["event"] == BEGIN:
@@ -84,7 +84,7 @@ class WriteAheadLog:
         return {boot: said for boot, said in begun.items() if BEGIN in said and END not in said}
 
     def noted(self) -> Iterator[dict[str, Any]]:
-        """Everything so far; a line that is cut short is left out."""
+        """All events so far, without incomplete lines."""
         with contextlib.suppress(FileNotFoundError):
             for line in self.path.read_text(errors="replace", encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Boots under way: brought up, measured side by side where they share a machine, and written.
+"""Boots under way: brought up, measured (side by side if they share a machine), and written.
 
-A boot ends well, or with the error that its file keeps.
+A boot ends normally, or with an error that its file keeps.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from harness.trials.readings import Trial
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """All that a campaign is made of, resolved."""
+    """Everything a campaign needs, resolved."""
 
     bed: Bed
     load: Load
     plan: plan.Plan
     images: Mapping[str, Sequence[Image]]
-    """By step, its layouts; blocks take them in turn."""
+    """By step, its layouts; blocks use them in turn."""
     boots: Boots
     others: Sequence[tuple[Bed, Boots]] = ()
-    """The beds beside :attr:`bed` and where they are booted, if there are several."""
+    """Further beds, if there are several."""
 
     def by_bed(self) -> list[Setup]:
-        """The same for each bed alone."""
+        """One setup for each bed."""
         beds = [(self.bed, self.boots), *self.others]
         return [replace(self, bed=bed, boots=boots, others=()) for bed, boots in beds]
 
 
 def image_of(setup: Setup, boot: plan.PlannedBoot) -> Image:
-    """What ``boot`` runs: all boots of a block have the same layout."""
+    """The kernel of ``boot``; all boots of a block have the same layout."""
     layouts = setup.images[boot.step]
     return layouts[(setup.plan.ordinal(boot.block) - 1) % len(layouts)]
 
@@ -94,11 +94,11 @@ class BootUnderWay:
 
     @property
     def up(self) -> bool:
-        """Is its bed there?"""
+        """Is its bed up?"""
         return self._bed is not None
 
     def bring_up(self, setup: Setup) -> None:
-        """Boot its kernel, and set its hosts up."""
+        """Boot its kernel, and set up its hosts."""
         shutil.rmtree(self.directory, ignore_errors=True)
         self._started_s = time.monotonic()
         image = image_of(setup, self.planned)
@@ -108,7 +108,7 @@ class BootUnderWay:
         prepare(setup.bed, image, self)
 
     def finish(self, error: HarnessError | None = None) -> None:
-        """Take the bed down and write what there is; the boot is a good one without ``error``."""
+        """Take the bed down and write the boot, as failed if there is an ``error``."""
         if isinstance(error, KernelError) and self._bed is not None:
             end_load(self._bed)
         self.close()
@@ -131,7 +131,7 @@ class BootUnderWay:
             times_s=self._times_s,
         )
         samples.write_boot(self.root, boot.failed(error) if error else boot)
-        if not isinstance(error, HostLostError):  # how that ends is not known yet
+        if not isinstance(error, HostLostError):  # its outcome is not known yet
             self._note(END)
 
     def close(self) -> None:
@@ -149,10 +149,10 @@ def measure_together(
     *,
     progress: Progress,
 ) -> None:
-    """Have all of ``boots`` up at once, measure them side by side, and write each.
+    """Bring up all ``boots``, measure them side by side, and write each.
 
-    Boots whose kernels die are left out from there on and their steps are added to
-    ``failed``; whatever else ends a boot ends all.
+    If a kernel dies, its boot ends and its step is added to ``failed``; the other boots
+    continue. Any other error ends all boots.
     """
 
     @contextlib.contextmanager
@@ -191,7 +191,7 @@ def measure_together(
 
 
 def _taken(setup: Setup, boots: Sequence[BootUnderWay]) -> Taken | None:
-    """What the receiver takes, for all boots of a block the same."""
+    """The rate that the receiver takes, the same for all boots of a block."""
     cpu, up = setup.bed.placement.irq_cpu, [boot for boot in boots if boot.up]
     if up and not setup.plan.profile.slice_s:
         planned = [boot.planned for boot in boots]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""How many packets a second a receiver takes, of which paced loads are shares.
+"""The rate in packets/s that a receiver takes; paced loads are shares of it.
 
-All boots of a block get the same loads, or what they cost could not be compared. Where
-they are up together, the slowest of them tells, so that the largest share is below what
-each takes. Where they are up one after the other, the slowest boot of the bed's first
-block tells, in all later blocks; within the first it is the boot that came first.
+All boots of a block get the same loads, otherwise their costs could not be compared. If
+they are up together, the rate is that of the slowest boot, so that the largest share is
+below the limit of each. If they run one after the other, all later blocks use the slowest
+boot of the bed's first block, and the first block uses its first boot.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.trials.timed import TimedTrial
 
 
 def taken(trials: Iterable[Trial], cpu: int, *, holdoff_us: float = 0.0) -> Taken | None:
-    """The median over a boot's timed trials, over the saturated ones if there are any."""
+    """The median over a boot's saturated timed trials, or if there are none, over all of them."""
     found: list[Taken] = []
     for trial in trials:
         if not isinstance(trial, TimedTrial) or trial.kind == "warmup":
@@ -42,18 +42,18 @@ def taken(trials: Iterable[Trial], cpu: int, *, holdoff_us: float = 0.0) -> Take
 
 
 def slowest(boots: Iterable[Taken | None]) -> Taken | None:
-    """Of those that are known."""
-    known = [one for one in boots if one is not None]
-    return min(known, key=lambda one: one.pps, default=None)
+    """The lowest of the known rates."""
+    return min(filter(None, boots), key=lambda one: one.pps, default=None)
 
 
 def kept(
     root: Path, planned: plan.Plan, block: int, cpu: int, own: Sequence[plan.PlannedBoot]
 ) -> Taken | None:
-    """What finished boots under ``root`` say for ``block``, none of ``own`` among them."""
+    """The rate for ``block`` from finished boots under ``root``, not counting ``own``."""
     bed = planned.bed_of(block)
-    others = [boot for boot in planned.boots() if planned.bed_of(boot.block) == bed]
-    others = [boot for boot in others if boot not in own]
+    others = [
+        boot for boot in planned.boots() if planned.bed_of(boot.block) == bed and boot not in own
+    ]
     for boot in _finished(root, [one for one in others if one.block == block]):
         for trial in boot.trials:
             if isinstance(trial, PacedTrial) and trial.paced_of_pps:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Both hosts of a running bed proven and set up before anything is measured, and put back after."""
+"""Both hosts of a running bed: checked and set up before measuring, and restored after it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LINK_S, _LINK_POLL_S = 15.0, 0.5
 
 
 def prepare(bed_config: Bed, image: Image, boot: BootUnderWay) -> None:
-    """Prove that ``image`` is running, and set both hosts up.
+    """Check that ``image`` is running, and set up both hosts.
 
     Raises:
         KernelError: another kernel is running.
-        InfrastructureError: the hosts cannot measure like this.
+        InfrastructureError: the hosts cannot be measured in this state.
     """
     bed = boot.bed
     boot.release, boot.boot_id = bed.dut.ready["release"], bed.dut.ready["boot_id"]
@@ -43,10 +43,10 @@ def prepare(bed_config: Bed, image: Image, boot: BootUnderWay) -> None:
 
 
 def put_back(boot: BootUnderWay) -> None:
-    """Restore both hosts' settings, and look whether the kernel complained.
+    """Restore both hosts' settings, and check the console for kernel errors.
 
     Raises:
-        KernelError: it did.
+        KernelError: the kernel reported one.
     """
     bed = boot.bed
     bed.dut.netserver_stop()
@@ -56,21 +56,21 @@ def put_back(boot: BootUnderWay) -> None:
     boot.nic_model = bed.nic_counters()
     if death := kernel_death(bed.console()):
         raise KernelError(
-            f"the dut's kernel complained: {death}",
+            f"the dut's kernel reported an error: {death}",
             hint=f"console: {boot.directory / 'console.log'}",
         )
 
 
 def apply_settings(bed_config: Bed, bed: RunningBed) -> dict[str, Any]:
-    """Set both hosts up as hosts.yaml says; returns by role what was and what is."""
+    """Set up both hosts as in hosts.yaml; returns by role the settings before and after."""
     wanted = _settings(bed_config, bed)
     return {role: agents(bed)[role].settings_apply(**wanted[role]) for role in wanted}
 
 
 def require_free_way(bed: RunningBed, settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise an :class:`InfrastructureError` if others stand between a NIC and its stack.
+    """Raise an :class:`InfrastructureError` if something intercepts packets below the stack.
 
-    ``settings`` are what :func:`apply_settings` returned.
+    ``settings`` is the result of :func:`apply_settings`.
     """
     for role, done in settings.items():
         found = [
@@ -79,19 +79,19 @@ def require_free_way(bed: RunningBed, settings: Mapping[str, Mapping[str, Any]])
         ]
         if found:
             raise InfrastructureError(
-                f"{agents(bed)[role].host}: packets do not reach the stack in lists, "
-                "or not at all: " + "; ".join(str(one["detail"]) for one in found),
+                f"{agents(bed)[role].host}: packets reach the stack not in lists or not at all: "
+                + "; ".join(str(one["detail"]) for one in found),
                 hint="; ".join(str(one["remedy"]) for one in found),
             )
 
 
 def agents(bed: RunningBed) -> dict[str, Any]:
-    """By role."""
+    """The agents by role."""
     return {"dut": bed.dut, "generator": bed.generator}
 
 
 def _settings(bed_config: Bed, bed: RunningBed) -> dict[str, dict[str, Any]]:
-    """What each role is to be set to, as arguments of the agent's ``settings_apply``."""
+    """By role, the arguments of the agent's ``settings_apply``."""
     dut_address, generator_address = bed_config.dut.address, bed_config.generator.address
     return {
         "dut": {
@@ -115,7 +115,7 @@ def _settings(bed_config: Bed, bed: RunningBed) -> dict[str, dict[str, Any]]:
 
 
 def _with_link(agent: Any, interface: str) -> Any:
-    """The inventory of a host once its link is up: a NIC that was just set up negotiates."""
+    """The inventory of a host once its link is up: a NIC negotiates after it was set up."""
     until = time.monotonic() + _LINK_S
     while True:
         found = agent.inventory(interface=interface)
@@ -125,21 +125,21 @@ def _with_link(agent: Any, interface: str) -> Any:
 
 
 def _same_link(bed: RunningBed, inventory: dict[str, Any]) -> None:
-    """Refuse a link of another speed than at the boots before: rates would not compare."""
+    """Raise if the link speed differs from earlier boots: rates would not be comparable."""
     for role, found in inventory.items():
         speed = found.get("speed_mbps")
         before = bed.speeds_mbps.setdefault(role, speed) if speed else speed
         if speed != before:
             raise InfrastructureError(
-                f"the link of the {role} ({found.get('interface')}) came up with {speed} Mbit/s, "
-                f"and with {before} at a boot before",
-                hint="look at cable, transceiver and the other end, fix the speed on both "
-                "(ethtool -s … autoneg off speed …), and go on by --resume",
+                f"the link of the {role} ({found.get('interface')}) came up with {speed} Mbit/s; "
+                f"at an earlier boot it had {before}",
+                hint="check cable, transceiver and the other end, set a fixed speed on both ends "
+                "(ethtool -s … autoneg off speed …), and continue with --resume",
             )
 
 
 def _same_netperf(inventory: dict[str, Any]) -> None:
-    """Refuse a pair of netperf and netserver of different versions, which can not talk."""
+    """Raise if netperf and netserver have different versions: they cannot work together."""
     netserver = inventory["dut"]["versions"].get("netserver")
     netperf = inventory["generator"]["versions"].get("netperf")
     if not netserver:
@@ -148,6 +148,7 @@ def _same_netperf(inventory: dict[str, Any]) -> None:
         )
     if netperf and netperf != netserver:
         raise InfrastructureError(
-            f"netperf {netperf} on the generator cannot talk to netserver {netserver} on the dut",
+            f"netperf {netperf} on the generator does not work with netserver {netserver} on the "
+            "dut",
             hint="install the same version of netperf on both",
         )

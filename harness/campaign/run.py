@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A campaign: every boot of a plan, its trials, and what they left on disk.
+"""A campaign: all boots of a plan, measured and written to disk.
 
-Joins kernels, hosts, settings, workload and probes to samples. Each boot is
-written when its block is finished, so whatever ends a campaign, the blocks before it
-stay and a later call with the same directory goes on after them.
+Each boot is written when its block is finished. So whatever ends a campaign, finished
+blocks are kept, and a later call with the same directory continues after them.
 """
 
 from __future__ import annotations
@@ -46,61 +45,55 @@ _ATTEMPTS = 3
 _FREE_BYTES = 200 << 20
 _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 _LOOK_EVERY_S = 0.5
-_SAME_TO_GO_ON = (
-    "bed",
-    "accelerator",
-    "trial",
-    "load",
-    "placement",
-    "variants",
-    "order",
-    "block_beds",
-)
+_SAME_TO_RESUME = (
+    "bed", "accelerator", "trial", "load", "placement", "variants", "order", "block_beds",
+)  # fmt: skip
 
 
 def run(setup: Setup, directory: Path, *, progress: Progress, retry_failed: bool = False) -> None:
-    """Do every boot of the plan that ``directory`` does not hold yet, on all beds at once.
+    """Do every boot of the plan that ``directory`` does not hold yet, on all beds in parallel.
 
-    A boot whose kernel dies is recorded and its step not booted again on any bed, also not
-    by a later run unless ``retry_failed``; the other steps go on. So do the other beds
-    when one is lost.
+    If a kernel dies, the boot is recorded and its step is not booted again on any bed, nor
+    by a later run without ``retry_failed``; the other steps continue. If a bed is lost, the
+    other beds continue.
 
     Raises:
         KernelError: at the end, if a step failed.
-        HarnessError: whatever else ended the campaign; finished blocks are kept.
+        HarnessError: any other error that ended the campaign; finished blocks are kept.
     """
     if shutil.disk_usage(directory).free < _FREE_BYTES:
-        raise InfrastructureError(f"less than {_FREE_BYTES >> 20} MiB are free for {directory}")
+        raise InfrastructureError(
+            f"less than {_FREE_BYTES >> 20} MiB are free for {directory}", hint="free some space"
+        )
     journal = WriteAheadLog(directory)
-    alone = setup.by_bed()
+    setups = setup.by_bed()
     failed: dict[str, KernelError] = {}
-    for one in alone:
+    for one in setups:
         failed |= _failed_before(one, directory, journal, again=retry_failed)
     for step, error in failed.items():
         progress.say(f"step {step} is not booted again: {error.message}")
     total = sum(1 for _ in setup.plan.boots())
     with progress.task("campaign", total=total) as task:
-        if len(alone) == 1:
-            _run_bed(setup, directory, journal, failed, progress, task)
+
+        def run_bed(one: Setup) -> None:
+            named = progress.of(one.bed.name) if len(setups) > 1 else progress
+            _run_bed(one, directory, journal, failed, named, task)
+
+        if len(setups) == 1:
+            run_bed(setup)
         else:
-            _run_beds(
-                alone,
-                lambda one: _run_bed(
-                    one, directory, journal, failed, progress.of(one.bed.name), task
-                ),
-                progress,
-            )
+            _run_beds(setups, run_bed, progress)
     if failed:
         step, cause = next(iter(failed.items()))
         raise KernelError(f"step {step}: {cause.message}", hint=cause.hint) from cause
 
 
 def _run_beds(beds: Sequence[Setup], run_bed: Callable[[Setup], None], progress: Progress) -> None:
-    """Each bed in a thread of its own, until all have ended.
+    """Run each bed in its own thread, until all have ended.
 
     Raises:
-        HarnessError: the worst that ended one.
-        KeyboardInterrupt: it has ended all.
+        HarnessError: the worst error of any bed.
+        KeyboardInterrupt: all beds were interrupted.
     """
     working: set[int] = set()
     interruptions: list[int] = []
@@ -111,13 +104,13 @@ def _run_beds(beds: Sequence[Setup], run_bed: Callable[[Setup], None], progress:
             if not interruptions:
                 run_bed(bed)
         except Exception as error:
-            progress.of(bed.bed.name).say(f"ended, the other beds go on: {error}")
+            progress.of(bed.bed.name).say(f"ended, the other beds continue: {error}")
             raise
         finally:
             working.discard(threading.get_ident())
 
     def interrupt(number: int, _frame: object) -> None:
-        # A signal reaches the main thread alone, which only waits; the others unwind.
+        # Only the main thread gets a signal, and it only waits; make the others unwind.
         interruptions.append(number)
         for ident in tuple(working):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
@@ -147,7 +140,7 @@ def _run_bed(
     progress: Progress,
     task: Task,
 ) -> None:
-    """Every boot of one bed; the other beds may add to ``failed`` meanwhile."""
+    """Do every boot of one bed; other beds may add to ``failed`` at the same time."""
     numbers = {planned: number for number, planned in enumerate(setup.plan.boots(), start=1)}
     for group in setup.plan.groups(setup.bed.name):
         titles = {}
@@ -172,7 +165,7 @@ def _measure(
     failed: dict[str, KernelError],
     progress: Progress,
 ) -> None:
-    """Boot and measure a group; what is lost with its host is done again, a few times."""
+    """Boot and measure a group; if its host is lost, repeat the group a few times."""
     for attempt in range(1, _ATTEMPTS + 1):
         boots = [
             _boot(setup, planned, directory, journal, title)
@@ -207,9 +200,9 @@ def _measure(
 def _failed_after_all(
     setup: Setup, directory: Path, died: DiedLeavingError
 ) -> dict[str, KernelError]:
-    """The step of the kernel that died, whose latest boot counts as failed from here on.
+    """Mark the latest boot of the kernel that died as failed; returns its step and error.
 
-    Empty if it was none of the campaign's.
+    Empty if the kernel is not one of the campaign's.
     """
     planned = itertools.chain.from_iterable(setup.plan.groups(setup.bed.name))
     paths = [samples.boot_directory(directory, boot) / "boot.json" for boot in planned]
@@ -234,9 +227,9 @@ def _boot(
 def _failed_before(
     setup: Setup, directory: Path, journal: WriteAheadLog, *, again: bool
 ) -> dict[str, KernelError]:
-    """The steps whose kernel died in an earlier run of this campaign, as far as can be told.
+    """The steps whose kernel is known to have died in an earlier run of this campaign.
 
-    A boot that a harness began and did not live to finish counts if it took its host along.
+    A boot during which the harness was interrupted counts if the host crashed in it.
     """
     unfinished = journal.unfinished()
     failed: dict[str, KernelError] = {}
@@ -251,7 +244,7 @@ def _failed_before(
         error = samples.read_boot(where / "boot.json").error
         if error and error.kind == KernelError.__name__:
             failed[planned.step] = KernelError(
-                error.message, hint="boot it again by --resume --retry-failed"
+                error.message, hint="boot it again with --resume --retry-failed"
             )
     return failed
 
@@ -264,8 +257,6 @@ def record(
     options: samples.Options | None = None,
 ) -> samples.Campaign:
     """``campaign.json`` for a campaign that is about to begin."""
-    chosen = setup.plan.profile
-    trial = asdict(chosen)
     return samples.Campaign(
         id=id_ or secrets.token_hex(8),
         created=datetime.now(tz=UTC).isoformat(timespec="seconds"),
@@ -276,10 +267,10 @@ def record(
         bed_label=registry.of(setup.bed).label(setup.boots.accelerator),
         accelerator=setup.boots.accelerator,
         steps=list(setup.plan.steps),
-        blocks=chosen.blocks,
+        blocks=setup.plan.profile.blocks,
         order=[list(block) for block in setup.plan.order],
         block_beds=list(setup.plan.block_beds),
-        trial=trial,
+        trial=asdict(setup.plan.profile),
         load=setup.load.model_dump(mode="json"),
         placement={
             "irq_cpu": setup.bed.placement.irq_cpu,
@@ -300,7 +291,7 @@ def record(
 
 
 def _provenance(layouts: Sequence[Image]) -> dict[str, Any]:
-    """What a step's kernels have in common, and each layout's release and image."""
+    """The common provenance of a step's kernels, and release and image of each layout."""
     told = [image.provenance() for image in layouts]
     own = ("layout", "release", "image_sha256")
     shared = {name: value for name, value in told[0].items() if name not in own}
@@ -308,19 +299,19 @@ def _provenance(layouts: Sequence[Image]) -> dict[str, Any]:
 
 
 def require_same(kept: samples.Campaign, wanted: samples.Campaign) -> None:
-    """Refuse to go on with a campaign whose kernels, bed or load are others now.
+    """Raise if the kernels, the bed or the load of a campaign to resume have changed.
 
     Raises:
-        ConfigurationError: it names what differs.
+        ConfigurationError: names what differs.
     """
     was, now = kept.model_dump(mode="json"), wanted.model_dump(mode="json")
     for one in (was, now):
         one["trial"].pop("blocks", None)  # the order has them
-    for name in _SAME_TO_GO_ON:
+    for name in _SAME_TO_RESUME:
         if was[name] != now[name]:
             raise ConfigurationError(
-                f"the campaign cannot be gone on with: its {name} was another",
-                hint="give the options it was begun with, or start a new one in another directory",
+                f"the campaign cannot be resumed: its {name} has changed",
+                hint="use the options of its first run, or start a new one in another directory",
             )
 
 

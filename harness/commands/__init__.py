@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The subcommands, a module each; they print, and leave the work to the other modules.
+"""The subcommands, one module each; they parse and print, other rooms do the work.
 
-Here are the options that several of them have.
+This file has the options that several of them share.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.trials import EXTRAS, KINDS
 
 
 class PathOf(click.Path):
-    """A path; shells leave the ~ of ``--out=~/x`` to us, and an empty one is no path."""
+    """A path. Expands ~, which shells leave alone in ``--out=~/x``; an empty path is an error."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(path_type=Path, **options)
@@ -33,17 +33,17 @@ class PathOf(click.Path):
             self.fail("a path is empty", param, ctx)
         try:
             return super().convert(str(Path(text).expanduser()), param, ctx)
-        except RuntimeError as error:  # ~ of a user who is not there
+        except RuntimeError as error:  # ~USER of an unknown user
             self.fail(f"{text}: {error}", param, ctx)
 
 
 class Seconds(click.FloatRange):
-    """So many seconds; no number that is none, such as nan."""
+    """A number of seconds, which has to be finite."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         seconds = super().convert(value, param, ctx)
         if not math.isfinite(seconds):
-            self.fail(f"{value} is no number of seconds", param, ctx)
+            self.fail(f"{value} is not a number of seconds", param, ctx)
         return seconds
 
 
@@ -52,11 +52,9 @@ hosts_option = click.option(
     "hosts_path",
     type=PathOf(dir_okay=False),
     metavar="FILE",
-    help="Hosts file; hosts.yaml here or the one that ships when not given.",
+    help="Hosts file. Default: hosts.yaml in this directory, else the one that ships.",
 )
-bed_option = click.option(
-    "--bed", "bed_name", help="Bed of hosts.yaml; its default_bed when not given."
-)
+bed_option = click.option("--bed", "bed_name", help="Bed in hosts.yaml. Default: its default_bed.")
 
 
 def _names(_context: click.Context, _option: click.Parameter, given: str | None) -> tuple[str, ...]:
@@ -71,41 +69,42 @@ beds_option = click.option(
     "bed_names",
     metavar="A,B,…",
     callback=_names,
-    help="Several beds of machines, over which blocks are spread, all at work at once.",
+    help="Several beds of machines that work at the same time; blocks are spread over them.",
 )
 steps_option = click.option(
     "--steps",
     default="0,2,8",
     show_default=True,
-    help="Steps of the series, and optional ones: 0,2,8 or 0-8 or 0,2,2m,8,9.",
+    help="Steps of the series to measure, such as 0,2,8 or 0-8 or 0,2,2m,8,9.",
 )
 tree_option = click.option(
     "--tree",
     type=PathOf(),
-    help="Git tree to build instead of the source in hosts.yaml.",
+    help="Git tree to build instead of the kernel source in hosts.yaml.",
 )
 blocks_option = click.option(
     "--blocks",
     type=int,
-    help=f"Blocks instead of the profile's; a block boots each step once. At most {MAX_BLOCKS}.",
+    help="Number of blocks; a block boots each step once. Default: the profile's. "
+    f"At most {MAX_BLOCKS}.",
 )
 also_option = click.option(
     "--also",
     type=click.Choice(EXTRAS),
     multiple=True,
-    help="Measure also "
+    help="Also measure "
     + ", ".join(f"{kind.summary} ({kind.also})" for kind in KINDS if kind.also)
-    + "; may be given again.",
+    + ". Can be repeated.",
 )
 seed_option = click.option(
     "--seed",
     type=click.IntRange(min=0, max=2**63 - 1),
-    help="Seed of the order of boots; drawn and stored when not given.",
+    help="Seed for the order of boots. Default: a random one, which is stored.",
 )
 
 
 def profile_option(default: str) -> Callable[[Any], Any]:
-    """``--profile``, whose default depends on the command."""
+    """``--profile``; its default depends on the command."""
     return click.option(
         "--profile",
         "profile_name",
@@ -117,7 +116,7 @@ def profile_option(default: str) -> Callable[[Any], Any]:
 
 
 def out_option(prefix: str = "") -> Callable[[Any], Any]:
-    """``--out``: a result directory, ``results/PREFIXDATE`` when not given."""
+    """``--out``: a result directory, by default ``results/PREFIXDATE``."""
 
     def directory(_context: click.Context, _option: click.Parameter, given: Path | None) -> Path:
         name = f"{prefix}{datetime.now().astimezone():%Y-%m-%dT%H-%M-%S}"
@@ -130,15 +129,15 @@ def out_option(prefix: str = "") -> Callable[[Any], Any]:
         "directory",
         type=PathOf(),
         callback=directory,
-        help=f"Result directory; results/{prefix}DATE when not given.",
+        help=f"Result directory. Default: results/{prefix}DATE.",
     )
 
 
 def _require_place(directory: Path) -> None:
-    """See before hours of work that results can be written to ``directory``."""
+    """Raise before hours of work unless results can be written to ``directory``."""
     there = next(up for up in (directory, *directory.parents) if os.path.lexists(up))
     if not there.is_dir():
-        what = "a link that leads nowhere" if there.is_symlink() else "no directory"
+        what = "a dangling link" if there.is_symlink() else "not a directory"
         raise ConfigurationError(
             f"{directory} cannot hold results: {there} is {what}",
             hint="name another directory with --out",
@@ -148,8 +147,8 @@ def _require_place(directory: Path) -> None:
             pass
     except OSError as error:
         raise InfrastructureError(
-            f"{directory} cannot hold results: nothing can be written to {there}: {error.strerror}",
-            hint="name a directory that is yours with --out",
+            f"{directory} cannot hold results: {there} is not writable: {error.strerror}",
+            hint="name a directory that you may write to with --out",
         ) from error
 
 
@@ -157,6 +156,6 @@ def require_apart(directory: Path, tree: Path | None) -> None:
     """Raise a :class:`ConfigurationError` if results would go into the kernel tree itself."""
     if tree is not None and directory.resolve() == tree.resolve():
         raise ConfigurationError(
-            f"{directory} is the kernel tree, which is only read",
+            f"{directory} is the kernel tree, which the harness only reads",
             hint="name another directory with --out",
         )

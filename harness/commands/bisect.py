@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness bisect``: the step or commit at which a metric moves."""
+"""``harness bisect``: find the step or commit at which a metric changes."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ from harness.trials import MEASURES
     default="stack_rx_pps",
     show_default=True,
     type=click.Choice(bisection.METRICS),
-    help="What moves.",
+    help="The metric.",
 )
-@click.option("--good", required=True, help="Step (or commit) before it moved.")
-@click.option("--bad", required=True, help="Step (or commit) after it moved.")
-@click.option("--by", default="2%", show_default=True, help="How far it moves at least.")
-@click.option("--steps", help="Steps to search among; 0-8 if not given.")
+@click.option("--good", required=True, help="Step (or commit) before the change.")
+@click.option("--bad", required=True, help="Step (or commit) after the change.")
+@click.option("--by", default="2%", show_default=True, help="Smallest change to look for.")
+@click.option("--steps", help="Steps to search. Default: 0-8.")
 @click.option(
     "--tree",
     type=PathOf(),
-    help="Git tree whose commits to search, as they are, instead of the series.",
+    help="Git tree whose commits are searched as they are, instead of the series.",
 )
 @profile_option("standard")
 @click.option(
@@ -59,21 +59,22 @@ from harness.trials import MEASURES
     default=18,
     show_default=True,
     type=click.IntRange(min=bisection.LOOK_BLOCKS, max=plan.MAX_BLOCKS),
-    help=f"Most blocks to decide a point; tried after every {bisection.LOOK_BLOCKS}.",
+    help="Most blocks for one decision, which is attempted after every "
+    f"{bisection.LOOK_BLOCKS} blocks.",
 )
 @seed_option
 @bed_option
 @hosts_option
 @out_option("bisect-")
-@click.option("--resume", is_flag=True, help="Go on with the bisection in --out.")
-@click.option("--retry-failed", is_flag=True, help="With --resume: try dead kernels again.")
+@click.option("--resume", is_flag=True, help="Continue the bisection in --out.")
+@click.option("--retry-failed", is_flag=True, help="With --resume: retry kernels that failed.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(("table", "json")),
     default="table",
     show_default=True,
-    help="How to show it.",
+    help="Output format.",
 )
 def bisect(
     metric: str,
@@ -92,21 +93,21 @@ def bisect(
     retry_failed: bool,
     form: str,
 ) -> None:
-    """Find the first step, or commit of a tree, at which a metric has moved.
+    """Find the first step, or commit of a tree, at which a metric has changed.
 
     \b
-    harness bisect --good 0 --bad 8                             a rate: an hour or so
+    harness bisect --good 0 --bad 8                             a rate: about an hour
     harness bisect --good 0 --bad 8 --metric ip_rcv_per_packet  counted: a few boots
     harness bisect --tree TREE --good v6.12 --bad HEAD          any range of commits
-    harness bisect --resume --out DIR …                         go on; the same options again
+    harness bisect --resume --out DIR …                         continue; repeat the options
 
-    With --tree the ends are commits, and those between are searched along first
-    parents. The metric is taken to be a staircase that leads one way from good to bad: each
-    decision boots the step in the middle beside the good end and halves what is left.
-    A rate is decided when the interval of its ratio to the good end's is wholly beyond
-    --by or wholly within; until then blocks are added. Each decision errs at most one
-    time in twenty. What probes count (ip_rcv_per_packet and list lengths) is compared as
-    it is, after one boot. A kernel that cannot be built or dies is passed over.
+    With --tree both ends are commits, and the search follows first parents. The metric is
+    assumed to change in one direction only from good to bad. Each decision boots the step
+    in the middle and the good end, and halves the range. A rate is decided when the
+    interval of its ratio to the good end is completely outside or completely inside --by;
+    until then blocks are added. At most one decision in twenty is wrong. Metrics that
+    probes count (ip_rcv_per_packet and list lengths) are compared directly after one boot.
+    A kernel that cannot be built or that dies is skipped.
 
     The exit code is 6 if the ends do not differ, and 7 if the measurement cannot tell.
     """
@@ -123,13 +124,12 @@ def bisect(
     require_paced(metric, bed.name, bed.paced_pps)
     commits = kernels.commits_between(tree, good, bad) if tree else []
     titles = {commit.name: commit.subject for commit in commits}
+    searched = plan.parse_steps("0-8" if steps is None else steps)
     question = bisection.Question(
         metric=metric,
         by=_share(by),
         kind="commit" if tree else "step",
-        points=tuple(titles)
-        if tree
-        else _between(good, bad, plan.parse_steps("0-8" if steps is None else steps)),
+        points=tuple(titles) if tree else _between(good, bad, searched),
         max_blocks=max_blocks,
         profile=profile_name,
         bed=bed.name,
@@ -143,34 +143,24 @@ def bisect(
     )
     with Progress() as progress, contextlib.ExitStack() as up:
         progress.say(f"results: {directory}, seed {journal.seed}")
-
         place = up.enter_context(registry.acquired(bed))
         host = registry.kernel_config(hosts.kernel, place.bed)
         ends = (question.points[0], question.points[-1])
         job = needs.of_kernels(
             hosts.kernel, ends, 1, tree=None, host=host, bed=bed, together=2, results=directory
         )
-        # Commits are as good as never kept.
+        # Kernels of commits are hardly ever in the cache.
         needs.require(replace(job, kernels=lambda: len(ends)) if tree else job)
-
-        def build(points: Sequence[str], layouts: int) -> dict[str, tuple[kernels.Image, ...]]:
-            if tree:
-                touched = kernels.files_between(tree, commits[0].name, commits[-1].name)
-                return kernels.build_commits(
-                    tree,
-                    points,
-                    kernel=hosts.kernel,
-                    touched=touched,
-                    layouts=layouts,
-                    host=host,
-                    progress=progress,
-                )
-            return kernels.layouts(
-                hosts.kernel, points, layouts, host=host, arch=bed.arch, progress=progress
-            )
-
-        bench = _Bench(place, hosts.load, journal, directory, build, progress, up, retry_failed)
+        kernels_of = _Kernels(hosts.kernel, host, bed.arch, tree, commits, progress)
+        bench = _Bench(
+            place, hosts.load, journal, directory, kernels_of.build, progress, up, retry_failed
+        )
         journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
+    _print(journal, bed, form)
+
+
+def _print(journal: bisection.Journal, bed: config.Bed, form: str) -> None:
+    """Print the result; raise if the search did not find what it was for."""
     shown = bisection.result(journal) | {"virtual": registry.of(bed).here}
     if form == "json":
         click.echo(json.dumps(shown, indent=1))
@@ -187,7 +177,7 @@ def _share(by: str) -> float:
     """``2%`` as 0.02."""
     match = re.fullmatch(r"\s*([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*%\s*", by)
     if match is None or not float(match[1]):
-        raise ConfigurationError(f"{by!r} is no share to move by", hint="write --by 2%")
+        raise ConfigurationError(f"--by {by!r} is not a percentage", hint="write --by 2%")
     return float(match[1]) / 100
 
 
@@ -196,21 +186,55 @@ def _between(good: str, bad: str, steps: Sequence[str]) -> tuple[str, ...]:
     for end in (good, bad):
         if end not in steps:
             raise ConfigurationError(
-                f"step {end} is not among those to search",
-                hint=f"steps to search among: {', '.join(steps)}",
+                f"step {end} is not among the steps to search",
+                hint=f"steps to search: {', '.join(steps)}",
             )
     first, last = steps.index(good), steps.index(bad)
     if first >= last:
         raise ConfigurationError(
             f"the good end, step {good}, does not come before the bad end, step {bad}",
-            hint="good is what was before the metric moved, whichever way it moved",
+            hint="good is the step before the metric changed, in whichever direction",
         )
     return tuple(steps[first : last + 1])
 
 
+@dataclass(frozen=True)
+class _Kernels:
+    """Builds the kernels of steps, or of commits of ``tree``."""
+
+    kernel: config.Kernel
+    host: kernels.HostConfig | None
+    arch: str
+    tree: Path | None
+    commits: Sequence[kernels.Commit]
+    progress: Progress
+
+    def build(self, points: Sequence[str], layouts: int) -> dict[str, tuple[kernels.Image, ...]]:
+        """By point, its kernel in each of ``layouts`` layouts."""
+        if self.tree is None:
+            return kernels.layouts(
+                self.kernel,
+                points,
+                layouts,
+                host=self.host,
+                arch=self.arch,
+                progress=self.progress,
+            )
+        first, last = self.commits[0].name, self.commits[-1].name
+        return kernels.build_commits(
+            self.tree,
+            points,
+            kernel=self.kernel,
+            touched=kernels.files_between(self.tree, first, last),
+            layouts=layouts,
+            host=self.host,
+            progress=self.progress,
+        )
+
+
 @dataclass
 class _Bench:
-    """Measures points as campaigns; kernels are made and the bed is had when first needed."""
+    """Measures points as campaigns; builds kernels and opens the bed when first needed."""
 
     place: Place
     load: config.Load
@@ -223,7 +247,7 @@ class _Bench:
     boots: Boots | None = None
 
     def measure(self, name: str, points: Sequence[str], blocks: int) -> Analysis:
-        """The campaign ``name``, in which ``points`` have ``blocks`` blocks."""
+        """Measure ``points`` in ``blocks`` blocks, as the campaign ``name``."""
         profile = self._profile(blocks)
         with registry.made_meanwhile(self.place.bed):
             built = self.build(points, min(profile.layouts, blocks))
@@ -245,7 +269,7 @@ class _Bench:
         where = self.directory / name
         record = campaign.record(setup, profile=setup.plan.profile.name)
         if (where / "campaign.json").exists():
-            # Fewer blocks of one seed are the first of more.
+            # With the same seed, fewer blocks are the first of more blocks.
             kept = samples.read_campaign(where)
             campaign.require_same(kept.model_copy(update={"order": record.order}), record)
             record = record.model_copy(update={"id": kept.id, "created": kept.created})
@@ -254,7 +278,7 @@ class _Bench:
         return analyse(samples.ResultDirectory.open(where))
 
     def _profile(self, blocks: int) -> plan.Profile:
-        """Timed trials alone for a rate, traced ones alone for what probes count."""
+        """Only timed trials for a rate, only traced trials for what probes count."""
         question = self.journal.question
         measure = MEASURES.get(question.metric)
         chosen = registry.profile(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness build``: the kernels of a campaign, ahead of it."""
+"""``harness build``: build the kernels of a campaign in advance."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from harness.commands import bed_option, hosts_option, steps_option, tree_option
     type=click.IntRange(min=1, max=plan.MAX_LAYOUTS),
     default=registry.profile("quick").layouts,
     show_default=True,
-    help="Layouts of each; the profile standard takes "
-    f"{registry.profile('standard').layouts} on a virtual bed.",
+    help="Layouts of each kernel; on a virtual bed the profile standard uses "
+    f"{registry.profile('standard').layouts}.",
 )
 def build(
     steps: str, bed_name: str | None, hosts_path: Path | None, tree: Path | None, layouts: int
 ) -> None:
-    """Build the kernels after STEPS of the series and keep them.
+    """Build the kernels of the given steps and keep them in the cache.
 
-    A kernel is built once for each content of source, patches, configuration and
-    compiler, and linked once for each layout of its functions; what is kept already
-    is only listed.
+    A kernel is built once for each combination of source, patches, configuration and
+    compiler, and linked once for each layout of its functions. Kernels that are already
+    in the cache are only listed.
     """
     hosts = config.load(config.locate(hosts_path))
     with Progress() as progress, registry.acquired(config.bed(hosts, bed_name)) as place:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness compare``: whether two campaigns found the same."""
+"""``harness compare``: do two campaigns agree?"""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from harness.results.samples import ResultDirectory
     type=click.Choice(("table", "json")),
     default="table",
     show_default=True,
-    help="How to show it.",
+    help="Output format.",
 )
 def compare(first: Path, second: Path, form: str) -> None:
-    """Hold the campaign in SECOND against the one in FIRST.
+    """Compare the campaign in SECOND with the one in FIRST.
 
-    Each step's change over step 0 is compared, and rates too on hardware. Campaigns
-    of other beds, loads, settings or machines are refused, and so are incomplete ones.
+    Compares each step's change over step 0, and on hardware also the rates. Refuses
+    campaigns that differ in bed, load, settings or machines, and incomplete ones.
     """
     one, other = (analyse(ResultDirectory.open(where)) for where in (first, second))
     found = campaigns.compare(one, other)

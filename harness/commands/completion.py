@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness completion``: tab completion for the user's shell."""
+"""``harness completion``: tab completion for a shell."""
 
 from __future__ import annotations
 

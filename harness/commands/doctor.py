@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness doctor``: what is missing on a machine, before a run finds it out."""
+"""``harness doctor``: report what a machine lacks before a run does."""
 
 from __future__ import annotations
 
@@ -27,23 +27,25 @@ _HERE = "this machine"
 
 @click.command()
 @click.argument("names", metavar="[HOST]...", nargs=-1)
-@click.option("--bed", "bed_name", help="Check both machines of this bed.")
+@click.option("--bed", "bed_name", help="Check both hosts of this bed.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
 @click.option(
-    "--flood", is_flag=True, help="Also load the dut for two seconds: is the generator strong?"
+    "--flood",
+    is_flag=True,
+    help="Also send at full rate for two seconds: is the generator fast enough?",
 )
 @hosts_option
 def doctor(
     names: tuple[str, ...], bed_name: str | None, form: str, flood: bool, hosts_path: Path | None
 ) -> None:
-    """Check everything a run needs of each HOST, and say the remedy of what fails.
+    """Check everything a run needs of each HOST, and print a remedy for each failed check.
 
-    Without HOST: the machines of the default bed, and the way between them, for which both have
-    their test addresses for some seconds; or this machine, if the bed is virtual. With HOST
-    nothing is changed. --flood sends at full rate for 2 s, some 10 s with what belongs to it. The
-    exit code is 3 if a run cannot do without something that is missing.
+    Without HOST it checks the machines of the default bed and the path between them; for
+    that, both have their test addresses for some seconds. If the bed is virtual or native,
+    it checks this machine. With HOST nothing is changed. --flood takes about 10 s. The exit
+    code is 3 if something is missing that a run needs.
     """
     from harness.beds.machine.doctor import examine
 
@@ -67,7 +69,7 @@ def doctor(
             rows = examine(name, host, role=role, irq_cpu=irq_cpu)
             take(name, f"{name} ({role}, {host.hostname})", rows)
         elif _HERE not in found:
-            take(_HERE, f"{_HERE}, which runs virtual beds", _here(loaded, name))
+            take(_HERE, f"{_HERE}, which runs the bed", _here(loaded, name))
     if not names and len(chosen) == _BOTH and all(_reached(rows) for rows in found.values()):
         from harness.beds.machine import between
 
@@ -86,7 +88,7 @@ def doctor(
 
 
 def _reached(rows: list[Finding]) -> bool:
-    """Was an agent there, and the interface?"""
+    """Did the agent start, and does the interface exist?"""
     there = {row.check for row in rows if row.ok}
     return {"agent", "interface"} <= there
 
@@ -97,12 +99,12 @@ def _machines(loaded: config.HostsFile, bed_name: str | None) -> list[str]:
 
 
 def _here(loaded: config.HostsFile, name: str) -> Iterator[Finding]:
-    """Every check of this machine for a `harness run` on the virtual bed with ``name``."""
+    """Every check of this machine for `harness run` on the bed of host ``name``."""
     from harness import needs
 
     of = [bed for bed, entry in loaded.beds.items() if name in (entry.dut, entry.generator)]
     if not of:
-        raise ConfigurationError(f"host {name} is in no bed")
+        raise ConfigurationError(f"host {name} is not in any bed")
     steps = plan.parse_steps("0,2,8")
     layouts = registry.profile("quick").layouts
     yield from needs.examine(
@@ -119,7 +121,7 @@ def _here(loaded: config.HostsFile, name: str) -> Iterator[Finding]:
 
 
 def _role(loaded: config.HostsFile, name: str) -> tuple[Literal["dut", "generator"], int | None]:
-    """What it is in the bed that comes first; a dut needs more."""
+    """Its role, and as a dut the CPU of the interrupt; a dut needs more than a generator."""
     for entry in loaded.beds.values():
         if entry.dut == name:
             return "dut", entry.placement.irq_cpu

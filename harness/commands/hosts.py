@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness hosts``: the hosts file as it is understood, and its machines by hand."""
+"""``harness hosts``: show the hosts file, and manage its machines by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.commands.power import console, power
 
 @click.group()
 def hosts() -> None:
-    """Show hosts.yaml; let its machines be reached, leased, switched, watched and cleaned."""
+    """Show hosts.yaml; enroll, lease, switch, watch and clean its machines."""
 
 
 @hosts.command()
@@ -30,7 +30,10 @@ def schema() -> None:
 @click.argument("bed", required=False)
 @hosts_option
 def show(bed: str | None, hosts_path: Path | None) -> None:
-    """Check the hosts file; print BED (the default one) as JSON, all defaults filled in."""
+    """Check the hosts file, and print BED as JSON with all defaults filled in.
+
+    Without BED it prints the default bed.
+    """
     path = config.locate(hosts_path)
     loaded = config.load(path)
     shown = config.bed(loaded, bed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness hosts lease`` and ``release``: who has a machine, and how it is freed by hand."""
+"""``harness hosts lease`` and ``release``: show who holds a machine, and release it by hand."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from harness.commands import hosts_option
 @click.argument("host")
 @hosts_option
 def lease(host: str, hosts_path: Path | None) -> None:
-    """Show who has the machine HOST, and for how long."""
+    """Show who holds the lease of HOST, and for how long."""
     click.echo(State.of(host, _agent(host, hosts_path).lease_state()))
 
 
 @click.command()
 @click.argument("host")
-@click.option("--break", "by_force", is_flag=True, help="Even if it is held by somebody else.")
+@click.option("--break", "by_force", is_flag=True, help="Even if somebody else holds it.")
 @hosts_option
 def release(host: str, by_force: bool, hosts_path: Path | None) -> None:
-    """End your own lease of the machine HOST. A campaign that has it stops."""
+    """End your own lease of HOST. A campaign that uses it stops."""
     agent = _agent(host, hosts_path)
     was = State.of(host, agent.lease_break() if by_force else agent.lease_state())
     if not by_force:

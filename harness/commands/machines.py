@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness hosts sudoers``, ``enroll`` and ``clean``: a machine's way in, and out again."""
+"""``harness hosts sudoers``, ``enroll`` and ``clean``: prepare a machine, and clean it up."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ from harness.commands import hosts_option
 _SUDOERS = """\
 # /etc/sudoers.d/receive-batching on {host}
 #
-# {user} may start one program as root: the agent of the receive-batching harness, of just
-# this version, from a directory only root can write to. As root it changes settings of
+# {user} may start one program as root: the agent of the receive-batching harness, in exactly
+# this version, from a directory that only root can write to. As root it changes settings of
 # NICs and CPUs, attaches probes, installs kernels that {user} uploads, and boots them:
-# who may start it rules the machine. It asks for no password and takes no arguments.
+# whoever may start it controls the machine. It asks for no password and takes no arguments.
 {user} ALL=(root) NOPASSWD: {path} ""
 """
 _SCRIPT = """\
 #!/bin/sh
-# To be run by root on {host}: installs the agent of the receive-batching harness for
-# {user}, and what sudo has to allow. Nothing is installed unless it is the agent
-# with just this digest.
+# Run this as root on {host}. It installs the agent of the receive-batching harness for
+# {user}, and the sudoers file. It installs nothing unless the agent has exactly this digest.
 set -eu
 from=$(getent passwd {user} | cut -d: -f6)/{home}/{name}
 install -d -o root -g root -m 0755 {directory}
@@ -52,21 +51,19 @@ echo 'done: {user} may start {path}'
 
 @click.command()
 @click.argument("name", metavar="HOST")
-@click.option(
-    "--script", is_flag=True, help="A script for root there that installs agent and sudoers file."
-)
+@click.option("--script", is_flag=True, help="Print a script for root that installs both on HOST.")
 @hosts_option
 def sudoers(name: str, script: bool, hosts_path: Path | None) -> None:
-    """Print what an administrator of HOST has to allow: a file for /etc/sudoers.d.
+    """Print the sudoers file that an administrator of HOST has to install.
 
     \b
     harness hosts sudoers rx --script > install-agent
     scp install-agent rx:; ssh -t rx sudo sh install-agent
 
-    The agent has to lie where its user cannot write, so it is installed by root, once
-    for each version of the harness; --script does that after comparing its digest. The
-    agent is sent to the user's home first. A user with sudo rights for everything needs
-    none of this.
+    The agent must be in a directory that its user cannot write to. So root installs it
+    once for each version of the harness. --script sends the agent to the user's home and
+    prints a script that checks its digest and installs it with the sudoers file. A user
+    with unlimited sudo rights needs none of this.
     """
     host = config.machine(config.load(config.locate(hosts_path)), name)
     agent, content = agent_archive()
@@ -95,15 +92,15 @@ def sudoers(name: str, script: bool, hosts_path: Path | None) -> None:
 @click.command()
 @click.argument("name", metavar="HOST")
 @click.option("--fingerprint", help="Pin only a key with this fingerprint: SHA256:…")
-@click.option("--yes", is_flag=True, help="Pin what is there now, unseen.")
-@click.option("--replace", is_flag=True, help="Also in place of another key pinned before.")
+@click.option("--yes", is_flag=True, help="Pin the present key without asking.")
+@click.option("--replace", is_flag=True, help="Replace a different key that was pinned before.")
 @hosts_option
 def enroll(
     name: str, fingerprint: str | None, yes: bool, replace: bool, hosts_path: Path | None
 ) -> None:
-    """Fetch the host key of HOST, show its fingerprint, and pin it once you agree.
+    """Fetch the host key of HOST, show its fingerprint, and pin it after you confirm.
 
-    From then on the harness reaches HOST only by that key; another one is an error.
+    From then on the harness accepts only that key from HOST; any other key is an error.
     """
     host = config.machine(config.load(config.locate(hosts_path)), name)
     lines = hostkeys.fetched(host, name)
@@ -112,23 +109,23 @@ def enroll(
     for text in prints:
         click.echo(f"{name} ({host.hostname}): {text}")
     if known and set(prints) <= set(known):
-        click.echo(f"pinned before, and the same: {hostkeys.file_of(host)}")
+        click.echo(f"already pinned: {hostkeys.file_of(host)}")
         return
     if known and not replace:
         raise HostRefusedError(
-            f"{name}: another key was pinned: {', '.join(known)}",
-            hint="if the machine was installed anew, and only then: harness hosts enroll "
-            f"{name} --replace; else somebody may be between you and it",
+            f"{name}: a different key was pinned: {', '.join(known)}",
+            hint="only if the machine was reinstalled: harness hosts enroll "
+            f"{name} --replace; otherwise somebody may intercept the connection",
         )
     if fingerprint is not None:
         if fingerprint not in {text.split()[0] for text in prints}:
             raise HostRefusedError(
-                f"{name}: no key of it has the fingerprint {fingerprint}",
+                f"{name}: none of its keys has the fingerprint {fingerprint}",
                 hint="compare with ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub on its console",
             )
     elif not yes:
         click.confirm(
-            "Is that what `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` says on its console?",
+            "Does `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on its console agree?",
             abort=True,
         )
     click.echo(f"pinned: {hostkeys.pin(host, lines)}")
@@ -138,10 +135,10 @@ def enroll(
 @click.argument("name", metavar="HOST")
 @hosts_option
 def clean(name: str, hosts_path: Path | None) -> None:
-    """Remove from HOST all that the harness put there: kernels, boot entries, uploads, agents.
+    """Remove everything the harness put on HOST: kernels, boot entries, uploads, agents.
 
-    What an administrator installed by `harness hosts sudoers` stays, and is named. A host
-    that somebody else has is left alone.
+    Files that an administrator installed with `harness hosts sudoers` stay and are listed.
+    A host that somebody else holds is not touched.
     """
     host = config.machine(config.load(config.locate(hosts_path)), name)
     lease.asked(name, host).require_not_anothers()
@@ -151,7 +148,7 @@ def clean(name: str, hosts_path: Path | None) -> None:
         with contextlib.closing(agent):
             agent.boot_cancel()
             gone = agent.kernel_remove()["removed"]
-    # Only what is ours: the directory may be the cache of a harness that runs there.
+    # Only files of ours: the directory may be the cache of a harness that runs there.
     script = (
         'rm -rf -- "$2" "$1"/receive-batching-agent-*.pyz "$1"/*.part; '
         'rmdir -- "$1" "${1%/*}" 2>/dev/null; '
@@ -164,11 +161,11 @@ def clean(name: str, hosts_path: Path | None) -> None:
         )
     click.echo(f"{name}: removed: {', '.join(gone) or 'no kernels'}, uploads, agents")
     for left in done.stdout.decode(errors="replace").splitlines():
-        click.echo(f"{name}: stays, root put it there: {left[:200]}")
+        click.echo(f"{name}: kept, installed by root: {left[:200]}")
 
 
 def _named(user: str) -> str:
-    """``user``, as sudoers takes it without quotes."""
+    """``user``, if sudoers accepts it without quotes."""
     if not user.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise ConfigurationError(f"{user!r:.60} is no user name that sudoers takes")
+        raise ConfigurationError(f"{user!r:.60} is not a user name that sudoers accepts")
     return user

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness patches``: the series that ship, and a user's tree."""
+"""``harness patches``: the series that ship, on a user's tree."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from harness.kernels.source import Tree, from_git, from_package, resolve
 
 _tree = click.argument("tree", type=PathOf(file_okay=False, exists=True))
 _series = click.option(
-    "--series", "name", default="auto", metavar="NAME", help="Series; by the tree's version if not."
+    "--series", "name", default="auto", metavar="NAME", help="Series. Default: the tree's version."
 )
 
 
 def _package(_context: click.Context, _option: click.Parameter, given: str | None) -> str | None:
     if given is not None and not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", given):
-        raise click.BadParameter(f"{given!a} is no name of a package, such as linux-source-6.12")
+        raise click.BadParameter(f"{given!a} is not a package name such as linux-source-6.12")
     return given
 
 
@@ -53,18 +53,18 @@ def list_() -> None:
 
 @patches.command()
 @click.argument("tree", type=PathOf(file_okay=False, exists=True), required=False)
-@click.option("--step", metavar="N", help="Last step to try; all of them if not given.")
+@click.option("--step", metavar="N", help="Last step to try. Default: all.")
 @_series
 @click.option(
     "--deep",
     is_flag=True,
-    help="Compile every step in several configurations, and run checkpatch and sparse on it.",
+    help="Also compile every step in several configurations, and run checkpatch and sparse.",
 )
 @click.option(
     "--package",
     metavar="NAME",
     callback=_package,
-    help="Debian's package of the source, in place of TREE.",
+    help="Debian package with the kernel source, instead of TREE.",
 )
 @click.option(
     "--only",
@@ -72,14 +72,14 @@ def list_() -> None:
     multiple=True,
     type=click.Choice(tuple(CHECKS)),
     default=tuple(CHECKS),
-    help="Of --deep these checks; all of them if not given.",
+    help="With --deep: run only this check. Can be repeated. Default: all.",
 )
 @click.option(
     "--format",
     "form",
     type=click.Choice(("table", "markdown", "json")),
     default="table",
-    help="Of --deep, how to show it.",
+    help="With --deep: output format.",
 )
 @hosts_option
 def check(
@@ -92,10 +92,10 @@ def check(
     form: str,
     hosts_path: Path | None,
 ) -> None:
-    """Try a series on TREE without changing it.
+    """Check that a series applies to TREE, without changing TREE.
 
-    A git tree counts as its last commit. Without TREE it is tried on the source that
-    hosts.yaml names. --deep takes an hour or more the first time.
+    Of a git tree, the last commit is used. Without TREE the source in hosts.yaml is used.
+    --deep takes an hour or more the first time.
     """
     if package is not None:
         source = from_package(package)
@@ -111,10 +111,10 @@ def check(
             found = list(check_deep(source, series, checks, progress=progress))
         click.echo(_shown(found, form))
         for why in dict.fromkeys(f"{one.check}: {one.detail}" for one in found if one.ok is None):
-            click.echo(f"not made: {why}", err=True)
+            click.echo(f"not checked: {why}", err=True)
         if failed := [one for one in found if one.ok is False]:
-            told = "\n".join(f"  step {one.step}, {one.check}: {one.detail}" for one in failed)
-            raise KernelError(f"{series.base} is not as it has to be:\n{told}")
+            lines = "\n".join(f"  step {one.step}, {one.check}: {one.detail}" for one in failed)
+            raise KernelError(f"{series.base} failed these checks:\n{lines}")
         return
     report = kernel_patches.check(tree, series, step)
     click.echo(f"{tree}: Linux {report.release}, series {report.series.base}")
@@ -143,14 +143,14 @@ def _shown(found: Sequence[Finding], form: str) -> str:
     "--worktree",
     type=PathOf(),
     metavar="PATH",
-    help="Where the new worktree goes; TREE-stepN if not given.",
+    help="Path of the new worktree. Default: TREE-stepN.",
 )
 @click.option("--in-place", is_flag=True, help="Commit to the branch that is checked out in TREE.")
 @_series
 def apply(tree: Path, step: str, worktree: Path | None, in_place: bool, name: str) -> None:
     """Commit a series up to a step on top of the git tree TREE.
 
-    The commits go to a new branch in a new worktree, and TREE stays as it is.
+    The commits go to a new branch in a new worktree; TREE itself is not changed.
     """
     if worktree and in_place:
         raise click.UsageError("--worktree and --in-place exclude each other")
@@ -167,28 +167,28 @@ def apply(tree: Path, step: str, worktree: Path | None, in_place: bool, name: st
     type=PathOf(file_okay=False, exists=True),
     required=True,
     metavar="TREE",
-    help="Git tree whose last commit it is carried to.",
+    help="Git tree; the series is rebased onto its last commit.",
 )
 @click.option(
-    "--series", "name", metavar="NAME", help="Series; that of the nearest version if not."
+    "--series", "name", metavar="NAME", help="Series. Default: that of the nearest version."
 )
 @click.option(
     "--worktree",
     type=PathOf(),
     metavar="PATH",
-    help="Where the patches are applied; TREE-rebase if not given.",
+    help="Worktree in which the patches are applied. Default: TREE-rebase.",
 )
 @click.option(
     "--out",
     type=PathOf(),
     metavar="DIR",
-    help="Where the new series goes; linux-X.Y in this directory if not given.",
+    help="Directory for the new series. Default: linux-X.Y in this directory.",
 )
 def rebase(tree: Path, name: str | None, worktree: Path | None, out: Path | None) -> None:
-    """Carry a series to a kernel version it was not written for.
+    """Rebase a series onto another kernel version.
 
-    It stops where a patch does not apply, with a worktree ready for `git am --continue`.
-    Given again after that, the command writes the new series.
+    If a patch does not apply, the command stops and leaves a worktree that is ready for
+    `git am --continue`. Run the same command again after that to write the new series.
     """
     if name is not None:
         series = kernel_patches.series(name)
@@ -198,5 +198,5 @@ def rebase(tree: Path, name: str | None, worktree: Path | None, out: Path | None
         assert found is not None, "a series ships"
         series = found
     done = kernel_patches.rebase(series, tree, worktree=worktree, out=out)
-    click.echo(f"{done.patches} patches of {series.base} carried over: {done.directory}")
-    click.echo(f"the commits are in {done.worktree}; titles and changelogs want a look")
+    click.echo(f"{done.patches} patches of {series.base} rebased: {done.directory}")
+    click.echo(f"the commits are in {done.worktree}; review titles and changelogs")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness plan``: what a run would boot, change and measure, before it does."""
+"""``harness plan``: show what a run would boot, change and measure."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from harness.plan import (
 )
 
 _STEERED = {
-    "auto": "their number, else the indirection table, else a rule for UDP",
+    "auto": "their number, else the indirection table, else an ntuple rule for UDP",
     "rss": "the indirection table",
-    "ntuple": "a rule for UDP",
+    "ntuple": "an ntuple rule for UDP",
 }
 
 
@@ -45,7 +45,7 @@ _STEERED = {
 @blocks_option
 @also_option
 @seed_option
-@click.option("--aa", is_flag=True, help="Of step 0 against itself.")
+@click.option("--aa", is_flag=True, help="The plan for step 0 against itself.")
 @bed_option
 @beds_option
 @hosts_option
@@ -60,7 +60,7 @@ def plan(
     bed_names: tuple[str, ...],
     hosts_path: Path | None,
 ) -> None:
-    """Show order, duration, settings and void rules of a run; nothing is touched."""
+    """Show the order of boots, the duration, settings and void rules of a run; change nothing."""
     beds = config.beds(config.load(config.locate(hosts_path)), bed_name, bed_names)
     chosen = make_plan(
         AA_STEPS if aa else parse_steps(steps),
@@ -91,26 +91,25 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
         "once the kernels are built"
     )
     yield (
-        f"in a boot: {timing.warmups} warm-up of {timing.warmup_s:g} s, then {timing.trials} "
+        f"in each boot: {timing.warmups} warm-up of {timing.warmup_s:g} s, then {timing.trials} "
         f"trials of {timing.window_s:g} s; in the first {timing.trace_blocks} blocks "
-        f"{'of each bed ' * (len(beds) > 1)}also "
-        f"{timing.trace_s:g} s under the probes"
+        f"{'of each bed ' * (len(beds) > 1)}also {timing.trace_s:g} s with probes attached"
     )
     if timing.layouts > 1:
         layouts = min(timing.layouts, plan.blocks_of_a_bed)
         yield (
-            f"each kernel is linked in {layouts} layouts, which blocks "
-            "take in turn: where functions lie must not pass for what a patch does"
+            f"each kernel is linked in {layouts} layouts, which blocks use in turn: the position "
+            "of functions must not look like the effect of a patch"
         )
     if also := [kind.about(bed) for kind in trials.asked(timing) if kind.also]:
         yield f"in each boot also: {', '.join(also)}"
     if timing.slice_s:
         yield (
-            f"the boots of a block are up together and take turns of {timing.slice_s:g} s: "
-            "what slows this machine down slows all of them down"
+            f"boots of a block run side by side, time-sliced ({timing.slice_s:g} s): "
+            "a slowdown of this machine affects all of them equally"
         )
     if timing.blocks < MIN_BLOCKS_FOR_VERDICT:
-        yield f"no verdict: {timing.blocks} of the {MIN_BLOCKS_FOR_VERDICT} blocks one needs"
+        yield f"no verdict: {timing.blocks} of the {MIN_BLOCKS_FOR_VERDICT} blocks it needs"
     yield ""
     where = [[bed] for bed in plan.block_beds] or [[] for _ in plan.order]
     rows = [
@@ -131,9 +130,9 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
 
 def _changes(bed: config.Bed, timing: Profile) -> Iterator[str]:
     """What is set during a run, host by host."""
-    yield f"set on {bed.dut_name} (dut) during a run, and put back after it:"
+    yield f"set on {bed.dut_name} (dut) during a run, and restored after it:"
     wanted = {
-        "address": f"{bed.dut.address}, the other's as a neighbour, no IPv6",
+        "address": f"{bed.dut.address}, with a neighbour entry for the other host, no IPv6",
         "receive queues in use": bed.steering and f"{bed.rx_queues} (by {_STEERED[bed.steering]})",
         "CPU of the interrupt": bed.placement.irq_cpu,
         "CPU of netserver": bed.netserver_cpu,
@@ -145,11 +144,11 @@ def _changes(bed: config.Bed, timing: Profile) -> Iterator[str]:
     changes = [registry.of(bed).changes(), *(kind.changes() for kind in trials.asked(timing))]
     wanted |= dict(change for change in changes if change)
     for name, value in wanted.items():
-        yield f"  {name}: {'left as it is' if value is None else value}"
+        yield f"  {name}: {'not changed' if value is None else value}"
     yield f"set on {bed.generator_name} (generator):"
-    yield f"  address: {bed.generator.address}, the other's as a neighbour, no IPv6"
+    yield f"  address: {bed.generator.address}, with a neighbour entry for the other host, no IPv6"
     if any(kind.paces for kind in trials.asked(timing)):
-        yield "  pacing: a token bucket on its interface while a load is paced"
+        yield "  pacing: a token bucket on its interface while the load is paced"
 
 
 def _minutes(seconds: float) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness hosts power`` and ``harness hosts console``: one machine, by hand."""
+"""``harness hosts power`` and ``harness hosts console``: operate one machine by hand."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _POLL_S = 0.2
 @click.command()
 @click.argument("host")
 @click.argument("act", type=click.Choice(["status", "on", "off", "cycle"]))
-@click.option("--yes", is_flag=True, help="Switch off or cycle without asking.")
+@click.option("--yes", is_flag=True, help="Switch off or power-cycle without asking.")
 @hosts_option
 def power(host: str, act: str, yes: bool, hosts_path: Path | None) -> None:
-    """Ask for or switch the power of HOST.
+    """Show or switch the power of HOST.
 
-    It is not taken from a host that somebody else has, if that can be asked.
+    Refuses to switch off a host that somebody else holds, if the host can be asked.
     """
     from harness.beds.machine import power
 
     machine = config.machine(config.load(config.locate(hosts_path)), host)
     if machine.power is None:
         raise ConfigurationError(
-            f"hosts.yaml does not say how {host} is switched", hint=f"give hosts.{host}.power"
+            f"hosts.yaml has no power control for {host}", hint=f"add hosts.{host}.power"
         )
     switch = power.connect(machine.power, host)
     if act in {"off", "cycle"}:
         _require_not_anothers(host, machine)
-    if act in {"off", "cycle"} and not yes:
-        click.confirm(f"{act} {host} by {switch.bmc}, whatever it is doing?", abort=True)
+        if not yes:
+            click.confirm(f"{act} {host} by {switch.bmc}, whatever it is doing?", abort=True)
     if act != "status":
         getattr(switch, act)()
     click.echo("on" if switch.status() else "off")
@@ -51,20 +51,20 @@ def power(host: str, act: str, yes: bool, hosts_path: Path | None) -> None:
     "log_path",
     type=PathOf(dir_okay=False),
     metavar="FILE",
-    help="Also append it to FILE, byte for byte.",
+    help="Also append the raw output to FILE.",
 )
 @hosts_option
 def console(host: str, log_path: Path | None, hosts_path: Path | None) -> None:
-    """Print what HOST says on its console, until Ctrl-C."""
+    """Print the console output of HOST until Ctrl-C."""
     from harness.beds.machine import console
 
     if log_path is not None and not log_path.absolute().parent.is_dir():
-        raise ConfigurationError(f"{log_path.parent} is no directory that could hold the log")
+        raise ConfigurationError(f"{log_path.parent} is not a directory: it cannot hold the log")
     machine = config.machine(config.load(config.locate(hosts_path)), host)
     if machine.console is None:
         raise ConfigurationError(
-            f"hosts.yaml does not say where the console of {host} is",
-            hint=f"give hosts.{host}.console",
+            f"hosts.yaml has no console for {host}",
+            hint=f"add hosts.{host}.console",
         )
     with console.start(machine.console, host, log_path or Path(os.devnull)) as shown:
         seen = 0
@@ -82,5 +82,5 @@ def _require_not_anothers(name: str, host: config.SshHost) -> None:
     try:
         state = lease.asked(name, host)
     except HarnessError:
-        return  # a host whose power has to be cut seldom answers
+        return  # a host that needs a power cycle seldom answers
     state.require_not_anothers()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness report``: a result directory in any of the formats a report has."""
+"""``harness report``: show a result directory in any report format."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def _print_schema(context: click.Context, _: click.Parameter, name: str | None) 
     type=click.Choice(FORMATS),
     default="table",
     show_default=True,
-    help="How to show it.",
+    help="Output format.",
 )
 @click.option(
     "--expect",
     multiple=True,
-    help="What has to hold, as for harness run; the exit codes are the same.",
+    help="A condition that must hold, with the same exit codes as harness run.",
 )
 @click.option(
     "--schema",
@@ -46,14 +46,14 @@ def _print_schema(context: click.Context, _: click.Parameter, name: str | None) 
     is_eager=True,
     expose_value=False,
     callback=_print_schema,
-    help="Print the JSON Schema of --format json, or of a file in DIRECTORY, and end.",
+    help="Print the JSON Schema of --format json, or of a file in DIRECTORY, and exit.",
 )
 def report(directory: Path, form: str, expect: tuple[str, ...]) -> None:
-    """Show the campaign in DIRECTORY, from its files alone.
+    """Show the campaign in DIRECTORY, using only its files.
 
-    A campaign that was cut short is shown as incomplete and without a verdict.
-    junit, ktap, kcidb and google-benchmark are for CI and have a case for each
-    step and each --expect.
+    An interrupted campaign is shown as incomplete and without a verdict. The formats
+    junit, ktap, kcidb and google-benchmark are for CI; they have one case for each step
+    and each --expect.
     """
     result = ResultDirectory.open(directory)
     expected = [parse(text, result.campaign.steps) for text in expect]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness restore``: a machine as it was before, also after a harness that is gone."""
+"""``harness restore``: restore a machine, also after a harness that was killed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from harness.commands import hosts_option
 
 @click.command()
 @click.argument("name", metavar="HOST")
-@click.option("--end-others", is_flag=True, help="End an agent that is still at work there.")
-@click.option("--reboot", is_flag=True, help="Boot its own kernel again, if it runs one of ours.")
+@click.option("--end-others", is_flag=True, help="End an agent that is still running there.")
+@click.option("--reboot", is_flag=True, help="Reboot into its own kernel if it runs one of ours.")
 @hosts_option
 def restore(name: str, end_others: bool, reboot: bool, hosts_path: Path | None) -> None:
-    """Put every setting of HOST back from its journal, and disarm boots that wait.
+    """Restore every setting of HOST from its journal, and cancel a prepared boot.
 
-    It stays in the kernel it runs, unless --reboot; any reboot or power cycle returns to
-    its own. A host that somebody else has is left alone.
+    HOST keeps running its present kernel unless --reboot is given; any reboot or power
+    cycle returns to its own kernel. A host that somebody else holds is not touched.
     """
     host = config.machine(config.load(config.locate(hosts_path)), name)
     lease.asked(name, host).require_not_anothers()
@@ -38,20 +38,20 @@ def restore(name: str, end_others: bool, reboot: bool, hosts_path: Path | None) 
             if reboot and state["ours"]:
                 agent.boot_go(method="known-good")
     restored = ", ".join(done["restored"]) or "nothing was changed"
-    click.echo(f"{name}: settings put back: {restored}")
-    click.echo(f"{name}: boot disarmed: {was['release'] if was else 'none was prepared'}")
+    click.echo(f"{name}: settings restored: {restored}")
+    click.echo(f"{name}: boot cancelled: {was['release'] if was else 'none was prepared'}")
     if state["ours"]:
         how = "reboots" if reboot else f"runs {state['release']}; a reboot returns"
         click.echo(f"{name}: {how} to {state['known_good']}")
     if done["failed"]:
         raise InfrastructureError(
-            f"{name}: not put back: "
+            f"{name}: not restored: "
             + "; ".join(f"{row['setting']}: {row['why']}" for row in done["failed"]),
             hint="a reboot of the host undoes all settings",
         )
     if not state["default_untouched"]:
         raise InfrastructureError(
-            f"{name}: its default boot entry is another than before: {state['default']}, "
+            f"{name}: its default boot entry has changed: it is {state['default']}, "
             f"was {state['default_recorded']}",
             hint="set it on the host: grub-set-default, or /etc/default/grub and update-grub",
         )

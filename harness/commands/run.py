@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""``harness run``: a whole campaign, from patches to the table."""
+"""``harness run``: a whole campaign, from the patches to the table."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -49,19 +50,17 @@ from harness.results.expect import Finding, hold, parse, require, require_measur
 @click.option(
     "--expect",
     multiple=True,
-    help="What has to hold, as 'step8 stack_rx_pps > 1.1x step0'; may be given again.",
+    help="A condition that must hold, such as 'step8 stack_rx_pps > 1.1x step0'. Can be repeated.",
 )
 @click.option(
     "--aa",
     is_flag=True,
-    help="Measure step 0 against itself, which must find nothing; exit code 6 if it does.",
+    help="Measure step 0 against itself; exit code 6 if a difference is found.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Go on with the campaign in --out: boots that are finished stay."
+    "--resume", is_flag=True, help="Continue the campaign in --out; finished boots are kept."
 )
-@click.option(
-    "--retry-failed", is_flag=True, help="With --resume: boot steps again whose kernel died."
-)
+@click.option("--retry-failed", is_flag=True, help="With --resume: retry steps whose kernel died.")
 def run(
     steps: str,
     profile_name: str,
@@ -78,21 +77,21 @@ def run(
     retry_failed: bool,
     expect: tuple[str, ...],
 ) -> None:
-    """Build the kernels, boot each in random order, load them, count, and print the table.
+    """Build the kernels, boot them in random order, measure, and print the table.
 
     \b
     harness run                          steps 0, 2 and 8, a few minutes
-    harness run --steps 0-8              all nine
+    harness run --steps 0-8              all nine steps
     harness run --profile standard       enough boots for verdicts
-    harness run --aa --profile standard  what this bed finds where there is nothing
+    harness run --aa --profile standard  step 0 against itself: the noise of this bed
     harness run --also cpu --also latency --also ndr
-    harness run --resume --out DIR       go on after an interruption
+    harness run --resume --out DIR       continue after an interruption
     harness run --beds rack1,rack2       each block on one of several beds of machines
 
-    With --expect the exit code is 6 if something expected was missed, and 7 if
-    the measurement cannot tell.
+    With --expect the exit code is 6 if an expectation was missed, and 7 if the
+    measurement cannot tell.
 
-    Results stay in a directory that `harness report` reads again at any time.
+    Results stay in a directory that `harness report` can read at any time.
     """
     require_apart(directory, tree)
     kept = _kept(directory, resume=resume)
@@ -103,115 +102,122 @@ def run(
     tree = tree or was.tree
     hosts = config.load(hosts_path)
     beds = config.beds(hosts, bed_name, bed_names)
-    chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
-    wanted = tuple(kept.steps) if kept else chosen_steps
-    chosen = registry.profile(
+    profile = registry.profile(
         kept.profile if kept else profile_name,
         bed_kind=beds[0].kind,
         blocks=kept.blocks if kept else blocks,
         extras=trials.extras(kept.trial.get("extras", ()) if kept else also, beds[0].kind),
         paced_pps=beds[0].paced_pps,
     )
+    chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     drawn = plan.make_plan(
-        wanted,
-        chosen,
+        tuple(kept.steps) if kept else chosen_steps,
+        profile,
         seed=kept.seed if kept else seed if seed is not None else secrets.randbits(31),
         beds=[bed.name for bed in beds],
     )
-    expected = [parse(text, wanted) for text in expect]
-    require_measured(expected, chosen.extras, beds[0].name, beds[0].paced_pps)
+    expected = [parse(text, drawn.steps) for text in expect]
+    require_measured(expected, profile.extras, beds[0].name, beds[0].paced_pps)
+    options = samples.Options(
+        hosts=hosts_path.absolute(), tree=tree and tree.absolute(), bed=bed_name, beds=bed_names
+    )
     findings: list[Finding] = []
-    with (
-        Progress() as progress,
-        contextlib.ExitStack() as in_the_end,
-        contextlib.ExitStack() as up,
-    ):
-        # By name: of two campaigns that begin at once, one gets all.
-        by_name = sorted(beds, key=lambda bed: bed.name)
-        places = {bed.name: up.enter_context(registry.acquired(bed)) for bed in by_name}
-        host = registry.kernel_config(
-            hosts.kernel, *(places[bed.name].bed for bed in beds), resumed=kept is not None
-        )
-        to_build = list(dict.fromkeys(plan.kernel_of(step) for step in wanted))
-        layouts = min(chosen.layouts, drawn.blocks_of_a_bed)
-        needs.require(
-            needs.of_kernels(
-                hosts.kernel,
-                to_build,
-                layouts,
-                tree=tree,
-                host=host,
-                bed=beds[0],
-                together=max(len(group) for group in drawn.groups()),
-                results=directory,
-            )
-        )
-        with registry.made_meanwhile(beds[0]):
-            made = kernels.layouts(
-                hosts.kernel,
-                to_build,
-                layouts,
-                tree=tree,
-                arch=beds[0].arch,
-                host=host,
-                progress=progress,
-            )
-            built = {step: made[plan.kernel_of(step)] for step in wanted}
-            campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
-            opened = {
-                name: up.enter_context(
-                    registry.opened(
-                        place,
-                        built[wanted[0]][0],
-                        registry.Wanted(campaign_id, directory, trials.counting(chosen)),
-                        progress,
-                    )
-                )
-                for name, place in places.items()
-            }
-        (bed, booted), *others = [(places[bed.name].bed, opened[bed.name]) for bed in beds]
-        setup = campaign.Setup(
-            bed=bed, load=hosts.load, plan=drawn, images=built, boots=booted, others=others
-        )
-        record = campaign.record(
-            setup,
-            profile=chosen.name,
-            id_=campaign_id,
-            options=samples.Options(
-                hosts=hosts_path.absolute(),
-                tree=tree and tree.absolute(),
-                bed=bed_name,
-                beds=bed_names,
-            ),
-        )
+
+    def show() -> None:
+        analysis = analyse(samples.ResultDirectory.open(directory))
+        findings.extend(hold(analysis, expected))
+        if analysis.boots_done:
+            click.echo(render(document(analysis, findings), "table"))
+
+    with Progress() as progress, contextlib.ExitStack() as at_end, contextlib.ExitStack() as up:
+        setup, campaign_id = _opened(up, hosts, beds, drawn, kept, directory, tree, progress)
+        record = campaign.record(setup, profile=profile.name, id_=campaign_id, options=options)
         if kept is None:
             samples.write_campaign(directory, record)
         else:
             campaign.require_same(kept, record)
-        by = f", {booted.accelerator.upper()}" if booted.accelerator else ""
+        accelerator = setup.boots.accelerator
+        by = f", {accelerator.upper()}" if accelerator else ""
         progress.say(f"results: {directory}, seed {drawn.seed}{by}")
-
-        @in_the_end.callback
-        def _() -> None:
-            analysis = analyse(samples.ResultDirectory.open(directory))
-            findings.extend(hold(analysis, expected))
-            if analysis.boots_done:
-                click.echo(render(document(analysis, findings), "table"))
-
+        at_end.callback(show)
         campaign.run(setup, directory, progress=progress, retry_failed=retry_failed)
     require(findings)
 
 
+def _opened(
+    up: contextlib.ExitStack,
+    hosts: config.HostsFile,
+    beds: Sequence[config.Bed],
+    drawn: plan.Plan,
+    kept: samples.Campaign | None,
+    directory: Path,
+    tree: Path | None,
+    progress: Progress,
+) -> tuple[campaign.Setup, str]:
+    """Acquire ``beds`` until ``up`` ends, build the kernels, and make the beds ready to boot.
+
+    Returns also the id of the campaign.
+    """
+    # In the order of their names: of two campaigns that start at once, one gets all beds.
+    by_name = sorted(beds, key=lambda bed: bed.name)
+    places = {bed.name: up.enter_context(registry.acquired(bed)) for bed in by_name}
+    host = registry.kernel_config(
+        hosts.kernel, *(places[bed.name].bed for bed in beds), resumed=kept is not None
+    )
+    to_build = list(dict.fromkeys(plan.kernel_of(step) for step in drawn.steps))
+    layouts = min(drawn.profile.layouts, drawn.blocks_of_a_bed)
+    needs.require(
+        needs.of_kernels(
+            hosts.kernel,
+            to_build,
+            layouts,
+            tree=tree,
+            host=host,
+            bed=beds[0],
+            together=max(len(group) for group in drawn.groups()),
+            results=directory,
+        )
+    )
+    with registry.made_meanwhile(beds[0]):
+        made = kernels.layouts(
+            hosts.kernel,
+            to_build,
+            layouts,
+            tree=tree,
+            arch=beds[0].arch,
+            host=host,
+            progress=progress,
+        )
+        built = {step: made[plan.kernel_of(step)] for step in drawn.steps}
+        campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
+        wanted = registry.Wanted(campaign_id, directory, trials.counting(drawn.profile))
+        opened = {
+            name: up.enter_context(
+                registry.opened(place, built[drawn.steps[0]][0], wanted, progress)
+            )
+            for name, place in places.items()
+        }
+    (bed, boots), *others = [(places[bed.name].bed, opened[bed.name]) for bed in beds]
+    setup = campaign.Setup(
+        bed=bed, load=hosts.load, plan=drawn, images=built, boots=boots, others=others
+    )
+    return setup, campaign_id
+
+
 def _kept(directory: Path, *, resume: bool) -> samples.Campaign | None:
-    """The campaign ``directory`` already holds, if it is to be gone on with."""
+    """The campaign to resume in ``directory``, if there is one.
+
+    Raises:
+        ConfigurationError: ``resume`` and no campaign there, or a campaign and not ``resume``.
+    """
     there = os.path.lexists(directory / "campaign.json")
     if resume and not there:
         raise ConfigurationError(
-            f"{directory} holds no campaign to go on with", hint="name it by --out"
+            f"{directory} holds no campaign to resume", hint="name its directory with --out"
         )
     if there and not resume:
         raise ConfigurationError(
             f"{directory} already holds a campaign",
-            hint="name another directory, or go on with it by --resume",
+            hint="name another directory, or continue it with --resume",
         )
     return samples.read_campaign(directory) if there else None

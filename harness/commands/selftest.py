@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness selftest``: what works with machines, proven on guests that stand for them."""
+"""``harness selftest``: test the support for machines on guests that act as lab machines."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from harness.results.expect import ExpectationMissedError
 
 @click.group()
 def selftest() -> None:
-    """Prove what works with machines, on guests that stand for them."""
+    """Test the support for machines on guests that act as lab machines."""
 
 
 @selftest.command()
 @click.option(
     "--out",
     type=PathOf(file_okay=False),
-    help="Directory for disks, consoles and hosts.yaml; by default a new one, removed at the end.",
+    help="Directory for disks, consoles and hosts.yaml. Default: a temporary one.",
 )
 @click.option(
     "--sudoers",
     type=click.File(),
-    help="What the user bench may do by sudo: content of a sudoers file; by default everything.",
+    help="A sudoers file for the user bench. Default: sudo allows everything.",
 )
 def rack(out: Path | None, sudoers: TextIO | None) -> None:
-    """Put up two machines with a cable between them, and keep them until Ctrl-C.
+    """Start two machines with a cable between them, and keep them running until Ctrl-C.
 
-    They are guests with a disk, a boot loader, a power button and a console of their
-    own; hosts.yaml, ~/.ssh and BMC are all that there is to reach them by.
+    They are guests, each with its own disk, boot loader, power button and console. They
+    are reached only through hosts.yaml, ssh and a BMC, as lab machines are.
     """
     from harness.selftest import rack as racks
 
@@ -74,11 +74,11 @@ def rack(out: Path | None, sudoers: TextIO | None) -> None:
 
 @selftest.command()
 @click.argument("names", nargs=-1)
-@click.option("--fast", is_flag=True, help="Only those that every check of the harness tries.")
+@click.option("--fast", is_flag=True, help="Only the faults that `make check` injects.")
 @click.option(
     "--out",
     type=PathOf(file_okay=False),
-    help="Directory for the rack, logs and results; by default a new one, removed at the end.",
+    help="Directory for the rack, logs and results. Default: a temporary one.",
 )
 @click.option(
     "--format",
@@ -88,11 +88,11 @@ def rack(out: Path | None, sudoers: TextIO | None) -> None:
     show_default=True,
 )
 def faults(names: tuple[str, ...], fast: bool, out: Path | None, form: str) -> None:
-    """Strike campaigns on two guests that stand for machines, with all or the named faults.
+    """Inject all or the named faults into campaigns on two guests that act as lab machines.
 
-    Each is to end with the exit code of its class and leave the machines as they were:
-    leases free, settings back, the known-good kernel running. The exit code is 6 if one
-    does not. All of them take about two hours without KVM.
+    Each campaign must end with the exit code of its error class and leave the machines as
+    they were: leases free, settings restored, the known-good kernel running. The exit code
+    is 6 if one does not. All faults together take about two hours without KVM.
     """
     from harness.selftest import faults as suite
     from harness.selftest import rack as racks
@@ -100,12 +100,12 @@ def faults(names: tuple[str, ...], fast: bool, out: Path | None, form: str) -> N
 
     known = {fault.name: fault for fault in strikes.FAULTS}
     if unknown := [name for name in names if name not in known]:
-        raise click.UsageError(f"no fault is called {unknown[0]!r}; {', '.join(known)}")
+        raise click.UsageError(f"no fault is named {unknown[0]!r}; known: {', '.join(known)}")
     chosen = [known[name] for name in names or known if known[name].fast or not fast]
     needs.require(racks.needed())
     found: list[suite.Outcome] = []
     with contextlib.ExitStack() as up:
-        # Also if it is interrupted.
+        # Printed also after an interruption.
         up.callback(lambda: click.echo(suite.shown(found, form)))
         temporary = up.enter_context(tempfile.TemporaryDirectory(prefix="rack-", dir="/var/tmp"))
         where = out or Path(temporary)
@@ -117,8 +117,8 @@ def faults(names: tuple[str, ...], fast: bool, out: Path | None, form: str) -> N
                 for outcome in suite.run(scene, chosen):
                     found.append(outcome)
                     progress.say(
-                        f"{outcome.fault}: {'; '.join(outcome.wrong) or 'as it has to be'} "
+                        f"{outcome.fault}: {'; '.join(outcome.wrong) or 'as expected'} "
                         f"({outcome.took_s:.0f} s)"
                     )
     if wrong := [outcome.fault for outcome in found if outcome.wrong]:
-        raise ExpectationMissedError(f"not as it has to be: {', '.join(wrong)}")
+        raise ExpectationMissedError(f"did not end as expected: {', '.join(wrong)}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``harness trace``: list lengths on a live host, while you look."""
+"""``harness trace``: show list lengths on a live host."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _DROPS = 6
 @click.argument("host", required=False)
 @click.option("--step", default="8", show_default=True, help="Step to boot on a virtual host.")
 @click.option("--idle", is_flag=True, help="Send no load to a virtual host.")
-@click.option("--interface", help="Interface to watch; that of hosts.yaml if not given.")
+@click.option("--interface", help="Interface to watch. Default: the one in hosts.yaml.")
 @click.option(
     "--duration",
     "duration_s",
     type=Seconds(min=0.1, max=_LONGEST_S),
-    help="Seconds; until Ctrl-C if not given.",
+    help="Seconds to watch. Default: until Ctrl-C.",
 )
 @click.option(
     "--interval",
@@ -50,13 +50,13 @@ _DROPS = 6
     type=Seconds(min=0.1, max=3600),
     default=1.0,
     show_default=True,
-    help="Seconds between two readings.",
+    help="Seconds between readings.",
 )
 @click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="A line of JSON about the probes, then one for each reading.",
+    help="Print one line of JSON about the probes, then one for each reading.",
 )
 @hosts_option
 def trace(
@@ -69,17 +69,17 @@ def trace(
     as_json: bool,
     hosts_path: Path | None,
 ) -> None:
-    """Show how long the lists of packets are on HOST, stage by stage, as they come.
+    """Show the lengths of packet lists on HOST, stage by stage, while packets arrive.
 
-    Below that, where and why they are split, and who took packets off them.
+    Also shows where and why lists are split, and what removes packets from them.
 
     \b
     harness trace                        the default bed's guest, step 8, under load
     harness trace --step 2 --idle        after patch 2, with no load but your own
     harness trace lab1 --interface eth2  a machine of kind ssh, as it is
 
-    A virtual host is booted for the session and gone after it. On a machine of kind
-    ssh nothing is changed: probes are attached, and detached when the session ends.
+    A virtual host is booted only for the session. On a machine of kind ssh the probes are
+    attached, and detached when the session ends; nothing else is changed.
     """
     hosts = config.load(config.locate(hosts_path))
     name = config.bed(hosts, None).dut_name if host is None else host
@@ -106,7 +106,7 @@ def trace(
             for reading in tracing.readings(agent, interval_s=interval_s, duration_s=duration_s):
                 show(reading)
         except KeyboardInterrupt:
-            if duration_s is not None:  # it was cut short, or else this is how a session ends
+            if duration_s is not None:  # without a duration, Ctrl-C is the normal end
                 raise
 
 
@@ -118,7 +118,8 @@ def _booted(
     named = [bed for bed, entry in hosts.beds.items() if entry.dut == name]
     if not named:
         raise ConfigurationError(
-            f"host {name} is the dut of no bed", hint="a virtual host needs a generator beside it"
+            f"host {name} is not the dut of any bed",
+            hint="add a bed with it and a generator to hosts.yaml",
         )
     bed = config.bed(hosts, named[0])
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
@@ -139,7 +140,7 @@ def _booted(
 
 @contextlib.contextmanager
 def _machine(name: str, host: config.SshHost) -> Iterator[RemoteAgent]:
-    """The agent on a machine; its end detaches whatever it attached."""
+    """The agent on a machine; when it ends, it detaches all probes."""
     target = SshTarget.of(host)
     with tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
         agent = target.start_agent(host=name, log=Path(scratch) / "agent.log")
@@ -156,7 +157,7 @@ def _lines(name: str, probes: list[tracing.Probe]) -> Callable[[tracing.Reading]
 
 @contextlib.contextmanager
 def _screen(name: str, probes: list[tracing.Probe]) -> Iterator[Callable[[tracing.Reading], None]]:
-    """A table that is drawn anew in place on a terminal, and once at the end elsewhere."""
+    """A table, redrawn in place on a terminal, and printed once at the end elsewhere."""
     from rich.console import Console
     from rich.live import Live
 
@@ -164,7 +165,7 @@ def _screen(name: str, probes: list[tracing.Probe]) -> Iterator[Callable[[tracin
     if not console.is_terminal:
         console = Console(width=_WIDTH)
     for probe in probes:
-        how = f"by {probe.attach}" if probe.attach else f"not probed: {probe.why}"
+        how = f"attached by {probe.attach}" if probe.attach else f"not attached: {probe.why}"
         console.print(f"{probe.name}: {how}", markup=False, highlight=False)
     with Live(console=console, auto_refresh=False) as live:
         yield lambda reading: live.update(_tables(name, reading), refresh=console.is_terminal)
@@ -223,7 +224,7 @@ def _splits(splits: tuple[tracing.Split, ...]) -> Table:
     for column, width in (("lists", 9), ("into", 11)):
         shown.add_column(f"\n{column}", justify="right", no_wrap=True, min_width=width)
     shown.add_column("\nwhy (times)", min_width=_BARS)
-    shown.add_column("\ntaken off", justify="right", no_wrap=True)
+    shown.add_column("\nremoved", justify="right", no_wrap=True)
     shown.add_column("\nby")
     for split in splits:
         shown.add_row(
@@ -256,7 +257,7 @@ def _shares(packets_by: dict[str, int]) -> str:
 
 
 def _histogram(counts: list[int], width: int = _BARS) -> str:
-    """Bars of neighbouring lengths together, as high as their share of the highest."""
+    """A bar for each group of neighbouring lengths, scaled to the highest group."""
     each = -(-len(counts) // width)
     sums = [sum(counts[start : start + each]) for start in range(0, len(counts), each)]
     highest = max(sums)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The report of a campaign: one document, several ways to show it.
+"""The report of a campaign: one document, several formats.
 
-:func:`document` turns an analysis into plain data with a schema and a version.
-That is the JSON report, and all other formats are drawn from it alone, so what
-one of them says every other says too.
+:func:`document` turns an analysis into plain data with a schema and a version. This is
+the JSON report. All other formats use only this document, so they all agree.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ from harness.trials import MEASURES, RATES
 SCHEMA = "receive-batching/report"
 VERSION = 1
 
-# What the series' author published for a 40G Solarflare 7x42Q in a Xeon
-# E3-1220V2; ratios are computed from these rates, not copied.
+# Published by the author of the series for a 40G Solarflare 7x42Q in a Xeon E3-1220V2.
+# Ratios are computed from these rates.
 PUBLISHED_PPS: Mapping[str, float] = MappingProxyType({"0": 5.07e6, "2": 5.59e6, "8": 6.44e6})
 
-# Of a time or a cost, unlike of a rate, more is not faster.
+# For a time or a cost, unlike a rate, more does not mean faster.
 _NEUTRAL = {"faster": "higher", "slower": "lower"}
 
 Document = dict[str, Any]
 
 
 def document(analysis: Analysis, findings: Sequence[Finding] = ()) -> Document:
-    """``analysis`` as JSON-ready data; the keys are kept stable within a version.
+    """``analysis`` as JSON-ready data; the keys are stable within a version.
 
-    ``findings`` are what became of expectations.
+    ``findings`` are the outcomes of expectations.
     """
     campaign = analysis.campaign
     return {
@@ -233,7 +232,7 @@ def _json(report: Document) -> str:
 
 
 def _html(report: Document) -> str:
-    # The plotting library takes longer to import than a table takes to print.
+    # Imported late: the plotting library takes longer to import than a table to print.
     from harness.report import html
 
     return html.page(report)

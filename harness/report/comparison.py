@@ -15,7 +15,7 @@ _NONE = "—"
 
 
 def table(comparison: Document) -> str:
-    """For a terminal."""
+    """The comparison as text for a terminal."""
     one, other = comparison["campaigns"]
     rows = [
         [

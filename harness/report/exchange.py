@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The report in the formats that CI systems and kernel testers read.
+"""The report in the formats of CI systems and kernel testers.
 
-A campaign is a list of test cases: each step (it booted and was measured, with its
-figures) and each expectation. JUnit XML, KTAP and kcidb say the same about them;
-Google-benchmark JSON carries every boot's rate and time a packet.
+A campaign is a list of test cases: one for each step (it booted and was measured, with
+its figures) and one for each expectation. JUnit XML, KTAP and kcidb contain the same
+cases; Google-benchmark JSON has the rate and the time per packet of every boot.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIGURES: Mapping[str, str] = MappingProxyType(
         "ip_rcv_per_packet": "calls/packet",
     }
 )
-"""Figures of a step that go along, and their units."""
+"""Figures of a step that are exported, and their units."""
 
 _ORIGIN = "receive_batching"
 _KCIDB_VERSION = {"major": 5, "minor": 3}
@@ -79,20 +79,20 @@ def _cases(report: Document) -> Iterator[_Case]:
 
 
 def _without_rates(report: Document, row: Document) -> list[str]:
-    """Why no timed trial of a step counts for rates; empty if one does or none was planned."""
+    """Why no rate of a step is valid; empty if one is valid or no timed trial was planned."""
     if any(boot["trials"] for boot in row["by_boot"]):
         return []
     own = [
         void for void in report["void"] if (void["step"], void["kind"]) == (row["step"], "timed")
     ]
     return [
-        f"no rate: {len(own)} timed trials void, such as by {reason['rule']}: {reason['detail']}"
+        f"no rate: {len(own)} timed trials void, the first by {reason['rule']}: {reason['detail']}"
         for reason in (own[0]["reasons"] if own else ())[:1]
     ]
 
 
 def junit(report: Document) -> str:
-    """JUnit XML: a suite with a case for each step and each expectation."""
+    """JUnit XML: one suite with a case for each step and each expectation."""
     from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
     results = {"missed": Failure, "open": Skipped, "error": Error}
@@ -112,7 +112,7 @@ def junit(report: Document) -> str:
 
 
 def ktap(report: Document) -> str:
-    """KTAP, as Documentation/dev-tools/ktap.rst has it."""
+    """KTAP, as in Documentation/dev-tools/ktap.rst."""
     cases = list(_cases(report))
     lines = ["KTAP version 1", f"# {report['label']}", f"1..{len(cases)}"]
     for number, case in enumerate(cases, start=1):
@@ -124,7 +124,7 @@ def ktap(report: Document) -> str:
 
 
 def kcidb(report: Document) -> str:
-    """KernelCI's report, schema 5.3: a checkout and a build a step, a test a figure."""
+    """KernelCI's report, schema 5.3: a checkout and a build per step, a test per figure."""
     campaign = report["campaign"]
     head = f"{_ORIGIN}:{campaign['id']}"
     checkouts, builds, tests = [], [], []
@@ -182,7 +182,7 @@ def kcidb(report: Document) -> str:
 
 
 def google_benchmark(report: Document) -> str:
-    """What Google's benchmark library writes: time a packet of each boot and the median."""
+    """Google benchmark's JSON: the time per packet of each boot, and the median."""
     campaign = report["campaign"]
     benchmarks: list[Document] = []
     for family, row in enumerate(report["rows"]):

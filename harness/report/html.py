@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The report as one HTML file that needs no network, for screens and for paper.
+"""The report as one self-contained HTML file, for screens and for paper.
 
-Draws from the report document alone. The file holds no script and loads nothing;
-all text of a result is escaped.
+Uses only the report document. The file contains no script and loads nothing; all text
+from a result is escaped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Document = dict[str, Any]
 
 
 def page(report: Document) -> str:
-    """``report`` as a whole HTML document."""
+    """``report`` as a complete HTML document."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("harness.report", "."),
         autoescape=True,
@@ -79,7 +79,7 @@ def page(report: Document) -> str:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Nested data as rows of dotted name and value."""
+    """Nested data as pairs of dotted name and value."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))

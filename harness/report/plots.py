@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The figures of the HTML report, each an SVG element to put into a page.
+"""The figures of the HTML report, each an SVG element.
 
-Draws from the report document alone. Text stays text, so that a figure can be
-searched, read aloud and printed; the same document gives the same bytes.
+Uses only the report document. Text stays text, so that a figure can be searched and read
+aloud. The same document gives the same bytes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from harness.trials.kind import Panel
 
 Document = dict[str, Any]
 
-# As wide as a phone held upright, so that letters keep their size there.
+# The width of a phone held upright, so that letters keep their size there.
 _WIDTH_IN = 5.4
 _INK, _SOFT, _ACCENT = "#1c2733", "#8a97a5", "#0b6e99"
-# Okabe and Ito's colours, told apart by nearly everybody.
+# Okabe and Ito's colours, safe for colour-blind readers.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#555555")
 _MARKERS = "os^vD*"
 _STYLE: dict[Any, Any] = {
@@ -57,7 +57,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure: its name in the page, what it shows, its caption and its SVG."""
+    """One figure: its name in the page, its title, caption and SVG."""
 
     name: str
     title: str
@@ -66,7 +66,7 @@ class Plot:
 
 
 def plots(report: Document) -> list[Plot]:
-    """Every figure there are data for."""
+    """Every figure for which there are data."""
     with mpl.rc_context(_STYLE):
         return list(_drawn(report))
 
@@ -81,15 +81,16 @@ def _drawn(report: Document) -> Iterator[Plot]:
             figure,
             "change",
             f"Change over step {report['baseline']}",
-            "Stack packets/s of each step against the baseline's boot of the same block: median "
-            "(dot), range of the blocks (thin), interval (thick, where there are enough blocks). "
+            "Stack packets/s of each step over the baseline's boot of the same block: median "
+            "(dot), range of the blocks (thin line), interval (thick line, if there are enough "
+            "blocks). "
             f"Diamonds: {report['published']['source']}.",
         )
     rated = [row for row in rows if any(boot["trials"] for boot in row["by_boot"])]
     if rated:
         figure, [axes] = _figure([2.5], legend_rows=-(-len(rated) // 5))
         _rates(axes, rated)
-        beds = " A line joins the boots of a bed, each with a mark of its own."
+        beds = " A line joins the boots of one bed; each bed has its own marker."
         yield _plot(
             figure,
             "rates",
@@ -107,8 +108,8 @@ def _drawn(report: Document) -> Iterator[Plot]:
             figure,
             "lists",
             "List lengths by stage",
-            "Share of the lists of a step that are so long; the darker, the more. "
-            "Counted in trials of their own, under the probes.",
+            "Share of a step's lists by length; darker means more. "
+            "Counted in separate trials with probes attached.",
         )
     if any(row["drops"] for row in rows):
         figure, [axes] = _figure([0.28 * len(rows)], legend_rows=2)
@@ -125,8 +126,8 @@ def _drawn(report: Document) -> Iterator[Plot]:
         yield _plot(
             figure,
             "cost",
-            "CPU time of a packet",
-            "System, interrupt and softirq time of the interrupt's CPU for each packet at IP: "
+            "CPU time per packet",
+            "System, interrupt and softirq time of the interrupt's CPU per packet at IP: "
             "boots (dots) and their median (bar).",
         )
     for declared in (kind.figure for kind in KINDS):
@@ -148,7 +149,7 @@ def _rows_with(rows: list[Document], stage: str) -> list[Document]:
 
 
 def _figure(heights_in: list[float], *, legend_rows: int = 0) -> tuple[Figure, list[Axes]]:
-    """Axes below one another, each so high; margins are fixed, which is fast to lay out."""
+    """Axes below one another, of the given heights; fixed margins make the layout fast."""
     left, right, above, below, legend = 0.74, 0.16, 0.24, 0.46, 0.19 * legend_rows
     total = sum(heights_in) + (above + below) * len(heights_in) + legend
     figure = Figure(figsize=(_WIDTH_IN, total))
@@ -171,15 +172,15 @@ def _figure(heights_in: list[float], *, legend_rows: int = 0) -> tuple[Figure, l
 
 def _plot(figure: Figure, name: str, title: str, caption: str) -> Plot:
     out = io.StringIO()
-    # Not savefig(), which draws everything twice.
+    # savefig() would draw everything twice.
     FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
         out, metadata={"Date": None, "Creator": None}
     )
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    # Ids have to be the only ones of the page, not of the figure.
+    # Ids must be unique in the page, not only in the figure.
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    # The page's font, and a size that follows the page's width.
+    # Without a size of its own the figure follows the width of the page.
     svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
     svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
@@ -243,7 +244,6 @@ def _changes(axes: Axes, report: Document, rows: list[Document]) -> None:
 def _rates(axes: Axes, rows: list[Document]) -> None:
     styles = itertools.cycle(itertools.product(("-", "--"), _COLOURS))
     for row, (line, colour) in zip(rows, styles, strict=False):
-        # A line joins boots of one bed.
         beds = list(dict.fromkeys(boot["bed"] for boot in row["by_boot"]))
         for bed in beds:
             boots = [boot for boot in row["by_boot"] if boot["bed"] == bed and boot["trials"]]
@@ -344,7 +344,7 @@ def _cost(axes: Axes, rows: list[Document]) -> None:
         costs = [boot[name] for boot in row["by_boot"] if name in boot]
         _dots(axes, place, costs, row[name])
     _steps_axis(axes, rows)
-    axes.set_ylabel("ns a packet")
+    axes.set_ylabel("ns per packet")
 
 
 def _measured(axes: Axes, rows: list[Document], name: str) -> None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The report as a table for a terminal, as markdown and as CSV.
 
-Draws from the report document alone. Everything below a table (what is void, why
-there is no verdict) is part of it: no format leaves it out but CSV, which is for
-programs and carries the rows.
+Uses only the report document. The lines below a table (what is void, why there is no
+verdict) belong to it; only CSV, which is for programs, leaves them out.
 """
 
 from __future__ import annotations
@@ -55,12 +54,12 @@ PLACES: Mapping[str, str] = MappingProxyType(
 _NONE = "—"
 _FUNCTIONS = 12
 _DIFFERS = 2.0
-"""Instructions a packet; fewer are what timers and the like make of them."""
+"""Instructions per packet; smaller differences come from timers and the like."""
 _COUNTED_LENGTH = 64
 
 
 def table(report: Document) -> str:
-    """For a terminal: header, table, then everything one has to know beside it."""
+    """For a terminal: header, table, then the lines that qualify it."""
     drawn = tabulate(
         cells(report), headers=HEADERS, tablefmt="simple", disable_numparse=True, colalign=_ALIGN
     )
@@ -99,7 +98,7 @@ def _by_bed(report: Document, tablefmt: str) -> list[str]:
 
 
 def _beside(report: Document, tablefmt: str) -> list[str]:
-    """A table of what was measured beside the rates, by step; nothing when nothing was."""
+    """A table of the other measures by step, if there are any."""
     if not report["measures"]:
         return []
     rows = [
@@ -109,7 +108,7 @@ def _beside(report: Document, tablefmt: str) -> list[str]:
     steps = [f"step {row['step']}" for row in report["rows"]]
     drawn = tabulate(
         rows,
-        headers=["beside the rate" + ", all beds" * bool(report["campaign"]["beds"]), *steps],
+        headers=["other measures" + ", all beds" * bool(report["campaign"]["beds"]), *steps],
         tablefmt=tablefmt,
         disable_numparse=True,
         colalign=("left", *("right" for _ in steps)),
@@ -125,7 +124,7 @@ def _functions(report: Document, tablefmt: str) -> list[str]:
     steps = [f"step {row['step']}" for row in report["rows"]]
     drawn = tabulate(
         rows,
-        headers=["instructions a packet, by function", *steps],
+        headers=["instructions per packet, by function", *steps],
         tablefmt=tablefmt,
         disable_numparse=True,
         colalign=("left", *("right" for _ in steps)),
@@ -134,9 +133,9 @@ def _functions(report: Document, tablefmt: str) -> list[str]:
 
 
 def function_cells(report: Document, *, most: int | None = None) -> list[list[str]]:
-    """Functions whose instructions a packet differ between steps, by how much they do.
+    """Functions whose instructions per packet differ between steps, largest difference first.
 
-    A row each: its name, and its instructions after each step.
+    One row for each: its name, and its instructions after each step.
     """
     costs = [
         {name: cost["instructions"] for name, cost in row["functions"].items()}
@@ -154,7 +153,7 @@ def function_cells(report: Document, *, most: int | None = None) -> list[list[st
 
 
 def measure_cell(row: Document, name: str) -> str:
-    """One step's figure of one measure, and its change over step 0."""
+    """One measure of one step, and its change over step 0."""
     found = row["measures"].get(name)
     if found is None:
         return _NONE
@@ -164,7 +163,7 @@ def measure_cell(row: Document, name: str) -> str:
 
 
 def csv_rows(report: Document) -> str:
-    """For programs: a line a step, plain numbers, empty where there is no value."""
+    """For programs: one line for each step, plain numbers, empty where there is no value."""
     flat = list(_flat_rows(report))
     names = list(dict.fromkeys(name for row in flat for name in row))
     out = io.StringIO()
@@ -175,7 +174,7 @@ def csv_rows(report: Document) -> str:
 
 
 def _flat_rows(report: Document) -> Iterator[Document]:
-    """A row a step; of several beds also one for each step on each."""
+    """One row for each step; with several beds also one for each step on each bed."""
     for row in report["rows"]:
         flat = _flat(report, row)
         yield {"bed": "all", **flat} if row["beds"] else flat
@@ -188,7 +187,9 @@ def _flat_rows(report: Document) -> Iterator[Document]:
                 own |= {f"ratio_{name}_low": low, f"ratio_{name}_high": high}
             own |= {"step": row["step"], "verdict": verdict.get("verdict")}
             yield (
-                own | {name: flat[name] for name in ("complete", "virtual")} | {"bed": found["bed"]}
+                own
+                | {"complete": flat["complete"], "virtual": flat["virtual"]}
+                | {"bed": found["bed"]}
             )
 
 
@@ -209,15 +210,16 @@ def _flat(report: Document, row: Document) -> Document:
 
 
 def head_lines(report: Document) -> list[str]:
-    """What was measured, how far it may be trusted and whether it is whole."""
+    """What was measured, how reliable it is, and whether it is complete."""
     campaign = report["campaign"]
     layouts = max((len(v.get("layouts", [])) for v in campaign["variants"].values()), default=1)
+    slice_s = campaign["trial"].get("slice_s")
     facts = [
         f"beds {', '.join(campaign['beds'])}" if campaign["beds"] else f"bed {campaign['bed']}",
         campaign["accelerator"].upper() if campaign["accelerator"] else None,
         f"kernel {campaign['kernel']}" if campaign["kernel"] else None,
         f"profile {campaign['profile']}",
-        "the boots of a block took turns" if campaign["trial"].get("slice_s") else None,
+        f"boots of a block time-sliced ({slice_s:g} s)" if slice_s else None,
         f"{layouts} layouts of each kernel" if layouts > 1 else None,
         f"seed {campaign['seed']}",
         campaign["created"],
@@ -227,13 +229,13 @@ def head_lines(report: Document) -> list[str]:
         lines.append(report["label"])
     if report["repetition"]:
         times = f"{report['repetition']:,.1f} times"
-        lines.append(f"the wire repeats: each frame of netperf was delivered {times}")
+        lines.append(f"the wire repeats frames: each frame of netperf was delivered {times}")
     if report["boots_done"] < report["boots_planned"]:
         lines.append(
             f"INCOMPLETE: {report['boots_done']} of {report['boots_planned']} boots are finished"
         )
     elif not report["complete"]:
-        lines.append("NOT COMPARABLE: the boots were not alike")
+        lines.append("NOT COMPARABLE: conditions differed between boots")
     return lines
 
 
@@ -257,7 +259,7 @@ def cells(report: Document) -> list[list[str]]:
 
 
 def bed_cells(report: Document) -> list[list[str]]:
-    """By bed what the table has none of or only for all, under :data:`BED_HEADERS`, as text."""
+    """The cells of the table by bed, under :data:`BED_HEADERS`, as text."""
     return [
         [
             bed,
@@ -309,15 +311,15 @@ def _rate(pps: float | None) -> str:
 
 
 def percent(ratio: float) -> str:
-    """A ratio as the change it is."""
+    """A ratio as a change in percent."""
     return f"{100 * (ratio - 1):+.1f}%"
 
 
 def below_lines(report: Document) -> Iterator[str]:
-    """What one has to know beside the table; nothing that was left out goes unsaid."""
+    """The lines that qualify the table; everything that was left out is mentioned."""
     missing = report["boots_done"] < report["boots_planned"]
     for problem in report["problems"]:
-        yield f"{'not measured' if missing else 'not alike'}: {problem}"
+        yield f"{'not measured' if missing else 'not comparable'}: {problem}"
     yield from _of_the_nic(report)
     yield from _absent(report)
     for void in report["void"]:
@@ -340,12 +342,15 @@ def below_lines(report: Document) -> Iterator[str]:
         if row["traced_to_timed"]
     ]
     if cost:
-        yield f"stack packets/s while the probes ran, beside the timed trials: {', '.join(cost)}"
+        yield (
+            "stack packets/s with probes attached, compared with the timed trials: "
+            f"{', '.join(cost)}"
+        )
     yield from verdict_lines(report)
     if report["campaign"]["beds"] and any(v["p_beds"] is None for v in report["verdicts"]):
         yield (
-            "the verdicts take it that a step does the same on every bed: "
-            "there are too few blocks to tell"
+            "the verdicts assume that a step has the same effect on every bed: "
+            "there are too few blocks to test this"
         )
     if report["no_verdict"]:
         yield f"no verdict: {report['no_verdict']}"
@@ -360,7 +365,7 @@ def below_lines(report: Document) -> Iterator[str]:
 
 
 def _void_for_rates(report: Document) -> Iterator[str]:
-    """How many trials did not saturate the receiver, by step, and what one of them showed."""
+    """How many trials did not saturate the receiver, by step, with one example."""
     waited = [
         f"{row['step']}: {row['unsaturated_trials']} of {row['timed_trials']}"
         for row in report["rows"]
@@ -370,15 +375,15 @@ def _void_for_rates(report: Document) -> Iterator[str]:
         return
     first = next(void for void in report["void"] if void["rates_only"])
     yield (
-        "void for rates, which are the load's and not the kernel's where the receiver was not "
-        f"saturated: timed trials of step {', '.join(waited)} (what a packet costs counts; "
-        f"block {first['block']}, step {first['step']}, trial {first['index'] + 1}: "
-        f"{first['reasons'][0]['detail']})"
+        "rates void because the receiver was not saturated (the load limited them, not the "
+        f"kernel): timed trials of step {', '.join(waited)}; costs per packet count; "
+        f"for example block {first['block']}, step {first['step']}, trial {first['index'] + 1}: "
+        f"{first['reasons'][0]['detail']}"
     )
 
 
 def _without_verdict(report: Document) -> list[str]:
-    """The steps that lost blocks others have, and over how many they were compared."""
+    """The steps without a verdict, each with its number of compared blocks."""
     judged = {verdict["step"] for verdict in report["verdicts"]} | {report["baseline"]}
     return [
         f"{row['step']} ({len(row['ratio_by_block'] or ())})"
@@ -388,7 +393,7 @@ def _without_verdict(report: Document) -> list[str]:
 
 
 def verdict_lines(report: Document) -> Iterator[str]:
-    """Every verdict: of the rates, of what was measured beside them, of each bed."""
+    """Every verdict: of the rates, of the other measures, of each bed."""
     yield from (verdict_line(verdict) for verdict in report["verdicts"])
     for name, about in report["measures"].items():
         for row in report["rows"]:
@@ -407,7 +412,7 @@ _EFFECTS = ("faster", "slower", "higher", "lower")
 
 
 def _of_the_nic(report: Document) -> Iterator[str]:
-    """What is unlike the NIC of the series, and what the NIC could not be set to."""
+    """How the NIC differs from the NIC of the series, and settings it did not accept."""
     nic = (report["inventory"].get("dut") or {}).get("nic") or {}
     yield from (f"the dut's NIC: {warning}" for warning in nic.get("warnings", ()))
     for row in (report["settings"].get("dut") or {}).get("skipped", ()):
@@ -417,7 +422,7 @@ def _of_the_nic(report: Document) -> Iterator[str]:
 
 
 def _absent(report: Document) -> Iterator[str]:
-    """What could not be measured, a line for each reason."""
+    """What could not be measured, one line for each reason."""
     titles: dict[str, list[str]] = {}
     for about in report["absent"].values():
         for reason in about["reasons"]:
@@ -425,45 +430,36 @@ def _absent(report: Document) -> Iterator[str]:
     measured = [about["title"] for about in report["measures"].values()]
     for reason, absent in titles.items():
         where = " in some trials" if any(title in measured for title in absent) else ""
-        yield f"absent{where}: {', '.join(absent)}: {reason}"
+        yield f"not available{where}: {', '.join(absent)}: {reason}"
 
 
 def _resolved(about: Document, found: Document) -> str:
-    """Whether the difference the series' author expected is one this campaign could see."""
+    """Whether this campaign could detect the difference that the series' author expected."""
     detectable = found["median"] * found["verdict"]["smallest_detectable"]
     word = "could" if detectable <= about["published"] else "could not"
     return (
         f"  the author of the series expected +{1000 * about['published']:.0f} ns, which {word} be "
-        f"seen: detectable from ±{1000 * detectable:,.0f} ns"
+        f"detected here: the limit is ±{1000 * detectable:,.0f} ns"
     )
 
 
 def verdict_line(verdict: Document) -> str:
-    """One verdict as a sentence with all that one needs to doubt it."""
-    words = {
-        "faster": "faster",
-        "slower": "slower",
-        "higher": "higher",
-        "lower": "lower",
-        "no difference": "no difference larger than "
-        f"{100 * verdict['no_difference_larger_than']:.1f}%",
-        "inconclusive": "inconclusive",
-    }
-    word = words[verdict["verdict"]] + ": beds differ" * verdict["beds_differ"]
-    agree = (
-        "" if verdict["p_beds"] is None else f"; the same on all beds: p {verdict['p_beds']:.3g}"
-    )
+    """One verdict as a sentence, with the figures needed to check it."""
+    word, p_beds = verdict["verdict"], verdict["p_beds"]
+    if word == "no difference":
+        word += f" larger than {100 * verdict['no_difference_larger_than']:.1f}%"
+    if verdict["beds_differ"]:
+        word += ": beds differ"
+    agree = "" if p_beds is None else f"; the same on all beds: p {p_beds:.3g}"
     low, high = verdict["interval"]
-    alone = verdict["verdict"] in _EFFECTS and verdict["p_holm"] > 1 - CONFIDENCE
+    uncorrected = verdict["verdict"] in _EFFECTS and verdict["p_holm"] > 1 - CONFIDENCE
+    holm = f"{verdict['p_holm']:.3g}" + f", not below {1 - CONFIDENCE:.2g}" * uncorrected
     return (
         f"step {verdict['step']} against step {verdict['baseline']}: {word} "
         f"({percent(verdict['ratio'])}, {verdict['confidence']:.0%} interval "
-        f"{percent(low)} … {percent(high)} over {verdict['blocks']} blocks; Wilcoxon "
-        f"p {verdict['p_value']:.3g}, Holm {verdict['p_holm']:.3g}"
-        + f", not below {1 - CONFIDENCE:.2g}"
-        * alone
-        + "; detectable from "
-        f"±{100 * verdict['smallest_detectable']:.1f}%{agree})"
+        f"{percent(low)} … {percent(high)} over {verdict['blocks']} blocks; "
+        f"Wilcoxon p {verdict['p_value']:.3g}, Holm {holm}; "
+        f"detectable from ±{100 * verdict['smallest_detectable']:.1f}%{agree})"
     )
 
 

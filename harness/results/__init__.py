@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Result directories: what is in them, what it amounts to, and what may be said of it."""
+"""Result directories: their files, the statistics over them, and the verdicts."""

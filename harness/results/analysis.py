@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""A whole result directory boiled down to one row a step and what may be said of it.
+"""A result directory reduced to one row per step, with verdicts.
 
-Reads boots one after the other and keeps only their figures, so memory does not
-grow with the raw counters. An incomplete campaign gets rows and no verdict.
+Reads one boot after the other and keeps only its figures, so memory does not grow with
+the raw counters. An incomplete campaign gets rows but no verdict.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import statistics
@@ -33,7 +34,7 @@ from harness.results.figures import (
     recorded_tolerances,
 )
 from harness.results.samples import Boot, Campaign, ResultDirectory
-from harness.results.stats import Paired, Verdict, block_ratio, judge, took_turns
+from harness.results.stats import Paired, Verdict, block_ratio, judge, time_sliced
 from harness.trials import MEASURES, RATES
 from harness.trials.kind import FunctionCost
 from harness.trials.readings import Stage, Trace, Void
@@ -41,15 +42,15 @@ from harness.trials.receive_path import LIST_RULE
 
 PRIMARY = "stack_rx_pps"
 LIST_LEN = "list_len_"
-"""How figures of those lists begin: ``p50``, ``p90`` and ``max`` follow."""
+"""Prefix of the names of list-length figures; ``p50``, ``p90`` or ``max`` follows."""
 DRIVER_STAGE = "netif_receive_skb_list"
-"""Where the driver hands its list to the stack: the list length of the table."""
+"""Where the driver hands its list to the stack; the table shows the list lengths here."""
 LONGEST_COUNTED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListLengths:
-    """Lengths of the lists seen at one stage, per list; ``lengths`` as in a trace."""
+    """Lengths of the lists at one stage; percentiles are over lists; ``lengths`` as in a trace."""
 
     name: str
     lists: int
@@ -63,10 +64,10 @@ class ListLengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """One measure of one step, and how it compares with the baseline's."""
+    """One measure of one step, compared with the baseline's."""
 
     median: float
-    """Over boots, of the median over each boot's trials."""
+    """Over boots; the value of a boot is the median over its trials."""
     change: Paired | None
     verdict: Verdict | None
 
@@ -90,33 +91,33 @@ class Row:
     title: str | None
     release: str | None
     measured: tuple[BootFigures, ...]
-    """All that ended well."""
+    """All boots that ended without an error."""
     rates: dict[str, float | None]
-    """Median over boots of each of :data:`RATES`; of several beds there is none."""
+    """Median over boots of each of :data:`RATES`; all ``None`` if there are several beds."""
     beds: tuple[OnBed, ...]
-    """The same by bed, where there are several."""
+    """The same by bed, if there are several."""
     change: Paired | None
-    """The primary rate against the baseline's of the same block."""
+    """The primary rate over the baseline's of the same block."""
     verdict: Verdict | None
     stages: tuple[ListLengths, ...]
     ip_rcv_per_packet: float | None
     traced_pps: float | None
     trace_missed: int
     drop_shares: dict[str, float]
-    """Median over boots: packets dropped there for each that reached the NIC."""
+    """By place, the share of frames at the NIC that were dropped there; median over boots."""
     drop_packets: dict[str, int]
     void_trials: int
     measures: dict[str, Beside]
     functions: dict[str, FunctionCost]
-    """Where the instructions of ``emulated_instructions_per_packet`` are, most first."""
+    """``emulated_instructions_per_packet`` by function, largest first."""
 
     @property
     def boots(self) -> tuple[BootFigures, ...]:
-        """Those that have timed trials."""
+        """The boots that have timed trials."""
         return tuple(boot for boot in self.measured if boot.trials)
 
     def figure(self, metric: str) -> float | None:
-        """One figure of the step by its name in the report; ``None``: it was not measured."""
+        """A figure of the step by its name in the report; ``None``: not measured."""
         if metric in MEASURES:
             return self.measures[metric].median if metric in self.measures else None
         if metric in RATES:
@@ -129,54 +130,54 @@ class Row:
 
     @property
     def timed_trials(self) -> int:
-        """Timed trials that count, for rates or only for what a packet costs."""
+        """Number of timed trials that count, for rates or only for costs per packet."""
         return sum(len(boot.trials) for boot in self.boots)
 
     @property
     def unsaturated_trials(self) -> int:
-        """Those of them whose rates are void: the receiver at times waited for the load."""
+        """How many of them have void rates, because the receiver was not saturated."""
         return sum(boot.unsaturated for boot in self.boots)
 
     @property
     def driver_lists(self) -> ListLengths | None:
-        """Lists at :data:`DRIVER_STAGE`, or ``None`` for a step that makes none."""
+        """Lists at :data:`DRIVER_STAGE`; ``None`` if the step makes none."""
         return next((stage for stage in self.stages if stage.name == DRIVER_STAGE), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """Everything a report says about a campaign."""
+    """Everything that a report says about a campaign."""
 
     campaign: Campaign
     rows: tuple[Row, ...]
     absent: dict[str, tuple[str, ...]]
-    """Why measures that were asked for were not taken, in all trials or in some."""
+    """By measure, why it is missing in all or some trials although it was requested."""
     void: tuple[VoidTrial, ...]
     problems: tuple[str, ...]
-    """Why the campaign is incomplete; empty when it is complete."""
+    """Why the campaign is incomplete; empty if it is complete."""
     notes: tuple[str, ...]
-    """What has to be known of the campaign beside its rows."""
+    """Remarks that qualify the figures."""
     boots_done: int
     boots_planned: int
     settings: dict[str, Any]
-    """Of the hosts, as the first boot recorded them: before, after, restored.
+    """Settings of the hosts as the first boot recorded them: before, after, restored.
 
-    Of several beds this is by bed, and so is :attr:`inventory`.
+    With several beds this and :attr:`inventory` are by bed.
     """
     settings_varied: tuple[str, ...]
-    """Settings that were not the same in every boot of a bed, by dotted name."""
+    """Dotted names of settings that differed between boots of one bed."""
     inventory: dict[str, Any]
     repetition: float | None = None
-    """How often each frame of the streams was delivered, by a wire that repeats them."""
+    """How often the wire delivered each frame, if it repeats frames."""
 
     @property
     def complete(self) -> bool:
-        """Whether every planned boot ended well, under conditions that were the same."""
+        """Did every planned boot end without an error, under the same conditions?"""
         return not self.problems
 
     @property
     def judged_blocks(self) -> int:
-        """Fewest blocks any step could be compared over."""
+        """The smallest number of blocks over which a step could be compared."""
         changes = [row.change for row in self.rows if row.step != BASELINE]
         return min((len(change.ratios) if change else 0 for change in changes), default=0)
 
@@ -184,12 +185,12 @@ class Analysis:
         return next(row for row in self.rows if row.step == step)
 
     def against(self, step: str, other: str, metric: str) -> Paired | None:
-        """``step``'s metric over ``other``'s, by the block; ``None``: no block has both."""
+        """The metric of ``step`` over that of ``other``, by block; ``None``: no block has both."""
         return _paired(self.row(step).measured, self.row(other).measured, metric)
 
     @property
     def no_verdict(self) -> str | None:
-        """Why no step has a verdict, or ``None`` if one has."""
+        """Why no step has a verdict; ``None`` if one has."""
         if not self.complete:
             if self.boots_done < self.boots_planned:
                 return f"incomplete: {self.boots_done} of {self.boots_planned} boots"
@@ -200,10 +201,10 @@ class Analysis:
             return f"step {BASELINE} was not booted: nothing to compare with"
         if len(self.rows) < 2:
             return f"only step {BASELINE} was booted: nothing to compare"
-        waited = sum(row.unsaturated_trials for row in self.rows)
-        if waited and self.campaign.blocks >= MIN_BLOCKS_FOR_VERDICT:
+        unsaturated = sum(row.unsaturated_trials for row in self.rows)
+        if unsaturated and self.campaign.blocks >= MIN_BLOCKS_FOR_VERDICT:
             return (
-                f"the receiver was not saturated in {waited} of "
+                f"the receiver was not saturated in {unsaturated} of "
                 f"{sum(row.timed_trials for row in self.rows)} timed trials, whose rates are void: "
                 f"{self.judged_blocks} of {MIN_BLOCKS_FOR_VERDICT} blocks are left"
             )
@@ -227,7 +228,7 @@ class _Gathered:
     functions: list[Mapping[str, FunctionCost]] = field(default_factory=list)
 
     def add(self, boot: BootRead) -> None:
-        """One boot more of this step."""
+        """Add one boot of this step."""
         self.boots.append(boot.figures)
         self.void_trials += sum(not trial.rates_only for trial in boot.void)
         self.functions += boot.functions
@@ -237,17 +238,9 @@ class _Gathered:
         for name, why in boot.absent.items():
             self.absent[name] |= why
 
-    def on(self, bed: str) -> list[BootFigures]:
-        """The boots of one bed."""
-        return [boot for boot in self.boots if boot.bed == bed]
 
-
-_REPEATED = ("repeat_delivered", "repeat_taken")
-"""Of the NIC model's counters."""
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+_DELIVERED, _TAKEN = "repeat_delivered", "repeat_taken"
+"""Counters of the NIC model: frames delivered, and frames taken from the wire."""
 
 
 def analyse(result: ResultDirectory) -> Analysis:
@@ -266,12 +259,13 @@ def analyse(result: ResultDirectory) -> Analysis:
     repeated: Counter[str] = Counter()
     for boot in result.boots():
         if boot.outcome == "ok":
-            repeated.update({name: (boot.nic_model or {}).get(name, 0) for name in _REPEATED})
+            model = boot.nic_model or {}
+            repeated.update({name: model.get(name, 0) for name in (_DELIVERED, _TAKEN)})
             done += 1
             one = first.setdefault(boot.bed, boot.model_copy(update={"trials": []}))
             varied |= _differences(one.settings, boot.settings)
             boots.append(read(boot, campaign, tolerances))
-    boots = _by_the_same_way(boots)
+    boots = _void_by_path(boots)
     for found in boots:
         gathered[found.figures.boot.step].add(found)
     problems = (*result.problems, *_links_differ(boots))
@@ -289,7 +283,10 @@ def analyse(result: ResultDirectory) -> Analysis:
         bed: _compared(
             PRIMARY,
             campaign.steps,
-            {step: _Gathered(boots=found.on(bed)) for step, found in gathered.items()},
+            {
+                step: _Gathered(boots=[boot for boot in found.boots if boot.bed == bed])
+                for step, found in gathered.items()
+            },
             judged=complete,
         )
         for bed in campaign.beds
@@ -317,19 +314,19 @@ def analyse(result: ResultDirectory) -> Analysis:
         settings=_by_bed({bed: boot.settings for bed, boot in first.items()}),
         settings_varied=tuple(sorted(varied)),
         inventory=_by_bed({bed: boot.inventory for bed, boot in first.items()}),
-        repetition=_share(*(repeated[name] for name in _REPEATED)),
+        repetition=repeated[_DELIVERED] / repeated[_TAKEN] if repeated[_TAKEN] else None,
     )
 
 
-def _by_the_same_way(boots: Sequence[BootRead]) -> list[BootRead]:
-    """``boots``, those void whose packets did not go the way their step has for them.
+def _void_by_path(boots: Sequence[BootRead]) -> list[BootRead]:
+    """``boots``; those whose packets did not take the path of their step are made void.
 
-    A boot that was not traced is taken to be as the traced ones of its step on its bed. Who
-    takes packets off a list in step 6 is not seen there, but from step 7 on.
+    A boot without a traced trial is judged by the traced boots of its step on its bed. What
+    removes packets from a list in step 6 is visible only from step 7 on.
     """
     wrong = [one for one in boots if one.path]
 
-    def shown(one: BootRead) -> Iterable[BootRead]:
+    def evidence(one: BootRead) -> Iterable[BootRead]:
         boot, number = one.figures.boot, step_number(one.figures.boot.step)
         for other in wrong:
             step = other.figures.boot.step
@@ -346,7 +343,7 @@ def _by_the_same_way(boots: Sequence[BootRead]) -> list[BootRead]:
                 detail=f"block {other.figures.boot.block}, step {other.figures.boot.step}: "
                 f"{void.detail}",
             )
-            for other in shown(one)
+            for other in evidence(one)
             for void in other.path or ()
         )
         judged.append(one.voided(reasons[:1]) if reasons else one)
@@ -354,7 +351,7 @@ def _by_the_same_way(boots: Sequence[BootRead]) -> list[BootRead]:
 
 
 def _links_differ(boots: Sequence[BootRead]) -> list[str]:
-    """A line for each bed and host whose link had not one speed in all boots."""
+    """A line for each bed and host whose link speed was not the same in all boots."""
     speeds: dict[tuple[str | None, str], dict[int, list[PlannedBoot]]] = {}
     for boot in boots:
         for role, seen in boot.link_mbps.items():
@@ -365,16 +362,16 @@ def _links_differ(boots: Sequence[BootRead]) -> list[str]:
     for (bed, role), found in speeds.items():
         if len(found) > 1:
             told = ", ".join(
-                f"{mbps} Mbit/s in {len(where)} boots (such as {where[0].directory})"
+                f"{mbps} Mbit/s in {len(where)} boots (for example {where[0].directory})"
                 for mbps, where in sorted(found.items(), key=lambda one: -len(one[1]))
             )
             where = f" of bed {bed}" if bed else ""
-            lines.append(f"the link of the {role}{where} had not one speed: {told}")
+            lines.append(f"the link speed of the {role}{where} was not constant: {told}")
     return lines
 
 
 def _notes(campaign: Campaign, boots: Sequence[BootRead]) -> Iterable[str]:
-    """What bears on the figures and is no trial's own."""
+    """Remarks that qualify the figures of the whole campaign."""
     pauses: dict[str | None, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for boot in boots:
         for way, frames in boot.figures.pauses.items():
@@ -383,33 +380,33 @@ def _notes(campaign: Campaign, boots: Sequence[BootRead]) -> Iterable[str]:
         told = " and ".join(f"{way} {frames:,}" for way, frames in sorted(ways.items()))
         yield (
             f"pause frames{f' on bed {bed}' if bed else ''} during the timed trials: the dut's "
-            f"port {told}; a sender that is paused loses nothing and looks like no drops"
+            f"port {told}; pausing the sender hides drops"
         )
     if any("interrupts" in boot.figures.judged_by for boot in boots):
         yield (
-            "saturation was judged by interrupts a packet, the CPU's times were not read: "
-            "moderation fools that rule"
+            "saturation was judged by interrupts per packet, because CPU times were not read; "
+            "with interrupt moderation that rule is not reliable"
         )
     if any("nothing" in boot.figures.judged_by for boot in boots):
         yield (
-            "whether the receiver was saturated is not known of some trials: neither its CPU's "
+            "for some trials it is not known whether the receiver was saturated: neither CPU "
             "times nor interrupts were read"
         )
     if any(boot.unlike_loads for boot in boots):
         yield (
-            "paced loads are shares of a rate at which the receiver was not saturated: "
-            "of the load's own"
+            "paced loads are shares of a rate at which the receiver was not saturated, "
+            "so of the rate of the load"
         )
     for step in campaign.steps:
         of_step = [boot for boot in boots if boot.figures.boot.step == step]
         lacking = dict.fromkeys(name for boot in of_step for name in boot.unproven)
         if lacking:
             where = ", ".join(lacking)
-            yield f"step {step}: no probe was at {where}, so that lists came there is open"
+            yield f"step {step}: no probe at {where}, so it is not known whether lists came there"
 
 
 def _typical(boots: Sequence[Mapping[str, FunctionCost]]) -> dict[str, FunctionCost]:
-    """Medians over boots; a function that a boot does not name cost it nothing."""
+    """Medians over boots; a function that a boot does not list has cost 0 there."""
     nothing = FunctionCost(calls=0.0, instructions=0.0, misses=0.0)
     names = {name for boot in boots for name in boot}
     found = {}
@@ -441,12 +438,7 @@ def _add_trace(trace: Trace, into: _Gathered) -> None:
 
 
 def _joined(one: Stage, other: Stage) -> Stage:
-    size = max(len(one.lengths), len(other.lengths))
-    lengths = [
-        (one.lengths[i] if i < len(one.lengths) else 0)
-        + (other.lengths[i] if i < len(other.lengths) else 0)
-        for i in range(size)
-    ]
+    lengths = [sum(pair) for pair in itertools.zip_longest(one.lengths, other.lengths, fillvalue=0)]
     longest = [stage.max for stage in (one, other) if stage.max is not None]
     return Stage(
         name=one.name,
@@ -461,11 +453,10 @@ def _joined(one: Stage, other: Stage) -> Stage:
 
 
 def list_lengths(stage: Stage) -> ListLengths | None:
-    """Percentiles over the lists of one stage; ``None`` when it saw no list.
+    """Percentiles over the lists of one stage; ``None`` if it saw no list.
 
-    Empty lists are left out: a poll that found nothing is no batch. A percentile
-    among lists too long to be counted exactly is given as one more than the
-    longest counted.
+    Empty lists are left out: a poll that found nothing is not a batch. A percentile that
+    falls among lists too long to be counted exactly is the longest counted length plus one.
     """
     counts = np.asarray([*stage.lengths[1:], stage.overflow], dtype=np.int64)
     lists = int(counts.sum())
@@ -492,7 +483,7 @@ _Compared = tuple[Paired | None, Verdict | None]
 def _compared(
     metric: str, steps: Sequence[str], gathered: dict[str, _Gathered], *, judged: bool
 ) -> dict[str, _Compared]:
-    """Each step's change of ``metric``, and a verdict where there can be one."""
+    """Each step's change of ``metric``, and a verdict if one is possible."""
     base = gathered[BASELINE].boots if BASELINE in gathered else []
     changes = {step: _paired(gathered[step].boots, base, metric) for step in steps}
     found = {step: pair for step, pair in changes.items() if pair and step != BASELINE}
@@ -504,13 +495,13 @@ def _compared(
 def _paired(
     boots: Iterable[BootFigures], others: Iterable[BootFigures], metric: str
 ) -> Paired | None:
-    """Ratios by block, where both have a positive value."""
+    """Ratios by block, of the blocks in which both have a positive value."""
     own, base = ({boot.boot.block: boot for boot in side} for side in (boots, others))
     found = {
         block: block_ratio(
             own[block].of(metric),
             base[block].of(metric),
-            took_turns=took_turns(own[block].turns, base[block].turns),
+            time_sliced=time_sliced(own[block].turns, base[block].turns),
         )
         for block in sorted(own.keys() & base.keys())
     }
@@ -575,7 +566,7 @@ def _rates_over(boots: Sequence[BootFigures]) -> dict[str, float | None]:
 
 
 def _by_bed(found: dict[str | None, dict[str, Any]]) -> dict[str, Any]:
-    """What is known of each bed; of the only one, without its name."""
+    """``found`` by bed; with a single bed, its content only."""
     if found.keys() <= {None}:
         return found.get(None, {})
     return {bed: about for bed, about in found.items() if bed}
@@ -599,22 +590,22 @@ def _drop_shares(boots: Sequence[BootFigures]) -> dict[str, float]:
 
 
 def _differences(one: Any, other: Any, name: str = "") -> set[str]:
-    """Dotted names of what is set during a run and is not the same in both."""
+    """Dotted names of the settings during a run that differ."""
     if name.rpartition(".")[2] in ("irq_affinity", "irq_effective_affinity"):
-        # Interrupts have other numbers after another boot; they come in the same order.
+        # Interrupt numbers change with a boot, their order does not.
         one, other = ([*each.values()] if isinstance(each, dict) else each for each in (one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         return {
             found
             for key in one.keys() | other.keys()
-            if key not in ("before", "restored")  # how a host was found is its own affair
+            if key not in ("before", "restored")  # the original settings may differ
             for found in _differences(one.get(key), other.get(key), f"{name}.{key}".strip("."))
         }
     return set() if one == other else {name}
 
 
 def _title(campaign: Campaign, step: str) -> str | None:
-    """What the last patch of a step does, as its file name says."""
+    """What the last patch of a step does, from its file name."""
     patches = campaign.variants.get(step, {}).get("patches") or []
     if not patches:
         return None

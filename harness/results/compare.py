@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Two campaigns side by side: what each found for a step, and whether that differs.
+"""Two campaigns side by side: the result of each for a step, and whether they differ.
 
-What is compared is the ratio to the baseline, which each campaign measured within
-its own blocks. Rates themselves are compared on hardware only: those of a virtual
-bed belong to the hour they were taken in.
+Compares the ratio to the baseline, which each campaign measured within its own blocks.
+Compares the rates themselves only on hardware: those of a virtual bed depend on the load
+of the machine at the time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Document = dict[str, Any]
 SCHEMA = "receive-batching/comparison"
 VERSION = 1
 
-# What has to be the same for two campaigns to have measured the same thing.
+# These must be equal, or the campaigns did not measure the same thing.
 _SAME_PLAN = ("bed", "bed_kind", "accelerator", "load", "placement")
 _SAME_HOST = (
     "cpus",
@@ -44,13 +44,13 @@ def compare(one: Analysis, other: Analysis) -> Document:
     """``other`` against ``one``.
 
     Raises:
-        ConfigurationError: they did not measure the same thing; it says in what they differ.
+        ConfigurationError: they did not measure the same thing; names the differences.
     """
     reasons = list(_reasons(one, other))
     if reasons:
         raise ConfigurationError(
             "these campaigns cannot be compared:\n  " + "\n  ".join(reasons),
-            hint="measure again with what differs made the same",
+            hint="measure again with the same conditions",
         )
     return {
         "schema": SCHEMA,
@@ -80,7 +80,7 @@ def _reasons(one: Analysis, other: Analysis) -> Iterator[str]:
     for name in _SAME_PLAN:
         yield from _differs(name, *(getattr(side.campaign, name) for side in sides))
     yield from _differs(
-        "turns of boots", *(bool(side.campaign.trial.get("slice_s")) for side in sides)
+        "boots time-sliced", *(bool(side.campaign.trial.get("slice_s")) for side in sides)
     )
     if one.campaign.virtual:
         for name in ("cpu_model", "host_cpus"):
@@ -102,20 +102,20 @@ def _host_differs(role: str, one: Analysis, other: Analysis) -> Iterator[str]:
     was = [settings.get("after") or {} for settings in roles]
     for name in _SAME_SETTINGS:
         yield from _differs(f"{role}: {name}", *(settings.get(name) for settings in was))
-    # Kernels know more and more of these.
+    # Newer kernels have more of these.
     yield from _common_differ(role, *(settings.get("sysctl") or {} for settings in was))
     offloads = [settings.get("offloads") or {} for settings in was]
     yield from _common_differ(role, *({n: o[n]["on"] for n in o} for o in offloads))
 
 
 def _common_differ(role: str, one: Document, other: Document) -> Iterator[str]:
-    """In what both have."""
+    """Differences in the keys that both have."""
     for name in sorted(one.keys() & other.keys()):
         yield from _differs(f"{role}: {name}", one[name], other[name])
 
 
 def _of_role(campaign: Campaign, found: Document) -> Document:
-    """``found`` by role; of several beds by bed and role."""
+    """``found`` by role; with several beds, by bed and role."""
     if not campaign.beds:
         return found
     return {f"{bed} {role}": of for bed, roles in found.items() for role, of in roles.items()}
@@ -139,7 +139,7 @@ def _steps(one: Analysis, other: Analysis) -> Iterator[Document]:
     for step in common:
         changes = [side.row(step).change for side in sides]
         yield _step(step, "ratio_to_step0", *(list(c.ratios) if c else [] for c in changes))
-    if not one.campaign.virtual and not one.campaign.beds:  # rates of unlike machines
+    if not one.campaign.virtual and not one.campaign.beds:  # several beds: different machines
         for step in (BASELINE, *common):
             if all(step in side.campaign.steps for side in sides):
                 boots = [side.row(step).boots for side in sides]

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Expectations for CI: one line that a finished campaign meets, misses or leaves open.
+"""Expectations for CI: conditions that a finished campaign meets, misses or leaves open.
 
 An expectation has one of two forms::
 
-    step8 stack_rx_pps > 1.15x step0     a metric against another step's, by the block
-    step8 ip_rcv_per_packet < 0.01       a metric against a number
+    step8 stack_rx_pps > 1.15x step0     a metric compared with another step's, by block
+    step8 ip_rcv_per_packet < 0.01       a metric compared with a number
 
-The factor may be left out (``> step0``). The first form is met when all of the
-interval over blocks is on the wanted side, missed when none of it is, and open
-otherwise, so that noise neither passes nor fails a build. The second takes the
-step's figure in the report as it is. An incomplete campaign leaves all open.
+The factor may be left out (``> step0``). The first form is met if the whole interval over
+blocks is on the wanted side, missed if none of it is, and open otherwise, so noise neither
+passes nor fails a build. The second form uses the step's figure in the report directly. In
+an incomplete campaign all expectations are open.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class ExpectationOpenError(HarnessError):
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation:
-    """``step``'s ``metric`` on the ``sign`` side of ``bound``, times ``other``'s if given."""
+    """``metric`` of ``step`` is on the ``sign`` side of ``bound``, or of ``bound`` times the
+    metric of ``other``."""
 
     text: str
     step: str
@@ -77,7 +78,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether an expectation holds, and the figures that say so."""
+    """Whether an expectation holds, and the figures that show it."""
 
     expected: str
     step: str
@@ -92,7 +93,7 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
     """Read one expectation about a campaign of ``steps``.
 
     Raises:
-        ConfigurationError: it has neither form, or names a step or metric there is not.
+        ConfigurationError: it has neither form, or names an unknown step or metric.
     """
     match = _FORM.fullmatch(text)
     if match is None:
@@ -111,14 +112,14 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
     metrics = compared if other is not None else (*compared, *OTHER_METRICS)
     if match["metric"] not in metrics:
         raise ConfigurationError(
-            f"expectation {text!r} names {match['metric']!r}, which is not to be compared so",
+            f"expectation {text!r} names {match['metric']!r}, which this form cannot compare",
             hint=f"metrics of this form: {', '.join(metrics)}",
         )
     if other is not None and other == match["step"]:
         raise ConfigurationError(f"expectation {text!r} compares a step with itself")
     bound = float(match["number"] or match["factor"] or 1.0)
     if not np.isfinite(bound):
-        raise ConfigurationError(f"expectation {text!r:.200} names no number that can be reached")
+        raise ConfigurationError(f"expectation {text!r:.200} has a number that is too large")
     if other is not None and bound <= 0:
         raise ConfigurationError(f"expectation {text!r} has a factor of 0")
     return Expectation(
@@ -134,26 +135,26 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
 def require_measured(
     expectations: Sequence[Expectation], extras: Sequence[str], bed: str, paced_pps: int | None
 ) -> None:
-    """Refuse to expect what a campaign that measures ``extras`` beside the rate cannot tell.
+    """Raise unless a campaign that measures ``extras`` can judge all ``expectations``.
 
     Raises:
-        ConfigurationError: it names the expectation, and the option that is missing.
+        ConfigurationError: names the expectation and the missing option.
     """
     for one in expectations:
         also = MEASURES[one.metric].also if one.metric in MEASURES else None
         if also is not None and also not in extras:
             raise ConfigurationError(
-                f"expectation {one.text!r} is about what this run does not measure",
+                f"expectation {one.text!r} is about a metric that this run does not measure",
                 hint=f"add --also {also}",
             )
         require_paced(one.metric, bed, paced_pps)
 
 
 def require_paced(metric: str, bed: str, paced_pps: int | None) -> None:
-    """Refuse the CPU time of another paced load than ``bed`` has.
+    """Raise if ``metric`` is the CPU time at a paced load that ``bed`` does not have.
 
     Raises:
-        ConfigurationError: it names those it has.
+        ConfigurationError: names the metrics that the bed has.
     """
     fixed = paced.measure_at(None)
     if metric in paced.NAMES and (metric == fixed) != bool(paced_pps):
@@ -165,7 +166,7 @@ def require_paced(metric: str, bed: str, paced_pps: int | None) -> None:
 
 
 def check(expectation: Expectation, analysis: Analysis) -> Finding:
-    """What a campaign says of ``expectation``."""
+    """Judge ``expectation`` by a campaign."""
     if not analysis.complete:
         why = analysis.no_verdict or "the campaign is incomplete"
         return Finding(expectation.text, expectation.step, "open", why)
@@ -175,16 +176,16 @@ def check(expectation: Expectation, analysis: Analysis) -> Finding:
 
 
 def hold(analysis: Analysis, expectations: Sequence[Expectation]) -> list[Finding]:
-    """What became of each of ``expectations``, and of what a campaign of its kind has to show."""
+    """Judge ``expectations``, and in an A/A campaign also that step 0 equals itself."""
     findings = [check(expectation, analysis) for expectation in expectations]
     return findings + no_difference_in_aa(analysis)
 
 
 def no_difference_in_aa(analysis: Analysis) -> list[Finding]:
-    """What a comparison of the baseline with itself has to show: nothing; else no findings.
+    """Whether an A/A campaign shows no difference; no findings for other campaigns.
 
-    The rate stands for itself. Measures beside it are one finding, corrected for how many
-    they are.
+    The rate is one finding. All other measures together are one more, corrected for their
+    number.
     """
     if tuple(analysis.campaign.steps) != AA_STEPS:
         return []
@@ -207,23 +208,23 @@ def no_difference_in_aa(analysis: Analysis) -> list[Finding]:
 
 
 def _none_differs(step: str, expected: str, verdicts: Mapping[str, Verdict]) -> Finding:
-    """Whether any measure differs, by Holm's correction over all of them."""
+    """Whether any measure differs, with Holm's correction over all of them."""
     corrected = holm([verdict.p_value for verdict in verdicts.values()])
     name, least = min(zip(verdicts, corrected, strict=True), key=lambda one: one[1])
     blocks = max(verdict.blocks for verdict in verdicts.values())
     could_tell = len(verdicts) * 2 * 0.5**blocks < 1 - CONFIDENCE
     return Finding(
-        f"{expected} in what was measured beside the rate",
+        f"{expected} in the other measures",
         step,
         "missed" if least < 1 - CONFIDENCE else "met" if could_tell else "open",
-        f"least of {len(verdicts)} corrected p-values {least:.3f} ({name})"
+        f"smallest of {len(verdicts)} corrected p-values {least:.3f} ({name})"
         if could_tell
-        else f"{blocks} blocks are too few to tell of {len(verdicts)} measures",
+        else f"{blocks} blocks are too few for {len(verdicts)} measures",
     )
 
 
 def require(findings: Sequence[Finding]) -> None:
-    """Raise for the worst finding; nothing happens when all are met.
+    """Raise for the worst finding; return if all are met.
 
     Raises:
         ExpectationMissedError: at least one was missed.
@@ -235,8 +236,8 @@ def require(findings: Sequence[Finding]) -> None:
             raise error("\n".join(told))
 
 
-def _waited(metric: str, *rows: Row) -> str:
-    """How many trials of ``rows`` are void for ``metric``, a rate, if any; behind a reason."""
+def _unsaturated(metric: str, *rows: Row) -> str:
+    """To append to a reason: how many trials of ``rows`` are void for the rate ``metric``."""
     if metric not in RATE_METRICS:
         return ""
     told = [
@@ -251,7 +252,7 @@ def _check_figure(expectation: Expectation, analysis: Analysis) -> Finding:
     row = analysis.row(expectation.step)
     figure = row.figure(expectation.metric)
     outcome: Literal["met", "missed", "open"] = "open"
-    why = "there is no such figure for this step" + _waited(expectation.metric, row)
+    why = "this step has no such figure" + _unsaturated(expectation.metric, row)
     if figure is not None:
         outcome = "met" if _COMPARE[expectation.sign](figure, expectation.bound) else "missed"
         why = f"it is {figure:.6g}"
@@ -269,7 +270,7 @@ def _check_ratio(expectation: Expectation, other: str, analysis: Analysis) -> Fi
             step,
             "open",
             f"{blocks} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs"
-            + _waited(metric, analysis.row(step), analysis.row(other)),
+            + _unsaturated(metric, analysis.row(step), analysis.row(other)),
         )
     low, high, confidence = interval
     inside = [_COMPARE[expectation.sign](end, expectation.bound) for end in (low, high)]

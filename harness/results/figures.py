@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""One boot boiled down to its figures, and which of its trials do not count.
+"""One boot reduced to its figures, and which of its trials are void.
 
-What a boot can tell of itself is judged here. What only its fellows can tell (the way
-packets take, which a traced trial of another boot of the step has shown) is put to it by
-:meth:`BootRead.voided`.
+Judges what the boot itself shows. What only other boots show (the path of packets, from a
+traced trial of another boot of the step) is applied with :meth:`BootRead.voided`.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from harness.trials.timed import LOADS_RATES
 
 @dataclass(frozen=True)
 class VoidTrial:
-    """A trial that does not count, and by which rules."""
+    """A void trial, and the rules that make it void."""
 
     boot: PlannedBoot
     kind: str
     index: int
     reasons: tuple[Void, ...]
     rates_only: bool = False
-    """Do other figures of it count?"""
+    """Are only its rates void?"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +43,7 @@ class BootFigures:
     turns: str | None
     rates: dict[str, float]
     trials: dict[int, dict[str, float]]
-    """The rates of each valid timed trial, by its index; of one that is void for rates those
-    that count."""
+    """The valid rates of each valid timed trial, by its index."""
     drops: dict[str, int]
     offered: int
     pauses: dict[str, int] = field(default_factory=dict)
@@ -53,10 +51,9 @@ class BootFigures:
     unsaturated: int = 0
     """How many of :attr:`trials` are void for rates."""
     judged_by: frozenset[str] = frozenset()
-    """What told whether they were saturated: ``cpu``, or in old results ``interrupts`` or
-    ``nothing``."""
+    """What saturation was judged by: ``cpu``, or in old results ``interrupts`` or ``nothing``."""
     measures: dict[str, dict[int, float]] = field(default_factory=dict)
-    """What was measured beside the rates, by name and trial."""
+    """The other measures, by name and trial."""
 
     def of(self, metric: str) -> dict[int, float]:
         """The positive values of one metric, by trial."""
@@ -68,7 +65,7 @@ class BootFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class BootRead:
-    """All that is kept of one boot."""
+    """Everything that is kept of one boot."""
 
     figures: BootFigures
     valid: tuple[tuple[str, int], ...]
@@ -77,18 +74,18 @@ class BootRead:
     traces: tuple[Trace, ...]
     traced_pps: tuple[float, ...]
     path: tuple[Void, ...] | None
-    """What a traced trial found wrong with the way packets took; ``None``: none was traced."""
+    """What traced trials found wrong with the path of packets; ``None``: no traced trial."""
     unproven: tuple[str, ...]
-    """Functions of the step's lists that no probe saw."""
+    """Functions of the step's list path that had no probe."""
     absent: dict[str, frozenset[str]]
     functions: tuple[Mapping[str, FunctionCost], ...]
     link_mbps: dict[str, frozenset[int]]
-    """By role every speed its link was seen at, where that is known."""
+    """By role, every speed at which its link was seen, if known."""
     unlike_loads: bool
     """Was a paced load a share of a rate at which the receiver was not saturated?"""
 
     def voided(self, reasons: tuple[Void, ...]) -> BootRead:
-        """The same boot when nothing it measured counts; what probes counted stands."""
+        """The same boot with all trials void except traced ones."""
         boot = self.figures.boot
         taken = {(one.kind, one.index) for one in self.void if one.rates_only}
         more = [VoidTrial(boot, kind, index, reasons) for kind, index in self.valid]
@@ -107,7 +104,7 @@ class BootRead:
 
 
 class _Reading:
-    """What has been read of a boot so far."""
+    """What has been read so far of a boot."""
 
     def __init__(self, boot: Boot) -> None:
         self.planned = PlannedBoot(boot.block, boot.position, boot.step)
@@ -121,7 +118,7 @@ class _Reading:
         self.functions: list[Mapping[str, FunctionCost]] = []
 
     def take(self, trial: Trial, told: Told) -> None:
-        """A trial that counts."""
+        """Add a valid trial."""
         for name, why in told.absent.items():
             self.absent[name].add(why)
         for name, value in told.values.items():
@@ -143,7 +140,7 @@ class _Reading:
 
 
 def recorded_tolerances(campaign: Campaign) -> Tolerances:
-    """The tolerances declared when the campaign began, else those of today."""
+    """The tolerances declared when the campaign began, or today's if there are none."""
     tolerances = {name: dict(rule.tolerances) for name, rule in VOID_RULES.items()}
     recorded = campaign.provenance.get("void_rules")
     if isinstance(recorded, dict):
@@ -172,14 +169,14 @@ def conditions(campaign: Campaign, boot: Boot, tolerances: Tolerances) -> Condit
 
 
 def model_rule(boot: Boot) -> Iterable[Void]:
-    """That the NIC's model, where there is one, did what it was asked to during ``boot``."""
+    """Void if the NIC model had internal errors during ``boot``."""
     errors = (boot.nic_model or {}).get("internal_errors")
     if isinstance(errors, int) and errors > 0:
         yield Void(rule="nic-model-error", detail=f"{errors} errors of the model, see its log")
 
 
 def read(boot: Boot, campaign: Campaign, tolerances: Tolerances) -> BootRead:
-    """Everything that counts of ``boot``, and what does not and why."""
+    """The valid figures of ``boot``, and its void trials with reasons."""
     reading = _Reading(boot)
     model = tuple(model_rule(boot))
     planned = conditions(campaign, boot, tolerances)
@@ -215,9 +212,9 @@ def read(boot: Boot, campaign: Campaign, tolerances: Tolerances) -> BootRead:
 
 
 def _makes_lists(boot: Boot) -> bool:
-    """Is the dut's NIC one whose driver the series changes, as far as the boot says?
+    """Does the series change the driver of the dut's NIC, according to the inventory?
 
-    With any other all steps take packets the same way, which the report warns of.
+    With any other driver all steps use the same path; the report has a warning about it.
     """
     nic = (boot.inventory.get("dut") or {}).get("nic")
     return not (isinstance(nic, dict) and nic.get("warnings"))
@@ -257,7 +254,7 @@ def _figures(boot: Boot, reading: _Reading) -> BootFigures:
 
 
 def _counts(name: str, told: Told) -> bool:
-    """Is ``name`` a rate that is the kernel's and not the load's?"""
+    """Is ``name`` a rate that the kernel limits, not the load?"""
     return name in RATES and not (told.rates_void and name in LOADS_RATES)
 
 
@@ -274,6 +271,6 @@ def _link_mbps(boot: Boot) -> dict[str, frozenset[int]]:
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """Of those that are there."""
+    """The median of the values that are not ``None``."""
     present = [value for value in values if value is not None]
     return statistics.median(present) if present else None

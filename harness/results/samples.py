@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The result directory: what is in its files, how they are written and read.
+"""The result directory: the content of its files, and how they are written and read.
 
-``campaign.json`` is written before the first boot and ``boots/*/boot.json`` when
-a boot is finished, each whole or not at all. What is missing afterwards (a boot
-that failed, a harness that was killed) makes the campaign *incomplete*, never
-unreadable.
+``campaign.json`` is written before the first boot, ``boots/*/boot.json`` when a boot is
+finished, each completely or not at all. Missing files (a failed boot, a killed harness)
+make the campaign *incomplete*, never unreadable.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ class Boot(Declared):
     release: str | None = None
     boot_id: str | None = None
     bed: str | None = None
-    """Where it was booted, if the campaign has several beds."""
+    """The bed of this boot, if the campaign has several beds."""
     turns: str | None = None
-    """Boots of the same name here took turns; ``None``: this one had the machine alone."""
+    """Boots with the same id were time-sliced; ``None``: this boot had the machine alone."""
     outcome: Literal["ok", "failed"]
     error: Failure | None = None
     inventory: dict[str, Any] = Field(default_factory=dict)
@@ -59,7 +58,7 @@ class Boot(Declared):
     trials: list[AnyTrial] = Field(default_factory=list)
     nic_model: dict[str, Any] | None = None
     link_mbps: dict[str, int | None] = Field(default_factory=dict)
-    """By role, the speed of its link once it was set up; ``None``: it does not say."""
+    """By role, the speed of its link after setup; ``None``: not reported."""
     times_s: dict[str, float | None] = Field(default_factory=dict)
 
     model_config = ConfigDict(populate_by_name=True)
@@ -71,14 +70,14 @@ class Boot(Declared):
 
 
 def holdoff_us(settings: Mapping[str, Any]) -> float:
-    """The interrupt moderation that a boot's ``settings`` set up; 0: not known."""
+    """The interrupt moderation (``rx_usecs``) from a boot's ``settings``; 0: not known."""
     after = (settings.get("dut") or {}).get("after") or {}
     usecs = (after.get("coalesce") or {}).get("rx_usecs")
     return float(usecs) if isinstance(usecs, int | float) else 0.0
 
 
 class Options(Declared):
-    """What ``harness run`` was told of where hosts, beds and kernels are, to be told it again."""
+    """Options of ``harness run`` that name hosts, beds and kernels; used again by ``--resume``."""
 
     hosts: Path | None = None
     tree: Path | None = None
@@ -98,7 +97,7 @@ class Campaign(Declared):
     bed: str
     bed_kind: str
     bed_label: str | None = None
-    """How far its figures may be trusted; ``None`` in results of earlier versions."""
+    """How reliable its figures are; ``None`` in results of earlier versions."""
     accelerator: str | None = None
     steps: list[str]
     blocks: int
@@ -117,31 +116,31 @@ class Campaign(Declared):
     @model_validator(mode="after")
     def _each_block_has_a_bed(self) -> Self:
         if self.block_beds and len(self.block_beds) != len(self.order):
-            raise ValueError("block_beds names no bed for each block")
+            raise ValueError("block_beds does not name a bed for each block")
         return self
 
     @property
     def beds(self) -> list[str]:
-        """Of a campaign on several beds: all of them."""
+        """All beds of a campaign on several beds; else empty."""
         return list(dict.fromkeys(self.block_beds))
 
     @property
     def virtual(self) -> bool:
-        """Was it measured on this machine? Then its figures are no hardware figures."""
+        """Was it measured on this machine? Then its figures are not hardware figures."""
         return self.bed_kind != "hardware"
 
     @property
     def label(self) -> str:
-        """How far the figures of its bed may be trusted, in a few words."""
+        """How reliable the figures of its bed are, in a few words."""
         if self.bed_label or not self.virtual:
             return self.bed_label or "hardware bed"
         return f"virtual bed, {(self.accelerator or 'emulated').upper()}: not a hardware figure"
 
     @property
     def kernel(self) -> str | None:
-        """The base all steps share, as far as it is named: release and source."""
+        """Release and source of the base that all steps share, if recorded."""
         for variant in self.variants.values():
-            # Each step has a local version of its own behind the base's release.
+            # Each step adds its own local version to the release of the base.
             [named, *_] = variant.get("layouts") or [variant]
             release = str(named.get("release") or "").partition("-")[0]
             source = str(variant.get("source") or "").rpartition("/")[2]
@@ -159,7 +158,7 @@ SCHEMAS: Mapping[str, type[BaseModel]] = MappingProxyType({"campaign": Campaign,
 
 
 def write_campaign(root: Path, campaign: Campaign) -> Path:
-    """Write ``campaign.json`` into ``root``, making the directory if need be."""
+    """Write ``campaign.json`` into ``root``, which is created if it does not exist."""
     return _write(root / "campaign.json", campaign)
 
 
@@ -178,11 +177,11 @@ def _write(path: Path, model: BaseModel) -> Path:
 
 
 def write_atomic(path: Path, content: bytes) -> Path:
-    """Put ``content`` at ``path`` durably, whole or not at all.
+    """Write ``content`` to ``path`` durably, completely or not at all.
 
     Raises:
-        InfrastructureError: the disk is full or the directory is not writable;
-            what stood at ``path`` before still stands.
+        InfrastructureError: the disk is full or the directory is not writable; the old
+            content of ``path`` is intact.
     """
     temporary: str | None = None
     try:
@@ -200,7 +199,7 @@ def write_atomic(path: Path, content: bytes) -> Path:
             Path(temporary).unlink(missing_ok=True)
         raise InfrastructureError(
             f"{path} was not written: {error.strerror or error}",
-            hint="free space or name a writable directory; what was written before is intact",
+            hint="free space or name a writable directory; earlier results are intact",
         ) from error
     return path
 
@@ -228,7 +227,7 @@ def read_campaign(root: Path) -> Campaign:
     if not path.is_file():
         raise ConfigurationError(
             f"{root} holds no campaign: campaign.json is missing",
-            hint="name a directory that `harness run --out DIR` wrote",
+            hint="name a directory that `harness run --out DIR` has written",
         )
     return _read(path, Campaign, CAMPAIGN_SCHEMA)
 
@@ -259,19 +258,19 @@ def _read(path: Path, model: type[_Model], schema: str) -> _Model:
         first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] == "json_invalid":
             raise InfrastructureError(
-                f"{path} is not whole JSON: {first['msg']}", hint="the file was damaged or cut off"
+                f"{path} is not valid JSON: {first['msg']}", hint="the file is damaged or truncated"
             ) from error
         _refuse_other_format(path, text, schema, error)
         key = ".".join(str(part) for part in first["loc"]) or "the whole file"
         raise InfrastructureError(
-            f"{path}: {key}: {first['msg']}", hint=f"this is no valid {schema} version {VERSION}"
+            f"{path}: {key}: {first['msg']}", hint=f"not a valid {schema} version {VERSION}"
         ) from error
 
 
 def _refuse_other_format(path: Path, text: bytes, schema: str, cause: Exception) -> None:
     try:
         head = _Head.model_validate_json(text)
-    except ValidationError:  # no object at all
+    except ValidationError:  # not an object
         head = _Head()
     if head.schema_ != schema:
         raise ConfigurationError(
@@ -281,18 +280,18 @@ def _refuse_other_format(path: Path, text: bytes, schema: str, cause: Exception)
     if head.version != VERSION:
         raise ConfigurationError(
             f"{path} has version {head.version!r} of {schema}, this harness reads {VERSION}",
-            hint="read it with the harness that wrote it, or a newer one",
+            hint="read it with the version of the harness that wrote it, or a newer one",
         ) from cause
 
 
 @dataclass
 class ResultDirectory:
-    """A result on disk, read one boot at a time so that size does not matter."""
+    """A result on disk, read one boot at a time to limit memory."""
 
     root: Path
     campaign: Campaign
     problems: list[str] = field(default_factory=list)
-    """Filled while :meth:`boots` runs: planned boots that are not there and why."""
+    """Filled by :meth:`boots`: the planned boots that are missing, with reasons."""
 
     @classmethod
     def open(cls, root: Path) -> ResultDirectory:
@@ -303,8 +302,8 @@ class ResultDirectory:
         """Every boot that can be read, in the planned order.
 
         Raises:
-            ConfigurationError: a boot of another format or of another place in
-                the plan than its directory says.
+            ConfigurationError: a boot has another format, or its place in the plan does not
+                match its directory.
         """
         self.problems.clear()
         beds = self.campaign.block_beds
@@ -322,7 +321,7 @@ class ResultDirectory:
                 raise ConfigurationError(
                     f"{path} is of block {boot.block}, position {boot.position}, "
                     f"step {boot.step}, not of {planned.directory}",
-                    hint="the directory was put together from several campaigns",
+                    hint="the directory mixes several campaigns",
                 )
             if beds and boot.bed != beds[boot.block - 1]:
                 self.problems.append(

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What can be said about paired ratios of few boots, and how sure one may be.
+"""Estimates, intervals and verdicts from paired ratios of few boots.
 
-The unit is the boot: its value is the median of its valid trials, and what is
-analysed is the logarithm of its ratio to the baseline's boot of the same block.
-Blocks are few (6 to 10), so the interval is the exact inversion of Wilcoxon's
-signed-rank test around the Hodges-Lehmann estimate. Over 6 to 10 blocks its
-coverage is 95.1 to 96.9 % whatever the tails, as long as differences are
-symmetric, which pairing in randomised order gives. Resampling blocks was tried
-and covers less: see ``tests/unit/test_stats.py``.
+The unit is the boot: its value is the median of its valid trials. Analysed is the
+logarithm of its ratio to the baseline's boot of the same block. As there are few blocks
+(6 to 10), the interval is the exact inversion of Wilcoxon's signed-rank test around the
+Hodges-Lehmann estimate. Over 6 to 10 blocks its coverage is 95.1 to 96.9 % whatever the
+tails, if differences are symmetric, which pairing in randomised order ensures. Resampling
+of blocks was tried and covers less: see ``tests/unit/test_stats.py``.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from harness.plan import MIN_BLOCKS_FOR_VERDICT
 
 CONFIDENCE = 0.95
 MARGIN = 0.02
-"""Differences up to this share are called none when the interval says so."""
+"""If the interval is within this share of 1, the verdict is "no difference"."""
 
 _VALUES_AT_ONCE = 1_000_000
-"""Of a simulation, so that many blocks take time and not memory."""
+"""Of a simulation, to limit its memory when there are many blocks."""
 
 _PERMUTATIONS = 20_000
 
@@ -43,18 +42,18 @@ class Interval(NamedTuple):
     low: float
     high: float
     confidence: float
-    """Exact; at least what was asked for."""
+    """Exact; at least the requested one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """One variant's metric against another's, a ratio for each block: what every verdict is on."""
+    """One variant's metric over another's, one ratio per block: the basis of every verdict."""
 
     ratios: tuple[float, ...]
     blocks: tuple[int, ...] = ()
     """The block of each ratio."""
     beds: tuple[str, ...] = ()
-    """Where each ratio was measured; empty where there is one bed."""
+    """The bed of each ratio; empty if there is only one bed."""
 
     @property
     def logs(self) -> Floats:
@@ -67,7 +66,7 @@ class Paired:
 
     @property
     def estimate(self) -> float:
-        """Hodges and Lehmann's."""
+        """The Hodges-Lehmann estimate."""
         return math.exp(hodges_lehmann(self.logs))
 
     @property
@@ -76,7 +75,7 @@ class Paired:
         return min(self.ratios), max(self.ratios)
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval | None:
-        """The ratios that the blocks do not refuse; ``None``: there are too few for any."""
+        """The confidence interval of the ratio; ``None``: there are too few blocks."""
         try:
             low, high, exact = signed_rank_interval(self.logs, confidence)
         except ValueError:
@@ -85,64 +84,64 @@ class Paired:
 
     @property
     def beds_differ(self) -> bool:
-        """Does the ratio depend on the bed, as one test tells?"""
+        """Does the ratio depend on the bed, by a single test?"""
         return len(set(self.beds)) > 1 and beds_p(self.logs, self.beds) < 1 - CONFIDENCE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the blocks say about one variant; ratios above 1 are more of the metric."""
+    """The verdict on one variant; a ratio above 1 means more of the metric."""
 
     outcome: Outcome
     ratio: float
     """Hodges-Lehmann estimate."""
     interval: tuple[float, float]
     confidence: float
-    """The interval's exact confidence, at least what was asked for."""
+    """The interval's exact confidence, at least the requested one."""
     blocks: int
     p_value: float
     """Two-sided, exact signed-rank."""
     p_holm: float
-    """The same, corrected for all the comparisons made together."""
+    """The same, corrected for the number of comparisons."""
     bound: float
-    """No difference larger than this share is compatible with the interval."""
+    """The largest difference, as a share, that is compatible with the interval."""
     detectable: float
-    """The smallest relative difference found four times in five with this spread."""
+    """The smallest relative difference that is found with 80 % power at this spread."""
     p_beds: float | None = None
-    """That all beds share one effect, corrected likewise; ``None``: too few blocks to tell."""
+    """Corrected p-value of "all beds share one effect"; ``None``: too few blocks to test."""
 
     @property
     def beds_differ(self) -> bool:
-        """The effect depends on the bed, so there is no one effect to judge."""
+        """Does the effect depend on the bed? Then there is no single effect to judge."""
         return self.p_beds is not None and self.p_beds < 1 - CONFIDENCE
 
 
-def took_turns(own: str | None, base: str | None) -> bool:
-    """Whether two boots did, by what each says of itself."""
+def time_sliced(own: str | None, base: str | None) -> bool:
+    """Were two boots time-sliced together, that is, do both carry the same turn id?"""
     return own is not None and own == base
 
 
 def block_ratio(
-    own: Mapping[int, float], base: Mapping[int, float], *, took_turns: bool
+    own: Mapping[int, float], base: Mapping[int, float], *, time_sliced: bool
 ) -> float | None:
     """One boot's rate over another's of its block; both given by trial.
 
-    Boots one after the other are compared by their medians. Where they took turns,
-    trials of one number had the same seconds of the machine, and the
-    ratio is the geometric mean of theirs. ``None`` where there is nothing to compare.
+    Boots that ran one after the other are compared by their medians. If they were
+    time-sliced, trials with the same number ran during the same seconds, and the result is
+    the geometric mean of their ratios. ``None``: there is nothing to compare.
     """
-    if not took_turns and own and base:
+    if not time_sliced and own and base:
         own, base = ({0: statistics.median(trials.values())} for trials in (own, base))
     logs = [math.log(own[trial] / base[trial]) for trial in own.keys() & base.keys()]
     return math.exp(statistics.fmean(logs)) if logs else None
 
 
 def judge(comparisons: Sequence[Paired], *, margin: float = MARGIN) -> list[Verdict | None]:
-    """A verdict for each comparison, ``None`` where there are too few blocks.
+    """A verdict for each comparison; ``None``: there are too few blocks.
 
-    The words are those for a rate, of which more is better. Holm's correction is taken over all
-    comparisons that have a verdict, and likewise over the tests whether beds differ:
-    where they do, the verdict is inconclusive.
+    The words are those for a rate, where more is better. Holm's correction covers all
+    comparisons that have a verdict, and separately all tests whether beds differ. If beds
+    differ, the verdict is inconclusive.
     """
     logs = [paired.logs for paired in comparisons]
     enough = [values.size >= MIN_BLOCKS_FOR_VERDICT for values in logs]
@@ -164,7 +163,7 @@ def judge(comparisons: Sequence[Paired], *, margin: float = MARGIN) -> list[Verd
 
 
 def _beds_holm(judged: Sequence[tuple[Floats, Sequence[str]]]) -> list[float | None]:
-    """For each comparison the corrected p-value of "beds do not differ", if it could be small."""
+    """Per comparison the corrected p-value of "beds do not differ", if it can be significant."""
     if not all(len(set(beds)) > 1 for _, beds in judged):
         return [None] * len(judged)
     p_values = holm([beds_p(values, beds) for values, beds in judged])
@@ -193,7 +192,7 @@ def _verdict(
 
 
 def outcome_of(low: float, high: float, *, margin: float = MARGIN) -> Outcome:
-    """What an interval of a log-ratio of rates says."""
+    """The verdict from an interval of a log-ratio of rates."""
     if low > 0:
         return "faster"
     if high < 0:
@@ -206,19 +205,19 @@ def _bound(low: float, high: float) -> float:
 
 
 def hodges_lehmann(values: Floats) -> float:
-    """Median of all pairwise means: an estimate of the centre no one boot can carry off."""
+    """Median of all pairwise means: an estimate of the centre that is robust to outliers."""
     return float(np.median(_walsh(values)))
 
 
 def signed_rank_interval(
     values: Floats, confidence: float = CONFIDENCE
 ) -> tuple[float, float, float]:
-    """The centres that an exact two-sided signed-rank test does not refuse.
+    """The centres that an exact two-sided signed-rank test does not reject.
 
     Returns (low, high, exact confidence). Holds for any symmetric distribution.
 
     Raises:
-        ValueError: so few values that no interval of this confidence exists.
+        ValueError: there are too few values for an interval of this confidence.
     """
     cut, exact = _cut(values.size, confidence)
     means = _walsh(values)
@@ -226,7 +225,7 @@ def signed_rank_interval(
 
 
 def signed_rank_p(values: Floats) -> float:
-    """Two-sided p-value of "the centre is 0"; ties are counted against a finding."""
+    """Two-sided p-value of "the centre is 0"; ties are counted conservatively."""
     count = values.size
     means = _walsh(values)
     tail = _rank_sum_cdf(count)
@@ -236,10 +235,10 @@ def signed_rank_p(values: Floats) -> float:
 
 
 def beds_p(values: Floats, beds: Sequence[str]) -> float:
-    """p-value of "``values`` do not depend on their beds", by permuting these.
+    """p-value of "``values`` do not depend on their beds", by permutation of the beds.
 
-    The statistic is Kruskal and Wallis'; blocks are exchangeable between beds that
-    share one effect, so it holds for any distribution.
+    The statistic is that of Kruskal and Wallis. Blocks are exchangeable between beds that
+    share one effect, so the test is valid for any distribution.
     """
     names = sorted(set(beds))
     of_bed = np.array([[bed == name for name in names] for bed in beds], dtype=float)
@@ -259,13 +258,13 @@ def beds_p(values: Floats, beds: Sequence[str]) -> float:
 def rank_sum_interval(
     one: Floats, other: Floats, confidence: float = CONFIDENCE
 ) -> tuple[float, float, float, float]:
-    """How far ``other`` lies above ``one``, two unpaired samples of one shape.
+    """The shift from ``one`` to ``other``, two unpaired samples of distributions of equal shape.
 
-    Returns (estimate, low, high, exact confidence) by Hodges-Lehmann and the
-    inversion of the exact two-sided Mann-Whitney test.
+    Returns (estimate, low, high, exact confidence) by Hodges-Lehmann and the inversion of
+    the exact two-sided Mann-Whitney test.
 
     Raises:
-        ValueError: so few values that no interval of this confidence exists.
+        ValueError: there are too few values for an interval of this confidence.
     """
     shifts = np.sort((other[:, None] - one[None, :]).ravel())
     tail = _u_cdf(one.size, other.size)
@@ -329,7 +328,7 @@ def _u_cdf(one: int, other: int) -> Floats:
 
 
 def _cut(count: int, confidence: float) -> tuple[int, float]:
-    """How many pairwise means fall off each end, and the confidence that is left."""
+    """The number of pairwise means cut off at each end, and the resulting confidence."""
     tail = _rank_sum_cdf(count)
     cut = int(np.searchsorted(tail, (1 - confidence) / 2, side="right")) - 1
     if cut < 0:
@@ -341,8 +340,8 @@ def _cut(count: int, confidence: float) -> tuple[int, float]:
 def _detectable_sd(count: int, power: float = 0.8) -> float:
     """The shift, in standard deviations of normal blocks, found with ``power``.
 
-    By simulation with a fixed stream: a normal approximation is far too
-    hopeful for six blocks, where the test asks for all of one sign.
+    By simulation with a fixed seed: a normal approximation is far too optimistic for six
+    blocks, where the test needs all values to have the same sign.
     """
     noise = np.random.default_rng(20180702).standard_normal((20_000, count))
     cut, _ = _cut(count, CONFIDENCE)

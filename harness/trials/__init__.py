@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What can be measured in a boot: the registry of kinds of trial, in the order of measuring.
 
-A new kind is one module with a :class:`~harness.trials.kind.Kind`, and a line here.
+A new kind is one module with a :class:`~harness.trials.kind.Kind`, and one line here.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 KINDS: tuple[AnyKind, ...] = (Timed(), Paced(), Traced(), Emulated(), Latency(), Ndr())
 
 EXTRAS = tuple(kind.also for kind in KINDS if kind.also)
-"""What a campaign can measure beside the rate under an unlimited load, by ``--also``."""
+"""What ``--also`` can add to the rate under an unlimited load."""
 
 MEASURES: Mapping[str, Measure] = {
     name: measure for kind in KINDS for name, measure in kind.measures.items()
 }
-"""What is measured beside :data:`RATES`."""
+"""All measures other than :data:`RATES`."""
 
 VOID_RULES: Mapping[str, VoidRule] = {
     **COMMON,
@@ -49,7 +49,7 @@ else:
         functools.reduce(operator.or_, (kind.sample for kind in KINDS)),
         Field(discriminator="kind"),
     ]
-"""A sample of any kind, as files hold them."""
+"""A sample of any kind, as in files."""
 
 __all__ = ["EXTRAS", "KINDS", "MEASURES", "RATES", "VOID_RULES", "AnyTrial"]
 
@@ -65,7 +65,7 @@ def asked(profile: Profile) -> Iterator[AnyKind]:
 
 
 def planned(profile: Profile, ordinal: int) -> Iterator[tuple[AnyKind, list[PlannedTrial]]]:
-    """The trials of a boot in that block of its bed, by kind."""
+    """By kind, the trials of a boot in block number ``ordinal`` of its bed."""
     for kind in asked(profile):
         if trials := list(kind.planned(profile, ordinal)):
             yield kind, trials
@@ -85,10 +85,10 @@ def measured_s(plan: Plan) -> float:
 
 
 def extras(names: Collection[str], bed_kind: str) -> tuple[str, ...]:
-    """``names`` of :data:`EXTRAS`, in order.
+    """``names``, in the order of :data:`EXTRAS`.
 
     Raises:
-        ConfigurationError: a bed of that kind cannot measure one.
+        ConfigurationError: a bed of that kind cannot measure one of them.
     """
     for kind in KINDS:
         if kind.also in names and kind.beds is not None and bed_kind not in kind.beds:
@@ -99,12 +99,12 @@ def extras(names: Collection[str], bed_kind: str) -> tuple[str, ...]:
 
 
 def counting(profile: Profile) -> bool:
-    """Is an emulator to count what the kernel executes?"""
+    """Must an emulator count what the kernel executes?"""
     return any(kind.counting for kind in asked(profile))
 
 
 def void_rules_record() -> dict[str, dict[str, Any]]:
-    """The rules as they are stored with a result, for ``provenance.void_rules``."""
+    """The rules as stored in a result under ``provenance.void_rules``."""
     return {
         name: {"description": rule.description, "tolerances": dict(rule.tolerances)}
         for name, rule in VOID_RULES.items()

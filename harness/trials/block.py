@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Taken:
-    """Packets a second at IP, and whether the receiver was saturated by them."""
+    """The packets/s at IP that a receiver takes, and whether it was saturated at that rate."""
 
     pps: float
     saturated: bool
 
     def paced(self, share: float) -> int:
-        """The load that is ``share`` of it."""
+        """``share`` of that rate, in packets/s."""
         return max(1, round(share * self.pps))
 
 
@@ -41,19 +41,19 @@ class MeasuredBoot(Protocol):
 
     @property
     def up(self) -> bool:
-        """Is its bed there? It is not any more once its kernel has died."""
+        """Is its bed up? After its kernel has died it is not."""
 
     @property
     def bed(self) -> RunningBed: ...
 
 
 Blamed = Callable[[Any], AbstractContextManager[None]]
-"""A context in which what fails ends that boot."""
+"""A context in which an error ends only that boot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Boots that are up together, and what is put on them."""
+    """Boots that are up together, and the load on them."""
 
     boots: Sequence[MeasuredBoot]
     bed: Bed
@@ -62,7 +62,7 @@ class Block:
     progress: Progress
     blamed: Blamed
     taken: Callable[[], Taken | None]
-    """What the receiver takes, the same for all boots; ``None``: nobody knows."""
+    """The rate that the receiver takes, the same for all boots; ``None``: not known."""
 
     @property
     def up(self) -> list[MeasuredBoot]:
@@ -71,7 +71,7 @@ class Block:
     def side_by_side(
         self, trials: str, planned: Sequence[PlannedTrial]
     ) -> AbstractContextManager[object]:
-        """Tells that ``planned`` are measured in all boots."""
+        """Shows as progress that ``planned`` are measured in all boots."""
         return self.progress.task(f"{len(planned)} {trials} of {len(self.boots)} boots")
 
     def alone(
@@ -100,7 +100,7 @@ class Block:
                 other.bed.thaw()
 
     def take_turns(self, pending: Mapping[MeasuredBoot, Pending[Any]]) -> None:
-        """Let each boot run for a slice in turn, there and back, until all have answered."""
+        """Run one boot at a time for a slice, in alternating order, until all have answered."""
         turn = list(pending)
         waiting = bool(turn)
         while waiting:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What happened between two readings of one host's counters.
 
-Hides under which names kernels count: those of ``struct rtnl_link_stats64`` and of
-``/proc/net/snmp``. What a NIC's driver calls its counters says :mod:`harness.agent.drivers`.
+Hides the kernel's counter names (``struct rtnl_link_stats64``, ``/proc/net/snmp``).
+:mod:`harness.agent.drivers` has the names of each NIC driver.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.agent import drivers
 from harness.trials.readings import Counters, CpuTime, Snapshot
 
 _SENT = re.compile(r"tx")
-_WRAP = 1 << 32  # softnet_stat is printed in 32 bits, and some drivers count in as many
+_WRAP = 1 << 32  # softnet_stat is printed in 32 bits, and some drivers count in 32 bits
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Delta:
         return (self.after.monotonic_ns - self.before.monotonic_ns) / 1e9
 
     def nic(self, *names: str) -> int:
-        """Sum of what ``ethtool -S`` counted under ``names``; 0 for those it has not."""
+        """Sum of the ``ethtool -S`` counters ``names``; a missing counter is 0."""
         return _grown(self.before.nic, self.after.nic, names)
 
     def link(self, *names: str) -> int:
@@ -59,7 +59,7 @@ class Delta:
         return self._of_driver(self.names.driver_drops)
 
     def nic_in_link(self) -> int:
-        """Of the link's ``rx_dropped``: what the NIC counts under names of its own too."""
+        """The part of the link's ``rx_dropped`` that the NIC also counts under its own names."""
         return self._of_driver(self.names.in_link_dropped)
 
     def port_kept(self) -> int:
@@ -70,7 +70,7 @@ class Delta:
         return sum(self.nic(name) % _WRAP if name in short else self.nic(name) for name in names)
 
     def pauses(self) -> dict[str, int]:
-        """Pause frames by the way they went: ``sent`` by this host's port, and ``received``."""
+        """Pause frames ``sent`` and ``received`` by this host's port."""
         found = {"sent": 0, "received": 0}
         for name in drivers.pause_counters(tuple(self.after.nic)):
             found["sent" if _SENT.search(name) else "received"] += max(0, self.nic(name))
@@ -78,16 +78,15 @@ class Delta:
 
     @property
     def at_port(self) -> int | None:
-        """Frames at the port, where the NIC counts them before it looks for a descriptor."""
+        """Frames at the port, if the NIC counts them before it takes a descriptor."""
         return self.nic(self.names.at_port) if self.names.at_port else None
 
     @property
     def offered(self) -> int | None:
-        """Frames at the port; without such a counter, those taken or missed."""
+        """Frames at the port; without such a counter, frames delivered or dropped at the ring."""
         if self.at_port is not None:
             return self.at_port
-        taken = self.nic_delivered
-        return None if taken is None else taken + self.nic_ring_drops()
+        return None if self.nic_delivered is None else self.nic_delivered + self.nic_ring_drops()
 
     @property
     def queues(self) -> dict[str, int]:
@@ -96,7 +95,7 @@ class Delta:
 
     @cached_property
     def nic_delivered(self) -> int | None:
-        """Frames taken from receive queues; the driver counts these as they come."""
+        """Frames taken from receive queues; the driver counts them without delay."""
         if queues := self.queues:
             return sum(queues.values())
         return self.link("rx_packets") if "rx_packets" in self.after.link else None
@@ -126,12 +125,12 @@ class Delta:
 
     @property
     def kernel_cpu_ns(self) -> int | None:
-        """CPU time of a kernel that is a process, which its host has counted exactly."""
+        """CPU time of a kernel that is a process, as its host counts it exactly."""
         before, after = self.before.kernel_cpu_ns, self.after.kernel_cpu_ns
         return None if before is None or after is None else after - before
 
     def busy_ns(self, cpu: int | None) -> int | None:
-        """Kernel time of ``cpu``, or of all CPUs when none was named."""
+        """Kernel time of ``cpu``, or of all CPUs if it is ``None``."""
         if (own := self.kernel_cpu_ns) is not None:
             return own
         before = {line.cpu: line for line in self.before.cpu}
@@ -141,7 +140,7 @@ class Delta:
         return sum(_kernel_ns(line) - _kernel_ns(before[line.cpu]) for line in lines)
 
     def cost_ns(self, cpu: int | None) -> float | None:
-        """Time for each packet at IP in which ``cpu``, or every CPU, was not idle."""
+        """Time per packet at IP in which ``cpu``, or every CPU, was not idle."""
         if (own := self.kernel_cpu_ns) is not None:
             return own / self.ip_in if self.ip_in else None
         before = {line.cpu: line for line in self.before.cpu}
@@ -152,7 +151,7 @@ class Delta:
         return (self.duration_s * 1e9 * len(lines) - idle_ns) / self.ip_in
 
     def processed(self) -> dict[int, int] | None:
-        """Packets each CPU took through the core of the stack; of no CPU: not counted."""
+        """Packets that each CPU processed in the core of the stack; ``None``: not counted."""
         before = {line.cpu: line.processed for line in self.before.softnet}
         return {
             line.cpu: (line.processed - before.get(line.cpu, 0)) % _WRAP
@@ -160,7 +159,7 @@ class Delta:
         } or None
 
     def received_rps(self) -> dict[int, int]:
-        """How often each CPU was woken for packets another one had taken."""
+        """How often RPS woke each CPU for packets of another CPU."""
         before = {line.cpu: line.received_rps for line in self.before.softnet}
         return {
             line.cpu: (line.received_rps - (before.get(line.cpu) or 0)) % _WRAP
@@ -170,21 +169,17 @@ class Delta:
 
     def squeezes(self, cpu: int) -> int | None:
         """How often the receive softirq of ``cpu`` ended with work left over."""
-        ends = [
-            line.time_squeeze
-            for snapshot in (self.before, self.after)
-            for line in snapshot.softnet
-            if line.cpu == cpu
-        ]
+        softnet = (*self.before.softnet, *self.after.softnet)
+        ends = [line.time_squeeze for line in softnet if line.cpu == cpu]
         return (ends[1] - ends[0]) % _WRAP if len(ends) == 2 else None
 
     def net_rx(self) -> dict[str, int]:
-        """Receive softirqs by CPU; empty where they were not read."""
+        """Receive softirqs by CPU; empty if they were not read."""
         before = self.before.net_rx
         return {cpu: count - before.get(cpu, 0) for cpu, count in self.after.net_rx.items()}
 
     def interrupts(self) -> int | None:
-        """Of the interface, on all CPUs."""
+        """Interrupts of the interface on all CPUs; ``None``: not read."""
         if not self.after.interrupts:
             return None
         counted = [
@@ -194,13 +189,8 @@ class Delta:
         return counted[1] - counted[0]
 
     def idle_share(self, cpu: int) -> float | None:
-        """Share of the time it had in which ``cpu`` was idle; what was stolen it had not."""
-        lines = [
-            line
-            for snapshot in (self.before, self.after)
-            for line in snapshot.cpu
-            if line.cpu == cpu
-        ]
+        """Share of time in which ``cpu`` was idle; time stolen by a hypervisor is excluded."""
+        lines = [line for line in (*self.before.cpu, *self.after.cpu) if line.cpu == cpu]
         if len(lines) != 2:
             return None
         stolen_ns = max(0, lines[1].steal_ns - lines[0].steal_ns)

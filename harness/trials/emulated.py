@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Instructions and misses of a simulated icache, counted by an emulator function by function."""
+"""Instructions and misses of a simulated icache, counted by an emulator for each function."""
 
 from __future__ import annotations
 
@@ -19,25 +19,22 @@ if TYPE_CHECKING:
     from harness.trials.block import Block, MeasuredBoot
 
 _LEAST_SHARE = 1e-4
-"""Of all instructions, for a function to be kept by name."""
+"""The share of all instructions from which on a function is kept by name."""
 _SOURCE = "the emulator, on the interrupt's vCPU"
 _COUNTED = {
-    "instructions_per_packet": ("counted by the emulator", "all that it executed"),
-    "l1i_misses_per_packet": (
-        "simulated",
-        "32 KiB of 8 ways, least recently used, no prefetch",
-    ),
+    "instructions_per_packet": ("counted by the emulator", "all executed instructions"),
+    "l1i_misses_per_packet": ("simulated", "32 KiB, 8 ways, least recently used, no prefetch"),
 }
-"""How, and what."""
+"""By measure: how it is counted, and what."""
 
 
 class Function(Declared):
-    """What an emulated CPU did in one function of the kernel while it was counted."""
+    """What an emulated CPU executed in one function of the kernel while the emulator counted."""
 
     calls: int
     instructions: int
     misses: int
-    """In a simulated icache."""
+    """Misses in a simulated icache."""
 
 
 class EmulatedTrial(Windowed):
@@ -45,11 +42,10 @@ class EmulatedTrial(Windowed):
 
     kind: Literal["icache"] = "icache"
     functions: dict[str, Function] = Field(default_factory=dict)
-    """By name."""
 
 
 class Emulated(Kind[EmulatedTrial]):
-    """One trial a boot, while the others of its block are frozen."""
+    """One trial per boot, while the other boots of its block are frozen."""
 
     name = "icache"
     sample = EmulatedTrial
@@ -58,8 +54,8 @@ class Emulated(Kind[EmulatedTrial]):
     counting = True
     beds = ("virtual",)
     elsewhere = (
-        "leave --also icache out: where a machine's CPU has counters, they are read "
-        "in every timed trial"
+        "leave out --also icache: if a machine's CPU has counters, they are read in every "
+        "timed trial"
     )
     measures = {
         f"emulated_{name}": Measure(
@@ -73,7 +69,7 @@ class Emulated(Kind[EmulatedTrial]):
     figure = Figure(
         "counted",
         "What the emulator counted",
-        "On the interrupt's vCPU for each packet at IP, while netserver stands still: "
+        "On the interrupt's vCPU, per packet at IP, while netserver is stopped: "
         "boots (dots) and their median (bar).",
         [Panel(one.title, one.unit, [name]) for name, one in measures.items()],
     )
@@ -107,7 +103,7 @@ class Emulated(Kind[EmulatedTrial]):
 
 
 def _functions(bed: RunningBed) -> dict[str, Function]:
-    """What the emulator counted, by function; those it was hardly in are one."""
+    """What the emulator counted, by function; rarely executed functions are summed up."""
     blocks = bed.executed()
     addresses = [block.address for block in blocks]
     found: dict[str, list[int]] = {}
@@ -128,7 +124,7 @@ def _functions(bed: RunningBed) -> dict[str, Function]:
 
 
 def _costs(functions: Mapping[str, Function], per_packet: float | None) -> dict[str, FunctionCost]:
-    """``functions`` per packet, of which each costs so many instructions in all."""
+    """``functions`` per packet, scaled so that their instructions add up to ``per_packet``."""
     total = sum(found.instructions for found in functions.values())
     if not total or not per_packet:
         return {}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What a kind of trial is. Each kind is one module of this room, registered in ``__init__.py``.
+"""The interface of a kind of trial. Each kind is one module here, registered in ``__init__.py``.
 
-A kind says which trials a boot gets, measures them, and reads what their samples tell. What it
-measures, the rules by which its trials are void and its figure are declared with it; plan,
-table, report, ``--expect`` and exporters take them from the registry.
+A kind plans the trials of a boot, measures them, and judges their samples. It declares its
+measures, its void rules and its figure; plan, table, report, ``--expect`` and exporters
+take them from the registry.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tolerances = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Measure:
-    """A named quantity that a trial tells."""
+    """A named quantity that a trial measures."""
 
     title: str
     unit: str
@@ -34,19 +34,19 @@ class Measure:
     """The difference the series' author expected, in ``unit``."""
     better: Literal["lower", "higher"] = "lower"
     source: str = ""
-    """Where it was read."""
+    """Where it is read."""
     also: str | None = None
     """The ``--also`` that a campaign needs for it."""
     sentence: bool = True
-    """Has its verdict a sentence of its own under the table?"""
+    """Does its verdict get a line under the table?"""
 
 
 @dataclass(frozen=True)
 class VoidRule:
-    """One reason, fixed beforehand, to leave a trial out of the statistics.
+    """A condition, fixed in advance; a trial that breaks it is left out of the statistics.
 
-    ``tolerances`` are what a reader may want to know or change: ``share`` is of
-    the larger side of a comparison, the others are counts in their names' unit.
+    In ``tolerances``, ``share`` is a share of the larger side of a comparison; the others
+    are counts in the unit of their name.
     """
 
     description: str
@@ -64,7 +64,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """What a report draws of a kind, as far as it was measured."""
+    """A figure of the report, drawn as far as its measures exist."""
 
     name: str
     title: str
@@ -74,15 +74,15 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What was planned for a trial, by which its sample is judged."""
+    """What was planned for a trial; its sample is judged by this."""
 
     tolerances: Tolerances
     irq_cpu: int | None = None
     netserver_cpu: int | None = None
     rx_queues: int | None = None
-    """``None``: not planned, or not a rule yet when the campaign began."""
+    """``None``: not planned, or the campaign is older than this rule."""
     holdoff_us: float = 0.0
-    """The interrupt moderation; 0: not known."""
+    """The interrupt moderation (``rx_usecs``); 0: not known."""
 
     @property
     def irq_cpus(self) -> Collection[int]:
@@ -91,7 +91,7 @@ class Conditions:
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionCost:
-    """What an emulated kernel does in one function for each packet."""
+    """What an emulated kernel executes in one function, per packet."""
 
     calls: float
     instructions: float
@@ -100,15 +100,15 @@ class FunctionCost:
 
 @dataclass(kw_only=True)
 class Told:
-    """What one trial tells, and why it does not count if it does not."""
+    """The values of one trial, and the reasons if it is void."""
 
     values: dict[str, float] = field(default_factory=dict)
-    """By names of the kind's measures; what was not read is left out."""
+    """By measure; values that were not read are left out."""
     void: tuple[Void, ...] = ()
     rates_void: tuple[Void, ...] = ()
-    """Why its rates do not count, though what a packet costs does."""
+    """Why its rates are void, although its costs per packet count."""
     absent: Mapping[str, str] = field(default_factory=dict)
-    """Why measures are not there, where they were asked for."""
+    """By measure, why it is missing although it was requested."""
     offered_packets: int | None = None
     """Frames that reached the port over the whole trial."""
     drops: Mapping[str, int] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class Told:
     saturation: Saturation | None = None
     trace: Trace | None = None
     traced_pps: float | None = None
-    """Packets a second at IP while the probes ran, to set beside the timed rate."""
+    """Packets/s at IP while probes were attached, to compare with the timed rate."""
     functions: Mapping[str, FunctionCost] = field(default_factory=dict)
 
 
@@ -129,15 +129,15 @@ class Kind(ABC, Generic[Sample]):
     """One kind of trial."""
 
     name: ClassVar[str]
-    """In files and on the command line."""
+    """Its name in files and on the command line."""
     sample: ClassVar[type[Trial]]
     """What a trial keeps; its ``kind`` is a literal of :attr:`name`."""
     also: ClassVar[str | None] = None
-    """The ``--also`` that asks for it; ``None``: every campaign has it."""
+    """The ``--also`` that requests it; ``None``: every campaign has it."""
     summary: ClassVar[str] = ""
-    """What ``--also`` measures."""
+    """What ``--also`` measures, for ``--help``."""
     paces: ClassVar[bool] = False
-    """Is the generator held to a rate?"""
+    """Is the load limited to a rate?"""
     counting: ClassVar[bool] = False
     """Does an emulator count what the kernel executes?"""
     measures: ClassVar[Mapping[str, Measure]] = {}
@@ -146,22 +146,22 @@ class Kind(ABC, Generic[Sample]):
     beds: ClassVar[Collection[str] | None] = None
     """The kinds of bed that can measure it; ``None``: all."""
     elsewhere: ClassVar[str] = ""
-    """What to do on other beds."""
+    """The hint for other beds."""
 
     def about(self, bed: Bed) -> str:  # noqa: ARG002
-        """:attr:`summary`, with what the bed adds to it."""
+        """:attr:`summary`, with details of the bed."""
         return self.summary
 
     def changes(self) -> tuple[str, str] | None:
-        """What it sets on the dut beside the bed's settings: what, and how."""
+        """What it sets on the dut in addition to the bed's settings: name and value."""
         return None
 
     @abstractmethod
     def planned(self, profile: Profile, ordinal: int) -> Iterator[PlannedTrial]:
-        """The trials of a boot in that block of its bed."""
+        """The trials of a boot in block number ``ordinal`` of its bed."""
 
     def lasts_s(self, trial: PlannedTrial) -> float:
-        """Seconds ``trial`` measures, without its ramp."""
+        """Seconds that ``trial`` takes without its ramp."""
         return trial.duration_s
 
     @abstractmethod
@@ -170,7 +170,7 @@ class Kind(ABC, Generic[Sample]):
 
     @abstractmethod
     def judge(self, sample: Sample, conditions: Conditions) -> Told:
-        """What ``sample`` tells under ``conditions``."""
+        """The values of ``sample``, and whether it is void under ``conditions``."""
 
 
 AnyKind = Kind[Any]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Round trips of one packet, with interrupt moderation and busy polling on and off."""
+"""Round-trip times with interrupt moderation and busy polling on and off."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Cell:
     """How the dut waits for a packet while latency is measured."""
 
     moderation: bool
-    """Is the interrupt held off as the bed says, or sent at once?"""
+    """True: interrupt moderation as set for the bed; False: none."""
     busy_poll: bool
-    """Does the reader poll the queue itself (``net.core.busy_read``)?"""
+    """Does the reading process poll the queue itself (``net.core.busy_read``)?"""
 
     @property
     def name(self) -> str:
-        """As part of a metric's name."""
+        """The part of a metric's name that names the cell."""
         no = {False: "no_", True: ""}
         return f"{no[self.moderation]}moderation_{no[self.busy_poll]}busy_poll"
 
@@ -49,7 +49,7 @@ _EXPECTED_US = {Cell(moderation=False, busy_poll=True): 0.16, Cell(True, False):
 
 
 class RoundTrips(Declared):
-    """One UDP_RR test, as netperf counted it; times in µs."""
+    """The results of one UDP_RR test of netperf."""
 
     transactions_per_s: float
     mean_us: float
@@ -65,16 +65,16 @@ class LatencyTrial(Trial):
     cell: Cell | None = None
     round_trips: RoundTrips | None = None
     whole: Whole | None = None
-    """To its end, while netserver still runs."""
+    """Until its end, while netserver is still running."""
 
 
 class Latency(Kind[LatencyTrial]):
-    """One trial a cell, while the other boots of the block are frozen."""
+    """One trial per cell, while the other boots of the block are frozen."""
 
     name = "latency"
     sample = LatencyTrial
     also = "latency"
-    summary = "round trips with moderation and busy polling on and off"
+    summary = "round-trip times with interrupt moderation and busy polling on and off"
     measures = {
         f"rr_{which}_us_{cell.name}": Measure(
             f"round trip, {cell}: {which}",
@@ -87,12 +87,12 @@ class Latency(Kind[LatencyTrial]):
         for cell in CELLS
         for which in _WHICH
     }
-    rules = {"cell-missing": VoidRule("the dut can be set up as a cell of latency asks")}
+    rules = {"cell-missing": VoidRule("the dut accepts the settings of the latency trial")}
     figure = Figure(
         "latency",
         "Round trips",
-        "UDP_RR, one byte each way: from the median to the 99th percentile (line, with the "
-        "90th marked) and the mean (dot); each the median over boots.",
+        "UDP_RR, one byte in each direction: the median to the 99th percentile (line, with the "
+        "90th marked) and the mean (dot), each as the median over boots.",
         [
             Panel(
                 str(cell), "µs", [f"rr_{which}_us_{cell.name}" for which in (*_WHICH[1:], "mean")]
@@ -102,7 +102,7 @@ class Latency(Kind[LatencyTrial]):
     )
 
     def changes(self) -> tuple[str, str]:
-        return "for round trips in turn", "moderation off, busy polling on"
+        return "for round trips", "moderation on and off, busy polling on and off"
 
     def planned(self, profile: Profile, ordinal: int) -> Iterator[PlannedTrial]:  # noqa: ARG002
         for index in range(len(CELLS)):
@@ -142,10 +142,10 @@ class Latency(Kind[LatencyTrial]):
 def round_trips(
     bed_config: Bed, bed: RunningBed, cell: Cell, *, usual: dict[str, Any], duration_s: float
 ) -> dict[str, Any]:
-    """UDP_RR for ``duration_s`` in one cell; the dut's ``usual`` settings are put back after it.
+    """UDP_RR for ``duration_s`` in one cell; then restores the dut's ``usual`` settings.
 
     Raises:
-        TrialVoidError: the dut cannot be brought into this cell.
+        TrialVoidError: the dut does not accept the settings of this cell.
     """
     moderation, busy_read_us = usual["coalesce"], usual["busy_read_us"]
 

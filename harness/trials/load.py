@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Streams of netperf put on boots, and trials measured under them.
+"""Streams of netperf to boots, and trials measured under them.
 
-Trials under one load share what only the whole of it tells: netperf's own counts, and the
+Trials under one load share the readings of the whole load: netperf's own counts, and the
 counters before it began and after everything settled.
 """
 
@@ -36,19 +36,19 @@ _LEAST_PPS = 1000
 _LONGEST_LOAD_S = 3600
 _FRAME_HEADERS_BYTES = 14 + 20 + 8
 _PACED_SEND_BUFFER_BYTES = 4096
-"""Small, or what waits in the pacer would arrive while the receiver is frozen."""
+"""Small, because packets queued in the pacer would arrive while the receiver is frozen."""
 _ANSWER_S = 60
 
 Open = Callable[["RunningBed", "PlannedTrial", float], "Pending[dict[str, Any]]"]
-"""Begins what a trial reads while the load lasts; the answer has to come within the seconds."""
+"""Begins the readings of a trial; the answer must come within the given seconds."""
 
 
 def start_load(
     bed_config: Bed, load: Load, bed: RunningBed, *, paced_pps: float | None = None
 ) -> None:
-    """Start every stream of ``load``; they send until they are ended.
+    """Start all streams of ``load``; they send until they are stopped.
 
-    Together they send ``paced_pps`` packets a second, or all they can.
+    Together they send ``paced_pps`` packets/s, or as many as they can.
     """
     if paced_pps:
         pace(bed, load, paced_pps)
@@ -67,9 +67,9 @@ def start_load(
 
 
 def end_load(bed: RunningBed) -> None:
-    """Have the generator send nothing and be as it was, if it still answers.
+    """Stop the generator's streams and restore its settings, if it still answers.
 
-    Its agent outlives a dut whose kernel dies: it would pace the loads of the next boot.
+    Its agent survives a dut whose kernel dies; it would pace the loads of the next boot.
     """
     with contextlib.suppress(HarnessError):
         bed.generator.netperf_stop()
@@ -77,14 +77,14 @@ def end_load(bed: RunningBed) -> None:
 
 
 def have_netserver(bed_config: Bed, bed: RunningBed) -> None:
-    """On the dut; one that a trial lost is not missing in the next."""
+    """Start netserver on the dut if it is not running."""
     bed.dut.netserver_start(
         address=str(bed_config.dut.address.ip), port=PORT, cpu=bed_config.netserver_cpu
     )
 
 
 def pace(bed: RunningBed, load: Load, pps: float | None) -> None:
-    """Hold the generator to ``pps`` packets of ``load`` a second, or let it go."""
+    """Limit the generator to ``pps`` packets of ``load`` per second; ``None``: no limit."""
     frame_bytes = _FRAME_HEADERS_BYTES + load.message_bytes
     rate = round((pps or 0) * frame_bytes)
     required(
@@ -93,17 +93,17 @@ def pace(bed: RunningBed, load: Load, pps: float | None) -> None:
 
 
 def required(done: Mapping[str, Any]) -> None:
-    """Settings that a trial cannot do without.
+    """Raise if a setting that a trial needs was skipped.
 
     Raises:
-        TrialVoidError: the host does not have one of them.
+        TrialVoidError: names the settings that the host does not have.
     """
     if skipped := [f"{one['setting']}: {one['why']}" for one in done["skipped"]]:
         raise TrialVoidError("; ".join(skipped))
 
 
 def window(irq_cpu: int | None, *, emulated: bool = False) -> Open:
-    """Counters at both ends, and what the CPU of the interrupt counted between."""
+    """Reads counters at both ends, and between them the PMU of the interrupt's CPU."""
 
     def begin(bed: RunningBed, trial: PlannedTrial, within_s: float) -> Pending[dict[str, Any]]:
         return bed.dut.begin(
@@ -120,7 +120,7 @@ def window(irq_cpu: int | None, *, emulated: bool = False) -> Open:
 
 
 class LoadOnBoot:
-    """One load on one boot, and what it has shown so far."""
+    """One load on one boot, and its readings so far."""
 
     def __init__(self, block: Block, bed: RunningBed, paced_pps: float | None = None) -> None:
         self._block, self._bed = block, bed
@@ -140,7 +140,7 @@ class LoadOnBoot:
             self.give_up(error)
 
     def give_up(self, error: TrialVoidError) -> None:
-        """There is nothing to measure; all its trials are void."""
+        """Make all its trials void."""
         self.void = [{"rule": "no-load", "detail": error.message}]
 
     def whole(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class LoadOnBoot:
         return {"before": self._before, "after": self._counters()}
 
     def end(self) -> dict[str, Any]:
-        """End the streams; returns what its trials share."""
+        """End the streams; returns the readings that its trials share."""
         if self._paced_pps:
             pace(self._bed, self._block.load, None)
         self._bed.generator.netperf_end()
@@ -176,13 +176,13 @@ def under_load(
     only: MeasuredBoot | None = None,
     paced_pps: int | None = None,
 ) -> None:
-    """One load a boot over the trials of ``planned``: up, steady, measured, down, settled.
+    """Measure ``planned`` under one load per boot: start it, wait until steady, measure, end.
 
-    With several boots all but one are frozen at any moment, and they take turns:
-    what slows this machine down for a second slows all of them down.
+    Several boots are time-sliced: at any moment all but one are frozen, so a slowdown of
+    this machine affects all of them equally.
 
-    ``sample`` makes a trial of a boot, of what trials under the load share, and of what
-    ``begin`` was answered, if it was.
+    ``sample`` makes a trial from a boot, the readings shared under the load, and the answer
+    to ``begin`` (``None``: there was no answer).
     """
     boots = [only] if only else block.up
     blamed: Blamed = (lambda _: contextlib.nullcontext()) if only else block.blamed
@@ -224,7 +224,7 @@ def under_load(
 def _ramp_up(bed: RunningBed, streams: int) -> dict[str, Any]:
     """Wait until all streams send and packets arrive at a steady rate.
 
-    Returns the rates seen, in packets/s, and whether the last two were alike.
+    Returns the rates seen, in packets/s, and whether the last two were similar.
 
     Raises:
         TrialVoidError: not all streams send, or no packets arrive.
@@ -246,4 +246,4 @@ def _ramp_up(bed: RunningBed, streams: int) -> dict[str, Any]:
                 return {"rates_pps": rates, "steady": steady}
     if sending < streams:
         raise TrialVoidError(f"{sending} of {streams} streams send after {_RAMP_S} s")
-    raise TrialVoidError("no packets arrive though every stream has begun")
+    raise TrialVoidError("no packets arrive although every stream has started")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The highest rate without loss, searched for as in RFC 2544, 26.1.
+"""The highest rate without loss, searched as in RFC 2544, 26.1.
 
-RFC 2544 takes the word of one trial for each rate. Here the rate found has to
-pass again several times, and gives way to a lower one when it does not.
+RFC 2544 needs only one trial per rate. Here the rate that was found has to pass several
+more times; if it does not, a lower rate is tried.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from harness.trials.block import Block, MeasuredBoot
 
 LOSS = 0.001
-"""The share of packets that may be lost at the non-drop rate."""
+"""The share of packets that may be lost at the highest rate without loss."""
 RESOLUTION = 0.03
 _CONFIRMATIONS = 3
 _TRIALS = 15
-"""What a search took on the virtual bed, where 18 took 12 to 19."""
+"""Trials of a typical search: 18 searches on the virtual bed took 12 to 19."""
 _FIRST_PPS = 40_000
-"""Where a search begins that has nothing to begin with."""
+"""The first rate of a search if the rate of the stack is not known."""
 _FIRST_SHARE = 0.5
-"""Of what the stack takes, where a search begins else."""
+"""The first rate of other searches, as a share of the rate that the stack takes."""
 _LEAST_PPS = 1000.0
 _DRAIN_S = 0.3
 _OFFERED = 0.95
 
 
 class RateTried(Declared):
-    """One rate of a search: packets sent and read over it, counted from rest to rest."""
+    """One rate of a search: packets sent and read, counted while nothing is in flight."""
 
     asked_pps: float
     offered_pps: float
@@ -54,11 +54,11 @@ class NdrTrial(Trial):
     search: list[RateTried] | None = None
     ndr_pps: float | None = None
     whole: Whole | None = None
-    """To its end, while netserver still runs."""
+    """Until its end, while netserver is still running."""
 
 
 class Ndr(Kind[NdrTrial]):
-    """A search a boot, while the others of its block are frozen."""
+    """One search per boot, while the other boots of its block are frozen."""
 
     name = "ndr"
     sample = NdrTrial
@@ -70,20 +70,19 @@ class Ndr(Kind[NdrTrial]):
             "highest rate without loss",
             "packets/s",
             better="higher",
-            source="packets sent and packets read, from rest to rest",
+            source="packets sent and packets read, counted while nothing is in flight",
             also="ndr",
         )
     }
     rules = {
         "rate-not-found": VoidRule(
-            "the search for the highest rate ends at one that loses packets, not at the "
-            "most that the generator sends"
+            "the search for the highest rate is limited by loss at the dut, not by the generator"
         )
     }
     figure = Figure(
         "ndr",
         "Highest rate without loss",
-        f"At most {LOSS:.1%} of the packets are lost: boots (dots) and their median (bar).",
+        f"With at most {LOSS:.1%} of the packets lost: boots (dots) and their median (bar).",
         [Panel("", "packets/s", ["ndr_pps"])],
     )
 
@@ -122,10 +121,10 @@ class Ndr(Kind[NdrTrial]):
 def highest_rate(
     load: Load, bed: RunningBed, *, first_pps: float, trial_s: float
 ) -> tuple[float | None, list[dict[str, Any]]]:
-    """The non-drop rate of a bed whose streams have begun, and every rate that was tried.
+    """The highest rate without loss of a bed whose streams have started, and every rate tried.
 
-    Each rate is sent for ``trial_s`` seconds between two rests, in which nothing is
-    under way: what was sent and not read by then is lost.
+    Each rate is sent for ``trial_s`` seconds, with a pause before and after it in which all
+    packets arrive: what was sent and not read by then is lost.
     """
     tried: list[dict[str, Any]] = []
 
@@ -149,7 +148,7 @@ def highest_rate(
 
 
 def why_no_highest_rate(pps: float | None, tried: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why what :func:`highest_rate` found says nothing of the dut; ``None``: it does."""
+    """Why the result of :func:`highest_rate` is not a limit of the dut; ``None``: it is one."""
     if pps is None:
         return "not even the lowest rate passed"
     above = [row for row in tried if not row["passed"] and row["asked_pps"] > pps]
@@ -157,7 +156,7 @@ def why_no_highest_rate(pps: float | None, tried: Sequence[Mapping[str, Any]]) -
     if nearest is None or _lossy(nearest):
         return None
     return (
-        f"asked for {nearest['asked_pps']:,.0f} packets/s the generator sent "
+        f"the generator was asked for {nearest['asked_pps']:,.0f} packets/s and sent "
         f"{nearest['offered_pps']:,.0f}, and none was lost"
     )
 
@@ -167,7 +166,7 @@ def _lossy(row: Mapping[str, Any]) -> bool:
 
 
 def _at_rest(bed: RunningBed) -> tuple[int, int]:
-    """Packets the generator has sent and the dut's programs have read, once both are still."""
+    """Packets sent by the generator and read by the dut's programs, after both are idle."""
     time.sleep(_DRAIN_S)
     sent = bed.generator.counters(interface=bed.generator_interface)
     read = bed.dut.counters(interface=bed.dut_interface)
@@ -179,9 +178,9 @@ def search(
 ) -> float | None:
     """The highest rate found that passes ``1 + confirmations`` times in a row, in packets/s.
 
-    Begins at ``first_pps``, doubles or halves until a passing and a failing rate are
-    known, and halves the ratio between them until it is :data:`RESOLUTION`.
-    ``None`` when not even 1000 packets/s pass.
+    Starts at ``first_pps``, doubles or halves until a passing and a failing rate are known,
+    and bisects between them until they differ by :data:`RESOLUTION`. ``None``: not even
+    1000 packets/s pass.
     """
     low, high = 0.0, 0.0
     rate = max(first_pps, _LEAST_PPS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""CPU time a packet at loads below what the receiver takes."""
+"""CPU time per packet at loads below the receiver's limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SOURCE = "/proc/stat: time in which the interrupt's CPU was not idle"
 
 
 def measure_at(share: float | None) -> str:
-    """The name of CPU time a packet at ``share`` of what the receiver takes, or at a fixed rate."""
+    """The measure at ``share`` of the rate that the receiver takes; ``None``: at a fixed rate."""
     return f"paced{'' if share is None else round(100 * share)}_cpu_ns_per_packet"
 
 
@@ -30,21 +30,21 @@ NAMES = tuple(measure_at(share) for share in (None, *PACED_SHARES))
 
 
 class PacedTrial(Windowed):
-    """A window under streams that are held to a rate."""
+    """A window under streams that are limited to a rate."""
 
     kind: Literal["paced"] = "paced"
     paced_pps: int | None = None
-    """``None``: nobody knew what the receiver takes."""
+    """The rate; ``None``: it is not known what the receiver takes."""
     paced_share: float | None = None
-    """The share of :attr:`paced_of_pps` that is; ``None``: a rate that hosts.yaml names."""
+    """The rate as a share of :attr:`paced_of_pps`; ``None``: hosts.yaml names the rate."""
     paced_of_pps: float | None = None
-    """What the receiver was found to take, the same for all boots of a block."""
+    """The rate that the receiver takes, the same for all boots of a block."""
     paced_of_saturated: bool | None = None
-    """Was the receiver saturated when it took that?"""
+    """Was the receiver saturated at that rate?"""
 
 
 class Paced(Kind[PacedTrial]):
-    """Several trials under each load, side by side in all boots of a block."""
+    """Several trials at each load, side by side in all boots of a block."""
 
     name = "paced"
     sample = PacedTrial
@@ -53,11 +53,11 @@ class Paced(Kind[PacedTrial]):
     summary = "CPU time per packet at paced loads"
     measures = {
         measure_at(None): Measure(
-            "CPU time a packet at a paced load", "ns", source=_SOURCE, also="cpu"
+            "CPU time per packet at a paced load", "ns", source=_SOURCE, also="cpu"
         ),
         **{
             measure_at(share): Measure(
-                f"CPU time a packet at {share:.0%} of the load that saturates",
+                f"CPU time per packet at {share:.0%} of the saturating load",
                 "ns",
                 source=_SOURCE,
                 also="cpu",
@@ -67,18 +67,17 @@ class Paced(Kind[PacedTrial]):
     }
     rules = {
         "rate-unknown": VoidRule(
-            "a load that is a share of what the receiver takes needs timed trials that tell it"
+            "timed trials have measured the rate that the receiver takes, of which paced loads "
+            "are shares"
         ),
-        "rate-missed": VoidRule(
-            "where the load is paced, packets at IP arrive at its rate", {"share": 0.05}
-        ),
+        "rate-missed": VoidRule("a paced load arrives at IP at its rate", {"share": 0.05}),
     }
     figure = Figure(
         "paced",
-        "CPU time of a packet at paced loads",
-        "Time in which the interrupt's CPU was not idle, for each packet at IP: boots (dots) and "
+        "CPU time per packet at paced loads",
+        "Time in which the interrupt's CPU was not idle, per packet at IP: boots (dots) and "
         "their median (bar).",
-        [Panel(one.title, "ns a packet", [name]) for name, one in measures.items()],
+        [Panel(one.title, "ns per packet", [name]) for name, one in measures.items()],
     )
 
     def about(self, bed: Bed) -> str:
@@ -86,7 +85,7 @@ class Paced(Kind[PacedTrial]):
             return f"CPU time per packet at {bed.paced_pps:,} packets/s"
         *shares, last = [f"{share:.0%}" for share in PACED_SHARES]
         return (
-            f"CPU time per packet at {', '.join(shares)} and {last} of what the slowest step takes"
+            f"CPU time per packet at {', '.join(shares)} and {last} of the rate of the slowest step"
         )
 
     def planned(self, profile: Profile, ordinal: int) -> Iterator[PlannedTrial]:  # noqa: ARG002
@@ -102,12 +101,12 @@ class Paced(Kind[PacedTrial]):
                 self._at(block, these, share)
 
     def _at(self, block: Block, planned: Sequence[PlannedTrial], share: float | None) -> None:
-        """Trials at one load; all void where it is a share of what nobody knows."""
+        """Trials at one load; all void if the rate that the receiver takes is not known."""
         of: dict[str, Any] = {"paced_pps": block.bed.paced_pps}
         if share is not None:
             taken = block.taken()
             if taken is None:
-                detail = "no timed trial told what the receiver takes"
+                detail = "no timed trial measured the rate that the receiver takes"
                 void = Void(rule="rate-unknown", detail=detail)
                 for boot, trial in itertools.product(block.up, planned):
                     boot.trials.append(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What trials read from a host, as files keep it: counters, windows, probes, streams.
+"""What trials read from a host, as kept in files: counters, windows, probes, streams.
 
-Raw counters are kept as they were read. Every field is declared here: what an agent sends
-beside them is not kept, and a test holds the agent to that.
+Raw counters are kept as they were read. Every field is declared here. Undeclared fields
+that an agent sends are dropped; a test checks that the agent sends none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Counters = dict[str, int]
 
 
 class Declared(BaseModel):
-    """Its fields and no others; those that only a newer harness knows are left out."""
+    """Only declared fields; unknown ones, for example from a newer harness, are dropped."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -44,7 +44,7 @@ class CpuTime(Declared):
 
 
 class UdpSocket(Declared):
-    """One bound UDP socket: its drops since it was opened and what waits in it."""
+    """One bound UDP socket: its drops since it was opened, and the bytes queued in it."""
 
     local: str = ""
     drops: int = 0
@@ -52,16 +52,16 @@ class UdpSocket(Declared):
 
 
 class Snapshot(Declared):
-    """All counters of a host at one moment; every one counts up from boot."""
+    """All counters of a host at one moment; each counts up from boot."""
 
     monotonic_ns: int
     snmp: dict[str, Counters] = Field(default_factory=dict)
     netstat: dict[str, Counters] = Field(default_factory=dict)
     softnet: list[Softnet] = Field(default_factory=list)
     nic: Counters = Field(default_factory=dict)
-    """As ``ethtool -S`` names them."""
+    """By the names of ``ethtool -S``."""
     link: Counters = Field(default_factory=dict)
-    """As ``struct rtnl_link_stats64`` names them."""
+    """By the names of ``struct rtnl_link_stats64``."""
     net_rx: Counters = Field(default_factory=dict)
     """Receive softirqs by CPU (``/proc/softirqs``); empty: not read."""
     net_rx_budget: int | None = None
@@ -70,13 +70,13 @@ class Snapshot(Declared):
     """Of the link; not read within a window."""
     cpu: list[CpuTime] = Field(default_factory=list)
     kernel_cpu_ns: int | None = None
-    """CPU time of the kernel itself, where that is a process."""
+    """CPU time of the kernel itself, if it is a process."""
     throttled: Counters = Field(default_factory=dict)
-    """How often its temperature slowed each CPU down, where the CPU counts that."""
+    """How often each CPU was throttled because of its temperature, if the CPU counts that."""
     interrupts: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Of the interface: by line ``counts``, by CPU."""
+    """Of the interface: for each line ``counts`` by CPU."""
     processes: list[dict[str, Any]] = Field(default_factory=list)
-    """Of the load and of the agent: ``pid``, ``name``, ``last_cpu``."""
+    """Processes of the load and of the agent: ``pid``, ``name``, ``last_cpu``."""
     udp_sockets: list[UdpSocket] = Field(default_factory=list)
 
 
@@ -89,23 +89,23 @@ class ProcessPlacement(Declared):
 
 
 class Placement(Declared):
-    """Where interrupts (by line, then CPU) and processes really were."""
+    """Where interrupts (by line, then CPU) and processes actually ran."""
 
     irq: dict[str, dict[str, int]] = Field(default_factory=dict)
     processes: list[ProcessPlacement] = Field(default_factory=list)
 
 
 class PmuCount(Declared):
-    """One event of a CPU's own counters, over the seconds in which it was on."""
+    """One event of a CPU's PMU, over the ``on_s`` seconds in which it was enabled."""
 
     count: float
     on_s: float
     running: float = 1.0
-    """Share of that time in which it had a counter; ``count`` is scaled for the rest."""
+    """Share of that time in which it had a counter; ``count`` is scaled up for the rest."""
 
 
 class Pmu(Declared):
-    """What one CPU's own counters counted over a window, and why not where they did not."""
+    """The PMU events of one CPU over a window, and why others are absent."""
 
     cpu: int
     counts: dict[str, PmuCount] = Field(default_factory=dict)
@@ -113,17 +113,17 @@ class Pmu(Declared):
 
 
 class Window(Declared):
-    """A timed window: counters at both ends and what was sampled between."""
+    """A timed window: counters at both ends, and samples between them."""
 
     start: Snapshot
     end: Snapshot
     placement: Placement = Field(default_factory=Placement)
     pmu: Pmu | None = None
-    """``None``: not asked for."""
+    """``None``: not requested."""
 
 
 class Stage(Declared):
-    """Lists seen at one function: ``lengths[i]`` lists of exactly ``i`` packets."""
+    """Lists seen at one function; ``lengths[i]`` is the number of lists of ``i`` packets."""
 
     name: str
     function: str | None = None
@@ -155,7 +155,7 @@ class Whole(Declared):
 
 
 class Stream(Declared):
-    """One netperf stream as both of its ends reported it."""
+    """One netperf stream as reported by both of its ends."""
 
     stream: int
     status: int | None = 0
@@ -165,14 +165,14 @@ class Stream(Declared):
 
 
 class Void(Declared):
-    """Why a trial does not count: a rule of the plan and what was seen."""
+    """Why a trial is void: the rule, and what was seen."""
 
     rule: str
     detail: str
 
 
 class Trial(Declared):
-    """One trial on one boot; each kind has a model of its own."""
+    """One trial in one boot; each kind has its own model."""
 
     kind: str
     index: int
@@ -180,15 +180,15 @@ class Trial(Declared):
 
 
 class Loaded(Trial):
-    """A trial under streams that last through it."""
+    """A trial under streams that last until its end."""
 
     ramp: dict[str, Any] | None = None
-    """Rates seen until the load had settled, and whether it had: ``steady``."""
+    """The rates seen until the load was steady, and whether it became ``steady``."""
     whole: Whole | None = None
     netperf: list[Stream] = Field(default_factory=list)
 
 
 class Windowed(Loaded):
-    """One with a window between two readings."""
+    """A trial with a window between two readings."""
 
     window: Window | None = None

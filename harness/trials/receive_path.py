@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Whether packets went the way that is measured: rules about CPUs, steering and lists.
+"""Whether packets took the path that is measured: rules about CPUs, steering and lists.
 
-That an interrupt arrives on the planned CPU says nothing of what happens to its
-packets. A window tells on which CPU the stack took them; a traced trial tells whether
-they came in the lists a step makes. RFS to the interrupt's own CPU, a packet socket
-that is bound to the interface, a bridge or tc leave no trace but in the latter, so what
-it finds bears on all trials of the boot.
+An interrupt on the planned CPU does not prove that its packets are processed there. The
+counters of a window show on which CPU the stack processed them; a traced trial shows
+whether they came in the lists of the step. RFS to the interrupt's own CPU, a packet
+socket bound to the interface, a bridge or tc are visible only in a traced trial, so its
+findings apply to all trials of the boot.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LIST_RULE = "list-path"
 RULES: Mapping[str, VoidRule] = MappingProxyType(
     {
         LIST_RULE: VoidRule(
-            "packets go through the lists that a step has and past ip_rcv from step 7 on, as a "
-            "traced trial of the boot shows, or of the step where the boot has none",
+            "packets go through the lists of the step, and from step 7 on not through ip_rcv; "
+            "shown by a traced trial of the boot, or if it has none, of the step",
             {"share": 0.05, "packets": 64},
         )
     }
@@ -34,15 +34,15 @@ _TRUTH = "tracepoint_netif_receive_skb"
 def softirq_rules(
     window: Window, cpus: Collection[int], tolerances: Tolerances, *, polled: bool = False
 ) -> Iterator[Void]:
-    """That the receive softirq ran on ``cpus``, the planned ones, and handed no packet on.
+    """The receive softirq must run on the planned ``cpus`` and pass no packet to other CPUs.
 
-    ``polled``: the reader took packets from the queue itself, without a softirq.
+    ``polled``: the reading process polls the queue itself, without a softirq.
     """
     delta = Delta(window.start, window.end)
     woken = {cpu: times for cpu, times in delta.received_rps().items() if times}
     if sum(woken.values()) > tolerances["rps-used"]["times"]:
         told = ", ".join(f"CPU {cpu}: {times}" for cpu, times in sorted(woken.items()))
-        yield Void(rule="rps-used", detail=f"CPUs were woken for packets of others: {told}")
+        yield Void(rule="rps-used", detail=f"CPUs were woken for packets of other CPUs: {told}")
     processed, packets = delta.processed(), _packets(delta)
     if not cpus or processed is None or not packets:
         return
@@ -66,18 +66,18 @@ def softirq_rules(
     if softirqs and not polled and not any(softirqs.get(str(cpu), 0) > 0 for cpu in cpus):
         yield Void(
             rule="softirq-moved",
-            detail=f"CPU {planned} ran no receive softirq: its packets were polled by a thread",
+            detail=f"CPU {planned} ran no receive softirq: a thread polled its packets",
         )
 
 
 def _packets(delta: Delta) -> int | None:
-    """Of the interface; fewer at IP where GRO joined some."""
+    """Packets of the interface; the smaller count, as GRO merges packets before IP."""
     counted = [count for count in (delta.nic_delivered, delta.ip_in) if count is not None]
     return min(counted, default=None)
 
 
 def list_rules(trace: Trace, step: str, tolerances: Tolerances) -> Iterator[Void]:
-    """That packets went through the lists that ``step`` has, and singly where it has none."""
+    """Packets must go through the lists of ``step``, and one by one where it has no list."""
     number, seen = step_number(step), trace.per_skb.get(_TRUTH, 0)
     allowed = tolerances[LIST_RULE]
     slack = max(allowed["packets"], allowed["share"] * seen)
@@ -92,13 +92,13 @@ def list_rules(trace: Trace, step: str, tolerances: Tolerances) -> Iterator[Void
     if singly is not None and number >= SINGLY_BEFORE and singly > slack:
         told.append(f"{singly} of {seen} packets came to ip_rcv one by one")
     if singly is not None and number < SINGLY_BEFORE and seen - singly > slack:
-        told.append(f"{singly} of {seen} packets came to ip_rcv, through which all go")
+        told.append(f"{singly} of {seen} packets came to ip_rcv; all should")
     if told:
         yield Void(rule=LIST_RULE, detail="; ".join(told))
 
 
 def unproven(trace: Trace, step: str) -> list[str]:
-    """Functions of ``step``'s lists that were not probed: of them a trace says nothing."""
+    """Functions of the list path of ``step`` that were not probed."""
     number = step_number(step)
     if number is None:
         return []

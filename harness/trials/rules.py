@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Rules by which a trial of any kind is void, and where its packets were dropped.
+"""The void rules common to all kinds of trial, and where packets were dropped.
 
-Drops and the laws of conservation come from the whole trial, before the load to
-after everything settled: a NIC's own statistics reach the host once a second
-(``statistics_s`` of its driver), too coarse for a window. Counter names are those of
-``struct rtnl_link_stats64`` and of ``/proc/net/snmp``.
+Drops and conservation rules use the whole trial, from before the load until everything
+has settled: a NIC's own statistics reach the host only once a second (``statistics_s`` of
+its driver), which is too coarse for a window. Counter names are those of ``struct
+rtnl_link_stats64`` and of ``/proc/net/snmp``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from harness.trials.readings import (
 
 _IP_DROPS = ("InHdrErrors", "InAddrErrors", "InUnknownProtos", "InDiscards")
 _IP_EXT_DROPS = ("InNoRoutes", "InTruncatedPkts")
-# No UDP buffer is charged less than this for a frame (sk_buff and data).
+# The least that a frame is charged to a UDP buffer (sk_buff and data).
 _MIN_TRUESIZE_BYTES = 512
 
 _PACKETS = {"share": 0.001, "packets": 64}
@@ -36,19 +36,20 @@ _PACKETS = {"share": 0.001, "packets": 64}
 COMMON: Mapping[str, VoidRule] = MappingProxyType(
     {
         "nic-conservation": VoidRule(
-            "frames at the port = frames in receive queues + drops the NIC names", _PACKETS
+            "frames at the port = frames in receive queues + drops counted by the NIC", _PACKETS
         ),
         "stack-conservation": VoidRule(
-            "frames in receive queues = packets at IP + drops named between, "
-            "give or take TCP and ICMP of other interfaces",
+            "frames in receive queues = packets at IP + drops counted between them, "
+            "plus or minus TCP and ICMP of other interfaces",
             _PACKETS,
         ),
         "ip-conservation": VoidRule(
-            "packets at IP = datagrams of UDP, segments of TCP, ICMP + drops named between",
+            "packets at IP = UDP datagrams + TCP segments + ICMP messages + drops counted "
+            "between them",
             _PACKETS,
         ),
         "delivery-conservation": VoidRule(
-            "datagrams UDP handed over = messages netserver counted", _PACKETS
+            "datagrams delivered by UDP = messages counted by netserver", _PACKETS
         ),
         "irq-moved": VoidRule(
             "the NIC's interrupts arrive on the planned CPU", {"share": 0.01, "interrupts": 2}
@@ -60,24 +61,24 @@ COMMON: Mapping[str, VoidRule] = MappingProxyType(
             "the interface's packets are processed by the receive softirq of the planned CPU",
             {"share": 0.01, "packets": 64},
         ),
-        "rps-used": VoidRule("no CPU is woken for packets that another one took", {"times": 0}),
-        "process-moved": VoidRule("netserver runs on the planned CPU alone", {"samples": 0}),
+        "rps-used": VoidRule("RPS wakes no CPU for packets of another CPU", {"times": 0}),
+        "process-moved": VoidRule("netserver runs only on the planned CPU", {"samples": 0}),
         "stream-failed": VoidRule("every netperf stream ends with status 0"),
-        "stream-short": VoidRule("every netperf stream lasts through the window"),
-        "ramp-unsteady": VoidRule("the load has settled before the window opens"),
+        "stream-short": VoidRule("every netperf stream lasts until the end of the window"),
+        "ramp-unsteady": VoidRule("the load is steady before the window begins"),
         "no-load": VoidRule("packets arrive during the window", {"packets": 100}),
         "counter-reset": VoidRule("no counter runs backwards"),
         "counters-missing": VoidRule("the counters of the trial were read"),
-        "nic-model-error": VoidRule("a NIC that is a model has met no error of its own"),
+        "nic-model-error": VoidRule("the NIC model, if there is one, reports no internal error"),
         "link-flapped": VoidRule("the link stays up"),
         "cpu-throttled": VoidRule(
-            "the CPU under load is not taken away by the machine below, nor slowed down "
-            "by its temperature",
+            "the CPU under load is not stolen by a hypervisor, nor throttled because of its "
+            "temperature",
             {"share": 0.05, "times": 0},
         ),
     }
 )
-"""Of every kind; a kind adds its own."""
+"""The rules of every kind of trial; a kind adds its own."""
 
 
 def loaded(
@@ -88,10 +89,10 @@ def loaded(
     placement: Placement | None = None,
     own: Iterable[Void] = (),
 ) -> tuple[Void, ...]:
-    """Why a trial under load does not count: each rule once.
+    """Why a trial under load is void: each broken rule once.
 
-    ``window`` is what it measured, ``placement`` where interrupts and processes were in it;
-    ``own`` are rules of its kind. What was recorded during the trial stands before what is derived.
+    ``placement`` is where interrupts and processes ran in ``window``; ``own`` are the rules
+    of its kind. Reasons recorded during the trial come before derived ones.
     """
     tolerances = conditions.tolerances
     void = [*sample.void, *own]
@@ -105,7 +106,7 @@ def loaded(
         void += _backwards(sample.whole.before, sample.whole.after)
         void += _conservation(sample, sample.whole, tolerances)
     if sample.whole is None or window is None:
-        void.append(Void(rule="counters-missing", detail="no snapshots of this trial were kept"))
+        void.append(Void(rule="counters-missing", detail="this trial has no snapshots"))
     elif Delta(window.start, window.end).ip_pps is None:
         void.append(Void(rule="counters-missing", detail="no count of packets at IP"))
     void += _stream_rules(sample, window)
@@ -116,14 +117,14 @@ def loaded(
 def alone(
     void: Iterable[Void], whole: Whole | None, conditions: Conditions, *, polled: bool = False
 ) -> tuple[Void, ...]:
-    """Why a trial without a window does not count; ``polled``: netserver read the queue itself."""
+    """Why a trial without a window is void; ``polled``: netserver polled the queue itself."""
     found = list(void)
     if whole is not None:
         before, after = whole.before, whole.after
         found += _moved(_placed(before, after), conditions)
         window = Window(start=before, end=after)
         found += _window_rules(window, conditions)
-        # Who polls the queue itself does so on its own CPU.
+        # A process that polls the queue does so on its own CPU.
         planned = {conditions.irq_cpu, conditions.netserver_cpu if polled else None} - {None}
         found += receive_path.softirq_rules(
             window,
@@ -135,7 +136,7 @@ def alone(
 
 
 def _placed(before: Snapshot, after: Snapshot) -> Placement:
-    """Where interrupts were between the two, and processes at the end."""
+    """Where interrupts ran between the two, and processes at the end."""
     irq: dict[str, dict[str, int]] = {}
     for line, row in after.interrupts.items():
         earlier = before.interrupts.get(line, {}).get("counts", {})
@@ -155,7 +156,7 @@ def drops(delta: Delta) -> dict[str, int]:
         "nic_other": delta.nic_other_drops(),
         "driver": delta.driver_drops(),
         "softnet": backlog,
-        # rx_dropped gathers the driver's own, the backlog's and the core's drops.
+        # rx_dropped is the sum of the drops of driver, backlog and core.
         "core": max(0, delta.link("rx_dropped") - delta.nic_in_link() - backlog)
         + delta.link("rx_nohandler"),
         "other_host": delta.link("rx_otherhost_dropped"),
@@ -170,7 +171,7 @@ def drops(delta: Delta) -> dict[str, int]:
 
 
 def _conservation(sample: Loaded, whole: Whole, tolerances: Tolerances) -> Iterator[Void]:
-    """The four laws; each compares what went in with what came out and was named."""
+    """The four conservation rules: packets in = packets out + counted drops."""
 
     def law(rule: str, into: int, out: int, *, fewer: int = 0, more: int = 0) -> Iterator[Void]:
         """``into`` may exceed ``out`` by ``more`` and fall short by ``fewer``."""
@@ -179,17 +180,17 @@ def _conservation(sample: Loaded, whole: Whole, tolerances: Tolerances) -> Itera
         if not -fewer - slack <= into - out <= more + slack:
             yield Void(
                 rule=rule,
-                detail=f"{into} in, {out} out or named, {into - out:+d} unexplained "
+                detail=f"{into} in, {out} out or counted as drops, {into - out:+d} unexplained "
                 f"(allowed {slack:.0f}{f' + {max(fewer, more)}' if fewer or more else ''})",
             )
 
     delta = Delta(whole.before, whole.after)
     dropped = drops(delta)
-    # Traffic of other interfaces (ssh) and frames GRO joins, both ways.
+    # Traffic of other interfaces (ssh), and frames that GRO merges, in both directions.
     control = delta.snmp("Tcp", "InSegs") + delta.snmp("Icmp", "InMsgs")
     taken, ip_in = delta.nic_delivered, delta.ip_in
     if delta.at_port is not None and taken is not None:
-        # Whether a firmware counts what the port keeps among the frames at the port differs.
+        # Some firmware includes the frames that the port keeps in the frames at the port.
         yield from law(
             "nic-conservation",
             delta.at_port - dropped["nic_ring"],
@@ -287,7 +288,7 @@ def _window_rules(window: Window, conditions: Conditions) -> Iterator[Void]:
     for cpu, count in window.end.throttled.items():
         times = count - window.start.throttled.get(cpu, count)
         if irq_cpu in (None, int(cpu)) and times > tolerances["cpu-throttled"].get("times", 0):
-            detail = f"CPU {cpu} was slowed down by its temperature, {times} times"
+            detail = f"CPU {cpu} was throttled {times} times because of its temperature"
             yield Void(rule="cpu-throttled", detail=detail)
 
 
@@ -298,7 +299,7 @@ def _ramp_rule(sample: Loaded) -> Iterator[Void]:
 
 
 def _backwards(before: Snapshot, after: Snapshot) -> Iterator[Void]:
-    """Counters of the receive path that fell: a reset or a reboot within the trial."""
+    """Counters of the receive path that decreased: a reset or a reboot during the trial."""
     delta = Delta(before, after)
     grown = {delta.names.at_port or "": delta.at_port or 0, **delta.queues}
     fell = [name for name, frames in grown.items() if frames < 0]
@@ -327,7 +328,7 @@ def _stream_rules(sample: Loaded, window: Window | None) -> Iterator[Void]:
         if short:
             yield Void(
                 rule="stream-short",
-                detail=f"ended within a window of {window_s:.2f} s: {', '.join(short)}",
+                detail=f"ended before the window of {window_s:.2f} s: {', '.join(short)}",
             )
 
 

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Whether a receiver was saturated between two readings of its counters: the one judge of that.
+"""Whether a receiver was saturated between two readings of its counters.
 
-A rate is the kernel's only while more packets come in than it takes; else it is the
-load's. Interrupts alone do not tell: with moderation there is at most one in each
-hold-off time, whatever the load. So three things have to hold, all read on the receiver:
+The kernel limits a rate only while more packets arrive than it can take; otherwise the
+load limits it. The number of interrupts does not show this: with moderation there is at
+most one per hold-off time, whatever the load. So three conditions must hold, all read on
+the receiver:
 
-1. the interrupt's CPU was not idle (``/proc/stat``; time stolen by a hypervisor is not time
-   it had, and for a guest that is stopped with its clock no time passes);
-2. the receive queue was hardly ever empty: after each interrupt polling goes on until it
-   is, and then nothing is taken for as long as the hold-off lasts or until a packet comes;
-3. work was left over: softirqs ended with their budget used up (``time_squeeze``), the
+1. The interrupt's CPU was not idle (``/proc/stat``). Time stolen by a hypervisor does not
+   count, and for a guest that is stopped with its clock no time passes.
+2. The receive queue was hardly ever empty. After each interrupt, polling continues until
+   it is empty; then nothing is received until the hold-off ends or a packet arrives.
+3. Work was left over: softirqs ended with their budget used up (``time_squeeze``), the
    NIC's ring or a CPU's backlog overflowed, or the port asked the sender to pause.
 
-The second and third are needed where a reader on the same CPU takes all time that the
-receive path leaves, which is then never idle. Readings without the CPU's times, as old
-results may be, are judged by interrupts a packet alone, and say so in :attr:`Saturation.by`.
+Conditions 2 and 3 are needed if a reader on the same CPU uses all the time that the
+receive path leaves, because that CPU is never idle. Old results without CPU times are
+judged only by interrupts per packet, which :attr:`Saturation.by` records.
 """
 
 from __future__ import annotations
@@ -32,15 +33,14 @@ RULE = "unsaturated"
 RULES: Mapping[str, VoidRule] = MappingProxyType(
     {
         RULE: VoidRule(
-            "the receiver is saturated, or rates are the load's and void (what a packet costs "
-            "stays): the CPU of the interrupt is not idle, its queue hardly ever empty, and work "
-            "is left over",
+            "the receiver is saturated (else only rates are void, as the load limits them): the "
+            "CPU of the interrupt is not idle, its queue hardly ever empty, and work is left over",
             {
                 "idle_share": 0.05,
                 "waiting_share": 0.05,
                 "squeezed_share": 0.5,
                 "drop_share": 0.001,
-                # Of results in which no CPU's times were read; a packet.
+                # Per packet; for results without CPU times.
                 "interrupts": 1 / 2000,
             },
         )
@@ -52,23 +52,23 @@ _USUAL_BUDGET = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Saturation:
-    """The judgement and the figures it rests on; ``None`` where its counters are not there."""
+    """The judgement and the figures it is based on; ``None``: a counter is missing."""
 
     saturated: bool | None
     by: Literal["cpu", "interrupts"] | None
-    """What told: the CPU's time, or interrupts a packet where that was not read."""
+    """What it was judged by: CPU time, or interrupts per packet if that was not read."""
     why: str
     """One line for a report."""
     cpu: int | None = None
     idle_share: float | None = None
-    """Of the time the CPU had."""
+    """Share of the CPU's time in which it was idle."""
     waiting_share: float | None = None
-    """Of the time in which the receive queue was empty, at most."""
+    """Upper bound of the share of time in which the receive queue was empty."""
     squeezed_share: float | None = None
-    """Of the packets that were taken in softirqs which ended with work left over."""
+    """Share of packets processed in softirqs that ended with work left over."""
     drop_share: float = 0.0
-    """Of the packets that came to the NIC: lost for want of room in its ring, or in the backlog
-    of a CPU where a driver without NAPI puts them."""
+    """Share of packets at the NIC that were dropped because its ring was full, or a CPU's
+    backlog, which drivers without NAPI use."""
     pauses_sent: int = 0
 
 
@@ -82,9 +82,9 @@ def judge(
 ) -> Saturation:
     """Was the host saturated from ``before`` to ``after``, two answers of the agent's ``counters``?
 
-    ``cpus`` are those planned for the interrupts; without any, the one that took most packets.
+    ``cpus`` are those planned for the interrupts; if empty, the CPU with most packets is used.
     ``holdoff_us`` is the interrupt moderation in force (``rx_usecs``). ``limits`` are the
-    tolerances of the rule ``unsaturated``, those of today if a campaign declared none.
+    tolerances of the rule ``unsaturated``, by default today's.
     """
     delta = Delta(before, after)
     packets = delta.ip_in or 0
@@ -122,8 +122,8 @@ def _judged(found: Saturation, limits: Mapping[str, float]) -> Saturation:
     )
     if not left_over:
         lacking.append(
-            f"softirqs left no work over ({found.squeezed_share:.0%} of packets in those that "
-            "did) and none was dropped for want of room"
+            f"softirqs left no work over (only {found.squeezed_share:.0%} of packets were in "
+            "softirqs that did) and no full ring or backlog dropped packets"
         )
     why = "; ".join(lacking) or f"CPU {found.cpu} was idle for {found.idle_share:.1%}"
     return replace(found, saturated=not lacking, why=why)
@@ -133,13 +133,13 @@ def _by_interrupts(delta: Delta, packets: int, limits: Mapping[str, float]) -> S
     interrupts = delta.interrupts()
     if interrupts is None:
         return Saturation(saturated=None, by=None, why="neither CPU times nor interrupts were read")
-    share = interrupts / packets
+    told = (
+        f"one interrupt in {packets / interrupts:,.0f} packets" if interrupts else "no interrupts"
+    )
     return Saturation(
-        saturated=share <= limits["interrupts"],
+        saturated=interrupts / packets <= limits["interrupts"],
         by="interrupts",
-        why=f"one interrupt in {packets / interrupts:,.0f} packets (its CPU's times were not read)"
-        if interrupts
-        else "no interrupts (its CPU's times were not read)",
+        why=f"{told} (CPU times were not read)",
     )
 
 
@@ -149,7 +149,7 @@ def _busiest(delta: Delta) -> list[int]:
 
 
 def _waiting(delta: Delta, packets: int, holdoff_us: float) -> float | None:
-    """At each interrupt the queue had been empty for a hold-off, or for a packet's time."""
+    """Before each interrupt the queue was empty for a hold-off, or for the time of a packet."""
     interrupts = delta.interrupts()
     if interrupts is None:
         return None

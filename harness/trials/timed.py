@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rates under an unlimited load, and what a packet costs then: what every campaign measures."""
+"""Rates and costs per packet under an unlimited load; every campaign measures them."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ RATES: Mapping[str, Measure] = MappingProxyType(
             source="/proc/net/snmp: Udp InDatagrams",
         ),
         "cpu_ns_per_packet": Measure(
-            "kernel time a packet",
+            "kernel time per packet",
             "ns",
             source="/proc/stat: system, irq and softirq time of the interrupt's CPU",
         ),
         "interrupts_per_packet": Measure(
-            "interrupts a packet", "interrupts", source="/proc/interrupts of the NIC"
+            "interrupts per packet", "interrupts", source="/proc/interrupts of the NIC"
         ),
     }
 )
-"""What every timed trial tells."""
+"""The measures of every timed trial."""
 
 LOADS_RATES = ("nic_rx_pps", "stack_rx_pps", "delivered_pps")
-"""Rates that are the kernel's only while it is saturated."""
+"""Rates that count only while the kernel is saturated."""
 
 PMU: Mapping[str, tuple[str, str, str]] = {
-    "cycles_per_packet": ("cycles a packet", "cycles", "cycles"),
-    "instructions_per_packet": ("instructions a packet", "instructions", "instructions"),
-    "l1i_misses_per_packet": ("L1-icache misses a packet", "misses", "L1-icache-load-misses"),
+    "cycles_per_packet": ("cycles per packet", "cycles", "cycles"),
+    "instructions_per_packet": ("instructions per packet", "instructions", "instructions"),
+    "l1i_misses_per_packet": ("L1-icache misses per packet", "misses", "L1-icache-load-misses"),
 }
-"""Title, unit and event of what the interrupt's CPU counted itself, per packet at IP."""
-_PMU_SOURCE = "perf stat on the interrupt's CPU over the timed window, all that ran there"
+"""Title, unit and event of what the PMU of the interrupt's CPU counts, per packet at IP."""
+_PMU_SOURCE = "perf stat on the interrupt's CPU over the timed window, everything that ran there"
 
 
 class TimedTrial(Windowed):
@@ -119,7 +119,7 @@ class Timed(Kind[TimedTrial]):
 def windowed(
     sample: Windowed, conditions: Conditions, own: Sequence[Void] = ()
 ) -> tuple[Void, ...]:
-    """Why a trial with a window does not count."""
+    """Why a trial with a window is void."""
     window = sample.window
     return rules.loaded(
         sample, window, conditions, placement=window.placement if window else None, own=own
@@ -144,9 +144,7 @@ def _rates(window: Window, irq_cpu: int | None) -> dict[str, float]:
 
 
 def pmu_per_packet(window: Window) -> dict[str, float]:
-    """What the CPU counted for each packet at IP, by names of :data:`PMU`; what is absent
-    is left out.
-    """
+    """By names of :data:`PMU`, what the CPU counted per packet at IP, without absent events."""
     packets_per_s = Delta(window.start, window.end).ip_pps
     if window.pmu is None or not packets_per_s:
         return {}
@@ -159,6 +157,6 @@ def pmu_per_packet(window: Window) -> dict[str, float]:
 
 
 def pmu_absent(window: Window) -> dict[str, str]:
-    """Why measures of :func:`pmu_per_packet` are not there, where they were asked for."""
+    """By names of :data:`PMU`, why a requested event is absent."""
     absent = window.pmu.absent if window.pmu else {}
     return {name: absent[event] for name, (_, _, event) in PMU.items() if event in absent}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Lengths of lists, and packets that pass a function one by one, counted by probes.
+"""Lengths of lists, and packets that enter a function one by one, counted by probes.
 
-The probes cost time, so nothing else is measured in these trials.
+Probes cost time, so nothing else is measured in these trials.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TracedTrial(Loaded):
 
 
 class Traced(Kind[TracedTrial]):
-    """One trial a boot in the first blocks, while the others of its block are frozen."""
+    """One trial per boot in the first blocks, while the other boots of its block are frozen."""
 
     name = "trace"
     sample = TracedTrial

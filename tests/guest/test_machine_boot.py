@@ -110,7 +110,7 @@ def test_a_machine_is_enrolled_and_examined(operator: Operator) -> None:
     fingerprint = shown.split("SHA256:")[1].split()[0]
     key = "/etc/ssh/ssh_host_ed25519_key"
     assert fingerprint in operator.machine.run("sudo", "-n", "ssh-keygen", "-lf", key)
-    assert "pinned before, and the same" in operator.harness("hosts", "enroll", "dut")
+    assert "already pinned" in operator.harness("hosts", "enroll", "dut")
     done = subprocess.run(
         [sys.executable, "-m", "harness", "doctor", "dut", "--format", "json",
          "--hosts", str(operator.hosts)],
@@ -137,7 +137,7 @@ def test_another_host_key_is_refused(operator: Operator) -> None:
     try:
         told = operator.harness("restore", "dut", status=3)
         assert "host key is not the pinned one" in told
-        assert "another key was pinned" in operator.harness("hosts", "enroll", "dut", status=3)
+        assert "a different key was pinned" in operator.harness("hosts", "enroll", "dut", status=3)
         operator.harness("hosts", "enroll", "dut", "--replace", "--yes")
         assert pinned.read_text() == kept
     finally:
@@ -226,7 +226,7 @@ def test_nothing_is_left(operator: Operator, kernel: tuple[str, Path], tmp_path:
     release, _ = kernel
     with operator.agent(tmp_path / "log") as agent:
         agent.boot_prepare(release=release, method="one-shot")
-    assert f"boot disarmed: {release}" in operator.harness("restore", "dut")
+    assert f"boot cancelled: {release}" in operator.harness("restore", "dut")
     assert f"removed: {release}" in operator.harness("hosts", "clean", "dut")
     left = files(operator.machine)
     assert left - operator.found == set()
@@ -274,5 +274,5 @@ def test_sudo_for_the_agent_alone(operator: Operator, tmp_path: Path) -> None:
         assert agent.inventory()["cpus"] == 2
     assert machine.ssh.run(["test", "-w", "/usr/local/lib/receive-batching"]).returncode == 1
     told = operator.harness("hosts", "clean", "dut")
-    assert "stays, root put it there: /etc/sudoers.d/receive-batching" in told
+    assert "kept, installed by root: /etc/sudoers.d/receive-batching" in told
     machine.run("touch", back)

@@ -241,8 +241,8 @@ MUTATIONS = (
     # What a paced load is a share of, and the rate without loss
     Mutation(
         "the fastest boot tells the paced loads",
-        "return min(known, key=lambda one: one.pps, default=None)",
-        "return max(known, key=lambda one: one.pps, default=None)",
+        "return min(filter(None, boots), key=lambda one: one.pps, default=None)",
+        "return max(filter(None, boots), key=lambda one: one.pps, default=None)",
         "test_pacing.py::test_all_boots_of_a_block_get_the_same_loads",
     ),
     Mutation(

@@ -162,7 +162,7 @@ def test_a_bed_that_is_lost_ends_alone(
         campaign.run(made, tmp_path, progress=Progress())
     assert beds_of(tmp_path)["a"] == 6
     assert beds_of(tmp_path)["b"] < 3
-    assert "b: ended, the other beds go on: no answer" in capfd.readouterr().err
+    assert "b: ended, the other beds continue: no answer" in capfd.readouterr().err
     samples.write_campaign(tmp_path, record(made))
     found = analyse(samples.ResultDirectory.open(tmp_path))
     assert "incomplete" in (found.no_verdict or "")
@@ -261,7 +261,7 @@ def test_a_campaign_has_its_name_before_it_holds_machines(tmp_path: Path) -> Non
 
 def test_other_beds_are_no_resumption(machine: Machine) -> None:
     kept = record(rig(("a", "b"), blocks=4)[0])
-    with pytest.raises(ConfigurationError, match="its block_beds was another"):
+    with pytest.raises(ConfigurationError, match="its block_beds has changed"):
         campaign.require_same(kept, kept.model_copy(update={"block_beds": ["a", "b", "b", "a"]}))
 
 
@@ -330,7 +330,7 @@ def test_a_run_on_two_beds_and_its_resumption(
     for path in out.glob("boots/b02-*/boot.json"):
         path.unlink()
     again = CliRunner().invoke(cli, [*words, "--resume", "--beds", "a,b"])
-    assert "its bed was another" in str(again.exception)
+    assert "its bed has changed" in str(again.exception)
     lab["tree"] = None
     again = CliRunner().invoke(cli, ["run", "--out", str(out), "--resume"])
     assert again.exit_code == 0, again.output

@@ -91,7 +91,7 @@ def test_what_too_few_blocks_cannot_tell_is_said(tmp_path: Path) -> None:
     [verdict] = found["verdicts"]
     assert (verdict["verdict"], verdict["p_beds"]) == ("faster", None)
     assert all(bed["verdict"] is None for bed in found["rows"][1]["beds"])
-    assert "too few blocks to tell" in render(found, "table")
+    assert "too few blocks to test this" in render(found, "table")
 
 
 def test_a_bed_against_itself_has_to_agree_with_the_others(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_beds_that_are_not_those_of_the_blocks_are_no_campaign(tmp_path: Path) -
     make_campaign(tmp_path, effects={"0": 1.0}, blocks=2, beds=ALIKE, trials=1)
     path = tmp_path / "campaign.json"
     path.write_text(path.read_text().replace('"block_beds":["a","b"]', '"block_beds":["a"]'))
-    with pytest.raises(Exception, match="names no bed for each block"):
+    with pytest.raises(Exception, match="does not name a bed for each block"):
         read_campaign(tmp_path)
 
 

@@ -200,7 +200,7 @@ def test_where_the_instructions_are_is_told_by_function(report: Json) -> None:
     assert list(before) == ["udp_rcv", "ip_rcv", "__slab_free"]  # most first
     assert after["__slab_free"] == pytest.approx({"calls": 2, "instructions": 150, "misses": 0})
     lines = render(report, "table").splitlines()
-    [begins] = [n for n, line in enumerate(lines) if line.startswith("instructions a packet, by")]
+    [begins] = [n for n, line in enumerate(lines) if line.startswith("instructions per packet, by")]
     assert [line.split() for line in lines[begins + 2 : begins + 4]] == [
         ["__slab_free", "0.0", "150.0"],
         ["ip_rcv", "130.0", "120.0"],
@@ -212,12 +212,12 @@ def test_where_the_instructions_are_is_told_by_function(report: Json) -> None:
 
 def test_the_page_judges_and_draws_what_was_paced(report: Json) -> None:
     verdicts, _, rest = render(report, "html").partition("<h2>Results</h2>")
-    assert "CPU time a packet at a paced load: step 8 against step 0: lower" in verdicts
-    assert "CPU time a packet at 90% of the load that saturates: step 8 against" in verdicts
+    assert "CPU time per packet at a paced load: step 8 against step 0: lower" in verdicts
+    assert "CPU time per packet at 90% of the saturating load: step 8 against" in verdicts
     assert "step 8 against step 0: lower" not in rest
     drawn = {plot.name: plot for plot in plots(report)}
-    assert drawn["paced"].title == "CPU time of a packet at paced loads"
-    assert "90% of the load that saturates" in drawn["paced"].svg
+    assert drawn["paced"].title == "CPU time per packet at paced loads"
+    assert "90% of the saturating load" in drawn["paced"].svg
 
 
 @pytest.mark.parametrize(
@@ -247,9 +247,9 @@ def test_what_is_expected_of_is_the_figure_in_the_report(
 def test_the_reports_show_measures_and_what_could_be_resolved(report: Json) -> None:
     table = render(report, "table")
     assert "highest rate without loss, packets/s" in table
-    assert "the author of the series expected +160 ns, which could not be seen" in table
-    assert "instructions a packet, instructions" in table
-    assert "absent" not in table
+    assert "the author of the series expected +160 ns, which could not be detected" in table
+    assert "instructions per packet, instructions" in table
+    assert "not available" not in table
     assert "l1i_misses_per_packet" in render(report, "csv").splitlines()[0]
     page = render(report, "html")
     assert 'id="latency"' in page
@@ -276,7 +276,7 @@ def test_what_the_cpu_did_not_count_is_said_once_and_is_not_0(tmp_path: Path) ->
     assert report["absent"]["cycles_per_packet"]["reasons"] == [why]
     table = render(report, "table")
     assert table.count(why) == 1
-    assert f"absent: cycles a packet, instructions a packet: {why}" in table
+    assert f"not available: cycles per packet, instructions per packet: {why}" in table
     assert why in render(report, "markdown")
     assert "cycles_per_packet" not in render(report, "csv").splitlines()[0]
 

@@ -235,7 +235,7 @@ def test_where_only_points_without_kernels_are_left(tmp_path: Path) -> None:
     effects = staircase(at=6, height=0.2)
     shown = bisected(tmp_path, Dies(effects, "4", "5", "6"), question())
     assert (shown["found"], shown["between"]) == (None, ["3", "7"])
-    assert "between step 3 and step 7; without a kernel that lives: 4, 5, 6" in shown["sentence"]
+    assert "between step 3 and step 7; kernels that failed: 4, 5, 6" in shown["sentence"]
     assert "step 5 died" in bisect.table(bisect.begin(tmp_path, question(), seed=1, resume=True))
 
     kept = bisect.begin(tmp_path, question(), seed=1, resume=True, retry_failed=True)
@@ -257,7 +257,7 @@ def test_what_is_no_search_to_go_on_with(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"its by was 0\.02, not 0\.05"):
         bisect.begin(tmp_path, question(by=0.05), seed=1, resume=True)
     (tmp_path / "bisect.json").write_text("{")
-    with pytest.raises(InfrastructureError, match="is no journal"):
+    with pytest.raises(InfrastructureError, match="is not a bisection journal"):
         bisect.begin(tmp_path, question(), seed=1, resume=True)
 
 

@@ -92,7 +92,7 @@ def test_what_makes_two_measurements_unlike(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refused:
         compare(one, other)
     assert refused.value.message.splitlines()[1:] == [
-        "  turns of boots: True and False",
+        "  boots time-sliced: True and False",
         "  dut: cpu_model: X1 and X2",
         "  dut: cpu.turbo: on and off",
     ]

@@ -150,7 +150,7 @@ def test_a_key_that_changed_is_refused_until_it_is_replaced(
     assert _run("hosts", "enroll", "rx", "--yes")[1] is None
     before = path.read_text()
     assert before.startswith("other.lab.example ssh-ed25519 AAAA\n[rx.lab.example]:2222 ssh-")
-    assert "the same" in _run("hosts", "enroll", "rx")[0]
+    assert "already pinned" in _run("hosts", "enroll", "rx")[0]
     _new_key(tmp_path)
     _, error = _run("hosts", "enroll", "rx", "--yes")
     assert isinstance(error, HostRefusedError)

@@ -258,10 +258,10 @@ def test_the_cache_has_to_be_a_directory_that_can_be_written(
 ) -> None:
     (tmp_path / "file").write_text("")
     for place, said in (
-        (tmp_path / "file", "is no directory"),
-        (tmp_path / "file/below", "is no directory"),
-        (tmp_path / "a blank", "cannot bear ' '"),
-        (tmp_path / "a:colon", "cannot bear ':'"),
+        (tmp_path / "file", "is not a directory"),
+        (tmp_path / "file/below", "is not a directory"),
+        (tmp_path / "a blank", "do not support ' '"),
+        (tmp_path / "a:colon", "do not support ':'"),
     ):
         monkeypatch.setenv("RECEIVE_BATCHING_CACHE", str(place))
         with pytest.raises(ConfigurationError, match=said) as told:
@@ -301,7 +301,7 @@ def test_a_result_directory_that_cannot_be_written(tmp_path: Path) -> None:
     assert rows(needs.Job(guests=False, results=tmp_path / "new/below"))["results"].ok
     row = rows(needs.Job(guests=False, results=tmp_path / "file/below"))["results"]
     assert not row.ok
-    assert row.remedy == "name another by --out"
+    assert row.remedy == "name another directory with --out"
 
 
 def test_memory_and_disk_are_held_against_what_the_job_takes(
@@ -471,7 +471,7 @@ def test_build_asks_for_what_builds(tmp_path: Path, own_cache: Path) -> None:
     (tmp_path / "file").write_text("")
     done = harness(tmp_path, "build", RECEIVE_BATCHING_CACHE=str(tmp_path / "file"))
     assert done.returncode == 2, done.stderr
-    assert "is no directory" in done.stderr
+    assert "is not a directory" in done.stderr
 
 
 def test_doctor_shows_the_same_of_a_virtual_bed(tmp_path: Path, own_cache: Path) -> None:

@@ -131,7 +131,7 @@ def test_each_share_is_a_metric_of_its_own(tmp_path: Path) -> None:
         median = report["rows"][0]["measures"][name]["median"]
         assert median == pytest.approx(1e9 / 200_000, rel=0.01)
     table = render(report, "table")
-    assert "CPU time a packet at 10% of the load that saturates" in table
+    assert "CPU time per packet at 10% of the saturating load" in table
     assert "shares of a rate at which the receiver was not saturated" in table
 
 
@@ -139,7 +139,7 @@ def test_a_bed_may_name_a_rate_and_else_has_shares(tmp_path: Path) -> None:
     path = tmp_path / "hosts.yaml"
     usual = config.locate(None).read_text()
     for text, told in (
-        (usual, "CPU time per packet at 10%, 50% and 90% of what the slowest step takes"),
+        (usual, "CPU time per packet at 10%, 50% and 90% of the rate of the slowest step"),
         (usual.replace("    rx_queues: 1\n", "    rx_queues: 1\n    paced_pps: 50000\n", 1),
          "CPU time per packet at 50,000 packets/s"),
     ):  # fmt: skip

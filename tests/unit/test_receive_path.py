@@ -156,7 +156,7 @@ def test_every_step_has_a_way_that_is_its_own(step: str) -> None:
         ("8", {"singly": 1.0}, "100000 of 100000 packets came to ip_rcv one by one"),
         ("7", {"lists": 0.0}, "0 of 100000 packets came to netif_receive_skb_list in lists"),
         ("2", {"lists": 0.0}, "netif_receive_skb_list in lists"),
-        ("0", {"singly": 0.2}, "20000 of 100000 packets came to ip_rcv, through which"),
+        ("0", {"singly": 0.2}, "20000 of 100000 packets came to ip_rcv; all should"),
         ("8", {"singly": 0.1}, "10000 of 100000"),
         ("8again", {"singly": 1.0}, "one by one"),
     ],
@@ -255,8 +255,8 @@ def test_a_nic_whose_driver_makes_no_lists_is_warned_of_and_not_void(tmp_path: P
 def test_a_stage_that_was_not_probed_is_said(tmp_path: Path) -> None:
     report = _report(tmp_path, _tapped(set()), blocks=1)
     assert (
-        "step 8: no probe was at netif_receive_skb_list_internal, __netif_receive_skb_list_core, "
-        "so that lists came there is open" in render(report, "table")
+        "step 8: no probe at netif_receive_skb_list_internal, __netif_receive_skb_list_core, "
+        "so it is not known whether lists came there" in render(report, "table")
     )
 
 
@@ -319,8 +319,8 @@ def test_a_link_of_another_speed_leaves_nothing_to_compare(
     analysis = _analysis(tmp_path, edit, blocks=6)
     report = document(analysis)
     [problem] = report["problems"]
-    assert f"the link of the {role} had not one speed" in problem
-    assert "10000 Mbit/s in 1 boots (such as b02-" in problem
+    assert f"the link speed of the {role} was not constant" in problem
+    assert "10000 Mbit/s in 1 boots (for example b02-" in problem
     assert report["verdicts"] == []
     table = render(report, "table")
     assert "NOT COMPARABLE" in table

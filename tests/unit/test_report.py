@@ -342,7 +342,7 @@ def test_the_plan_is_shown_without_touching_anything() -> None:
     ran = CliRunner().invoke(plan_command, ["--steps", "0,8", "--seed", "3"])
     assert ran.exit_code == 0, ran.output
     assert "2 blocks × 2 steps = 4 boots" in ran.output
-    assert "no verdict: 2 of the 6 blocks one needs" in ran.output
+    assert "no verdict: 2 of the 6 blocks it needs" in ran.output
     assert "CPU of the interrupt: 0" in ran.output
     assert "irq-moved" in ran.output
 

@@ -89,15 +89,15 @@ def test_a_cut_off_boot_is_a_problem_and_the_others_are_read(result: Path) -> No
     path.write_bytes(path.read_bytes()[:1000])
     opened = ResultDirectory.open(result)
     assert len(list(opened.boots())) == 3
-    assert "not whole JSON" in opened.problems[0]
+    assert "not valid JSON" in opened.problems[0]
 
 
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        (b"", InfrastructureError, "not whole JSON"),
-        (b'{"schema": "receive-batching/campai', InfrastructureError, "not whole JSON"),
-        (b"\xff\xfe", InfrastructureError, "not whole JSON"),
+        (b"", InfrastructureError, "not valid JSON"),
+        (b'{"schema": "receive-batching/campai', InfrastructureError, "not valid JSON"),
+        (b"\xff\xfe", InfrastructureError, "not valid JSON"),
         (b"[]", ConfigurationError, "has schema None"),
         (b'{"schema": "other", "version": 1}', ConfigurationError, "has schema 'other'"),
         (

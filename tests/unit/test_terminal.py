@@ -236,7 +236,7 @@ def run_in_shell(script: str, **environment: str) -> subprocess.CompletedProcess
         ("{ $H hosts schema; echo $? >&2; } | true", 0, b"1\n"),
         ("$H plan >/dev/null 2>&1 | true", 0, b""),
         ("cd gone && rmdir ../gone && $H plan", 3, b"error: the current directory cannot be used"),
-        ("$H plan --hosts \"$(printf 'h\\377')\"", 2, b"error: an argument is no text"),
+        ("$H plan --hosts \"$(printf 'h\\377')\"", 2, b"error: an argument is not text"),
         ('$H plan --bed "$NO_SUCH_VARIABLE"', 2, b"error: an argument is empty"),
         ("$H plan --hosts /dev/stdin < hosts.yaml", 0, b""),
         ("cat hosts.yaml | $H plan --hosts /dev/stdin", 0, b""),
