@@ -60,6 +60,7 @@ class Profile:
     trace_blocks: int
     """Number of first blocks of a bed in which each boot has a trial with probes."""
     trace_s: float
+    """Of a trial under the probes or an emulator's count, and of each rate of a search."""
     slice_s: float = 0.0
     """Boots of a block are up together, with time slices of this length; 0: one at a time."""
     layouts: int = 1

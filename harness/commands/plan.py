@@ -92,8 +92,9 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
     )
     yield (
         f"in each boot: {timing.warmups} warm-up of {timing.warmup_s:g} s, then {timing.trials} "
-        f"trials of {timing.window_s:g} s; in the first {timing.trace_blocks} blocks "
-        f"{'of each bed ' * (len(beds) > 1)}also {timing.trace_s:g} s with probes attached"
+        f"trials of {timing.window_s:g} s"
+        + f"; in the first {timing.trace_blocks} blocks {'of each bed ' * (len(beds) > 1)}also "
+        f"{timing.trace_s:g} s with probes attached" * bool(timing.trace_blocks)
     )
     if timing.layouts > 1:
         layouts = min(timing.layouts, plan.blocks_of_a_bed)

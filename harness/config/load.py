@@ -26,6 +26,7 @@ from harness.config import addresses
 from harness.config.document import MAX_BYTES, Document, KeyPath, RefusedError, parse, shortened
 from harness.config.fields import EXPECTED
 from harness.config.models import (
+    DUTS,
     Bed,
     BedEntry,
     BedSettings,
@@ -56,14 +57,6 @@ _SECRET = re.compile(
     r"pass(wd|word|phrase|code)?$|password|secret|token|credential|(api|private|access)_?key",
     re.IGNORECASE,
 )
-# What may send to a dut of that kind: the wire of a guest's NIC ends on this
-# machine, and only there.
-_GENERATORS = {
-    "uml": ("netns",),
-    "qemu": ("netns",),
-    "ssh": ("ssh", "labgrid"),
-    "labgrid": ("labgrid", "ssh"),
-}
 
 
 @dataclass(frozen=True)
@@ -392,7 +385,7 @@ def _unfit(hosts: HostsFile) -> Iterator[_Problem]:
 
 def _unfit_bed(hosts: HostsFile, path: KeyPath, entry: BedEntry) -> Iterator[_Problem]:
     dut, generator = hosts.hosts[entry.dut], hosts.hosts[entry.generator]
-    roles = {"dut": ("uml", "qemu", "ssh", "labgrid"), "generator": _GENERATORS.get(dut.kind, ())}
+    roles = {"dut": DUTS, "generator": dut.generators}
     for role, host in (("dut", dut), ("generator", generator)):
         if host.kind not in roles[role]:
             of = f" to a {dut.kind} dut" if role == "generator" else ""

@@ -8,7 +8,7 @@ as that which was expected.
 from __future__ import annotations
 
 from ipaddress import IPv4Interface
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -123,6 +123,8 @@ class Nic(Model):
 class _Host(Model):
     bed_kind: ClassVar[str] = ""
     """The kind of bed of which it can be the dut; see ``harness.beds.registry``."""
+    generators: ClassVar[tuple[str, ...]] = ()
+    """The kinds of host that can send to it; none: it cannot be a dut."""
     arch: ClassVar[Arch] = "x86"
     """What kernels for it are built for."""
     address: IPv4Interface = Field(
@@ -134,6 +136,7 @@ class QemuHost(_Host):
     """A guest on this machine whose NIC is a model that the harness runs."""
 
     bed_kind = "virtual"
+    generators = ("netns",)
 
     kind: Literal["qemu"]
     vcpus: Annotated[int, Field(ge=1, le=64)] = Field(default=2, description="virtual CPUs")
@@ -165,6 +168,7 @@ class UmlHost(_Host):
     """A kernel that is a process of this machine (ARCH=um), whose NIC is the model."""
 
     bed_kind = "native"
+    generators = ("netns",)
     arch = "um"
 
     kind: Literal["uml"]
@@ -190,6 +194,7 @@ class SshHost(_Host):
     """A machine reached with OpenSSH; jump hosts, keys and agents are OpenSSH's to configure."""
 
     bed_kind = "hardware"
+    generators = ("ssh", "labgrid")
 
     kind: Literal["ssh"]
     hostname: Hostname = Field(
@@ -214,6 +219,7 @@ class LabgridHost(_Host):
     """A machine whose address, power and console are resources of its bed's labgrid place."""
 
     bed_kind = "hardware"
+    generators = ("labgrid", "ssh")
 
     kind: Literal["labgrid"]
     resource: LabgridName = Field(
@@ -234,8 +240,14 @@ class LabgridHost(_Host):
 
 
 Host = Annotated[
-    QemuHost | UmlHost | NetnsHost | SshHost | LabgridHost, Field(discriminator="kind")
+    UmlHost | QemuHost | NetnsHost | SshHost | LabgridHost, Field(discriminator="kind")
 ]
+DUTS = tuple(
+    get_args(model.model_fields["kind"].annotation)[0]
+    for model in get_args(get_args(Host)[0])
+    if model.generators
+)
+"""The kinds of host that can be a dut."""
 
 
 def _whole(value: Any) -> Any:

@@ -22,6 +22,7 @@ from harness.base.errors import (
     KernelError,
 )
 from harness.results.samples import Boot
+from harness.trials import VOID_RULES
 from harness.trials.latency import LatencyTrial
 from harness.trials.ndr import NdrTrial
 from harness.trials.paced import PacedTrial
@@ -355,6 +356,21 @@ VOIDS: dict[str, tuple[Callable[[Lab], Any], str]] = {
     "list-path": (_set("steps", 0), "timed"),
 }
 """By rule: what has to happen in the boot of step 8, and a kind of trial that it voids."""
+
+
+NOT_HERE = {
+    "counters-missing",
+    "ip-conservation",
+    "nic-conservation",
+    "nic-model-error",
+    "rate-unknown",
+    "stack-conservation",
+}
+"""Rules of which test_metrics.py and other tests have the cases."""
+
+
+def test_no_rule_is_without_a_case() -> None:
+    assert {*VOIDS, *NOT_HERE} == set(VOID_RULES)
 
 
 @pytest.mark.parametrize("rule", VOIDS)

@@ -259,7 +259,7 @@ MISTAKES = [
         19,
         "kind: netns",
         "kind: netsn",
-        "no known kind; expected kind: 'qemu', 'uml', 'netns', 'ssh'",
+        "no known kind; expected kind: 'uml', 'qemu', 'netns', 'ssh'",
     ),
     (18, "    kind: netns\n", "", "hosts.wire: no known kind; expected kind: "),
     (1, "version: 1", "version: 2", "version: 2 is not usable; expected 1"),

@@ -10,9 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import ConfigurationError
-from harness.beds.registry import profile
-from harness.plan import ALL_STEPS, SERIES_STEPS, balanced_blocks, make_plan, parse_steps
-from harness.trials import VOID_RULES, extras, measured_s, void_rules_record
+from harness.beds.registry import KINDS, profile
+from harness.plan import (
+    ALL_STEPS,
+    PROFILE_NAMES,
+    SERIES_STEPS,
+    balanced_blocks,
+    make_plan,
+    parse_steps,
+)
+from harness.trials import EXTRAS, VOID_RULES, extras, measured_s, void_rules_record
 from tests.unit.synthetic import trials_of
 
 pytestmark = pytest.mark.unit
@@ -172,3 +179,11 @@ def test_machines_have_no_emulator_that_counts() -> None:
     with pytest.raises(ConfigurationError, match="icache cannot be measured on a hardware bed"):
         extras(["icache"], "hardware")
     assert extras(["ndr", "cpu"], "hardware") == ("cpu", "ndr")
+
+
+@pytest.mark.parametrize("bed_kind", KINDS)
+def test_every_trial_lasts(bed_kind: str) -> None:
+    for name in PROFILE_NAMES:
+        also = [one for one in EXTRAS if one != "icache"]
+        chosen = profile(name, bed_kind=bed_kind, extras=also)
+        assert [trial for trial in trials_of(chosen, 1) if trial.duration_s <= 0] == []

@@ -25,7 +25,7 @@ _QUICK = Profile(
     trials=3,
     window_s=2.0,
     trace_blocks=0,
-    trace_s=0.0,
+    trace_s=1.0,
     slice_s=_SLICE_S,
     layouts=2,
 )
