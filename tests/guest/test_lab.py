@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What labs have, on the rack's machines: a quiet console, a full /boot, a way that is closed."""
+"""Typical lab conditions on the rack's machines: a quiet console, a full /boot, a firewall."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def key(rack: Rack, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def met(rack: Rack, tmp_path: Path) -> Iterator[Machine]:
-    """The dut as a campaign meets it, and left in its own kernel, without ours."""
+    """The dut as a campaign finds it; left in its own kernel, without ours."""
     rack.switch_on()
     bed, _ = bed_of(rack, tmp_path)
     assert isinstance(bed.dut, config.SshHost)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A kernel on a machine with a disk and GRUB: installed, booted, struck by faults, gone again.
+"""A kernel on a machine with a disk and GRUB: installed, booted, hit by faults, removed.
 
 The commands are those an operator gives, from two files of his to a clean machine. In
 this order: a test finds the machine as the one before it left it.
@@ -70,7 +70,7 @@ class Operator:
 
 
 def files(machine: Machine) -> set[str]:
-    """Everything on the disk that could be left over, by path, size and owner."""
+    """All files on the disk that could be left behind, by path, size and owner."""
     where = ["/boot", "/usr/lib/modules", "/etc", "/var", "/home", "/usr/local"]
     shown = machine.run("sudo", "-n", "find", *where, "-xdev", "-printf", r"%p %y %u %m %s\n")
     # A directory's size says which names it once had.

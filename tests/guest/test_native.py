@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The native bed: the sfc driver in a kernel that is a process, on the NIC model."""
+"""The native bed: the sfc driver in a user-mode kernel, on the NIC model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an administrator does to the dut's NIC, through the kernel's own driver."""
+"""What an administrator does to the dut's NIC, through the kernel's driver."""
 
 from __future__ import annotations
 

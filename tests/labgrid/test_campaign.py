@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A campaign on two machines that are had of labgrid alone, and beds of a lab side by side."""
+"""A campaign on two machines that only labgrid provides, and several beds of a lab at once."""
 
 from __future__ import annotations
 

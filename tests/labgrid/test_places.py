@@ -80,7 +80,7 @@ class Pdu(http.server.BaseHTTPRequestHandler):
 
 
 class Console(socketserver.BaseRequestHandler):
-    """A serial port over TCP, which says one line and hangs up, again and again."""
+    """A serial port over TCP that prints one line and hangs up, again and again."""
 
     def handle(self) -> None:
         self.request.sendall(b"Kernel panic - not syncing\n")
@@ -307,7 +307,7 @@ def test_what_guard_and_harness_left_is_released_by_the_next(lab: Lab, bed: Beds
 
 
 def saved(lab: Lab) -> bool:
-    """Does the coordinator have the places on disk? It writes them every 15 s."""
+    """Whether the coordinator has the places on disk; it writes them every 15 s."""
     path = lab.directory / "places.yaml"
     return path.exists() and {"rack1", "rack2"} <= {
         line.rstrip(":") for line in path.read_text().splitlines()

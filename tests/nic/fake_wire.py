@@ -17,7 +17,7 @@ class Clock:
 
 
 class FakeWire:
-    """Frames put into slots as the kernel does it; what is sent is kept."""
+    """Puts frames into slots as the kernel does, and keeps what is sent."""
 
     def __init__(self, slots: int = 64, slot: int = SMALL_SLOT) -> None:
         self.ring = SlotRing(np.zeros(slots * slot, np.uint8), slot)

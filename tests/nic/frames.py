@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Frames as a network has them, and the addresses of the NIC and of who sends to it."""
+"""Frames of a network, and the addresses of the NIC and of its sender."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CSUMNOTREADY = 1 | TP_STATUS_CSUMNOTREADY
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum the plain way (RFC 1071)."""
+    """The Internet checksum, straight from RFC 1071."""
     if len(data) % 2:
         data += b"\0"
     total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
@@ -76,7 +76,7 @@ def udp6(
 
 
 def tagged(frame: bytes, *tags: int) -> bytes:
-    """``frame`` behind VLAN tags, the outer ones of 802.1ad."""
+    """``frame`` with VLAN tags, the outer ones of 802.1ad."""
     if not tags:
         return frame
     tpids = [0x88A8] * (len(tags) - 1) + [0x8100]

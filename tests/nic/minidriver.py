@@ -43,7 +43,7 @@ class McdiFailedError(Exception):
 
 @dataclass
 class Queues:
-    """What the driver holds of one channel's three queues."""
+    """The driver's state of one channel's three queues."""
 
     evq: int
     rxq: int
@@ -170,7 +170,7 @@ class Driver:
         self.write_region(BAR2, offset, struct.pack("<Q", value))
 
     def write_command(self, value: int) -> None:
-        """The PCI command register; memory accesses are the client's own affair."""
+        """Write the PCI command register; the client handles memory accesses itself."""
         self.write_region(CONFIG, 4, struct.pack("<H", value | 2), flags=0)
 
     def write_power(self, state: int) -> None:
@@ -198,7 +198,7 @@ class Driver:
         self.memory[at : at + len(data)] = data
 
     def put_word(self, address: int, value: int) -> None:
-        """With one store. A copy of two octets may be two, the higher one first."""
+        """With one store: a copy of two octets may take two, the higher one first."""
         with memoryview(self.memory) as view, view.cast("H") as words:
             words[(address - self.base) // 2] = value
 
@@ -234,7 +234,7 @@ class Driver:
         return data
 
     def probe(self) -> None:
-        """The commands of a probe that change anything, in the driver's order."""
+        """The state-changing commands of a probe, in the driver's order."""
         self.write_command(BUS_MASTER)
         assert self.read_region(BAR2, 0x10, 4)[2:] == b"\x07\xb0"
         self.writel(0x204, 1)
@@ -331,7 +331,7 @@ class Driver:
         return found
 
     def receive(self, channel: int = 0, *, ack: bool = True) -> list[tuple[bytes, int]]:
-        """Received (frame, event) pairs; checks what the driver checks of the events."""
+        """Received (frame, event) pairs; checks the events as the driver does."""
         return [(frame, event) for frame, event, _ in self.receive_hashed(channel, ack=ack)]
 
     def receive_hashed(self, channel: int = 0, *, ack: bool = True) -> list[tuple[bytes, int, int]]:
@@ -355,7 +355,7 @@ class Driver:
         return frames
 
     def send(self, *pieces: bytes, channel: int = 0, options: tuple[int, ...] = ()) -> None:
-        """One frame from ``pieces``, each in a buffer of its own, behind ``options``."""
+        """One frame from ``pieces``, each in its own buffer, after ``options``."""
         descriptors = list(options)
         for index, piece in enumerate(pieces):
             at = self.allocate(max(len(piece), 1))
@@ -410,7 +410,7 @@ class InProcess(Driver):
         self.connection.serve(self.connection.filenos())
 
     def pass_wire(self) -> list[tuple[bytes, int]]:
-        """One receive pass of the model, then what the driver gets of it."""
+        """Run one receive pass of the model; returns what the driver receives."""
         self.nic.receive()
         return self.receive()
 

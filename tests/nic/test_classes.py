@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a receive event and the receive prefix say of a frame: classes, verdicts, the hash."""
+"""Receive events and receive prefixes: classes, checksum verdicts, the hash."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def classes(event: int) -> tuple[int, int, int, int, int]:
 
 
 def toeplitz(data: bytes) -> int:
-    """The hash bit by bit, as its definition goes."""
+    """The hash bit by bit, as it is defined."""
     key = int.from_bytes(KEY, "big")
     found = 0
     for index in range(8 * len(data)):
@@ -154,7 +154,7 @@ def test_what_the_sender_left_undone_is_done(
 
 @pytest.mark.parametrize("cut", range(0, 80, 3))
 def test_frames_cut_short_are_only_what_they_hold(driver: MiniDriver, cut: int) -> None:
-    """What an earlier frame left in the slot is none of a shorter one's."""
+    """A short frame must not contain octets of an earlier frame in its slot."""
     driver.open()
     whole = [
         tagged(udp4(b"text" * 9, options=b"\1\1\1\1" * 10), 1, 2),
@@ -260,7 +260,7 @@ def test_a_header_checksum_is_written_whatever_the_length_says() -> None:
 
 
 def test_a_hash_that_is_everywhere_gives_way_to_another(driver: MiniDriver) -> None:
-    """Whatever turns they take, and wherever in the ring they begin."""
+    """In any order, and from any position in the ring."""
     rss(driver, 1)
     flows = [udp4(b"udp" * 10, source=bytes((10, 0, 0, n))) for n in range(3)]
     mixed = [*flows, udp4(b"tcp" * 10, protocol=6)]

@@ -173,7 +173,7 @@ def test_without_descriptors_frames_wait_and_a_full_ring_drops() -> None:
 
 
 def test_frames_do_not_wait_for_ever(driver: InProcess) -> None:
-    """A queue nobody serves any more neither keeps old frames nor blocks another."""
+    """A queue that nobody serves neither keeps old frames nor blocks another."""
     driver.open(channels=2, filters=False, entries=64)
     driver.add_filter(MAC, queue=0)
     driver.add_filter(BROADCAST, queue=1)

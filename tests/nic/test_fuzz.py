@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sessions of anything a guest, a client and a sender can do, in any order.
+"""Random sessions of everything that a guest, a client and a sender can do.
 
 Asserts more than that the model survives: no step is a mistake of the model, and each
 frame of the wire is accounted for.
@@ -29,7 +29,7 @@ WORDS = (0, 1, 2, 3, 7, 14, 63, 64, 65, 512, 1024, 4096, 1 << 20, 1 << 31, (1 <<
 
 
 def frame(chance: random.Random) -> bytes:
-    """Mostly something a parser would believe for a while."""
+    """Mostly input that passes the first checks of a parser."""
     payload = chance.randbytes(chance.choice((0, 1, 7, 40, 300, 1470, chance.randrange(3000))))
     options = b"\1" * 4 * chance.choice((0, 0, 1, chance.randrange(11)))
     made = chance.choice((

@@ -40,7 +40,7 @@ def driver() -> Iterator[MiniDriver]:
 
 @pytest.mark.parametrize("pieces", [1025, 4096])
 def test_memory_in_thousands_of_pieces(driver: MiniDriver, pieces: int) -> None:
-    """And frames to buffers in a thousand of them, whatever their order."""
+    """Frames for buffers in a thousand segments, in any order."""
     assert driver.unmap(driver.base, driver.size) == 0
     piece = driver.size // 4096
     for index in range(4096):
@@ -149,7 +149,7 @@ def test_pieces_are_found_whichever_are_reachable() -> None:
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own: what fails here ends by a signal."""
+    """Run in a process of its own, because a failure ends it by a signal."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         capture_output=True,
@@ -161,7 +161,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_file_that_shrinks_ends_nothing() -> None:
-    """Each access there is: rings, buffers of either path, requests, statistics."""
+    """Every kind of access: rings, receive and transmit buffers, requests, statistics."""
     done = run("""
         import os, struct
         from tests.nic.frames import udp4, MAC

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A mistake of the model costs the frames or the request it was made at, and is counted."""
+"""A bug of the model costs only the frames or the request where it occurs, and is counted."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_campaign_can_see_it(driver: MiniDriver) -> None:
 
 
 def test_frames_wait_from_when_they_came(driver: MiniDriver) -> None:
-    """Not from when the last one before them left."""
+    """The time counts from their arrival, not from when the previous frame left."""
     driver.clock.now_ns += 1_000_000_000
     driver.writel(0x830, 0)
     driver.channels[0].rx_removed = driver.channels[0].rx_added = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The port as the driver drives it: self-tests, the link, and what else ethtool asks."""
+"""The port as the driver uses it: self-tests, the link, and ethtool's other requests."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def failure(driver: MiniDriver, command: int, *words: int) -> int:
 
 
 def test_the_offline_self_test(driver: MiniDriver) -> None:
-    """efx_selftest() with ETH_TEST_FL_OFFLINE, as efx_ef10_test_chip() goes about it."""
+    """efx_selftest() with ETH_TEST_FL_OFFLINE, as efx_ef10_test_chip() does it."""
     driver.open()
     assert struct.unpack("<I", driver.mcdi(0x43)) == (1,)  # GET_PHY_STATE: OK
     assert struct.unpack("<I", driver.mcdi(0x36)) == (0,)  # NVRAM_TYPES

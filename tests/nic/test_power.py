@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Bus mastering, power states and resets: what the function may do, and what is forgotten."""
+"""Bus mastering, power states and resets: what the function may do, and what it forgets."""
 
 from __future__ import annotations
 

@@ -342,7 +342,7 @@ def raw(command: int, payload: bytes, flags: int = 0, number: int = 1) -> bytes:
 def test_every_message_in_any_size_and_with_any_descriptors(
     driver: MiniDriver, command: int, size: int
 ) -> None:
-    """Each is answered, nothing leaks, and nothing is a mistake of the model."""
+    """Each is answered, nothing leaks, and the model counts no internal error."""
     eventfd = os.eventfd(0, os.EFD_NONBLOCK)
     before = open_fds()
     mapped = len(driver.nic.memory)
@@ -388,7 +388,7 @@ def test_descriptors_without_a_message_end_the_session(driver: MiniDriver) -> No
 
 
 def test_a_client_that_does_not_read_its_answers_is_left(driver: MiniDriver) -> None:
-    """Neither the model's loop nor its memory is for the client to fill."""
+    """A client can fill neither the model's loop nor its memory."""
     asked = raw(transport.REGION_READ, struct.pack("<QII", 0, pci.BAR2, 1 << 20))
     driver.socket.setblocking(False)
     driver.socket.send(asked * 400)

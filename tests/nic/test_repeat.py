@@ -44,7 +44,7 @@ def driver(request: pytest.FixtureRequest) -> Iterator[InProcess]:
 
 
 def flows(number: int, *, size: int = 8, first: int = 0) -> list[bytes]:
-    """Datagrams of ten flows in turn, each with a number of its own."""
+    """Datagrams of ten flows in turn, each with its own number."""
     return [
         udp4(struct.pack("<II", n, 7).ljust(size, b"."), source_port=4000 + n % 10)
         for n in range(first, first + number)
@@ -56,7 +56,7 @@ def padded(frames: list[bytes]) -> list[bytes]:
 
 
 def arrivals(driver: InProcess, passes: int = 1) -> list[bytes]:
-    """What ``passes`` passes bring; descriptors are posted again after each."""
+    """The frames of ``passes`` passes; posts descriptors after each."""
     got: list[bytes] = []
     for _ in range(passes):
         driver.nic.receive()
@@ -339,7 +339,7 @@ def test_counts_are_exact_whatever_comes(
 def test_a_wire_that_repeats_takes_the_processor_it_needs(
     driver: InProcess, monkeypatch: pytest.MonkeyPatch, times: int, rests: bool
 ) -> None:
-    """The price that keeps passes apart would leave a fast guest without work."""
+    """With the pause between passes a fast guest would run out of frames."""
     monkeypatch.setattr(server, "_CREDIT_NS", 0)
     driver.nic.pace_wire(repeat=times, burst=0)
     pace = server._Pace(driver.nic)
@@ -370,5 +370,5 @@ def test_a_ring_that_is_gone_does_not_keep_the_processor(
 
 
 def test_doorbells_wait_no_longer_than_the_ring_allows(driver: InProcess) -> None:
-    """Half a ring has to last: a fast guest takes a frame in 200 ns."""
+    """Half a ring must suffice for a fast guest, which takes a frame in 200 ns."""
     assert 0 < driver.nic.patience_ns < ENTRIES // 2 * 200 // 4

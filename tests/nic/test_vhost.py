@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""vhost-user: configuration space, commands and rings of a guest that is not to be trusted."""
+"""vhost-user: configuration space, commands and rings of an untrusted guest."""
 
 from __future__ import annotations
 

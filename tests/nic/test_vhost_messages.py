@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""vhost-user: messages and descriptors of a client that is not to be trusted."""
+"""vhost-user: messages and file descriptors of an untrusted client."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_a_kick_whose_other_end_is_gone_does_not_wake_for_ever(driver: MiniVhost
 
 
 def test_a_call_that_cannot_be_made_stops_nothing(driver: MiniVhostDriver) -> None:
-    """Nobody reads the one pipe, and the other has no reader."""
+    """Nobody reads one pipe, and the other has no reader."""
     full, gone = os.pipe(), os.pipe()
     os.set_blocking(full[1], False)
     with pytest.raises(BlockingIOError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The miniature driver behind vhost-user: what virtio_uml and virt-pci do for it."""
+"""The miniature driver over vhost-user, in place of virtio_uml and virt-pci."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class VhostDriver(Driver):
         return self.acknowledged(vhost.SET_MEM_TABLE, payload, fds)
 
     def map(self, start: int, size: int, *, fd: int | None, offset: int = 0, flags: int = 3) -> int:
-        """Share one piece more; the queues run on in what was there before."""
+        """Share one more segment; the queues stay in the earlier ones."""
         assert (fd is not None, flags) == (True, 3)
         self.table.append((start, size, fd or 0, offset))
         return 0 if self.share() else 1
@@ -132,7 +132,7 @@ class VhostDriver(Driver):
             os.eventfd_write(self.kicks[index], 1)
 
     def taken_back(self, index: int) -> list[tuple[int, int]]:
-        """(head, octets written) of what the model has given back since the last call."""
+        """(head, octets written) of each buffer that the model gave back since the last call."""
         _, _, used = self.rings[index]
         upto = self.word(used + 2)
         found = []
@@ -143,7 +143,7 @@ class VhostDriver(Driver):
         return found
 
     def command(self, request: bytes, answer: int = 0) -> bytes:
-        """Post one command; what was answered, for which it waits when there is room for it."""
+        """Post one command; waits for its answer if there is room for one."""
         deadline = time.monotonic() + self.patience_s
         while not self.free:
             self.hear()
@@ -168,7 +168,7 @@ class VhostDriver(Driver):
         raise AssertionError("no answer")
 
     def hear(self) -> None:
-        """What the callback of the command queue does: free what was posted."""
+        """The callback of the command queue: frees posted writes."""
         try:
             while data := os.read(self.calls[0][0], 8):
                 assert data == struct.pack("<Q", 1)
@@ -185,7 +185,7 @@ class VhostDriver(Driver):
         self.pump()
 
     def set_irqs(self, count: int = 4) -> None:
-        """Fill the MSI-X table as the kernel does, with all masked while it does."""
+        """Fill the MSI-X table as the kernel does, with all vectors masked meanwhile."""
         self.write_region(pci.CONFIG_REGION, 0xB2, struct.pack("<H", 0xC000))
         for vector in range(count):
             entry = struct.pack("<III", 0xA0000, 0, 40 + vector)

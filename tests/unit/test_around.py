@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What surrounds a test interface: who sets it up, who listens, what filters, what is sent back."""
+"""The surroundings of a test interface: its manager, listeners, firewalls, replies."""
 
 from __future__ import annotations
 

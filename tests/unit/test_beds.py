@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A campaign on several beds: how it is dealt, and what a bed that ends leaves of it."""
+"""A campaign on several beds: how blocks are distributed, and what remains if a bed ends."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_other_beds_are_no_resumption(machine: Machine) -> None:
 
 @pytest.fixture
 def lab(machine: Machine, hosts: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `harness run` did to beds and kernels that are stand-ins."""
+    """What `harness run` did to simulated beds and kernels."""
     seen: dict[str, Any] = {"up": [], "layouts": None, "tree": None}
 
     @contextmanager

@@ -58,7 +58,7 @@ def bed() -> tuple[config.Bed, config.Load]:
 
 
 class Lab:
-    """Two hosts; ``enter`` is what puts a command into one."""
+    """Two hosts; ``enter`` is the command prefix that runs a command in one."""
 
     def __init__(self, enter: dict[str, list[str]]) -> None:
         self.enter = enter
@@ -79,7 +79,7 @@ class Lab:
 
 @contextmanager
 def holding(*command: str) -> Iterator[int]:
-    """A process that keeps a namespace; its id once it is there."""
+    """Start a process that keeps a namespace; returns its id."""
     process = subprocess.Popen(
         [*command, "sh", "-c", "echo there; exec sleep 600"], stdout=subprocess.PIPE, text=True
     )

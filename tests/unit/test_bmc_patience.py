@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What passes is waited out: BMCs that are busy, starting, or have just reset their machine."""
+"""Temporary refusals of BMCs that are busy, starting, or have just reset their machine."""
 
 from __future__ import annotations
 

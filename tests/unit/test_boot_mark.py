@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whose death a console shows: boots are told apart by a mark of their own, also under quiet."""
+"""Which kernel's death a console shows: each boot has its own mark, also under quiet."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SOURCE = Path("/usr/src/linux-source-6.12.tar.xz")
 
 
 class Said:
-    """A console that says ``text``, in which TOKEN is that of the boot ``of``."""
+    """A console that prints ``text``, with TOKEN replaced by the token of the boot ``of``."""
 
     silence_s = 0
 
@@ -58,7 +58,7 @@ def began(release: str, *, ours: bool = True) -> str:
 
 
 def from_step_8(made: Callable[..., Machine], host: Host, text: str, **more: Any) -> Machine:
-    """A machine that runs step 8, with a console that has yet to say ``text``."""
+    """A machine that runs step 8, whose console will print ``text``."""
     machine = made(timeout_s=30, **more)
     boot(machine)
     machine._console = cast("Any", Said(host, text))

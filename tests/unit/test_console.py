@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Consoles of machines: by a command, by serial over LAN, by netconsole; and what garbage does."""
+"""Consoles of machines by command, serial over LAN and netconsole, and the effect of garbage."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What hosts of a bed do without a guest: the agent's line, consoles, places on this machine."""
+"""Hosts of a bed without a guest: the agent's connection, consoles, CPUs of this machine."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ class OnHost(Asked):
 
 
 class Bed:
-    """Hosts whose leases are those of the agent, and the line to each of which can be cut."""
+    """Hosts with the agent's leases; the connection to each can be cut."""
 
     def __init__(self, tmp_path: Path, *names: str) -> None:
         self.on = {name: on_host.Lease(tmp_path / name / "lease.json") for name in names}

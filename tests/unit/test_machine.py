@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What becomes of a machine that is told to boot, told apart; guests do it in the guest tier."""
+"""How a boot of a machine can end, and how it is classified; the guest tier boots real guests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OWN, OURS = "6.12-own", "6.12-step8"
 
 
 class Host:
-    """A machine as ssh shows it: what runs, what boots next, when it answers."""
+    """A machine as seen by ssh: what runs, what boots next, when it answers."""
 
     def __init__(self) -> None:
         self.release, self.boot = OWN, 1
@@ -55,7 +55,7 @@ class Host:
         self.token = ""
         self.added: list[str] = []
         self.closed: list[str] = []
-        """What ran when the line to an agent was closed."""
+        """What ran when the connection to an agent was closed."""
 
     def start_agent(self, **_: Any) -> Any:
         if self.refuses:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is found out of a machine before anything is built for it, and what makes room on it."""
+"""The checks of a machine before anything is built for it, and how room is made on it."""
 
 from __future__ import annotations
 

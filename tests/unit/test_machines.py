@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The way into a machine: its host key, what sudo has to allow, what the doctor says, restoring."""
+"""Access to a machine: host keys, sudoers, the doctor, restoring."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def rx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.SshHost:
 
 
 def _new_key(tmp_path: Path) -> str:
-    """Give the host another key; its fingerprint."""
+    """Give the host another key; returns its fingerprint."""
     key = tmp_path / "key"
     for path in (key, key.with_suffix(".pub")):
         path.unlink(missing_ok=True)

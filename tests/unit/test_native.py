@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A native bed's configuration, its kernels, and its kernel's process, played by a script."""
+"""A native bed's configuration and kernels, and its kernel's process, played by a script."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_no_kernel_without_virt_pci_is_a_process() -> None:
 
 
 def test_what_the_bed_needs_is_arch_code() -> None:
-    """And none of it is what a step may touch: they would not be alike in all steps."""
+    """None of it may be in a file that a step changes: it must be the same in all steps."""
     homes = sorted((shipped("kernel-patches") / "bed-um").iterdir())
     assert homes
     for home in homes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Power by Redfish, IPMI and a command: against the emulators of others, not against ours."""
+"""Power by Redfish, IPMI and a command, against third-party emulators."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPENSSL = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is
 
 
 class Machine:
-    """A machine that keeps what was done to it, and looks for the password meanwhile."""
+    """A machine that records what was done to it, and looks for leaked passwords."""
 
     def __init__(self, password: str = "") -> None:
         self.on = False
