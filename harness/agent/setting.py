@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a setting is: how it is read, written and proven, its key in hosts.yaml, and its words."""
+"""The declaration of a setting: reading, writing, verifying, its key in hosts.yaml, its texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IRQ = Path("/proc/irq")
 
 @dataclass(frozen=True)
 class Setting:
-    """``write`` takes any value ``read`` gives; ``holds`` compares what is with what is wanted."""
+    """``write`` takes any value of ``read``; ``holds`` compares the current with a wanted value."""
 
     name: str
     read: Callable[[], Any]
@@ -37,7 +37,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a pattern, which ``expected`` tells in words."""
+    """A word that matches ``pattern``; ``expected`` describes the pattern."""
 
     pattern: str
     expected: str
@@ -48,17 +48,17 @@ Value = Union[Whole, Word, type[bool]]
 
 @dataclass(frozen=True)
 class Part:
-    """A key within the mapping that is a setting's value."""
+    """A key in the mapping that is a setting's value."""
 
     value: Value
     description: str
     required: bool = True
-    """Else null, its default, leaves it as it is."""
+    """If not, null is the default and leaves it unchanged."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """The key of a bed in hosts.yaml, of a setting's argument; null leaves it alone."""
+    """A bed's key in hosts.yaml for a setting's argument; null leaves the setting alone."""
 
     value: Value | Mapping[str, Part]
     description: str
@@ -66,16 +66,16 @@ class Key:
 
 
 Asked = Mapping[str, Any]
-"""Arguments of ``settings_apply`` by name, ``interface`` among them; None asks for nothing."""
+"""Arguments of ``settings_apply`` by name, including ``interface``; None asks for nothing."""
 
 
 @dataclass(frozen=True)
 class Declaration:
-    """One setting of a host, wherever the harness has to know of it.
+    """Everything that the harness knows of one setting of a host.
 
-    ``on`` an interface it is a :class:`Setting`. It is asked for by the argument ``by``
-    of ``settings_apply``, its name unless that is another, or when ``asked`` says so.
-    ``wanted`` makes of what is and of what is asked what is to be; None: not to be had.
+    ``on`` returns the :class:`Setting` of an interface. The argument ``by`` of
+    ``settings_apply`` (None: the setting's name) asks for it, or ``asked`` decides.
+    ``wanted`` computes the new value from the current one and the arguments; None: impossible.
     """
 
     name: str
@@ -83,27 +83,27 @@ class Declaration:
     wanted: Callable[[Any, Asked], Any] | None = None
     by: str | None = None
     asked: Callable[[Asked, Collection[str]], bool] | None = None
-    """By the arguments, and by which settings were skipped before."""
+    """Gets the arguments and the settings skipped so far."""
     each: bool = False
-    """What is asked for is a mapping, each pair of which is set, or skipped, by itself."""
+    """The argument is a mapping; each pair is set, or skipped, separately."""
     check: Callable[[Any], object] | None = None
-    """Raises an AgentError where what is asked for cannot be set on this host."""
+    """Raises an AgentError if this host cannot have the value asked for."""
     absent: str | None = None
-    """What is said where it reads as None or as nothing: this host has it not."""
+    """The reason for skipping it if it reads as None or empty: this host does not have it."""
     off_if_absent: bool = False
-    """Then it counts as off, which is nothing to tell."""
+    """If the host does not have it, it counts as off and is not reported."""
     hint: str | None = None
-    """For one that was refused or did not take."""
+    """For a setting that was refused or did not take effect."""
     title: str = ""
-    """As ``harness plan`` calls it."""
+    """Its name in ``harness plan``."""
     shown: Callable[[Any], str] = str
     key: Key | None = None
     plain: Any = None
-    """What a run asks of the dut where hosts.yaml has no key for it."""
+    """The value that a run asks of the dut, for a setting without a key."""
     compared: bool = False
     """Campaigns in which it differs cannot be compared."""
     of_nic: bool = False
-    """NICs differ in whether they have it: the report says where it was skipped."""
+    """Not every NIC has it: the report says where it was skipped."""
 
     @property
     def argument(self) -> str:
@@ -111,15 +111,14 @@ class Declaration:
 
 
 def write_text(path: Path, text: str) -> None:
-    """``text`` into a file of /proc or /sys."""
+    """Write ``text`` to a file of /proc or /sys."""
     path.write_text(text + "\n", encoding="ascii")
 
 
 def write_each(values: Iterable[tuple[Path, str]], same: Callable[[str, str], bool]) -> None:
-    """Each text into its file, where what stands there is not the same by ``same`` already.
+    """Write each text to its file, unless the content is the same already by ``same``.
 
-    One that is refused does not keep the others from being written; the first refusal
-    is raised once all were tried. Files that are gone are left out.
+    All are tried; then the first refusal is raised. Files that do not exist are skipped.
     """
     refused: OSError | None = None
     for path, text in values:
@@ -135,10 +134,10 @@ def write_each(values: Iterable[tuple[Path, str]], same: Callable[[str, str], bo
 
 
 def number(text: str | None) -> int | None:
-    """The number in a file of /proc or /sys.
+    """The number in the text of a file of /proc or /sys; None for None.
 
     Raises:
-        AgentError: there is something else in it.
+        AgentError: the text is not a number.
     """
     if text is None:
         return None
@@ -149,7 +148,7 @@ def number(text: str | None) -> int | None:
 
 
 def numbered(name: str, path: Callable[[str], Path], **declared: Any) -> Declaration:
-    """The number in the file ``path`` of an interface; None where there is no such file."""
+    """A setting that is the number in the file ``path`` of an interface; None without the file."""
 
     def on(interface: str) -> Setting:
         file = path(interface)
@@ -163,17 +162,17 @@ def numbered(name: str, path: Callable[[str], Path], **declared: Any) -> Declara
 
 
 def only_off(on: bool) -> None:
-    """Refuse to switch on what a plain receive path has not."""
+    """Refuse to switch on what the receive path under test must not use."""
     if on:
         told = "RPS, RFS and threaded NAPI can only be switched off"
         raise AgentError(told, kind="configuration")
 
 
 def put_back(setting: Setting, old: Any) -> str | None:
-    """Why ``setting`` is not as it was, or None once it is.
+    """Restore ``setting`` to ``old``; returns why that failed, or None.
 
-    One that holds already is not written: an interrupt that its driver manages refuses
-    its own affinity. Whatever reading or writing raises is a reason, and ends nothing.
+    It is not written if it holds already: an interrupt that its driver manages refuses even
+    its own affinity. Exceptions from reading or writing become the reason.
     """
     with contextlib.suppress(Exception):
         if setting.read() == old:
@@ -181,7 +180,7 @@ def put_back(setting: Setting, old: Any) -> str | None:
     refused: str | None = None
     try:
         setting.write(old)
-    except Exception as error:  # noqa: BLE001 - the other settings have to be put back
+    except Exception as error:  # noqa: BLE001 - the other settings have to be restored
         refused = told(error)
     try:
         now = setting.read()
@@ -193,7 +192,7 @@ def put_back(setting: Setting, old: Any) -> str | None:
 
 
 def told(error: BaseException) -> str:
-    """``error`` in words; those of a library without the name of its class say little."""
+    """The message of ``error``; with the class of a library's error, whose text says little."""
     if isinstance(error, (OSError, AgentError)) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}".rstrip(": ")

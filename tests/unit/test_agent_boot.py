@@ -350,9 +350,9 @@ def _link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> bytes:
     [
         (modules_tar("../../../etc/cron.d/x"), "not under"),
         (modules_tar(release="6.12.1-amd64"), "not under"),
-        (_link(f"lib/modules/{RELEASE}/x", "/etc"), "no plain file"),
-        (_link(f"lib/modules/{RELEASE}/x", "/etc/shadow", tarfile.LNKTYPE), "no plain file"),
-        (_link(f"lib/modules/{RELEASE}/x", "", tarfile.CHRTYPE), "no plain file"),
+        (_link(f"lib/modules/{RELEASE}/x", "/etc"), "not a plain file"),
+        (_link(f"lib/modules/{RELEASE}/x", "/etc/shadow", tarfile.LNKTYPE), "not a plain file"),
+        (_link(f"lib/modules/{RELEASE}/x", "", tarfile.CHRTYPE), "not a plain file"),
         (_link("/etc/passwd", ""), "not under"),
         (b"\x1b[2J" * 999, "modules.tar"),
         (modules_tar()[:-40], "modules.tar|no room"),
@@ -399,10 +399,10 @@ def _fifo(at: Path) -> None:
     [
         (lambda at: (at / "config").unlink(), "No such file"),
         (_symbolic_link, "symbolic links"),
-        (_fifo, "no plain file"),
+        (_fifo, "not a plain file"),
         (lambda at: (at / "config").chmod(0o666), "others may write"),
         (lambda at: at.chmod(0o777), "others may write"),
-        (lambda at: (at / "bzImage").write_bytes(b"MZ" * 999), "no x86 kernel"),
+        (lambda at: (at / "bzImage").write_bytes(b"MZ" * 999), "not an x86 kernel"),
     ],
 )
 def test_uploads_that_are_refused(

@@ -117,7 +117,7 @@ def test_a_registered_function_is_described(tmp_path: Path, fake: Driver) -> Non
 
     chip, queues, [warning] = described("fake", "1af4:f00d")
     assert (chip, queues) == ("F1", {"0": 30})
-    assert warning == "fake: its driver hands no lists to the stack by this series"
+    assert warning == "fake: the series does not make its driver hand lists to the stack"
     [warning] = described("vfio-pci", "1af4:f00d")[2]
     assert warning == "Fake function (F1) under the driver vfio-pci, not fake"
     assert drivers.statistics_s() == fake.statistics_s

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Kernels on a host, beside the distribution's: installed, listed and removed without a trace.
+"""Kernels of the harness on a host: installed beside the distribution's, listed, removed.
 
-The image lies in /boot/receive-batching/RELEASE and not in /boot itself: whatever
-writes the boot loader's menu anew (a kernel update of the distribution does) takes
-each /boot/vmlinuz-* for a kernel, and the newest for the default.
+The image is in /boot/receive-batching/RELEASE, not in /boot itself: programs that regenerate
+the boot loader's menu, after a kernel update for example, would list each /boot/vmlinuz-* and
+make the newest one the default.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _HINT_SPACE = "free some space there; `harness hosts clean` removes older kernel
 
 
 def a_release(release: object) -> str:
-    """``release`` itself, which becomes part of paths and boot entries.
+    """``release``, checked: it becomes part of paths and boot entries.
 
     Raises:
-        AgentError: it cannot.
+        AgentError: it is not a safe kernel release.
     """
     if not isinstance(release, str) or not _RELEASE.fullmatch(release) or ".." in release:
         raise AgentError(f"{release!r:.80} is not a kernel release", kind="configuration")
@@ -45,7 +45,7 @@ def a_release(release: object) -> str:
 
 
 class Kernels:
-    """The calls; ``sudo_uid`` is whose files are taken."""
+    """The calls ``kernel_*``; uploaded files have to belong to ``sudo_uid``."""
 
     def __init__(self, places: Places | None = None, *, sudo_uid: int | None = None) -> None:
         self._places = places or Places()
@@ -62,12 +62,12 @@ class Kernels:
     ) -> dict[str, Any]:
         """Install ``bzImage``, ``config`` and ``modules.tar`` of ``directory`` as ``release``.
 
-        The same content again only brings the boot entry up to date. Where there is no room,
-        those of ours make it that ``may_go``, one after the other; never the running one.
+        If the same content is installed, only the boot entry is updated. If space is short,
+        kernels of the harness in ``may_go`` are removed one by one, never the running one.
 
         Raises:
-            AgentError: a file is not what it has to be, there is no room, or something
-                that is not ours would be replaced. Nothing of it stays.
+            AgentError: a file is invalid, there is not enough space, or something that is not
+                of the harness would be replaced. Nothing is left installed.
         """
         a_release(release)
         with (
@@ -77,7 +77,8 @@ class Kernels:
         ):
             if version_of(upload.image).split(" ")[0] != release:
                 raise AgentError(
-                    f"the bzImage is of {version_of(upload.image)[:80]!r}, not of {release}",
+                    f"the version of the bzImage is {version_of(upload.image)[:80]!r}, "
+                    f"not {release}",
                     kind="configuration",
                 )
             known_good = self._known_good(record)
@@ -99,7 +100,7 @@ class Kernels:
                 record.data["known_good"] = known_good
             self._refuse_to_replace(release)
             evicted = self._make_room(record, upload, [a_release(one) for one in may_go])
-            record.data["known_good"] = known_good  # without kernels there was none to keep
+            record.data["known_good"] = known_good  # removing the last kernel clears it
             entry = {"cmdline": words, "digest": digest, "complete": False}
             record.data["kernels"][release] = entry
             try:
@@ -114,7 +115,7 @@ class Kernels:
             return {"release": release, "kept": False, "evicted": evicted, **entry}
 
     def _taken_back(self, record: Record, release: str, error: BaseException) -> None:
-        """Remove what there is of ``release``, and raise an AgentError for what is no end."""
+        """Remove ``release``; raise an AgentError if ``error`` is another or something is left."""
         why = "; ".join(self._removed(record, [release]))
         if not isinstance(error, Exception) or (isinstance(error, AgentError) and not why):
             return
@@ -126,12 +127,12 @@ class Kernels:
         ) from error
 
     def installed(self) -> list[dict[str, Any]]:
-        """Every kernel of ours on this host, those half installed included."""
+        """Every kernel of the harness on this host, incomplete ones included."""
         record = Record(self._places)
         return [{"release": release, **entry} for release, entry in record.data["kernels"].items()]
 
     def remove(self, *, releases: Sequence[str] | None = None) -> dict[str, Any]:
-        """Remove ``releases`` (None: all of ours) with their boot entries.
+        """Remove ``releases`` (None: all of the harness) with their boot entries.
 
         Raises:
             AgentError: one of them is running.
@@ -150,7 +151,7 @@ class Kernels:
             return {"removed": gone, "left": sorted(record.data["kernels"])}
 
     def _known_good(self, record: Record) -> dict[str, Any]:
-        """The boot other kernels' command lines are made from, recorded when there is none."""
+        """The boot from which command lines are derived; recorded before the first kernel."""
         known: dict[str, Any] | None = record.data["known_good"]
         if known is not None:
             return known
@@ -173,16 +174,16 @@ class Kernels:
         for path in self._paths(release):
             if os.path.lexists(path):
                 raise AgentError(
-                    f"{path} is there and not of this harness",
+                    f"{path} exists and is not of this harness",
                     kind="configuration",
                     hint="it is left alone: give the kernel another name",
                 )
 
     def _make_room(self, record: Record, upload: Upload, may_go: Sequence[str]) -> list[str]:
-        """What had to go for it.
+        """Remove kernels in ``may_go`` until the upload fits; returns those removed.
 
         Raises:
-            AgentError: it would not fit even so; then nothing has gone.
+            AgentError: it would not fit without all of them; nothing is removed.
         """
         left = [
             one
@@ -204,9 +205,9 @@ class Kernels:
                 return gone
 
     def room(self) -> dict[str, Any]:
-        """How many more kernels /boot takes, each as large as the distribution's own are.
+        """How many more kernels fit in /boot, each assumed as large as the distribution's.
 
-        ``ours`` are there already; each of them but the running one can make room for another.
+        ``ours`` are installed; each of them except the running one can be replaced.
         """
         images = [
             path.stat().st_size for path in self._places.boot.glob("vmlinuz-*") if path.is_file()
@@ -221,7 +222,7 @@ class Kernels:
         }
 
     def _initramfs_bytes(self) -> int:
-        """As large as others here."""
+        """An estimate: the size of the largest other one."""
         others = [
             path.stat().st_size
             for pattern in ("initrd.img-*", "initramfs-*.img")
@@ -232,7 +233,7 @@ class Kernels:
 
     def _needed(self, upload: Upload) -> dict[Path, int]:
         modules_bytes, initramfs = upload.unpacked_bytes(), self._initramfs_bytes()
-        # The state directory itself may have to be made yet.
+        # The state directory itself may not exist yet.
         var = self._places.state.parent.parent
         return {
             self._places.boot: upload.size("bzImage") + upload.size("config") + initramfs * 5 // 4,
@@ -241,7 +242,7 @@ class Kernels:
         }
 
     def _require_fits(self, need: dict[Path, int], gone: Sequence[Path] = ()) -> None:
-        """Raises AgentError where it would not, with ``gone`` away."""
+        """Raise an AgentError if there is not enough space, even without the files ``gone``."""
         freed: dict[int, int] = {}
         for top in gone:
             for path in (top, *top.rglob("*")) if top.is_dir() else (top,):
@@ -271,7 +272,7 @@ class Kernels:
         kernel.parent.mkdir(mode=0o755, exist_ok=True)
         kernel.mkdir(mode=0o755)
         upload.copy("bzImage", kernel / "vmlinuz")
-        # mkinitramfs looks there for the compressions this kernel knows.
+        # mkinitramfs reads the compressions that this kernel supports from it.
         upload.copy("config", self._places.boot / f"config-{release}")
         if initramfs:
             self._initramfs(release, kernel)
@@ -286,15 +287,15 @@ class Kernels:
         ).strip()
         if not re.fullmatch(r"[0-9A-Za-z-]{4,64}", said):
             raise AgentError(
-                "this kernel takes no initramfs, and the root file system is on no partition "
-                "that a kernel finds by itself",
+                "this kernel takes no initramfs, and cannot find the root file system by itself: "
+                "that is not on a partition with a PARTUUID",
                 kind="configuration",
-                hint="build kernels after this host's own: kernel: {config: host}",
+                hint="configure kernels after this host's own: kernel: {config: host}",
             )
         return said
 
     def _initramfs(self, release: str, kernel: Path) -> None:
-        """By the distribution's own maker; what it needs meanwhile goes away with it."""
+        """Make the initramfs with the distribution's program, in a scratch directory."""
         scratch = self._places.state / "tmp"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True, mode=0o700)
@@ -304,10 +305,8 @@ class Kernels:
         elif programs.found("dracut"):
             command = ["dracut", "--force", "--tmpdir", str(scratch), to, release]
         else:
-            raise AgentError(
-                "this host can make no initramfs",
-                hint=packages.install("initramfs"),
-            )
+            hint = packages.install("initramfs")
+            raise AgentError("this host has no program to make an initramfs", hint=hint)
         try:
             programs.run(command, timeout_s=_INITRAMFS_S, env={"TMPDIR": str(scratch)})
         finally:
@@ -316,7 +315,7 @@ class Kernels:
             raise AgentError(f"{command[0]} made no initramfs for {release}")
 
     def _entries(self, record: Record) -> None:
-        """Boot entries for what is complete, in a loader that can be trusted with them."""
+        """Write boot entries for complete kernels, if the loader is safe to use."""
         loader = loader_of(self._places)
         if loader is not None:
             loader.entries(record.complete() if loader.why_not() is None else {})
@@ -325,38 +324,38 @@ class Kernels:
         """As :meth:`_removed`.
 
         Raises:
-            AgentError: something of them stays; all else is gone, and the record knows.
+            AgentError: some of it could not be removed; the record says what is left.
         """
         if why := self._removed(record, releases):
             raise AgentError(
                 f"not removed: {'; '.join(why)}",
-                hint="once that is mended, `harness hosts clean` removes the rest",
+                hint="fix that; then `harness hosts clean` removes the rest",
             )
 
     def _removed(self, record: Record, releases: Sequence[str]) -> list[str]:
-        """Remove the entries first, then what they name, then the record of it.
+        """Remove the boot entries, then the files, then the record of ``releases``.
 
-        What fails stops nothing else: it is returned, and its release stays in the record.
+        A failure does not stop the rest: it is returned, and the release stays in the record.
         """
         failed: list[str] = []
 
         def tried(act: Callable[[], object]) -> bool:
             try:
                 act()
-            except Exception as error:  # noqa: BLE001 - the rest has to go all the same
+            except Exception as error:  # noqa: BLE001 - the rest has to be removed all the same
                 failed.append(told(error))
                 return False
             return True
 
         for release in releases:
             record.data["kernels"][release]["complete"] = False
-        # Where there is no room for that, room is what the rest of this makes.
+        # A failure for lack of space does not matter: what follows frees some.
         tried(record.save)
         failed.clear()
         tried(lambda: self._disarm(releases))
         tried(lambda: self._entries(record))
         if failed:
-            # Entries that are still there may have been meant for what stays installed.
+            # The loader's message does not say that it is about entries.
             failed[-1] = f"boot entries: {failed[-1]}"
         armed = record.data["armed"]
         if armed is not None and armed["release"] in releases:
@@ -380,7 +379,7 @@ class Kernels:
             loader.disarm()
 
     def _paths(self, release: str) -> tuple[Path, Path, Path]:
-        """All that an installed kernel is."""
+        """All files and directories of an installed kernel."""
         places = self._places
         config = places.boot / f"config-{release}"
         return places.kernels / release, config, places.modules / release
@@ -388,7 +387,7 @@ class Kernels:
 
 @contextlib.contextmanager
 def _refusals(of: str) -> Iterator[None]:
-    """What the system refuses is an AgentError, as what is looked at and is not right."""
+    """Turn errors of the system into an AgentError."""
     try:
         yield
     except (OSError, ValueError) as error:

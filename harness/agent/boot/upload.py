@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a user uploaded for root to install: plain files of his own, or refused.
+"""Files that a user uploaded for root to install.
 
-Nothing of it is trusted: no link is followed, and what an archive names stays
-where it belongs.
+They are not trusted: only the user's own plain files are accepted, no link is followed, and
+an archive can write only below its target directory.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def opened(directory: str, uid: int) -> Iterator[Upload]:
     """The files :data:`NAMES` of ``directory``.
 
     Raises:
-        AgentError: one is missing, no plain file, not of the user ``uid``, or others
-            may write to it.
+        AgentError: one is missing, not a plain file, not owned by ``uid``, or writable by
+            others.
     """
     if not isinstance(directory, str) or not Path(directory).is_absolute():
-        raise AgentError(f"{directory!r:.80} is no absolute path", kind="configuration")
+        raise AgentError(f"{directory!r:.80} is not an absolute path", kind="configuration")
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     with contextlib.ExitStack() as held:
         files: dict[str, BinaryIO] = {}
@@ -45,7 +45,7 @@ def opened(directory: str, uid: int) -> Iterator[Upload]:
             held.callback(os.close, at)
             _check(directory, os.fstat(at), stat.S_ISDIR, uid)
             for name in NAMES:
-                # Without waiting for a writer, should it be a pipe.
+                # O_NONBLOCK: opening a pipe would wait for a writer.
                 handle = os.open(name, flags | os.O_NONBLOCK, dir_fd=at)
                 files[name] = held.enter_context(os.fdopen(handle, "rb"))
                 _check(name, os.fstat(handle), stat.S_ISREG, uid)
@@ -58,38 +58,38 @@ def opened(directory: str, uid: int) -> Iterator[Upload]:
 
 def _check(name: str, found: os.stat_result, right: Callable[[int], bool], uid: int) -> None:
     if not right(found.st_mode):
-        raise AgentError(f"{name} is no plain file or directory", kind="configuration")
+        raise AgentError(f"{name} is not a plain file or directory", kind="configuration")
     if found.st_uid != uid:
         raise AgentError(
-            f"{name} belongs to uid {found.st_uid}, not to {uid} who called", kind="configuration"
+            f"{name} belongs to uid {found.st_uid}, not to {uid}, the caller", kind="configuration"
         )
     if found.st_mode & 0o022:
         raise AgentError(f"others may write to {name}", kind="configuration")
 
 
 class Upload:
-    """The three files, open. They are plain files of the user who called, or are refused."""
+    """The three open files."""
 
     def __init__(self, files: dict[str, BinaryIO]) -> None:
         self._files = files
 
     @property
     def image(self) -> BinaryIO:
-        """The bzImage, at its start."""
+        """The bzImage, positioned at its start."""
         self._files["bzImage"].seek(0)
         return self._files["bzImage"]
 
     def takes_initramfs(self) -> bool:
-        """Can the kernel unpack one? One with all it needs built in may be without."""
+        """Does the kernel support an initramfs? Not necessarily, if its drivers are built in."""
         self._files["config"].seek(0)
         return b"\nCONFIG_BLK_DEV_INITRD=y\n" in b"\n" + self._files["config"].read(_CONFIG)
 
     def size(self, name: str) -> int:
-        """In bytes."""
+        """The size of a file in bytes."""
         return os.fstat(self._files[name].fileno()).st_size
 
     def digest(self) -> str:
-        """SHA-256 over all three."""
+        """SHA-256 over all three files."""
         whole = hashlib.sha256()
         for name in NAMES:
             whole.update(f"{name} {self.size(name)}\n".encode())
@@ -98,7 +98,7 @@ class Upload:
         return whole.hexdigest()
 
     def copy(self, name: str, to: Path) -> None:
-        """To a file that is not there yet, on disk when this returns."""
+        """Copy to a new file, which is on disk when this returns."""
         with to.open("xb") as file:
             for chunk in self._chunks(name):
                 file.write(chunk)
@@ -107,7 +107,7 @@ class Upload:
         to.chmod(0o644)
 
     def unpacked_bytes(self) -> int:
-        """As large as modules.tar is once it is unpacked; by what it says, and it is held to that.
+        """The unpacked size that modules.tar claims; :meth:`unpack` enforces it.
 
         Raises:
             AgentError: it is not gzipped.
@@ -121,10 +121,10 @@ class Upload:
         return int(size)
 
     def unpack(self, release: str, to: Path) -> None:
-        """The files of modules.tar into ``to``; their paths are under lib/modules/``release``.
+        """Unpack modules.tar, whose paths are under lib/modules/``release``, into ``to``.
 
         Raises:
-            AgentError: it is no such archive. What was unpacked so far is there.
+            AgentError: the archive is invalid; files unpacked so far remain.
         """
         left = self.unpacked_bytes()
         made = {to}
@@ -150,7 +150,7 @@ class Upload:
                 shutil.copyfileobj(source, file, 1 << 20)
 
     def _members(self, release: str) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:
-        """Directories and plain files only, so that no link can lead out."""
+        """The archive's directories and plain files; links are refused, as they could lead out."""
         self._files["modules.tar"].seek(0)
         top = PurePosixPath("lib/modules", release)
         count = 0
@@ -159,7 +159,7 @@ class Upload:
                 count += 1
                 path = PurePosixPath(member.name)
                 if path in (top / "build", top / "source") and member.issym():
-                    continue  # they lead to where the kernel was built
+                    continue  # links to the directories of the build
                 if path in top.parents and member.isdir():
                     continue
                 if (
@@ -170,7 +170,7 @@ class Upload:
                 ):
                     raise _no_modules(f"{member.name!r:.120} is not under {top}")
                 if not (member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)):
-                    raise _no_modules(f"{member.name!r:.120} is no plain file")
+                    raise _no_modules(f"{member.name!r:.120} is not a plain file")
                 yield member, path.relative_to(top)
 
     def _chunks(self, name: str) -> Iterator[bytes]:
@@ -182,11 +182,11 @@ class Upload:
 
 @contextlib.contextmanager
 def _of_an_archive() -> Iterator[None]:
-    """Whatever a spoilt archive raises, as it is listed or read, is an AgentError."""
+    """Turn the exceptions of a corrupt archive into an AgentError."""
     try:
         yield
     except FileExistsError as error:
-        raise _no_modules(f"it holds {error.filename!r:.120} twice") from error
+        raise _no_modules(f"it has {error.filename!r:.120} twice") from error
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError, struct.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -198,12 +198,12 @@ def _no_modules(why: str) -> AgentError:
 
 
 def version_of(image: BinaryIO) -> str:
-    """What a bzImage says of itself (Documentation/arch/x86/boot.rst, kernel_version)."""
+    """The version in a bzImage (Documentation/arch/x86/boot.rst, kernel_version)."""
     head = image.read(0x10000)
     if len(head) < 0x210 or head[0x202:0x206] != b"HdrS":
-        raise AgentError("bzImage is no x86 kernel", kind="configuration")
+        raise AgentError("bzImage is not an x86 kernel", kind="configuration")
     (at,) = struct.unpack_from("<H", head, 0x20E)
     text, end, _ = head[at + 0x200 :].partition(b"\0")
     if not at or not end:
-        raise AgentError("the bzImage does not say its version", kind="configuration")
+        raise AgentError("the bzImage does not state its version", kind="configuration")
     return text[:200].decode("ascii", "replace")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The NIC drivers that the harness knows; each is a module here, and a name in this file.
+"""The NIC drivers that the harness knows; each is a module here and a name in this file.
 
-A declaration: whatever is to the right of ``plan`` in the flow may import it. A driver
-without a module has the defaults of :class:`~.driver.Driver`.
+These are declarations, which other rooms may import. A driver without a module has the
+defaults of :class:`~.driver.Driver`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ PLAIN = CounterNames()
 
 
 def named(name: str | None) -> Driver:
-    """The driver ``name``, or one of which nothing is known but its name."""
+    """The driver ``name``, or one with the defaults."""
     return DRIVERS.get(name or "") or Driver(name or "unknown")
 
 
 def behind(pci_id: str | None) -> Driver | None:
-    """The driver whose function this is, whatever driver has it now."""
+    """The driver that declares this PCI function, whichever driver is bound to it."""
     return next((one for one in DRIVERS.values() if pci_id in one.functions), None)
 
 
 @lru_cache(maxsize=16)
 def counter_names(there: tuple[str, ...]) -> CounterNames:
-    """What the counters mean of which these are the names; results do not name the driver."""
+    """The meaning of the counters with these names; results do not name the driver."""
     have = set(there)
     sets = (names for driver in DRIVERS.values() for names in driver.counters)
     return next((names for names in sets if have.issuperset(names.known_by)), PLAIN)
@@ -48,14 +48,14 @@ def counter_names(there: tuple[str, ...]) -> CounterNames:
 
 @lru_cache(maxsize=16)
 def queue_counters(there: tuple[str, ...]) -> tuple[str, ...]:
-    """Which of these counters are those of receive queues."""
+    """The counters of receive queues among these."""
     pattern = counter_names(there).queue_packets
     return tuple(name for name in there if pattern.fullmatch(name))
 
 
 @lru_cache(maxsize=16)
 def pause_counters(there: tuple[str, ...]) -> tuple[str, ...]:
-    """Which of these counters are of pause frames, of one port and not by priority."""
+    """The counters of pause frames among these: of one port, and not by priority."""
     pattern = counter_names(there).pauses
     return tuple(name for name in there if pattern.fullmatch(name))
 
@@ -66,5 +66,5 @@ def makers_of_lists() -> list[Driver]:
 
 
 def statistics_s() -> float:
-    """After so long the counters of every NIC are up to date."""
+    """Seconds after which the counters of every NIC are up to date."""
     return max(driver.statistics_s for driver in DRIVERS.values())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What the harness has to know of a NIC's driver: its counters, its functions, its quirks.
+"""The declaration of a NIC driver: its counters, its PCI functions, its quirks.
 
-Every default is what holds of a driver that nobody has described: the counters of
-``struct rtnl_link_stats64`` alone, and every way of steering tried.
+The defaults are for a driver without a module: only the counters of
+``struct rtnl_link_stats64``, and every way of steering is tried.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Firmware = Mapping[str, Optional[str]]
 
 
 class Function(NamedTuple):
-    """A chip, the adapters it is on, and which function this is: ``PF`` or ``VF``."""
+    """A chip, the adapters with it, and the kind of function: ``PF`` or ``VF``."""
 
     chip: str
     adapters: str
@@ -25,27 +25,27 @@ class Function(NamedTuple):
 
 @dataclass(frozen=True)
 class CounterNames:
-    """Names of ``ethtool -S``, by what they count; a driver without a counter names none.
+    """Names of ``ethtool -S`` counters by meaning; empty if the driver has no such counter.
 
-    A set is in use where all names of ``known_by`` are there. No name may be that of
-    another driver's counter with another meaning.
+    The set applies if all names in ``known_by`` exist. They must not fit another driver's
+    counters.
     """
 
     known_by: tuple[str, ...] = ()
     at_port: str | None = None
-    """Frames that came to the port, those dropped for want of a descriptor included."""
+    """Frames that arrived at the port, including those dropped for lack of a descriptor."""
     ring_drops: tuple[str, ...] | None = None
-    """Frames lost for want of a descriptor; None: the link's ``rx_missed_errors`` has them."""
+    """Frames dropped for lack of a descriptor; None: the link's ``rx_missed_errors``."""
     other_drops: tuple[str, ...] = ()
     """Frames the NIC dropped for any other reason."""
     driver_drops: tuple[str, ...] = ()
-    """Frames the driver took from a queue and did not pass on."""
+    """Frames the driver took from a queue but did not pass on."""
     kept: tuple[str, ...] = ()
-    """Frames the port may count and keeps for itself: flow control."""
+    """Frames the port may count but consumes itself: flow control."""
     in_link_dropped: tuple[str, ...] = ()
-    """Those of the above that the driver adds to the link's ``rx_dropped`` too."""
+    """Counters of the above that the driver also adds to the link's ``rx_dropped``."""
     of_32_bits: frozenset[str] = frozenset()
-    """Counters that begin again after 2^32."""
+    """Counters that wrap at 2^32."""
     queue_packets: re.Pattern[str] = re.compile(r".*\.rx_packets")
     """Frames taken from one receive queue."""
     pauses: re.Pattern[str] = re.compile(
@@ -53,7 +53,7 @@ class CounterNames:
         r"([rt]x_pause(_frames|_pkts?|_ctrl(_phy)?)?|[rt]x_flow_control_xoff|link_xoff_[rt]x)"
         r"([._]nic)?"
     )
-    """Pause frames; ``tx`` in the name tells those sent. Most drivers use one of these names."""
+    """Pause frames; those sent have ``tx`` in the name. Most drivers use one of these names."""
 
 
 def _no_firmware(_text: str) -> Firmware | None:
@@ -65,21 +65,21 @@ class Driver:
     """One NIC driver of the kernel."""
 
     name: str
-    """Of the kernel's module, as ``ethtool -i`` shows it."""
+    """The kernel module, as ``ethtool -i`` shows it."""
     family: str = "NIC"
-    """Of its NICs, as a reader knows them: ``EF10``."""
+    """The common name of its NICs, such as ``EF10``."""
     makes_lists: bool = False
     """Does the series make it hand lists to the stack?"""
     counters: tuple[CounterNames, ...] = ()
-    """Sets of counters, the first that fits is used: a function of a NIC may see fewer."""
+    """The first set that applies is used: some functions of a NIC have fewer counters."""
     functions: Mapping[str, Function] = field(default_factory=dict)
-    """By ``VENDOR:DEVICE`` of PCI; empty: every function that the driver takes is fit."""
+    """By ``VENDOR:DEVICE`` of PCI; empty: every function of the driver is suitable."""
     firmware: Callable[[str], Firmware | None] = _no_firmware
     """``version``, ``variant`` and ``tx_variant`` from what ``ethtool -i`` shows."""
     firmware_hint: str = "the vendor's utilities show and write it"
     steering: tuple[str, ...] = ("channels", "rss", "ntuple")
-    """What works of the ways to fewer receive queues; ``auto`` takes the first that does."""
+    """The ways to fewer receive queues that work; ``auto`` takes the first."""
     queue_irq: re.Pattern[str] = re.compile(r"(?!.*-(tx|xdp)-\d+$).*-(?P<queue>\d+)")
-    """Name of a receive queue's interrupt."""
+    """The name of a receive queue's interrupt."""
     statistics_s: float = 1.0
-    """The NIC's own counters may be so old when they are read."""
+    """The maximum age of the NIC's own counters when they are read."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""EF10 under sfc. Counters are those of drivers/net/ethernet/sfc (ef10.c, ethtool_common.c)."""
+"""EF10 NICs under sfc; counters as in drivers/net/ethernet/sfc (ef10.c, ethtool_common.c)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from .driver import CounterNames, Driver, Firmware, Function
 
-# The port counts port_rx_packets (MC_CMD_MAC_RX_PKTS) at the MAC, before descriptors are
-# looked for. The driver keeps its own drops in 32 bits (efx_get_uint_stat, atomic_read).
+# port_rx_packets (MC_CMD_MAC_RX_PKTS) is counted at the MAC, before a descriptor is needed.
+# The driver's own drops are 32 bits wide (efx_get_uint_stat, atomic_read).
 _DRIVER_DROPS = (
     "rx_nodesc_trunc",
     "rx_noskb_drops",
@@ -35,8 +35,8 @@ _PORT = CounterNames(
     ),
     driver_drops=_DRIVER_DROPS,
     kept=("port_rx_pause", "port_rx_control"),
-    # What the driver puts into rx_dropped itself (efx_ef10_update_stats_common); the port's
-    # drops only on a firmware without virtual adapters, whose own counters it takes otherwise.
+    # The driver adds these to rx_dropped (efx_ef10_update_stats_common); the port's drops only
+    # with firmware without virtual adapters, otherwise the virtual adapter's own counters.
     in_link_dropped=("port_rx_nodesc_drops", "rx_nodesc_trunc", "rx_noskb_drops"),
     of_32_bits=frozenset(_DRIVER_DROPS),
 )
@@ -78,7 +78,7 @@ DRIVER = Driver(
             in_link_dropped=_PORT.in_link_dropped[1:],
         ),
         _PORT,
-        # A function that does not control its port, such as a VF, sees its virtual adapter alone.
+        # A function that does not control its port, such as a VF, sees only its virtual adapter.
         replace(
             _PORT,
             known_by=_ADAPTER,

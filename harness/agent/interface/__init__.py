@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""An interface of a host: what its driver, the kernel and the card say of it."""
+"""A network interface: its driver, its place in the kernel, and its NIC."""

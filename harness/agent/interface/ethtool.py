@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
 """An interface's driver, counters, queues, rings, moderation and offloads.
 
-Rings go through pyroute2's ethtool netlink where library and kernel have it. All
-else is the SIOCETHTOOL ioctl: ethtool netlink cannot read driver statistics or
-receive rules at all, and pyroute2 has no netlink call for queues, moderation or
-the indirection table. The ioctl has had the same layout
-(include/uapi/linux/ethtool.h) since long before the oldest kernel measured.
+Rings go through pyroute2's ethtool netlink if library and kernel have it. Everything else uses
+the SIOCETHTOOL ioctl: ethtool netlink has no driver statistics and no receive rules, and
+pyroute2 has no netlink calls for queues, moderation or the indirection table. The ioctl's layout
+(include/uapi/linux/ethtool.h) is older than the oldest kernel measured.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV)
 
 
 class Driver(NamedTuple):
-    """What the driver says of itself; ``bus`` is a PCI address where there is one."""
+    """The driver's own information; ``bus`` is a PCI address if there is one."""
 
     name: str
     firmware: str
@@ -49,7 +48,7 @@ class Driver(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """Receive queues set up now, and how many there could be."""
+    """The current and the maximum numbers of receive queues."""
 
     rx: int
     combined: int
@@ -58,7 +57,7 @@ class Channels(NamedTuple):
 
 
 class Ethtool:
-    """One interface, by name. Reads give None where the driver does not support them."""
+    """One interface, by name. Reads return None if the driver does not support them."""
 
     def __init__(self, interface: str) -> None:
         self._name = interface.encode()
@@ -77,7 +76,7 @@ class Ethtool:
         names = self._names()
         if not names:
             return b""
-        # The kernel writes as many as there are now, whatever the caller made room for.
+        # The kernel writes all current counters, however much space the caller provided.
         request = struct.pack("II", _GSTATS, len(names)) + bytes(8 * (len(names) + _SLACK))
         return (self._read(request) or b"")[8 : 8 + 8 * len(names)]
 
@@ -87,7 +86,7 @@ class Ethtool:
         return dict(zip(self._names(), numbers))
 
     def permanent_address(self) -> str | None:
-        """The address the NIC was made with, six bytes in lower case."""
+        """The permanent MAC address, in lower case."""
         answer = self._read(struct.pack("II32x", _GPERMADDR, 32))
         size = struct.unpack_from("II", answer)[1] if answer else 0
         if answer is None or size != 6 or not any(answer[8:14]):
@@ -95,7 +94,7 @@ class Ethtool:
         return ":".join(f"{byte:02x}" for byte in answer[8:14])
 
     def pause(self) -> dict[str, bool] | None:
-        """Whether pause frames are negotiated (``autoneg``), heeded (``rx``) and sent (``tx``)."""
+        """Are pause frames negotiated (``autoneg``), obeyed (``rx``) and sent (``tx``)?"""
         answer = self._read(struct.pack("I12x", _GPAUSEPARAM))
         if answer is None:
             return None
@@ -103,7 +102,7 @@ class Ethtool:
         return {"autoneg": bool(autoneg), "rx": bool(rx), "tx": bool(tx)}
 
     def channels(self) -> Channels | None:
-        """Queues, where the driver lets them be counted."""
+        """The numbers of queues."""
         answer = self._read(struct.pack("I32x", _GCHANNELS))
         if answer is None:
             return None
@@ -111,7 +110,7 @@ class Ethtool:
         return Channels(rx, combined, max_rx, max_combined)
 
     def set_channels(self, *, rx: int, combined: int) -> None:
-        """Raises OSError where the driver refuses."""
+        """Raises OSError if the driver refuses."""
         words = list(struct.unpack("9I", self._call(struct.pack("I32x", _GCHANNELS))))
         words[0], words[5], words[8] = _SCHANNELS, rx, combined
         self._call(struct.pack("9I", *words))
@@ -169,7 +168,7 @@ class Ethtool:
         return Ntuple(self._call)
 
     def through(self) -> dict[str, str]:
-        """Which way settings are read and written: ``netlink``, ``ioctl``."""
+        """The interface used for each setting: ``netlink`` or ``ioctl``."""
         rings = netlink.rings(self._name.decode())
         ioctl = dict.fromkeys(("rx_queues", "ntuple", "coalesce", "offloads"), "ioctl")
         return {"rings": "ioctl" if rings is None else "netlink", **ioctl}
@@ -213,9 +212,9 @@ class Ethtool:
 
 
 def _bounded(count: int, what: str) -> int:
-    """``count`` itself, for which room is made before the kernel is asked again."""
+    """``count``, checked: memory for it is allocated before the next request."""
     if count > _MOST:
-        raise AgentError(f"the driver says that it has {count} {what}")
+        raise AgentError(f"the driver reports {count} {what}")
     return count
 
 

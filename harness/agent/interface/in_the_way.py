@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What others have put between an interface and the stack, which no setting of ours undoes.
+"""Finds what others have set up between an interface and the stack: XDP, tc, bonds and the like.
 
-A rate measured through it is of that, and not of the receive path. It is found and named,
-for a run to be refused; whoever set it up takes it away.
+They would be measured with the receive path, so a run is refused. No setting of the harness
+removes them; the person who set them up has to.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from . import links, stacked
 from .taps import packet_taps
 
 _INGRESS = 0xFFFFFFF1
-"""The parent of both qdiscs, ingress and clsact: TC_H_INGRESS."""
+"""TC_H_INGRESS, the parent of the qdiscs ingress and clsact."""
 _CLSACT_INGRESS = 0xFFFFFFF2
 _RECEIVING = ("macvlan", "macvtap", "ipvlan", "ipvtap", "macsec")
-"""Kinds of interface that take packets off the one below them (netdev_rx_handler_register)."""
+"""Kinds of interface that take packets from the one below (netdev_rx_handler_register)."""
 
 Found = dict[str, Any]
-"""``what``, ``detail``, ``remedy``; ``stops``: what is measured through it means nothing."""
+"""``what``, ``detail``, ``remedy``, and ``stops``: a measurement through it would be void."""
 
 
 def found(interface: str) -> dict[str, Any]:
-    """``packet_taps`` of others, and what else is ``in_the_way`` on ``interface``.
+    """``packet_taps`` on ``interface``, and what else is ``in_the_way``.
 
-    This agent and what it started are not others.
+    Taps of this agent and of its child processes are omitted.
     """
     index = socket.if_nametoindex(interface)
     own = {os.getpid(), *descendants(os.getpid())}
@@ -52,7 +52,7 @@ def _programs(interface: str, index: int) -> Iterator[Found]:
                     rows = route.get_filters(index=index, parent=parent)
                     filters += sum(row["parent"] in (parent, 0) for row in rows)
     xdp = link.get_attr("IFLA_XDP")
-    # An older pyroute2 does not take it apart.
+    # An older pyroute2 does not decode it.
     if hasattr(xdp, "get_attr") and xdp.get_attr("IFLA_XDP_ATTACHED") is not None:
         number = xdp.get_attr("IFLA_XDP_PROG_ID")
         yield {

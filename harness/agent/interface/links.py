@@ -22,18 +22,18 @@ _PACER_QUEUE_BYTES = 1 << 18
 
 
 class Links:
-    """Values are plain; what is written is the whole of what shall be there."""
+    """Reads and writes plain values; a write replaces everything there."""
 
     def __init__(self, interface: str) -> None:
         self._index = socket.if_nametoindex(interface)
 
     def up(self) -> bool:
-        """Is the interface up as far as the operator is concerned?"""
+        """Is the interface administratively up?"""
         with self._route() as route:
             return bool(route.get_links(self._index)[0]["flags"] & _IFF_UP)
 
     def set_up(self, up: bool) -> None:
-        """Raises OSError where the kernel refuses."""
+        """Raises OSError if the kernel refuses."""
         with self._route() as route:
             route.link("set", index=self._index, state="up" if up else "down")
 
@@ -48,9 +48,9 @@ class Links:
         self._set_addresses(set(self.addresses()), set(wanted))
 
     def addresses_v6(self) -> list[str]:
-        """The IPv6 addresses somebody gave it: those the kernel finds by itself are left out.
+        """The IPv6 addresses that somebody configured, without the kernel's own.
 
-        They are gone once IPv6 is switched off, and do not come back by themselves.
+        Switching IPv6 off removes them, and they do not come back by themselves.
         """
         with self._route() as route:
             rows = route.get_addr(family=socket.AF_INET6, index=self._index)
@@ -68,7 +68,7 @@ class Links:
         self._set_addresses(set(self.addresses_v6()), set(wanted))
 
     def _set_addresses(self, now: set[str], wanted: set[str]) -> None:
-        """All of it is tried; the first refusal is raised afterwards."""
+        """Try all changes; then raise the first refusal."""
         refused: OSError | None = None
         for verb, some in (("del", now - wanted), ("add", wanted - now)):
             for text in sorted(some):
@@ -115,7 +115,7 @@ class Links:
                     )
 
     def way_to(self, address: str) -> tuple[str, str, str | None]:
-        """Interface, own address and the next hop's MAC address, if known, on the way there."""
+        """The route there: interface, source address, and the next hop's MAC address if known."""
         with self._route() as route:
             [way] = route.route("get", dst=address)
             index, hop = way.get_attr("RTA_OIF"), way.get_attr("RTA_GATEWAY") or address
@@ -124,9 +124,9 @@ class Links:
         return socket.if_indextoname(index), way.get_attr("RTA_PREFSRC"), next(known, None)
 
     def pacing(self) -> int | str:
-        """Bytes a second that :meth:`set_pacing` lets frames take, headers included; 0: no limit.
+        """The limit of :meth:`set_pacing` in bytes a second, headers included; 0: none.
 
-        The name of a queueing discipline that somebody else has set up, if there is one.
+        If somebody else has set up a qdisc, its name.
         """
         with self._route() as route:
             for discipline in route.get_qdiscs(index=self._index):
@@ -138,13 +138,13 @@ class Links:
         return 0
 
     def set_pacing(self, bytes_per_s: int) -> None:
-        """By a token bucket in place of the interface's default; 0 takes it away again.
+        """Replace the interface's default qdisc by a token bucket; 0 removes it.
 
-        Raises OSError where the kernel refuses, or the interface has a discipline of its own.
+        Raises OSError if the kernel refuses, or somebody else has set up a qdisc.
         """
         now = self.pacing()
         if isinstance(now, str):
-            raise OSError(f"the interface has a queueing discipline of its own, {now}")
+            raise OSError(f"the interface has a qdisc that is not of the harness: {now}")
         with self._route() as route:
             if bytes_per_s:
                 route.tc(
@@ -167,7 +167,7 @@ class Links:
 
 @contextmanager
 def rtnetlink() -> Iterator[Any]:
-    """pyroute2's rtnetlink; what the kernel refuses is an OSError."""
+    """pyroute2's rtnetlink; its errors are raised as OSError."""
     pyroute2 = need("pyroute2")
     try:
         with pyroute2.IPRoute() as route:
@@ -177,6 +177,6 @@ def rtnetlink() -> Iterator[Any]:
 
 
 def netlink_error() -> type[Exception]:
-    """What a call of :func:`rtnetlink` raises within it."""
+    """The exception of calls inside :func:`rtnetlink`."""
     error: type[Exception] = need("pyroute2").NetlinkError
     return error

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """An interface's rings and offloads through pyroute2.
 
-Rings are ethtool netlink, which pyroute2 has since 0.8; offloads are the ioctl in
-every version of it. What this host has no call for is None, for a caller to go
-another way.
+Rings use ethtool netlink, which pyroute2 has since 0.8; offloads use the ioctl in all its
+versions. A result is None if this host does not have the call, and the caller uses another.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _RINGS = {"rx": "RX", "tx": "TX", "max_rx": "RX_MAX", "max_tx": "TX_MAX"}
 
 
 def has_rings() -> bool:
-    """Has this host's pyroute2 the netlink calls for rings?"""
+    """Does this host's pyroute2 have the netlink calls for rings?"""
     generic = importlib.import_module("pyroute2.netlink.generic.ethtool")
     return hasattr(generic.NlEthtool, "get_rings")
 
@@ -39,7 +38,7 @@ def rings(interface: str) -> dict[str, int] | None:
 
 
 def set_rx_ring(interface: str, entries: int) -> bool:
-    """False where there is no such call; raises OSError where the driver refuses."""
+    """Returns False if there is no such call; raises OSError if the driver refuses."""
     with _rings() as call:
         if call is None:
             return False
@@ -50,7 +49,7 @@ def set_rx_ring(interface: str, entries: int) -> bool:
 
 @contextlib.contextmanager
 def _rings() -> Iterator[Any]:
-    """pyroute2's ethtool netlink; None where library or kernel is too old for it."""
+    """pyroute2's ethtool netlink; None if library or kernel is too old for it."""
     pyroute2 = need("pyroute2")
     if not has_rings():
         yield None
@@ -65,7 +64,7 @@ def _rings() -> Iterator[Any]:
 
 
 def offloads(interface: str) -> dict[str, dict[str, bool]] | None:
-    """Features of receive by the names of ``ethtool -k``: is it ``on``, can it be changed?"""
+    """Receive features by their names in ``ethtool -k``: ``on``, and ``fixed`` (unchangeable)."""
     with _ethtool() as call:
         found = call.get_features(interface).features
         return {
@@ -77,7 +76,7 @@ def offloads(interface: str) -> dict[str, dict[str, bool]] | None:
 
 
 def set_offloads(interface: str, wanted: Mapping[str, bool]) -> None:
-    """Raises OSError where the kernel refuses."""
+    """Raises OSError if the kernel refuses."""
     with _ethtool() as call:
         now = call.get_features(interface)
         for name, on in wanted.items():

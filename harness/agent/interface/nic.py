@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The function behind an interface: which it is, its port, place and firmware.
+"""The PCI function of an interface: its kind, port, place and firmware.
 
-What no driver of :mod:`harness.agent.drivers` knows is described as far as it goes and
-told as a warning: all but the list lengths of the driver can be measured with any NIC.
+An unknown NIC is described as far as possible, with a warning: any NIC allows all measurements
+except the driver's list lengths.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def describe(
     firmware: str | None,
     irqs: Mapping[int, str],
 ) -> dict[str, Any]:
-    """The function of the interface at ``at`` in /sys; ``None`` where it does not say.
+    """The function of the interface at ``at`` in /sys; unknown values are None.
 
-    ``queue_irqs`` are the receive queues' interrupts, by the number in their names.
+    ``queue_irqs`` are the receive queues' interrupts, by the queue number in their names.
     """
     known = drivers.named(driver)
     owner = drivers.behind(pci_id)
@@ -48,7 +48,7 @@ def describe(
 
 
 def queue_irqs(irqs: Mapping[int, str], driver: drivers.Driver) -> dict[str, int]:
-    """Receive queue to interrupt, by the names that ``driver`` gives them."""
+    """Receive queue to interrupt, by ``driver``'s names of interrupts."""
     found: dict[str, int] = {}
     for irq, name in irqs.items():
         match = driver.queue_irq.fullmatch(name)
@@ -60,7 +60,7 @@ def queue_irqs(irqs: Mapping[int, str], driver: drivers.Driver) -> dict[str, int
 def _warnings(
     known: drivers.Driver, driver: str | None, pci_id: str | None, owner: drivers.Driver | None
 ) -> list[str]:
-    no_lists = "its driver hands no lists to the stack by this series"
+    no_lists = "the series does not make its driver hand lists to the stack"
     if owner is known:
         return [] if known.makes_lists else [f"{known.name}: {no_lists}"]
     if owner:

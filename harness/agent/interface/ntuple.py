@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Receive rules that send UDP to one queue, by ETHTOOL_*RXCLSRL* (``ethtool -N``).
 
-ethtool netlink has no call for them. Only rules of one kind are seen here: UDP over
-IPv4, to any address or to one, into a queue; all others are nobody's business.
+ethtool netlink has no call for them. Only rules of one kind are handled: UDP over IPv4, to
+any address or to one, into a queue. All others are ignored.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _GRXCLSRLCNT, _GRXCLSRULE, _GRXCLSRLALL = 0x2E, 0x2F, 0x30
 _SRXCLSRLDEL, _SRXCLSRLINS = 0x31, 0x32
 _UDP_V4_FLOW = 0x02
 _LOC_ANY, _LOC_SPECIAL = 0xFFFFFFFF, 0x80000000
-# struct ethtool_rxnfc with its struct ethtool_rx_flow_spec: flow type, values and masks
-# of struct ethtool_tcpip4_spec (source, destination, their ports, TOS) each with a
-# struct ethtool_flow_ext behind, queue, location.
+# struct ethtool_rxnfc with its struct ethtool_rx_flow_spec: flow type; values, then masks, of
+# struct ethtool_tcpip4_spec (source, destination, their ports, TOS), each followed by a
+# struct ethtool_flow_ext; queue, location.
 _RXNFC = struct.Struct("=II Q I4s4sHHB39x20s 4s4sHHB39x20s 4xQI4x I4x")
 _NO_EXT = bytes(20)
 _MOST = 1 << 16
@@ -43,12 +43,12 @@ class Ntuple:
         self._call = call
 
     def rules(self) -> dict[int, Rule] | None:
-        """By location; None where the driver has no such rules."""
+        """By location; None if the driver does not support rules."""
         try:
             answer = _unpacked(self._call(_request(_GRXCLSRLCNT)))
             count = answer.rules
             if count > _MOST:
-                raise AgentError(f"the driver says that it has {count} receive rules")
+                raise AgentError(f"the driver reports {count} receive rules")
             request = _request(_GRXCLSRLALL, count=count) + bytes(4 * count)
             raw = self._call(request)
         except OSError as error:
@@ -61,11 +61,11 @@ class Ntuple:
         return {place: rule for place, rule in found.items() if rule}
 
     def add(self, rule: Rule) -> None:
-        """Raises OSError where the driver refuses."""
+        """Raises OSError if the driver refuses."""
         self._call(_request(_SRXCLSRLINS, rule=rule, location=self._free()))
 
     def remove(self, location: int) -> None:
-        """Raises OSError where the driver refuses."""
+        """Raises OSError if the driver refuses."""
         self._call(_request(_SRXCLSRLDEL, location=location))
 
     def _rule(self, location: int) -> Rule | None:
@@ -77,7 +77,7 @@ class Ntuple:
             raise
 
     def _free(self) -> int:
-        """Where a new rule goes: the driver's choice, or the last place that is free."""
+        """The location for a new rule: the driver's choice, or the last free one."""
         data = _unpacked(self._call(_request(_GRXCLSRLCNT))).data
         if data & _LOC_SPECIAL:
             return _LOC_ANY
@@ -85,7 +85,7 @@ class Ntuple:
         free = (place for place in range(data - 1, -1, -1) if place not in taken)
         place = next(free, None)
         if place is None:
-            raise OSError(errno.ENOSPC, "no place for another receive rule")
+            raise OSError(errno.ENOSPC, "no free location for another receive rule")
         return place
 
 
@@ -117,7 +117,7 @@ def _unpacked(raw: bytes) -> _Unpacked:
     _, to, *_ = values[:6]
     source, mask, *others = values[6:]
     ours = flow == _UDP_V4_FLOW and source == _ANY and mask in (_ANY, _ONE)
-    # Of other masks and of what extends a rule there is nothing in ours.
+    # Our rules have no other masks and no extension.
     ours = ours and not any(others[:3]) and not any(others[3])
     rule = Rule(socket.inet_ntoa(to) if mask == _ONE else None, queue) if ours else None
     return _Unpacked(data, count, rule)

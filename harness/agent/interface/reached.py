@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""How whoever called this agent reached the host: the interfaces under the ssh connection.
+"""The interfaces that carry the ssh connection through which this agent was started.
 
-sudo takes SSH_CONNECTION out of the environment, so the connection is looked for at the
-sshd above this process, and in the environment of what stands between. A jump host is
-nothing special: what arrives here is its connection.
+sudo removes SSH_CONNECTION from the environment, so the sockets of the sshd above this process
+and the environments of the processes in between are searched. With a jump host, it is the jump
+host's connection.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MOST_ANCESTORS = 64
 
 
 class Connection(NamedTuple):
-    """Address of this host and of the other end."""
+    """The addresses of this host and of the other end."""
 
     local: str
     peer: str
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 
 def connections() -> set[Connection]:
-    """Those of the ssh that this process came by; empty where it came by none."""
+    """The ssh connections through which this process was started; empty if none."""
     found: set[Connection] = set()
     said: set[Connection] = set()
     own = _namespace(os.getpid())
@@ -65,7 +65,7 @@ def connections() -> set[Connection]:
 
 
 def interfaces(table: Mapping[int, Interface], reached: set[Connection]) -> set[str]:
-    """Names of those that have this host's address of a connection, or lead to its other end."""
+    """The interfaces that have a connection's local address, or route to its other end."""
     locals_ = {one.local for one in reached}
     found: set[int] = set()
     with rtnetlink() as route:
@@ -104,7 +104,7 @@ def parse_tcp(text: str) -> list[Row]:
 
 
 def parse_environ(environ: bytes) -> Connection | None:
-    """That of SSH_CONNECTION (``client port server port``) in a /proc/PID/environ."""
+    """SSH_CONNECTION (``client port server port``) in a /proc/PID/environ."""
     for word in environ.split(b"\0"):
         name, _, value = word.partition(b"=")
         words = shown(value).split()
@@ -115,7 +115,7 @@ def parse_environ(environ: bytes) -> Connection | None:
 
 
 def _address(text: str) -> str:
-    """``0200000A:0016``: words of the machine's own byte order, each printed as a number."""
+    """The address in ``0200000A:0016``: 32-bit words in the machine's byte order."""
     digits = text.partition(":")[0]
     if len(digits) not in (8, 32):
         raise ValueError(text)
@@ -125,7 +125,7 @@ def _address(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without a scope, and an IPv4 address in an IPv6 one as what it is."""
+    """The address without its scope; an IPv4-mapped one as IPv4."""
     address = ipaddress.ip_address(text.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)
@@ -150,7 +150,7 @@ def _namespace(pid: int) -> int | None:
 
 
 def _way(one: Connection) -> int | None:
-    """The index of the interface by which answers leave; None where no route is known."""
+    """The index of the interface on the route to the peer; None without a route."""
     family = socket.AF_INET6 if ":" in one.peer else socket.AF_INET
     asked: dict[str, Any] = {"dst": one.peer, "family": family}
     with contextlib.suppress(OSError, LookupError), rtnetlink() as route:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Interfaces that lie on each other: which of them have one wire, to any depth.
+"""Finds the interfaces that share a wire, stacked to any depth.
 
 Bridges, bonds, teams, VLANs, macvlans, tunnels, both ends of a veth pair, and functions of
-one port: what goes over one goes over those below it. rtnetlink names a link's lower and
-its master, /sys every pair that the kernel's own list of neighbours has.
+one port: traffic of one also uses those below it. rtnetlink names a link's lower device and its
+master, /sys every pair in the kernel's lists of adjacent devices.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .links import rtnetlink
 _NET = Path("/sys/class/net")
 
 _APART = ("vrf",)
-"""Kinds of master that route for their members and carry nothing from one to another."""
+"""Kinds of master that forward nothing between their members: they only route for them."""
 
 
 @dataclass(frozen=True)
 class Interface:
-    """One of this network namespace; ``below`` are indices of those it lies on."""
+    """An interface of this network namespace; ``below`` are the indices of those below it."""
 
     index: int
     name: str
@@ -35,10 +35,10 @@ class Interface:
 
 
 def interfaces() -> dict[int, Interface]:
-    """All of this network namespace, by index.
+    """All interfaces of this network namespace, by index.
 
     Raises:
-        OSError: the kernel does not say.
+        OSError: the kernel refuses to list them.
     """
     with rtnetlink() as route:
         rows = list(route.get_links())
@@ -49,7 +49,7 @@ def interfaces() -> dict[int, Interface]:
         info = row.get_attr("IFLA_LINKINFO")
         name = str(row.get_attr("IFLA_IFNAME"))
         below = {names[other] for other in _lower(name) if other in names}
-        # The number of a lower interface in another namespace says nothing in this one.
+        # The index of a lower interface in another namespace means nothing in this one.
         link = row.get_attr("IFLA_LINK")
         if link in there and link != row["index"] and row.get_attr("IFLA_LINK_NETNSID") is None:
             below.add(link)
@@ -64,9 +64,9 @@ def interfaces() -> dict[int, Interface]:
 
 
 def together(start: Iterable[str], table: Mapping[int, Interface]) -> dict[str, str]:
-    """Every interface that shares a wire with one of ``start``, those included.
+    """Every interface that shares a wire with one of ``start``, including those.
 
-    Each with the way to it in words: ``br0 > eth0``.
+    Each with the path to it: ``br0 > eth0``.
     """
     beside: dict[int, set[int]] = {index: set() for index in table}
     for one in table.values():
@@ -77,7 +77,7 @@ def together(start: Iterable[str], table: Mapping[int, Interface]) -> dict[str, 
         if master is not None and master.kind not in _APART:
             beside[one.index].add(master.index)
             beside[master.index].add(one.index)
-    # /sys has members of a VRF as its lower ones, too.
+    # /sys also lists the members of a VRF as its lower devices.
     for one in table.values():
         if one.kind in _APART:
             for other in beside[one.index]:
@@ -96,7 +96,7 @@ def together(start: Iterable[str], table: Mapping[int, Interface]) -> dict[str, 
 
 
 def _lower(name: str) -> set[str]:
-    """The names below ``name`` that /sys has, and the port of which it is a function."""
+    """The interfaces below ``name`` in /sys, and the PF of the same port if it is a VF."""
     at = _NET / name
     found: set[str] = set()
     with contextlib.suppress(OSError):

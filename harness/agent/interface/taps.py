@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Packet sockets of others on an interface, and whose they are.
+"""Finds packet sockets of others on an interface, and their owners.
 
-A socket of type AF_PACKET that is bound to an interface, or to none, is given each packet
-of its protocol singly, before IP: where one wants IP or everything, the stack takes the
-lists of received packets apart for it (deliver_ptype_list_skb, net/core/dev.c).
+An AF_PACKET socket, bound to an interface or to none, gets each packet of its protocol singly,
+before IP. For a socket that wants IP or everything, the stack takes the lists of received
+packets apart (deliver_ptype_list_skb, net/core/dev.c).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _REMEDIES: Mapping[str, str] = {
     "Unmanaged=yes` to /etc/systemd/network, then networkctl reload",
     "lldpd": "lldpcli configure system interface pattern '*,!{interface}'",
 }
-"""By the name of the process, as /proc/PID/comm has it: 15 characters."""
+"""By the name of the process in /proc/PID/comm, which has at most 15 characters."""
 
 
 class Row(NamedTuple):
-    """One of /proc/net/ptype: who gets packets of ``type`` (``ALL``, or four hex digits)."""
+    """A row of /proc/net/ptype: a receiver of packets of ``type`` (``ALL`` or four hex digits)."""
 
     type: str
     device: str | None
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 
 class Socket(NamedTuple):
-    """One of /proc/net/packet; ``interface`` is its index, 0 for a socket bound to none."""
+    """A row of /proc/net/packet; ``interface`` is its index, 0 for a socket bound to none."""
 
     protocol: int
     interface: int
@@ -51,19 +51,19 @@ class Socket(NamedTuple):
 
 
 def packet_taps(interface: str, index: int, *, without: Iterable[int] = ()) -> list[dict[str, Any]]:
-    """What others have on ``interface``: ``type``, ``device``, ``function``, ``processes``.
+    """The taps on ``interface``: ``type``, ``device``, ``function``, ``processes``.
 
-    A process is ``{"pid": …, "name": …}``; there is none where nobody here holds the socket.
-    ``in_path``: it is given IPv4 packets. ``detail`` and ``remedy`` are for people. What only
-    processes ``without`` hold is left out.
+    A process is ``{"pid": …, "name": …}``; there is none if no visible process has the socket
+    open. ``in_path``: it gets IPv4 packets. ``detail`` and ``remedy`` are texts for a person.
+    Sockets that only processes in ``without`` have open are omitted.
     """
     sockets = [
         one
         for one in parse_packet(read_text(_PROC / "net/packet") or "")
         if one.protocol and one.interface in (0, index)
     ]
-    # /proc/net/ptype has no sockets of one protocol that are bound to an interface, such as a
-    # DHCP client's for IPv4 (ptype_specific, net/core/net-procfs.c); what is no socket it has.
+    # /proc/net/ptype lists taps that are not sockets, but no sockets for one protocol on one
+    # interface, such as a DHCP client's for IPv4 (ptype_specific, net/core/net-procfs.c).
     rows = [_row(one, interface) for one in sockets]
     rows += [
         row
@@ -100,16 +100,16 @@ def _row(one: Socket, interface: str) -> Row:
 
 
 def _told(row: Row, processes: Sequence[Mapping[str, Any]], interface: str) -> tuple[str, str]:
-    """Whose it is, in words, and how to be rid of it."""
+    """A description of the tap, and how to remove it."""
     whose = ", ".join(f"{one['name']} (process {one['pid']})" for one in processes)
-    where = f"on {interface}" if row.device else f"on all interfaces, {interface} among them,"
+    where = f"on {interface}" if row.device else f"on all interfaces, including {interface},"
     what = {"ALL": "all packets", f"{_IPV4:04x}": "IPv4 packets"}.get(
         row.type, f"type {row.type} packets"
     )
     if not _SOCKET_FUNCTIONS.fullmatch(row.function):
         return (
             f"the kernel's {row.function} takes {what} {where}".rstrip(","),
-            f"unload the module that {row.function} is of, or choose another interface",
+            f"unload the module of {row.function}, or choose another interface",
         )
     remedies = {
         _REMEDIES.get(one["name"], "end {name}: kill {pid}").format(interface=interface, **one)
@@ -123,7 +123,7 @@ def _told(row: Row, processes: Sequence[Mapping[str, Any]], interface: str) -> t
 
 @parsing("/proc/net/ptype")
 def parse_ptype(text: str) -> list[Row]:
-    """Its rows; a function of a module is followed by the module's name in brackets."""
+    """The rows; after a module's function, the module's name in brackets is skipped."""
     rows = []
     for line in text.split("\n")[1:]:
         words = [word for word in line.split() if not re.fullmatch(r"\[\S+\]", word)]
@@ -143,14 +143,14 @@ def parse_packet(text: str) -> list[Socket]:
 
 
 def _concerns(row: Row, interface: str) -> bool:
-    """What the stack itself takes packets for is bound to no interface, and is no socket."""
+    """Is it a tap on ``interface``? The stack's own protocols have no device and no socket."""
     if row.device is None:
         return bool(_SOCKET_FUNCTIONS.fullmatch(row.function))
     return row.device == interface
 
 
 def _holders(inodes: set[int]) -> dict[int, set[int]]:
-    """The processes that have each socket open, as far as they can be seen from here."""
+    """The visible processes that have each socket open."""
     names = {f"socket:[{inode}]": inode for inode in inodes}
     found: dict[int, set[int]] = {}
     for process in _PROC.glob("[0-9]*"):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The state of a host that decides what receive costs: read, changed, proven, put back.
+"""Settings of a host that affect the cost of receive: read, changed, verified, restored.
 
-A change is journalled before it is made and read back after it; everything is put
-back in reverse order when the agent ends, and by the next agent if this one was killed.
-Whatever goes wrong while changes are made, those already made are taken back.
+A change is journalled before it is made and read back afterwards. Everything is restored in
+reverse order when the agent ends, or by the next agent if this one was killed. If a change
+fails, those already made are undone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 
 
 class Settings:
-    """Every change this agent made, and the way back."""
+    """Makes changes and undoes them."""
 
     def __init__(self) -> None:
         self._changes: list[tuple[str, Setting, Any]] = []
@@ -42,7 +42,7 @@ class Settings:
         self._own_cpus: set[int] | None = None
 
     def read(self, *, interface: str) -> dict[str, Any]:
-        """All settings of the host and the interface, those never changed included."""
+        """All settings of the host and the interface, including those that are only read."""
         return _readings(existing(interface), _known(interface))
 
     def apply(
@@ -53,19 +53,19 @@ class Settings:
         sleep: Callable[[float], None] = time.sleep,
         **wanted: Any,
     ) -> dict[str, Any]:
-        """Bring the host to what is asked for; None leaves a setting alone. Idempotent.
+        """Apply the settings ``wanted``; None leaves a setting alone. Idempotent.
 
-        ``wanted`` goes by the arguments of the settings (:mod:`~.registry`), and ``steering``,
-        which brings packets into ``rx_queues`` queues: ``rss`` by the table alone, ``ntuple``
-        by a rule alone, ``auto`` by a rule only where nothing else can. The load will run on
-        ``process_cpus``. What the driver does not support is ``skipped``; ``in_the_way`` and
-        ``packet_taps`` are what others have put between the NIC and the stack
-        (:mod:`~.in_the_way`).
+        The names in ``wanted`` are the arguments of the settings (:mod:`~.registry`), and
+        ``steering``, how packets are limited to ``rx_queues`` queues: ``rss`` only by the RSS
+        table, ``ntuple`` only by a rule, ``auto`` by a rule only if nothing else works. The load
+        will run on ``process_cpus``. Settings that the driver does not support are ``skipped``;
+        ``in_the_way`` and ``packet_taps`` are what others have set up between the NIC and the
+        stack (:mod:`~.in_the_way`).
 
         Raises:
-            AgentError: a setting was refused or did not take, a CPU is not to be had, or
-                another agent works on this interface. Everything changed so far has been
-                put back; what could not be is named.
+            AgentError: a setting was refused or did not take effect, a CPU cannot be used, or
+                another agent works on this interface. All changes are undone; the message names
+                those that could not be.
         """
         if unknown := wanted.keys() - ARGUMENTS:
             raise AgentError(f"no setting {', '.join(sorted(unknown))}", kind="configuration")
@@ -98,14 +98,14 @@ class Settings:
             raise
 
     def restore(self) -> dict[str, Any]:
-        """Put back every change, the last one first; a failure does not stop the rest."""
+        """Undo every change, the last one first; a failure does not stop the rest."""
         restored: list[str] = []
         failed: list[dict[str, str]] = []
         unfinished: set[str] = set()
         while self._changes:
             interface, setting, old = self._changes[-1]
             why = put_back(setting, old)
-            # Only now: whatever ends this agent meanwhile, the journal still has it.
+            # Only now, so that an agent killed before this still has it in its journal.
             self._changes.pop()
             if why is None:
                 restored.append(setting.name)
@@ -122,12 +122,12 @@ class Settings:
         return {"restored": restored, "failed": failed}
 
     def recover(self, *, end_others: bool = False) -> dict[str, Any]:
-        """Put back what agents that are gone left changed, on every interface of this host.
+        """Undo the changes that ended agents left, on every interface of this host.
 
-        ``end_others``: an agent that still holds a journal is ended, which puts it back.
+        ``end_others``: also end agents that still hold a journal; they undo their own changes.
 
         Raises:
-            AgentError: another agent is at work, and is not to be ended.
+            AgentError: another agent is at work, and ``end_others`` is False.
         """
         restored: list[str] = []
         failed: list[dict[str, str]] = []
@@ -155,10 +155,10 @@ class Settings:
         return {"restored": restored, "failed": failed}
 
     def _taken_back(self, error: BaseException) -> None:
-        """Put everything back, and raise an AgentError in place of an ``error`` that is none."""
+        """Undo everything; raise an AgentError if ``error`` is another one or something is left."""
         left = self.restore()["failed"]
         if not isinstance(error, Exception):
-            return  # the end of this agent, or of its controller
+            return  # the agent ends
         named = "; ".join(f"{one['setting']}: {one['why']}" for one in left)
         if isinstance(error, AgentError) and not named:
             return
@@ -168,7 +168,7 @@ class Settings:
         raise AgentError(message, kind=kind, hint=hint) from error
 
     def _made(self, settings: dict[str, Setting], asked: dict[str, Any]) -> dict[str, str]:
-        """Make each change in turn; those that do not apply to this host, and why."""
+        """Make each change in turn; returns those that do not apply to this host, and why."""
         skipped: dict[str, str] = {}
         for one in DECLARED.values():
             value = asked[one.argument]
@@ -184,16 +184,16 @@ class Settings:
         return skipped
 
     def _change(self, one: Declaration, setting: Setting, asked: dict[str, Any]) -> str | None:
-        """Why it does not apply to this host, or None once it holds."""
+        """Make one change; returns why it does not apply to this host, or None once it holds."""
         interface, hint = asked["interface"], one.hint
         now = setting.read()
-        # What reads as None or as nothing is not on this host.
+        # None or an empty mapping: this host does not have the setting.
         absent = one.absent is not None and now in (None, {})
         wanted = None
         if not absent or one.off_if_absent:
             wanted = one.wanted(now, asked) if one.wanted else asked[one.argument]
         if absent and one.off_if_absent and wanted in (0, {}):
-            return None  # what is not there is off
+            return None  # a missing setting is off
         if wanted is None or absent:
             return one.absent
         if setting.holds(now, wanted):
@@ -219,9 +219,9 @@ class Settings:
         return None
 
     def _recovered(self, interface: str, settings: dict[str, Setting]) -> list[str]:
-        """Open the journal, and put back what an agent that was killed left in it.
+        """Open the journal, and undo the changes that a killed agent left in it.
 
-        What cannot be put back now is tried again at this agent's own end.
+        Those that fail are tried again when this agent ends.
         """
         if interface in self._journal:
             return []
@@ -243,7 +243,7 @@ class Settings:
         return [name for name, _ in done]
 
     def _stay_off(self, irq_cpu: int) -> None:
-        """The agent itself goes to the last CPU that does not receive, where there is one."""
+        """Move the agent to the last CPU that does not receive, if there is one."""
         others = cpus.apart_from(irq_cpu)
         if self._own_cpus is None:
             self._own_cpus = os.sched_getaffinity(0)
@@ -252,7 +252,7 @@ class Settings:
 
 
 def _put_back_all(settings: dict[str, Setting], journal: Journal) -> list[tuple[str, str | None]]:
-    """Each setting of the journal, the last change first, with why it is not as it was."""
+    """Restore each setting in the journal, the last change first; returns why one failed."""
     return [
         (name, put_back(settings[name], old) if name in settings else "unknown setting")
         for name, old in reversed(journal.left)
@@ -260,7 +260,7 @@ def _put_back_all(settings: dict[str, Setting], journal: Journal) -> list[tuple[
 
 
 def _put_on(wanted: set[int]) -> None:
-    """This process on the CPUs ``wanted``; it is no fault where they went offline meanwhile."""
+    """Move this process to the CPUs ``wanted``; if they went offline, only a message says so."""
     try:
         os.sched_setaffinity(0, wanted)
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The address for test traffic, an interface that is up, and the other host as a neighbour."""
+"""The address for test traffic, the interface's up state, and the other host as a neighbour."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from harness.agent.setting import Asked, Declaration, Setting
 
 
 def parsed(text: str) -> IPv4Interface:
-    """``198.18.0.2/24``.
+    """An address with its prefix, such as ``198.18.0.2/24``.
 
     Raises:
-        AgentError: it is something else.
+        AgentError: the text has another form.
     """
     try:
         return IPv4Interface(text)

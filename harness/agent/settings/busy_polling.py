@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sockets that poll the receive queue themselves: off, but in the round trips that ask for it."""
+"""Busy polling of the receive queue by sockets: off, except in latency trials that ask for it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def _on(interface: str) -> Setting:
 
 
 def _holds(is_now: dict[str, Any] | None, wanted: dict[str, Any]) -> bool:
-    # A NIC's timer has steps of its own: drivers round, and `after` says to what.
+    # Drivers round to the steps of the NIC's timer; `after` has the real value.
     return (
         is_now is not None
         and is_now["adaptive_rx"] == wanted["adaptive_rx"]

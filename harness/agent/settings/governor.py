@@ -21,7 +21,7 @@ def _write(value: dict[str, str]) -> None:
 
 
 def _holds(is_now: dict[str, str] | None, wanted: dict[str, str]) -> bool:
-    # A CPU that went offline meanwhile has none.
+    # A CPU that went offline has none.
     return all((is_now or {}).get(cpu, one) == one for cpu, one in wanted.items())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""No IPv6 on the test interface: its own packets would be counted among those measured."""
+"""IPv6 is off on the test interface: its own packets would be counted with those measured."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The CPU of the interface's interrupts."""
+"""The CPU for the interface's interrupts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.agent.setting import Asked, Declaration, Setting, write_each
 
 
 def affinity(irq: int, kind: str) -> str | None:
-    """Of the interrupt ``irq``: what was asked for (``smp``) or is in force (``effective``)."""
+    """The affinity of the interrupt ``irq``: requested (``smp``) or in force (``effective``)."""
     file = "smp_affinity_list" if kind == "smp" else "effective_affinity_list"
     return read_text(setting.IRQ / str(irq) / file)
 
@@ -21,7 +21,7 @@ def _same_cpus(one: str | None, other: str | None) -> bool:
 
 
 def _read(interface: str) -> dict[str, str]:
-    # A kernel for one CPU knows of none.
+    # A kernel without SMP has no affinity.
     return {
         str(irq): told
         for irq in interface_irqs(interface)
@@ -41,7 +41,7 @@ def _write(value: dict[str, str | None]) -> None:
 
 
 def _holds(is_now: dict[str, str | None], wanted: dict[str, str | None]) -> bool:
-    # A vector that went away with its queue has nothing to be put back.
+    # A vector that was freed with its queue does not have to be restored.
     return all(_same_cpus(is_now[irq], told) for irq, told in wanted.items() if irq in is_now)
 
 
@@ -56,7 +56,7 @@ SETTINGS = (
         wanted=_wanted,
         by="irq_cpu",
         check=lambda cpu: cpus.require(cpu, "the interface's interrupts"),
-        absent="the interface has no interrupt of its own that could be moved",
+        absent="the interface has no interrupt of its own to move",
         hint="an interrupt managed by its driver cannot be moved: choose another CPU",
     ),
 )

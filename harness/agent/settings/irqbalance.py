@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""irqbalance, which would move interrupts back: stopped, and started again."""
+"""irqbalance: stopped, because it would move interrupts, and started again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _read() -> str:
 
 def _write(value: str) -> None:
     if shutil.which("systemctl") is None:
-        raise OSError("irqbalance runs, and there is no systemctl to stop it with")
+        raise OSError("irqbalance runs, and this host has no systemctl to stop it")
     verb = "start" if value == "active" else "stop"
     try:
         subprocess.run(
@@ -36,7 +36,7 @@ SETTINGS = (
         "irqbalance",
         lambda _: Setting("irqbalance", _read, _write),
         wanted=lambda _now, _asked: "inactive",
-        hint="stop irqbalance on the host, or ask for `irqbalance: null`",
+        hint="stop irqbalance on the host, or set `irqbalance: null`",
         title="irqbalance",
         key=Key(
             Word("^off$", "'off' or null"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Old values of settings on disk, for the agent that comes after a killed one."""
+"""Keeps the old values of settings on disk, for the next agent if this one is killed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from harness.agent.faults import AgentError
 from harness.agent.foreign import read_text
 from harness.agent.inventory import NET, in_first_namespace
 
-# /run is empty after a reboot, as are the settings.
+# /run: a reboot resets the settings, too.
 _JOURNALS = Path("/run/receive-batching")
 _END_S, _KILL_S = 20.0, 5.0
 
 
 class Journal:
-    """The old values of one interface's settings, on disk before they are changed.
+    """The old values of one interface's settings, written before they are changed.
 
-    Kept only in the machine's own network namespace: any other is gone with its
-    processes. The file is locked, so two agents cannot work on one interface.
+    Kept only in the machine's own network namespace: others end with their processes. The file
+    is locked, so that two agents cannot work on one interface.
     """
 
     def __init__(self, interface: str) -> None:
@@ -57,15 +57,15 @@ class Journal:
         self.left = self._left()
 
     def start(self, still: Sequence[tuple[str, Any]] = ()) -> None:
-        """A journal for this agent's own changes, of which ``still`` are to be put back first."""
+        """Start a journal for this agent's changes, beginning with those ``still`` to be undone."""
         self._write(self._device, *still, fresh=True)
 
     def add(self, name: str, old: Any) -> None:
-        """Once this returns the change may be made."""
+        """Record an old value; when this returns, the setting may be changed."""
         self._write((name, old))
 
     def close(self, *, keep: bool) -> None:
-        """``keep``: something could not be put back, the next agent is to try again."""
+        """Close the journal; ``keep`` it if something was not restored, for the next agent."""
         if self._file is not None:
             if not keep:
                 self._path.unlink(missing_ok=True)
@@ -76,7 +76,7 @@ class Journal:
         self._file.seek(0)
         lines = []
         for line in self._file:
-            # A line cut short was never followed by its change.
+            # If a line is incomplete, its change was never made.
             with contextlib.suppress(ValueError, RecursionError):
                 lines.append(json.loads(line))
         same = bool(lines) and lines[0] == self._device
@@ -94,16 +94,16 @@ class Journal:
 
 
 def journalled() -> list[str]:
-    """The interfaces of this host with a journal, whether its agent lives or not."""
+    """The interfaces of this host that have a journal, of a running or an ended agent."""
     names = (path.name for path in _JOURNALS.glob("settings-*.jsonl"))
     return sorted(name[len("settings-") : -len(".jsonl")] for name in names)
 
 
 def end_holder(interface: str) -> None:
-    """End the agent that holds the journal of ``interface``, if one does.
+    """End the agent that holds the journal of ``interface``, if any.
 
-    It puts everything back as it ends; one that does not end in time is killed, and
-    its journal is left to be read.
+    It restores everything as it ends. If it does not end in time it is killed, and its journal
+    remains.
     """
     path = _JOURNALS / f"settings-{interface}.jsonl"
     with contextlib.suppress(ProcessLookupError):
@@ -117,7 +117,7 @@ def end_holder(interface: str) -> None:
 
 
 def _holder(path: Path) -> int | None:
-    """Who has locked ``path``: `1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF`."""
+    """The process that has locked ``path``: `1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF`."""
     try:
         inode = str(path.stat().st_ino)
         device = path.stat().st_dev

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How NAPI polls: by softirq or by thread, and how long it holds interrupts and packets back."""
+"""How NAPI polls: in softirq or in a thread, and how long it defers interrupts and packets."""
 
 from __future__ import annotations
 

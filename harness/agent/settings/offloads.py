@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the NIC and the kernel do to packets before the stack sees them."""
+"""Receive offloads of the NIC and of the kernel."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from harness.agent.setting import Declaration, Key, Part, Setting
 
 _FEATURES = {
     "gro": ("rx-gro", "generic receive offload"),
-    "gro_hw": ("rx-gro-hw", "the same, by the NIC"),
+    "gro_hw": ("rx-gro-hw", "GRO by the NIC"),
     "gro_list": ("rx-gro-list", "GRO into lists of whole packets"),
     "lro": ("rx-lro", "large receive offload"),
     "rx_checksum": ("rx-checksum", "checksums checked by the NIC"),
     "rx_hash": ("rx-hashing", "hashes computed by the NIC"),
     "udp_gro_forwarding": ("rx-udp-gro-forwarding", "GRO of UDP that no socket asked for"),
 }
-"""Offloads that can be asked for: the kernel's names, as ``ethtool -k`` shows them, and words."""
+"""Offloads that can be set: the kernel's names, as ``ethtool -k`` shows them, and descriptions."""
 
 Offloads = Mapping[str, Mapping[str, bool]]
 
 
 def with_offload(now: Offloads, name: str, on: bool) -> Offloads | None:
-    """``now`` with the offload ``name`` on or off; None where that cannot be had."""
+    """``now`` with the offload ``name`` on or off; None if that is impossible."""
     feature = now.get(_FEATURES[name][0])
     if feature is None or (feature["fixed"] and feature["on"] != on):
         return None

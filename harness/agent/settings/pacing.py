@@ -10,7 +10,7 @@ SETTINGS = (
     Declaration(
         "pacing_bytes_per_s",
         lambda at: Setting("pacing_bytes_per_s", Links(at).pacing, Links(at).set_pacing),
-        hint="pacing needs the kernel's tbf (CONFIG_NET_SCH_TBF) on the generator, "
-        "on an interface whose queueing nobody has set up",
+        hint="pacing needs the kernel's tbf (CONFIG_NET_SCH_TBF) on the generator, and an "
+        "interface that still has its default qdisc",
     ),
 )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""How many receive queues packets go into.
+"""The number of receive queues that packets use.
 
-Fewer queues where the driver can change their number, else fewer of them in the
-receive-side-scaling table; where neither can be had, :mod:`.rules` sends UDP to the first.
+Fewer channels if the driver can change their number, otherwise fewer queues in the RSS
+table; if neither is possible, :mod:`.rules` sends UDP to the first queue.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from harness.agent.setting import Asked, Declaration, Setting
 
 
 def with_queues(now: dict[str, Any], count: int, *, channels: bool) -> dict[str, Any] | None:
-    """``now`` with ``count`` queues in use; ``channels``: their number may be changed."""
+    """``now`` with ``count`` queues in use; None if that is impossible.
+
+    ``channels``: the number of channels may be changed.
+    """
     if now["in_use"] == count:
         return now
     there = now["channels"] if channels else None
@@ -40,7 +43,7 @@ def _queues(interface: str, ethtool: Ethtool) -> dict[str, Any]:
 
 
 def _set_queues(ethtool: Ethtool, value: dict[str, Any]) -> None:
-    """Fewer channels where the driver can, else fewer of them in the indirection table."""
+    """Set the channels if the driver can, otherwise the indirection table."""
     now = ethtool.channels()
     channels = value["channels"]
     if now and channels and channels != {"rx": now.rx, "combined": now.combined}:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every setting of a host and an interface that is changed, and what is only read beside them."""
+"""The list of all settings that are changed, and the values that are only read and recorded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .irq_affinity import affinity
 DECLARED: dict[str, Declaration] = {
     declaration.name: declaration
     for module in (
-        # In the order in which one needs the other.
+        # In the order in which they are set: some depend on others.
         "irqbalance",
         "governor",
         "ipv6",
@@ -36,16 +36,16 @@ DECLARED: dict[str, Declaration] = {
     )
     for declaration in importlib.import_module(f"{__package__}.{module}").SETTINGS
 }
-"""By name; each module of this folder declares one, or a few that go together."""
+"""By name; each module of this folder declares one setting, or a few that belong together."""
 
 KEYED = {one.argument: one for one in DECLARED.values() if one.key}
-"""By key of a bed in hosts.yaml."""
+"""Settings with a key in hosts.yaml, by that key."""
 PLAIN = {one.argument: one for one in DECLARED.values() if one.plain is not None}
-"""Those a run asks of the dut without a key, by argument."""
+"""Settings without a key that a run asks of the dut, by argument."""
 ARGUMENTS = {one.argument for one in DECLARED.values()}
-"""Of ``settings_apply``."""
+"""The arguments of ``settings_apply``."""
 
-# Read and recorded, never changed: a rate means little without them.
+# Only read and recorded: they are needed to interpret a rate.
 _SYSCTLS = (
     "net/core/rmem_default",
     "net/core/rmem_max",
@@ -75,7 +75,7 @@ def known(interface: str) -> dict[str, Setting]:
 
 
 def readings(interface: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """All ``settings`` as they are, and what is only read, by name."""
+    """The current values of all ``settings``, and those that are only read, by name."""
     at = NET / interface
     ethtool = Ethtool(interface)
     return {

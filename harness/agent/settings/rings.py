@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Descriptors in the receive ring."""
+"""The number of descriptors in the receive rings."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SETTINGS = (
         _on,
         wanted=lambda now, asked: {**now, "rx": asked["rx_ring"]},
         by="rx_ring",
-        absent="the driver's rings have one size",
-        hint="`ethtool -g` shows the largest size; many NICs take powers of two alone",
+        absent="the driver's rings have a fixed size",
+        hint="`ethtool -g` shows the largest size; many NICs take only powers of two",
         title="descriptors in a receive ring",
         key=Key(
             Whole(64, 65536),

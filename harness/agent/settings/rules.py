@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A receive rule that sends UDP to the first queue, where fewer queues cannot be had."""
+"""A receive rule that sends UDP to the first queue, if the number of queues cannot be reduced."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from harness.agent.setting import Asked, Declaration, Setting
 
 from .addresses import parsed
 
-# What a driver answers to a rule its NIC has no filter for.
+# A driver's errors for a rule that its NIC has no filter for.
 _NO_SUCH_RULE = (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL)
 
 Rules = Sequence[Mapping[str, Any]]
 
 
 def with_rule(now: Rules, destination: str | None) -> Rules:
-    """``now`` and the rule that sends UDP for ``destination`` to the first queue."""
+    """``now`` with a rule that sends UDP for ``destination`` to the first queue."""
     rule = {"destination": destination, "queue": 0}
     return now if _covered(rule, now) else [*now, rule]
 
@@ -42,7 +42,7 @@ def _set_rules(ntuple: Ntuple, value: Rules) -> None:
 
 
 def _add(ntuple: Ntuple, rule: Rule) -> None:
-    """``rule``, or that for UDP to any address: not every NIC matches on an address alone."""
+    """Add ``rule``, or one for UDP to any address: not every NIC can match only an address."""
     try:
         ntuple.add(rule)
     except OSError as error:
@@ -64,7 +64,7 @@ def _covered(rule: Mapping[str, Any], rules: Rules) -> bool:
 
 
 def of(ntuple: Ntuple) -> Setting:
-    """The rules of one interface."""
+    """The setting that is the rules of one interface."""
     return Setting(
         "ntuple", lambda: _rules(ntuple), lambda value: _set_rules(ntuple, value), _rules_hold
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""RPS and RFS, which would spread again what steering gathers: off."""
+"""RPS and RFS: off, because they would spread the packets over CPUs again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.agent.setting import (
 def _of_queues(
     name: str, file: str, same: Callable[[str, str], bool], **declared: Any
 ) -> Declaration:
-    """What ``file`` of each receive queue holds; a queue that went away needs nothing."""
+    """A setting that is ``file`` of each receive queue; a queue that is gone is ignored."""
 
     def on(interface: str) -> Setting:
         queues = NET / interface / "queues"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Lengths of the packet lists, counted in the kernel by the bcc program in probes/.
+"""Lengths of packet lists, counted in the kernel by the bcc program in probes/.
 
-Hides how a stage is found in the running kernel and attached (fentry where that
-works, a kprobe where it does not), and what the kernel says it lost. A stage the
-kernel does not have is reported with the reason, never guessed from a version.
+Hides how a stage is found in the running kernel and attached (by fentry, or by a kprobe if
+that fails), and how lost events are counted. A stage that the kernel does not have is reported
+with the reason; nothing is guessed from the kernel's version.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SAMPLE_S = 0.2
 
 @dataclass
 class _Stage:
-    """One function of the receive path and how it is, or why it cannot be, probed."""
+    """One function of the receive path: how it is probed, or why it cannot be."""
 
     name: str
     handler: str
@@ -56,16 +56,16 @@ class _Stage:
 
 
 class Tracer:
-    """The probes of one agent. Compiled once, attached only while asked to be."""
+    """The probes of one agent: compiled once, attached only on request."""
 
     def __init__(self) -> None:
         self._program: _Program | None = None
         self._lost = 0
 
     def can(self, *, program_dir: str | None = None) -> dict[str, Any]:
-        """Compile, attach and detach everything, and say what came of it.
+        """Compile, attach and detach all probes, and report the result.
 
-        To be called before there is load: the compiler takes seconds of a CPU.
+        Call it before there is load: the compiler needs seconds of CPU time.
         """
         times_s: dict[str, float] = {}
         try:
@@ -90,9 +90,9 @@ class Tracer:
     def attach(
         self, *, interface: str | None = None, program_dir: str | None = None
     ) -> dict[str, Any]:
-        """Attach now and stay attached, silent, until :meth:`detach` or the agent's end.
+        """Attach the probes without counting, until :meth:`detach` or the agent's end.
 
-        One attachment serves every interface; one that is named only has to exist.
+        The probes serve every interface; ``interface`` only has to exist.
         """
         if interface is not None:
             existing(interface)
@@ -101,7 +101,6 @@ class Tracer:
         return {"stages": [stage.shown() for stage in program.stages]}
 
     def detach(self) -> dict[str, Any]:
-        """Idempotent."""
         if self._program is not None:
             self._program.detach()
         return {}
@@ -115,7 +114,7 @@ class Tracer:
         sleep: Sleep,
         program_dir: str | None = None,
     ) -> dict[str, Any]:
-        """Count for ``duration_s`` what arrives on ``interface``, and only that.
+        """Count only what arrives on ``interface`` within ``duration_s``.
 
         Raises:
             AgentError: the program cannot be compiled or attached on this host.
@@ -154,7 +153,7 @@ class Tracer:
                 program.detach()
 
     def watch(self, *, interface: str, program_dir: str | None = None) -> dict[str, Any]:
-        """Count from now on what arrives on ``interface``, until :meth:`detach`."""
+        """Count what arrives on ``interface`` from now on, until :meth:`detach`."""
         index = socket.if_nametoindex(existing(interface))
         program = self._compiled(program_dir, session=True)
         program.attach()
@@ -165,7 +164,7 @@ class Tracer:
         return {"stages": [stage.shown() for stage in (*program.stages, program.dropped)]}
 
     def read(self) -> dict[str, Any]:
-        """All that was counted since :meth:`watch`, splits and drops too; counting goes on."""
+        """All counts since :meth:`watch`, including splits and drops; counting continues."""
         if self._program is None or not self._program.attached:
             raise AgentError("nothing is watched", kind="configuration")
         return {
@@ -176,7 +175,7 @@ class Tracer:
         }
 
     def close(self) -> None:
-        """Detach and free all."""
+        """Detach and free everything."""
         if self._program is not None:
             self._program.detach()
             self._program = None
@@ -191,7 +190,7 @@ class Tracer:
 
 
 class _Program:
-    """The compiled program and what of it is attached."""
+    """The compiled program and its attachments."""
 
     def __init__(self, source: str, program_dir: str | None, *, session: bool) -> None:
         if os.geteuid() != 0:
@@ -215,18 +214,18 @@ class _Program:
         self._with_kprobes = False
         if VMLINUX.exists():
             self._bpf = compiled(source, self._flags, program_dir=program_dir)
-        else:  # no fentry: not one compilation is spent on it
+        else:  # without BTF fentry cannot work, so it is not compiled
             self._flags.append("-DNO_FENTRY")
             self._compile_kprobes()
 
     def attach(self) -> None:
-        """Everything that can be; what cannot says why in its stage."""
+        """Attach every stage that can be; the others say why not."""
         if self.attached:
             return
         self.attached = True
         self.count(0)
         if self._with_kprobes or not all(map(self._attach_fentry, self._present())):
-            # Only now the kprobes are worth the time they take to compile.
+            # Compiled only now, because most kernels do not need the kprobes.
             self._compile_kprobes()
             for stage in self._present():
                 if not self._attach_fentry(stage):
@@ -237,7 +236,7 @@ class _Program:
             if self._reasons:
                 self._attach_tracepoint(self.dropped, _DROP)
             else:
-                self.dropped.why = "this kernel gives no reasons"
+                self.dropped.why = "this kernel does not report drop reasons"
 
     def detach(self) -> None:
         """Idempotent; the compiled program is kept."""
@@ -245,11 +244,11 @@ class _Program:
         self._detach_all()
 
     def count(self, ifindex: int) -> None:
-        """Count the packets of this interface from now on; none with 0."""
+        """Count the packets of this interface from now on; 0: none."""
         self._bpf[b"wanted"][ctypes.c_int(0)] = ctypes.c_uint(ifindex)
 
     def clear(self) -> None:
-        """All counts to 0."""
+        """Reset all counts to 0."""
         for name in (b"list_stages", b"skb_stages", *([b"nestings"] * self.session)):
             table = self._bpf[name]
             for key in range(len(table)):
@@ -258,7 +257,7 @@ class _Program:
             self._bpf[b"drops"].clear()
 
     def counts(self) -> dict[str, Any]:
-        """The counts of all CPUs together, as a trace reports them."""
+        """The counts, summed over all CPUs, as a trace reports them."""
         stages = []
         packets = {}
         for stage in self.stages:
@@ -281,7 +280,7 @@ class _Program:
         }
 
     def drops(self) -> list[dict[str, Any]] | None:
-        """Packets dropped, by the function that did it and its reason; None if not counted."""
+        """Dropped packets by function and reason; None if they are not counted."""
         if self.dropped.attach is None:
             return None
         return [
@@ -294,7 +293,7 @@ class _Program:
         ]
 
     def lost(self) -> int:
-        """Events the kernel did not run the program for, since it was attached or loaded."""
+        """Events for which the kernel did not run the program, since it was loaded."""
         lost = 0
         for function in self._bpf.funcs.values():
             text = Path(f"/proc/self/fdinfo/{function.fd}").read_text()
@@ -313,11 +312,11 @@ class _Program:
         if stage.attach == "kprobe":
             return False
         if stage.function != stage.name:
-            stage.why = "a copy the compiler made has no type for fentry"
+            stage.why = "a compiler's copy of a function has no BTF type for fentry"
             return False
         name = _fentry_programs(self._bpf).get(stage.name)
         if name is None:
-            stage.why = "the kernel has no types for fentry"
+            stage.why = "the kernel has no BTF types for fentry"
             return False
         try:
             self._bpf.attach_kfunc(fn_name=name)
@@ -339,9 +338,9 @@ class _Program:
             self._detachers.append(lambda: self._bpf.detach_raw_tracepoint(tp=tracepoint))
 
     def _attach_kprobe(self, stage: _Stage) -> None:
-        """By way of tracefs: the only place where a kernel of any age counts missed kprobes."""
+        """Through tracefs, the only place where kernels of any age count missed kprobes."""
         events = _TRACEFS / "kprobe_events"
-        # The group again in the event's name: kprobe_profile shows no more than that.
+        # The event's name repeats the group, because kprobe_profile shows only the name.
         event = f"{self._group}/{self._group}_{stage.name}"
         handler = f"kprobed_{stage.name}".encode()
         tracepoint = event.replace("/", ":").encode()
@@ -365,7 +364,7 @@ class _Program:
         stage.attach, stage.why = "kprobe", None
 
     def _compile_kprobes(self) -> None:
-        """The same program with a kprobe's handler beside each fentry's; once."""
+        """Compile the program once more with a kprobe handler for each stage."""
         if self._with_kprobes:
             return
         self._with_kprobes = True
@@ -379,7 +378,7 @@ class _Program:
 
 
 def _fentry_programs(bpf: Any) -> dict[str, bytes]:
-    """By function; the names KFUNC_PROBE gives differ between versions of bcc."""
+    """By function; versions of bcc differ in the names that KFUNC_PROBE generates."""
     lib = bcc().lib
     names = [lib.bpf_function_name(bpf.module, i) for i in range(lib.bpf_num_functions(bpf.module))]
     found = (re.fullmatch(rb"kfunc__(?:vmlinux__)?(\w+)", name) for name in names)
@@ -387,7 +386,7 @@ def _fentry_programs(bpf: Any) -> dict[str, bytes]:
 
 
 def _probeable() -> list[str]:
-    """Functions that can be traced; from kallsyms where the kernel has no function tracer."""
+    """Functions that can be traced; from kallsyms if the kernel has no function tracer."""
     for path, column in ((_TRACEFS / "available_filter_functions", 0), (Path("/proc/kallsyms"), 2)):
         with contextlib.suppress(OSError):
             lines = path.read_text(encoding="ascii", errors="replace").splitlines()
@@ -398,7 +397,7 @@ def _probeable() -> list[str]:
 
 
 def _drop_reasons() -> dict[int, str]:
-    """Names of the reasons that skb:kfree_skb has, by number; none before Linux 5.17."""
+    """Names of skb:kfree_skb's drop reasons, by number; empty before Linux 5.17."""
     with contextlib.suppress(OSError):
         shape = (_TRACEFS / "events" / "skb" / _DROP / "format").read_text(errors="replace")
         return {int(n): name for n, name in re.findall(r'\{ (\d+), "(\w+)" \}', shape)}
@@ -411,15 +410,15 @@ def _located(stage: _Stage, probeable: list[str]) -> _Stage:
     if not names:
         stage.why = f"this kernel has no traceable function {stage.name}"
         if any(name.startswith(f"{stage.name}.") for name in probeable):
-            stage.why += ", only parts of it (.part, .cold), which are not all its calls"
+            stage.why += ", only parts of it (.part, .cold), which not every call enters"
     return stage
 
 
 def _clones(function: str, probeable: list[str]) -> list[str]:
-    """``function`` itself, or what gcc and clang made of it, the best first.
+    """``function`` itself, and its clones by gcc and clang, the best first.
 
-    The list head is the first argument and never a constant: it stays the first in a clone. A
-    ``part`` or a ``cold`` part is none: it is not come to at every call.
+    The list head is the first argument and never a constant, so a clone keeps it first. ``part``
+    and ``cold`` are not clones: not every call enters them.
     """
     clone = re.compile(re.escape(function) + r"(\.(constprop|isra|llvm|lto_priv)\.\d+)*")
     names = {name for name in probeable if clone.fullmatch(name)}
@@ -427,7 +426,7 @@ def _clones(function: str, probeable: list[str]) -> list[str]:
 
 
 def _added(per_cpu: Any) -> dict[str, Any]:
-    """struct stage_counts of every CPU as one."""
+    """The struct stage_counts of all CPUs, summed."""
     lengths = [sum(column) for column in zip(*(cpu.lengths for cpu in per_cpu))]
     called = [cpu for cpu in per_cpu if cpu.calls]
     session = {}
@@ -453,7 +452,7 @@ def _added(per_cpu: Any) -> dict[str, Any]:
 
 
 def _sweep() -> None:
-    """Kprobe events of agents that were killed; no program is attached to them any more."""
+    """Remove kprobe events of killed agents; no program is attached to them any more."""
     with contextlib.suppress(OSError):
         for line in (_TRACEFS / "kprobe_events").read_text(errors="replace").splitlines():
             found = re.match(r"p\d*:(receive_lists_(\d+)/\S+)", line)
@@ -462,7 +461,7 @@ def _sweep() -> None:
 
 
 def _append(path: Path, line: str) -> None:
-    # tracefs cannot seek to the end, which a file opened by Python for appending does.
+    # Python's append mode seeks to the end, which tracefs does not allow.
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     try:
         os.write(file, line.encode() + b"\n")

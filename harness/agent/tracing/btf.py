@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Where the running kernel keeps a member of a structure, read from its own BTF.
+"""Offsets of structure members in the running kernel, from its BTF.
 
-Layout: Documentation/bpf/btf.rst. Only what the probes need is decoded, and one
-pass over the types is enough for it.
+Format: Documentation/bpf/btf.rst. Only what the probes need is decoded, in one pass over the
+types.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 _MAGIC = 0xEB9F
 _STRUCT, _UNION = 4, 5
-# Bytes after the 12 of struct btf_type, by kind: fixed, and for each of its vlen.
+# Bytes that follow the 12 of struct btf_type, by kind: fixed, and for each of vlen entries.
 _FIXED = {1: 4, 3: 12, 14: 4, 17: 4}
 _EACH = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 
@@ -32,9 +32,9 @@ class Btf:
         self._strings = data[header + strings : header + strings + strings_size]
 
     def member_offsets(self, *members: tuple[str, str]) -> list[int] | None:
-        """Byte offsets of ``(structure, member)``, members of anonymous unions included.
+        """Byte offsets of ``(structure, member)``, also inside anonymous unions.
 
-        None where one of them is not there.
+        None if one of them does not exist.
         """
         wanted = {self._string_at(name) for pair in members for name in pair}
         structures = {self._string_at(structure) for structure, _ in members}
@@ -68,7 +68,7 @@ class Btf:
         return None
 
     def _walk(self) -> Iterator[tuple[int, int, int, int]]:
-        """(name, kind, vlen, offset of what follows the header) of each type, the first is 1."""
+        """(name, kind, vlen, offset after the header) of each type, beginning with type 1."""
         at, end = 0, len(self._types)
         unpack = struct.Struct("II").unpack_from
         while at < end:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A probe's C source made into a bcc object.
+"""Compiles a probe's C source to a bcc object.
 
-Hides where the source lies (checkout, wheel or zipapp) and what bcc is given for
-kernel headers: the few types in probes/kernel_types.h, which need nothing
-installed and take a fraction of the time, or the kernel's own where those will not do.
+Hides where the source is (checkout, wheel or zipapp) and which kernel headers bcc gets: the few
+types in probes/kernel_types.h, which need nothing installed and compile much faster, or the
+kernel's own if those do not suffice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.agent.faults import AgentError, need
 from .btf import VMLINUX, Btf
 
 _TYPES = "kernel_types.h"
-# What bcc includes before the program; with kernel_types.h read first they can be empty.
+# The headers that bcc includes first; after kernel_types.h they can be empty.
 _ASKED_FOR = (
     "include/linux/bpf_common.h",
     "include/linux/log2.h",
@@ -49,7 +49,7 @@ _HINT = (
     "without BTF bcc needs the kernel's prepared headers at /lib/modules/RELEASE/build, "
     "or a kernel with CONFIG_IKHEADERS"
 )
-# Reads a file beside this package from a directory and from a zipapp alike.
+# Reads a file beside this package, from a directory or from a zipapp.
 _LOADER: Any = __spec__.loader
 
 
@@ -59,10 +59,10 @@ def bcc() -> Any:
 
 
 def probe_source(name: str, program_dir: str | None) -> str:
-    """The text of ``name`` in ``program_dir``, or in the probes this agent came with.
+    """The text of ``name`` in ``program_dir``, or in the probes that ship with this agent.
 
     Raises:
-        AgentError: there is no such file.
+        AgentError: the file does not exist.
     """
     package = Path(__file__).parents[2]
     if program_dir is not None:
@@ -76,7 +76,7 @@ def probe_source(name: str, program_dir: str | None) -> str:
 
 
 def compiled(source: str, flags: list[str], *, program_dir: str | None = None) -> Any:
-    """A bcc object of which nothing is loaded or attached yet.
+    """A bcc object, with nothing loaded or attached yet.
 
     Raises:
         AgentError: bcc is missing or the program does not compile on this host.
@@ -91,7 +91,7 @@ def compiled(source: str, flags: list[str], *, program_dir: str | None = None) -
 
 
 def takes_loops() -> bool:
-    """Does the kernel's verifier take a loop that ends? Since Linux 5.3; told by one."""
+    """Does the kernel's verifier accept bounded loops (since Linux 5.3)? Found by loading one."""
     loop = b"".join(
         struct.pack("=BBhi", *instruction)
         # r0 = 0; r0 += 1; if r0 < 8 goto -2; exit
@@ -110,7 +110,7 @@ def takes_loops() -> bool:
 
 
 def _offsets() -> list[str]:
-    """Where the kernel keeps what the program reads; empty without BTF."""
+    """Flags with the offsets of the members that the program reads; empty without BTF."""
     with contextlib.suppress(OSError, ValueError):
         offsets = Btf(VMLINUX.read_bytes()).member_offsets(*_READ.values())
         if offsets is not None:
@@ -119,14 +119,14 @@ def _offsets() -> list[str]:
 
 
 def _version() -> str:
-    # Before 5.0 the kernel takes a kprobe's program only with its own version in it.
+    # Before 5.0 the kernel accepts a kprobe program only with its own version in it.
     major, minor, patch = (*map(int, re.findall(r"\d+", platform.release())[:3]), 0, 0)[:3]
     return f"-DLINUX_VERSION_CODE={(major << 16) + (minor << 8) + min(patch, 255)}"
 
 
 @contextlib.contextmanager
 def _tree(types: str) -> Iterator[None]:
-    """bcc takes a kernel tree with nothing but ``types`` in it for the kernel's headers."""
+    """Make bcc use a kernel tree that has only ``types`` as the kernel's headers."""
     with tempfile.TemporaryDirectory(prefix="receive-batching-") as root:
         for name in (*_ASKED_FOR, _READ_FIRST):
             path = Path(root, name)
@@ -147,9 +147,9 @@ def _compile(source: str, flags: list[str]) -> Any:
 
     class _Unattached(bpf):  # type: ignore[misc, valid-type]
         def _trace_autoload(self) -> None:
-            """bcc would attach every kfunc__ now, and fail with the first that is missing."""
+            """bcc would attach every kfunc__ now, and fail at the first missing function."""
 
-    # The compiler writes to file descriptor 2, and bcc keeps nothing of what it says.
+    # The compiler writes to file descriptor 2, and bcc does not keep its output.
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)
