@@ -96,8 +96,8 @@ def test_the_model_is_told_of_the_wire(
     [
         (("beds", "native", "rx_queues"), 2, "process has one CPU; expected 1"),
         (("beds", "native", "placement"), {"irq_cpu": 1}, "has no CPU 1; expected 0, its only"),
-        (("beds", "native", "generator"), "process", "which cannot be generator"),
-        (("beds", "virtual", "generator"), "process", "which cannot be generator to a qemu dut"),
+        (("beds", "native", "generator"), "process", "which cannot be a generator"),
+        (("beds", "virtual", "generator"), "process", "which cannot be a generator to a qemu dut"),
         (("hosts", "process", "wire"), {"repeat": 0}, "wire.repeat"),
         (("hosts", "process", "wire"), {"burst": 0}, "wire.burst"),
         (("hosts", "process", "memory_mib"), 16, "memory_mib"),
