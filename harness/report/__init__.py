@@ -17,8 +17,8 @@ from typing import Any
 from harness.base.errors import ConfigurationError
 from harness.plan import BASELINE
 from harness.report import exchange, text
-from harness.results.analysis import PRIMARY, Analysis, Beside, ListLengths, OnBed, Row
 from harness.results.expect import Finding
+from harness.results.rows import PRIMARY, Analysis, Beside, ListLengths, OnBed, Row
 from harness.results.stats import CONFIDENCE, Verdict
 from harness.trials import MEASURES, RATES
 

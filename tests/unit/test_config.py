@@ -284,7 +284,12 @@ MISTAKES = [
         "coalesce.adaptive_rx: missing; expected whether",
     ),
     (11, "cpus: auto", "steering: rfs", "'rfs' is not usable; expected 'auto', 'rss' or 'ntuple'"),
-    (12, "cpus: auto", "rx_queues: 2\n    steering: ntuple", "steering: a rule steers to one queue"),
+    (
+        12,
+        "cpus: auto",
+        "rx_queues: 2\n    steering: ntuple",
+        "steering: a rule steers to one queue",
+    ),
     (11, "cpus: auto", "rx_ring: 8", "8 is not usable; expected greater than or equal to 64"),
     (11, "cpus: auto", "offloads: {tso: true}", "offloads.tso: unknown key; expected gro, "),
     (11, "cpus: auto", "coalesce: true", "coalesce: true is not usable; expected a mapping"),
