@@ -118,7 +118,7 @@ def test_what_a_native_bed_cannot_be(
 
 
 def test_native_beds_are_not_used_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="bed native is native; several beds"):
+    with pytest.raises(ConfigurationError, match="bed native is native; only beds of machines"):
         config.beds(hosts(tmp_path), None, ["native", "virtual"])
 
 
