@@ -92,42 +92,9 @@ def analyse(result: ResultDirectory) -> Analysis:
     for found in boots:
         gathered[found.figures.boot.step].add(found)
     problems = (*result.problems, *_links_differ(boots))
-    complete = not problems
-    measured = [
-        name
-        for name in MEASURES
-        if any(name in boot.measures for found in gathered.values() for boot in found.boots)
-    ]
-    compared = {
-        metric: _compared(metric, campaign.steps, gathered, judged=complete)
-        for metric in (PRIMARY, *measured)
-    }
-    on_beds = {
-        bed: _compared(
-            PRIMARY,
-            campaign.steps,
-            {
-                step: _Gathered(boots=[boot for boot in found.boots if boot.bed == bed])
-                for step, found in gathered.items()
-            },
-            judged=complete,
-        )
-        for bed in campaign.beds
-    }
-    rows = tuple(
-        _row(
-            step,
-            campaign,
-            gathered[step],
-            compared[PRIMARY][step],
-            {name: compared[name][step] for name in measured},
-            {bed: found[step] for bed, found in on_beds.items()},
-        )
-        for step in campaign.steps
-    )
     return Analysis(
         campaign=campaign,
-        rows=rows,
+        rows=_rows(campaign, gathered, judged=not problems),
         absent=_absent(gathered.values()),
         void=tuple(trial for boot in boots for trial in boot.void),
         problems=problems,
@@ -138,6 +105,41 @@ def analyse(result: ResultDirectory) -> Analysis:
         settings_varied=tuple(sorted(varied)),
         inventory=_by_bed({bed: boot.inventory for bed, boot in first.items()}),
         repetition=repeated[_DELIVERED] / repeated[_TAKEN] if repeated[_TAKEN] else None,
+    )
+
+
+def _rows(campaign: Campaign, gathered: dict[str, _Gathered], *, judged: bool) -> tuple[Row, ...]:
+    measured = [
+        name
+        for name in MEASURES
+        if any(name in boot.measures for found in gathered.values() for boot in found.boots)
+    ]
+    compared = {
+        metric: _compared(metric, campaign.steps, gathered, judged=judged)
+        for metric in (PRIMARY, *measured)
+    }
+    on_beds = {
+        bed: _compared(
+            PRIMARY,
+            campaign.steps,
+            {
+                step: _Gathered(boots=[boot for boot in found.boots if boot.bed == bed])
+                for step, found in gathered.items()
+            },
+            judged=judged,
+        )
+        for bed in campaign.beds
+    }
+    return tuple(
+        _row(
+            step,
+            campaign,
+            gathered[step],
+            compared[PRIMARY][step],
+            {name: compared[name][step] for name in measured},
+            {bed: found[step] for bed, found in on_beds.items()},
+        )
+        for step in campaign.steps
     )
 
 
