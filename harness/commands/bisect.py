@@ -31,8 +31,9 @@ from harness.commands import (
     seed_option,
 )
 from harness.results import samples
-from harness.results.analysis import Analysis, analyse
+from harness.results.analysis import analyse
 from harness.results.expect import require_paced
+from harness.results.rows import Analysis
 from harness.trials import MEASURES
 
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The configuration: ``hosts.yaml`` as frozen, validated models. First in the flow.
 
-Importing it imports pydantic; the command line does so only for commands that
-need a configuration.
+Imports pydantic; so the command line imports it only for commands that need it.
 """
 
 from harness.config.kernel import Distcc, GitSource, Kernel, PackageSource, Source, TarballSource

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The one judge of addresses: what parses as one, and still cannot be that of a host.
+"""Checks of addresses that are syntactically correct but not usable for a host.
 
-Each function here says in words what is wrong, or yields nothing.
+Each function returns or yields what is wrong in words, or nothing.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from harness.config.machine import (
 from harness.config.models import Host, LabgridHost, QemuHost, SshHost
 
 GENERATOR_MAC = "02:00:00:00:00:01"
-"""Of a virtual bed's generator."""
+"""The MAC address of a virtual bed's generator."""
 
 _WIDEST, _SINGLE = 8, 32
 _BENCHMARK = "198.18.0.2/24"
 _SSH_PORT = 22
 _REDFISH_PORTS = {"http": 80, "https": 443}
 _NOT_FOR_TESTS = ("lo", "all", "default")
-# After it the secret itself stands, or it is part of the word.
+# The secret is the next word, or follows = in the same word.
 _SECRET_OPTION = re.compile(r"--?(pass|passwd|password|secret|token|api-?key)(=.*)?", re.IGNORECASE)
 _SECRETS_OF = {"ipmitool": "-P", "sshpass": "-p", "curl": "-u", "ipmipower": "-p"}
 _USERINFO = re.compile(r"://[^/\s]*@")
 
 Told = tuple[tuple[str, ...], str]
-"""Where under the host's key, and what is wrong there with what is expected."""
+"""The key path under the host, and what is wrong there with what is expected."""
 
 
 def of_test(address: IPv4Interface) -> str | None:
@@ -50,9 +50,9 @@ def of_test(address: IPv4Interface) -> str | None:
     network, ip = address.network, address.ip
     expected = f"expected the address of one host, such as {_BENCHMARK}"
     if network.prefixlen == _SINGLE:
-        return f"{address} leaves no room for the other host; expected a prefix of 8 to 31"
+        return f"{address} leaves no address for the other host; expected a prefix of 8 to 31"
     if network.prefixlen < _WIDEST:
-        return f"{address} would draw other traffic of the host along; expected a prefix of 8 to 31"
+        return f"{address} would capture other traffic of the host; expected a prefix of 8 to 31"
     if odd := _no_host(ip):
         return f"{address} is {odd}; {expected}"
     if ip.is_link_local:
@@ -65,27 +65,26 @@ def of_test(address: IPv4Interface) -> str | None:
 
 
 def of_host(host: Host) -> Iterator[Told]:
-    """What is wrong with the addresses that ``host`` names, and with what it is reached by."""
+    """What is wrong with the addresses of ``host``, its BMC and its console."""
     if why := of_test(host.address):
         yield ("address",), why
     if isinstance(host, QemuHost) and host.nic.mac in ("00:00:00:00:00:00", GENERATOR_MAC):
-        whose = "that of the generator" if host.nic.mac == GENERATOR_MAC else "none"
-        yield ("nic", "mac"), f"{host.nic.mac} is {whose}; expected such as 02:00:00:00:00:02"
+        whose = "the generator's address" if host.nic.mac == GENERATOR_MAC else "not an address"
+        yield ("nic", "mac"), f"{host.nic.mac} is {whose}; expected one such as 02:00:00:00:00:02"
     if isinstance(host, SshHost | LabgridHost) and host.interface in _NOT_FOR_TESTS:
-        yield ("interface",), f"{host.interface} is no interface with a NIC; expected such as eth1"
+        yield ("interface",), f"{host.interface} has no NIC; expected an interface such as eth1"
     if isinstance(host, SshHost):
         yield from _of_machine(host)
 
 
 def machine_of(host: SshHost) -> tuple[str, int]:
-    """What two host entries have in common that lead to one machine."""
+    """Equal for two host entries that lead to the same machine."""
     name = host.hostname.lower().rstrip(".")
-    address = _address(name)
-    return str(address or name), host.port or _SSH_PORT
+    return str(_address(name) or name), host.port or _SSH_PORT
 
 
 def shared(one: Host, other: Host) -> Iterator[tuple[str, str]]:
-    """What two hosts of a bed cannot share: the key, and what is wrong."""
+    """What two hosts of a bed wrongly share: the key, and what is wrong."""
     if isinstance(one, LabgridHost) and isinstance(other, LabgridHost):
         if one.resource == other.resource:
             yield "resource", f"{other.resource} is the dut itself; expected another one"
@@ -102,7 +101,7 @@ def shared(one: Host, other: Host) -> Iterator[tuple[str, str]]:
 
 
 def _end_of(console: Console | None) -> object:
-    """Ours of ``console``, which only one host can have."""
+    """Our end of ``console``, which only one host can use."""
     if isinstance(console, NetconsoleConsole):
         return console.netconsole.address, console.netconsole.port
     return console
@@ -128,9 +127,12 @@ def _of_machine(host: SshHost) -> Iterator[Told]:
         at = ("console", "netconsole")
         reached.append(((*at, "address"), str(ours.address)))
         if ours.address.is_loopback:
-            yield (*at, "address"), f"{ours.address} is the host itself; expected ours"
+            yield (
+                (*at, "address"),
+                f"{ours.address} is the host itself; expected an address of this machine",
+            )
         if ours.interface == host.interface:
-            yield (*at, "interface"), "that of the test; expected another one"
+            yield (*at, "interface"), "the test interface; expected another one"
     elif isinstance(host.console, CommandConsole):
         yield from _of_command(("console", "command"), host.console.command)
     for key, name in reached:
@@ -142,35 +144,35 @@ def _unreachable(name: str, test: IPv4Network) -> str | None:
     address = _address(name)
     if address is None:
         if ":" in name or re.fullmatch(r"[0-9.]+", name):
-            return f"{name} is no address; expected a name or an address"
+            return f"{name} is not an address; expected a name or an address"
         return None
     if odd := _no_host(address, loopback=True):
         return f"{name} is {odd}; expected the address of one host"
     if isinstance(address, IPv4Address) and address in test:
-        return f"{name} lies in the network of the test, {test}; expected one that is apart"
+        return f"{name} is in the network of the test, {test}; expected one outside it"
     return None
 
 
 def _of_url(url: str) -> str | None:
-    expected = "expected such as https://bmc.lab.example"
+    expected = "expected a URL such as https://bmc.lab.example"
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        return f"its host or port cannot be; {expected}, a port of 1 to 65535"
+        return f"its host or port is not valid; {expected}, a port of 1 to 65535"
     name = parts.hostname or ""
     if port == 0:
-        return f"its port cannot be; {expected}, a port of 1 to 65535"
+        return f"its port is not valid; {expected}, a port of 1 to 65535"
     if not re.fullmatch(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", name) and _address(name) is None:
-        return f"it names no host; {expected}"
+        return f"it does not name a host; {expected}"
     if parts.netloc.endswith(":"):
         return f"its port is missing; {expected}"
     return None
 
 
 def _of_command(key: tuple[str, ...], command: tuple[str, ...]) -> Iterator[Told]:
-    """Secrets in it: they would be in this file, in messages and in the list of processes."""
-    told = "looks like a secret; expected none in this file: have the program read it elsewhere"
+    """Refuse secrets: they would be in this file, in messages and in the process list."""
+    told = "looks like a secret; expected none in this file: let the program read it elsewhere"
     risky = _SECRETS_OF.get(command[0].rpartition("/")[2])
     for number, word in enumerate(command):
         of_program = bool(risky and number and word.startswith(risky))
@@ -179,15 +181,15 @@ def _of_command(key: tuple[str, ...], command: tuple[str, ...]) -> Iterator[Told
 
 
 def _no_host(address: IPv4Address | IPv6Address, *, loopback: bool = False) -> str | None:
-    """What kind of address ``address`` is, if none of a host's; ``loopback`` may be one."""
-    this_network = IPv4Network("0.0.0.0/8")
-    if address.is_unspecified or (isinstance(address, IPv4Address) and address in this_network):
-        return "the address of no host"
+    """The kind of ``address`` if it cannot be a host's; with ``loopback``, loopback is allowed."""
+    ipv4 = isinstance(address, IPv4Address)
+    if address.is_unspecified or (ipv4 and address in IPv4Network("0.0.0.0/8")):
+        return "not an address of a host"
     if address.is_multicast:
         return "a multicast address"
-    if isinstance(address, IPv4Address) and int(address) == 0xFFFFFFFF:
+    if ipv4 and int(address) == 0xFFFFFFFF:
         return "the broadcast address"
-    if isinstance(address, IPv4Address) and address.is_reserved:
+    if ipv4 and address.is_reserved:
         return "a reserved address"
     if address.is_loopback and not loopback:
         return "a loopback address"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""A YAML text as plain data, with the line on which each key stands.
+"""A YAML text as plain data, with the line number of each key.
 
-Hides the YAML library. Only its events are used, so nothing in the file can
-construct an object; what makes YAML dangerous or ambiguous (aliases, tags,
-repeated keys, several documents, bottomless nesting) is refused here. Plain
-scalars mean what YAML 1.2's core schema says: ``off`` is a word, not a boolean.
+Hides the YAML library. Uses only its events, so nothing in the file can construct an
+object. Refuses what makes YAML dangerous or ambiguous: aliases, tags, repeated keys,
+several documents, deep nesting. Plain scalars follow the core schema of YAML 1.2: ``off``
+is a word, not a boolean.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]{1,18}|[0-9]{1,18}(\.[0-9]{0,18})?)([eE][-+]?
 
 
 class RefusedError(Exception):
-    """Something in the text that no configuration may hold; ``line`` counts from 1."""
+    """The text has something that a configuration may not have; ``line`` counts from 1."""
 
     def __init__(self, message: str, *, line: int | None = None) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ def parse(raw: bytes) -> Document:
     """Read one YAML document.
 
     Raises:
-        RefusedError: it is not text, not YAML, too large, or holds what is not allowed.
+        RefusedError: it is not text, not YAML, too large, or has something that is not allowed.
     """
     if len(raw) > MAX_BYTES:
         raise RefusedError(f"larger than {MAX_BYTES >> 20} MiB; expected a few kilobytes")
@@ -98,7 +98,7 @@ class _Builder:
         self._values += 1
         if self._values > _MAX_VALUES or len(path) > _MAX_DEPTH:
             raise RefusedError(
-                "too many values or too deep; expected a small file", line=_line(event)
+                "too many values or too deeply nested; expected a small file", line=_line(event)
             )
         if isinstance(event, events.AliasEvent) or event.anchor is not None:
             raise RefusedError("an anchor or alias (& or *); expected the value", line=_line(event))
@@ -125,7 +125,7 @@ class _Builder:
                 raise RefusedError("a key with unprintable characters", line=_line(event))
             if key in mapping:
                 raise RefusedError(
-                    f"the key {shortened(key)} a second time; first on line "
+                    f"the key {shortened(key)} is repeated; first on line "
                     f"{self._lines[*path, key]}",
                     line=_line(event),
                 )

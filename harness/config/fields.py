@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What a value in ``hosts.yaml`` may be: patterns with words for them, paths, the closed model.
+"""The types of values in ``hosts.yaml``: patterns and their descriptions, paths, the base model.
 
-Names that end up in commands have strict patterns.
+Names that are used in commands have strict patterns.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from pydantic import (
 )
 
 EXPECTED: dict[str, str] = {}
-"""What each pattern asks for, in words."""
-
+"""By pattern, its description for error messages."""
 
 _PORT = "(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 
@@ -35,7 +34,7 @@ def _pattern(pattern: str, expected: str) -> StringConstraints:
 def _from_the_file(path: Path, info: ValidationInfo) -> Path:
     text = str(path)
     if "://" in text or re.match(r"(?i)(https?|git|ssh):/", text):
-        raise ValueError("an address; expected a path of this machine")
+        raise ValueError("a URL; expected a path on this machine")
     if not text.isprintable():
         raise ValueError("a path with unprintable characters; expected one without")
     if re.search(r"\$[{A-Za-z_]", text):
@@ -47,7 +46,7 @@ def _from_the_file(path: Path, info: ValidationInfo) -> Path:
 
 
 def _program_from_the_file(command: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    """A program that is named by a path starts from the file's directory; another by PATH."""
+    """A program with a / is relative to the file's directory; others are found in PATH."""
     program, *words = command
     return (str(_from_the_file(Path(program), info)) if "/" in program else program, *words)
 
@@ -137,13 +136,13 @@ SeriesName = Annotated[
 
 
 class Model(BaseModel):
-    """Frozen, and closed: a key that is not known is an error."""
+    """Frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 def by_key(expected: str) -> Discriminator:
-    """Tells models apart by their first key; ``expected`` shows each as ``key: VALUE``."""
+    """Chooses a model by its first key; ``expected`` shows each as ``key: VALUE``."""
     names = re.findall(r"(\w+): ", expected)
 
     def tag(value: Any) -> str | None:

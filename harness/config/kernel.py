@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which kernel is patched and built, and how: the ``kernel`` of ``hosts.yaml``."""
+"""The ``kernel`` key of ``hosts.yaml``: which kernel is patched and built, and how."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PackageSource(Model):
 class TarballSource(Model):
     """A kernel source in a tarball."""
 
-    tarball: FilePath = Field(description="tarball with one directory at its top")
+    tarball: FilePath = Field(description="tarball with a single top directory")
 
 
 class GitSource(Model):
@@ -38,13 +38,13 @@ Source = Annotated[
 
 
 class Distcc(Model):
-    """Machines that compile for this one; they have its gcc."""
+    """Machines that compile for this one; they need the same gcc."""
 
     hosts: Annotated[tuple[DistccHost, ...], Field(min_length=1, max_length=64)] = Field(
         description="the machines, as in DISTCC_HOSTS"
     )
     jobs: Annotated[int, Field(ge=1, le=4096)] | None = Field(
-        default=None, description="compilers at once; null: what distcc gives the hosts, and ours"
+        default=None, description="parallel compilers; null: as distcc and this machine allow"
     )
 
 
@@ -56,7 +56,7 @@ class Kernel(Model):
         description="where the source comes from",
     )
     series: SeriesName = Field(
-        default="auto", description="patch series; auto goes by the tree's version"
+        default="auto", description="patch series; auto: chosen by the tree's version"
     )
     config: Annotated[
         Literal["auto", "benchmark", "host"] | FilePath, Field(union_mode="left_to_right")
@@ -64,12 +64,12 @@ class Kernel(Model):
         default="auto",
         description="configuration: benchmark, a small kernel for virtual beds; host, the dut's "
         "own with the modules it has loaded; auto, benchmark for a qemu or uml dut and host for an "
-        "ssh dut; or a .config file. What the experiment needs is put over host and file",
+        "ssh dut; or a .config file. Options that the experiment needs are added to host and file",
     )
     compiler_cache: Literal["ccache"] | None = Field(
         default=None,
-        description="ccache keeps objects as your ccache configuration says; null: gcc alone",
+        description="ccache, with your ccache configuration; null: only gcc",
     )
     distcc: Distcc | None = Field(
-        default=None, description="machines that compile too; null: this one alone"
+        default=None, description="further machines that compile; null: only this one"
     )

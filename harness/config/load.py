@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""``hosts.yaml`` from a file to models: first in the flow.
+"""Reads ``hosts.yaml`` into models: first in the flow.
 
-Hides how an error finds its line and its wording. All errors of a file are
-told at once, each as ``FILE:LINE: KEY: what is wrong; expected what is right``.
+Hides how an error gets its line and wording. All errors of a file are reported together,
+each as ``FILE:LINE: KEY: what is wrong; expected what is right``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from harness.config.models import (
 
 _MAX_ERRORS = 10
 _WORDS = {
-    # What pydantic says, as YAML does.
+    # The words of pydantic, and those of YAML.
     "Input should be ": "",
     "a valid ": "a ",
     "a boolean": "true or false",
@@ -67,11 +67,11 @@ class _Problem:
 
 
 def locate(path: Path | None = None) -> Path:
-    """``path`` if given, else ``hosts.yaml`` here, else the one that ships."""
+    """``path`` if given, else ``hosts.yaml`` in this directory, else the one that ships."""
     if path is not None:
         return path
     here = Path("hosts.yaml")
-    # Also a link that leads nowhere: it was to be used, and loading says what is wrong with it.
+    # Also a dangling link: the user meant it, and load() reports what is wrong with it.
     return here if os.path.lexists(here) else shipped("hosts.yaml")
 
 
@@ -105,22 +105,22 @@ def load(path: Path) -> HostsFile:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of ``path``, a file or what stands for one (/dev/stdin)."""
-    hint = "name another file with --hosts; `harness hosts schema` says what goes into it"
+    """The bytes of ``path``, a regular file or a stream such as /dev/stdin."""
+    hint = "name another file with --hosts; `harness hosts schema` lists its keys"
     try:
-        # O_NONBLOCK: a FIFO is refused, not waited for.
+        # O_NONBLOCK: refuse a FIFO instead of waiting for it.
         flags = os.O_RDONLY | os.O_CLOEXEC | (0 if _is_stream(path) else os.O_NONBLOCK)
         with open(os.open(path, flags), "rb") as file:  # noqa: PTH123
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) and not _is_stream(path):
-                raise ConfigurationError(f"cannot read {path}: no regular file", hint=hint)
+                raise ConfigurationError(f"cannot read {path}: not a regular file", hint=hint)
             return file.read(MAX_BYTES + 1)
     except ValueError as error:  # a NUL
         raise ConfigurationError(f"cannot read {str(path)!a}: {error}", hint=hint) from error
     except OSError as error:
         why = error.strerror or str(error)
         if path.is_symlink() and error.errno == errno.ENOENT:
-            why = f"it is a link to {os.readlink(path)}, and nothing is there"  # noqa: PTH115
-            hint = "mend the link, or mount what holds the file; --hosts names another"
+            why = f"it is a link to {os.readlink(path)}, which does not exist"  # noqa: PTH115
+            hint = "fix the link, mount the file system with the file, or use --hosts"
         raise ConfigurationError(f"cannot read {path}: {why}", hint=hint) from error
 
 
@@ -133,13 +133,13 @@ def bed(hosts: HostsFile, name: str | None = None) -> Bed:
     name = hosts.default_bed if name is None else name
     if name not in hosts.beds:
         raise ConfigurationError(
-            f"no bed is called {shortened(name)}; expected {_one_of(hosts.beds)}",
+            f"no bed is named {shortened(name)}; expected {_one_of(hosts.beds)}",
             hint=_did_you_mean(name, hosts.beds),
         )
     entry = hosts.beds[name]
     dut, generator = hosts.hosts[entry.dut], hosts.hosts[entry.generator]
     if isinstance(dut, NetnsHost) or isinstance(generator, QemuHost | UmlHost):
-        raise ConfigurationError(f"the hosts of bed {name} cannot hold their roles")
+        raise ConfigurationError(f"the hosts of bed {name} do not fit their roles")
     return Bed(
         **{field: getattr(entry, field) for field in BedSettings.model_fields},
         name=name,
@@ -152,10 +152,10 @@ def bed(hosts: HostsFile, name: str | None = None) -> Bed:
 
 
 def beds(hosts: HostsFile, name: str | None, names: Sequence[str]) -> tuple[Bed, ...]:
-    """The beds ``names``, which are to be used at once, or without any the bed ``name``.
+    """The beds ``names``, to be used at the same time; without ``names``, the bed ``name``.
 
     Raises:
-        ConfigurationError: they share something, or are not set up alike.
+        ConfigurationError: they share something, or have different settings.
     """
     if name is not None and names:
         raise ConfigurationError("--bed and --beds exclude each other")
@@ -167,8 +167,8 @@ def beds(hosts: HostsFile, name: str | None, names: Sequence[str]) -> tuple[Bed,
     for one in found:
         if one.kind != "hardware":
             raise ConfigurationError(
-                f"bed {one.name} is {one.kind}; several beds at once have to be of machines",
-                hint="others would share the CPUs of this machine",
+                f"bed {one.name} is {one.kind}; only beds of machines can be used at the same time",
+                hint="other beds would share the CPUs of this machine",
             )
         for called, side in ((one.dut_name, one.dut), (one.generator_name, one.generator)):
             where = addresses.machine_of(side) if isinstance(side, SshHost) else called
@@ -182,15 +182,15 @@ def beds(hosts: HostsFile, name: str | None, names: Sequence[str]) -> tuple[Bed,
             if other := tested.get(side.address.ip):
                 raise ConfigurationError(
                     f"beds {other} and {one.name} both use the address {side.address.ip}",
-                    hint="beds that are used at once need networks of their own, such as "
+                    hint="beds that are used at the same time need different networks, such as "
                     "198.18.1.0/24 and 198.18.2.0/24",
                 )
             tested[side.address.ip] = one.name
         for field in BedSettings.model_fields:
             if getattr(one, field) != getattr(found[0], field):
                 raise ConfigurationError(
-                    f"beds {found[0].name} and {one.name} have another {field}",
-                    hint="what is set on beds that are used at once has to be the same",
+                    f"beds {found[0].name} and {one.name} differ in {field}",
+                    hint="beds that are used at the same time need the same settings",
                 )
     return found
 
@@ -199,29 +199,29 @@ def host(hosts: HostsFile, name: str) -> Host:
     """The host ``name``."""
     if name not in hosts.hosts:
         raise ConfigurationError(
-            f"no host is called {shortened(name)}; expected {_one_of(hosts.hosts)}",
+            f"no host is named {shortened(name)}; expected {_one_of(hosts.hosts)}",
             hint=_did_you_mean(name, hosts.hosts),
         )
     return hosts.hosts[name]
 
 
 def machine(hosts: HostsFile, name: str) -> SshHost:
-    """The machine ``name``, which ssh reaches.
+    """The machine ``name``, which is reached by ssh.
 
     Raises:
-        ConfigurationError: there is no such host, or it is none.
+        ConfigurationError: there is no such host, or its kind is not ssh.
     """
     found = host(hosts, name)
     if isinstance(found, SshHost):
         return found
     if isinstance(found, LabgridHost):
         raise ConfigurationError(
-            f"host {name} is of kind labgrid: its place says where it is only once acquired"
+            f"host {name} is of kind labgrid: its address is known only while its place is acquired"
         )
     known = [key for key, one in hosts.hosts.items() if isinstance(one, SshHost)]
     raise ConfigurationError(
         f"host {name} is of kind {found.kind}; expected a machine of kind ssh",
-        hint=f"there are: {', '.join(known)}" if known else "hosts.yaml has none",
+        hint=f"hosts of kind ssh: {', '.join(known)}" if known else "hosts.yaml has none",
     )
 
 
@@ -247,14 +247,14 @@ def _secrets(value: Any, path: KeyPath = ()) -> Iterator[_Problem]:
             yield _Problem(
                 (*path, key),
                 "looks like a secret; expected none in this file",
-                "keep ssh's keys in your ssh agent, name a BMC's password as password: "
-                "{env: VARIABLE}, and take the one in the file for known to others",
+                "keep ssh keys in your ssh agent, give a BMC's password as password: "
+                "{env: VARIABLE}, and consider the secret in this file compromised",
             )
         yield from _secrets(inner, (*path, key))
 
 
 def _told(document: Document, error: ValidationError) -> list[_Problem]:
-    """pydantic's errors in our words, one for each key."""
+    """The errors of pydantic in our words, one for each key."""
     texts: dict[KeyPath, list[str]] = {}
     hints: dict[KeyPath, str | None] = {}
     for detail in error.errors(include_url=False):
@@ -273,7 +273,7 @@ def _told(document: Document, error: ValidationError) -> list[_Problem]:
     return [
         _Problem(path, _merged(alternatives), hints.get(path))
         for path, alternatives in texts.items()
-        # "Not the word auto" is noise where an error inside the mapping is told.
+        # If an error inside a mapping is reported, "not the word auto" is noise.
         if not any(other[: len(path)] == path and other != path for other in texts)
     ]
 
@@ -286,7 +286,7 @@ def _text(detail: Any, loc: KeyPath) -> str:
     if kind == "extra_forbidden":
         return f"unknown key; expected {_one_of(_fields(loc))}"
     if kind.startswith("union_tag"):
-        return f"no known kind; expected kind: {context.get('expected_tags', 'qemu, netns or ssh')}"
+        return f"unknown kind; expected kind: {context.get('expected_tags', 'qemu, netns or ssh')}"
     if kind == "by_key":
         return str(detail["msg"])
     if kind == "string_pattern_mismatch":
@@ -304,7 +304,7 @@ def _text(detail: Any, loc: KeyPath) -> str:
 
 
 def _shown(value: Any, loc: KeyPath) -> str:
-    """``value`` in the words of YAML, and nothing of it where a secret may have been put."""
+    """``value`` in the words of YAML, but nothing of it where it may be a secret."""
     if isinstance(value, dict | list):
         return "a mapping" if isinstance(value, dict) else "a list"
     if value is None or isinstance(value, bool):
@@ -312,7 +312,7 @@ def _shown(value: Any, loc: KeyPath) -> str:
     secret = any(_SECRET.search(str(part)) for part in loc[2:])  # after the host's own name
     if isinstance(value, str) and ":" in value:
         secret = secret or "@" in value or loc[-1] == "user"
-    return "what stands there" if secret else shortened(value)
+    return "the value" if secret else shortened(value)
 
 
 def _merged(alternatives: list[str]) -> str:
@@ -321,7 +321,7 @@ def _merged(alternatives: list[str]) -> str:
 
 
 def _path(document: Document, loc: Iterable[str | int]) -> KeyPath:
-    """``loc`` without the parts that name a member of a union and not a key."""
+    """``loc`` without the parts that name a member of a union instead of a key."""
     path: KeyPath = ()
     for part in loc:
         if (*path, part) in document.lines:
@@ -369,7 +369,7 @@ def _description(loc: KeyPath) -> str:
 
 
 def _unfit(hosts: HostsFile) -> Iterator[_Problem]:
-    """What the models cannot see: names that lead nowhere, hosts that do not fit together."""
+    """What the models cannot check: unknown names, hosts that do not fit together."""
     if hosts.default_bed not in hosts.beds:
         yield _unknown(("default_bed",), "bed", hosts.default_bed, hosts.beds)
     for name, host in hosts.hosts.items():
@@ -391,7 +391,7 @@ def _unfit_bed(hosts: HostsFile, path: KeyPath, entry: BedEntry) -> Iterator[_Pr
             of = f" to a {dut.kind} dut" if role == "generator" else ""
             yield _Problem(
                 (*path, role),
-                f"{getattr(entry, role)} is of kind {host.kind}, which cannot be "
+                f"{getattr(entry, role)} is of kind {host.kind}, which cannot be a "
                 f"{role}{of}; expected a host of kind {' or '.join(roles[role])}",
             )
             return
@@ -404,7 +404,7 @@ def _unfit_bed(hosts: HostsFile, path: KeyPath, entry: BedEntry) -> Iterator[_Pr
         yield _Problem(
             (*path, "generator"),
             f"{generator.address} does not reach the dut's {dut.address}; "
-            "expected two addresses of one network",
+            "expected two addresses in one network",
         )
     for key, text in addresses.shared(dut, generator):
         yield _Problem(("hosts", entry.generator, key), text)
@@ -412,12 +412,12 @@ def _unfit_bed(hosts: HostsFile, path: KeyPath, entry: BedEntry) -> Iterator[_Pr
         if isinstance(host, LabgridHost) and entry.labgrid is None:
             yield _Problem(
                 (*path, role),
-                f"{getattr(entry, role)} is of kind labgrid; expected a place to find it in",
-                "say labgrid: {place: NAME} in the bed",
+                f"{getattr(entry, role)} is of kind labgrid; expected a labgrid place in the bed",
+                "add labgrid: {place: NAME} to the bed",
             )
     if entry.steering == "ntuple" and entry.rx_queues != 1:
         yield _Problem(
-            (*path, "steering"), "a rule leads to one queue; expected rx_queues: 1 beside it"
+            (*path, "steering"), "a rule steers to one queue; expected rx_queues: 1 with it"
         )
     if isinstance(dut, QemuHost | UmlHost):
         if entry.labgrid:
@@ -431,7 +431,7 @@ def _unfit_guest(path: KeyPath, entry: BedEntry, dut: QemuHost | UmlHost) -> Ite
     place = entry.placement
     for key, cpu in (("irq_cpu", place.irq_cpu), ("netserver_cpu", place.netserver_cpu)):
         if isinstance(cpu, int) and cpu >= dut.vcpus:
-            known = f"0 to {dut.vcpus - 1}" if dut.vcpus > 1 else "0, its only one"
+            known = f"0 to {dut.vcpus - 1}" if dut.vcpus > 1 else "0, its only CPU"
             yield _Problem(
                 (*path, "placement", key), f"{entry.dut} has no CPU {cpu}; expected {known}"
             )
@@ -452,7 +452,7 @@ def _unfit_guest(path: KeyPath, entry: BedEntry, dut: QemuHost | UmlHost) -> Ite
 def _unknown(path: KeyPath, what: str, name: str, known: Iterable[str]) -> _Problem:
     return _Problem(
         path,
-        f"no {what} is called {shortened(name)}; expected {_one_of(known)}",
+        f"no {what} is named {shortened(name)}; expected {_one_of(known)}",
         _did_you_mean(name, known),
     )
 
@@ -491,5 +491,5 @@ def _error(path: Path, document: Document, problems: list[_Problem]) -> Configur
     hints = list(dict.fromkeys(problem.hint for problem in ordered if problem.hint))
     return ConfigurationError(
         "\n".join(told),
-        hint="; ".join(hints[:3]) or "`harness hosts schema` says what the file may hold",
+        hint="; ".join(hints[:3]) or "`harness hosts schema` lists the keys of the file",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A machine's power, console and boot, and where the secrets for them are."""
+"""The power, console and boot of a machine, and where their secrets are stored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EnvironmentSecret(Model):
 class FileSecret(Model):
     """A secret in a file that no other user can read."""
 
-    file: FilePath = Field(description="file whose first line it is")
+    file: FilePath = Field(description="file with the secret in its first line")
 
 
 class KeyringSecret(Model):
@@ -58,10 +58,10 @@ class Redfish(Model):
     user: User = Field(description="its user")
     password: Secret = Field(description="where the password is; never the password itself")
     system: SystemId | None = Field(
-        default=None, description="the system there; null: its only one"
+        default=None, description="system to control; null: the only one"
     )
     ca: FilePath | None = Field(
-        default=None, description="certificate that vouches for it; null: those of this machine"
+        default=None, description="CA certificate of the BMC; null: those of this machine"
     )
 
 
@@ -77,8 +77,8 @@ class Ipmi(Model):
     )
     privilege: Literal["user", "operator", "administrator"] | None = Field(
         default=None,
-        description="privilege level asked for, no higher than the account's; the power needs "
-        "operator; null leaves it to ipmitool, which asks for administrator",
+        description="requested privilege level, at most that of the account; power control needs "
+        "operator; null leaves it to ipmitool, which requests administrator",
     )
 
 
@@ -95,11 +95,11 @@ class IpmiPower(Model):
 
 
 class CommandPower(Model):
-    """Power by a command of yours."""
+    """Power by your own command."""
 
     command: Command = Field(
-        description="program and arguments; on, off, cycle or status is put after them, "
-        "and status prints on or off"
+        description="program and arguments; on, off, cycle or status is appended, and status "
+        "prints on or off"
     )
 
 
@@ -118,21 +118,21 @@ class SolConsole(Model):
 
 
 class CommandConsole(Model):
-    """The console as a command of yours prints it."""
+    """The console as printed by your own command."""
 
-    command: Command = Field(description="program and arguments; prints the console until ended")
+    command: Command = Field(description="program and arguments; prints the console until killed")
 
 
 class Netconsole(Model):
     """Where kernels under test send their messages."""
 
-    address: IPv4Address = Field(description="address of this machine, as the host sees it")
+    address: IPv4Address = Field(description="address of this machine, as seen by the host")
     port: Port = Field(default=6666, description="UDP port on this machine")
-    interface: Interface = Field(description="interface of the host; never that of the test")
+    interface: Interface = Field(description="interface of the host; not the test interface")
 
 
 class NetconsoleConsole(Model):
-    """What the kernel sends by netconsole, which is switched on as soon as it is up."""
+    """The kernel's messages by netconsole, which is enabled as soon as the host is up."""
 
     netconsole: Netconsole = Field(description="where it is sent")
 
@@ -150,20 +150,20 @@ class Boot(Model):
 
     method: Literal["auto", "kexec", "one-shot"] = Field(
         default="auto",
-        description="auto takes kexec where it can, else the boot loader's one-shot entry",
+        description="auto uses kexec if possible, else a one-shot entry of the boot loader",
     )
     timeout_s: Annotated[int, Field(ge=30, le=3600)] = Field(
         default=300,
-        description="seconds within which a kernel has to be up, from its beginning: what the "
-        "firmware takes before is not counted",
+        description="seconds within which a kernel must be up after it starts; the time of the "
+        "firmware before it does not count",
     )
     firmware_s: Annotated[int, Field(ge=0, le=3600)] | None = Field(
         default=None,
-        description="seconds the firmware may take besides; null: one and a half times what it "
-        "took at a boot before, or timeout_s again while that is not known",
+        description="additional seconds for the firmware; null: 1.5 times its time in an earlier "
+        "boot, or timeout_s again while that is not known",
     )
     console: KernelConsole | None = Field(
         default=None,
-        description="console= for kernels under test, where the host's own command line names no "
-        "serial line; null adds none",
+        description="console= for kernels under test, if the host's own command line has no serial "
+        "console; null adds none",
     )

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What ``hosts.yaml`` can say, as frozen models.
+"""The content of ``hosts.yaml`` as frozen models.
 
-The descriptions here are what a user reads: in the JSON Schema, and in errors
-as that which was expected.
+Users read the descriptions in the JSON Schema, and in errors after "expected".
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ class Placement(Model):
 
     irq_cpu: Cpu = Field(default=0, description="CPU of the dut that takes the receive interrupt")
     netserver_cpu: Literal["same"] | Cpu = Field(
-        default="same", description="CPU of netserver: same as the interrupt's, or another"
+        default="same", description="CPU of netserver; same: that of the interrupt"
     )
     netperf_cpus: Literal["auto"] | Cpus = Field(
         default="auto",
-        description="CPUs of an ssh generator that its netperf processes take in turn",
+        description="CPUs of an ssh generator; its netperf processes are spread over them",
     )
 
 
@@ -61,11 +60,11 @@ class MachineCpus(Model):
     """On which CPUs of this machine a virtual or native bed runs."""
 
     vcpus: Cpus = Field(
-        description="CPU of each vCPU thread, taken in turn when fewer; the first is that of a "
-        "user-mode kernel"
+        description="CPUs of the vCPU threads, used in turn if there are fewer; a user-mode kernel "
+        "uses the first"
     )
     model: Cpu = Field(description="CPU of the NIC model")
-    netperf: Cpus = Field(description="CPUs that the netperf processes take in turn")
+    netperf: Cpus = Field(description="CPUs over which the netperf processes are spread")
 
 
 class BedSettings(Tuned):
@@ -77,14 +76,14 @@ class BedSettings(Tuned):
     )
     steering: Literal["auto", "rss", "ntuple"] | None = Field(
         default="auto",
-        description="how packets come into those queues: rss by the indirection table, ntuple by "
-        "a rule for UDP, auto by fewer queues, else the table, else a rule; null leaves all three "
+        description="how packets get into those queues: rss by the indirection table; ntuple by a "
+        "rule for UDP; auto by fewer queues, else the table, else a rule; null leaves all three "
         "as they are",
     )
     paced_pps: Annotated[int, Field(ge=1000, le=100_000_000)] | None = Field(
         default=None,
-        description="packets/s at which CPU time per packet is measured, well below what the "
-        "slowest step takes; null: 10, 50 and 90 % of what the slowest step was found to take",
+        description="packets/s at which CPU time per packet is measured, well below the rate that "
+        "the slowest step takes; null: 10, 50 and 90 % of the measured rate of the slowest step",
     )
     cpus: Literal["auto"] | MachineCpus = Field(
         default="auto", description="CPUs of this machine, for a virtual or native bed"
@@ -92,7 +91,7 @@ class BedSettings(Tuned):
 
 
 class Labgrid(Model):
-    """A place of a labgrid coordinator that is acquired for as long as a bed is used."""
+    """A place of a labgrid coordinator; it is acquired while the bed is used."""
 
     place: LabgridName = Field(description="the place that holds both hosts")
     coordinator: Coordinator | None = Field(
@@ -109,7 +108,7 @@ class BedEntry(BedSettings):
         description="host that sends: of kind netns (to a uml or qemu dut), ssh or labgrid"
     )
     labgrid: Labgrid | None = Field(
-        default=None, description="place of a lab shared by labgrid; null: the hosts' own leases"
+        default=None, description="place of a labgrid lab; null: leases on the hosts themselves"
     )
 
 
@@ -122,11 +121,11 @@ class Nic(Model):
 
 class _Host(Model):
     bed_kind: ClassVar[str] = ""
-    """The kind of bed of which it can be the dut; see ``harness.beds.registry``."""
+    """The kind of bed whose dut it can be; see ``harness.beds.registry``."""
     generators: ClassVar[tuple[str, ...]] = ()
     """The kinds of host that can send to it; none: it cannot be a dut."""
     arch: ClassVar[Arch] = "x86"
-    """What kernels for it are built for."""
+    """The architecture of its kernels."""
     address: IPv4Interface = Field(
         description="IPv4 address and prefix for test traffic, such as 198.18.0.2/24"
     )
@@ -144,28 +143,28 @@ class QemuHost(_Host):
         default=1024, description="memory of the guest, in MiB"
     )
     accelerator: Literal["auto", "kvm", "tcg"] = Field(
-        default="auto", description="auto takes KVM where it is proven to work, else TCG"
+        default="auto", description="auto uses KVM if a test boot with it works, else TCG"
     )
     nic: Nic = Field(default=Nic(), description="its NIC")
     suite: Suite = Field(default="trixie", description="Debian suite of the guest's image")
 
 
 class Wire(Model):
-    """How the NIC model of a user-mode kernel delivers what is on its wire."""
+    """How the NIC model of a user-mode kernel delivers frames from its wire."""
 
     repeat: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default="auto",
-        description="how often each frame is delivered: auto, as often as the receiver takes it "
-        "while the streams go on; 1, once, as on a real wire",
+        description="how often each frame is delivered; auto: as often as the receiver can take "
+        "it while the streams send; 1: once, as on a real wire",
     )
     burst: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         default=None,
-        description="frames delivered at once at most; null: as many as there are buffers",
+        description="most frames delivered at once; null: as many as there are buffers",
     )
 
 
 class UmlHost(_Host):
-    """A kernel that is a process of this machine (ARCH=um), whose NIC is the model."""
+    """A kernel that is a process of this machine (ARCH=um), with the NIC model."""
 
     bed_kind = "native"
     generators = ("netns",)
@@ -176,7 +175,7 @@ class UmlHost(_Host):
         default=256, description="memory of the kernel, in MiB"
     )
     nic: Nic = Field(default=Nic(), description="its NIC")
-    wire: Wire = Field(default=Wire(), description="how that delivers what is on the wire")
+    wire: Wire = Field(default=Wire(), description="how the NIC delivers frames from the wire")
 
     @property
     def vcpus(self) -> int:
@@ -191,7 +190,7 @@ class NetnsHost(_Host):
 
 
 class SshHost(_Host):
-    """A machine reached with OpenSSH; jump hosts, keys and agents are OpenSSH's to configure."""
+    """A machine reached with OpenSSH, whose configuration has jump hosts, keys and agents."""
 
     bed_kind = "hardware"
     generators = ("ssh", "labgrid")
@@ -207,12 +206,12 @@ class SshHost(_Host):
     )
     interface: Interface = Field(description="interface that carries the test traffic")
     power: Power | None = Field(
-        default=None, description="how it is power-cycled; without it a dead kernel stays dead"
+        default=None, description="power control; without it the harness cannot end a dead kernel"
     )
     console: Console | None = Field(
-        default=None, description="its console; without it a dead kernel says nothing"
+        default=None, description="its console; without it the messages of a dead kernel are lost"
     )
-    boot: Boot = Field(default=Boot(), description="how kernels are booted, on a dut")
+    boot: Boot = Field(default=Boot(), description="how kernels are booted, if it is a dut")
 
 
 class LabgridHost(_Host):
@@ -226,17 +225,19 @@ class LabgridHost(_Host):
         description="name of its NetworkService in the place: address, user and port"
     )
     power_resource: LabgridName | None = Field(
-        default=None, description="name of its power port in the place; null: as resource, if any"
+        default=None,
+        description="name of its power port in the place; null: that of resource, if it exists",
     )
     console_resource: LabgridName | None = Field(
         default=None,
-        description="name of its NetworkSerialPort in the place; null: as resource, if any",
+        description="name of its NetworkSerialPort in the place; null: that of resource, if it "
+        "exists",
     )
     known_hosts: FilePath | None = Field(
         default=None, description="file of host keys; null leaves it to OpenSSH"
     )
     interface: Interface = Field(description="interface that carries the test traffic")
-    boot: Boot = Field(default=Boot(), description="how kernels are booted, on a dut")
+    boot: Boot = Field(default=Boot(), description="how kernels are booted, if it is a dut")
 
 
 Host = Annotated[
@@ -251,7 +252,7 @@ DUTS = tuple(
 
 
 def _whole(value: Any) -> Any:
-    """A Literal would take true and 1.0 for 1."""
+    """Keeps a Literal from accepting true and 1.0 as 1."""
     return value if isinstance(value, int) and not isinstance(value, bool) else repr(value)
 
 
@@ -259,9 +260,9 @@ class HostsFile(Model):
     """The whole of hosts.yaml."""
 
     version: Annotated[Literal[1], BeforeValidator(_whole)] = Field(
-        description="version of this file's form: 1"
+        description="version of the file format: 1"
     )
-    default_bed: Name = Field(default="virtual", description="bed that is used when none is named")
+    default_bed: Name = Field(default="virtual", description="bed to use if none is named")
     kernel: Kernel = Field(default=Kernel(), description="kernel source and series")
     load: Load = Field(default=Load(), description="load during a trial")
     beds: dict[Name, BedEntry] = Field(min_length=1, description="beds by name")
@@ -269,7 +270,7 @@ class HostsFile(Model):
 
 
 class Bed(BedSettings):
-    """A bed with its hosts in place of their names."""
+    """A bed with its hosts instead of their names."""
 
     name: str
     dut_name: str
@@ -280,17 +281,17 @@ class Bed(BedSettings):
 
     @property
     def kind(self) -> str:
-        """Which of ``harness.beds.registry``."""
+        """The kind of bed, as in ``harness.beds.registry``."""
         return self.dut.bed_kind
 
     @property
     def guest_mib(self) -> int | None:
-        """Memory of this machine that its dut takes; None: it is another machine."""
+        """Memory of this machine that its dut uses; None: the dut is another machine."""
         return getattr(self.dut, "memory_mib", None)
 
     @property
     def arch(self) -> Arch:
-        """What kernels for its dut are built for."""
+        """The architecture of kernels for its dut."""
         return self.dut.arch
 
     @property

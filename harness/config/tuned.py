@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The keys of a bed that settings of its hosts declare (``harness/agent/settings``)."""
+"""The keys of a bed that come from the settings of its hosts (``harness/agent/settings``)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Tuned(_Keys):
     """A key for each setting that declares one."""
 
     def tuning(self) -> dict[str, Any]:
-        """What is asked of the dut by those keys, as plain values; None: left as it is."""
+        """The wanted settings of the dut as plain values; None: not changed."""
         asked = {name: getattr(self, name) for name in _FIELDS}
         return {
             name: one.model_dump(exclude_none=True) if isinstance(one, BaseModel) else one

@@ -17,8 +17,8 @@ from typing import Any
 from harness.base.errors import ConfigurationError
 from harness.plan import BASELINE
 from harness.report import exchange, text
-from harness.results.analysis import PRIMARY, Analysis, Beside, ListLengths, OnBed, Row
 from harness.results.expect import Finding
+from harness.results.rows import PRIMARY, Analysis, Beside, OnBed, Row
 from harness.results.stats import CONFIDENCE, Verdict
 from harness.trials import MEASURES, RATES
 
@@ -31,6 +31,12 @@ PUBLISHED_PPS: Mapping[str, float] = MappingProxyType({"0": 5.07e6, "2": 5.59e6,
 
 # For a time or a cost, unlike a rate, more does not mean faster.
 _NEUTRAL = {"faster": "higher", "slower": "lower"}
+
+_CAMPAIGN = (
+    "id", "created", "profile", "seed", "bed", "beds", "bed_kind", "accelerator", "kernel",
+    "steps", "blocks", "order", "block_beds", "trial", "load", "placement", "variants",
+    "provenance",
+)  # fmt: skip
 
 Document = dict[str, Any]
 
@@ -47,26 +53,7 @@ def document(analysis: Analysis, findings: Sequence[Finding] = ()) -> Document:
         "complete": analysis.complete,
         "virtual": campaign.virtual,
         "label": campaign.label,
-        "campaign": {
-            "id": campaign.id,
-            "created": campaign.created,
-            "profile": campaign.profile,
-            "seed": campaign.seed,
-            "bed": campaign.bed,
-            "beds": campaign.beds,
-            "bed_kind": campaign.bed_kind,
-            "accelerator": campaign.accelerator,
-            "kernel": campaign.kernel,
-            "steps": list(campaign.steps),
-            "blocks": campaign.blocks,
-            "order": campaign.order,
-            "block_beds": campaign.block_beds,
-            "trial": campaign.trial,
-            "load": campaign.load,
-            "placement": campaign.placement,
-            "variants": campaign.variants,
-            "provenance": campaign.provenance,
-        },
+        "campaign": {name: getattr(campaign, name) for name in _CAMPAIGN},
         "notes": list(analysis.notes),
         "boots_done": analysis.boots_done,
         "boots_planned": analysis.boots_planned,
@@ -149,7 +136,7 @@ def _row(row: Row) -> Document:
         "unsaturated_trials": row.unsaturated_trials,
         "measures": {name: _beside(row.step, name, found) for name, found in row.measures.items()},
         "functions": {name: asdict(cost) for name, cost in row.functions.items()},
-        "stages": [_stage(stage) for stage in row.stages],
+        "stages": [asdict(stage) | {"lengths": list(stage.lengths)} for stage in row.stages],
         "trace_missed": row.trace_missed,
         "traced_stack_rx_pps": traced,
         "traced_to_timed": traced / timed if traced and timed else None,
@@ -177,19 +164,6 @@ def _on_bed(step: str, found: OnBed) -> Document:
         "ratio_to_step0": found.change.median if found.change else None,
         "ratio_range": list(found.change.range) if found.change else None,
         "verdict": _verdict(step, PRIMARY, found.verdict) if found.verdict else None,
-    }
-
-
-def _stage(stage: ListLengths) -> Document:
-    return {
-        "name": stage.name,
-        "lists": stage.lists,
-        "packets": stage.packets,
-        "p50": stage.p50,
-        "p90": stage.p90,
-        "max": stage.max,
-        "lengths": list(stage.lengths),
-        "overflow": stage.overflow,
     }
 
 

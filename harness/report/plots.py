@@ -130,13 +130,14 @@ def _drawn(report: Document) -> Iterator[Plot]:
             "System, interrupt and softirq time of the interrupt's CPU per packet at IP: "
             "boots (dots) and their median (bar).",
         )
-    for declared in (kind.figure for kind in KINDS):
-        panels = [
-            panel
-            for panel in (declared.panels if declared else ())
-            if panel.measures[-1] in report["measures"]
-        ]
-        if declared and panels:
+    yield from _declared(report, rows)
+
+
+def _declared(report: Document, rows: list[Document]) -> Iterator[Plot]:
+    """The figures that kinds of trial declare, as far as they were measured."""
+    for declared in (kind.figure for kind in KINDS if kind.figure):
+        panels = [one for one in declared.panels if one.measures[-1] in report["measures"]]
+        if panels:
             heights = [1.5 if len(panel.measures) == 1 else 0.22 * len(rows) for panel in panels]
             figure, drawn = _figure(heights)
             for axes, panel in zip(drawn, panels, strict=True):

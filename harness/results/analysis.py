@@ -8,7 +8,6 @@ the raw counters. An incomplete campaign gets rows but no verdict.
 from __future__ import annotations
 
 import itertools
-import math
 import re
 import statistics
 from collections import Counter, defaultdict
@@ -16,11 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from harness.plan import (
     BASELINE,
-    MIN_BLOCKS_FOR_VERDICT,
     SINGLY_BEFORE,
     PlannedBoot,
     step_number,
@@ -28,190 +24,17 @@ from harness.plan import (
 from harness.results.figures import (
     BootFigures,
     BootRead,
-    VoidTrial,
     median,
     read,
     recorded_tolerances,
 )
+from harness.results.rows import PRIMARY, Analysis, Beside, OnBed, Row, list_lengths, paired
 from harness.results.samples import Boot, Campaign, ResultDirectory
-from harness.results.stats import Paired, Verdict, block_ratio, judge, time_sliced
+from harness.results.stats import Paired, Verdict, judge
 from harness.trials import MEASURES, RATES
 from harness.trials.kind import FunctionCost
 from harness.trials.readings import Stage, Trace, Void
 from harness.trials.receive_path import LIST_RULE
-
-PRIMARY = "stack_rx_pps"
-LIST_LEN = "list_len_"
-"""Prefix of the names of list-length figures; ``p50``, ``p90`` or ``max`` follows."""
-DRIVER_STAGE = "netif_receive_skb_list"
-"""Where the driver hands its list to the stack; the table shows the list lengths here."""
-LONGEST_COUNTED = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListLengths:
-    """Lengths of the lists at one stage; percentiles are over lists; ``lengths`` as in a trace."""
-
-    name: str
-    lists: int
-    packets: int
-    p50: int
-    p90: int
-    max: int
-    lengths: tuple[int, ...]
-    overflow: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beside:
-    """One measure of one step, compared with the baseline's."""
-
-    median: float
-    """Over boots; the value of a boot is the median over its trials."""
-    change: Paired | None
-    verdict: Verdict | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnBed:
-    """One step on one of several beds."""
-
-    bed: str
-    boots: int
-    rates: dict[str, float | None]
-    change: Paired | None
-    verdict: Verdict | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One step over all its boots."""
-
-    step: str
-    title: str | None
-    release: str | None
-    measured: tuple[BootFigures, ...]
-    """All boots that ended without an error."""
-    rates: dict[str, float | None]
-    """Median over boots of each of :data:`RATES`; all ``None`` if there are several beds."""
-    beds: tuple[OnBed, ...]
-    """The same by bed, if there are several."""
-    change: Paired | None
-    """The primary rate over the baseline's of the same block."""
-    verdict: Verdict | None
-    stages: tuple[ListLengths, ...]
-    ip_rcv_per_packet: float | None
-    traced_pps: float | None
-    trace_missed: int
-    drop_shares: dict[str, float]
-    """By place, the share of frames at the NIC that were dropped there; median over boots."""
-    drop_packets: dict[str, int]
-    void_trials: int
-    measures: dict[str, Beside]
-    functions: dict[str, FunctionCost]
-    """``emulated_instructions_per_packet`` by function, largest first."""
-
-    @property
-    def boots(self) -> tuple[BootFigures, ...]:
-        """The boots that have timed trials."""
-        return tuple(boot for boot in self.measured if boot.trials)
-
-    def figure(self, metric: str) -> float | None:
-        """A figure of the step by its name in the report; ``None``: not measured."""
-        if metric in MEASURES:
-            return self.measures[metric].median if metric in self.measures else None
-        if metric in RATES:
-            return self.rates[metric]
-        if metric.startswith(LIST_LEN):
-            lists = self.driver_lists
-            return getattr(lists, metric.removeprefix(LIST_LEN)) if lists else None
-        found: float | None = getattr(self, metric)
-        return found
-
-    @property
-    def timed_trials(self) -> int:
-        """Number of timed trials that count, for rates or only for costs per packet."""
-        return sum(len(boot.trials) for boot in self.boots)
-
-    @property
-    def unsaturated_trials(self) -> int:
-        """How many of them have void rates, because the receiver was not saturated."""
-        return sum(boot.unsaturated for boot in self.boots)
-
-    @property
-    def driver_lists(self) -> ListLengths | None:
-        """Lists at :data:`DRIVER_STAGE`; ``None`` if the step makes none."""
-        return next((stage for stage in self.stages if stage.name == DRIVER_STAGE), None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Analysis:
-    """Everything that a report says about a campaign."""
-
-    campaign: Campaign
-    rows: tuple[Row, ...]
-    absent: dict[str, tuple[str, ...]]
-    """By measure, why it is missing in all or some trials although it was requested."""
-    void: tuple[VoidTrial, ...]
-    problems: tuple[str, ...]
-    """Why the campaign is incomplete; empty if it is complete."""
-    notes: tuple[str, ...]
-    """Remarks that qualify the figures."""
-    boots_done: int
-    boots_planned: int
-    settings: dict[str, Any]
-    """Settings of the hosts as the first boot recorded them: before, after, restored.
-
-    With several beds this and :attr:`inventory` are by bed.
-    """
-    settings_varied: tuple[str, ...]
-    """Dotted names of settings that differed between boots of one bed."""
-    inventory: dict[str, Any]
-    repetition: float | None = None
-    """How often the wire delivered each frame, if it repeats frames."""
-
-    @property
-    def complete(self) -> bool:
-        """Did every planned boot end without an error, under the same conditions?"""
-        return not self.problems
-
-    @property
-    def judged_blocks(self) -> int:
-        """The smallest number of blocks over which a step could be compared."""
-        changes = [row.change for row in self.rows if row.step != BASELINE]
-        return min((len(change.ratios) if change else 0 for change in changes), default=0)
-
-    def row(self, step: str) -> Row:
-        return next(row for row in self.rows if row.step == step)
-
-    def against(self, step: str, other: str, metric: str) -> Paired | None:
-        """The metric of ``step`` over that of ``other``, by block; ``None``: no block has both."""
-        return _paired(self.row(step).measured, self.row(other).measured, metric)
-
-    @property
-    def no_verdict(self) -> str | None:
-        """Why no step has a verdict; ``None`` if one has."""
-        if not self.complete:
-            if self.boots_done < self.boots_planned:
-                return f"incomplete: {self.boots_done} of {self.boots_planned} boots"
-            return "; ".join(self.problems)
-        if any(row.verdict for row in self.rows):
-            return None
-        if not any(row.step == BASELINE for row in self.rows):
-            return f"step {BASELINE} was not booted: nothing to compare with"
-        if len(self.rows) < 2:
-            return f"only step {BASELINE} was booted: nothing to compare"
-        unsaturated = sum(row.unsaturated_trials for row in self.rows)
-        if unsaturated and self.campaign.blocks >= MIN_BLOCKS_FOR_VERDICT:
-            return (
-                f"the receiver was not saturated in {unsaturated} of "
-                f"{sum(row.timed_trials for row in self.rows)} timed trials, whose rates are void: "
-                f"{self.judged_blocks} of {MIN_BLOCKS_FOR_VERDICT} blocks are left"
-            )
-        return (
-            "not enough boots for a verdict "
-            f"({self.judged_blocks} of {MIN_BLOCKS_FOR_VERDICT} blocks)"
-        )
 
 
 @dataclass
@@ -269,42 +92,9 @@ def analyse(result: ResultDirectory) -> Analysis:
     for found in boots:
         gathered[found.figures.boot.step].add(found)
     problems = (*result.problems, *_links_differ(boots))
-    complete = not problems
-    measured = [
-        name
-        for name in MEASURES
-        if any(name in boot.measures for found in gathered.values() for boot in found.boots)
-    ]
-    compared = {
-        metric: _compared(metric, campaign.steps, gathered, judged=complete)
-        for metric in (PRIMARY, *measured)
-    }
-    on_beds = {
-        bed: _compared(
-            PRIMARY,
-            campaign.steps,
-            {
-                step: _Gathered(boots=[boot for boot in found.boots if boot.bed == bed])
-                for step, found in gathered.items()
-            },
-            judged=complete,
-        )
-        for bed in campaign.beds
-    }
-    rows = tuple(
-        _row(
-            step,
-            campaign,
-            gathered[step],
-            compared[PRIMARY][step],
-            {name: compared[name][step] for name in measured},
-            {bed: found[step] for bed, found in on_beds.items()},
-        )
-        for step in campaign.steps
-    )
     return Analysis(
         campaign=campaign,
-        rows=rows,
+        rows=_rows(campaign, gathered, judged=not problems),
         absent=_absent(gathered.values()),
         void=tuple(trial for boot in boots for trial in boot.void),
         problems=problems,
@@ -315,6 +105,41 @@ def analyse(result: ResultDirectory) -> Analysis:
         settings_varied=tuple(sorted(varied)),
         inventory=_by_bed({bed: boot.inventory for bed, boot in first.items()}),
         repetition=repeated[_DELIVERED] / repeated[_TAKEN] if repeated[_TAKEN] else None,
+    )
+
+
+def _rows(campaign: Campaign, gathered: dict[str, _Gathered], *, judged: bool) -> tuple[Row, ...]:
+    measured = [
+        name
+        for name in MEASURES
+        if any(name in boot.measures for found in gathered.values() for boot in found.boots)
+    ]
+    compared = {
+        metric: _compared(metric, campaign.steps, gathered, judged=judged)
+        for metric in (PRIMARY, *measured)
+    }
+    on_beds = {
+        bed: _compared(
+            PRIMARY,
+            campaign.steps,
+            {
+                step: _Gathered(boots=[boot for boot in found.boots if boot.bed == bed])
+                for step, found in gathered.items()
+            },
+            judged=judged,
+        )
+        for bed in campaign.beds
+    }
+    return tuple(
+        _row(
+            step,
+            campaign,
+            gathered[step],
+            compared[PRIMARY][step],
+            {name: compared[name][step] for name in measured},
+            {bed: found[step] for bed, found in on_beds.items()},
+        )
+        for step in campaign.steps
     )
 
 
@@ -452,31 +277,6 @@ def _joined(one: Stage, other: Stage) -> Stage:
     )
 
 
-def list_lengths(stage: Stage) -> ListLengths | None:
-    """Percentiles over the lists of one stage; ``None`` if it saw no list.
-
-    Empty lists are left out: a poll that found nothing is not a batch. A percentile that
-    falls among lists too long to be counted exactly is the longest counted length plus one.
-    """
-    counts = np.asarray([*stage.lengths[1:], stage.overflow], dtype=np.int64)
-    lists = int(counts.sum())
-    if lists == 0:
-        return None
-    reached = np.cumsum(counts)
-    p50, p90 = (int(np.searchsorted(reached, math.ceil(q * lists))) + 1 for q in (0.5, 0.9))
-    longest = int(np.flatnonzero(counts)[-1]) + 1
-    return ListLengths(
-        name=stage.name,
-        lists=lists,
-        packets=stage.packets,
-        p50=p50,
-        p90=p90,
-        max=longest if stage.max is None else stage.max,
-        lengths=tuple(stage.lengths),
-        overflow=stage.overflow,
-    )
-
-
 _Compared = tuple[Paired | None, Verdict | None]
 
 
@@ -485,31 +285,11 @@ def _compared(
 ) -> dict[str, _Compared]:
     """Each step's change of ``metric``, and a verdict if one is possible."""
     base = gathered[BASELINE].boots if BASELINE in gathered else []
-    changes = {step: _paired(gathered[step].boots, base, metric) for step in steps}
+    changes = {step: paired(gathered[step].boots, base, metric) for step in steps}
     found = {step: pair for step, pair in changes.items() if pair and step != BASELINE}
     outcomes = judge(list(found.values())) if judged else [None] * len(found)
     verdicts = dict(zip(found, outcomes, strict=True))
     return {step: (changes[step], verdicts.get(step)) for step in steps}
-
-
-def _paired(
-    boots: Iterable[BootFigures], others: Iterable[BootFigures], metric: str
-) -> Paired | None:
-    """Ratios by block, of the blocks in which both have a positive value."""
-    own, base = ({boot.boot.block: boot for boot in side} for side in (boots, others))
-    found = {
-        block: block_ratio(
-            own[block].of(metric),
-            base[block].of(metric),
-            time_sliced=time_sliced(own[block].turns, base[block].turns),
-        )
-        for block in sorted(own.keys() & base.keys())
-    }
-    ratios = {block: ratio for block, ratio in found.items() if ratio is not None}
-    if not ratios:
-        return None
-    beds = tuple(bed for block in ratios if (bed := own[block].bed))
-    return Paired(ratios=tuple(ratios.values()), blocks=tuple(ratios), beds=beds)
 
 
 def _row(

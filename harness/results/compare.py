@@ -16,7 +16,7 @@ import numpy as np
 from harness.agent.settings.registry import DECLARED
 from harness.base.errors import ConfigurationError
 from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT
-from harness.results.analysis import PRIMARY, Analysis
+from harness.results.rows import PRIMARY, Analysis
 from harness.results.samples import Campaign
 from harness.results.stats import outcome_of, rank_sum_interval
 

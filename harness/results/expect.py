@@ -25,7 +25,7 @@ import numpy as np
 
 from harness.base.errors import ConfigurationError, HarnessError
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
-from harness.results.analysis import Analysis, Row
+from harness.results.rows import Analysis, Row
 from harness.results.stats import CONFIDENCE, Verdict, holm
 from harness.trials import MEASURES, paced
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from harness import trials as kinds
 from harness.plan import PlannedBoot, PlannedTrial, Profile, balanced_blocks, boots_of
-from harness.results.analysis import Analysis, Row
 from harness.results.figures import BootFigures, conditions, recorded_tolerances
+from harness.results.rows import Analysis, Row
 from harness.results.samples import Boot, Campaign, write_boot, write_campaign
 from harness.trials import RATES, kind_of, void_rules_record
 from harness.trials.kind import Told

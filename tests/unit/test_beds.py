@@ -401,8 +401,8 @@ def hosts(tmp_path: Path) -> Path:
         ("b crossed", "beds b and crossed share host tx2"),
         ("b alias", "beds b and alias share host rx3"),
         ("a guest", "bed guest is virtual"),
-        ("a paced", "beds a and paced have another paced_pps"),
-        ("a c", "no bed is called"),
+        ("a paced", "beds a and paced differ in paced_pps"),
+        ("a c", "no bed is named"),
     ],
 )
 def test_beds_that_cannot_be_used_at_once(hosts: Path, names: str, message: str) -> None:

@@ -16,9 +16,10 @@ import pytest
 
 from harness.base.errors import ConfigurationError
 from harness.report import document, render
-from harness.results.analysis import Analysis, analyse
+from harness.results.analysis import analyse
 from harness.results.compare import compare
 from harness.results.expect import check, hold, parse
+from harness.results.rows import Analysis
 from harness.results.samples import ResultDirectory, read_campaign
 from harness.results.stats import Paired, beds_p, judge
 from tests.unit.synthetic import make_campaign

@@ -15,8 +15,9 @@ from harness.beds.registry import profile
 from harness.plan import PACED_SHARES
 from harness.report import document, render
 from harness.report.plots import plots
-from harness.results.analysis import Analysis, analyse
+from harness.results.analysis import analyse
 from harness.results.expect import OTHER_METRICS, RATE_METRICS, check, parse
+from harness.results.rows import Analysis
 from harness.results.samples import ResultDirectory
 from harness.trials import EXTRAS, MEASURES, ndr
 from harness.trials.latency import CELLS

@@ -23,8 +23,9 @@ from harness.beds import registry
 from harness.campaign import run as campaign
 from harness.commands import bisect as command
 from harness.results import samples
-from harness.results.analysis import PRIMARY, Analysis, Row, analyse
+from harness.results.analysis import analyse
 from harness.results.expect import ExpectationMissedError, ExpectationOpenError
+from harness.results.rows import PRIMARY, Analysis, Row
 from harness.results.samples import Boot, ResultDirectory, boot_directory, write_boot
 from tests.unit.synthetic import Host, analysed, make_campaign, row_of, trial, trials_of
 from tests.unit.test_kernel_source import git

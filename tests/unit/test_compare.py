@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from harness.base.errors import ConfigurationError
 from harness.commands.compare import compare as command
 from harness.report.comparison import table
-from harness.results.analysis import Analysis, analyse
+from harness.results.analysis import analyse
 from harness.results.compare import compare
+from harness.results.rows import Analysis
 from harness.results.samples import ResultDirectory
 from tests.unit.synthetic import make_campaign
 

@@ -135,9 +135,9 @@ def test_a_bed_of_a_labgrid_place(written: Writing) -> None:
         (
             "    labgrid: {place: rack1}\n",
             "",
-            "beds.rack.dut: rx is of kind labgrid; expected a pl",
+            "beds.rack.dut: rx is of kind labgrid; expected a labgrid pl",
         ),
-        ("    labgrid: {place: rack1}\n", "", "hint: say labgrid: {place: NAME} in the bed"),
+        ("    labgrid: {place: rack1}\n", "", "hint: add labgrid: {place: NAME} to the bed"),
         ("place: rack1", "place: +rack1", "'+rack1' is not usable; expected a name of letters, d"),
         ("place: rack1", "pace: rack1", "beds.rack.labgrid.place: missing; expected the place th"),
         (
@@ -210,9 +210,9 @@ def test_models_are_frozen(written: Writing) -> None:
 
 MISTAKES = [
     # line, what is replaced, by what, what is then told
-    (8, "dut: guest", "dut: gest", "beds.virtual.dut: no host is called 'gest'; expected guest, "),
+    (8, "dut: guest", "dut: gest", "beds.virtual.dut: no host is named 'gest'; expected guest, "),
     (8, "dut: guest", "dut: gest", "hint: did you mean guest?"),
-    (2, "default_bed: virtual", "default_bed: v", "default_bed: no bed is called 'v'; expected v"),
+    (2, "default_bed: virtual", "default_bed: v", "default_bed: no bed is named 'v'; expected v"),
     (15, "vcpus: 2", "vcpu: 2", "hosts.guest.vcpu: unknown key; expected accelerator, address, "),
     (15, "vcpus: 2", "vcpu: 2", "hint: did you mean vcpus?"),
     (5, "streams:", "stream:", "load.stream: unknown key; expected message_bytes, streams, test"),
@@ -251,7 +251,7 @@ MISTAKES = [
         8,
         "dut: guest",
         "dut: wire",
-        "wire is of kind netns, which cannot be dut; expected a host of ",
+        "wire is of kind netns, which cannot be a dut; expected a host of ",
     ),
     (9, "generator: wire", "generator: guest", "expected a host of kind netns"),
     (16, "02:00:00:00:00:02", "01:00:00:00:00:02", "expected a unicast MAC address such as"),
@@ -259,12 +259,12 @@ MISTAKES = [
         19,
         "kind: netns",
         "kind: netsn",
-        "no known kind; expected kind: 'uml', 'qemu', 'netns', 'ssh'",
+        "unknown kind; expected kind: 'uml', 'qemu', 'netns', 'ssh'",
     ),
-    (18, "    kind: netns\n", "", "hosts.wire: no known kind; expected kind: "),
+    (18, "    kind: netns\n", "", "hosts.wire: unknown kind; expected kind: "),
     (1, "version: 1", "version: 2", "version: 2 is not usable; expected 1"),
-    (1, "version: 1\n", "", "version: missing; expected version of this file's form: 1"),
-    (18, "  wire:\n", "  guest:\n", "the key 'guest' a second time; first on line 13"),
+    (1, "version: 1\n", "", "version: missing; expected version of the file format: 1"),
+    (18, "  wire:\n", "  guest:\n", "the key 'guest' is repeated; first on line 13"),
     (8, "dut: guest", "dut: &d guest", "an anchor or alias (& or *); expected the value"),
     (8, "dut: guest", "dut: *d", "an anchor or alias"),
     (8, "dut: guest", "<<: *d", "an anchor or alias"),
@@ -284,7 +284,12 @@ MISTAKES = [
         "coalesce.adaptive_rx: missing; expected whether",
     ),
     (11, "cpus: auto", "steering: rfs", "'rfs' is not usable; expected 'auto', 'rss' or 'ntuple'"),
-    (12, "cpus: auto", "rx_queues: 2\n    steering: ntuple", "steering: a rule leads to one queue"),
+    (
+        12,
+        "cpus: auto",
+        "rx_queues: 2\n    steering: ntuple",
+        "steering: a rule steers to one queue",
+    ),
     (11, "cpus: auto", "rx_ring: 8", "8 is not usable; expected greater than or equal to 64"),
     (11, "cpus: auto", "offloads: {tso: true}", "offloads.tso: unknown key; expected gro, "),
     (11, "cpus: auto", "coalesce: true", "coalesce: true is not usable; expected a mapping"),
@@ -410,7 +415,7 @@ def test_words_that_other_yaml_takes_for_booleans_stay_words() -> None:
 
 def test_an_unknown_bed_names_those_there_are(written: Writing) -> None:
     hosts = config.load(written(VIRTUAL))
-    with pytest.raises(ConfigurationError, match="no bed is called 'virtul'; expected virtual"):
+    with pytest.raises(ConfigurationError, match="no bed is named 'virtul'; expected virtual"):
         config.bed(hosts, "virtul")
 
 

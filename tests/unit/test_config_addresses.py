@@ -74,13 +74,13 @@ def told(tmp_path: Path) -> Telling:
         ("198.18.1.2/1", "expected a prefix of 8 to 31"),
         ("198.18.1.2/7", "expected a prefix of 8 to 31"),
         ("198.18.1.2/32", "expected a prefix of 8 to 31"),
-        ("198.18.1.2", "198.18.1.2/32 leaves no room for the other host"),
+        ("198.18.1.2", "198.18.1.2/32 leaves no address for the other host"),
         ("198.18.1.2/0.0.0.0", "expected a prefix of 8 to 31"),
         ("127.0.0.2/8", "is a loopback address"),
         ("224.0.0.5/24", "is a multicast address"),
         ("169.254.7.7/16", "is a link-local address"),
-        ("0.0.0.0/24", "is the address of no host"),
-        ("0.0.0.7/8", "is the address of no host"),
+        ("0.0.0.0/24", "is not an address of a host"),
+        ("0.0.0.7/8", "is not an address of a host"),
         ("255.255.255.255/8", "is the broadcast address"),
         ("241.0.0.1/24", "is a reserved address"),
         ("fd00::2/64", "is not usable; expected IPv4 address and prefix"),
@@ -241,7 +241,7 @@ def test_netconsole_leads_away_from_the_test(told: Telling) -> None:
     for address in ("127.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "198.18.1.9"):
         assert "netconsole.address: " in told(RACK + line.replace("ADDRESS", address))
     same = line.replace("ADDRESS", "192.0.2.9").replace("eth0", "eth1")
-    assert "netconsole.interface: that of the test; expected another one" in told(RACK + same)
+    assert "netconsole.interface: the test interface; expected another one" in told(RACK + same)
 
 
 def test_beds_that_are_used_at_once(tmp_path: Path) -> None:
@@ -321,10 +321,10 @@ def test_the_file_that_is_named_is_the_file_that_is_used(
     assert config.locate() == shipped("hosts.yaml")
     here = tmp_path / "hosts.yaml"
     in_the_way: tuple[tuple[Callable[[], None], str], ...] = (
-        (lambda: here.symlink_to("/mnt/lab/hosts.yaml"), "a link to /mnt/lab/hosts.yaml, and noth"),
+        (lambda: here.symlink_to("/mnt/lab/hosts.yaml"), "a link to /mnt/lab/hosts.yaml, which"),
         (lambda: here.symlink_to("hosts.yaml"), "Too many levels of symbolic links"),
-        (lambda: os.mkfifo(here), "no regular file"),
-        (lambda: here.symlink_to("/dev/zero"), "no regular file"),
+        (lambda: os.mkfifo(here), "not a regular file"),
+        (lambda: here.symlink_to("/dev/zero"), "not a regular file"),
     )
     for make, why in in_the_way:
         make()
@@ -340,7 +340,7 @@ def test_the_file_that_is_named_is_the_file_that_is_used(
 def test_a_bed_without_a_name_is_no_default(tmp_path: Path) -> None:
     (tmp_path / "hosts.yaml").write_text(RACK)
     hosts = config.load(tmp_path / "hosts.yaml")
-    with pytest.raises(ConfigurationError, match="no bed is called ''"):
+    with pytest.raises(ConfigurationError, match="no bed is named ''"):
         config.bed(hosts, "")
 
 

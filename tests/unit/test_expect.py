@@ -11,15 +11,7 @@ from hypothesis import strategies as st
 
 from harness.base.errors import ConfigurationError
 from harness.plan import AA_STEPS
-from harness.results.analysis import (
-    DRIVER_STAGE,
-    PRIMARY,
-    Analysis,
-    Beside,
-    ListLengths,
-    Row,
-    analyse,
-)
+from harness.results.analysis import analyse
 from harness.results.expect import (
     ExpectationMissedError,
     ExpectationOpenError,
@@ -28,6 +20,7 @@ from harness.results.expect import (
     parse,
     require,
 )
+from harness.results.rows import DRIVER_STAGE, PRIMARY, Analysis, Beside, ListLengths, Row
 from harness.results.samples import ResultDirectory
 from harness.results.stats import Verdict
 from harness.trials import RATES

@@ -465,4 +465,4 @@ def test_the_commands(here_as_host: config.SshHost) -> None:
     agent.lease_take(owner=lease.owner(), holder="h1", ttl_s=60)
     assert run("release", "rx") == (f"rx: free; was held by {lease.owner()}\n", None)
     assert run("release", "rx") == ("rx: free\n", None)
-    assert "no host is called 'ry'" in str(run("lease", "ry")[1])
+    assert "no host is named 'ry'" in str(run("lease", "ry")[1])

@@ -96,8 +96,8 @@ def test_the_model_is_told_of_the_wire(
     [
         (("beds", "native", "rx_queues"), 2, "process has one CPU; expected 1"),
         (("beds", "native", "placement"), {"irq_cpu": 1}, "has no CPU 1; expected 0, its only"),
-        (("beds", "native", "generator"), "process", "which cannot be generator"),
-        (("beds", "virtual", "generator"), "process", "which cannot be generator to a qemu dut"),
+        (("beds", "native", "generator"), "process", "which cannot be a generator"),
+        (("beds", "virtual", "generator"), "process", "which cannot be a generator to a qemu dut"),
         (("hosts", "process", "wire"), {"repeat": 0}, "wire.repeat"),
         (("hosts", "process", "wire"), {"burst": 0}, "wire.burst"),
         (("hosts", "process", "memory_mib"), 16, "memory_mib"),
@@ -118,7 +118,7 @@ def test_what_a_native_bed_cannot_be(
 
 
 def test_native_beds_are_not_used_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="bed native is native; several beds"):
+    with pytest.raises(ConfigurationError, match="bed native is native; only beds of machines"):
         config.beds(hosts(tmp_path), None, ["native", "virtual"])
 
 

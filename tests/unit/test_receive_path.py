@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from harness.plan import ALL_STEPS, LIST_STAGES, step_number
 from harness.report import document, render
-from harness.results.analysis import Analysis, analyse
+from harness.results.analysis import analyse
 from harness.results.expect import check, parse
+from harness.results.rows import Analysis
 from harness.results.samples import Campaign, ResultDirectory, read_campaign
 from harness.trials import VOID_RULES
 from harness.trials.readings import Trace

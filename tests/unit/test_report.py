@@ -19,7 +19,8 @@ from harness.base.errors import ConfigurationError
 from harness.commands.plan import plan as plan_command
 from harness.commands.report import report as report_command
 from harness.report import FORMATS, document, render
-from harness.results.analysis import Analysis, analyse, list_lengths
+from harness.results.analysis import analyse
+from harness.results.rows import Analysis, list_lengths
 from harness.results.samples import ResultDirectory
 from harness.trials.readings import Stage
 from tests.unit.synthetic import make_campaign

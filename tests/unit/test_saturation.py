@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from harness.plan import AA_STEPS
 from harness.report import FORMATS, document, render
-from harness.results.analysis import Analysis, Row, analyse
+from harness.results.analysis import analyse
 from harness.results.expect import ExpectationOpenError, check, no_difference_in_aa, parse, require
+from harness.results.rows import Analysis, Row
 from harness.results.samples import ResultDirectory
 from harness.trials.readings import Snapshot
 from harness.trials.saturation import Saturation, judge
