@@ -61,7 +61,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, report: Path) -> Iter
 
 def test_every_figure_is_drawn(page: Page, tmp_path: Path) -> None:
     figures = page.locator("figure")
-    assert figures.count() == 7
+    assert figures.count() == 9
     for index in range(figures.count()):
         shot = tmp_path / f"figure{index}.png"
         figures.nth(index).locator("svg").screenshot(path=shot)
