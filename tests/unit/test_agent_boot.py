@@ -441,7 +441,7 @@ def test_nothing_of_the_machine_is_replaced(host: Machine, upload: str) -> None:
 
 
 def test_another_kernel_than_was_said(host: Machine, upload: str) -> None:
-    with pytest.raises(AgentError, match=f"is of '{RELEASE}"):
+    with pytest.raises(AgentError, match=f"version of the bzImage is '{RELEASE}"):
         Kernels(host, sudo_uid=UID).install(release="6.12.117-rb7", directory=upload)
 
 

@@ -211,7 +211,7 @@ def test_rules_of_others_are_not_seen_and_not_touched() -> None:
 def test_a_full_table_is_told() -> None:
     table = Ntuple(Driver(special=False, places=1))
     table.add(Rule(None, 0))
-    with pytest.raises(OSError, match="no place"):
+    with pytest.raises(OSError, match="no free location"):
         table.add(Rule("198.18.0.2", 0))
 
 
