@@ -51,7 +51,7 @@ def test_lists_reach_ip_after_step_8(campaign: Campaign) -> None:
         for boot in boots(campaign)
         if boot["step"] == "8"
         for trial in boot["trials"]
-        if trial["trace"]
+        if trial.get("trace")
     ]
     assert traces
     for trace in traces:
@@ -75,7 +75,7 @@ def test_packets_went_the_way_that_is_measured(campaign: Campaign) -> None:
     for boot in boots(campaign):
         assert boot["link_mbps"].keys() == {"dut", "generator"}
         for trial in boot["trials"]:
-            if window := trial["window"]:
+            if window := trial.get("window"):
                 assert trial["whole"]["after"]["speed_mbps"] == 10_000
                 for row in window["end"]["softnet"]:
                     assert row["received_rps"] == 0
@@ -91,7 +91,7 @@ def test_saturation_was_judged_by_what_the_cpu_did(campaign: Campaign) -> None:
 def test_interrupt_and_netserver_stayed_where_they_were_put(campaign: Campaign) -> None:
     for boot in boots(campaign):
         for trial in boot["trials"]:
-            if window := trial["window"]:
+            if window := trial.get("window"):
                 interrupts = window["placement"]["irq"].values()
                 assert all(
                     set(cpus) <= {"0"}
