@@ -309,10 +309,9 @@ def _images(lacking: list[str]) -> Finding:
 
 def _mirror() -> Iterator[Finding]:
     """Can apt download a file from the mirror, with its own proxy settings?"""
-    helper = Path("/usr/lib/apt/apt-helper")
-    if not helper.exists() or shutil.which("apt-get") is None:
+    helper, mirror = Path("/usr/lib/apt/apt-helper"), images.mirror()
+    if mirror is None or not helper.exists():
         return
-    mirror = images.mirror() or images.USUAL_MIRROR
     address = f"{mirror}/dists/{images.SUITE}/InRelease"
     with tempfile.TemporaryDirectory(prefix="rb-needs-") as scratch:
         command = [str(helper), "-oAPT::Sandbox::User=", "download-file", address, f"{scratch}/got"]

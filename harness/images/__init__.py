@@ -28,8 +28,6 @@ from harness.base.progress import Progress
 SUITE = "trixie"
 GUEST_USER = "harness"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-USUAL_MIRROR = "http://deb.debian.org/debian"
-"""What mmdebstrap takes where it is told none, as on Ubuntu."""
 _GUEST_SETUP = Path(__file__).with_name("guest-setup.sh")
 _TOOLS_SETUP = Path(__file__).with_name("tools-setup.sh")
 _GUEST_PACKAGES = (

@@ -388,11 +388,6 @@ def test_a_mirror_that_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     [row] = needs._mirror()
     assert not row.ok
     assert "127.0.0.1:9" in row.detail
-    # As on Ubuntu, whose apt knows no mirror of Debian.
-    monkeypatch.setattr(images, "mirror", lambda: None)
-    monkeypatch.setattr(images, "USUAL_MIRROR", "http://127.0.0.1:8/debian")
-    [row] = needs._mirror()
-    assert "127.0.0.1:8" in row.detail
 
 
 def test_without_apt_the_mirror_is_left_to_mmdebstrap(
