@@ -56,7 +56,7 @@ class Fault:
     unmet: bool = False
     """Whether the machines cannot be left as they were met."""
     resumes: bool = False
-    """Whether the campaign is gone on with by ``--resume`` after it."""
+    """Does the campaign continue with ``--resume`` after it?"""
     resume_exit_code: int = 0
     kills: int = 0
     """So often the harness is killed instead, each time at a random moment, and resumed."""
