@@ -476,5 +476,5 @@ def test_a_link_of_another_speed_is_no_boot_of_the_campaign() -> None:
     _same_link(running, both)
     _same_link(running, both)
     slower = both | {"dut": {"speed_mbps": 10000, "interface": "eth1"}}
-    with pytest.raises(InfrastructureError, match=r"dut .eth1. came up with 10000.*with 40000"):
+    with pytest.raises(InfrastructureError, match=r"dut .eth1. came up with 10000.*it had 40000"):
         _same_link(running, slower)

@@ -130,8 +130,8 @@ def test_a_better_changelog_is_no_other_kernel(series: tuple[Path, list[Path]]) 
     [
         ("linux-source-0.1", "linux-source-0.1", "apt-get install linux-source-0.1"),
         # apt takes a name that no package has for a pattern, and would install another kernel's.
-        ("linux-source-0.1", "linux-source-0.12", "name a git tree by --tree"),
-        ("linux-source-0.1", "", "name a git tree by --tree"),
+        ("linux-source-0.1", "linux-source-0.12", "name a git tree with --tree"),
+        ("linux-source-0.1", "", "name a git tree with --tree"),
         ("linux-source-6.1", "linux-source-6.12", "--include=linux-source-6.1 "),
     ],
 )
