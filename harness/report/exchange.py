@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from harness.trials import RATES
+from harness.trials import MEASURES, RATES
 
 Document = dict[str, Any]
 Outcome = Literal["done", "met", "missed", "open", "error"]
@@ -29,6 +29,7 @@ FIGURES: Mapping[str, str] = MappingProxyType(
         "ratio_to_step0": "",
         "list_len_p50": "packets",
         "ip_rcv_per_packet": "calls/packet",
+        **{name: measure.unit for name, measure in MEASURES.items()},
     }
 )
 """Figures of a step that are exported, and their units."""
@@ -65,7 +66,7 @@ def _cases(report: Document) -> Iterator[_Case]:
             step=row["step"],
             outcome="error" if problems else "open" if void else "done",
             detail=_UNPRINTABLE.sub("?", "\n".join(problems or void)),
-            figures={name: row[name] for name in FIGURES if row[name] is not None},
+            figures=_figures(row),
         )
     for found in report["expectations"]:
         yield _Case(
@@ -241,6 +242,12 @@ def _times(rates: Document) -> Document:
         "time_unit": "ns",
         "items_per_second": rates["stack_rx_pps"],
     }
+
+
+def _figures(row: Document) -> dict[str, float]:
+    found = {name: row.get(name) for name in FIGURES}
+    found |= {name: measured["median"] for name, measured in row["measures"].items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _figure_lines(case: _Case) -> list[str]:

@@ -15,7 +15,9 @@ from harness.report import document, render
 from harness.results.analysis import analyse
 from harness.results.expect import hold, parse
 from harness.results.samples import ResultDirectory
+from harness.trials import MEASURES
 from tests.unit.synthetic import make_campaign
+from tests.unit.test_beside import with_extras
 
 pytestmark = pytest.mark.unit
 
@@ -58,6 +60,13 @@ def test_junit(tmp_path: Path) -> None:
     }
 
 
+def test_measures_of_every_kind_go_along(tmp_path: Path) -> None:
+    made = report(tmp_path, edit=with_extras)
+    for form in ("junit", "ktap", "kcidb"):
+        shown = render(made, form)
+        assert [name for name in MEASURES if name not in shown] == []
+
+
 def test_junit_of_a_campaign_in_which_a_kernel_died(tmp_path: Path) -> None:
     xml = render(report(tmp_path, EXPECTED[0], edit=lose_a_boot), "junit")
     found = outcomes(xml)
@@ -81,7 +90,7 @@ def test_ktap(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("edit", [lambda boot, *_: boot, lose_a_boot])
+@pytest.mark.parametrize("edit", [lambda boot, *_: boot, lose_a_boot, with_extras])
 def test_kcidb_is_what_its_schema_asks_for(tmp_path: Path, edit: Any) -> None:
     made = json.loads(render(report(tmp_path, *EXPECTED, edit=edit), "kcidb"))
     kcidb_io.schema.V5_3.validate(made)
