@@ -112,7 +112,7 @@ class Decision(_Kept):
     """Why its kernel is dead, or why there is no value."""
 
 
-class Journal(_Kept):
+class Search(_Kept):
     """``bisect.json``."""
 
     schema_: Literal["receive-batching/bisect"] = Field(
@@ -168,7 +168,7 @@ def judge_figure(value: float, *, good: float, bad: float, by: float) -> Outcome
 
 def begin(
     directory: Path, question: Question, *, seed: int, resume: bool, retry_failed: bool = False
-) -> Journal:
+) -> Search:
     """The journal in ``directory``; a new one unless ``resume``.
 
     With ``retry_failed`` its dead points are dropped.
@@ -184,7 +184,7 @@ def begin(
                 f"{directory} already holds a bisection",
                 hint="name another directory, or continue it with --resume",
             )
-        journal = Journal(question=question, seed=seed)
+        journal = Search(question=question, seed=seed)
         _write(directory, journal)
         return journal
     if not path.is_file():
@@ -192,7 +192,7 @@ def begin(
             f"{directory} holds no bisection to resume", hint="name its directory with --out"
         )
     try:
-        journal = Journal.model_validate_json(path.read_bytes())
+        journal = Search.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise InfrastructureError(
             f"{path} is not a bisection journal of this version",
@@ -212,13 +212,13 @@ def begin(
 
 
 def run(
-    journal: Journal,
+    journal: Search,
     directory: Path,
     measure: Measure,
     *,
     say: Callable[[str], None],
     titles: Mapping[str, str] | None = None,
-) -> Journal:
+) -> Search:
     """Make every decision that is not in ``journal`` yet; returns the complete journal.
 
     A point whose kernel cannot be built or booted is skipped.
@@ -257,7 +257,7 @@ def run(
     return journal
 
 
-def _decide(point: str, journal: Journal, measure: Measure, titles: Mapping[str, str]) -> Decision:
+def _decide(point: str, journal: Search, measure: Measure, titles: Mapping[str, str]) -> Decision:
     """Measure ``point`` until it is good or bad, or blocks run out."""
     question, ends = journal.question, journal.of(journal.question.bad)
     # A figure needs no pair: the figure of the good end is known after the ends are compared.
@@ -315,7 +315,7 @@ def figure(row: Row, metric: str) -> float | None:
     return 0.0 if found is None and metric.startswith(LIST_LEN) else found
 
 
-def result(journal: Journal) -> Document:
+def result(journal: Search) -> Document:
     """The journal, with the result of the search: ``outcome``, ``between`` and ``found``."""
     question = journal.question
     ends = journal.of(question.bad)
@@ -336,7 +336,7 @@ def result(journal: Journal) -> Document:
     return shown | {"sentence": _sentence(journal, shown)}
 
 
-def _sentence(journal: Journal, shown: Document) -> str:
+def _sentence(journal: Search, shown: Document) -> str:
     question, kind = journal.question, journal.question.kind
     whose, by = f"that of {kind} {question.good}", f"{100 * question.by:g}%"
     if found := shown["found"]:
@@ -377,7 +377,7 @@ def require(shown: Document) -> None:
         raise ExpectationOpenError(shown["sentence"], hint=hint)
 
 
-def table(journal: Journal) -> str:
+def table(journal: Search) -> str:
     """Every point that was decided, in the order of the points."""
     question = journal.question
     ends = journal.of(question.bad)
@@ -406,5 +406,5 @@ def _shown(decision: Decision) -> str:
     return f"{percent(decision.value)} ({percent(low)} … {percent(high)})"
 
 
-def _write(directory: Path, journal: Journal) -> None:
+def _write(directory: Path, journal: Search) -> None:
     write_atomic(directory / JOURNAL, journal.model_dump_json(by_alias=True, indent=1).encode())

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from .boot import Boot
+from .boot import BootControl
 from .boot.drivers import drivers
 from .boot.kernel_config import kernel_config
 from .boot.kernels import Kernels
@@ -108,7 +108,7 @@ class Agent:
         lease = Lease()
         self._pmu = Pmu()
         self._counters: dict[str, Counters] = {}
-        boot = Boot()
+        boot = BootControl()
         kernels = Kernels()
         self.calls: dict[str, Callable[..., Any]] = {
             "inventory": inventory,

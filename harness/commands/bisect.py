@@ -160,7 +160,7 @@ def bisect(
     _print(journal, bed, form)
 
 
-def _print(journal: bisection.Journal, bed: config.Bed, form: str) -> None:
+def _print(journal: bisection.Search, bed: config.Bed, form: str) -> None:
     """Print the result; raise if the search did not find what it was for."""
     shown = bisection.result(journal) | {"virtual": registry.of(bed).here}
     if form == "json":
@@ -239,7 +239,7 @@ class _Bench:
 
     place: Place
     load: config.Load
-    journal: bisection.Journal
+    journal: bisection.Search
     directory: Path
     build: Callable[[Sequence[str], int], dict[str, tuple[kernels.Image, ...]]]
     progress: Progress

@@ -17,7 +17,7 @@ from harness import patches as kernel_patches
 from harness.base.errors import KernelError
 from harness.base.progress import Progress
 from harness.commands import PathOf, hosts_option
-from harness.kernels.deep import CHECKS, Finding, check_deep
+from harness.kernels.deep import CHECKS, DeepCheck, check_deep
 from harness.kernels.source import Tree, from_git, from_package, resolve
 
 _tree = click.argument("tree", type=PathOf(file_okay=False, exists=True))
@@ -125,7 +125,7 @@ def check(
     report.require()
 
 
-def _shown(found: Sequence[Finding], form: str) -> str:
+def _shown(found: Sequence[DeepCheck], form: str) -> str:
     if form == "json":
         return json.dumps([asdict(one) for one in found], indent=1)
     words = {True: "ok", False: "fails", None: "—"}

@@ -33,7 +33,7 @@ from harness.commands import (
 from harness.report import document, render
 from harness.results import samples
 from harness.results.analysis import analyse
-from harness.results.expect import Finding, hold, parse, require, require_measured
+from harness.results.expect import ExpectationResult, hold, parse, require, require_measured
 
 
 @click.command()
@@ -121,7 +121,7 @@ def run(
     options = samples.Options(
         hosts=hosts_path.absolute(), tree=tree and tree.absolute(), bed=bed_name, beds=bed_names
     )
-    findings: list[Finding] = []
+    findings: list[ExpectationResult] = []
 
     def show() -> None:
         analysis = analyse(samples.ResultDirectory.open(directory))

@@ -7,7 +7,7 @@ Imports pydantic; so the command line imports it only for commands that need it.
 from harness.config.kernel import Distcc, GitSource, Kernel, PackageSource, Source, TarballSource
 from harness.config.load import bed, beds, host, json_schema, load, locate, machine
 from harness.config.machine import (
-    Boot,
+    BootOptions,
     CommandConsole,
     CommandPower,
     Console,
@@ -44,7 +44,7 @@ from harness.config.models import (
 __all__ = [
     "Bed",
     "BedSettings",
-    "Boot",
+    "BootOptions",
     "CommandConsole",
     "CommandPower",
     "Console",

@@ -145,7 +145,7 @@ Console = Annotated[
 ]
 
 
-class Boot(Model):
+class BootOptions(Model):
     """How kernels under test are booted."""
 
     method: Literal["auto", "kexec", "one-shot"] = Field(

@@ -27,7 +27,7 @@ from harness.config.fields import (
     User,
 )
 from harness.config.kernel import Kernel
-from harness.config.machine import Boot, Console, Power
+from harness.config.machine import BootOptions, Console, Power
 from harness.config.tuned import Tuned
 
 Arch = Literal["x86", "um"]
@@ -211,7 +211,9 @@ class SshHost(_Host):
     console: Console | None = Field(
         default=None, description="its console; without it the messages of a dead kernel are lost"
     )
-    boot: Boot = Field(default=Boot(), description="how kernels are booted, if it is a dut")
+    boot: BootOptions = Field(
+        default=BootOptions(), description="how kernels are booted, if it is a dut"
+    )
 
 
 class LabgridHost(_Host):
@@ -237,7 +239,9 @@ class LabgridHost(_Host):
         default=None, description="file of host keys; null leaves it to OpenSSH"
     )
     interface: Interface = Field(description="interface that carries the test traffic")
-    boot: Boot = Field(default=Boot(), description="how kernels are booted, if it is a dut")
+    boot: BootOptions = Field(
+        default=BootOptions(), description="how kernels are booted, if it is a dut"
+    )
 
 
 Host = Annotated[

@@ -47,7 +47,7 @@ _LINE = re.compile(r":\d+")
 
 
 @dataclass(frozen=True)
-class Finding:
+class DeepCheck:
     """The result of a check of a step; ``ok`` is None if the check could not run."""
 
     step: str
@@ -58,7 +58,7 @@ class Finding:
 
 def check_deep(
     source: Source, series: Series, checks: Sequence[str], *, progress: Progress
-) -> Iterator[Finding]:
+) -> Iterator[DeepCheck]:
     """Run ``checks``, names of :data:`CHECKS`, on each step, optional ones included."""
     steps = (*series.steps, *series.optional_steps)
     with _linked(source, series.base) as tree:
@@ -69,22 +69,22 @@ def check_deep(
                     task.advance()
 
 
-def _by(check: str, tree: Tree, series: Series, steps: Sequence[str]) -> Iterator[Finding]:
+def _by(check: str, tree: Tree, series: Series, steps: Sequence[str]) -> Iterator[DeepCheck]:
     if check == "applies":
         for step in steps:
             try:
                 tree.move_to(series.patches_for(step))
             except HarnessError as error:
-                yield Finding(step, check, ok=False, detail=error.message)
+                yield DeepCheck(step, check, ok=False, detail=error.message)
             else:
-                yield Finding(step, check, ok=True)
+                yield DeepCheck(step, check, ok=True)
     elif check == "checkpatch":
         for patch in (*series.patches, *series.optional):
             complaints = _checkpatch(tree, patch)
-            yield Finding(patch.name, check, ok=not complaints, detail="; ".join(complaints[:3]))
+            yield DeepCheck(patch.name, check, ok=not complaints, detail="; ".join(complaints[:3]))
     elif check == "sparse" and shutil.which("sparse") is None:
         for step in steps:
-            yield Finding(step, check, ok=None, detail="sparse is not installed")
+            yield DeepCheck(step, check, ok=None, detail="sparse is not installed")
     else:
         yield from _compiled(check, tree, series, steps)
 
@@ -103,7 +103,7 @@ def _checkpatch(tree: Tree, patch: Patch) -> list[str]:
     return [line.partition(":")[2] for line in found]
 
 
-def _compiled(check: str, tree: Tree, series: Series, steps: Sequence[str]) -> Iterator[Finding]:
+def _compiled(check: str, tree: Tree, series: Series, steps: Sequence[str]) -> Iterator[DeepCheck]:
     touched = {name for patch in (*series.patches, *series.optional) for name in patch.files}
     objects = sorted(name.removesuffix(".c") + ".o" for name in touched if name.endswith(".c"))
     make = _Make(tree.directory, tree.home / f"objects-{check}")
@@ -123,14 +123,14 @@ def _compiled(check: str, tree: Tree, series: Series, steps: Sequence[str]) -> I
 
 def _outcome(
     step: str, check: str, make: _Make, goals: Sequence[str], known: set[str] | None
-) -> Finding:
+) -> DeepCheck:
     """Make ``goals``; warnings that are ``known`` do not count, with None no warning does."""
     try:
         warnings = make.warnings(goals)
     except KernelError as error:
-        return Finding(step, check, ok=False, detail=error.message)
+        return DeepCheck(step, check, ok=False, detail=error.message)
     new = set() if known is None else warnings - known
-    return Finding(step, check, ok=not new, detail="; ".join(sorted(new)[:3]))
+    return DeepCheck(step, check, ok=not new, detail="; ".join(sorted(new)[:3]))
 
 
 class _Make:

@@ -17,7 +17,7 @@ from typing import Any
 from harness.base.errors import ConfigurationError
 from harness.plan import BASELINE
 from harness.report import exchange, text
-from harness.results.expect import Finding
+from harness.results.expect import ExpectationResult
 from harness.results.rows import PRIMARY, Analysis, Beside, OnBed, Row
 from harness.results.stats import CONFIDENCE, Verdict
 from harness.trials import MEASURES, RATES
@@ -41,7 +41,7 @@ _CAMPAIGN = (
 Document = dict[str, Any]
 
 
-def document(analysis: Analysis, findings: Sequence[Finding] = ()) -> Document:
+def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> Document:
     """``analysis`` as JSON-ready data; the keys are stable within a version.
 
     ``findings`` are the outcomes of expectations.

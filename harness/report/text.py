@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from harness.agent.settings.registry import DECLARED
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
-from harness.results.expect import Finding
+from harness.results.expect import ExpectationResult
 from harness.results.stats import CONFIDENCE
 
 Document = dict[str, Any]
@@ -357,7 +357,7 @@ def below_lines(report: Document) -> Iterator[str]:
     elif lacking := _without_verdict(report):
         yield f"no verdict on step {', '.join(lacking)}: {MIN_BLOCKS_FOR_VERDICT} blocks are needed"
     for found in report["expectations"]:
-        yield str(Finding(**found))
+        yield str(ExpectationResult(**found))
     published = report["published"]
     rates = " / ".join(f"{pps / 1e6:.2f}" for pps in published["stack_rx_pps"].values())
     steps = ", ".join(published["stack_rx_pps"])

@@ -77,7 +77,7 @@ class Expectation:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ExpectationResult:
     """Whether an expectation holds, and the figures that show it."""
 
     expected: str
@@ -165,23 +165,23 @@ def require_paced(metric: str, bed: str, paced_pps: int | None) -> None:
         )
 
 
-def check(expectation: Expectation, analysis: Analysis) -> Finding:
+def check(expectation: Expectation, analysis: Analysis) -> ExpectationResult:
     """Judge ``expectation`` by a campaign."""
     if not analysis.complete:
         why = analysis.no_verdict or "the campaign is incomplete"
-        return Finding(expectation.text, expectation.step, "open", why)
+        return ExpectationResult(expectation.text, expectation.step, "open", why)
     if expectation.other is None:
         return _check_figure(expectation, analysis)
     return _check_ratio(expectation, expectation.other, analysis)
 
 
-def hold(analysis: Analysis, expectations: Sequence[Expectation]) -> list[Finding]:
+def hold(analysis: Analysis, expectations: Sequence[Expectation]) -> list[ExpectationResult]:
     """Judge ``expectations``, and in an A/A campaign also that step 0 equals itself."""
     findings = [check(expectation, analysis) for expectation in expectations]
     return findings + no_difference_in_aa(analysis)
 
 
-def no_difference_in_aa(analysis: Analysis) -> list[Finding]:
+def no_difference_in_aa(analysis: Analysis) -> list[ExpectationResult]:
     """Whether an A/A campaign shows no difference; no findings for other campaigns.
 
     The rate is one finding. All other measures together are one more, corrected for their
@@ -193,10 +193,12 @@ def no_difference_in_aa(analysis: Analysis) -> list[Finding]:
     row = analysis.row(step)
     expected, verdict = f"no difference between step {AA_STEPS[0]} and itself", row.verdict
     if verdict is None:
-        return [Finding(expected, step, "open", analysis.no_verdict or "it was not measured")]
+        return [
+            ExpectationResult(expected, step, "open", analysis.no_verdict or "it was not measured")
+        ]
     low, high = verdict.interval
     found = verdict.outcome in ("faster", "slower") or verdict.beds_differ
-    finding = Finding(
+    finding = ExpectationResult(
         expected,
         step,
         "missed" if found else "met",
@@ -207,13 +209,13 @@ def no_difference_in_aa(analysis: Analysis) -> list[Finding]:
     return [finding, *([_none_differs(step, expected, told)] if told else [])]
 
 
-def _none_differs(step: str, expected: str, verdicts: Mapping[str, Verdict]) -> Finding:
+def _none_differs(step: str, expected: str, verdicts: Mapping[str, Verdict]) -> ExpectationResult:
     """Whether any measure differs, with Holm's correction over all of them."""
     corrected = holm([verdict.p_value for verdict in verdicts.values()])
     name, least = min(zip(verdicts, corrected, strict=True), key=lambda one: one[1])
     blocks = max(verdict.blocks for verdict in verdicts.values())
     could_tell = len(verdicts) * 2 * 0.5**blocks < 1 - CONFIDENCE
-    return Finding(
+    return ExpectationResult(
         f"{expected} in the other measures",
         step,
         "missed" if least < 1 - CONFIDENCE else "met" if could_tell else "open",
@@ -223,7 +225,7 @@ def _none_differs(step: str, expected: str, verdicts: Mapping[str, Verdict]) -> 
     )
 
 
-def require(findings: Sequence[Finding]) -> None:
+def require(findings: Sequence[ExpectationResult]) -> None:
     """Raise for the worst finding; return if all are met.
 
     Raises:
@@ -248,7 +250,7 @@ def _unsaturated(metric: str, *rows: Row) -> str:
     return f"; trials that did not saturate the receiver: {', '.join(told)}" if told else ""
 
 
-def _check_figure(expectation: Expectation, analysis: Analysis) -> Finding:
+def _check_figure(expectation: Expectation, analysis: Analysis) -> ExpectationResult:
     row = analysis.row(expectation.step)
     figure = row.figure(expectation.metric)
     outcome: Literal["met", "missed", "open"] = "open"
@@ -256,16 +258,16 @@ def _check_figure(expectation: Expectation, analysis: Analysis) -> Finding:
     if figure is not None:
         outcome = "met" if _COMPARE[expectation.sign](figure, expectation.bound) else "missed"
         why = f"it is {figure:.6g}"
-    return Finding(expectation.text, expectation.step, outcome, why)
+    return ExpectationResult(expectation.text, expectation.step, outcome, why)
 
 
-def _check_ratio(expectation: Expectation, other: str, analysis: Analysis) -> Finding:
+def _check_ratio(expectation: Expectation, other: str, analysis: Analysis) -> ExpectationResult:
     step, metric = expectation.step, expectation.metric
     paired = analysis.against(step, other, metric)
     interval = paired.interval() if paired else None
     blocks = len(paired.ratios) if paired else 0
     if paired is None or interval is None:
-        return Finding(
+        return ExpectationResult(
             expectation.text,
             step,
             "open",
@@ -278,7 +280,7 @@ def _check_ratio(expectation: Expectation, other: str, analysis: Analysis) -> Fi
     outcome: Literal["met", "missed", "open"] = (
         "open" if differ else "met" if all(inside) else "open" if any(inside) else "missed"
     )
-    return Finding(
+    return ExpectationResult(
         expectation.text,
         step,
         outcome,

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from harness.agent import programs
-from harness.agent.boot import Boot, cmdline
+from harness.agent.boot import BootControl, cmdline
 from harness.agent.boot.kernels import Kernels
 from harness.agent.faults import AgentError
 from tests.unit.fake_machine import (
@@ -66,7 +66,7 @@ def grubenv(host: Machine) -> str:
 
 def test_installed_booted_once_and_gone(host: Machine, upload: str) -> None:
     before = tree(host.root)
-    kernels, boot = Kernels(host, sudo_uid=UID), Boot(host)
+    kernels, boot = Kernels(host, sudo_uid=UID), BootControl(host)
     assert boot.can() == {"kexec": True, "kexec_why": None, "loader": "grub", "loader_why": None}
     done = kernels.install(release=RELEASE, directory=upload, cmdline_add=ADD)
     assert done["kept"] is False
@@ -100,7 +100,7 @@ def test_a_kernel_that_takes_no_initramfs_finds_its_root_by_itself(
     host: Machine, upload: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (Path(upload) / "config").write_text("# CONFIG_BLK_DEV_INITRD is not set\n")
-    kernels, boot = Kernels(host, sudo_uid=UID), Boot(host)
+    kernels, boot = Kernels(host, sudo_uid=UID), BootControl(host)
     monkeypatch.setenv("PARTUUID", "")
     with pytest.raises(AgentError, match="takes no initramfs"):
         kernels.install(release=RELEASE, directory=upload, cmdline_add=ADD)
@@ -117,7 +117,7 @@ def test_kexec_by_file_and_by_the_older_call(
     host: Machine, upload: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Kernels(host, sudo_uid=UID).install(release=RELEASE, directory=upload, cmdline_add=ADD)
-    boot = Boot(host)
+    boot = BootControl(host)
     boot.prepare(release=RELEASE, method="kexec")
     assert boot.state()["kexec_loaded"] is True
     monkeypatch.setenv("NO_FILE_LOAD", "1")
@@ -140,7 +140,7 @@ def test_kexec_by_file_and_by_the_older_call(
 
 def test_leaving(host: Machine, upload: str) -> None:
     Kernels(host, sudo_uid=UID).install(release=RELEASE, directory=upload)
-    boot = Boot(host)
+    boot = BootControl(host)
     boot.prepare(release=RELEASE, method="one-shot")
     boot.go(method="one-shot")
     assert boot.state()["left"] is None
@@ -159,7 +159,7 @@ def test_leaving(host: Machine, upload: str) -> None:
     ):
         boot.go(method="one-shot")
     assert boot.state()["ours"] is False
-    taken = Boot(replace(host, running=RELEASE))
+    taken = BootControl(replace(host, running=RELEASE))
     assert (taken.state()["missed"], taken.state()["ours"]) == (None, True)
     taken.go(method="known-good")
     assert boot.state()["left"] == {"release": RELEASE, "boot_id": "second"}
@@ -173,7 +173,7 @@ def test_kexec_tools_are_kept_from_making_it_a_kexec(host: Machine, upload: str)
     (host.root / "etc/default/kexec").write_text("LOAD_KEXEC=true\n")
     (host.root / "etc/init.d").mkdir()
     (host.root / "etc/init.d/kexec-load").write_text("NOKEXECFILE=/no-kexec-reboot\n")
-    Boot(host).go(method="known-good")
+    BootControl(host).go(method="known-good")
     assert (host.root / "no-kexec-reboot").exists()
 
 
@@ -189,14 +189,14 @@ def test_a_default_that_changed_is_seen(host: Machine, upload: str, change: str)
     else:
         text = (grub / "grub.cfg").read_text()
         (grub / "grub.cfg").write_text(text.replace('default="0"', 'default="3"'))
-    assert Boot(host).state()["default_untouched"] is False
+    assert BootControl(host).state()["default_untouched"] is False
 
 
 def test_the_users_own_entries_and_one_shot_stay(host: Machine, upload: str) -> None:
     custom = host.boot / "grub/custom.cfg"
     custom.write_text("menuentry mine {\n}")
     custom.chmod(0o600)
-    kernels, boot = Kernels(host, sudo_uid=UID), Boot(host)
+    kernels, boot = Kernels(host, sudo_uid=UID), BootControl(host)
     kernels.install(release=RELEASE, directory=upload)
     kernels.install(release="6.12.117-rb2", directory=uploaded(Path(upload), "6.12.117-rb2"))
     assert custom.read_text().startswith("menuentry mine {\n}\n### BEGIN")
@@ -215,7 +215,7 @@ def test_the_users_own_entries_and_one_shot_stay(host: Machine, upload: str) -> 
 
 
 def test_an_entry_notes_that_it_was_taken(host: Machine, upload: str) -> None:
-    kernels, boot = Kernels(host, sudo_uid=UID), Boot(host)
+    kernels, boot = Kernels(host, sudo_uid=UID), BootControl(host)
     kernels.install(release=RELEASE, directory=upload)
     set_, save = "\tset receive_batching_taken=", "\tsave_env receive_batching_taken\n"
     assert f"{set_}'{RELEASE}'\n{save}" in (host.boot / "grub/custom.cfg").read_text()
@@ -255,7 +255,7 @@ def test_a_grub_that_cannot_boot_once(
 ) -> None:
     monkeypatch.setenv("FSTYPE", "ext4")
     spoil(host.boot / "grub")
-    found = Boot(host).can()
+    found = BootControl(host).can()
     assert found["loader"] is None
     assert why in found["loader_why"]
     before = tree(host.root)
@@ -263,8 +263,8 @@ def test_a_grub_that_cannot_boot_once(
     kernels.install(release=RELEASE, directory=upload)
     assert not (host.boot / "grub/custom.cfg").exists()
     with pytest.raises(AgentError, match="one-shot cannot be used"):
-        Boot(host).prepare(release=RELEASE, method="one-shot")
-    Boot(host).prepare(release=RELEASE, method="kexec")
+        BootControl(host).prepare(release=RELEASE, method="one-shot")
+    BootControl(host).prepare(release=RELEASE, method="kexec")
     kernels.remove()
     assert tree(host.root) == before
 
@@ -272,7 +272,7 @@ def test_a_grub_that_cannot_boot_once(
 def test_systemd_boot(host: Machine, upload: str) -> None:
     systemd_boot(host, "debian-*")
     before = tree(host.root)
-    kernels, boot = Kernels(host, sudo_uid=UID), Boot(host)
+    kernels, boot = Kernels(host, sudo_uid=UID), BootControl(host)
     assert boot.can()["loader"] == "systemd-boot"
     kernels.install(release=RELEASE, directory=upload, cmdline_add=ADD)
     entry = (host.boot / f"loader/entries/receive-batching-{RELEASE}.conf").read_text()
@@ -290,7 +290,7 @@ def test_systemd_boot(host: Machine, upload: str) -> None:
 
 def test_a_systemd_boot_without_a_default_is_not_trusted(host: Machine, upload: str) -> None:
     systemd_boot(host, None)
-    assert "no default entry is set" in Boot(host).can()["loader_why"]
+    assert "no default entry is set" in BootControl(host).can()["loader_why"]
     Kernels(host, sudo_uid=UID).install(release=RELEASE, directory=upload)
     assert not list((host.boot / "loader/entries").iterdir())
 
@@ -308,7 +308,7 @@ def test_rhel(host: Machine, upload: str) -> None:
     at = host.boot / "receive-batching" / RELEASE
     assert (at / "initrd.img").read_text() == f"{RELEASE}\n"
     assert RELEASE in (host.boot / "grub2/custom.cfg").read_text()
-    Boot(host).prepare(release=RELEASE, method="one-shot")
+    BootControl(host).prepare(release=RELEASE, method="one-shot")
     kernels.remove()
     assert tree(host.root) == before
 
@@ -326,14 +326,14 @@ def test_a_kernel_that_refuses_kexec(host: Machine, path: str, text: str | None,
         (host.root / path).unlink()
     else:
         (host.root / path).write_text(text)
-    assert why in Boot(host).can()["kexec_why"]
+    assert why in BootControl(host).can()["kexec_why"]
 
 
 def test_secure_boot(host: Machine) -> None:
     at = host.root / "sys/firmware/efi/efivars"
     at.mkdir(parents=True)
     (at / "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c").write_bytes(b"\6\0\0\0\1")
-    assert "Secure Boot" in Boot(host).can()["loader_why"]
+    assert "Secure Boot" in BootControl(host).can()["loader_why"]
 
 
 def _link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> bytes:
@@ -470,7 +470,7 @@ def test_what_a_killed_agent_left_is_removed_by_the_next(host: Machine, upload: 
     record.write_text(record.read_text().replace('"complete": true', '"complete": false'))
     shutil.rmtree(host.boot / "receive-batching")
     with pytest.raises(AgentError, match="is not installed"):
-        Boot(host).prepare(release=RELEASE, method="kexec")
+        BootControl(host).prepare(release=RELEASE, method="kexec")
     assert kernels.install(release=RELEASE, directory=upload)["kept"] is False
     kernels.remove()
     assert tree(host.root) == before
@@ -509,7 +509,7 @@ def test_a_record_that_is_none(host: Machine) -> None:
     host.state.mkdir(parents=True)
     (host.state / "kernels.json").write_text("[1, 2")
     with pytest.raises(AgentError, match="not a record of this harness"):
-        Boot(host).state()
+        BootControl(host).state()
 
 
 @pytest.mark.parametrize(

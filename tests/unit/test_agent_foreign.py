@@ -19,7 +19,7 @@ import pytest
 from harness.agent import __main__ as agent_main
 from harness.agent import foreign, inventory, programs
 from harness.agent import load as netperf
-from harness.agent.boot import Boot, cmdline, grub, kernels, record
+from harness.agent.boot import BootControl, cmdline, grub, kernels, record
 from harness.agent.boot.kernels import Kernels
 from harness.agent.boot.record import Record, changing
 from harness.agent.boot.upload import Upload
@@ -69,8 +69,8 @@ def test_a_custom_cfg_of_another_encoding_is_carried_over(host: Machine, files: 
     ours.install(release=RELEASE, directory=files)
     assert custom.read_bytes().startswith(LATIN)
     assert f"menuentry 'receive-batching {RELEASE}'".encode() in custom.read_bytes()
-    Boot(host).prepare(release=RELEASE, method="one-shot")
-    Boot(host).cancel()
+    BootControl(host).prepare(release=RELEASE, method="one-shot")
+    BootControl(host).cancel()
     ours.remove()
     assert tree(host.root) == before
 
@@ -99,7 +99,7 @@ def test_every_file_of_the_loader_may_hold_any_byte(host: Machine, files: str, p
     else:
         at.write_bytes(old + b"\n# \xe9\n")
     before = tree(host.root)
-    ours, boot = Kernels(host, sudo_uid=UID), Boot(host)
+    ours, boot = Kernels(host, sudo_uid=UID), BootControl(host)
     ours.install(release=RELEASE, directory=files)
     assert boot.can()["loader"] == "grub"
     assert boot.state()["default_untouched"]
@@ -114,7 +114,7 @@ def test_a_command_line_is_given_on_byte_for_byte(host: Machine, files: str) -> 
     (host.root / "proc/cmdline").write_bytes(line)
     Kernels(host, sudo_uid=UID).install(release=RELEASE, directory=files)
     assert b"root=LABEL=Gr\xfc\xdfe" in (host.boot / "grub/custom.cfg").read_bytes()
-    Boot(host).prepare(release=RELEASE, method="kexec")
+    BootControl(host).prepare(release=RELEASE, method="kexec")
     assert b"root=LABEL=Gr\xfc\xdfe ro" in (host.root / "kexec.log").read_bytes()
     # Also when it is read again from the record.
     Kernels(host, sudo_uid=UID).install(release=OTHER, directory=uploaded(Path(files), OTHER))
@@ -129,7 +129,7 @@ def test_loader_conf_of_another_encoding(host: Machine, files: str) -> None:
     before = tree(host.root)
     ours = Kernels(host, sudo_uid=UID)
     ours.install(release=RELEASE, directory=files)
-    assert Boot(host).can()["loader"] == "systemd-boot"
+    assert BootControl(host).can()["loader"] == "systemd-boot"
     ours.remove()
     assert tree(host.root) == before
 

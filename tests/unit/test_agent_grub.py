@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.agent import programs
-from harness.agent.boot import Boot, firmware, grub, mounts
+from harness.agent.boot import BootControl, firmware, grub, mounts
 from harness.agent.boot.grub import Grub
 from harness.agent.boot.kernels import Kernels
 from harness.agent.faults import AgentError
@@ -78,7 +78,7 @@ def beside(esp: Path, name: str, text: str) -> Path:
 
 
 def why(host: Machine) -> str | None:
-    said = Boot(host).can()["loader_why"]
+    said = BootControl(host).can()["loader_why"]
     return None if said is None else str(said)
 
 
@@ -137,7 +137,7 @@ def test_one_that_is_not_sure_is_refused(
     ours.install(release=RELEASE, directory=uploaded(tmp_path / "upload"))
     assert not (host.boot / "grub/custom.cfg").exists(), "it would not be read"
     with pytest.raises(AgentError, match="one-shot cannot be used"):
-        Boot(host).prepare(release=RELEASE, method="one-shot")
+        BootControl(host).prepare(release=RELEASE, method="one-shot")
     ours.remove()
     assert tree(host.root) == before
 

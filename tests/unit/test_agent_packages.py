@@ -10,7 +10,7 @@ import pytest
 
 from harness.agent import doctor as on_host
 from harness.agent import faults, packages, programs
-from harness.agent.boot import Boot
+from harness.agent.boot import BootControl
 from harness.agent.boot.kernels import Kernels
 from harness.agent.counters import pmu
 from harness.agent.inventory import inventory
@@ -113,7 +113,7 @@ def test_the_doctor_knows_that_2_10_is_later_than_2_7(monkeypatch: pytest.Monkey
         return found | {"versions": found["versions"] | {"netperf": "2.10.0"}}
 
     monkeypatch.setattr(on_host, "inventory", with_netperf)
-    rows = on_host.Doctor(Boot(), Kernels()).examine(interface="lo", role="generator")
+    rows = on_host.Doctor(BootControl(), Kernels()).examine(interface="lo", role="generator")
     assert next(row for row in rows if row["check"] == "netperf version")["ok"]
 
 

@@ -135,7 +135,7 @@ def test_a_decision_errs_less_often_than_it_says(max_blocks: int) -> None:
     asked = question(max_blocks=max_blocks, points=("0", "1", "8"))
     found, runs = {"good": 0, "bad": 0, "open": 0}, 1000
     ends = bisect.Decision(point="8", outcome="bad", value=1.5, blocks=6)
-    journal = bisect.Journal(question=asked, seed=1, decisions=(ends,))
+    journal = bisect.Search(question=asked, seed=1, decisions=(ends,))
     for seed in range(runs):
         bed = Bed({"0": 1.0, "1": 1.02}, noise=0.03, seed=seed)
         found[bisect._decide("1", journal, bed.measure, {}).outcome] += 1

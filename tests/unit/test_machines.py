@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from harness import config
 from harness.agent import doctor as on_host_doctor
 from harness.agent import settings
-from harness.agent.boot import Boot
+from harness.agent.boot import BootControl
 from harness.agent.boot.kernels import Kernels
 from harness.agent.doctor import Doctor, health
 from harness.agent.faults import AgentError
@@ -198,7 +198,7 @@ def test_the_doctor_tells_what_stops_it(rx: config.SshHost, tmp_path: Path) -> N
 
 
 def test_the_doctor_on_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    examine = Doctor(Boot(), Kernels()).examine
+    examine = Doctor(BootControl(), Kernels()).examine
     rows = examine(interface="lo", role="dut", irq_cpu=0, now_s=time.time())
     found = {row["check"]: row for row in rows}
     assert found["python"]["ok"]
@@ -227,7 +227,7 @@ def test_the_doctor_reads_the_configuration_that_kernels_are_made_after(
         return {"release": "6.12", "config": "", "modules": ["sfc", "xfs"]}
 
     monkeypatch.setattr(on_host_doctor, "kernel_config", kernel_config)
-    rows = Doctor(Boot(), Kernels()).examine(interface="lo", role="dut")
+    rows = Doctor(BootControl(), Kernels()).examine(interface="lo", role="dut")
     [row] = [row for row in rows if row["check"] == "kernel config"]
     told = (
         ("readable; 2 modules are loaded", None)

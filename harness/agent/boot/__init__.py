@@ -23,7 +23,7 @@ _GO_AFTER_S = 0.5
 _LOADED = "sys/kernel/kexec_loaded"
 
 
-class Boot:
+class BootControl:
     """The calls ``boot_*``."""
 
     def __init__(self, places: Places | None = None) -> None:

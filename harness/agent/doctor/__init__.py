@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from harness.agent import cpus, packages, programs
-from harness.agent.boot import Boot
+from harness.agent.boot import BootControl
 from harness.agent.boot.kernel_config import kernel_config
 from harness.agent.boot.kernels import Kernels
 from harness.agent.faults import AgentError
@@ -32,7 +32,7 @@ _CLOCK_S = 120.0
 class Doctor:
     """The call ``doctor``: ``boot`` knows how the host can boot, ``kernels`` how many fit."""
 
-    def __init__(self, boot: Boot, kernels: Kernels) -> None:
+    def __init__(self, boot: BootControl, kernels: Kernels) -> None:
         self._boot = boot
         self._kernels = kernels
 
