@@ -218,3 +218,44 @@ def test_the_map_names_what_is_there() -> None:
     missing |= {to for to in re.findall(r"\]\(([^)#]+)", text) if not (PACKAGE / to).exists()}
     assert missing - {"kernel-patches/linux-X/", ".venv/bin/pytest"} == set()
     assert "trials/ndr.py" in named
+
+
+def hidden(function: ast.FunctionDef, known: set[str]) -> set[str]:
+    """Names of ``known`` that a comprehension of ``function`` takes for its own, and that the
+    function uses beside it: Python 3.12 then finds no value for them (PEP 709).
+    """
+    kinds = (ast.ListComp, ast.SetComp, ast.DictComp)
+    own: set[str] = set()
+    inside: set[int] = set()
+    for made in (node for node in ast.walk(function) if isinstance(node, kinds)):
+        targets = (node for one in made.generators for node in ast.walk(one.target))
+        own |= {node.id for node in targets if isinstance(node, ast.Name)}
+        inside |= {id(node) for node in ast.walk(made)}
+    names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+    used = {node.id for node in names if id(node) not in inside}
+    local = {node.id for node in names if isinstance(node.ctx, ast.Store)} - own
+    local |= {argument.arg for argument in ast.walk(function) if isinstance(argument, ast.arg)}
+    return (own & used & known) - local
+
+
+def imported_names(tree: ast.Module) -> set[str]:
+    return {
+        (name.asname or name.name).partition(".")[0]
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+
+
+def test_no_comprehension_hides_what_its_function_uses() -> None:
+    bad = "import x\ndef f(y): return {**{x: 1 for x in y}, 'a': x.b}"
+    good = "import x\ndef f(y): return {**{z: 1 for z in y}, 'a': x.b}"
+    for source, found in ((bad, {"x"}), (good, set())):
+        tree = ast.parse(source)
+        [function] = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+        assert hidden(function, imported_names(tree)) == found
+    for path in files():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert hidden(node, imported_names(tree)) == set(), f"{path}: {node.name}"

@@ -80,7 +80,7 @@ def readings(interface: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
     ethtool = Ethtool(interface)
     return {
         "interface": interface,
-        **{name: setting.read() for name, setting in settings.items()},
+        **{name: one.read() for name, one in settings.items()},
         "irq_effective_affinity": {
             str(irq): affinity(irq, "effective") for irq in interface_irqs(interface)
         },
