@@ -225,17 +225,15 @@ def hidden(function: ast.FunctionDef, known: set[str]) -> set[str]:
     function uses beside it: Python 3.12 then finds no value for them (PEP 709).
     """
     kinds = (ast.ListComp, ast.SetComp, ast.DictComp)
-    own: set[str] = set()
-    inside: set[int] = set()
-    for made in (node for node in ast.walk(function) if isinstance(node, kinds)):
-        targets = (node for one in made.generators for node in ast.walk(one.target))
-        own |= {node.id for node in targets if isinstance(node, ast.Name)}
-        inside |= {id(node) for node in ast.walk(made)}
     names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
-    used = {node.id for node in names if id(node) not in inside}
-    local = {node.id for node in names if isinstance(node.ctx, ast.Store)} - own
-    local |= {argument.arg for argument in ast.walk(function) if isinstance(argument, ast.arg)}
-    return (own & used & known) - local
+    local = {argument.arg for argument in ast.walk(function) if isinstance(argument, ast.arg)}
+    found = set()
+    for made in (node for node in ast.walk(function) if isinstance(node, kinds)):
+        targets = [node for one in made.generators for node in ast.walk(one.target)]
+        own = {node.id for node in targets if isinstance(node, ast.Name)}
+        inside = {id(node) for node in ast.walk(made)}
+        found |= {node.id for node in names if node.id in own and id(node) not in inside}
+    return (found & known) - local
 
 
 def imported_names(tree: ast.Module) -> set[str]:
