@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ def boots(campaign: Campaign) -> list[dict[str, Any]]:
 
 def test_every_step_was_booted_in_every_block(campaign: Campaign) -> None:
     assert campaign.report["complete"]
-    assert {row["step"]: row["boots"] for row in campaign.report["rows"]} == dict.fromkeys(STEPS, 2)
+    assert Counter(boot["step"] for boot in boots(campaign)) == dict.fromkeys(STEPS, 2)
+    # A busy machine may void the trials of a boot, but not of all.
+    assert all(row["boots"] for row in campaign.report["rows"])
 
 
 def test_the_table_says_that_it_is_no_hardware_figure(campaign: Campaign) -> None:
