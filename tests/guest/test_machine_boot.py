@@ -256,7 +256,9 @@ def test_sudo_for_the_agent_alone(operator: Operator, tmp_path: Path) -> None:
     machine = operator.machine
     rights, away, back = f"/etc/sudoers.d/{MACHINE_USER}", "/root/rights", "/tmp/give-back"  # noqa: S108
     script = operator.harness("hosts", "sudoers", "dut", "--script").encode()
-    until_told = f"mv {rights} {away}; (until test -e {back}; do sleep 1; done; mv {away} {rights})"
+    until_told = (
+        f"mv {rights} {away}; (until test -e {back}; do sleep 1; done; mv {away} {rights}; sync)"
+    )
     machine.run("sudo", "-n", "sh", "-c", f"{until_told} >/dev/null 2>&1 &")
     told = operator.harness("doctor", "dut", status=3)
     assert "the agent was not started: sudo: a password is required" in told
