@@ -18,7 +18,6 @@ import click
 
 from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.plan import MAX_BLOCKS, PROFILE_NAMES
-from harness.trials import EXTRAS, KINDS
 
 
 class PathOf(click.Path):
@@ -87,14 +86,6 @@ blocks_option = click.option(
     type=int,
     help="Number of blocks; a block boots each step once. Default: the profile's. "
     f"At most {MAX_BLOCKS}.",
-)
-also_option = click.option(
-    "--also",
-    type=click.Choice(EXTRAS),
-    multiple=True,
-    help="Also measure "
-    + ", ".join(f"{kind.summary} ({kind.also})" for kind in KINDS if kind.also)
-    + ". Can be repeated.",
 )
 seed_option = click.option(
     "--seed",

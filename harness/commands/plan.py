@@ -14,7 +14,6 @@ from harness import config, trials
 from harness.agent.settings.registry import KEYED, PLAIN
 from harness.beds import registry
 from harness.commands import (
-    also_option,
     bed_option,
     beds_option,
     blocks_option,
@@ -23,6 +22,7 @@ from harness.commands import (
     seed_option,
     steps_option,
 )
+from harness.commands.also import also_option
 from harness.plan import (
     AA_STEPS,
     MIN_BLOCKS_FOR_VERDICT,

@@ -18,7 +18,6 @@ from harness.base.write_ahead import WriteAheadLog
 from harness.beds import registry
 from harness.campaign import run as campaign
 from harness.commands import (
-    also_option,
     bed_option,
     beds_option,
     blocks_option,
@@ -30,6 +29,7 @@ from harness.commands import (
     steps_option,
     tree_option,
 )
+from harness.commands.also import also_option
 from harness.report import document, render
 from harness.results import samples
 from harness.results.analysis import analyse

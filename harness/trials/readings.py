@@ -17,7 +17,7 @@ Counters = dict[str, int]
 class Declared(BaseModel):
     """Only declared fields; unknown ones, for example from a newer harness, are dropped."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 class Softnet(Declared):
