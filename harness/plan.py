@@ -22,6 +22,9 @@ BASELINE = "0"
 SERIES_STEPS = tuple(str(step) for step in range(9))
 ALL_STEPS = ("0", "1", "2", "2m", "2v", *SERIES_STEPS[3:], "9")
 """The steps of the series, and optional steps that not every base has."""
+SHIPPED = "shipped"
+"""The tree as it ships, without any patch. Not a step of the series, but named like one."""
+DEFAULT_STEPS = f"0,2,8,{SHIPPED}"
 AA_STEPS = (BASELINE, f"{BASELINE}again")
 """The baseline against itself: differences that such a campaign finds are noise of the bed."""
 MIN_BLOCKS_FOR_VERDICT = 6
@@ -250,7 +253,7 @@ def parse_step(spec: str) -> str:
     return first
 
 
-def parse_steps(spec: str, available: Sequence[str] = ALL_STEPS) -> tuple[str, ...]:
+def parse_steps(spec: str, available: Sequence[str] = (*ALL_STEPS, SHIPPED)) -> tuple[str, ...]:
     """The steps that a user named, in the order of ``available``, each once.
 
     ``0,2,8`` is a list, ``0-8`` a range of numbered steps; both can be mixed. A variant such

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from harness.base.errors import ConfigurationError, InfrastructureError
-from harness.plan import MAX_BLOCKS, PROFILE_NAMES
+from harness.plan import DEFAULT_STEPS, MAX_BLOCKS, PROFILE_NAMES, SHIPPED
 
 
 class PathOf(click.Path):
@@ -72,9 +72,10 @@ beds_option = click.option(
 )
 steps_option = click.option(
     "--steps",
-    default="0,2,8",
+    default=DEFAULT_STEPS,
     show_default=True,
-    help="Steps of the series to measure, such as 0,2,8 or 0-8 or 0,2,2m,8,9.",
+    help="Steps of the series to measure, such as 0,2,8 or 0-8 or 0,2,2m,8,9; "
+    f"{SHIPPED} is the tree without any patch.",
 )
 tree_option = click.option(
     "--tree",

@@ -125,7 +125,7 @@ def bisect(
     require_paced(metric, bed.name, bed.paced_pps)
     commits = kernels.commits_between(tree, good, bad) if tree else []
     titles = {commit.name: commit.subject for commit in commits}
-    searched = plan.parse_steps("0-8" if steps is None else steps)
+    searched = plan.parse_steps("0-8" if steps is None else steps, plan.ALL_STEPS)
     question = bisection.Question(
         metric=metric,
         by=_share(by),

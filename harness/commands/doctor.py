@@ -105,7 +105,7 @@ def _here(loaded: config.HostsFile, name: str) -> Iterator[Finding]:
     of = [bed for bed, entry in loaded.beds.items() if name in (entry.dut, entry.generator)]
     if not of:
         raise ConfigurationError(f"host {name} is not in any bed")
-    steps = plan.parse_steps("0,2,8")
+    steps = plan.parse_steps(plan.DEFAULT_STEPS)
     layouts = registry.profile("quick").layouts
     yield from needs.examine(
         needs.of_kernels(

@@ -80,7 +80,7 @@ def run(
     """Build the kernels, boot them in random order, measure, and print the table.
 
     \b
-    harness run                          steps 0, 2 and 8, a few minutes
+    harness run                          steps 0, 2, 8 and the tree as it ships
     harness run --steps 0-8              all nine steps
     harness run --profile standard       enough boots for verdicts
     harness run --aa --profile standard  step 0 against itself: the noise of this bed

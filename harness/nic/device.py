@@ -30,9 +30,9 @@ _DEFAULT_MAX_FRAME = 1518
 _COUNTERS = (
     "rx_frames", "rx_delivered", "rx_nodesc", "rx_filtered", "rx_oversize", "rx_link_down",
     "rx_truncated", "rx_bad_buffer", "rx_flushed", "rx_internal_drops", "repeat_taken",
-    "repeat_delivered", "tx_frames", "tx_looped", "tx_wire_drops", "tx_dropped", "tx_link_down",
-    "tx_internal_drops", "evq_overrun", "mcdi_requests", "mcdi_unknown", "register_unknown",
-    "clients_refused", "internal_errors",
+    "repeat_delivered", "repeat_lost", "tx_frames", "tx_looped", "tx_wire_drops", "tx_dropped",
+    "tx_link_down", "tx_internal_drops", "evq_overrun", "mcdi_requests", "mcdi_unknown",
+    "register_unknown", "clients_refused", "internal_errors",
 )  # fmt: skip
 
 _MCDI_EVENT_CODE = Field(44, 8)
@@ -288,7 +288,7 @@ class Nic:
         """Write the statistics to ``address``: the last generation count first, the first one
         last."""
         self._wire.refresh()
-        drops = self._wire.ring_drops
+        drops = self._wire.ring_drops + self.journal.counts["repeat_lost"]
         if clear:
             self._stats.clear(drops)
         if not qwords:
@@ -325,6 +325,7 @@ class Nic:
     def _apply_link(self) -> None:
         receiver = self._receiver
         receiver.carries = self.phy.carries
+        receiver.link_mbps = self.phy.speed_mbps
         if not self.phy.looped:
             receiver.looped = None
         elif receiver.looped is None:

@@ -14,7 +14,9 @@ is in exactly one of: ``rx_delivered``, ``rx_nodesc``, ``rx_filtered``,
 (a bug of the model: 0), ``repeat_taken``, ``wire_ring_drops``. The driver's NODESC is
 ``rx_nodesc`` + ``wire_ring_drops``. Frames of the MAC's loopback (``tx_looped``) are
 counted in the same way. Repeated frames count each time they are delivered, in
-``repeat_delivered``, which is a part of ``rx_delivered``.
+``repeat_delivered``, which is a part of ``rx_delivered``. A wire that repeats without
+limit runs at the speed of the link: while a ring is full, the frames that it has no room
+for are ``repeat_lost``. The driver finds them in NODESC; no other counter has them.
 
 No step loops over frames. A batch of one flow, the usual case under load, takes a path
 with a third of the calls; a test compares the two paths.
@@ -84,6 +86,7 @@ class Receiver:
         """The longest frame that the MAC accepts, including FCS."""
         self.carries = True
         """Frames reach the MAC from the wire."""
+        self.link_mbps = 10_000
         self.looped: SlotRing | None = None
         """Frames of the MAC's loopback, if it is on."""
         self.stalled = False
@@ -172,8 +175,12 @@ class Receiver:
                 room = min(room, self.burst) if rxq.evq.ready else 0
             if room <= 0:
                 break
+            full = room <= rxq.entries // 2
             delivered = self._again(template, rxq, template.next(room), now_ns)
             done += delivered
+            if template.left is None and not self.burst:
+                lost = template.lost(delivered, self.link_mbps, now_ns, full=full)
+                self._journal.count("repeat_lost", lost)
             if template.left == 0:
                 templates.popleft()
             elif template.left is None or not delivered:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from harness.nic import offload, queues
 from harness.nic.memory import Int64s, Octets, Qwords
+from harness.nic.wire import RX_PREFIX_SIZE
 
 RESERVED = 64
 _STREAM = 32
@@ -32,6 +33,10 @@ _MANY = 4096
 _FEW = 1024
 _SHORT = 256
 _SPARE = 16384
+_FRAMING = 24
+"""Octets on the link besides a frame: preamble, FCS and gap."""
+_LONGEST_PASS_NS = 1_000_000
+"""A longer time without a call means that the model was stopped, and the link with it."""
 _MAX_WAITING = 4096
 """The most frames that may wait to be repeated a given number of times: the size of the
 packet buffer."""
@@ -70,6 +75,7 @@ class Template:
         self.size = size
         self.left = left
         self.newest_ns = now_ns
+        self._passed_ns = now_ns
         self._at = 0
         self._newest = run.size % size
         self._alike = size if run.alike else 0
@@ -135,6 +141,19 @@ class Template:
         if self.left is not None:
             self.left -= delivered
         return delivered
+
+    def lost(self, delivered: int, mbps: int, now_ns: int, *, full: bool) -> int:
+        """How many frames more than ``delivered`` a link has carried since the last call.
+
+        Only if the ring was ``full``, the driver at most half way through it, all the time:
+        otherwise the wire may have been too slow for the driver.
+        """
+        passed_ns = min(now_ns - self._passed_ns, _LONGEST_PASS_NS)
+        self._passed_ns = now_ns
+        if not full:
+            return 0
+        octets = float(self._lengths.mean()) - RX_PREFIX_SIZE + _FRAMING
+        return max(0, int(passed_ns * mbps / 1000 / (8 * octets)) - delivered)
 
     def alike(self) -> tuple[int, int] | None:
         """(address, length with prefix) of all frames, or None if they differ."""

@@ -4,7 +4,8 @@
 Hides the layout: a directory for each base, a ``series`` file that lists the patches in
 order, and file names whose number is the step: ``0000-prelude-*`` makes step 0, ``0001-*``
 step 1, and so on. A file ``optional`` lists patches that each make an additional step:
-``0002m-*`` on top of step 2 makes step 2m.
+``0002m-*`` on top of step 2 makes step 2m. The tree without any patch is called
+``shipped``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.base.resources import shipped
+from harness.plan import SHIPPED
 
 _FILE_NAME = re.compile(r"(\d{4})([a-z]?)-[\w.+-]+\.patch")
 _PREFIX = re.compile(r"^\s*(\[[^\]]*\]\s*)+")
@@ -92,14 +94,16 @@ class Series:
         return tuple(patch.name for patch in self.optional)
 
     def upto(self, step: str | int) -> tuple[Patch, ...]:
-        """The patches between the base and ``step``, the prelude included.
+        """The patches between the tree as it ships and ``step``, the prelude included.
 
         Raises:
             ConfigurationError: the series has no such step.
         """
         name = str(step)
+        if name == SHIPPED:
+            return ()
         if name not in (*self.steps, *self.optional_steps):
-            known = ", ".join((*self.steps, *self.optional_steps))
+            known = ", ".join((*self.steps, *self.optional_steps, SHIPPED))
             raise ConfigurationError(f"series {self.base} has no step {step}; expected {known}")
         own = tuple(patch for patch in self.optional if patch.name == name)
         number = own[0].step if own else int(name)

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.plan import (
     BASELINE,
+    SHIPPED,
     SINGLY_BEFORE,
     PlannedBoot,
     step_number,
@@ -386,6 +387,8 @@ def _differences(one: Any, other: Any, name: str = "") -> set[str]:
 
 def _title(campaign: Campaign, step: str) -> str | None:
     """What the last patch of a step does, from its file name."""
+    if step == SHIPPED:
+        return "the tree as it ships"
     patches = campaign.variants.get(step, {}).get("patches") or []
     if not patches:
         return None

@@ -127,6 +127,7 @@ class LoadOnBoot:
         self._paced_pps = paced_pps
         self._before: dict[str, Any] = {}
         self._ramp: dict[str, Any] | None = None
+        self._netperf: list[dict[str, Any]] = []
         self.void: list[dict[str, str]] = []
         self.answers: list[dict[str, Any]] = []
 
@@ -147,19 +148,23 @@ class LoadOnBoot:
         """Counters before the load and now."""
         return {"before": self._before, "after": self._counters()}
 
-    def end(self) -> dict[str, Any]:
-        """End the streams; returns the readings that its trials share."""
+    def end_streams(self) -> None:
+        """End the streams; their last packets are under way for a moment."""
         if self._paced_pps:
             pace(self._bed, self._block.load, None)
         self._bed.generator.netperf_end()
-        time.sleep(_LAST_PACKETS_S)
+
+    def end_receiver(self) -> None:
+        """End netserver; netperf and the NIC's statistics need a moment to settle."""
         self._bed.dut.netserver_end()
-        netperf = self._bed.generator.netperf_wait(timeout_s=30)
-        time.sleep(_SETTLE_S)
+        self._netperf = self._bed.generator.netperf_wait(timeout_s=30)
+
+    def shared(self) -> dict[str, Any]:
+        """The readings that its trials share."""
         return {
             "void": self.void,
             "ramp": self._ramp,
-            "netperf": netperf,
+            "netperf": self._netperf,
             "whole": self.whole(),
         }
 
@@ -185,7 +190,7 @@ def under_load(
     to ``begin`` (``None``: there was no answer).
     """
     boots = [only] if only else block.up
-    blamed: Blamed = (lambda _: contextlib.nullcontext()) if only else block.blamed
+    blamed: Blamed = alone if only else block.blamed
     together = len(boots) > 1
     loads = {boot: LoadOnBoot(block, boot.bed, paced_pps) for boot in boots}
     for boot, load in loads.items():
@@ -209,16 +214,43 @@ def under_load(
                         loads[boot].answers.append(answer.result())
                     except TrialVoidError as error:
                         loads[boot].give_up(error)
+    if together:
+        _each(loads, blamed, lambda boot, _: boot.bed.thaw())
+    end_all(loads, blamed)
+
+    def write(boot: MeasuredBoot, load: LoadOnBoot) -> None:
+        shared = load.shared()
+        answers = itertools.chain(load.answers, itertools.repeat(None))
+        for trial, told in zip(planned, answers, strict=False):
+            head = {"kind": trial.kind, "index": trial.index}
+            boot.trials.append(sample(boot, head | shared, told))
+
+    _each(loads, blamed, write)
+
+
+def alone(_: MeasuredBoot) -> contextlib.nullcontext[None]:
+    """A :data:`Blamed` that blames nobody."""
+    return contextlib.nullcontext()
+
+
+def end_all(loads: Mapping[MeasuredBoot, LoadOnBoot], blamed: Blamed = alone) -> None:
+    """End the loads, and wait until every counter has settled."""
+    _each(loads, blamed, lambda _, load: load.end_streams())
+    time.sleep(_LAST_PACKETS_S)
+    _each(loads, blamed, lambda _, load: load.end_receiver())
+    time.sleep(_SETTLE_S)
+
+
+def _each(
+    loads: Mapping[MeasuredBoot, LoadOnBoot],
+    blamed: Blamed,
+    act: Callable[[MeasuredBoot, LoadOnBoot], object],
+) -> None:
+    """Do something to each boot that is up."""
     for boot, load in loads.items():
         if boot.up:
             with blamed(boot):
-                if together:
-                    boot.bed.thaw()
-                shared = load.end()
-                answers = itertools.chain(load.answers, itertools.repeat(None))
-                for trial, told in zip(planned, answers, strict=False):
-                    head = {"kind": trial.kind, "index": trial.index}
-                    boot.trials.append(sample(boot, head | shared, told))
+                act(boot, load)
 
 
 def _ramp_up(bed: RunningBed, streams: int) -> dict[str, Any]:

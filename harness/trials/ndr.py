@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.plan import PlannedTrial, Profile
 from harness.trials import rules
 from harness.trials.kind import Conditions, Figure, Kind, Measure, Panel, Told, VoidRule
-from harness.trials.load import LoadOnBoot, pace
+from harness.trials.load import LoadOnBoot, end_all, pace
 from harness.trials.readings import Declared, Trial, Whole
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Ndr(Kind[NdrTrial]):
                 if why := why_no_highest_rate(found["ndr_pps"], found["search"]):
                     found["void"] = [{"rule": "rate-not-found", "detail": why}]
                 found["whole"] = load.whole()
-            load.end()
+            end_all({boot: load})
             boot.trials.append(NdrTrial.model_validate(found))
 
         block.alone("highest rate without loss", planned, measure)

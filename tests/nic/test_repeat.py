@@ -74,7 +74,7 @@ def conserved(driver: InProcess) -> dict[str, int]:
     assert put == once + counters["repeat_taken"] + gone
     assert counters["rx_frames"] == counters["rx_delivered"] + gone
     assert counters["internal_errors"] == 0
-    assert driver.stats()[0x1C] == counters["rx_frames"]
+    assert driver.stats()[0x1C] == counters["rx_frames"] + counters["repeat_lost"]
     return counters
 
 
@@ -141,6 +141,32 @@ def test_without_end_the_latest_go_round_while_streams_last(driver: InProcess) -
     driver.clock.now_ns += 100 * MS
     assert arrivals(driver, 5) == []
     conserved(driver)
+
+
+def test_what_a_link_carries_beyond_a_full_ring_is_lost(driver: InProcess) -> None:
+    driver.nic.pace_wire(repeat=0, burst=0)
+    driver.wire.inject(*flows(100))
+    assert len(arrivals(driver)) == ENTRIES - 8 - RESERVED
+    assert conserved(driver)["repeat_lost"] == 0
+    # A frame of 60 octets occupies a link of 10 Gbit/s for 67.2 ns.
+    carried = {MS // 10: 1488, MS: 14_880, 50 * MS: 14_880}
+    arrivals(driver)
+    lost = 0
+    for passed_ns, frames in carried.items():
+        driver.nic.receive()
+        driver.receive()
+        driver.refill(number=400)
+        before = driver.nic.counters()["repeat_delivered"]
+        driver.clock.now_ns += passed_ns
+        driver.nic.receive()
+        lost += frames - (driver.nic.counters()["repeat_delivered"] - before)
+        counters = conserved(driver)
+        assert counters["repeat_lost"] == driver.stats()[0x36] == lost
+        driver.receive()
+        driver.refill()
+    # The driver has emptied the ring: then the wire was too slow, and nothing is lost.
+    arrivals(driver, 3)
+    assert conserved(driver)["repeat_lost"] == lost
 
 
 def test_a_lone_datagram_is_no_stream(driver: InProcess) -> None:

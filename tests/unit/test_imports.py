@@ -21,8 +21,8 @@ PACKAGE = Path(harness.__file__).parent
 FLOW = [
     "base",
     "config",
-    "patches",
     "plan",
+    "patches",
     "kernels",
     "images",
     "beds",
