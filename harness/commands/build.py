@@ -21,13 +21,14 @@ from harness.commands import bed_option, hosts_option, steps_option, tree_option
 @click.option(
     "--layouts",
     type=click.IntRange(min=1, max=plan.MAX_LAYOUTS),
-    default=registry.profile("quick").layouts,
-    show_default=True,
-    help="Layouts of each kernel; on a virtual bed the profile standard uses "
-    f"{registry.profile('standard').layouts}.",
+    help="Layouts of each kernel. Default: those of the profile quick on that bed.",
 )
 def build(
-    steps: str, bed_name: str | None, hosts_path: Path | None, tree: Path | None, layouts: int
+    steps: str,
+    bed_name: str | None,
+    hosts_path: Path | None,
+    tree: Path | None,
+    layouts: int | None,
 ) -> None:
     """Build the kernels of the given steps and keep them in the cache.
 
@@ -39,6 +40,7 @@ def build(
     with Progress() as progress, registry.acquired(config.bed(hosts, bed_name)) as place:
         wanted = plan.parse_steps(steps)
         host = registry.kernel_config(hosts.kernel, place.bed)
+        layouts = layouts or registry.profile("quick", bed_kind=place.bed.kind).layouts
         needs.require(
             needs.of_kernels(
                 hosts.kernel, wanted, layouts, tree=tree, host=host, arch=place.bed.arch

@@ -105,8 +105,9 @@ def _here(loaded: config.HostsFile, name: str) -> Iterator[Finding]:
     of = [bed for bed, entry in loaded.beds.items() if name in (entry.dut, entry.generator)]
     if not of:
         raise ConfigurationError(f"host {name} is not in any bed")
+    bed = config.bed(loaded, of[0])
     steps = plan.parse_steps(plan.DEFAULT_STEPS)
-    layouts = registry.profile("quick").layouts
+    layouts = registry.profile("quick", bed_kind=bed.kind).layouts
     yield from needs.examine(
         needs.of_kernels(
             loaded.kernel,
@@ -114,7 +115,7 @@ def _here(loaded: config.HostsFile, name: str) -> Iterator[Finding]:
             layouts,
             tree=None,
             host=None,
-            bed=config.bed(loaded, of[0]),
+            bed=bed,
             together=len(steps),
         )
     )

@@ -24,6 +24,8 @@ class Arch:
     fragment: Path
     by_compiler: bool = False
     """Does the compiler link the kernel, with the linker that it finds itself?"""
+    types_from: str = ""
+    """The object from which the kernel's types (BTF) are taken, if it is built without them."""
     headers: bool = False
     """Do its guests compile probes against its headers?"""
 
@@ -43,11 +45,13 @@ X86 = Arch(
 )
 UM = Arch(
     name="um",
-    arguments=("ARCH=um",),
+    # Debug information for objects of one name only.
+    arguments=("ARCH=um", "CFLAGS_dev.o=-g"),
     goal="vmlinux",
     built="vmlinux",
     kept="linux",
     fragment=Path(__file__).with_name("native.config"),
     by_compiler=True,
+    types_from="net/core/dev.o",
 )
 ARCHES: Mapping[str, Arch] = MappingProxyType({arch.name: arch for arch in (X86, UM)})

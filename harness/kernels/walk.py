@@ -190,6 +190,8 @@ class Walk:
             self._pack(modules, making / "headers.squashfs", modular=modular)
         shutil.rmtree(staged)
         shutil.copy(self.objects / arch.built, making / arch.kept)
+        if arch.types_from and "CONFIG_DEBUG_INFO_BTF=y" not in text:
+            self._add_types(making / arch.kept)
         shutil.copyfile(config, making / "config")
         shutil.copyfile(log, making / "build.log")
         stored = {
@@ -210,6 +212,19 @@ class Walk:
         programs.mkdir(exist_ok=True)
         _write_script(programs / "ld", _LD)
         return {"COMPILER_PATH": str(programs)}
+
+    def _add_types(self, kernel: Path) -> None:
+        """Give ``kernel`` the types of one object instead of debug information."""
+        types = kernel.with_name("types.btf")
+        process.run(
+            [
+                "pahole", f"--btf_encode_detached={types}",
+                str(self.objects / self.configuration.arch.types_from),
+            ],
+            hint="apt-get install dwarves",
+        )  # fmt: skip
+        process.run(["objcopy", "--strip-debug", f"--add-section=.BTF={types}", str(kernel)])
+        types.unlink()
 
     def _pack(self, modules: Path, packed: Path, *, modular: bool) -> None:
         """Pack ``modules``, the future /lib/modules/RELEASE, with headers in it."""

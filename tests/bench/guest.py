@@ -78,11 +78,10 @@ class Ready:
 
 
 def ready(chosen: argparse.Namespace, progress: Progress) -> Ready:
-    """Make what the default bed needs, if it is not kept."""
+    """Make what the virtual bed needs, if it is not kept."""
     hosts = config.load(config.locate(chosen.hosts))
-    bed = config.bed(hosts, None)
-    if not isinstance(bed.dut, config.QemuHost):
-        raise ConfigurationError(f"bed {bed.name} is not a virtual one")
+    bed = config.bed(hosts, "virtual")
+    assert isinstance(bed.dut, config.QemuHost)
     [step] = plan.parse_steps(chosen.step)
     image = kernels.images(hosts.kernel, [step], progress=progress)[step]
     return Ready(

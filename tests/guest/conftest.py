@@ -42,9 +42,10 @@ class Campaign:
 
 @pytest.fixture(scope="session")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    """``harness run`` over steps 0, 2 and 8, as a user would start it."""
+    """``harness run`` over steps 0, 2 and 8 on the virtual bed, as a user would start it."""
     directory = tmp_path_factory.mktemp("campaign") / "result"
-    done = harness("run", "--steps", ",".join(STEPS), "--out", str(directory), "--seed", "1")
+    asked = ["--bed", "virtual", "--steps", ",".join(STEPS), "--seed", "1"]
+    done = harness("run", *asked, "--out", str(directory))
     assert done.returncode == 0
     report = harness("report", str(directory), "--format", "json")
     return Campaign(directory, done.stdout, json.loads(report.stdout))
@@ -77,13 +78,13 @@ class Beds:
     directory: Path
 
     def up(self, step: str = "8") -> AbstractContextManager[VirtualBed]:
-        bed = config.bed(config.load(config.locate(None)))
+        bed = config.bed(config.load(config.locate(None)), "virtual")
         return virtual_bed(bed, self.built[step], self.equipment, self.directory)
 
 
 def equipped(built: dict[str, kernels.Image], directory: Path) -> Beds:
     """Beds that keep what they say in ``directory``."""
-    dut = config.bed(config.load(config.locate(None))).dut
+    dut = config.bed(config.load(config.locate(None)), "virtual").dut
     assert isinstance(dut, config.QemuHost)
     with Progress() as progress:
         return Beds(built, equipment(dut, built["0"], progress), directory)

@@ -25,8 +25,8 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
         pytest.skip(f"{_TREE} names no git tree of Linux 4.18")
     assert patches.base_of(Path(tree))[0] == "linux-4.18"
     directory = tmp_path_factory.mktemp("campaign") / "result"
-    asked = ["--tree", tree, "--steps", "0,2,8", "--profile", "smoke", "--out", str(directory)]
-    done = harness("run", *asked)
+    asked = ["--tree", tree, "--bed", "virtual", "--steps", "0,2,8", "--profile", "smoke"]
+    done = harness("run", *asked, "--out", str(directory))
     assert done.returncode == 0
     report = harness("report", str(directory), "--format", "json")
     return Campaign(directory, done.stdout, json.loads(report.stdout))

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.guest
 def test_what_is_measured_beside_the_rate(tmp_path: Path) -> None:
     also = [word for extra in ("cpu", "latency", "ndr") for word in ("--also", extra)]
     out = tmp_path / "result"
-    done = harness("run", "--steps", "0", "--blocks", "1", *also, "--out", str(out))
+    asked = ["--bed", "virtual", "--steps", "0", "--blocks", "1", *also]
+    done = harness("run", *asked, "--out", str(out))
     assert done.returncode == 0, done.stderr
     [boot] = [json.loads(path.read_text()) for path in out.glob("boots/*/boot.json")]
     found: dict[str, list[dict[str, Any]]] = {}
@@ -63,8 +64,8 @@ def test_what_the_emulator_executed(tmp_path: Path) -> None:
     usual = config.locate(None).read_text()
     assert "accelerator: auto" in usual
     hosts.write_text(usual.replace("accelerator: auto", "accelerator: tcg"))
-    words = ["run", "--hosts", str(hosts), "--profile", "smoke", "--steps", "8"]
-    done = harness(*words, "--also", "icache", "--out", str(out))
+    words = ["--hosts", str(hosts), "--bed", "virtual", "--profile", "smoke", "--steps", "8"]
+    done = harness("run", *words, "--also", "icache", "--out", str(out))
     assert done.returncode == 0
     [boot] = [json.loads(path.read_text()) for path in out.glob("boots/*/boot.json")]
     [counted] = [trial for trial in boot["trials"] if trial["kind"] == "icache"]

@@ -18,7 +18,7 @@ _SETTLED_S = 3.0
 
 
 def test_rings_offloads_and_queues_of_the_model(beds: Beds) -> None:
-    virtual = config.bed(config.load(config.locate(None)))
+    virtual = config.bed(config.load(config.locate(None)), "virtual")
     asked = virtual.model_copy(
         update={
             "rx_ring": 512,
@@ -74,7 +74,7 @@ def test_rings_offloads_and_queues_of_the_model(beds: Beds) -> None:
 
 
 def test_a_rule_that_the_nic_has_no_filter_for_is_skipped(beds: Beds) -> None:
-    virtual = config.bed(config.load(config.locate(None)))
+    virtual = config.bed(config.load(config.locate(None)), "virtual")
     asked = virtual.model_copy(update={"steering": "ntuple"})
     with beds.up() as bed:
         untouched = bed.dut.settings_read(interface=bed.dut_interface)

@@ -36,9 +36,9 @@ def test_an_ordinary_user_gets_the_same_bed(beds: Beds, built: dict[str, Image])
         python = interpreter(home / "p")
         keep(home / ".cache/receive-batching", beds, [built["0"], built["8"]])
         subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", str(home)], check=True)
-        done = as_user(home, [str(python), "-m", "harness", "doctor"])
+        done = as_user(home, [str(python), "-m", "harness", "doctor", "--bed", "virtual"])
         assert done.returncode == 0, done.stdout + done.stderr
-        run = ["run", "--steps", "0,8", "--profile", "smoke", "--out", "out"]
+        run = ["run", "--bed", "virtual", "--steps", "0,8", "--profile", "smoke", "--out", "out"]
         done = as_user(home, [str(python), "-m", "harness", *run])
         assert done.returncode == 0, done.stderr[-3000:]
         assert {line.split()[0] for line in done.stdout.splitlines() if line} >= {"0", "8"}

@@ -67,7 +67,7 @@ HOOKS = Path(__file__).with_name("long_packets.py")
 def bed(
     built: dict[str, kernels.Image], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[VirtualBed]:
-    named = config.bed(config.load(config.locate(None)))
+    named = config.bed(config.load(config.locate(None)), "virtual")
     with equipped(built, tmp_path_factory.mktemp("bed")).up() as running:
         prepare.apply_settings(named, running)
         yield running
@@ -76,7 +76,7 @@ def bed(
 @pytest.fixture
 def to(bed: VirtualBed) -> Callable[..., bytes]:
     """A UDP frame from the generator to an address of the guest."""
-    named = config.bed(config.load(config.locate(None)))
+    named = config.bed(config.load(config.locate(None)), "virtual")
     source = (bed.generator_mac, str(named.generator.address.ip))
 
     def made(address: str = str(named.dut.address.ip), *, octets: int = 1) -> bytes:

@@ -34,7 +34,7 @@ ATTACHED = "cat /proc/[0-9]*/fdinfo/* 2>/dev/null | grep -c ^link_type || true"
 
 @pytest.fixture(scope="module")
 def bed_config() -> config.Bed:
-    return config.bed(config.load(config.locate(None)))
+    return config.bed(config.load(config.locate(None)), "virtual")
 
 
 @pytest.fixture

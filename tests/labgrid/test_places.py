@@ -217,7 +217,7 @@ def test_a_place_is_acquired_resolved_and_released(lab: Lab, bed: Beds) -> None:
 
 
 def test_a_bed_without_a_place_is_as_it_is() -> None:
-    plain = config.bed(config.load(config.locate(None)))
+    plain = config.bed(config.load(config.locate(None)), "virtual")
     with labgrid.acquired(plain) as place:
         place.still_mine()
         assert place.bed is plain

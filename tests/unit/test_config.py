@@ -79,8 +79,11 @@ def refusal(path: Path) -> ConfigurationError:
     return caught.value
 
 
-def test_the_shipped_file_describes_the_virtual_bed() -> None:
-    bed = config.bed(config.load(shipped("hosts.yaml")))
+def test_the_shipped_file_describes_beds_of_this_machine() -> None:
+    hosts = config.load(shipped("hosts.yaml"))
+    usual = config.bed(hosts)
+    assert (usual.name, usual.kind) == ("native", "native")
+    bed = config.bed(hosts, "virtual")
     assert (bed.name, bed.kind, bed.netserver_cpu) == ("virtual", "virtual", 0)
     assert isinstance(bed.dut, config.QemuHost)
     assert isinstance(bed.generator, config.NetnsHost)

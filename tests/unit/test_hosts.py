@@ -132,7 +132,7 @@ def test_what_a_console_says_of_a_kernels_death(console: str, death: str | None)
 
 
 def test_the_receiving_vcpu_has_a_cpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    bed = config.bed(config.load(config.locate(None)))
+    bed = config.bed(config.load(config.locate(None)), "virtual")
     for cpus in ({0}, {0, 1}, {2, 3, 5}, set(range(8))):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: cpus)
         placed = beds.machine_cpus(bed)
@@ -144,7 +144,7 @@ def test_the_receiving_vcpu_has_a_cpu_of_its_own(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_cpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    bed = config.bed(config.load(config.locate(None)))
+    bed = config.bed(config.load(config.locate(None)), "virtual")
     chosen = config.MachineCpus(vcpus=(0, 1), model=1, netperf=(9,))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     with pytest.raises(ConfigurationError, match=r"\[9\]"):
