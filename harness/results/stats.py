@@ -185,10 +185,18 @@ def _verdict(
         p_value=p_value,
         p_holm=p_holm,
         bound=_bound(low, high),
-        detectable=math.expm1(_detectable_sd(values.size) * float(np.std(values, ddof=1))),
+        detectable=detectable(values.size, float(np.std(values, ddof=1))),
         p_beds=p_beds,
     )
     return replace(found, outcome="inconclusive") if found.beds_differ else found
+
+
+def detectable(blocks: int, spread: float) -> float:
+    """The smallest relative difference that ``blocks`` find with 80 % power.
+
+    ``spread`` is the standard deviation of the log-ratios of blocks.
+    """
+    return math.expm1(_detectable_sd(blocks) * spread)
 
 
 def outcome_of(low: float, high: float, *, margin: float = MARGIN) -> Outcome:

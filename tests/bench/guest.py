@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from harness import config, kernels, plan
-from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.beds.virtual import Equipment, equipment, machine_cpus
 

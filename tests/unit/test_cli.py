@@ -135,7 +135,7 @@ def test_completion_completes_without_importing_commands() -> None:
 def test_hosts_schema_and_show(tmp_path: Path) -> None:
     assert json.loads(harness("hosts", "schema").stdout)["type"] == "object"
     shown = json.loads(harness("hosts", "show", cwd=tmp_path).stdout)
-    assert shown["bed"]["kind"] == "virtual"
+    assert shown["bed"]["kind"] == "native"
     assert shown["bed"]["dut"]["nic"]["model"] == "ef10"
     (tmp_path / "hosts.yaml").write_text("version: 1\n")
     refused = harness("hosts", "show", cwd=tmp_path)
@@ -171,6 +171,9 @@ hosts:
     assert not out.exists()
 
 
+QEMU = ("--bed", "virtual")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -183,8 +186,8 @@ hosts:
         (("--good", "0", "--bad", "8", "--by", "0%"), "is not a percentage"),
         (("--good", "0", "--bad", "8", "--resume"), "holds no bisection to resume"),
         (("--good", "0"), "Missing option '--bad'"),
-        (("--good", "0", "--bad", "8", "--tree", "no"), "no kernel tree at no"),
-        (("--good", "0", "--bad", "8", "--tree", "."), "has no commit '0'"),
+        ((*QEMU, "--good", "0", "--bad", "8", "--tree", "no"), "no kernel tree at no"),
+        ((*QEMU, "--good", "0", "--bad", "8", "--tree", "."), "has no commit '0'"),
         (("--good", "a", "--bad", "b", "--tree", ".", "--steps", "0-8"), "exclude each other"),
     ],
 )

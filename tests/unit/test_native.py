@@ -38,7 +38,7 @@ from harness.kernels import Image, build, configuration
 from harness.kernels.arch import UM, X86, Arch
 from harness.kernels.source import from_tarball
 from harness.kernels.toolchain import Toolchain
-from harness.kernels.walk import _LD
+from harness.kernels.walk import _LD, Walk
 from harness.report import text
 from harness.results.analysis import analyse
 from harness.results.samples import ResultDirectory
@@ -265,9 +265,11 @@ def test_every_step_has_the_patches_of_the_bed(
     (home / "series").write_text("0001-step.patch\n")
     series = patches.series("linux-6.12", tmp_path)
     toolchain = Toolchain(compiler="gcc")
+    typed: list[str] = []
 
     def built(bed_patches: list[Path], arch: Arch = UM) -> dict[str, Image]:
         monkeypatch.setattr(configuration.Configuration, "check", lambda *_: None)
+        monkeypatch.setattr(Walk, "_add_types", lambda _, kernel: typed.append(kernel.name))
         with Progress(bars=False) as progress:
             made = build.build_steps(
                 from_tarball(tmp_path / "linux.tar"),
@@ -288,6 +290,7 @@ def test_every_step_has_the_patches_of_the_bed(
         assert image.provenance()["bed_patches"] == ("0001-bed.patch",)
         assert image.patches == (("0001-step.patch",) if step == "1" else ())
         assert not image.headers.exists()
+    assert typed == ["linux", "linux"]
     assert built([home / "0001-bed.patch"]) == with_bed
     assert built([])["0"].directory != with_bed["0"].directory
 

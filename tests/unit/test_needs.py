@@ -442,12 +442,12 @@ REFUSED = "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1"
 @pytest.mark.parametrize(
     "words",
     [
-        ("run", "--steps", "0,8", "--profile", "smoke"),
-        ("trace", "--duration", "1"),
-        ("bisect", "--good", "0", "--bad", "8"),
+        ("run", "--bed", "virtual", "--steps", "0,8", "--profile", "smoke"),
+        ("trace", "guest", "--duration", "1"),
+        ("bisect", "--bed", "virtual", "--good", "0", "--bad", "8"),
         ("selftest", "rack"),
         ("selftest", "faults", "panic"),
-        ("doctor",),
+        ("doctor", "--bed", "virtual"),
     ],
 )
 def test_it_is_told_before_anything_is_made(
