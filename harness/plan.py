@@ -221,6 +221,28 @@ def _seed_of(bed: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {bed}".encode()).digest()[:8])
 
 
+def families(steps: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The comparisons with step 0, in the order in which they are decided.
+
+    The series is one family. Its last step is the primary comparison; an earlier step is
+    decided only if all later ones are. Any other variant is a family of its own.
+    """
+    series = tuple(step for step in reversed(steps) if step in SERIES_STEPS[1:])
+    others = [(step,) for step in steps if step not in SERIES_STEPS]
+    return (*([series] if series else []), *others)
+
+
+def blocks_for_verdict(steps: Sequence[str]) -> int:
+    """The smallest number of blocks with which the first comparison of a family is decided.
+
+    The smallest p-value of n blocks is 2 · (1/2)^n; each family has its share of 5 %.
+    """
+    blocks = MIN_BLOCKS_FOR_VERDICT
+    while len(families(steps)) * 2 * 0.5**blocks >= 0.05:
+        blocks += 1
+    return blocks
+
+
 def kernel_of(step: str) -> str:
     """The step of the series that runs under the name ``step``."""
     return step.removesuffix("again")

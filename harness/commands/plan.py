@@ -25,9 +25,10 @@ from harness.commands import (
 from harness.commands.also import also_option
 from harness.plan import (
     AA_STEPS,
-    MIN_BLOCKS_FOR_VERDICT,
     Plan,
     Profile,
+    blocks_for_verdict,
+    families,
     make_plan,
     parse_steps,
 )
@@ -109,8 +110,12 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
             f"boots of a block run side by side, time-sliced ({timing.slice_s:g} s): "
             "a slowdown of this machine affects all of them equally"
         )
-    if timing.blocks < MIN_BLOCKS_FOR_VERDICT:
-        yield f"no verdict: {timing.blocks} of the {MIN_BLOCKS_FOR_VERDICT} blocks it needs"
+    needed = blocks_for_verdict(plan.steps)
+    if timing.blocks < needed:
+        yield f"no verdict: {timing.blocks} of the {needed} blocks it needs"
+    else:
+        decided = [", then ".join(f"step {step}" for step in one) for one in families(plan.steps)]
+        yield f"compared with step 0, each group for itself: {' · '.join(decided)}"
     yield ""
     where = [[bed] for bed in plan.block_beds] or [[] for _ in plan.order]
     rows = [

@@ -193,7 +193,7 @@ def _verdict(step: str, metric: str, verdict: Verdict) -> Document:
         "method": "Hodges-Lehmann estimate, exact Wilcoxon signed-rank interval over blocks",
         "blocks": verdict.blocks,
         "p_value": verdict.p_value,
-        "p_holm": verdict.p_holm,
+        "p_corrected": verdict.p_corrected,
         "no_difference_larger_than": verdict.bound,
         "smallest_detectable": verdict.detectable,
         "p_beds": verdict.p_beds,

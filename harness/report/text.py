@@ -408,9 +408,6 @@ def verdict_lines(report: Document) -> Iterator[str]:
                 yield f"bed {found['bed']}: {verdict_line(found['verdict'])}"
 
 
-_EFFECTS = ("faster", "slower", "higher", "lower")
-
-
 def _of_the_nic(report: Document) -> Iterator[str]:
     """How the NIC differs from the NIC of the series, and settings it did not accept."""
     nic = (report["inventory"].get("dut") or {}).get("nic") or {}
@@ -452,13 +449,13 @@ def verdict_line(verdict: Document) -> str:
         word += ": beds differ"
     agree = "" if p_beds is None else f"; the same on all beds: p {p_beds:.3g}"
     low, high = verdict["interval"]
-    uncorrected = verdict["verdict"] in _EFFECTS and verdict["p_holm"] > 1 - CONFIDENCE
-    holm = f"{verdict['p_holm']:.3g}" + f", not below {1 - CONFIDENCE:.2g}" * uncorrected
+    too_many = verdict["p_value"] < 1 - CONFIDENCE <= verdict["p_corrected"]
+    corrected = f"{verdict['p_corrected']:.3g}" + f", not below {1 - CONFIDENCE:.2g}" * too_many
     return (
         f"step {verdict['step']} against step {verdict['baseline']}: {word} "
         f"({percent(verdict['ratio'])}, {verdict['confidence']:.0%} interval "
         f"{percent(low)} … {percent(high)} over {verdict['blocks']} blocks; "
-        f"Wilcoxon p {verdict['p_value']:.3g}, Holm {holm}; "
+        f"Wilcoxon p {verdict['p_value']:.3g}, corrected {corrected}; "
         f"detectable from ±{100 * verdict['smallest_detectable']:.1f}%{agree})"
     )
 

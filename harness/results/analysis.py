@@ -20,6 +20,7 @@ from harness.plan import (
     SHIPPED,
     SINGLY_BEFORE,
     PlannedBoot,
+    families,
     step_number,
 )
 from harness.results.figures import (
@@ -288,7 +289,9 @@ def _compared(
     base = gathered[BASELINE].boots if BASELINE in gathered else []
     changes = {step: paired(gathered[step].boots, base, metric) for step in steps}
     found = {step: pair for step, pair in changes.items() if pair and step != BASELINE}
-    outcomes = judge(list(found.values())) if judged else [None] * len(found)
+    places = {step: place for place, step in enumerate(found)}
+    ordered = [[places[step] for step in family if step in found] for family in families(steps)]
+    outcomes = judge(list(found.values()), ordered) if judged else [None] * len(found)
     verdicts = dict(zip(found, outcomes, strict=True))
     return {step: (changes[step], verdicts.get(step)) for step in steps}
 

@@ -101,8 +101,8 @@ class Verdict:
     blocks: int
     p_value: float
     """Two-sided, exact signed-rank."""
-    p_holm: float
-    """The same, corrected for the number of comparisons."""
+    p_corrected: float
+    """The same, corrected for the number of comparisons; see :func:`corrected`."""
     bound: float
     """The largest difference, as a share, that is compatible with the interval."""
     detectable: float
@@ -136,18 +136,26 @@ def block_ratio(
     return math.exp(statistics.fmean(logs)) if logs else None
 
 
-def judge(comparisons: Sequence[Paired], *, margin: float = MARGIN) -> list[Verdict | None]:
+def judge(
+    comparisons: Sequence[Paired],
+    families: Sequence[Sequence[int]] = (),
+    *,
+    margin: float = MARGIN,
+) -> list[Verdict | None]:
     """A verdict for each comparison; ``None``: there are too few blocks.
 
-    The words are those for a rate, where more is better. Holm's correction covers all
-    comparisons that have a verdict, and separately all tests whether beds differ. If beds
-    differ, the verdict is inconclusive.
+    The words are those for a rate, where more is better. ``families`` group the comparisons,
+    by their places, as :func:`corrected` needs them; by default each is a family of its own.
+    A difference has a word only if its corrected p-value is small enough. If beds differ, by
+    Holm's correction over all comparisons, the verdict is inconclusive.
     """
     logs = [paired.logs for paired in comparisons]
     enough = [values.size >= MIN_BLOCKS_FOR_VERDICT for values in logs]
     p_values = [
-        signed_rank_p(values) for values, judged in zip(logs, enough, strict=True) if judged
+        signed_rank_p(values) if judged else 1.0
+        for values, judged in zip(logs, enough, strict=True)
     ]
+    families = families or [[place] for place in range(len(comparisons))]
     beds = _beds_holm(
         [
             (values, paired.beds)
@@ -155,10 +163,12 @@ def judge(comparisons: Sequence[Paired], *, margin: float = MARGIN) -> list[Verd
             if judged
         ]
     )
-    corrected = iter(zip(p_values, holm(p_values), beds, strict=True))
+    of_beds = iter(beds)
     return [
-        _verdict(values, *next(corrected), margin=margin) if judged else None
-        for values, judged in zip(logs, enough, strict=True)
+        _verdict(values, p_value, p_corrected, next(of_beds), margin=margin) if judged else None
+        for values, judged, p_value, p_corrected in zip(
+            logs, enough, p_values, corrected(p_values, families), strict=True
+        )
     ]
 
 
@@ -173,7 +183,7 @@ def _beds_holm(judged: Sequence[tuple[Floats, Sequence[str]]]) -> list[float | N
 
 
 def _verdict(
-    values: Floats, p_value: float, p_holm: float, p_beds: float | None, *, margin: float
+    values: Floats, p_value: float, p_corrected: float, p_beds: float | None, *, margin: float
 ) -> Verdict:
     low, high, confidence = signed_rank_interval(values)
     found = Verdict(
@@ -183,12 +193,13 @@ def _verdict(
         confidence=confidence,
         blocks=values.size,
         p_value=p_value,
-        p_holm=p_holm,
+        p_corrected=p_corrected,
         bound=_bound(low, high),
         detectable=detectable(values.size, float(np.std(values, ddof=1))),
         p_beds=p_beds,
     )
-    return replace(found, outcome="inconclusive") if found.beds_differ else found
+    too_many = found.outcome in ("faster", "slower") and p_corrected >= 1 - CONFIDENCE
+    return replace(found, outcome="inconclusive") if too_many or found.beds_differ else found
 
 
 def detectable(blocks: int, spread: float) -> float:
@@ -285,6 +296,21 @@ def rank_sum_interval(
         float(shifts[-1 - cut]),
         float(1 - 2 * tail[cut]),
     )
+
+
+def corrected(p_values: Sequence[float], families: Sequence[Sequence[int]]) -> list[float]:
+    """``p_values`` corrected so that all of them together are wrong in at most 5 % of campaigns.
+
+    ``families`` list places in ``p_values``. Each family has an equal share (Bonferroni). Within
+    a family the order is fixed: a comparison has at least the value of those before it.
+    """
+    found = [1.0] * len(p_values)
+    for family in families:
+        worst = 0.0
+        for place in family:
+            worst = max(worst, min(1.0, len(families) * p_values[place]))
+            found[place] = worst
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

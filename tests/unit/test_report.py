@@ -340,10 +340,13 @@ def test_the_command_prints_every_format() -> None:
 
 
 def test_the_plan_is_shown_without_touching_anything() -> None:
-    ran = CliRunner().invoke(plan_command, ["--steps", "0,8", "--seed", "3"])
+    words = ["--steps", "0,2,8,shipped", "--seed", "3"]
+    ran = CliRunner().invoke(plan_command, [*words, "--bed", "virtual"])
     assert ran.exit_code == 0, ran.output
-    assert "2 blocks × 2 steps = 4 boots" in ran.output
-    assert "no verdict: 2 of the 6 blocks it needs" in ran.output
+    assert "2 blocks × 4 steps = 8 boots" in ran.output
+    assert "no verdict: 2 of the 7 blocks it needs" in ran.output
+    usual = CliRunner().invoke(plan_command, words).output
+    assert "step 0, each group for itself: step 8, then step 2 · step shipped" in usual
     assert "CPU of the interrupt: 0" in ran.output
     assert "irq-moved" in ran.output
 

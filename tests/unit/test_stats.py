@@ -194,13 +194,14 @@ def test_verdicts() -> None:
             _ratios(0.5, -0.5, 0.3, -0.2, 0.1, -1.1),
             _ratios(5, -5, 3, -2, 1, 4),
             _ratios(50, 50, 50, 50, 50),
-        ]
+        ],
+        [range(5)],
     )
     assert faster is not None
     assert (faster.outcome, faster.blocks) == ("faster", 6)
     assert faster.interval == pytest.approx((1.09, 1.20))
     assert faster.p_value == pytest.approx(0.03125)
-    assert faster.p_holm == pytest.approx(4 * 0.03125)
+    assert faster.p_corrected == pytest.approx(0.03125)
     assert slower is not None
     assert slower.outcome == "slower"
     assert none is not None
@@ -209,6 +210,30 @@ def test_verdicts() -> None:
     assert unsure is not None
     assert unsure.outcome == "inconclusive"
     assert few is None
+
+
+def test_a_word_needs_the_corrected_p_value() -> None:
+    both = [_ratios(9, 12, 14, 14, 16, 20), _ratios(-9, -12, -14, -14, -16, -2)]
+    for verdict in judge(both):
+        assert verdict is not None
+        assert verdict.outcome == "inconclusive"
+        assert verdict.p_corrected == pytest.approx(0.0625)
+    noisy = _ratios(5, -5, 3, -2, 1, 4)
+    after = judge([both[0], noisy], [(1, 0)])[0]
+    assert after is not None
+    assert after.outcome == "inconclusive"
+
+
+def test_campaigns_of_one_kernel_seldom_have_a_word() -> None:
+    """Nine steps against one baseline, whose noise all of them share, and one other variant."""
+    rng = np.random.default_rng(4)
+    order = [range(7, -1, -1), [8]]
+    wrong = 0
+    for _ in range(600):
+        noise = 0.03 * rng.standard_t(3, (10, 8))
+        verdicts = judge([_paired(step - noise[9]) for step in noise[:9]], order)
+        wrong += any(one.outcome in ("faster", "slower") for one in verdicts if one)
+    assert wrong / 600 < 0.06
 
 
 def test_detectable_effects_are_found_four_times_in_five() -> None:

@@ -32,13 +32,13 @@ _QUICK = Profile(
 _STANDARD = replace(
     _QUICK,
     name="standard",
-    blocks=6,
+    blocks=7,
     warmup_s=2.0,
     trials=5,
     window_s=5.0,
     trace_blocks=2,
     trace_s=3.0,
-    layouts=6,
+    layouts=7,
 )
 
 
