@@ -37,6 +37,7 @@ from tests.unit.test_campaign import Bed, Machine, outcomes, setup
 
 pytestmark = pytest.mark.unit
 
+STEPS = ("--steps", "0,2,8")
 NAMES = ("a", "b", "c")
 
 
@@ -318,7 +319,7 @@ def test_a_run_on_two_beds_and_its_resumption(
     lab: dict[str, Any], hosts: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    words = ["run", "--hosts", str(hosts), "--out", str(out), "--blocks", "4"]
+    words = ["run", *STEPS, "--hosts", str(hosts), "--out", str(out), "--blocks", "4"]
     done = CliRunner().invoke(cli, [*words, "--beds", "b,a", "--tree", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert done.output.count("beds b, a") == 1
@@ -342,7 +343,7 @@ def test_a_run_on_two_beds_and_its_resumption(
 
 def test_a_run_on_one_bed_names_none(lab: dict[str, Any], hosts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = CliRunner().invoke(cli, ["run", "--hosts", str(hosts), "--out", str(out)])
+    done = CliRunner().invoke(cli, ["run", *STEPS, "--hosts", str(hosts), "--out", str(out)])
     assert done.exit_code == 0, done.output
     kept = samples.read_campaign(out)
     assert (kept.bed, kept.block_beds) == ("a", [])
@@ -411,7 +412,7 @@ def test_beds_that_cannot_be_used_at_once(hosts: Path, names: str, message: str)
 
 
 def test_the_plan_says_which_block_is_where(hosts: Path) -> None:
-    words = ["plan", "--profile", "standard", "--seed", "1", "--hosts", str(hosts)]
+    words = ["plan", *STEPS, "--profile", "standard", "--seed", "1", "--hosts", str(hosts)]
     one, two = (CliRunner().invoke(cli, [*words, *more]) for more in ([], ["--beds", "a, b"]))
     assert one.exit_code == two.exit_code == 0, two.output
     assert "bed a (hardware)" in one.output

@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 from harness.base.errors import ConfigurationError
 from harness.beds.registry import KINDS, profile
 from harness.plan import (
+    AA_STEPS,
     ALL_STEPS,
+    DEFAULT_STEPS,
     PROFILE_NAMES,
     SERIES_STEPS,
     balanced_blocks,
+    blocks_for_verdict,
+    families,
     make_plan,
     parse_steps,
 )
@@ -126,8 +130,15 @@ def test_no_spec_is_a_bug(spec: str) -> None:
 
 def test_profiles_hold_what_a_verdict_needs() -> None:
     assert profile("quick").blocks == 2
-    assert profile("standard").blocks == 6
-    assert profile("standard", bed_kind="hardware").blocks == 10
+    usual = parse_steps(DEFAULT_STEPS)
+    for asked in (profile("standard"), profile("standard", bed_kind="hardware")):
+        assert asked.blocks >= blocks_for_verdict(usual)
+    for name in ("quick", "standard"):
+        native = profile(name, bed_kind="native")
+        assert native.layouts == native.blocks >= blocks_for_verdict(usual)
+    assert families(usual) == (("8", "2"), ("shipped",))
+    assert families(AA_STEPS) == (("0again",),)
+    assert [blocks_for_verdict(steps) for steps in (("0", "8"), usual)] == [6, 7]
     assert profile("standard", blocks=12).blocks == 12
     with pytest.raises(ConfigurationError, match="'slow'"):
         profile("slow")
