@@ -18,6 +18,7 @@ from harness.base.progress import Progress
 from harness.beds import registry
 from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import SshTarget
+from harness.beds.bed import Probes
 from harness.campaign import prepare
 from harness.commands import Seconds, hosts_option
 from harness.trials.load import start_load
@@ -89,11 +90,6 @@ def trace(
         if not target.bed_kind:
             raise ConfigurationError(f"{name} is a generator: it receives nothing to trace")
         kind = registry.KINDS[target.bed_kind]
-        if kind.no_probes:
-            raise ConfigurationError(
-                f"{name}: {kind.no_probes}",
-                hint="name the dut of a virtual bed; the series is the same there",
-            )
         if kind.here:
             agent, found = up.enter_context(_booted(hosts, name, wanted, idle=idle))
         else:
@@ -113,7 +109,7 @@ def trace(
 @contextlib.contextmanager
 def _booted(
     hosts: config.HostsFile, name: str, wanted: str, *, idle: bool
-) -> Iterator[tuple[RemoteAgent, str]]:
+) -> Iterator[tuple[Probes, str]]:
     """The guest ``name``, booted with step ``wanted``, under load unless ``idle``."""
     named = [bed for bed, entry in hosts.beds.items() if entry.dut == name]
     if not named:
@@ -124,7 +120,7 @@ def _booted(
     bed = config.bed(hosts, named[0])
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
         needs.require(needs.of_kernels(hosts.kernel, [wanted], 1, tree=None, host=None, bed=bed))
-        image = kernels.images(hosts.kernel, [wanted], progress=progress)[wanted]
+        image = kernels.images(hosts.kernel, [wanted], progress=progress, arch=bed.arch)[wanted]
         with contextlib.ExitStack() as up:
             directory = Path(scratch)
             place = up.enter_context(registry.acquired(bed))
@@ -135,7 +131,7 @@ def _booted(
                 prepare.apply_settings(bed, running)
                 if not idle:
                     start_load(bed, hosts.load, running)
-            yield running.dut, running.dut_interface
+            yield running.probes, running.dut_interface
 
 
 @contextlib.contextmanager
