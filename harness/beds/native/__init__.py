@@ -114,8 +114,7 @@ def native_bed(
             watch=side.model.check,
         )
         up.callback(kernel.stop)
-        outside = OutsideProbes(kernel, image.kernel, cpu=cpus.vcpus[0])
-        up.callback(outside.trace_detach)
+        outside = OutsideProbes(kernel, image.kernel)
         yield NativeBed(
             dut=kernel,
             generator=side.namespace.agent,

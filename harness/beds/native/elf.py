@@ -12,12 +12,19 @@ import mmap
 import struct
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.base.errors import InfrastructureError
 
 _EXEC, _LOAD, _X, _W = 2, 1, 1, 2
-_FUNCTION = 2
 _X86_64 = 62
+
+
+class Symbol(NamedTuple):
+    """A function or an object."""
+
+    address: int
+    size: int
 
 
 class Elf:
@@ -51,20 +58,25 @@ class Elf:
         section = self._sections.get(name)
         return b"" if section is None else self._data[section[4] : section[4] + section[5]]
 
+    def address(self, section: str) -> int:
+        """Where a section begins."""
+        return int(self._sections[section][3])
+
     @cached_property
-    def symbols(self) -> dict[str, int]:
-        """The address of each defined symbol; of several with one name, the last."""
+    def symbols(self) -> dict[str, Symbol]:
+        """The defined symbols; of several with one name, the last."""
         strings = self.section(".strtab")
-        found = {}
-        for name, _, _, section, value, _ in struct.iter_unpack("<IBBHQQ", self.section(".symtab")):
-            if section and name:
-                found[strings[name : strings.index(b"\0", name)].decode(errors="replace")] = value
-        return found
+        entries = struct.iter_unpack("<IBBHQQ", self.section(".symtab"))
+        return {
+            strings[name : strings.index(b"\0", name)].decode(errors="replace"): Symbol(value, size)
+            for name, _, _, section, value, size in entries
+            if section and name
+        }
 
     def function_at(self, address: int) -> str:
-        """The function that contains ``address``; the address in hex if there is none."""
-        starts, names = self._functions
-        place = bisect.bisect_right(starts, address) - 1
+        """The symbol before ``address``; the address in hex if there is none."""
+        places, names = self._places
+        place = bisect.bisect_right(places, address) - 1
         return names[place] if place >= 0 else hex(address)
 
     def bytes_at(self, address: int, size: int) -> bytes:
@@ -88,17 +100,9 @@ class Elf:
         return best
 
     @cached_property
-    def _functions(self) -> tuple[list[int], list[str]]:
-        strings = self.section(".strtab")
-        found = sorted(
-            (value, name)
-            for name, info, _, section, value, _ in struct.iter_unpack(
-                "<IBBHQQ", self.section(".symtab")
-            )
-            if section and info & 15 == _FUNCTION
-        )
-        names = [strings[name : strings.index(b"\0", name)].decode() for _, name in found]
-        return [value for value, _ in found], names
+    def _places(self) -> tuple[list[int], list[str]]:
+        placed = sorted((symbol.address, name) for name, symbol in self.symbols.items())
+        return [address for address, _ in placed], [name for _, name in placed]
 
     def _text(self, at: int) -> str:
         return self._data[at : self._data.find(b"\0", at)].decode(errors="replace")
