@@ -36,8 +36,10 @@ _DROPS = 6
 
 @click.command()
 @click.argument("host", required=False)
-@click.option("--step", default="8", show_default=True, help="Step to boot on a virtual host.")
-@click.option("--idle", is_flag=True, help="Send no load to a virtual host.")
+@click.option(
+    "--step", default="8", show_default=True, help="Step to boot on a virtual or native host."
+)
+@click.option("--idle", is_flag=True, help="Send no load to a virtual or native host.")
 @click.option("--interface", help="Interface to watch. Default: the one in hosts.yaml.")
 @click.option(
     "--duration",
@@ -77,9 +79,10 @@ def trace(
     \b
     harness trace                        the default bed's guest, step 8, under load
     harness trace --step 2 --idle        after patch 2, with no load but your own
+    harness trace process                a user-mode kernel
     harness trace lab1 --interface eth2  a machine of kind ssh, as it is
 
-    A virtual host is booted only for the session. On a machine of kind ssh the probes are
+    A virtual or native host is booted only for the session. On a machine of kind ssh the probes are
     attached, and detached when the session ends; nothing else is changed.
     """
     hosts = config.load(config.locate(hosts_path))

@@ -321,7 +321,7 @@ def test_what_cannot_be_moved_is_not_probed(tmp_path: Path) -> None:
         command = ["gcc", "-no-pie", "-o", str(tmp_path / "x"), str(tmp_path / "x.c")]
         subprocess.run(command, check=True)
         stage = Stage("ip_rcv", "count_skb", 0, function="ip_rcv")
-        detours._entry(Elf(tmp_path / "x"), stage, "ip_rcv")
+        detours._entry(Elf(tmp_path / "x"), stage)
         return stage.why
 
     assert why("push %r13; push %r12; push %rbp; ret; nop; nop") is None

@@ -45,7 +45,8 @@ _COMPILE = [
     "-static", "-no-pie", "-Wl,-N,-e,0,--build-id=none,--no-warn-rwx-segments",
 ]  # fmt: skip
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t((?:[0-9a-f]{2} )+)\s*\t?(.*)$", re.MULTILINE)
-_JUMPS = re.compile(r"(?:j\w+|call|ret|loop\w*|xbegin|data16|rep|lock|notrack)\b|.*\(%rip\)")
+_STAYS = re.compile(r"(?:j\w+|call|ret|loop\w*|int3|ud2|\(bad\)|notrack|bnd)(?:\s|$)|.*\(%rip\)")
+"""What works only at its own address, or does not lead to the next instruction."""
 _TARGET = re.compile(r"\s(?:0x)?([0-9a-f]+)(?:\s|$)")
 
 
@@ -76,18 +77,12 @@ def of_kernel(path: Path, *, session: bool) -> Detours:
     kernel = Elf(path)
     source = (shipped("probes") / probed.SOURCE).read_text(encoding="utf-8")
     found = probed.of_program(source, kernel.symbols, session=session)
-    entries: dict[str, tuple[str, bytes]] = {}
-    for stage in found:
-        if stage.function is not None:
-            entries |= _entry(kernel, stage, stage.name)
-    truth = _tracepoint(probed.TRACEPOINT, kernel)
-    entries |= _entry(kernel, truth, probed.TRACEPOINT)
-    dropped = Stage(f"skb:{probed.DROP}", "", 0)
+    truth, dropped = _tracepoint(probed.TRACEPOINT, kernel), _tracepoint(probed.DROP, kernel)
+    mark = Stage(MARK, "", 0, function=MARK)
+    places = {stage.name: stage for stage in found} | {probed.TRACEPOINT: truth, "mark": mark}
     if session:
-        dropped = _tracepoint(probed.DROP, kernel)
-        entries |= _entry(kernel, dropped, probed.DROP)
-    mark = Stage(MARK, "", 0, function=MARK if MARK in kernel.symbols else None)
-    entries |= _entry(kernel, mark, "mark")
+        places[probed.DROP] = dropped
+    entries = {name: entry for name, stage in places.items() if (entry := _entry(kernel, stage))}
     for stage in (truth, mark):
         if stage.attach is None:
             raise InfrastructureError(f"packets cannot be counted in {path}: {stage.why}")
@@ -101,15 +96,18 @@ def of_kernel(path: Path, *, session: bool) -> Detours:
     *members, key = offsets
     text = _text(dict(zip(_MEMBERS, members, strict=True)), [*entries], session=session)
     program = Elf(_program(text, _SESSION_BASE if session else _BASE))
-    keys = [probed.TRACEPOINT, probed.DROP] if dropped.attach else [probed.TRACEPOINT]
+    switches = [
+        [kernel.symbols[f"__tracepoint_{name}"].address + key, 1]
+        for name in (probed.TRACEPOINT, probed.DROP)
+        if name in entries
+    ]
     return Detours(
         stages=tuple(found),
         dropped=dropped,
         kernel=kernel,
         program=program,
         trigger=kernel.symbols[MARK].address,
-        plan=_plan(kernel, program, entries)
-        | {"switches": [[kernel.symbols[f"__tracepoint_{n}"].address + key, 1] for n in keys]},
+        plan=_plan(kernel, program, entries) | {"switches": switches},
         reasons={
             number: name.removeprefix("SKB_DROP_REASON_")
             for number, name in Btf(btf).enumerators("skb_drop_reason").items()
@@ -125,31 +123,31 @@ def _tracepoint(name: str, kernel: Elf) -> Stage:
     return stage
 
 
-def _entry(kernel: Elf, stage: Stage, name: str) -> dict[str, tuple[str, bytes]]:
-    """``name`` with the function of ``stage`` and the instructions that make room for a jump.
+def _entry(kernel: Elf, stage: Stage) -> tuple[str, bytes] | None:
+    """The function of ``stage``, and its first instructions, which make room for a jump.
 
-    Empty if that is not possible; the stage then says why.
+    None if that is not possible; the stage then says why.
     """
     symbol = kernel.symbols.get(stage.function or "")
     if stage.function is None or symbol is None:
         stage.why = stage.why or f"this kernel has no function for {stage.name}"
-        return {}
+        return None
     moved = b""
     for _, code, shown in disassembled(kernel.bytes_at(symbol.address, _MOVED_BYTES), 0):
         if len(moved) >= _JUMP_BYTES:
             break
-        if _JUMPS.match(shown):
+        if _STAYS.match(shown):
             stage.why = f"{stage.function} begins with an instruction that cannot be moved"
-            return {}
+            return None
         moved += code
     inside = range(symbol.address + 1, symbol.address + len(moved))
-    parts = [part for name, part in kernel.symbols.items() if name == stage.function + ".cold"]
-    for part in (symbol, *parts):
+    cold = kernel.symbols.get(f"{stage.function}.cold")
+    for part in (symbol, *([cold] if cold else [])):
         if any(target in inside for target in _targets(kernel, part)):
             stage.why = f"{stage.function} jumps into its first instructions"
-            return {}
+            return None
     stage.attach, stage.why = _ATTACH, None
-    return {name: (stage.function, moved)}
+    return stage.function, moved
 
 
 def disassembled(code: bytes, address: int) -> Iterator[tuple[int, bytes, str]]:
