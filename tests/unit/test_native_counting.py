@@ -330,3 +330,21 @@ def test_what_cannot_be_moved_is_not_probed(tmp_path: Path) -> None:
     assert "cannot be moved" in str(why("push %rbx; ret; nop; nop; nop; nop"))
     again = "push %rbx; 1: push %r12; push %r13; dec %edi; jnz 1b; ret"
     assert "jumps into its first" in str(why(again))
+
+
+def test_a_kernel_that_cannot_be_counted_in_says_why(program: Path, tmp_path: Path) -> None:
+    def why(path: Path) -> str:
+        with pytest.raises(InfrastructureError) as told:
+            detours.of_kernel(path, session=False)
+        return str(told.value)
+
+    bare = tmp_path / "bare"
+    subprocess.run(["objcopy", "--remove-section=.BTF", program, bare], check=True)
+    assert "its BTF lacks a structure" in why(bare)
+    subprocess.run(["objcopy", "--strip-symbol=snmp_seq_show", program, bare], check=True)
+    assert "no function for snmp_seq_show" in why(bare)
+    (tmp_path / "text").write_text("#!/bin/sh\n" * 10)
+    assert "is not a program for this machine" in why(tmp_path / "text")
+    command = ["gcc", "-shared", "-x", "c", "-o", str(tmp_path / "shared"), "/dev/null"]
+    subprocess.run(command, check=True)
+    assert "not an x86-64 program linked to a fixed address" in why(tmp_path / "shared")
