@@ -90,12 +90,12 @@ class Task:
         """Trace it; it runs on."""
         self.pid = pid
         self._registers = (ctypes.c_uint64 * _REGISTERS)()
+        self._memory = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         ptrace(_SEIZE, pid, 0, _EXITKILL)
         self._attached = True
         self._next: tuple[int, int] | None = None
         """How it continues, while it is stopped: the request and the signal."""
         self._awaited: int | None = None
-        self._memory = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
 
     def interrupt(self) -> None:
         """Make :meth:`stop` return soon; also from a signal handler."""
@@ -290,10 +290,13 @@ def main() -> int:
     told: dict[str, Any] = json.loads(sys.stdin.readline())
     plan = Plan(**told)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Its default would end this program, and so the task, without an undo.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         task = Task(plan.pid)
         changes = Changes(task, plan)
         signal.signal(signal.SIGTERM, lambda *_: changes.give_up())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         try:
             task.interrupt()
             task.stop()
