@@ -34,6 +34,7 @@ _TO_BUILD = (
     "gcc", "make", "ld", "as", "objcopy", "objdump", "readelf", "flex", "bison", "bc", "pahole",
     "depmod", "mksquashfs", "tar", "xz", "cp",
 )  # fmt: skip
+_TO_PROBE = ("gcc", "objdump")
 _TO_MAKE_IMAGES = ("mmdebstrap", "genext2fs", "tar")
 _TO_MAKE_MACHINES = ("debugfs", "e2fsck", "resize2fs", "tune2fs", "sfdisk", "dd")
 _HEADERS = "#include <gelf.h>\n#include <openssl/ssl.h>\n"
@@ -66,6 +67,8 @@ class Job:
 
     guests: bool
     """Does it run guests? If not, it at most builds kernels."""
+    probes: bool = False
+    """Does it compile probes for user-mode kernels?"""
     guests_mib: int = 0
     """Memory of all guests that are up together."""
     kernels: Callable[[], int] | None = None
@@ -95,6 +98,7 @@ def of_kernels(
     guest_mib, arch = (bed.guest_mib, bed.arch) if bed else (None, arch)
     return Job(
         guests=guest_mib is not None,
+        probes=guest_mib is not None and arch == "um",
         guests_mib=together * (guest_mib or 0),
         kernels=lambda: kernels.missing(kernel, steps, layouts, tree=tree, host=host, arch=arch),
         results=results,
@@ -248,6 +252,7 @@ def _kernels(job: Job) -> tuple[int, list[Finding]]:
 def _programs(job: Job, number: int, lacking: list[str]) -> Finding:
     wanted = {*(_TO_RUN + _TO_RUN_TOO if job.guests else ("ssh",))}
     wanted |= {*_TO_BUILD} if number else set()
+    wanted |= {*_TO_PROBE} if job.probes else set()
     wanted |= {*_TO_MAKE_IMAGES} if lacking else set()
     wanted |= {"newuidmap"} if lacking and os.geteuid() else set()
     wanted |= {*_TO_MAKE_MACHINES} if job.machines else set()

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from harness.beds.access.channel import RemoteAgent
+from harness.beds.bed import Probes
 
 SCHEMA, VERSION = "receive-batching/trace", 1
 TRUTH = "tracepoint_netif_receive_skb"
@@ -104,13 +104,13 @@ class Probe:
     why: str | None
 
 
-def begin(agent: RemoteAgent, interface: str) -> list[Probe]:
-    """Attach the probes on ``agent``'s host and count what arrives on ``interface``.
+def begin(probes: Probes, interface: str) -> list[Probe]:
+    """Attach the probes on their host and count what arrives on ``interface``.
 
     Raises:
         HarnessError: there is no such interface, or the probes cannot be attached.
     """
-    found = agent.trace_watch(interface=interface)
+    found = probes.trace_watch(interface=interface)
     return [Probe(stage["name"], stage["attach"], stage["why"]) for stage in found["stages"]]
 
 
@@ -124,22 +124,20 @@ def header(host: str, probes: list[Probe]) -> dict[str, Any]:
     }
 
 
-def readings(
-    agent: RemoteAgent, *, interval_s: float, duration_s: float | None
-) -> Iterator[Reading]:
+def readings(probes: Probes, *, interval_s: float, duration_s: float | None) -> Iterator[Reading]:
     """A reading every ``interval_s`` seconds, for ``duration_s`` seconds or without end."""
-    first = last = agent.trace_read()
+    first = last = probes.trace_read()
     while duration_s is None or _elapsed_s(first, last) < duration_s:
         left_s = interval_s if duration_s is None else duration_s - _elapsed_s(first, last)
         time.sleep(min(interval_s, max(0.01, left_s)))
-        now = agent.trace_read()
+        now = probes.trace_read()
         yield _reading(first, last, now)
         last = now
 
 
-def end(agent: RemoteAgent) -> None:
+def end(probes: Probes) -> None:
     """Detach every probe."""
-    agent.trace_detach()
+    probes.trace_detach()
 
 
 def _elapsed_s(first: dict[str, Any], last: dict[str, Any]) -> float:

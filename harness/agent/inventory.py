@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -111,6 +112,7 @@ def inventory(
     speed = number(read_text(at / "speed"))
     return answer | {
         "interface": interface,
+        "index": socket.if_nametoindex(interface),
         "mac": read_text(at / "address"),
         "driver": driver.name if driver else None,
         "bus": driver.bus if driver else None,

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from harness.agent.protocol import Calls
 from harness.base.errors import HostLostError
-from harness.beds.access.channel import RemoteAgent
+from harness.beds.access.channel import Pending, RemoteAgent
 from harness.config import Bed, Kernel
 from harness.kernels import HostConfig, Image, of_host
 from harness.plan import Profile
@@ -39,6 +40,15 @@ class Block:
     instructions: int
     """In all runs together."""
     misses: int
+
+
+class Probes(Protocol):
+    """What counts packet lists in the dut; the calls of its agent, or of a program outside."""
+
+    def trace_attach(self, *, interface: str) -> dict[str, Any]: ...
+    def trace_detach(self) -> dict[str, Any]: ...
+    def trace_watch(self, *, interface: str) -> dict[str, Any]: ...
+    def trace_read(self) -> dict[str, Any]: ...
 
 
 @dataclass(kw_only=True)
@@ -74,6 +84,16 @@ class RunningBed:
     def executed(self) -> list[Block]:
         """What an emulated dut executed in the last counted window; only if the bed counts."""
         raise NotImplementedError
+
+    @property
+    def probes(self) -> Probes:
+        return self.dut
+
+    def trace(self, duration_s: float, within_s: float) -> Pending[dict[str, Any]]:
+        """Begin to count lists for ``duration_s``; the answer is that of the agent's ``trace``."""
+        return self.dut.begin(
+            Calls.trace, within_s, interface=self.dut_interface, duration_s=duration_s
+        )
 
     def console(self) -> str:
         """What the dut has written to its console since it booted; empty without one."""
@@ -145,8 +165,6 @@ class BedKind(ABC):
     """Approximate duration of a boot without its windows."""
     here: ClassVar[bool]
     """Whether kernels are booted on this machine, so that figures are not hardware figures."""
-    no_probes: ClassVar[str | None] = None
-    """Why probes cannot be attached, if they cannot."""
     no_commits: ClassVar[str | None] = None
     """Why commits of a tree cannot be built for it, if they cannot."""
 

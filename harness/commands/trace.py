@@ -18,6 +18,7 @@ from harness.base.progress import Progress
 from harness.beds import registry
 from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import SshTarget
+from harness.beds.bed import Probes
 from harness.campaign import prepare
 from harness.commands import Seconds, hosts_option
 from harness.trials.load import start_load
@@ -35,8 +36,10 @@ _DROPS = 6
 
 @click.command()
 @click.argument("host", required=False)
-@click.option("--step", default="8", show_default=True, help="Step to boot on a virtual host.")
-@click.option("--idle", is_flag=True, help="Send no load to a virtual host.")
+@click.option(
+    "--step", default="8", show_default=True, help="Step to boot on a virtual or native host."
+)
+@click.option("--idle", is_flag=True, help="Send no load to a virtual or native host.")
 @click.option("--interface", help="Interface to watch. Default: the one in hosts.yaml.")
 @click.option(
     "--duration",
@@ -76,9 +79,10 @@ def trace(
     \b
     harness trace                        the default bed's guest, step 8, under load
     harness trace --step 2 --idle        after patch 2, with no load but your own
+    harness trace process                a user-mode kernel
     harness trace lab1 --interface eth2  a machine of kind ssh, as it is
 
-    A virtual host is booted only for the session. On a machine of kind ssh the probes are
+    A virtual or native host is booted only for the session. On a machine of kind ssh the probes are
     attached, and detached when the session ends; nothing else is changed.
     """
     hosts = config.load(config.locate(hosts_path))
@@ -89,11 +93,6 @@ def trace(
         if not target.bed_kind:
             raise ConfigurationError(f"{name} is a generator: it receives nothing to trace")
         kind = registry.KINDS[target.bed_kind]
-        if kind.no_probes:
-            raise ConfigurationError(
-                f"{name}: {kind.no_probes}",
-                hint="name the dut of a virtual bed; the series is the same there",
-            )
         if kind.here:
             agent, found = up.enter_context(_booted(hosts, name, wanted, idle=idle))
         else:
@@ -113,7 +112,7 @@ def trace(
 @contextlib.contextmanager
 def _booted(
     hosts: config.HostsFile, name: str, wanted: str, *, idle: bool
-) -> Iterator[tuple[RemoteAgent, str]]:
+) -> Iterator[tuple[Probes, str]]:
     """The guest ``name``, booted with step ``wanted``, under load unless ``idle``."""
     named = [bed for bed, entry in hosts.beds.items() if entry.dut == name]
     if not named:
@@ -124,7 +123,7 @@ def _booted(
     bed = config.bed(hosts, named[0])
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
         needs.require(needs.of_kernels(hosts.kernel, [wanted], 1, tree=None, host=None, bed=bed))
-        image = kernels.images(hosts.kernel, [wanted], progress=progress)[wanted]
+        image = kernels.images(hosts.kernel, [wanted], progress=progress, arch=bed.arch)[wanted]
         with contextlib.ExitStack() as up:
             directory = Path(scratch)
             place = up.enter_context(registry.acquired(bed))
@@ -135,7 +134,7 @@ def _booted(
                 prepare.apply_settings(bed, running)
                 if not idle:
                     start_load(bed, hosts.load, running)
-            yield running.dut, running.dut_interface
+            yield running.probes, running.dut_interface
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.agent.protocol import Calls
 from harness.plan import PlannedTrial, Profile
 from harness.trials import receive_path, rules
 from harness.trials.counted import Delta
@@ -46,12 +45,7 @@ class Traced(Kind[TracedTrial]):
 
     def measure(self, block: Block, planned: Sequence[PlannedTrial]) -> None:
         def begin(bed: RunningBed, trial: PlannedTrial, within_s: float) -> Pending[dict[str, Any]]:
-            return bed.dut.begin(
-                Calls.trace,
-                within_s,
-                interface=bed.dut_interface,
-                duration_s=trial.duration_s,
-            )
+            return bed.trace(trial.duration_s, within_s)
 
         def sample(
             _: MeasuredBoot, shared: dict[str, Any], told: dict[str, Any] | None
@@ -59,9 +53,9 @@ class Traced(Kind[TracedTrial]):
             return TracedTrial.model_validate(shared | {"trace": told})
 
         def measure(boot: MeasuredBoot, trial: PlannedTrial) -> None:
-            boot.bed.dut.trace_attach(interface=boot.bed.dut_interface)
+            boot.bed.probes.trace_attach(interface=boot.bed.dut_interface)
             under_load(block, [trial], begin, sample, only=boot)
-            boot.bed.dut.trace_detach()
+            boot.bed.probes.trace_detach()
 
         block.alone("probes", planned, measure)
 

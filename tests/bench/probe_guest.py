@@ -18,6 +18,7 @@ sys.path.insert(0, sys.argv[1])
 
 from harness.agent import tracing as trace
 from harness.agent.tracing import compiler
+from harness.agent.tracing.stages import Stage
 
 IFINDEX = socket.if_nametoindex(sys.argv[2])
 SOURCE = compiler.probe_source("receive_lists.bpf.c", None)
@@ -35,7 +36,7 @@ class Some(trace._Program):
         self.count(IFINDEX)
         return ", ".join(str(probe.attach) for probe in (*self.stages, self.truth) if probe.attach)
 
-    def _attach_tracepoint(self, stage: trace._Stage, name: str) -> None:
+    def _attach_tracepoint(self, stage: Stage, name: str) -> None:
         stage.attach = None
         if self.tracepoint or self.session:
             super()._attach_tracepoint(stage, name)

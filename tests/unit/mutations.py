@@ -144,10 +144,10 @@ MUTATIONS = (
     ),
     Mutation("netserver runs on", "bed.dut.netserver_stop()", "pass", _ORDER),
     Mutation("pacing is not lifted", "        if self._paced_pps:", "        if False:", _PACED),
-    Mutation("probes stay attached", "boot.bed.dut.trace_detach()", "pass", _FIGURES),
+    Mutation("probes stay attached", "boot.bed.probes.trace_detach()", "pass", _FIGURES),
     Mutation(
         "trials are timed after the probes are attached",
-        "boot.bed.dut.trace_attach(interface=boot.bed.dut_interface)",
+        "boot.bed.probes.trace_attach(interface=boot.bed.dut_interface)",
         "pass",
         f"{_HOLDS}nothing_is_timed_under_the_probes",
     ),

@@ -12,7 +12,7 @@ from harness.agent import counters, inventory
 from harness.agent import load as netperf
 from harness.agent import tracing as trace
 from harness.agent.faults import AgentError
-from harness.agent.tracing import btf, compiler
+from harness.agent.tracing import btf, compiler, stages
 
 pytestmark = pytest.mark.unit
 
@@ -202,7 +202,7 @@ def test_member_offsets_of_the_running_kernel() -> None:
 
 def test_every_stage_of_the_probe_has_a_place_of_its_own() -> None:
     source = compiler.probe_source("receive_lists.bpf.c", None)
-    found = trace._STAGE.findall(source)
+    found = stages._STAGE.findall(source)
     for handler in ("count_list", "count_skb"):
         numbers = [int(number) for _, name, number, _ in found if name == handler]
         assert numbers == list(range(len(numbers)))
@@ -233,8 +233,8 @@ def test_drop_reasons_are_those_the_kernel_prints(
 
 
 def test_clones_the_compiler_made_are_probed_under_their_own_name() -> None:
-    def located(*probeable: str) -> trace._Stage:
-        return trace._located(trace._Stage("ip_sublist_rcv", "count_list", 4), [*probeable])
+    def located(*probeable: str) -> stages.Stage:
+        return stages.located(stages.Stage("ip_sublist_rcv", "count_list", 4), [*probeable])
 
     assert located("ip_sublist_rcv", "ip_sublist_rcv.isra.0").function == "ip_sublist_rcv"
     assert located("ip_sublist_rcv.constprop.0").function == "ip_sublist_rcv.constprop.0"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.agent.tracing import _clones
+from harness.agent.tracing.stages import clones
 from harness.base.errors import KernelError
 from harness.kernels import configuration
 from harness.kernels.walk import _build_error, causes
@@ -110,4 +110,4 @@ def test_kconfig_drops_what_pahole_is_too_old_for(version: str, told: str) -> No
     ],
 )
 def test_a_clone_counts_as_the_function(there: list[str], found: str | None) -> None:
-    assert next(iter(_clones("ip_list_rcv", there)), None) == found
+    assert next(iter(clones("ip_list_rcv", there)), None) == found

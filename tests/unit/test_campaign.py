@@ -78,6 +78,7 @@ class Bed:
         self.dut = FakeAgent(
             self.call, opens=self.begin, ready={"release": f"r{step}", "boot_id": None}
         )
+        self.probes = self.dut
         self.generator = FakeAgent(self.call)
         self.nic_counters = dict
         self.console = str
@@ -111,6 +112,10 @@ class Bed:
             return made[name]
 
         return Pending(lambda: self.left == 0, result)
+
+    def trace(self, duration_s: float, within_s: float) -> Pending[Any]:
+        assert within_s > duration_s
+        return self.begin("trace", duration_s=duration_s)
 
     def freeze(self) -> None:
         self.frozen = True

@@ -54,7 +54,14 @@ ISLANDS = {"nic": {"numpy"}, "agent": {"bcc", "psutil", "pyroute2"}}
 
 DECLARED = tuple(
     ("harness", "agent", *name.split("."))
-    for name in ("protocol", "drivers", "setting", "settings.registry")
+    for name in (
+        "protocol",
+        "drivers",
+        "setting",
+        "settings.registry",
+        "tracing.stages",
+        "tracing.btf",
+    )
 )
 """Of the agent: its calls, the drivers it knows and the settings it makes, for both sides."""
 

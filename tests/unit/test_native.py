@@ -166,7 +166,7 @@ def test_a_native_bed_has_turns_of_its_own() -> None:
     for name in ("smoke", "quick", "standard"):
         chosen = profile(name, bed_kind="native")
         assert chosen.slice_s < 0.1
-        assert chosen.trace_blocks == 0
+        assert chosen.trace_blocks == 1
     with pytest.raises(ConfigurationError, match="icache cannot be measured on a native bed"):
         extras(["icache"], "native")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import images, needs
+from harness import config, images, needs
 from harness.base import cache, namespaces, process, runtime
 from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.beds.machine.doctor import Finding
@@ -251,6 +251,19 @@ def test_an_idle_job_needs_next_to_nothing(own_cache: Path) -> None:
     found = rows(IDLE)
     assert all(row.ok for row in found.values()), found
     assert {"user", "cache", "temporary files", "programs", "disk", "limits"} == set(found)
+
+
+def test_probes_in_user_mode_kernels_need_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = config.load(config.locate(None))
+    for name in ("virtual", "native"):
+        bed = config.bed(hosts, name)
+        job = needs.of_kernels(hosts.kernel, ["8"], 1, tree=None, host=None, bed=bed)
+        assert job.probes == (name == "native")
+    there = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "objdump" else there("sh"))
+    row = rows(needs.Job(guests=False, probes=True))["programs"]
+    assert (row.ok, row.remedy) == (False, "apt-get install binutils")
+    assert rows(IDLE)["programs"].ok
 
 
 def test_the_cache_has_to_be_a_directory_that_can_be_written(

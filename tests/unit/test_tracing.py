@@ -51,7 +51,7 @@ class ScriptedAgent(Asked):
 
 
 def test_readings_are_sums_and_rates_are_of_the_last_interval() -> None:
-    found = list(tracing.readings(ScriptedAgent(), interval_s=0.001, duration_s=2))  # type: ignore[arg-type]
+    found = list(tracing.readings(ScriptedAgent(), interval_s=0.001, duration_s=2))
     assert [reading.elapsed_s for reading in found] == [0.5, 1.0, 1.5, 2.0]
     assert [reading.packets for reading in found] == [100, 200, 300, 400]
     assert {reading.pps for reading in found} == {200}
@@ -59,7 +59,7 @@ def test_readings_are_sums_and_rates_are_of_the_last_interval() -> None:
 
 
 def test_a_split_is_of_two_stages_and_says_why() -> None:
-    *_, last = tracing.readings(ScriptedAgent(), interval_s=0.001, duration_s=2)  # type: ignore[arg-type]
+    *_, last = tracing.readings(ScriptedAgent(), interval_s=0.001, duration_s=2)
     core, ptype, ip = last.splits
     assert (core.at, core.to) == ("__netif_receive_skb_list_core", "__netif_receive_skb_list_ptype")
     assert (core.lists, core.sublists, core.why, core.taken) == (4, 12, {"packet type": 7}, 0)
@@ -71,7 +71,7 @@ def test_a_split_is_of_two_stages_and_says_why() -> None:
 
 
 def test_the_screen_leaves_empty_lists_out() -> None:
-    *_, last = tracing.readings(ScriptedAgent(), interval_s=0.001, duration_s=2)  # type: ignore[arg-type]
+    *_, last = tracing.readings(ScriptedAgent(), interval_s=0.001, duration_s=2)
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
     console.print(trace._tables("rx", last))
     rows = [line.split() for line in console.export_text().splitlines()]

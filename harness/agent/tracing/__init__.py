@@ -15,7 +15,6 @@ import re
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,33 +25,10 @@ from harness.agent.inventory import existing
 
 from .btf import VMLINUX
 from .compiler import bcc, compiled, probe_source, takes_loops
+from .stages import DROP, SOURCE, TRACEPOINT, TRUTH, Stage, of_program
 
-_SOURCE = "receive_lists.bpf.c"
 _TRACEFS = Path("/sys/kernel/tracing")
-_STAGE = re.compile(r"^(SESSION_)?STAGE\((count_\w+), (\d+), (\w+)\)$", re.MULTILINE)
-_TRACEPOINT = "netif_receive_skb"
-_DROP = "kfree_skb"
 _SAMPLE_S = 0.2
-
-
-@dataclass
-class _Stage:
-    """One function of the receive path: how it is probed, or why it cannot be."""
-
-    name: str
-    handler: str
-    index: int
-    function: str | None = None
-    attach: str | None = None
-    why: str | None = None
-
-    def shown(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "function": self.function,
-            "attach": self.attach,
-            "why": self.why,
-        }
 
 
 class Tracer:
@@ -181,7 +157,7 @@ class Tracer:
             self._program = None
 
     def _compiled(self, program_dir: str | None, *, session: bool = False) -> _Program:
-        source = probe_source(_SOURCE, program_dir)
+        source = probe_source(SOURCE, program_dir)
         kept = self._program
         if kept is None or (kept.source, kept.session) != (source, session):
             self.close()
@@ -198,14 +174,9 @@ class _Program:
         self.source = source
         self.session = session
         self.attached = False
-        self.truth = _Stage(_TRACEPOINT, "count_skb", 1, function=f"net:{_TRACEPOINT}")
-        probed = _probeable()
-        self.stages = [
-            _located(_Stage(name, handler, int(index)), probed)
-            for only_session, handler, index, name in _STAGE.findall(source)
-            if session or not only_session
-        ]
-        self.dropped = _Stage(f"skb:{_DROP}", "count_drop", 0)
+        self.truth = Stage(TRACEPOINT, "count_skb", 1, function=f"net:{TRACEPOINT}")
+        self.stages = of_program(source, _probeable(), session=session)
+        self.dropped = Stage(f"skb:{DROP}", "count_drop", 0)
         self._flags = ["-DSESSION"] if session else []
         self._program_dir = program_dir
         self._detachers: list[Callable[[], None]] = []
@@ -230,11 +201,11 @@ class _Program:
             for stage in self._present():
                 if not self._attach_fentry(stage):
                     self._attach_kprobe(stage)
-        self._attach_tracepoint(self.truth, _TRACEPOINT)
+        self._attach_tracepoint(self.truth, TRACEPOINT)
         if self.session:
             self._reasons = _drop_reasons()
             if self._reasons:
-                self._attach_tracepoint(self.dropped, _DROP)
+                self._attach_tracepoint(self.dropped, DROP)
             else:
                 self.dropped.why = "this kernel does not report drop reasons"
 
@@ -275,7 +246,7 @@ class _Program:
             "per_skb": {
                 **per_skb,
                 "ip_list_rcv_packets": packets.get("ip_list_rcv", 0),
-                f"tracepoint_{_TRACEPOINT}": sum(self._bpf[b"skb_stages"][self.truth.index]),
+                TRUTH: sum(self._bpf[b"skb_stages"][self.truth.index]),
             },
         }
 
@@ -305,10 +276,10 @@ class _Program:
                 lost += int(misses) if name.startswith(f"{self._group}_") else 0
         return lost
 
-    def _present(self) -> list[_Stage]:
+    def _present(self) -> list[Stage]:
         return [stage for stage in self.stages if stage.function is not None]
 
-    def _attach_fentry(self, stage: _Stage) -> bool:
+    def _attach_fentry(self, stage: Stage) -> bool:
         if stage.attach == "kprobe":
             return False
         if stage.function != stage.name:
@@ -327,7 +298,7 @@ class _Program:
         stage.attach, stage.why = "fentry", None
         return True
 
-    def _attach_tracepoint(self, stage: _Stage, name: str) -> None:
+    def _attach_tracepoint(self, stage: Stage, name: str) -> None:
         tracepoint = name.encode()
         try:
             self._bpf.attach_raw_tracepoint(tp=tracepoint, fn_name=b"tracepoint_" + tracepoint)
@@ -337,7 +308,7 @@ class _Program:
             stage.attach, stage.why = "tracepoint", None
             self._detachers.append(lambda: self._bpf.detach_raw_tracepoint(tp=tracepoint))
 
-    def _attach_kprobe(self, stage: _Stage) -> None:
+    def _attach_kprobe(self, stage: Stage) -> None:
         """Through tracefs, the only place where kernels of any age count missed kprobes."""
         events = _TRACEFS / "kprobe_events"
         # The event's name repeats the group, because kprobe_profile shows only the name.
@@ -399,30 +370,9 @@ def _probeable() -> list[str]:
 def _drop_reasons() -> dict[int, str]:
     """Names of skb:kfree_skb's drop reasons, by number; empty before Linux 5.17."""
     with contextlib.suppress(OSError):
-        shape = (_TRACEFS / "events" / "skb" / _DROP / "format").read_text(errors="replace")
+        shape = (_TRACEFS / "events" / "skb" / DROP / "format").read_text(errors="replace")
         return {int(n): name for n, name in re.findall(r'\{ (\d+), "(\w+)" \}', shape)}
     return {}
-
-
-def _located(stage: _Stage, probeable: list[str]) -> _Stage:
-    names = _clones(stage.name, probeable)
-    stage.function = names[0] if names else None
-    if not names:
-        stage.why = f"this kernel has no traceable function {stage.name}"
-        if any(name.startswith(f"{stage.name}.") for name in probeable):
-            stage.why += ", only parts of it (.part, .cold), which not every call enters"
-    return stage
-
-
-def _clones(function: str, probeable: list[str]) -> list[str]:
-    """``function`` itself, and its clones by gcc and clang, the best first.
-
-    The list head is the first argument and never a constant, so a clone keeps it first. ``part``
-    and ``cold`` are not clones: not every call enters them.
-    """
-    clone = re.compile(re.escape(function) + r"(\.(constprop|isra|llvm|lto_priv)\.\d+)*")
-    names = {name for name in probeable if clone.fullmatch(name)}
-    return sorted(names, key=lambda name: (len(name), name))
 
 
 def _added(per_cpu: Any) -> dict[str, Any]:

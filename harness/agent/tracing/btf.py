@@ -13,7 +13,7 @@ from pathlib import Path
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 _MAGIC = 0xEB9F
-_STRUCT, _UNION = 4, 5
+_STRUCT, _UNION, _ENUM = 4, 5, 6
 # Bytes that follow the 12 of struct btf_type, by kind: fixed, and for each of vlen entries.
 _FIXED = {1: 4, 3: 12, 14: 4, 17: 4}
 _EACH = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
@@ -54,6 +54,15 @@ class Btf:
         ]
         return None if None in offsets else [bits // 8 for bits in offsets if bits is not None]
 
+    def enumerators(self, enum: str) -> dict[int, str]:
+        """The names of ``enum`` by value; empty if it does not exist."""
+        wanted = self._string_at(enum)
+        for name, kind, vlen, at in self._walk():
+            if kind == _ENUM and name == wanted and vlen:
+                pairs = struct.iter_unpack("Ii", self._types[at : at + 8 * vlen])
+                return {value: self._text(text) for text, value in pairs}
+        return {}
+
     def _offset(self, layouts: dict[int, tuple[int, int]], number: int, member: int) -> int | None:
         begin, end = layouts.get(number, (0, 0))
         for name, kind, bits in struct.iter_unpack("III", self._types[begin:end]):
@@ -77,6 +86,9 @@ class Btf:
             at += 12
             yield name, kind, vlen, at
             at += _FIXED.get(kind, 0) + _EACH.get(kind, 0) * vlen
+
+    def _text(self, at: int) -> str:
+        return self._strings[at : self._strings.index(b"\0", at)].decode(errors="replace")
 
     def _string_at(self, text: str) -> int:
         where = self._strings.find(b"\0" + text.encode() + b"\0")

@@ -17,10 +17,12 @@ from typing import Any
 from harness import images
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
+from harness.beds.access.channel import Pending
 from harness.beds.bed import RunningBed
 from harness.beds.local import netns
 from harness.beds.local.boots import named_cpus
 from harness.beds.local.nic_model import NETPERF_NICE, NicModel, sending_side
+from harness.beds.native.counting import OutsideProbes
 from harness.beds.native.uml import UserModeKernel
 from harness.config import Bed, MachineCpus, NetnsHost, UmlHost
 from harness.images import GuestImage, Tools
@@ -49,6 +51,7 @@ class NativeBed(RunningBed):
 
     nic: NicModel
     kernel: UserModeKernel
+    outside: OutsideProbes
 
     def freeze(self) -> None:
         self.kernel.freeze()
@@ -63,6 +66,13 @@ class NativeBed(RunningBed):
 
     def nic_counters(self) -> dict[str, Any]:
         return self.nic.counters()
+
+    @property
+    def probes(self) -> OutsideProbes:
+        return self.outside
+
+    def trace(self, duration_s: float, within_s: float) -> Pending[dict[str, Any]]:
+        return self.outside.begin(self.dut_interface, duration_s, within_s)
 
     def console(self) -> str:
         return self.kernel.console()
@@ -104,6 +114,7 @@ def native_bed(
             watch=side.model.check,
         )
         up.callback(kernel.stop)
+        outside = OutsideProbes(kernel, image.kernel)
         yield NativeBed(
             dut=kernel,
             generator=side.namespace.agent,
@@ -123,6 +134,7 @@ def native_bed(
             },
             nic=side.model,
             kernel=kernel,
+            outside=outside,
         )
 
 

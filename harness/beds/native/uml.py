@@ -15,6 +15,7 @@ import re
 import signal
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,11 @@ _BOOT_S = 120.0
 _STOP_S = 10.0
 _LAST_S = 1.0
 _PLAIN = re.compile(r"[\w./+@-]+", re.ASCII)
+_TRACEABLE = """\
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(0x59616D61, int(sys.argv[1]), 0, 0, 0)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 _FAULTS = {getattr(signal, name) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")}
 
 
@@ -76,6 +82,7 @@ class UserModeKernel(RemoteAgent):
             self._stopped = mmap.mmap(file.fileno(), mmap.PAGESIZE)
         (runtime / "disk").symlink_to(disk.disk)
         command = [
+            *_traceable(),
             "setpriv", "--pdeathsig=KILL", "--", "prlimit", "--core=0", "--",
             "taskset", "-c", str(cpu), str(image.kernel),
             *arguments(runtime, memory_mib=memory_mib, nic_socket=nic_socket),
@@ -188,6 +195,14 @@ def arguments(runtime: Path, *, memory_mib: int, nic_socket: Path | None) -> lis
         f"hostfs={runtime / 'guest'}",
         "init=/bin/sh", "--", "-c", '"mount -t hostfs none /mnt && exec sh /mnt/init"',
     ]  # fmt: skip
+
+
+def _traceable() -> list[str]:
+    """Starts a program that processes of this harness may trace (PR_SET_PTRACER).
+
+    Where kernel.yama.ptrace_scope is 1, a process may otherwise be traced only by its parents.
+    """
+    return [sys.executable, "-I", "-S", "-c", _TRACEABLE, str(os.getpid())]
 
 
 def _stands_still(pid: int) -> bool:
