@@ -35,6 +35,7 @@ COMMANDS = {
     "plan": "Show what a run would do; change nothing.",
     "build": "Build and keep the kernels of some steps.",
     "report": "Print the report of a result directory.",
+    "profile": "Show where the time of a packet goes, function by function.",
     "trace": "Watch list lengths on a live host.",
     "compare": "Compare two result directories.",
     "bisect": "Find the step or commit at which a metric changes.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ def kernel_death(console: str) -> str | None:
     """The line of ``console`` that reports a kernel's death, if there is one."""
     found = _DEATH.search(console)
     return found.group(0).strip() if found else None
+
+
+OUTSIDE = "(not in the kernel)"
+"""The kernel waits, or a process of its user space or the machine's kernel runs for it."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,10 @@ class RunningBed:
         return self.dut.begin(
             Calls.trace, within_s, interface=self.dut_interface, duration_s=duration_s
         )
+
+    def sampled(self, duration_s: float) -> Counter[str]:
+        """How often the dut's kernel is found in each function, or :data:`OUTSIDE` of them."""
+        raise NotImplementedError
 
     def console(self) -> str:
         """What the dut has written to its console since it booted; empty without one."""
@@ -165,6 +174,10 @@ class BedKind(ABC):
     """Approximate duration of a boot without its windows."""
     here: ClassVar[bool]
     """Whether kernels are booted on this machine, so that figures are not hardware figures."""
+    no_profile: ClassVar[str | None] = (
+        "only kernels that are processes of this machine are profiled"
+    )
+    """Why functions cannot be sampled, if they cannot."""
     no_commits: ClassVar[str | None] = None
     """Why commits of a tree cannot be built for it, if they cannot."""
 

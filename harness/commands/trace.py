@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness import config, kernels, needs, plan, tracing
+from harness import config, plan, tracing
 from harness.base.errors import ConfigurationError
-from harness.base.progress import Progress
 from harness.beds import registry
 from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import SshTarget
-from harness.beds.bed import Probes
-from harness.campaign import prepare
+from harness.campaign.session import booted
 from harness.commands import Seconds, hosts_option
-from harness.trials.load import start_load
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -94,7 +91,9 @@ def trace(
             raise ConfigurationError(f"{name} is a generator: it receives nothing to trace")
         kind = registry.KINDS[target.bed_kind]
         if kind.here:
-            agent, found = up.enter_context(_booted(hosts, name, wanted, idle=idle))
+            bed = _bed_of(hosts, name)
+            [running] = up.enter_context(booted(hosts, bed, [wanted], idle=idle)).values()
+            agent, found = running.probes, running.dut_interface
         else:
             machine = config.machine(hosts, name)
             agent, found = up.enter_context(_machine(name, machine)), machine.interface
@@ -109,32 +108,15 @@ def trace(
                 raise
 
 
-@contextlib.contextmanager
-def _booted(
-    hosts: config.HostsFile, name: str, wanted: str, *, idle: bool
-) -> Iterator[tuple[Probes, str]]:
-    """The guest ``name``, booted with step ``wanted``, under load unless ``idle``."""
+def _bed_of(hosts: config.HostsFile, name: str) -> config.Bed:
+    """A bed whose dut is the host ``name``."""
     named = [bed for bed, entry in hosts.beds.items() if entry.dut == name]
     if not named:
         raise ConfigurationError(
             f"host {name} is not the dut of any bed",
             hint="add a bed with it and a generator to hosts.yaml",
         )
-    bed = config.bed(hosts, named[0])
-    with Progress() as progress, tempfile.TemporaryDirectory(prefix="rb-trace-") as scratch:
-        needs.require(needs.of_kernels(hosts.kernel, [wanted], 1, tree=None, host=None, bed=bed))
-        image = kernels.images(hosts.kernel, [wanted], progress=progress, arch=bed.arch)[wanted]
-        with contextlib.ExitStack() as up:
-            directory = Path(scratch)
-            place = up.enter_context(registry.acquired(bed))
-            opening = registry.Wanted("trace", directory)
-            boots = up.enter_context(registry.opened(place, image, opening, progress))
-            with progress.task(f"{name}: step {wanted}"):
-                running = up.enter_context(boots.boot(image, directory, lambda *_, **__: None))
-                prepare.apply_settings(bed, running)
-                if not idle:
-                    start_load(bed, hosts.load, running)
-            yield running.probes, running.dut_interface
+    return config.bed(hosts, named[0])
 
 
 @contextlib.contextmanager

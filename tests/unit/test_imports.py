@@ -32,6 +32,7 @@ FLOW = [
     "report",
     "campaign",
     "tracing",
+    "profiling",
     "bisect",
     "selftest",
 ]

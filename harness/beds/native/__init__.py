@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from harness.beds.bed import RunningBed
 from harness.beds.local import netns
 from harness.beds.local.boots import named_cpus
 from harness.beds.local.nic_model import NETPERF_NICE, NicModel, sending_side
+from harness.beds.native import sampling
 from harness.beds.native.counting import OutsideProbes
+from harness.beds.native.elf import Elf
 from harness.beds.native.uml import UserModeKernel
 from harness.config import Bed, MachineCpus, NetnsHost, UmlHost
 from harness.images import GuestImage, Tools
@@ -52,6 +55,7 @@ class NativeBed(RunningBed):
     nic: NicModel
     kernel: UserModeKernel
     outside: OutsideProbes
+    image: Image
 
     def freeze(self) -> None:
         self.kernel.freeze()
@@ -73,6 +77,9 @@ class NativeBed(RunningBed):
 
     def trace(self, duration_s: float, within_s: float) -> Pending[dict[str, Any]]:
         return self.outside.begin(self.dut_interface, duration_s, within_s)
+
+    def sampled(self, duration_s: float) -> Counter[str]:
+        return sampling.sampled(self.kernel, Elf(self.image.kernel), duration_s)
 
     def console(self) -> str:
         return self.kernel.console()
@@ -135,6 +142,7 @@ def native_bed(
             nic=side.model,
             kernel=kernel,
             outside=outside,
+            image=image,
         )
 
 

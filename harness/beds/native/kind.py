@@ -37,6 +37,7 @@ class Native(LocalKind):
     """Boots of a block are up together. um has no kprobes, so lists are counted from outside."""
 
     boot_s = 5
+    no_profile = None
     no_commits = "commits of a tree are not built for native beds"
     profiles = {
         "smoke": replace(SMOKE, slice_s=_SLICE_S),

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""``harness profile``: where the time of a packet goes, function by function."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from tabulate import tabulate
+
+from harness import config, plan, profiling
+from harness.base.errors import ConfigurationError
+from harness.base.progress import Progress
+from harness.beds import registry
+from harness.campaign.session import booted
+from harness.commands import Seconds, bed_option, hosts_option, tree_option
+
+_CERTAIN = 2.0
+"""A difference of so many standard errors is marked."""
+
+
+@click.command()
+@click.argument("steps", default="0,8")
+@click.option(
+    "--duration",
+    "duration_s",
+    type=Seconds(min=0.5, max=3600),
+    default=20.0,
+    show_default=True,
+    help="Seconds to profile each step.",
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=30, show_default=True, help="Functions to show."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all functions as JSON.")
+@bed_option
+@hosts_option
+@tree_option
+def profile(
+    steps: str,
+    duration_s: float,
+    top: int,
+    as_json: bool,
+    bed_name: str | None,
+    hosts_path: Path | None,
+    tree: Path | None,
+) -> None:
+    """Show where the kernels of STEPS spend the time of a packet, side by side.
+
+    \b
+    harness profile                      steps 0 and 8
+    harness profile 8,shipped --top 50   step 8 and the tree without any patch
+
+    The kernels run under the load of hosts.yaml and take turns. A time marked with * differs
+    from the first step's by more than two standard errors.
+    """
+    hosts = config.load(config.locate(hosts_path))
+    bed = config.bed(hosts, bed_name)
+    if why := registry.of(bed).no_profile:
+        raise ConfigurationError(f"bed {bed.name} is {bed.kind}: {why}", hint="use --bed native")
+    wanted = plan.parse_steps(steps)
+    with (
+        booted(hosts, bed, wanted, tree=tree) as beds,
+        Progress() as progress,
+        progress.task("profile", total=profiling.turns(duration_s)) as task,
+    ):
+        found = profiling.measure(beds, duration_s, task.advance)
+    if as_json:
+        click.echo(json.dumps(_record(found), indent=1))
+    else:
+        click.echo(f"{registry.of(bed).label(None)}\n")
+        click.echo(_table(found, top))
+
+
+def _record(found: Mapping[str, profiling.Profile]) -> dict[str, Any]:
+    return {
+        "steps": {
+            step: {
+                "ns_per_packet": one.ns_per_packet,
+                "packets": one.packets,
+                "seconds": one.seconds,
+                "samples": one.samples.total(),
+            }
+            for step, one in found.items()
+        },
+        "functions": profiling.rows(found),
+    }
+
+
+def _table(found: Mapping[str, profiling.Profile], top: int) -> str:
+    rows = profiling.rows(found)
+    compared = len(found) > 1
+    shown = [
+        [
+            row["function"],
+            *(f"{ns:.1f}" for ns in row["ns"].values()),
+            *([f"{row['more']:+.1f} ± {row['error']:.1f}", _mark(row)] if compared else []),
+        ]
+        for row in rows[:top]
+    ]
+    whole = ["all", *(f"{one.ns_per_packet:.1f}" for one in found.values())]
+    if compared:
+        first, *_, last = found.values()
+        whole += [f"{last.ns_per_packet - first.ns_per_packet:+.1f}", ""]
+    heads = ["ns per packet in", *(f"step {step}" for step in found)]
+    heads += ["difference", ""] if compared else []
+    right = ["left", *["right"] * (len(heads) - 1)]
+    samples = ", ".join(f"step {step} {one.samples.total():,}" for step, one in found.items())
+    return (
+        tabulate([whole, *shown], headers=heads, colalign=right, disable_numparse=True)
+        + f"\n\nsamples: {samples}"
+    )
+
+
+def _mark(row: Mapping[str, Any]) -> str:
+    return "*" if abs(row["more"]) > _CERTAIN * row["error"] else ""
