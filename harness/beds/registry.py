@@ -10,8 +10,9 @@ from types import MappingProxyType
 from harness import plan
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
+from harness.beds import labgrid
 from harness.beds.bed import BedKind, Boots, Wanted
-from harness.beds.labgrid import Place, acquired
+from harness.beds.labgrid import Place
 from harness.beds.machine.kind import Hardware
 from harness.beds.native.kind import Native
 from harness.beds.virtual.kind import Virtual
@@ -50,6 +51,11 @@ def profile(
     """The profile ``name`` for a kind of bed; errors as in :func:`harness.plan.profile`."""
     profiles = KINDS[bed_kind].profiles
     return plan.profile(name, profiles, blocks=blocks, extras=extras, paced_pps=paced_pps)
+
+
+def acquired(bed: Bed) -> AbstractContextManager[Place]:
+    """``bed`` as far as this machine allows it; its labgrid place is held in the context."""
+    return labgrid.acquired(of(bed).possible(bed))
 
 
 def opened(

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from harness.base.errors import ConfigurationError, InfrastructureError, KernelError
 from harness.base.process import failed
@@ -47,6 +48,9 @@ class UserModeKernel(RemoteAgent):
 
     Its console goes to ``directory/console.log``, up to 4 MiB.
     """
+
+    parameters: ClassVar[tuple[str, ...]] = ()
+    """Further words of its command line."""
 
     def __init__(
         self,
@@ -85,7 +89,7 @@ class UserModeKernel(RemoteAgent):
             *_traceable(),
             "setpriv", "--pdeathsig=KILL", "--", "prlimit", "--core=0", "--",
             "taskset", "-c", str(cpu), str(image.kernel),
-            *arguments(runtime, memory_mib=memory_mib, nic_socket=nic_socket),
+            *self.parameters, *arguments(runtime, memory_mib=memory_mib, nic_socket=nic_socket),
         ]  # fmt: skip
         super().__init__(
             command, host=host, log=self._console, watch=self.check, start_timeout_s=_BOOT_S
