@@ -196,7 +196,7 @@ class BedKind(ABC):
         """
 
     @abstractmethod
-    def made_meanwhile(self) -> AbstractContextManager[None]:
+    def made_meanwhile(self, bed: Bed) -> AbstractContextManager[None]:
         """Make everything else it needs (images, tools) while the kernels are built."""
 
     def possible(self, bed: Bed) -> Bed:

@@ -31,6 +31,7 @@ __all__ = [
     "made_meanwhile",
     "of",
     "opened",
+    "possible",
     "profile",
 ]
 
@@ -53,9 +54,14 @@ def profile(
     return plan.profile(name, profiles, blocks=blocks, extras=extras, paced_pps=paced_pps)
 
 
+def possible(bed: Bed) -> Bed:
+    """See :meth:`BedKind.possible`."""
+    return of(bed).possible(bed)
+
+
 def acquired(bed: Bed) -> AbstractContextManager[Place]:
-    """``bed`` as far as this machine allows it; its labgrid place is held in the context."""
-    return labgrid.acquired(of(bed).possible(bed))
+    """:func:`possible`; its labgrid place is held in the context."""
+    return labgrid.acquired(possible(bed))
 
 
 def opened(
@@ -67,7 +73,7 @@ def opened(
 
 def made_meanwhile(bed: Bed) -> AbstractContextManager[None]:
     """See :meth:`BedKind.made_meanwhile`."""
-    return of(bed).made_meanwhile()
+    return of(bed).made_meanwhile(bed)
 
 
 def kernel_config(kernel: Kernel, *beds: Bed, resumed: bool = False) -> HostConfig | None:

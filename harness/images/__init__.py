@@ -66,16 +66,18 @@ class GuestImage:
 
 
 @contextmanager
-def made_meanwhile() -> Iterator[None]:
+def made_meanwhile(*, tools: bool = True) -> Iterator[None]:
     """Make missing images in another process while the caller does something else.
 
-    A failure there is not reported: it occurs again when the caller asks for the image.
+    Without ``tools`` only the guest image. A failure there is not reported: it occurs again
+    when the caller asks for the image.
     """
-    if _guest_home().is_dir() and _tools_home().is_dir():
+    if _guest_home().is_dir() and (_tools_home().is_dir() or not tools):
         yield
         return
+    wanted = ["tools"] if tools else []
     maker = process.start(
-        ["setpriv", "--pdeathsig=TERM", "--", sys.executable, "-m", "harness.images"],
+        ["setpriv", "--pdeathsig=TERM", "--", sys.executable, "-m", "harness.images", *wanted],
         hint="apt-get install util-linux",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -87,10 +89,14 @@ def made_meanwhile() -> Iterator[None]:
         process.end(maker)
 
 
-def lacking() -> list[str]:
-    """The systems that still have to be made; no tools root if this system's own tools do."""
+def lacking(*, tools: bool = True) -> list[str]:
+    """The systems that still have to be made, with ``tools`` the tools root too.
+
+    No tools root if this system's own tools do.
+    """
     guest = [] if _guest_home().is_dir() else ["guest image"]
-    return guest + ([] if _tools_home().is_dir() or own_tools() else ["tools root"])
+    enough = not tools or _tools_home().is_dir() or own_tools()
+    return guest if enough else [*guest, "tools root"]
 
 
 def kept_tools() -> Tools | None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Makes both images; :func:`harness.images.made_meanwhile` starts it."""
+"""Makes the guest image, and with the argument ``tools`` the tools root, for
+:func:`harness.images.made_meanwhile`."""
 
 from __future__ import annotations
 
@@ -13,4 +14,5 @@ from harness.images import guest_image, tools
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 with Progress(bars=False) as progress:
     guest_image(progress)
-    tools(progress)
+    if sys.argv[1:] == ["tools"]:
+        tools(progress)
