@@ -297,7 +297,9 @@ def _namespace() -> Finding:
         try:
             namespace = netns.start(log=Path(scratch) / "log")
         except HarnessError as error:
-            return _failed("network namespace", error, namespaces.remedy())
+            remedy = error.hint or namespaces.remedy()
+            remedy += "; or use the native bed, which needs none (--bed native)"
+            return _failed("network namespace", error.message, remedy)
         with contextlib.closing(namespace.agent):
             pass
     how = "in a user namespace" if namespaces.of_users_first() else "as root"

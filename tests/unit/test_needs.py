@@ -24,6 +24,7 @@ pytestmark = pytest.mark.unit
 
 CODE = Path(needs.__file__).parents[1]
 LOGIN = "/usr/local/bin:/usr/bin:/bin"
+REFUSED = "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1"
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
 
@@ -448,8 +449,6 @@ def test_all_that_lacks_is_told_in_one_message(monkeypatch: pytest.MonkeyPatch) 
 
 
 # ---------------------------------------------------------------- in the commands
-
-REFUSED = "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1"
 
 
 @pytest.mark.parametrize(
