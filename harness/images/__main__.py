@@ -13,6 +13,7 @@ from harness.images import guest_image, tools
 # As an interruption would: unfinished work is stopped and removed.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 with Progress(bars=False) as progress:
-    guest_image(progress)
-    if sys.argv[1:] == ["tools"]:
+    with_tools = sys.argv[1:] == ["tools"]
+    guest_image(progress, by_ssh=with_tools)
+    if with_tools:
         tools(progress)

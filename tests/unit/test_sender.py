@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from harness import config, images, needs
 from harness.base import namespaces
 from harness.base.errors import ConfigurationError, InfrastructureError
+from harness.base.progress import Progress
 from harness.beds import registry
 from harness.beds.local.nic_model import NicModel, Peer
 from harness.config.addresses import GENERATOR_MAC
@@ -55,6 +58,7 @@ def test_a_kernel_replaces_a_namespace_that_cannot_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native_, virtual = (config.bed(hosts(tmp_path), name) for name in ("native", "virtual"))
+    monkeypatch.setattr(images, "own_tools", lambda: images.Tools(root=None))
     monkeypatch.setattr(namespaces, "refused", lambda: None)
     assert registry.possible(native_) == native_
     monkeypatch.setattr(namespaces, "refused", lambda: "no namespaces")
@@ -143,3 +147,77 @@ def test_a_bed_of_user_mode_kernels_needs_no_namespace_and_no_ssh(
     with pytest.raises(InfrastructureError, match="network namespace") as caught:
         needs.require(needs.Job(guests=True))
     assert "or use the native bed, which needs none" in str(caught.value)
+
+
+# ---------------------------------------------------------------- the image
+
+FAKE = """
+[ "$1" = --unshare-helper ] && { echo 'W: /etc/subuid is empty' >&2; exit 1; }
+root=$(mktemp -d)
+mkdir -p $root/etc $root/usr/share/base-passwd $root/usr/share/man $root/usr/bin
+echo root:*:0:0:root:/root:/bin/bash: > $root/usr/share/base-passwd/passwd.master
+echo root:*:0: > $root/usr/share/base-passwd/group.master
+echo read > $root/usr/share/man/page
+echo '#!' > $root/usr/bin/sudo; chmod 4755 $root/usr/bin/sudo
+ln -s usr/bin $root/bin
+for word; do
+    echo "$word" >> "$SAID"
+    case $word in --customize-hook=*) sh -ec "${word#*=}" exec $root;; esac
+done
+rm -rf $root
+"""
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A system that allows mmdebstrap nothing; returns the file with its options."""
+    path = programs(tmp_path / "bin", mmdebstrap=FAKE, unshare=REFUSED)
+    monkeypatch.setenv("PATH", f"{path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SAID", str(tmp_path / "said"))
+    monkeypatch.setattr(images, "mirror", lambda: None)
+    return tmp_path / "said"
+
+
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("genext2fs", "debugfs"))), reason="needs genext2fs and debugfs"
+)
+def test_an_image_is_unpacked_where_no_more_is_allowed(refused: Path) -> None:
+    assert images.lacking(tools=False) == ["guest image"]
+    with Progress() as progress:
+        made = images.guest_image(progress, by_ssh=False)
+        assert images.guest_image(progress, by_ssh=False) == made
+    said = refused.read_text().splitlines()
+    assert said[:3] == ["--mode=chrootless", "--variant=extract", "--include=?essential"]
+    assert any(word.startswith("--include=") and "netperf" in word for word in said)
+    assert said.count("--variant=extract") == 1, "the second time it was in the cache"
+    assert images.lacking(tools=False) == []
+    assert "guest image" in images.lacking(), "a virtual bed cannot boot it"
+
+    def in_disk(command: str) -> str:
+        debugfs = ["debugfs", "-R", command, str(made.disk)]
+        return subprocess.run(debugfs, capture_output=True, text=True, check=True).stdout
+
+    assert in_disk("cat /etc/passwd").startswith("root:")
+    assert in_disk("cat /etc/hostname") == "guest\n"
+    assert "man" not in in_disk("ls /usr/share")
+    assert "Mode:  04755" in in_disk("stat /usr/bin/sudo")
+    assert "User:     0   Group:     0" in in_disk("stat /usr/bin/sudo")
+    assert 'Fast link dest: "usr/bin"' in in_disk("stat /bin")
+
+
+def test_what_is_made_is_told_before(refused: Path) -> None:
+    assert not refused.exists()
+    whole, unpacked = needs._images(["guest image"]), needs._images(["x"], unpacked=True)
+    assert (whole.ok, unpacked.ok) == (False, True)
+    assert "its packages are only unpacked, because more is refused: " in unpacked.detail
+
+
+def test_netperf_that_cannot_be_made_is_no_reason_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Path
+) -> None:
+    monkeypatch.setattr(namespaces, "refused", lambda: None)
+    monkeypatch.setattr(images, "own_tools", lambda: None)
+    bed = config.bed(hosts(tmp_path), "native")
+    assert isinstance(registry.possible(bed).generator, config.UmlHost)
+    monkeypatch.setattr(images, "own_tools", lambda: images.Tools(root=None))
+    assert registry.possible(bed) == bed

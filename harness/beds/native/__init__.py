@@ -50,7 +50,9 @@ def equipment(progress: Progress, sender: Image | None = None) -> Equipment:
 
     ``sender`` is the kernel of its generator, if that is no namespace.
     """
-    return Equipment(sender=sender or images.tools(progress), disk=images.guest_image(progress))
+    return Equipment(
+        sender=sender or images.tools(progress), disk=images.guest_image(progress, by_ssh=False)
+    )
 
 
 @dataclass(kw_only=True)

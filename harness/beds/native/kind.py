@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from harness import images
 from harness.base import namespaces
 from harness.base.progress import Progress
 from harness.beds.bed import Boots, Wanted
@@ -49,8 +50,8 @@ class Native(LocalKind):
     }
 
     def possible(self, bed: Bed) -> Bed:
-        """With a kernel as generator where a network namespace cannot be made."""
-        if not isinstance(bed.generator, NetnsHost) or not namespaces.refused():
+        """With a kernel as generator where a namespace with netperf cannot be made."""
+        if not isinstance(bed.generator, NetnsHost) or not _no_namespace():
             return bed
         assert isinstance(bed.dut, UmlHost)
         kernel = UmlHost(
@@ -75,7 +76,7 @@ class Native(LocalKind):
         """Kernels end with the harness, and leave nothing behind."""
         sends = isinstance(place.bed.generator, UmlHost)
         if sends:
-            why = f", because {refused}" if (refused := namespaces.refused()) else ""
+            why = f", because {refused}" if (refused := _no_namespace()) else ""
             progress.say(
                 f"{place.bed.generator_name}: netperf runs in a second user-mode kernel "
                 f"({image.release}){why}"
@@ -84,3 +85,12 @@ class Native(LocalKind):
         yield LocalBoots(
             lambda kernel, directory: native_bed(place.bed, kernel, made_with, directory)
         )
+
+
+def _no_namespace() -> str | None:
+    """Why netperf cannot be run in a network namespace here; None: it can."""
+    if why := namespaces.refused():
+        return why
+    if images.kept_tools() is None and (why := images.refused()):
+        return f"the tools root with netperf cannot be made: {why}"
+    return None
