@@ -153,7 +153,11 @@ def guest_image(progress: Progress, *, by_ssh: bool = True) -> GuestImage:
 
 
 def _unpacked(progress: Progress) -> GuestImage:
-    """The guest image whose packages are unpacked and not configured; this needs no right."""
+    """The guest image whose packages are unpacked and not configured; this needs no right.
+
+    mmdebstrap's fakechroot mode would configure them, but only with the same C library inside
+    and outside.
+    """
 
     def make(making: Path) -> None:
         with progress.task("guest image (packages only unpacked)"):
