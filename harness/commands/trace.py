@@ -116,7 +116,7 @@ def _bed_of(hosts: config.HostsFile, name: str) -> config.Bed:
             f"host {name} is not the dut of any bed",
             hint="add a bed with it and a generator to hosts.yaml",
         )
-    return registry.possible(config.bed(hosts, named[0]))
+    return config.bed(hosts, named[0])
 
 
 @contextlib.contextmanager
