@@ -26,16 +26,16 @@ from harness.base import cache, namespaces, process, runtime
 from harness.base.errors import HarnessError, InfrastructureError
 from harness.beds.local import netns
 from harness.beds.machine.doctor import Finding
-from harness.config import Bed, Kernel
+from harness.config import Bed, Kernel, UmlHost
 
-_TO_RUN = ("env", "ip", "nsenter", "setpriv", "sh", "ssh", "ssh-keygen", "sysctl", "taskset")
-_TO_RUN_TOO = ("unshare",)
+_TO_RUN = ("env", "prlimit", "setpriv", "sh", "taskset")
+_TO_SEND = ("ip", "nsenter", "ssh", "ssh-keygen", "sysctl", "unshare")
 _TO_BUILD = (
     "gcc", "make", "ld", "as", "objcopy", "objdump", "readelf", "flex", "bison", "bc", "pahole",
     "depmod", "mksquashfs", "tar", "xz", "cp",
 )  # fmt: skip
 _TO_PROBE = ("gcc", "objdump")
-_TO_MAKE_IMAGES = ("mmdebstrap", "genext2fs", "tar")
+_TO_MAKE_IMAGES = ("mmdebstrap", "genext2fs", "ssh-keygen", "tar")
 _TO_MAKE_MACHINES = ("debugfs", "e2fsck", "resize2fs", "tune2fs", "sfdisk", "dd")
 _HEADERS = "#include <gelf.h>\n#include <openssl/ssl.h>\n"
 _MIB, _GIB = 1 << 20, 1 << 30
@@ -69,6 +69,9 @@ class Job:
     """Does it run guests? If not, it at most builds kernels."""
     probes: bool = False
     """Does it compile probes for user-mode kernels?"""
+    namespaces: bool = True
+    """Are they reached by ssh, and their load sent from a network namespace? If not, they are
+    user-mode kernels that need neither."""
     guests_mib: int = 0
     """Memory of all guests that are up together."""
     kernels: Callable[[], int] | None = None
@@ -99,6 +102,7 @@ def of_kernels(
     return Job(
         guests=guest_mib is not None,
         probes=guest_mib is not None and arch == "um",
+        namespaces=bed is None or not isinstance(bed.generator, UmlHost),
         guests_mib=together * (guest_mib or 0),
         kernels=lambda: kernels.missing(kernel, steps, layouts, tree=tree, host=host, arch=arch),
         results=results,
@@ -135,11 +139,12 @@ def examine(job: Job) -> Iterator[Finding]:
     """
     if job.guests:
         yield _processor()
-    yield _user()
+    if job.namespaces:
+        yield _user()
     yield from _directories(job)
     number, about_kernels = _kernels(job)
     yield from about_kernels
-    lacking = images.lacking() if job.guests else []
+    lacking = images.lacking(tools=job.namespaces) if job.guests else []
     if job.machines == "to be made":
         lacking.append("machine image")
     yield _programs(job, number, lacking)
@@ -154,11 +159,15 @@ def examine(job: Job) -> Iterator[Finding]:
 
 
 def _guests(job: Job, lacking: list[str]) -> Iterator[Finding]:
-    yield _namespace()
+    if job.namespaces:
+        yield _namespace()
+    elif why := namespaces.refused():
+        detail = f"{why}; so a second user-mode kernel sends"
+        yield Finding(check="network namespace", ok=False, detail=detail, needed=False)
     if lacking:
-        yield _images(lacking)
+        yield _images(lacking, unpacked=not job.namespaces)
         yield from _mirror()
-    if (tools := images.kept_tools()) is not None:
+    if job.namespaces and (tools := images.kept_tools()) is not None:
         yield _tools(tools)
     yield _memory(job.guests_mib)
 
@@ -250,11 +259,12 @@ def _kernels(job: Job) -> tuple[int, list[Finding]]:
 
 
 def _programs(job: Job, number: int, lacking: list[str]) -> Finding:
-    wanted = {*(_TO_RUN + _TO_RUN_TOO if job.guests else ("ssh",))}
+    wanted = {*(_TO_RUN if job.guests else ("ssh",))}
+    wanted |= {*_TO_SEND} if job.guests and job.namespaces else set()
     wanted |= {*_TO_BUILD} if number else set()
     wanted |= {*_TO_PROBE} if job.probes else set()
     wanted |= {*_TO_MAKE_IMAGES} if lacking else set()
-    wanted |= {"newuidmap"} if lacking and os.geteuid() else set()
+    wanted |= {"newuidmap"} if lacking and os.geteuid() and job.namespaces else set()
     wanted |= {*_TO_MAKE_MACHINES} if job.machines else set()
     missing = sorted(name for name in wanted if shutil.which(name) is None)
     if not missing:
@@ -287,28 +297,27 @@ def _namespace() -> Finding:
         try:
             namespace = netns.start(log=Path(scratch) / "log")
         except HarnessError as error:
-            return _failed("network namespace", error, namespaces.remedy())
+            remedy = error.hint or namespaces.remedy()
+            remedy += "; or use the native bed, which needs none (--bed native)"
+            return _failed("network namespace", error.message, remedy)
         with contextlib.closing(namespace.agent):
             pass
     how = "in a user namespace" if namespaces.of_users_first() else "as root"
     return Finding(check="network namespace", ok=True, detail=f"can be created {how}")
 
 
-def _images(lacking: list[str]) -> Finding:
-    """May mmdebstrap do its work? This is the check that mmdebstrap itself makes."""
+def _images(lacking: list[str], *, unpacked: bool = False) -> Finding:
+    """May mmdebstrap do its work? ``unpacked``: packages that are only unpacked will do."""
     what = "making images"
     if shutil.which("mmdebstrap") is None:
         return _failed(what, "mmdebstrap is not installed", "apt-get install mmdebstrap")
-    if os.geteuid() == 0:
-        command = ["unshare", "--mount", "--propagation", "unchanged", "--", "true"]
-        remedy = namespaces.remedy()
-    else:
-        command = ["mmdebstrap", "--unshare-helper", "true"]
-        remedy = namespaces.remedy_for_images()
-    tried = process.run(command, check=False)
-    if tried.returncode:
-        said = process.harmless(tried.stderr).strip().splitlines() or ["no error message"]
-        return _failed(what, "; ".join(said[:3]), remedy)
+    why = images.refused()
+    if why and not unpacked:
+        root = os.geteuid() == 0
+        return _failed(what, why, namespaces.remedy() if root else namespaces.remedy_for_images())
+    if why:
+        detail = f"its packages are only unpacked, because more is refused: {why}"
+        return Finding(check=what, ok=True, detail=detail)
     return Finding(check=what, ok=True, detail=f"allowed: {' and '.join(lacking)}")
 
 

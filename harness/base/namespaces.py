@@ -44,6 +44,26 @@ def of_users_first() -> bool:
     return _capabilities() & wanted != wanted
 
 
+def refused() -> str | None:
+    """Why no network namespace with a pair of interfaces can be made here; None: it can.
+
+    What is not installed is not refused.
+    """
+    user = ["--user", "--map-root-user"] if of_users_first() else []
+    made = ["unshare", *user, "--net", "--"]
+    for what, command in (
+        ("a network namespace", ["true"]),
+        ("a veth pair", ["ip", "link", "add", "type", "veth"]),
+    ):
+        if not all(map(shutil.which, ("unshare", command[0]))):
+            return None
+        tried = process.run([*made, *command], check=False)
+        if tried.returncode:
+            said = process.harmless(tried.stderr).strip() or f"status {tried.returncode}"
+            return f"{what} cannot be made: {said}"
+    return None
+
+
 def remedy(*, proc: Path = _PROC) -> str:
     """What must change on this machine to allow namespaces, as far as it can be detected."""
     changes = [

@@ -14,7 +14,8 @@ from harness.base.errors import InfrastructureError
 
 _ADDRESS_BYTES = 107  # sun_path of unix(7), without the final 0
 _OWN_BYTES = len("/rb-12345678/")
-_USUAL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (mkdtemp is private)
+_IN_MEMORY = "/dev/shm"  # noqa: S108 (mkdtemp is private)
+_USUAL = ("/tmp", "/var/tmp", _IN_MEMORY)  # noqa: S108 (as above)
 
 
 def made(*, name_bytes: int) -> Path:
@@ -47,6 +48,35 @@ def directory(*, name_bytes: int) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def for_memory(mib: int) -> Path:
+    """A directory for files of ``mib`` MiB that programs map as memory and execute.
+
+    In memory if possible: writing back a file on a disk takes time. Containers often have a
+    small /dev/shm, mounted noexec.
+
+    Raises:
+        InfrastructureError: no directory is large enough and allows execution.
+    """
+    tried = []
+    for base in dict.fromkeys([_IN_MEMORY, *_bases()]):
+        try:
+            found = os.statvfs(base)
+        except OSError as error:
+            tried.append(f"{base}: {error.strerror}")
+            continue
+        free_mib = found.f_bavail * found.f_frsize >> 20
+        if found.f_flag & os.ST_NOEXEC:
+            tried.append(f"{base} is mounted noexec")
+        elif free_mib < mib or not os.access(base, os.W_OK | os.X_OK):
+            tried.append(f"{base} has {free_mib} MiB for this user")
+        else:
+            return Path(base)
+    raise InfrastructureError(
+        f"no directory for {mib} MiB of memory: {'; '.join(tried)}",
+        hint="set TMPDIR to a writable directory that is large enough and not mounted noexec",
+    )
 
 
 def _bases() -> list[str]:

@@ -196,8 +196,12 @@ class BedKind(ABC):
         """
 
     @abstractmethod
-    def made_meanwhile(self) -> AbstractContextManager[None]:
+    def made_meanwhile(self, bed: Bed) -> AbstractContextManager[None]:
         """Make everything else it needs (images, tools) while the kernels are built."""
+
+    def possible(self, bed: Bed) -> Bed:
+        """``bed``, as far as this machine allows what hosts.yaml says."""
+        return bed
 
     def look_at(self, bed: Bed, kernel: Kernel, *, resumed: bool) -> None:  # noqa: B027
         """Check its hosts before anything is built.

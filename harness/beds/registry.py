@@ -10,8 +10,9 @@ from types import MappingProxyType
 from harness import plan
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
+from harness.beds import labgrid
 from harness.beds.bed import BedKind, Boots, Wanted
-from harness.beds.labgrid import Place, acquired
+from harness.beds.labgrid import Place
 from harness.beds.machine.kind import Hardware
 from harness.beds.native.kind import Native
 from harness.beds.virtual.kind import Virtual
@@ -30,6 +31,7 @@ __all__ = [
     "made_meanwhile",
     "of",
     "opened",
+    "possible",
     "profile",
 ]
 
@@ -52,6 +54,16 @@ def profile(
     return plan.profile(name, profiles, blocks=blocks, extras=extras, paced_pps=paced_pps)
 
 
+def possible(bed: Bed) -> Bed:
+    """See :meth:`BedKind.possible`."""
+    return of(bed).possible(bed)
+
+
+def acquired(bed: Bed) -> AbstractContextManager[Place]:
+    """:func:`possible`; its labgrid place is held in the context."""
+    return labgrid.acquired(possible(bed))
+
+
 def opened(
     place: Place, image: Image, wanted: Wanted, progress: Progress
 ) -> AbstractContextManager[Boots]:
@@ -61,7 +73,7 @@ def opened(
 
 def made_meanwhile(bed: Bed) -> AbstractContextManager[None]:
     """See :meth:`BedKind.made_meanwhile`."""
-    return of(bed).made_meanwhile()
+    return of(bed).made_meanwhile(bed)
 
 
 def kernel_config(kernel: Kernel, *beds: Bed, resumed: bool = False) -> HostConfig | None:

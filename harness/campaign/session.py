@@ -35,13 +35,13 @@ def booted(
         tempfile.TemporaryDirectory(prefix="rb-session-") as scratch,
         contextlib.ExitStack() as up,
     ):
+        place = up.enter_context(registry.acquired(bed))
         needs.require(
             needs.of_kernels(
-                hosts.kernel, steps, 1, tree=tree, host=None, bed=bed, together=len(steps)
+                hosts.kernel, steps, 1, tree=tree, host=None, bed=place.bed, together=len(steps)
             )
         )
         images = kernels.images(hosts.kernel, steps, progress=progress, tree=tree, arch=bed.arch)
-        place = up.enter_context(registry.acquired(bed))
         opening = registry.Wanted("session", Path(scratch))
         boots = up.enter_context(registry.opened(place, images[steps[0]], opening, progress))
         running: dict[str, RunningBed] = {}

@@ -148,7 +148,14 @@ def bisect(
         host = registry.kernel_config(hosts.kernel, place.bed)
         ends = (question.points[0], question.points[-1])
         job = needs.of_kernels(
-            hosts.kernel, ends, 1, tree=None, host=host, bed=bed, together=2, results=directory
+            hosts.kernel,
+            ends,
+            1,
+            tree=None,
+            host=host,
+            bed=place.bed,
+            together=2,
+            results=directory,
         )
         # Kernels of commits are hardly ever in the cache.
         needs.require(replace(job, kernels=lambda: len(ends)) if tree else job)

@@ -105,7 +105,7 @@ def _here(loaded: config.HostsFile, name: str) -> Iterator[Finding]:
     of = [bed for bed, entry in loaded.beds.items() if name in (entry.dut, entry.generator)]
     if not of:
         raise ConfigurationError(f"host {name} is not in any bed")
-    bed = config.bed(loaded, of[0])
+    bed = registry.possible(config.bed(loaded, of[0]))
     steps = plan.parse_steps(plan.DEFAULT_STEPS)
     layouts = registry.profile("quick", bed_kind=bed.kind).layouts
     yield from needs.examine(

@@ -173,12 +173,12 @@ def _opened(
             layouts,
             tree=tree,
             host=host,
-            bed=beds[0],
+            bed=places[beds[0].name].bed,
             together=max(len(group) for group in drawn.groups()),
             results=directory,
         )
     )
-    with registry.made_meanwhile(beds[0]):
+    with registry.made_meanwhile(places[beds[0].name].bed):
         made = kernels.layouts(
             hosts.kernel,
             to_build,

@@ -26,7 +26,7 @@ from harness.config.machine import (
     RedfishPower,
     SolConsole,
 )
-from harness.config.models import Host, LabgridHost, QemuHost, SshHost
+from harness.config.models import Host, LabgridHost, QemuHost, SshHost, UmlHost
 
 GENERATOR_MAC = "02:00:00:00:00:01"
 """The MAC address of a virtual bed's generator."""
@@ -89,6 +89,8 @@ def shared(one: Host, other: Host) -> Iterator[tuple[str, str]]:
         if one.resource == other.resource:
             yield "resource", f"{other.resource} is the dut itself; expected another one"
         return
+    if isinstance(one, UmlHost) and isinstance(other, UmlHost) and one.nic.mac == other.nic.mac:
+        yield "nic", f"{other.nic.mac} is the dut's MAC address; expected {{mac: {GENERATOR_MAC}}}"
     if not isinstance(one, SshHost) or not isinstance(other, SshHost):
         return
     if machine_of(one) == machine_of(other):

@@ -138,7 +138,7 @@ def bed(hosts: HostsFile, name: str | None = None) -> Bed:
         )
     entry = hosts.beds[name]
     dut, generator = hosts.hosts[entry.dut], hosts.hosts[entry.generator]
-    if isinstance(dut, NetnsHost) or isinstance(generator, QemuHost | UmlHost):
+    if isinstance(dut, NetnsHost) or isinstance(generator, QemuHost):
         raise ConfigurationError(f"the hosts of bed {name} do not fit their roles")
     return Bed(
         **{field: getattr(entry, field) for field in BedSettings.model_fields},

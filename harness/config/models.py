@@ -105,7 +105,8 @@ class BedEntry(BedSettings):
 
     dut: Name = Field(description="host that receives: of kind uml, qemu, ssh or labgrid")
     generator: Name = Field(
-        description="host that sends: of kind netns (to a uml or qemu dut), ssh or labgrid"
+        description="host that sends: of kind netns (to a uml or qemu dut), uml (to a uml dut), "
+        "ssh or labgrid"
     )
     labgrid: Labgrid | None = Field(
         default=None, description="place of a labgrid lab; null: leases on the hosts themselves"
@@ -167,7 +168,7 @@ class UmlHost(_Host):
     """A kernel that is a process of this machine (ARCH=um), with the NIC model."""
 
     bed_kind = "native"
-    generators = ("netns",)
+    generators = ("netns", "uml")
     arch = "um"
 
     kind: Literal["uml"]
@@ -175,7 +176,9 @@ class UmlHost(_Host):
         default=256, description="memory of the kernel, in MiB"
     )
     nic: Nic = Field(default=Nic(), description="its NIC")
-    wire: Wire = Field(default=Wire(), description="how the NIC delivers frames from the wire")
+    wire: Wire = Field(
+        default=Wire(), description="how the NIC of a dut delivers frames from the wire"
+    )
 
     @property
     def vcpus(self) -> int:
@@ -280,7 +283,7 @@ class Bed(BedSettings):
     dut_name: str
     dut: QemuHost | UmlHost | SshHost | LabgridHost
     generator_name: str
-    generator: NetnsHost | SshHost | LabgridHost
+    generator: NetnsHost | UmlHost | SshHost | LabgridHost
     labgrid: Labgrid | None = None
 
     @property
@@ -290,8 +293,9 @@ class Bed(BedSettings):
 
     @property
     def guest_mib(self) -> int | None:
-        """Memory of this machine that its dut uses; None: the dut is another machine."""
-        return getattr(self.dut, "memory_mib", None)
+        """Memory of this machine that its kernels use; None: the dut is another machine."""
+        used = [getattr(host, "memory_mib", None) for host in (self.dut, self.generator)]
+        return sum(mib for mib in used if mib) or None
 
     @property
     def arch(self) -> Arch:

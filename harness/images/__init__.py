@@ -3,7 +3,8 @@
 
 The *guest image* is the disk that every guest boots copy-on-write; the *tools root* is a
 directory with netperf and a QEMU that has vfio-user-pci, for machines whose own are missing or
-too old. With user namespaces neither needs root.
+too old. With user namespaces neither needs root. Where those are forbidden, the guest image of
+user-mode kernels is *unpacked*: no script of a package runs, and its users are not set up.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ GUEST_USER = "harness"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _GUEST_SETUP = Path(__file__).with_name("guest-setup.sh")
 _TOOLS_SETUP = Path(__file__).with_name("tools-setup.sh")
+_UNPACKED_SETUP = Path(__file__).with_name("unpacked-setup.sh")
 _GUEST_PACKAGES = (
     "procps", "iproute2", "ethtool", "openssh-server", "sudo", "netperf",
     "bpftrace",  # the reference for the probes
@@ -37,6 +39,7 @@ _GUEST_PACKAGES = (
     "conntrack", "iptables", "jq", "netsniff-ng", "tcpdump",  # the kernel's net selftests
     "python3", "python3-bpfcc", "python3-psutil", "python3-pyroute2",
 )  # fmt: skip
+_NOWHERE = Path(os.devnull)
 _UNREAD = ("man", "doc", "locale", "info")
 _IN_MEMORY = "/dev/shm"  # noqa: S108 (QEMU unlinks its files there at once)
 _WRITTEN_BYTES = 1 << 30
@@ -66,16 +69,18 @@ class GuestImage:
 
 
 @contextmanager
-def made_meanwhile() -> Iterator[None]:
+def made_meanwhile(*, tools: bool = True) -> Iterator[None]:
     """Make missing images in another process while the caller does something else.
 
-    A failure there is not reported: it occurs again when the caller asks for the image.
+    Without ``tools`` only the guest image of user-mode kernels. A failure there is not
+    reported: it occurs again when the caller asks for the image.
     """
-    if _guest_home().is_dir() and _tools_home().is_dir():
+    if not lacking(tools=tools):
         yield
         return
+    wanted = ["tools"] if tools else []
     maker = process.start(
-        ["setpriv", "--pdeathsig=TERM", "--", sys.executable, "-m", "harness.images"],
+        ["setpriv", "--pdeathsig=TERM", "--", sys.executable, "-m", "harness.images", *wanted],
         hint="apt-get install util-linux",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -87,10 +92,16 @@ def made_meanwhile() -> Iterator[None]:
         process.end(maker)
 
 
-def lacking() -> list[str]:
-    """The systems that still have to be made; no tools root if this system's own tools do."""
-    guest = [] if _guest_home().is_dir() else ["guest image"]
-    return guest + ([] if _tools_home().is_dir() or own_tools() else ["tools root"])
+def lacking(*, tools: bool = True) -> list[str]:
+    """The systems that still have to be made.
+
+    Without ``tools`` only the guest image of user-mode kernels. No tools root if this system's
+    own tools do.
+    """
+    made = _guest_home().is_dir() or (not tools and _unpacked_home().is_dir())
+    guest = [] if made else ["guest image"]
+    enough = not tools or _tools_home().is_dir() or own_tools()
+    return guest if enough else [*guest, "tools root"]
 
 
 def kept_tools() -> Tools | None:
@@ -104,12 +115,22 @@ def _guest_home() -> Path:
     return cache.root() / "guests" / key
 
 
+def _unpacked_home() -> Path:
+    key = cache.digest(SUITE, _GUEST_PACKAGES, _UNPACKED_SETUP.read_text(encoding="utf-8"))
+    return cache.root() / "guests" / key
+
+
 def _tools_home() -> Path:
     return cache.root() / "tools" / cache.digest(SUITE, _TOOLS_SETUP.read_text(encoding="utf-8"))
 
 
-def guest_image(progress: Progress) -> GuestImage:
-    """The guest image, made if it is not kept yet."""
+def guest_image(progress: Progress, *, by_ssh: bool = True) -> GuestImage:
+    """The guest image, made if it is not kept yet.
+
+    For guests that are not reached ``by_ssh`` it is unpacked if no more is allowed.
+    """
+    if not by_ssh and not _guest_home().is_dir() and refused():
+        return _unpacked(progress)
 
     def make(making: Path) -> None:
         with progress.task("guest image"):
@@ -129,6 +150,36 @@ def guest_image(progress: Progress) -> GuestImage:
             (making / "host_key").unlink()
 
     return GuestImage(directory=cache.entry(_guest_home(), make, what="the guest image"))
+
+
+def _unpacked(progress: Progress) -> GuestImage:
+    """The guest image whose packages are unpacked and not configured; this needs no right.
+
+    mmdebstrap's fakechroot mode would configure them, but only with the same C library inside
+    and outside.
+    """
+
+    def make(making: Path) -> None:
+        with progress.task("guest image (packages only unpacked)"):
+            disk = {"DISK": str(making / "guest.ext2")}
+            debootstrap(_NOWHERE, _GUEST_PACKAGES, _UNPACKED_SETUP, disk)
+
+    return GuestImage(directory=cache.entry(_unpacked_home(), make, what="the guest image"))
+
+
+def refused() -> str | None:
+    """Why mmdebstrap may not make a whole system; None: it may, or it is not installed.
+
+    This is the check that mmdebstrap itself makes.
+    """
+    command = ["mmdebstrap", "--unshare-helper", "true"]
+    if os.geteuid() == 0:
+        command = ["unshare", "--mount", "--propagation", "unchanged", "--", "true"]
+    if shutil.which(command[0]) is None:
+        return None
+    tried = process.run(command, check=False)
+    said = process.harmless(tried.stderr).strip().splitlines() or ["no error message"]
+    return "; ".join(said[:3]) if tried.returncode else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +284,8 @@ def debootstrap(
 ) -> None:
     """Make a Debian system of ``packages`` in ``target``, a tar or ext2 file by its suffix.
 
-    The script ``setup`` runs on its root with ``env``. ``copied_out`` are pairs: a path in the
+    If that is /dev/null, the packages are only unpacked, and ``setup`` makes what is wanted. The
+    script ``setup`` runs on its root with ``env``. ``copied_out`` are pairs: a path in the
     new system and the directory to copy it to.
 
     Raises:
@@ -243,8 +295,11 @@ def debootstrap(
         # Hooks run as root of the user namespace, who may not be able to read our directory.
         hook = Path(shutil.copy(setup, room / setup.name))
         hook.chmod(0o755)
+        how = ["--variant=minbase"]
+        if target == _NOWHERE:
+            how = ["--mode=chrootless", "--variant=extract", "--include=?essential"]
         command = [
-            "mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}",
+            "mmdebstrap", *how, f"--include={','.join(packages)}",
             # Ubuntu trusts only its own keys, and without gpg mmdebstrap finds no other keyring.
             *([f"--keyring={_KEYRING}"] if Path(_KEYRING).exists() else []),
             *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in _UNREAD),
@@ -268,7 +323,7 @@ def _room_for_root(target: Path) -> Iterator[Path]:
     directory; then the directory is elsewhere.
     """
     name = f"rb-root-{os.geteuid()}-{cache.digest(str(cache.root()), target.name)}-"
-    base = target.parent if os.geteuid() == 0 else open_to_all()
+    base = target.parent if os.geteuid() == 0 and target != _NOWHERE else open_to_all()
     for left in base.glob(f"{name}*"):
         if _own(left):
             _remove_root(left)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Makes both images; :func:`harness.images.made_meanwhile` starts it."""
+"""Makes the guest image, and with the argument ``tools`` the tools root, for
+:func:`harness.images.made_meanwhile`."""
 
 from __future__ import annotations
 
@@ -12,5 +13,7 @@ from harness.images import guest_image, tools
 # As an interruption would: unfinished work is stopped and removed.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 with Progress(bars=False) as progress:
-    guest_image(progress)
-    tools(progress)
+    with_tools = sys.argv[1:] == ["tools"]
+    guest_image(progress, by_ssh=with_tools)
+    if with_tools:
+        tools(progress)

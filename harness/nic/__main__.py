@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """``python -m harness.nic``: run the NIC model as a process.
 
-Prints one JSON line when it listens, and one with its counters when it ends; everything
-else goes to the log. It ends when its client has left, or on SIGTERM or SIGINT.
+Prints one JSON line when it listens, and one with the counters of each device when it ends;
+everything else goes to the log. It ends when its clients have left, or on SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import os
 import sys
 from pathlib import Path
 
+from harness.nic.cable import cable
 from harness.nic.device import Nic
 from harness.nic.journal import log
-from harness.nic.server import MAX_TIMES, Server, vfio_user, vhost_user
-from harness.nic.wire import PacketWire
+from harness.nic.server import MAX_TIMES, Port, Server, vfio_user, vhost_user
+from harness.nic.wire import PacketWire, Wire
 
 
 def _mac(text: str) -> bytes:
@@ -42,7 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
     where.add_argument(
         "--vhost-user", type=Path, help="where a user-mode kernel connects: vhost-user"
     )
-    parser.add_argument("--interface", required=True, help="the wire: a network interface")
+    joined = parser.add_mutually_exclusive_group(required=True)
+    joined.add_argument("--interface", help="the wire: a network interface")
+    joined.add_argument(
+        "--peer",
+        type=Path,
+        help="the wire: a cable to a second device; where the user-mode kernel with it connects",
+    )
+    parser.add_argument("--peer-mac", type=_mac, help="permanent unicast address of the peer")
     parser.add_argument("--mac", type=_mac, required=True, help="permanent unicast address")
     parser.add_argument("--control", type=Path, help="unix socket for counters and link")
     parser.add_argument("--log", type=Path, help="log file (default: stderr)")
@@ -67,18 +75,22 @@ def main(arguments: list[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(message)s",
         filename=chosen.log,
     )
+    if (chosen.peer is None) != (chosen.peer_mac is None):
+        parser.error("--peer and --peer-mac belong together")
+    path = chosen.vhost_user or chosen.socket
+    wire: Wire
     try:
-        wire = PacketWire(chosen.interface)
+        if chosen.peer:
+            wire, far = cable()
+        else:
+            wire = PacketWire(chosen.interface)
         nic = Nic(wire, chosen.mac, bare=chosen.vhost_user is not None)
         nic.pace_wire(repeat=chosen.repeat, burst=chosen.burst)
-        path = chosen.vhost_user or chosen.socket
-        server = Server(
-            nic,
-            wire,
-            path=path,
-            transport=vhost_user if chosen.vhost_user else vfio_user,
-            control=chosen.control,
-        )
+        ports = [Port(nic, wire, path, vhost_user if chosen.vhost_user else vfio_user)]
+        if chosen.peer:
+            peer = Nic(far, chosen.peer_mac, bare=True)
+            ports.append(Port(peer, far, chosen.peer, vhost_user))
+        server = Server(*ports, control=chosen.control)
     except OSError as error:
         log.error("cannot start: %s", error)
         print(f"cannot start: {error}", file=sys.stderr)
@@ -86,7 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(json.dumps({"ready": {"socket": str(path), "pid": os.getpid()}}), flush=True)
     server.run()
     with contextlib.suppress(BrokenPipeError):
-        print(json.dumps({"counters": nic.counters()}), flush=True)
+        for name, port in zip(("counters", "peer"), ports, strict=False):
+            print(json.dumps({name: port.nic.counters()}), flush=True)
     wire.close()
     return 0
 

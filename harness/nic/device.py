@@ -23,7 +23,8 @@ from harness.nic.stats import GENERATION_START, MacStats
 from harness.nic.steering import Steering
 from harness.nic.wire import Wire, loopback
 
-_TX_BUDGET = 256
+TX_BUDGET = 256
+"""Descriptors of a transmit queue in one pass."""
 _WARM_BOOT = 0xB0070000
 _DEFAULT_MAX_FRAME = 1518
 
@@ -367,8 +368,8 @@ class Nic:
     def wants_to_transmit(self) -> bool:
         return bool(self._tx_todo) and self.memory.reachable
 
-    def transmit(self) -> None:
-        """Send what the driver has queued, a limited number of descriptors per queue."""
+    def transmit(self, limit: int = TX_BUDGET) -> None:
+        """Send what the driver has queued, at most ``limit`` descriptors per queue."""
         if not self.memory.reachable:
             return
         for instance, txq in list(self._tx_todo.items()):
@@ -379,7 +380,7 @@ class Nic:
                     sent.append((int.from_bytes(frame[:6], "big"), len(frame)))
 
             try:
-                txq.transmit(_TX_BUDGET, send, self._clock_ns())
+                txq.transmit(limit, send, self._clock_ns())
             except Exception as error:  # noqa: BLE001 - costs what this queue had posted
                 self.journal.mistake(error)
                 self.journal.count("tx_internal_drops", txq.abandon(self._clock_ns()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The server: one client, one wire, one loop, and the pace of the receive path.
+"""The server: devices with one client each, one loop, and the pace of the receive path.
 
 The loop blocks only in ``select``. A pass over the wire costs about the same for few
 frames as for many, so useless passes may take at most a fifth of a CPU: after a pass of
@@ -8,6 +8,10 @@ never waits. When a pass has left the guest less than half of its descriptors, t
 comes when half are posted again, or after ten milliseconds: until then the guest has
 hundreds of frames to process. Doorbells are served in between as they come. In that last
 case they only report posted descriptors, and are served once a millisecond.
+
+While the wire of one device repeats streams, the other device of a cable, which sends them,
+is served once in :data:`_TURN_NS`, and a few of its frames are sent: they cost fifty times
+as much as those that are repeated.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from harness.nic.device import Nic
+from harness.nic.device import TX_BUDGET, Nic
 from harness.nic.journal import log
 from harness.nic.stream import SessionEnd
 from harness.nic.transport import Connection
@@ -39,6 +43,8 @@ _PR_SET_TIMERSLACK = 29
 _MAX_CONTROL_LINE = 4096
 _MAX_CONTROL_CLIENTS = 16
 _PAUSE_S = 0.01
+_TURN_NS = 1_000_000
+_YIELDING_TX = 16
 MAX_TIMES = 1_000_000
 """The largest number of repetitions, and of frames in a burst."""
 
@@ -82,24 +88,144 @@ def vhost_user(accepted: socket.socket, nic: Nic) -> Session:
     return Backend(accepted, nic, nic.journal, time.monotonic_ns)
 
 
-class Server:
-    """Serves one session of ``transport`` at ``path``, and counters at ``control``."""
+class Port:
+    """A device on its wire, and the socket ``path`` where its only client connects."""
 
-    def __init__(
-        self,
-        nic: Nic,
-        wire: Wire,
-        *,
-        path: Path,
-        transport: Transport = vfio_user,
-        control: Path | None = None,
-    ) -> None:
-        self._nic = nic
-        self._transport = transport
+    def __init__(self, nic: Nic, wire: Wire, path: Path, transport: Transport) -> None:
+        self.nic = nic
+        self.session: Session | None = None
+        self.left = False
+        """Its client has left."""
         self._wire = wire
+        self._transport = transport
         self._path = path
         self._listener = _listen(path)
-        self._control = _Control(control, nic) if control else None
+        self._pace = _Pace(nic)
+        self._watch_wire = True
+        self._rests = False
+        self._served_ns = 0
+        self._serve_anyway = False
+        self._clients: list[int] = []
+        self._due_ns: int | None = None
+
+    def wait_for(
+        self, now_ns: int, readers: list[int], writers: list[int], *, yields: bool
+    ) -> int | None:
+        """Add the file descriptors to wait for; returns when to go on without them.
+
+        With ``yields`` the time is needed for another port, which repeats streams.
+        """
+        session, nic = self.session, self.nic
+        readers.append(self._listener.fileno())
+        self._rests = session is None or (yields and now_ns < self._served_ns + _TURN_NS)
+        if session is None:
+            return None
+        self._due_ns = nic.next_due_ns()
+        if self._rests:
+            return _first(self._due_ns, self._served_ns + _TURN_NS)
+        starved = self._pace.starved(now_ns)
+        rest_ns = self._pace.resting_until_ns(now_ns, starved=starved)
+        # A guest with few frames left must have its doorbells served at once.
+        patience_ns = session.patience_ns if starved and not nic.blocked else 0
+        serve_ns = session.due_ns(now_ns)
+        if starved and not nic.blocked and nic.repeating:
+            patience_ns = min(patience_ns, nic.patience_ns)
+            if serve_ns is not None:
+                serve_ns = max(serve_ns, now_ns + nic.patience_ns)
+        self._serve_anyway = patience_ns > 0 or serve_ns is not None
+        self._clients = session.filenos() if not patience_ns else []
+        readers += self._clients
+        writers += session.wants_to_write
+        if nic.wants_to_transmit or (rest_ns is None and self._frames_wait(readers)):
+            return now_ns
+        turn_ns = self._served_ns + patience_ns if patience_ns else None
+        return _first(self._due_ns, rest_ns, serve_ns, turn_ns)
+
+    def _frames_wait(self, readers: list[int]) -> bool:
+        """Whether there are frames already; else adds what shows the next ones."""
+        if self.nic.repeating:
+            return True
+        wire = self._wire.fileno()
+        if wire is None:
+            return self._wire.waiting() > 0
+        if self._watch_wire:
+            readers.append(wire)
+        return False
+
+    def serve(self, ready: Collection[int], writable: Collection[int]) -> None:
+        """Process what the client has sent."""
+        session = self.session
+        if session is None or self._rests:
+            return
+        try:
+            if not set(session.wants_to_write).isdisjoint(writable):
+                session.flush()
+            if self._serve_anyway or not set(self._clients).isdisjoint(ready):
+                session.serve(ready)
+                self._served_ns = time.monotonic_ns()
+        except SessionEnd as end:
+            log.info("session ended: %s", end)
+            self.leave()
+        except Exception as error:  # noqa: BLE001 - the counters must still be printed
+            self.nic.journal.mistake(error)
+            self.leave()
+
+    def accept(self, ready: Collection[int]) -> None:
+        """Begin the session of the first client, and close the connection of any other."""
+        if self._listener.fileno() not in ready:
+            return
+        accepted = _accepted(self._listener)
+        if accepted is None:
+            return
+        if self.session is None and not self.left:
+            log.info("client connected at %s", self._path)
+            self.session = self._transport(accepted, self.nic)
+        else:
+            accepted.close()
+            self.nic.journal.note("clients_refused", "another client is being served")
+
+    def transmit(self, *, yields: bool) -> None:
+        if self.nic.wants_to_transmit and not self._rests:
+            limit = _YIELDING_TX if yields else TX_BUDGET
+            _guard(self.nic, lambda: self.nic.transmit(limit))
+
+    def receive(self, ready: Collection[int]) -> None:
+        """Send the interrupts that are due, and make a pass over the wire."""
+        nic, pace, now_ns = self.nic, self._pace, time.monotonic_ns()
+        if self.session is None:
+            _guard(nic, lambda: _drain(nic))
+            return
+        if self._due_ns is not None and self._due_ns <= now_ns:
+            _guard(nic, nic.tick)
+        if self._rests:
+            return
+        if pace.resting_until_ns(now_ns, starved=pace.starved(now_ns)) is None:
+            _guard(nic, pace.receive)
+            if not pace.last and not nic.starved and self._wire.fileno() in ready:
+                self._watch_wire = self._wire.settle()
+                if not self._watch_wire:
+                    log.error("the wire is gone")
+
+    def leave(self) -> None:
+        """End the session, if there is one."""
+        if self.session is not None:
+            _guard(self.nic, self.session.close)
+            _guard(self.nic, self.nic.client_gone)
+            self.session, self.left = None, True
+
+    def close(self) -> None:
+        """Also unlink the socket."""
+        self.leave()
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+
+
+class Server:
+    """Serves the clients of ``ports``, and counters of the first at ``control``."""
+
+    def __init__(self, *ports: Port, control: Path | None = None) -> None:
+        self._ports = ports
+        self._control = _Control(control, ports[0].nic) if control else None
         self._stopping = False
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._woken)
@@ -109,27 +235,17 @@ class Server:
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1000, 0, 0, 0)
 
     def run(self) -> None:
-        """Accept one client and serve it until it leaves or a signal asks to stop."""
+        """Serve until the last client has left, or a signal asks to stop."""
         try:
-            session = self._accept()
-            if session is not None:
-                log.info("client connected")
-                try:
-                    self._serve(session)
-                except SessionEnd as end:
-                    log.info("session ended: %s", end)
-                except Exception as error:  # noqa: BLE001 - the counters must still be printed
-                    self._nic.journal.mistake(error)
-                finally:
-                    self._guard(session.close)
-                    self._guard(self._nic.client_gone)
+            while not self._stopping and not self._all_left():
+                self._turn()
         finally:
             self.close()
 
     def close(self) -> None:
         """Close and unlink the sockets."""
-        self._listener.close()
-        self._path.unlink(missing_ok=True)
+        for port in self._ports:
+            port.close()
         if self._control:
             self._control.close()
 
@@ -137,97 +253,55 @@ class Server:
         log.info("signal %d", number)
         self._stopping = True
 
-    def _accept(self) -> Session | None:
+    def _all_left(self) -> bool:
+        return any(port.left for port in self._ports) and not any(
+            port.session for port in self._ports
+        )
+
+    def _turn(self) -> None:
+        """Wait until there is something to do, and do it."""
         control = self._control
-        while not self._stopping:
-            readers = [self._listener.fileno(), self._wake, *(control.filenos if control else ())]
-            ready, _, _ = select.select(readers, [], [], _MAX_WAIT_NS / 1e9)
-            if control:
-                control.serve(ready)
-            if self._listener.fileno() in ready:
-                accepted = _accepted(self._listener)
-                if accepted is not None:
-                    return self._transport(accepted, self._nic)
-            self._guard(self._drain)
-        return None
+        now_ns = time.monotonic_ns()
+        readers, writers = [self._wake, *(control.filenos if control else ())], list[int]()
+        until_ns = now_ns + _MAX_WAIT_NS
+        busy = [port for port in self._ports if port.nic.repeating] if self._ports[1:] else []
+        yielding = [port for port in self._ports if busy and port not in busy]
+        for port in self._ports:
+            due_ns = port.wait_for(now_ns, readers, writers, yields=port in yielding)
+            until_ns = until_ns if due_ns is None else min(until_ns, due_ns)
+        wait_s = max(0, until_ns - now_ns) / 1e9
+        ready, writable, _ = select.select(readers, writers, [], wait_s)
+        for port in self._ports:
+            port.serve(ready, writable)
+        if control and ready:
+            control.serve(ready)
+        for port in self._ports:
+            port.accept(ready)
+        # All of them transmit before any receives what another has sent.
+        for port in self._ports:
+            port.transmit(yields=port in yielding)
+        for port in self._ports:
+            port.receive(ready)
 
-    def _drain(self) -> None:
-        self._nic.receive()
 
-    def _refuse(self) -> None:
-        """Close the connection of a second client."""
-        accepted = _accepted(self._listener)
-        if accepted is not None:
-            accepted.close()
-            self._nic.journal.note("clients_refused", "another client is being served")
+def _drain(nic: Nic) -> None:
+    nic.receive()
 
-    def _serve(self, session: Session) -> None:
-        nic, wire, control = self._nic, self._wire, self._control
-        clock_ns = time.monotonic_ns
-        pace = _Pace(nic)
-        watch_wire = True
-        served_ns = 0
-        while not self._stopping:
-            now_ns = clock_ns()
-            due_ns = nic.next_due_ns()
-            starved = pace.starved(now_ns)
-            rest_ns = pace.resting_until_ns(now_ns, starved=starved)
-            # A guest with few frames left must have its doorbells served at once.
-            patience_ns = session.patience_ns if starved and not nic.blocked else 0
-            serve_ns = session.due_ns(now_ns)
-            if starved and not nic.blocked and nic.repeating:
-                patience_ns = min(patience_ns, nic.patience_ns)
-                if serve_ns is not None:
-                    serve_ns = max(serve_ns, now_ns + nic.patience_ns)
-            until_ns = now_ns + _MAX_WAIT_NS
-            for other_ns in (due_ns, rest_ns, serve_ns):
-                if other_ns is not None and other_ns < until_ns:
-                    until_ns = other_ns
-            if patience_ns:
-                until_ns = min(until_ns, served_ns + patience_ns)
-            at_once = nic.repeating and rest_ns is None
-            if nic.wants_to_transmit or until_ns < now_ns or at_once:
-                until_ns = now_ns
-            readers = [self._wake, self._listener.fileno()]
-            if control:
-                readers += control.filenos
-            clients = session.filenos() if not patience_ns else []
-            readers += clients
-            if rest_ns is None and watch_wire:
-                readers.append(wire.fileno())
-            writers = session.wants_to_write
-            ready, writable, _ = select.select(readers, writers, [], (until_ns - now_ns) / 1e9)
-            if writable:
-                session.flush()
-            if patience_ns or serve_ns is not None or not set(clients).isdisjoint(ready):
-                session.serve(ready)
-                served_ns = clock_ns()
-            if control and ready:
-                control.serve(ready)
-            if self._listener.fileno() in ready:
-                self._refuse()
-            if nic.wants_to_transmit:
-                self._guard(nic.transmit)
-            now_ns = clock_ns()
-            if due_ns is not None and due_ns <= now_ns:
-                self._guard(nic.tick)
-            if pace.resting_until_ns(now_ns, starved=pace.starved(now_ns)) is None:
-                self._guard(pace.receive)
-                if not pace.last and not nic.starved and wire.fileno() in ready:
-                    watch_wire = wire.settle()
-                    if not watch_wire:
-                        log.error("the wire is gone")
 
-    def _guard(self, step: Callable[[], None]) -> None:
-        """Log and count a bug of the model; the guest keeps its device.
+def _first(*times_ns: int | None) -> int | None:
+    return min((ns for ns in times_ns if ns is not None), default=None)
 
-        Its cause may persist and wake the loop again at once, so there is a pause.
-        """
-        try:
-            step()
-        except Exception as error:  # noqa: BLE001
-            self._nic.journal.mistake(error)
-            time.sleep(_PAUSE_S)
+
+def _guard(nic: Nic, step: Callable[[], None]) -> None:
+    """Log and count a bug of the model; the guest keeps its device.
+
+    Its cause may persist and wake the loop again at once, so there is a pause.
+    """
+    try:
+        step()
+    except Exception as error:  # noqa: BLE001
+        nic.journal.mistake(error)
+        time.sleep(_PAUSE_S)
 
 
 class _Pace:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The wire: an AF_PACKET socket with a memory-mapped receive ring.
+"""The wire: its ring of frames, and an AF_PACKET socket that fills one.
 
 Hides the packet ring (TPACKET_V2) and its layout. The kernel writes each frame
 into its own slot. The model reads, completes and forwards a batch of slots
@@ -139,7 +139,9 @@ class Wire(Frames, Protocol):
     frames: int
     ring_drops: int
 
-    def fileno(self) -> int: ...
+    def fileno(self) -> int | None:
+        """Readable while frames arrive; None: :meth:`waiting` alone shows them."""
+
     def send(self, frame: bytes | bytearray) -> bool: ...
     def resize(self, max_frame: int) -> None: ...
     def refresh(self) -> None: ...
@@ -158,6 +160,7 @@ class SlotRing:
         self.headers = np.ndarray(self.slots, _HEADER, buffer.data, 0, (slot,))
         # For single words a memoryview is five times faster than numpy.
         self._words = buffer.data.cast("I")
+        self._octets = buffer.data
         self._stride = slot // 4
         self.head_words: npt.NDArray[np.uint32] = np.ndarray(
             (self.slots, 3), "<u4", buffer.data, 0, (slot, 4)
@@ -199,13 +202,13 @@ class SlotRing:
 
     def put(self, frame: bytes | bytearray) -> bool:
         """Fill the next slot, as the kernel would; False if it is not free."""
-        header = self.headers[self._tail]
-        if header["status"] != TP_STATUS_KERNEL:
+        words, at = self._words, self._tail * self._stride
+        if words[at] != TP_STATUS_KERNEL:
             return False
-        kept = min(len(frame), self.room)
-        self.frames[self._tail, :kept] = np.frombuffer(frame, np.uint8, kept)
-        header["len"], header["snaplen"], header["mac"] = len(frame), kept, _MAC_OFFSET
-        header["status"] = _TP_STATUS_USER
+        kept, start = min(len(frame), self.room), self._tail * self.slot + _MAC_OFFSET
+        self._octets[start : start + kept] = frame[:kept]
+        words[at + 1], words[at + 2], words[at + 3] = len(frame), kept, _MAC_OFFSET
+        words[at] = _TP_STATUS_USER
         self._tail = (self._tail + 1) % self.slots
         return True
 
@@ -283,6 +286,11 @@ class SlotRing:
         self.head = (self.head + number) % self.slots
 
 
+def slot_for(max_frame: int) -> int:
+    """The size of slots for frames of ``max_frame`` octets."""
+    return SMALL_SLOT if max_frame <= SMALL_SLOT - _MAC_OFFSET else LARGE_SLOT
+
+
 def loopback() -> SlotRing:
     """A ring for frames of the MAC's loopback."""
     return SlotRing(np.zeros(_LOOPBACK_SLOTS * LARGE_SLOT, np.uint8), LARGE_SLOT)
@@ -353,7 +361,7 @@ class PacketWire:
 
     def resize(self, max_frame: int) -> None:
         """Make slots for frames of ``max_frame`` octets; drops the waiting frames."""
-        slot = SMALL_SLOT if max_frame <= SMALL_SLOT - _MAC_OFFSET else LARGE_SLOT
+        slot = slot_for(max_frame)
         if slot == self._ring.slot:
             return
         opened, ring = self._open(slot)

@@ -34,7 +34,9 @@ def test_an_ordinary_user_gets_the_same_bed(beds: Beds, built: dict[str, Image])
     home = Path(tempfile.mkdtemp(prefix="r-", dir="/var/tmp"))
     try:
         python = interpreter(home / "p")
-        keep(home / ".cache/receive-batching", beds, [built["0"], built["8"]])
+        kept = [built[step].directory for step in ("0", "8")] + [beds.equipment.disk.directory]
+        kept += [tools.parent] if (tools := beds.equipment.tools.root) else []
+        keep(home / ".cache/receive-batching", kept)
         subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", str(home)], check=True)
         done = as_user(home, [str(python), "-m", "harness", "doctor", "--bed", "virtual"])
         assert done.returncode == 0, done.stdout + done.stderr
@@ -90,12 +92,9 @@ def copied(home: Path, real: Path, version: str) -> Path:
     return program
 
 
-def keep(root: Path, beds: Beds, images: list[Image]) -> None:
-    """In the cache ``root`` what the test's own has by now, so that nothing is made anew."""
-    tools = beds.equipment.tools.root
-    entries = [image.directory for image in images] + [beds.equipment.disk.directory]
-    entries += [tools.parent] if tools else []
-    entries += [path for path in (cache.root() / "kvm").glob("*") if path.is_dir()]
+def keep(root: Path, entries: list[Path]) -> None:
+    """In the cache ``root`` these ``entries`` of the test's own, so that nothing is made anew."""
+    entries = entries + [path for path in (cache.root() / "kvm").glob("*") if path.is_dir()]
     # The tree by which the series is chosen; of that its Makefile is enough.
     entries += [path for path in (cache.root() / "sources").glob("*") if path.is_dir()]
     for entry in entries:
@@ -109,9 +108,12 @@ def keep(root: Path, beds: Beds, images: list[Image]) -> None:
             subprocess.run(command, check=True)
 
 
-def as_user(home: Path, command: list[str]) -> subprocess.CompletedProcess[str]:
-    """``command`` as a user who owns nothing but ``home``, with what ``su -`` leaves of us."""
-    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
+def as_user(home: Path, command: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    """``command`` as a user who owns nothing but ``home``, with what ``su -`` leaves of us.
+
+    ``options`` are further ones of setpriv.
+    """
+    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *options, "--"]
     shell = ["sh", "-c", 'umask 077; exec "$@"', "sh"]
     return subprocess.run(
         [*user, *shell, *command],

@@ -65,6 +65,8 @@ class Driver:
     ``pump`` lets a model in the same process act on what was written.
     """
 
+    mac = MAC
+
     def __init__(
         self, connected: socket.socket, *, megabytes: int = 16, base: int = 0, room: int = 1792
     ) -> None:
@@ -243,7 +245,7 @@ class Driver:
         self.mcdi(0x20, struct.pack("<I", 1))
         flags1 = struct.unpack_from("<I", self.mcdi(0xBE))[0]
         assert flags1 >> 23 & 1, "RX_PREFIX_LEN_14"
-        assert self.mcdi(0x55)[:6] == MAC
+        assert self.mcdi(0x55)[:6] == self.mac
         assert struct.unpack("<II", self.mcdi(0x8B, struct.pack("<II", 1, 8)))[0] == 8
 
     def open(
@@ -283,7 +285,7 @@ class Driver:
             if post:
                 self.refill(index, entries - 8)
         if filters:
-            for mac in (MAC, BROADCAST):
+            for mac in (self.mac, BROADCAST):
                 self.add_filter(mac)
         self.events()
 

@@ -31,6 +31,7 @@ from harness.base.progress import Progress
 from harness.base.resources import shipped
 from harness.beds import native
 from harness.beds.native import uml
+from harness.beds.native.sender import SendingKernel
 from harness.beds.registry import profile
 from harness.config import Kernel, MachineCpus
 from harness.images import GuestImage
@@ -96,7 +97,13 @@ def test_the_model_is_told_of_the_wire(
     [
         (("beds", "native", "rx_queues"), 2, "process has one CPU; expected 1"),
         (("beds", "native", "placement"), {"irq_cpu": 1}, "has no CPU 1; expected 0, its only"),
-        (("beds", "native", "generator"), "process", "which cannot be a generator"),
+        (("beds", "native", "generator"), "process", "the dut itself; expected another host"),
+        (("beds", "native", "generator"), "guest", "which cannot be a generator to a uml dut"),
+        (
+            ("hosts", "wire"),
+            {"kind": "uml", "address": "198.18.0.1/24"},
+            "02:00:00:00:00:02 is the dut's MAC address; expected {mac: 02:00:00:00:00:01}",
+        ),
         (("beds", "virtual", "generator"), "process", "which cannot be a generator to a qemu dut"),
         (("hosts", "process", "wire"), {"repeat": 0}, "wire.repeat"),
         (("hosts", "process", "wire"), {"burst": 0}, "wire.burst"),
@@ -350,7 +357,11 @@ PYTHONPATH={root} exec {python} -m harness.agent
 def boot(tmp_path: Path) -> Iterator[Booting]:
     booted: list[uml.UserModeKernel] = []
 
-    def boot(before: str = "", watch: Callable[[], None] = lambda: None) -> uml.UserModeKernel:
+    def boot(
+        before: str = "",
+        watch: Callable[[], None] = lambda: None,
+        kind: type[uml.UserModeKernel] = uml.UserModeKernel,
+    ) -> uml.UserModeKernel:
         root = Path(__file__).parents[2]
         directory, runtime = tmp_path / "boot", tmp_path / "runtime"
         directory.mkdir()
@@ -362,7 +373,7 @@ def boot(tmp_path: Path) -> Iterator[Booting]:
             step="0", layout=1, release="6.12", patches=(), source="", compiler="",
             config_sha256="", image_sha256="", directory=tmp_path, arch="um",
         )  # fmt: skip
-        kernel = uml.UserModeKernel(
+        kernel = kind(
             image,
             GuestImage(directory=tmp_path),
             host="process",
@@ -445,6 +456,14 @@ def test_a_kernel_that_ends_is_noticed(
         kernel.inventory()
     with pytest.raises(kind):
         kernel.freeze()
+
+
+def test_the_death_of_a_kernel_that_sends_is_not_the_duts(boot: Booting) -> None:
+    kernel = boot(kind=SendingKernel)
+    assert "told: sysctl.net.core.wmem_default=16384" in kernel.console()
+    os.kill(kernel.pid_here, signal.SIGSEGV)
+    with pytest.raises(InfrastructureError, match=r"process, which sends: .* died of SIGSEGV"):
+        kernel.inventory()
 
 
 def test_the_model_ends_with_its_kernel_and_not_the_other_way_round(boot: Booting) -> None:

@@ -24,6 +24,8 @@ pytestmark = pytest.mark.unit
 
 CODE = Path(needs.__file__).parents[1]
 LOGIN = "/usr/local/bin:/usr/bin:/bin"
+REFUSED = "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1"
+SHM = "/dev/shm"  # noqa: S108
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
 
@@ -208,6 +210,40 @@ def test_a_long_or_closed_tmpdir_is_no_place_for_sockets(
     with pytest.raises(InfrastructureError, match="gone: No such file") as caught:
         runtime.made(name_bytes=0)
     assert "TMPDIR" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("shm", "named", "found"),
+    [
+        ((4096, 0), (4096, 0), SHM),
+        ((64, 0), (4096, 0), "named"),
+        ((4096, os.ST_NOEXEC), (4096, 0), "named"),
+        ((64, os.ST_NOEXEC), (1023, 0), None),
+    ],
+)
+def test_a_kernels_memory_needs_room_and_may_be_executed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shm: tuple[int, int],
+    named: tuple[int, int],
+    found: str | None,
+) -> None:
+    """The first is a container's /dev/shm as engines make it."""
+    (tmp_path / "named").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "named"))
+    monkeypatch.setattr(runtime, "_USUAL", ())
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+
+    def statvfs(path: str) -> os.statvfs_result:
+        mib, flags = shm if path == SHM else named
+        return os.statvfs_result((4096, 4096, 0, 0, mib << 8, 0, 0, 0, flags, 255))
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    if found is not None:
+        assert str(runtime.for_memory(1024)).endswith(found)
+        return
+    with pytest.raises(InfrastructureError, match=rf"{SHM} is mounted noexec; .*1023 MiB"):
+        runtime.for_memory(1024)
 
 
 # ---------------------------------------------------------------- what refuses namespaces
@@ -448,8 +484,6 @@ def test_all_that_lacks_is_told_in_one_message(monkeypatch: pytest.MonkeyPatch) 
 
 
 # ---------------------------------------------------------------- in the commands
-
-REFUSED = "echo 'unshare: unshare failed: Operation not permitted' >&2; exit 1"
 
 
 @pytest.mark.parametrize(

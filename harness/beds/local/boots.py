@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import images
 from harness.base.errors import ConfigurationError
 from harness.beds.bed import BedKind, Boots, RunningBed
-from harness.config import Bed, MachineCpus
+from harness.config import Bed, MachineCpus, NetnsHost
 from harness.kernels import Image
 
 
@@ -43,8 +43,8 @@ class LocalKind(BedKind):
 
     here = True
 
-    def made_meanwhile(self) -> AbstractContextManager[None]:
-        return images.made_meanwhile()
+    def made_meanwhile(self, bed: Bed) -> AbstractContextManager[None]:
+        return images.made_meanwhile(tools=isinstance(bed.generator, NetnsHost))
 
 
 def named_cpus(bed: Bed, cpus: MachineCpus, mine: list[int]) -> MachineCpus:

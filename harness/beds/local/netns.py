@@ -44,12 +44,9 @@ def start(*, log: Path, watch: Callable[[], None] = lambda: None) -> Namespace:
     Raises:
         InfrastructureError: the system does not allow it; the hint says what to allow.
     """
+    if why := namespaces.refused():
+        raise InfrastructureError(why, hint=namespaces.remedy())
     user = ["--user", "--map-root-user"] if namespaces.of_users_first() else []
-    probe = process.run(["unshare", *user, "--net", "true"], check=False)
-    if probe.returncode != 0:
-        raise InfrastructureError(
-            f"cannot make a network namespace: {probe.stderr.strip()}", hint=namespaces.remedy()
-        )
     command = ["unshare", *user, "--net", "--kill-child=KILL", "--fork"]
     agent = RemoteAgent(
         [*command, sys.executable, "-m", "harness.agent"], host="generator", log=log, watch=watch

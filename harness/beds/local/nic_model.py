@@ -20,12 +20,23 @@ from typing import Any
 
 from harness.base import process, runtime
 from harness.base.errors import InfrastructureError
+from harness.beds.access.channel import RemoteAgent
 from harness.beds.local import netns
 
 NETPERF_NICE = 2
 """Two thirds of the scheduler weight of the vCPU and of the NIC model, where they share a CPU."""
 _ANSWER_S = 20.0
-_CONTROL = "nic-control"
+CONTROL = "nic-control"
+"""The name of its control socket."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """The device at the other end of a cable inside the model's process."""
+
+    socket: Path
+    """Where the user-mode kernel with it connects."""
+    mac: str
 
 
 class NicModel:
@@ -33,9 +44,9 @@ class NicModel:
 
     def __init__(
         self,
-        namespace: netns.Namespace,
+        namespace: netns.Namespace | None,
         *,
-        wire: str,
+        wire: str | Peer,
         mac: str,
         socket: Path,
         control: Path,
@@ -44,19 +55,26 @@ class NicModel:
         vhost_user: bool = False,
         options: Sequence[str] = (),
     ) -> None:
-        """Start it in ``namespace`` on the interface ``wire``, listening at ``socket``.
+        """Start it on the interface ``wire`` of ``namespace``, or on a cable to a peer.
 
-        QEMU connects there, or a user-mode kernel with ``vhost_user``. ``options`` are further
-        options of ``harness.nic``.
+        It listens at ``socket``. QEMU connects there, or a user-mode kernel with ``vhost_user``.
+        ``options`` are further options of ``harness.nic``.
         """
-        command = namespace.command(
-            [
-                *([] if cpu is None else ["taskset", "-c", str(cpu)]),
-                sys.executable, "-m", "harness.nic",
-                "--vhost-user" if vhost_user else "--socket", str(socket), *options,
-                "--control", str(control), "--interface", wire, "--mac", mac, "--log", str(log),
-            ]
-        )  # fmt: skip
+        joined = (
+            ["--peer", str(wire.socket), "--peer-mac", wire.mac]
+            if isinstance(wire, Peer)
+            else ["--interface", wire]
+        )
+        command = [
+            *([] if cpu is None else ["taskset", "-c", str(cpu)]),
+            sys.executable, "-m", "harness.nic",
+            "--vhost-user" if vhost_user else "--socket", str(socket), *options,
+            "--control", str(control), *joined, "--mac", mac, "--log", str(log),
+        ]  # fmt: skip
+        if namespace is None:
+            command = ["setpriv", "--pdeathsig=KILL", "--", *command]
+        else:
+            command = namespace.command(command)
         self._control = control
         self._stderr = log.with_name("nic-stderr.log")
         with self._stderr.open("w", encoding="utf-8") as stderr:
@@ -113,9 +131,11 @@ class NicModel:
 
 @dataclass(frozen=True, kw_only=True)
 class SendingSide:
-    """The sending namespace, and the NIC model at the other end of its wire."""
+    """The agent of the generator, and the NIC model at the other end of its wire."""
 
-    namespace: netns.Namespace
+    agent: RemoteAgent
+    interface: str
+    mac: str
     model: NicModel
     nic_socket: Path
     """The socket at which the kernel under test finds its NIC."""
@@ -133,21 +153,22 @@ def sending_side(
     vhost_user: bool = False,
     options: Sequence[str] = (),
 ) -> Iterator[SendingSide]:
-    """Start both, the model with the address ``mac`` on ``cpu``; both end with the context.
+    """Start a namespace, and the model with the address ``mac`` on ``cpu``.
 
-    ``directory`` keeps their logs. ``nice`` is the nice value of the senders.
+    Both end with the context. ``directory`` keeps their logs. ``nice`` is the nice value of
+    the senders.
     """
     with contextlib.ExitStack() as up:
-        sockets = up.enter_context(runtime.directory(name_bytes=len(_CONTROL)))
+        sockets = up.enter_context(runtime.directory(name_bytes=len(CONTROL)))
         namespace = netns.start(log=directory / "generator-agent.log")
         up.callback(namespace.agent.close)
-        _set_nice(namespace.agent.pid, nice)
+        set_nice(namespace.agent.pid, nice)
         model = NicModel(
             namespace,
             wire=netns.WIRE,
             mac=mac,
             socket=sockets / "nic",
-            control=sockets / _CONTROL,
+            control=sockets / CONTROL,
             log=directory / "nic.log",
             cpu=cpu,
             vhost_user=vhost_user,
@@ -155,11 +176,16 @@ def sending_side(
         )
         up.callback(model.stop)
         yield SendingSide(
-            namespace=namespace, model=model, nic_socket=sockets / "nic", runtime=sockets
+            agent=namespace.agent,
+            interface=netns.INTERFACE,
+            mac=namespace.mac,
+            model=model,
+            nic_socket=sockets / "nic",
+            runtime=sockets,
         )
 
 
-def _set_nice(pid: int, nice: int) -> None:
+def set_nice(pid: int, nice: int) -> None:
     """For the whole session of ``pid``: with autogroups, a process's own nice counts only in it."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(nice), encoding="utf-8")

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.beds.access.channel import Pending
 from harness.beds.bed import RunningBed
-from harness.beds.local import netns
 from harness.beds.local.boots import named_cpus
-from harness.beds.local.nic_model import NETPERF_NICE, NicModel, sending_side
+from harness.beds.local.nic_model import NETPERF_NICE, NicModel, SendingSide, sending_side
 from harness.beds.native import sampling
 from harness.beds.native.counting import OutsideProbes
 from harness.beds.native.elf import Elf
+from harness.beds.native.sender import SendingKernel, sending_kernel
 from harness.beds.native.uml import UserModeKernel
-from harness.config import Bed, MachineCpus, NetnsHost, UmlHost
+from harness.config import Bed, MachineCpus, UmlHost
 from harness.images import GuestImage, Tools
 from harness.kernels import Image
 
@@ -40,12 +40,19 @@ class Equipment:
     """What all boots of a campaign on a native bed use."""
 
     disk: GuestImage
-    tools: Tools
+    sender: Tools | Image
+    """The netperf of a generator in a namespace, or the kernel of one that is a kernel itself:
+    the guest image has a netperf."""
 
 
-def equipment(progress: Progress) -> Equipment:
-    """What a native bed needs in addition to kernels, from the cache or made now."""
-    return Equipment(tools=images.tools(progress), disk=images.guest_image(progress))
+def equipment(progress: Progress, sender: Image | None = None) -> Equipment:
+    """What a native bed needs in addition to kernels, from the cache or made now.
+
+    ``sender`` is the kernel of its generator, if that is no namespace.
+    """
+    return Equipment(
+        sender=sender or images.tools(progress), disk=images.guest_image(progress, by_ssh=False)
+    )
 
 
 @dataclass(kw_only=True)
@@ -59,12 +66,19 @@ class NativeBed(RunningBed):
 
     def freeze(self) -> None:
         self.kernel.freeze()
-        self.nic.freeze()
-        self.generator.netperf_pause()
+        if isinstance(self.generator, SendingKernel):
+            self.generator.freeze()  # before the model, which it may be waiting for
+            self.nic.freeze()
+        else:
+            self.nic.freeze()
+            self.generator.netperf_pause()
 
     def thaw(self) -> None:
         """The load comes first, so that the kernel finds packets at once."""
-        self.generator.netperf_resume()
+        if isinstance(self.generator, SendingKernel):
+            self.generator.thaw()
+        else:
+            self.generator.netperf_resume()
         self.nic.thaw()
         self.kernel.thaw()
 
@@ -94,21 +108,12 @@ def native_bed(
     ``directory`` keeps the console and the logs.
     """
     assert isinstance(bed.dut, UmlHost)
-    assert isinstance(bed.generator, NetnsHost)
     cpus = machine_cpus(bed)
     directory.mkdir(parents=True, exist_ok=True)
+    sender = equipment.sender
     with contextlib.ExitStack() as up:
         nice = NETPERF_NICE if bed.dut.wire.repeat == 1 else _REPEATED_NICE
-        side = up.enter_context(
-            sending_side(
-                bed.dut.nic.mac,
-                directory,
-                cpu=cpus.model,
-                nice=nice,
-                vhost_user=True,
-                options=wire_options(bed.dut),
-            )
-        )
+        side = up.enter_context(_sending_side(bed, equipment, directory, cpus=cpus, nice=nice))
         kernel = UserModeKernel(
             image,
             equipment.disk,
@@ -124,26 +129,51 @@ def native_bed(
         outside = OutsideProbes(kernel, image.kernel)
         yield NativeBed(
             dut=kernel,
-            generator=side.namespace.agent,
+            generator=side.agent,
             dut_interface=kernel.inventory(mac=bed.dut.nic.mac)["interface"],
             dut_mac=bed.dut.nic.mac,
-            generator_interface=netns.INTERFACE,
-            generator_mac=side.namespace.mac,
-            netperf_prefix=equipment.tools.netperf_prefix(),
-            netperf_cpus=list(cpus.netperf),
+            generator_interface=side.interface,
+            generator_mac=side.mac,
+            netperf_prefix=[] if isinstance(sender, Image) else sender.netperf_prefix(),
+            netperf_cpus=[0] if isinstance(sender, Image) else list(cpus.netperf),
             netperf_nice=NETPERF_NICE,
             placed={
                 "kernel": [cpus.vcpus[0]],
                 "nic_model": [cpus.model],
-                "netperf": list(cpus.netperf),
+                "netperf": [cpus.netperf[0]] if isinstance(sender, Image) else list(cpus.netperf),
                 "netperf_nice": NETPERF_NICE,
                 "load_nice": nice,
+                "generator_kernel": sender.release if isinstance(sender, Image) else None,
             },
             nic=side.model,
             kernel=kernel,
             outside=outside,
             image=image,
         )
+
+
+def _sending_side(
+    bed: Bed, equipment: Equipment, directory: Path, *, cpus: MachineCpus, nice: int
+) -> AbstractContextManager[SendingSide]:
+    """The generator of ``bed`` and the NIC model, each on its CPU."""
+    assert isinstance(bed.dut, UmlHost)
+    options, mac = wire_options(bed.dut), bed.dut.nic.mac
+    if not isinstance(bed.generator, UmlHost):
+        return sending_side(
+            mac, directory, cpu=cpus.model, nice=nice, vhost_user=True, options=options
+        )
+    assert isinstance(equipment.sender, Image)
+    return sending_kernel(
+        bed.generator,
+        equipment.sender,
+        equipment.disk,
+        directory,
+        name=bed.generator_name,
+        dut_mac=mac,
+        cpus=(cpus.model, cpus.netperf[0]),
+        nice=nice,
+        options=options,
+    )
 
 
 def wire_options(host: UmlHost) -> list[str]:

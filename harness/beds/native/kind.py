@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from harness import images
+from harness.base import namespaces
 from harness.base.progress import Progress
 from harness.beds.bed import Boots, Wanted
 from harness.beds.labgrid import Place
 from harness.beds.local.boots import LocalBoots, LocalKind
 from harness.beds.native import equipment, native_bed
+from harness.config import Bed, NetnsHost, Nic, UmlHost
+from harness.config.addresses import GENERATOR_MAC
 from harness.kernels import Image
 from harness.plan import SMOKE, Profile
 
@@ -45,6 +49,19 @@ class Native(LocalKind):
         "standard": replace(_QUICK, name="standard", blocks=12, trials=5, window_s=2.0, layouts=12),
     }
 
+    def possible(self, bed: Bed) -> Bed:
+        """With a kernel as generator where a namespace with netperf cannot be made."""
+        if not isinstance(bed.generator, NetnsHost) or not _no_namespace():
+            return bed
+        assert isinstance(bed.dut, UmlHost)
+        kernel = UmlHost(
+            kind="uml",
+            address=bed.generator.address,
+            memory_mib=bed.dut.memory_mib,
+            nic=Nic(mac=GENERATOR_MAC),
+        )
+        return bed.model_copy(update={"generator": kernel})
+
     def label(self, accelerator: str | None) -> str:  # noqa: ARG002
         return "native, user-mode kernel: not a hardware figure"
 
@@ -52,12 +69,28 @@ class Native(LocalKind):
     def opened(
         self,
         place: Place,
-        image: Image,  # noqa: ARG002
+        image: Image,
         wanted: Wanted,  # noqa: ARG002
         progress: Progress,
     ) -> Iterator[Boots]:
         """Kernels end with the harness, and leave nothing behind."""
-        made_with = equipment(progress)
+        sends = isinstance(place.bed.generator, UmlHost)
+        if sends:
+            why = f", because {refused}" if (refused := _no_namespace()) else ""
+            progress.say(
+                f"{place.bed.generator_name}: netperf runs in a second user-mode kernel "
+                f"({image.release}){why}"
+            )
+        made_with = equipment(progress, image if sends else None)
         yield LocalBoots(
             lambda kernel, directory: native_bed(place.bed, kernel, made_with, directory)
         )
+
+
+def _no_namespace() -> str | None:
+    """Why netperf cannot be run in a network namespace here; None: it can."""
+    if why := namespaces.refused():
+        return why
+    if images.kept_tools() is None and (why := images.refused()):
+        return f"the tools root with netperf cannot be made: {why}"
+    return None

@@ -19,9 +19,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from harness.base.errors import ConfigurationError, InfrastructureError, KernelError
 from harness.base.process import failed
+from harness.base.runtime import for_memory
 from harness.beds.access.channel import RemoteAgent, agent_archive
 from harness.beds.bed import kernel_death
 from harness.images import GuestImage
@@ -30,6 +32,8 @@ from harness.kernels import Image
 DEVICE_ID = 4242
 """CONFIG_UML_PCI_OVER_VIRTIO_DEVICE_ID of the kernels."""
 _INIT = Path(__file__).with_name("guest-init.sh")
+_KERNELS = 4
+"""For as many kernels there must be room where their memory is: its files grow later."""
 _BOOT_S = 120.0
 _STOP_S = 10.0
 _LAST_S = 1.0
@@ -47,6 +51,9 @@ class UserModeKernel(RemoteAgent):
 
     Its console goes to ``directory/console.log``, up to 4 MiB.
     """
+
+    parameters: ClassVar[tuple[str, ...]] = ()
+    """Further words of its command line."""
 
     def __init__(
         self,
@@ -82,9 +89,10 @@ class UserModeKernel(RemoteAgent):
             self._stopped = mmap.mmap(file.fileno(), mmap.PAGESIZE)
         (runtime / "disk").symlink_to(disk.disk)
         command = [
+            "env", f"TMPDIR={for_memory(_KERNELS * memory_mib)}",
             *_traceable(),
             "setpriv", "--pdeathsig=KILL", "--", "prlimit", "--core=0", "--",
-            "taskset", "-c", str(cpu), str(image.kernel),
+            "taskset", "-c", str(cpu), str(image.kernel), *self.parameters,
             *arguments(runtime, memory_mib=memory_mib, nic_socket=nic_socket),
         ]  # fmt: skip
         super().__init__(

@@ -19,7 +19,6 @@ from harness import images
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.beds.bed import Block, RunningBed
-from harness.beds.local import netns
 from harness.beds.local.boots import named_cpus
 from harness.beds.local.nic_model import NETPERF_NICE, NicModel, sending_side
 from harness.beds.virtual import icache, qemu
@@ -114,11 +113,11 @@ def virtual_bed(
         up.callback(dut.kill)
         yield VirtualBed(
             dut=dut,
-            generator=side.namespace.agent,
+            generator=side.agent,
             dut_interface=dut.inventory(mac=bed.dut.nic.mac)["interface"],
             dut_mac=bed.dut.nic.mac,
-            generator_interface=netns.INTERFACE,
-            generator_mac=side.namespace.mac,
+            generator_interface=side.interface,
+            generator_mac=side.mac,
             netperf_prefix=equipment.tools.netperf_prefix(),
             netperf_cpus=list(cpus.netperf),
             netperf_nice=NETPERF_NICE,
