@@ -22,8 +22,8 @@ pytestmark = pytest.mark.unit
 PROGRAM = """
 #include <unistd.h>
 static volatile unsigned long n;
-__attribute__((noinline)) void longer(void) { for (int i = 0; i < 300000; i++) n++; }
-__attribute__((noinline)) void shorter(void) { for (int i = 0; i < 100000; i++) n++; }
+__attribute__((noinline)) void longer(void) { for (int i = 0; i < 3000; i++) n++; }
+__attribute__((noinline)) void shorter(void) { for (int i = 0; i < 1000; i++) n++; }
 int main(int argc, char **argv)
 {
 	for (;;) { if (argc > 1) pause(); longer(); shorter(); }
