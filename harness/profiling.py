@@ -2,8 +2,8 @@
 """Where the time of a packet goes: the functions in which kernels are found, side by side.
 
 A kernel under load is stopped at many moments, and each time the function that it executes is
-noted. Its share of the samples is its share of the time. The kernels take turns, so that a
-slowdown of the machine affects all of them equally.
+noted. Its share of the samples is its share of the kernel's CPU time. The kernels take turns, so
+that a slowdown of the machine affects all of them equally.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Profile:
     """By function."""
     packets: int = 0
     """That entered IP meanwhile."""
-    seconds: float = 0.0
-    """Of the kernel's own clock."""
+    cpu_ns: int = 0
+    """CPU time of the kernel meanwhile."""
 
     @property
     def ns_per_packet(self) -> float:
-        return 1e9 * self.seconds / self.packets if self.packets else math.nan
+        return self.cpu_ns / self.packets if self.packets else math.nan
 
     def of(self, function: str) -> tuple[float, float]:
         """Nanoseconds per packet in ``function``, and their standard error."""
@@ -74,13 +74,13 @@ def _turn(bed: RunningBed, found: Profile) -> None:
     found.samples.update(bed.sampled(TURN_S))
     after = _counted(bed)
     found.packets += after[0] - before[0]
-    found.seconds += (after[1] - before[1]) / 1e9
+    found.cpu_ns += after[1] - before[1]
 
 
 def _counted(bed: RunningBed) -> tuple[int, int]:
-    """Packets that have entered IP, and the kernel's clock in ns."""
+    """Packets that have entered IP, and the kernel's CPU time in ns."""
     read = bed.dut.counters(interface=bed.dut_interface)
-    return read["snmp"]["Ip"]["InReceives"], read["monotonic_ns"]
+    return read["snmp"]["Ip"]["InReceives"], read["kernel_cpu_ns"]
 
 
 def rows(found: Mapping[str, Profile]) -> list[dict[str, Any]]:

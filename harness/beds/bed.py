@@ -33,7 +33,7 @@ def kernel_death(console: str) -> str | None:
 
 
 OUTSIDE = "(not in the kernel)"
-"""The kernel waits, or a process of its user space or the machine's kernel runs for it."""
+"""What the kernel makes the machine's kernel do, and its libraries."""
 
 
 @dataclass(frozen=True)

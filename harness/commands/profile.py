@@ -81,7 +81,7 @@ def _record(found: Mapping[str, profiling.Profile]) -> dict[str, Any]:
             step: {
                 "ns_per_packet": one.ns_per_packet,
                 "packets": one.packets,
-                "seconds": one.seconds,
+                "cpu_ns": one.cpu_ns,
                 "samples": one.samples.total(),
             }
             for step, one in found.items()
