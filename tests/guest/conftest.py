@@ -16,7 +16,6 @@ import pytest
 
 from harness import config, kernels
 from harness.base.progress import Progress
-from harness.beds import registry
 from harness.beds.virtual import Equipment, VirtualBed, equipment, virtual_bed
 from harness.selftest.rack import Rack
 
@@ -30,8 +29,9 @@ def harness(*arguments: str, timeout_s: float = 3000) -> subprocess.CompletedPro
 
 @dataclass(frozen=True)
 class Campaign:
-    """A campaign that was run: its directory, what it printed, its report."""
+    """A campaign that was run: its bed, its directory, what it printed, its report."""
 
+    bed: str
     directory: Path
     printed: str
     report: dict[str, Any]
@@ -40,25 +40,27 @@ class Campaign:
         return next(row for row in self.report["rows"] if row["step"] == step)
 
 
-@pytest.fixture(scope="session")
-def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    """``harness run`` over steps 0, 2 and 8 on the virtual bed, as a user would start it."""
+BEDS = {"native": ("--blocks", "2"), "virtual": ("--profile", "smoke")}
+"""Beds of this machine, and how long each is measured."""
+
+
+@pytest.fixture(scope="session", params=BEDS)
+def campaign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """``harness run`` over steps 0, 2 and 8, as a user would start it."""
     directory = tmp_path_factory.mktemp("campaign") / "result"
-    asked = ["--bed", "virtual", "--steps", ",".join(STEPS), "--seed", "1"]
-    done = harness("run", *asked, "--out", str(directory))
+    asked = ["--bed", request.param, *BEDS[request.param], "--steps", ",".join(STEPS)]
+    done = harness("run", *asked, "--seed", "1", "--out", str(directory))
     assert done.returncode == 0
     report = harness("report", str(directory), "--format", "json")
-    return Campaign(directory, done.stdout, json.loads(report.stdout))
+    return Campaign(request.param, directory, done.stdout, json.loads(report.stdout))
 
 
 @pytest.fixture(scope="session")
 def built() -> dict[str, kernels.Image]:
     """The kernels of :data:`STEPS`, in their first layout."""
     hosts = config.load(config.locate(None))
-    # Those that the campaign asks for as well: to come back to a step is to compile again.
-    count = registry.profile("quick").layouts
     with Progress() as progress:
-        made = kernels.layouts(hosts.kernel, STEPS, count, progress=progress)
+        made = kernels.layouts(hosts.kernel, STEPS, 1, progress=progress)
     return {step: images[0] for step, images in made.items()}
 
 

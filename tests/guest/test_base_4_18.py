@@ -29,7 +29,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     done = harness("run", *asked, "--out", str(directory))
     assert done.returncode == 0
     report = harness("report", str(directory), "--format", "json")
-    return Campaign(directory, done.stdout, json.loads(report.stdout))
+    return Campaign("virtual", directory, done.stdout, json.loads(report.stdout))
 
 
 def test_lists_come_with_the_steps(campaign: Campaign) -> None:

@@ -94,7 +94,7 @@ def test_interrupted_in_the_middle_a_campaign_keeps_what_it_has(
     tmp_path: Path, built: object
 ) -> None:
     directory = tmp_path / "result"
-    asked = ["--bed", "virtual", "--steps", "0,8", "--out", str(directory)]
+    asked = ["--bed", "virtual", "--steps", "0,8", "--profile", "smoke", "--out", str(directory)]
     command = [sys.executable, "-m", "harness", "run", *asked]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300

@@ -23,7 +23,6 @@ from harness.trials.load import start_load
 
 pytestmark = [
     pytest.mark.guest,
-    pytest.mark.deep,
     pytest.mark.skipif(
         not all(map(shutil.which, ("gcc", "make", "pahole", "unshare"))),
         reason="needs gcc, make, pahole and unshare",
