@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import time
@@ -54,10 +55,12 @@ class UserModeKernel(RemoteAgent):
         directory: Path,
         runtime: Path,
         watch: Callable[[], None] = lambda: None,
+        program: str | None = None,
     ) -> None:
         """Boot ``image`` on a copy-on-write view of ``disk``, pinned to ``cpu``.
 
         ``nic_socket`` is where the NIC model listens; ``watch`` raises if it has ended.
+        ``program``, in Python, runs beside the agent; its standard streams are :attr:`line`.
 
         Raises:
             KernelError: the kernel died.
@@ -66,10 +69,13 @@ class UserModeKernel(RemoteAgent):
         self._console = directory / "console.log"
         self._others = watch
         self._stopped_ns: int | None = None
+        self.line, theirs = socket.socketpair()
         shared = runtime / "guest"
         shared.mkdir()
         (shared / "agent.pyz").write_bytes(agent_archive()[1])
         (shared / "init").write_bytes(_INIT.read_bytes())
+        if program is not None:
+            (shared / "program.py").write_text(program, encoding="utf-8")
         clock = runtime / "stopped"
         clock.write_bytes(bytes(mmap.PAGESIZE))
         with clock.open("r+b") as file:
@@ -78,11 +84,19 @@ class UserModeKernel(RemoteAgent):
         command = [
             "setpriv", "--pdeathsig=KILL", "--", "prlimit", "--core=0", "--",
             "taskset", "-c", str(cpu), str(image.kernel),
-            *arguments(runtime, memory_mib=memory_mib, nic_socket=nic_socket),
+            *arguments(
+                runtime, memory_mib=memory_mib, nic_socket=nic_socket, line=theirs.fileno()
+            ),
         ]  # fmt: skip
-        super().__init__(
-            command, host=host, log=self._console, watch=self.check, start_timeout_s=_BOOT_S
-        )
+        with theirs:
+            super().__init__(
+                command,
+                host=host,
+                log=self._console,
+                watch=self.check,
+                start_timeout_s=_BOOT_S,
+                pass_fds=(theirs.fileno(),),
+            )
 
     @property
     def pid_here(self) -> int:
@@ -159,14 +173,17 @@ class UserModeKernel(RemoteAgent):
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, signal.SIGKILL)
         self.kill()
+        self.line.close()
 
     def _signal(self, number: signal.Signals) -> None:
         self.check()  # its pid may belong to another process otherwise
         self._process.send_signal(number)
 
 
-def arguments(runtime: Path, *, memory_mib: int, nic_socket: Path | None) -> list[str]:
+def arguments(runtime: Path, *, memory_mib: int, nic_socket: Path | None, line: int) -> list[str]:
     """The command line of a kernel whose files are in ``runtime``.
+
+    ``line`` is the file descriptor of its second serial line.
 
     Raises:
         ConfigurationError: the kernel cannot parse the name of that directory.
@@ -183,7 +200,7 @@ def arguments(runtime: Path, *, memory_mib: int, nic_socket: Path | None) -> lis
         f"time-stopped={runtime / 'stopped'}",
         f"ubd0={runtime / 'changes'},{runtime / 'disk'}",
         "root=/dev/ubda", "rw",
-        "con=null", "con0=null,fd:2", "ssl=null", "ssl0=fd:0,fd:1", "stderr=1",
+        "con=null", "con0=null,fd:2", "ssl=null", "ssl0=fd:0,fd:1", f"ssl1=fd:{line}", "stderr=1",
         *nic,
         f"hostfs={runtime / 'guest'}",
         "init=/bin/sh", "--", "-c", '"mount -t hostfs none /mnt && exec sh /mnt/init"',
