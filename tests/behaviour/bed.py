@@ -112,6 +112,8 @@ class Stage:
     inside: Line
     outside: Line
     directory: Path
+    _seen: int = 0
+    """Length of the console that was searched."""
 
     def play(self, scene: Scene) -> Observed:
         """What is observed in ``scene``.
@@ -119,11 +121,12 @@ class Stage:
         Raises:
             KernelError: the guest's kernel died, or said that something is wrong.
         """
-        seen_before = len(self.kernel.console())
         with self._watched():
             observed = self._played(scene)
             self.inside.ask({"over": True})
-        if splat := _SPLAT.search(self.kernel.console(), seen_before):
+        console = self.kernel.console()
+        splat, self._seen = _SPLAT.search(console, self._seen), len(console)
+        if splat:
             raise KernelError(splat.group(0), hint=f"console: {self.directory}")
         return observed
 

@@ -35,7 +35,6 @@ class Variant:
 
 VARIANTS = {
     "native": Variant(UM, ("scenes.config", "debug.config", "um.config")),
-    "plain": Variant(UM, ("scenes.config",)),
     "measured": Variant(X86),
     "x86": Variant(X86, ("scenes.config", "debug.config")),
     "selftests": Variant(X86, ("scenes.config", "selftests.config")),
@@ -80,7 +79,13 @@ class Mutation:
 
 RESERVES = HERE / "reserves.patch"
 """Has the driver mark packets as from the memory reserves; applies to every step."""
-MUTATIONS = tuple(Mutation.read(path) for path in sorted((HERE / "mutations").glob("*.patch")))
+MUTATIONS = tuple(
+    sorted(
+        (Mutation.read(path) for path in (HERE / "mutations").glob("*.patch")),
+        key=lambda mutation: (-int(mutation.over), mutation.name),
+    )
+)
+"""Those of step 9 first: the tests before them end with its kernel, and headers differ."""
 
 
 def source() -> Source:

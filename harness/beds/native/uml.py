@@ -32,6 +32,8 @@ DEVICE_ID = 4242
 _INIT = Path(__file__).with_name("guest-init.sh")
 _BOOT_S = 120.0
 _STOP_S = 10.0
+_NIC_US = 10_000_000
+"""How long the kernel waits for the NIC model, which may share its CPU with much else."""
 _LAST_S = 1.0
 _PLAIN = re.compile(r"[\w./+@-]+", re.ASCII)
 _FAULTS = {getattr(signal, name) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")}
@@ -193,7 +195,11 @@ def arguments(runtime: Path, *, memory_mib: int, nic_socket: Path | None, line: 
             f"a user-mode kernel cannot parse the path {str(runtime)!a}",
             hint="set TMPDIR to a directory whose name has only letters, digits and ._+@-",
         )
-    nic = [] if nic_socket is None else [f"virtio_uml.device={nic_socket}:{DEVICE_ID}"]
+    nic = (
+        []
+        if nic_socket is None
+        else [f"virtio_uml.device={nic_socket}:{DEVICE_ID}", f"virt_pci.max_delay_us={_NIC_US}"]
+    )
     return [
         f"mem={memory_mib}M",
         f"uml_dir={runtime}/",
