@@ -19,6 +19,11 @@ pytestmark = pytest.mark.guest
 STEPS = [str(step) for step in range(int(kernels.LAST_STEP) + 1)]
 OPTIONAL = ("2m", "9")
 """Without 2v, which changes another driver: see ``test_x86.py``."""
+FLOODED = [
+    pytest.param(step, marks=() if step in (kernels.LAST_STEP, "9") else pytest.mark.deep)
+    for step in (*STEPS, *OPTIONAL)
+]
+"""All, but in every check only those that hold all changes."""
 BRIDGED_IN_ORDER = ("0", "1", "2", "2m", "3", "4", "5")
 
 Baseline = Callable[[Scene], Observed]
@@ -58,6 +63,7 @@ def test_order_across_a_bridge(step: str, up: Stage, baseline: Baseline) -> None
 
 
 @pytest.mark.parametrize("scene", CHURN, ids=lambda scene: scene.name)
+@pytest.mark.parametrize("step", FLOODED, indirect=True)
 def test_nothing_breaks_under_a_flood(scene: Scene, up: Stage) -> None:
     up.play(scene)
 
