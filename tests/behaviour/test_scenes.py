@@ -16,21 +16,21 @@ from tests.behaviour.scenes import BY_NAME, CHURN, NEW_FLOWS, SCENES, TWO_DEVICE
 
 pytestmark = pytest.mark.guest
 
-STEPS = [str(step) for step in range(int(kernels.LAST_STEP) + 1)]
 OPTIONAL = ("2m", "9")
 """Without 2v, which changes another driver: see ``test_x86.py``."""
-FLOODED = [
-    pytest.param(step, marks=() if step in (kernels.LAST_STEP, "9") else pytest.mark.deep)
-    for step in (*STEPS, *OPTIONAL)
+IN_CHECK = ("0", kernels.LAST_STEP)
+"""The others are deep, because their kernels take long to build: see the README."""
+STEPS = [
+    pytest.param(step, marks=() if step in IN_CHECK else pytest.mark.deep)
+    for step in (*map(str, range(int(kernels.LAST_STEP) + 1)), *OPTIONAL)
 ]
-"""All, but in every check only those that hold all changes."""
 BRIDGED_IN_ORDER = ("0", "1", "2", "2m", "3", "4", "5")
 
 Baseline = Callable[[Scene], Observed]
 Staged = Callable[[Image], Stage]
 
 
-@pytest.fixture(scope="module", params=[*STEPS, *OPTIONAL])
+@pytest.fixture(scope="module", params=STEPS)
 def step(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -63,11 +63,11 @@ def test_order_across_a_bridge(step: str, up: Stage, baseline: Baseline) -> None
 
 
 @pytest.mark.parametrize("scene", CHURN, ids=lambda scene: scene.name)
-@pytest.mark.parametrize("step", FLOODED, indirect=True)
 def test_nothing_breaks_under_a_flood(scene: Scene, up: Stage) -> None:
     up.play(scene)
 
 
+@pytest.mark.deep
 def test_packets_from_memory_reserves(staged: Staged) -> None:
     seen = []
     for step in ("0", kernels.LAST_STEP):

@@ -47,8 +47,15 @@ def test_it_applies(mutation: Mutation, copied: Path) -> None:
 
 @pytest.mark.parametrize(
     "mutation",
-    [each for each in MUTATIONS if each.scene != RPS.name],
-    ids=lambda mutation: mutation.name,
+    [
+        pytest.param(
+            each,
+            id=each.name,
+            marks=() if each.over == kernels.LAST_STEP else pytest.mark.deep,
+        )
+        for each in MUTATIONS
+        if each.scene != RPS.name
+    ],
 )
 def test_it_shows(mutation: Mutation, staged: Staged, baseline: Baseline) -> None:
     """Unbroken, the scene shows nothing: every step plays it in ``test_scenes.py``."""
