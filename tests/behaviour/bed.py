@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Scenes played on a virtual bed, and what is observed of them.
+"""Scenes played on a native or virtual bed, and what is observed of them.
 
 A burst is sent while the guest is frozen, so that it finds all of it at once, in one
 poll of its NIC; the next is sent when the guest says that it is through with it.
@@ -8,13 +8,14 @@ poll of its NIC; the next is sent when the guest says that it is through with it
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import random
 import re
 import select
 import shutil
-import subprocess
+import socket
 import sys
 import time
 from collections import defaultdict
@@ -22,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
@@ -32,8 +33,11 @@ from harness import config
 from harness.base import process
 from harness.base.errors import HarnessError, KernelError
 from harness.base.progress import Progress
+from harness.beds import native, virtual
+from harness.beds.bed import RunningBed
 from harness.beds.local import netns
-from harness.beds.virtual import VirtualBed, equipment, virtual_bed
+from harness.beds.native import NativeBed
+from harness.beds.virtual import VirtualBed
 from harness.campaign import prepare
 from harness.kernels import Image
 from tests.behaviour import traffic
@@ -43,12 +47,12 @@ HERE = Path(__file__).parent
 INSIDE, OUTSIDE = (HERE / "inside.py").read_text(), (HERE / "outside.py").read_text()
 SEED = 6
 _ANSWER_S = 300.0
-_DEATH_S = 60.0
-_FLOOD_S = 0.3
+_DEATH_S = 20.0
+_FLOOD_S = 0.1
 _STREAM_OCTETS = 1 << 18
 _ROUNDS_S = 6.0
 """For all requests of a connection: if none of them waits they take a twentieth of it."""
-_TAKEN_DOWN_S = 3.0
+_TAKEN_DOWN_S = 1.0
 _SPLAT = re.compile(
     r"(?:WARNING: |BUG: |INFO: (?:task|rcu|possible|inconsistent|trying)|KASAN: |UBSAN: |ODEBUG: "
     r"|list_(?:add|del) corruption|refcount_t: |unregister_netdevice: waiting|Oops: ).*"
@@ -58,48 +62,58 @@ Observed = Mapping[str, Mapping[str, Any]]
 
 
 class Line:
-    """A program that speaks JSON lines."""
+    """To a program that speaks JSON lines."""
 
-    def __init__(self, argv: Sequence[str], log: Path) -> None:
-        self._log = log
-        with log.open("a") as said:
-            self._process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                text=True,
-                start_new_session=True,
-            )
+    def __init__(self, line: socket.socket) -> None:
+        self._line, self._answers = line, line.makefile("rb")
 
     def ask(self, request: object | None = None) -> dict[str, Any]:
         """The next answer, after sending ``request``."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            if request is not None:
-                self._process.stdin.write(json.dumps(request) + "\n")
-                self._process.stdin.flush()
-        came = select.select([self._process.stdout], [], [], _ANSWER_S)[0]
-        answer = self._process.stdout.readline() if came else ""
-        if not answer:
-            last = self._log.read_text(errors="replace").splitlines()[-3:]
-            raise AssertionError("\n".join(["the scene's program ended", *last]))
+        if request is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._line.sendall(json.dumps(request).encode() + b"\n")
+        came = select.select([self._line], [], [], _ANSWER_S)[0]
+        answer = self._answers.readline() if came else b""
+        assert answer, "the scene's program ended" if came else "the scene's program is silent"
         found: dict[str, Any] = json.loads(answer)
+        assert not found.get("over"), found["over"]
         return found
 
-    def end(self) -> None:
-        """End it."""
-        process.end(self._process)
+
+@contextmanager
+def program(argv: Sequence[str], log: Path) -> Iterator[Line]:
+    """Run ``argv``; its standard error goes to ``log``."""
+    ours, theirs = socket.socketpair()
+    with ours, log.open("a") as said:
+        with theirs:
+            running = process.start(argv, stdin=theirs, stdout=theirs, stderr=said)
+        try:
+            yield Line(ours)
+        finally:
+            process.end(running)
+
+
+class Kernel(Protocol):
+    """The kernel of a bed, which is frozen while it gets its packets."""
+
+    def freeze(self) -> None: ...
+    def thaw(self) -> None: ...
+    def console(self) -> str: ...
+    def check(self) -> None:
+        """Raise an error if it has ended."""
 
 
 @dataclass
 class Stage:
     """A bed that is up, on which scenes are played."""
 
-    bed: VirtualBed
+    bed: NativeBed | VirtualBed
+    kernel: Kernel
+    inside: Line
     outside: Line
     directory: Path
+    _seen: int = 0
+    """Length of the console that was searched."""
 
     def play(self, scene: Scene) -> Observed:
         """What is observed in ``scene``.
@@ -107,17 +121,13 @@ class Stage:
         Raises:
             KernelError: the guest's kernel died, or said that something is wrong.
         """
-        seen_before = len(self.bed.console())
-        log = self.directory / f"{scene.name.replace(' ', '-')}.log"
-        argv = self.bed.guest.ssh.argv(["sudo", "python3", "-c", INSIDE])
-        inside = Line(argv, log)
-        try:
-            with self._watched():
-                observed = self._played(scene, inside)
-        finally:
-            inside.end()
-        if splat := _SPLAT.search(self.bed.console(), seen_before):
-            raise KernelError(splat.group(0), hint=f"console: {self.bed.guest.directory}")
+        with self._watched():
+            observed = self._played(scene)
+            self.inside.ask({"over": True})
+        console = self.kernel.console()
+        splat, self._seen = _SPLAT.search(console, self._seen), len(console)
+        if splat:
+            raise KernelError(splat.group(0), hint=f"console: {self.directory}")
         return observed
 
     @contextmanager
@@ -128,44 +138,36 @@ class Stage:
         except (AssertionError, HarnessError):
             deadline = time.monotonic() + _DEATH_S
             while time.monotonic() < deadline:
-                self.bed.guest.check()
-                if _SPLAT.search(self.bed.console()):
+                self.kernel.check()
+                if _SPLAT.search(self.kernel.console()):
                     time.sleep(1.0)
-                    self.bed.guest.check()
+                    self.kernel.check()
                     break
                 time.sleep(0.2)
             raise
 
-    def _played(self, scene: Scene, inside: Line) -> Observed:
+    def _played(self, scene: Scene) -> Observed:
         names = {
             "nic": self.bed.dut_interface,
             "dut": self.bed.dut_mac,
             "generator": self.bed.generator_mac,
         }
-        names["pci"] = inside.ask(scene.told(**names))["pci"]
+        names["pci"] = self.inside.ask(scene.told(**names))["pci"]
         if scene.streams:
-            return self._streamed(scene, inside)
-        making = traffic.Making(
-            rng=random.Random(f"{SEED} {scene.name}"),
-            source=self.bed.generator_mac,
-            targets=[mac.replace("{dut}", self.bed.dut_mac) for mac in scene.macs],
-            flows=scene.flows,
-            largest=scene.largest,
-        )
-        first = [next(traffic.bursts(making, kinds, 1)) for kinds in scene.first]
-        bursts = [*first, *traffic.bursts(making, scene.kinds, scene.bursts)]
+            return self._streamed(scene)
+        bursts = _bursts(scene, self.bed.generator_mac, self.bed.dut_mac)
         self.outside.ask({"taken": True})
         if scene.churn:
-            self._flooded(scene, inside, [frame for burst in bursts for frame in burst], names)
+            self._flooded(scene, [frame for burst in bursts for frame in burst], names)
             return {}
         for number, burst in enumerate(bursts):
-            self._send([*burst, traffic.marker(making.source, number)])
-            inside.ask({"settle": number})
-        observed: dict[str, Any] = inside.ask({"end": True})["observed"]
+            self._send([*burst, traffic.marker(self.bed.generator_mac, number)])
+            self.inside.ask({"settle": number})
+        observed: dict[str, Any] = self.inside.ask({"end": True})["observed"]
         answered = self.outside.ask({"taken": True})["frames"]
         return observed | {"sent by the guest": by_flow(map(bytes.fromhex, answered))}
 
-    def _streamed(self, scene: Scene, inside: Line) -> Observed:
+    def _streamed(self, scene: Scene) -> Observed:
         asked = {
             "own": traffic.GENERATOR,
             "to": traffic.DUT,
@@ -177,31 +179,29 @@ class Stage:
         answered = self.outside.ask({"streams": asked})["streams"]
         self.outside.ask({"taken": True})
         assert all(complete for complete, _ in answered), "a connection ended early"
-        observed: Observed = inside.ask({"end": True})["observed"]
+        observed: Observed = self.inside.ask({"end": True})["observed"]
         waited = any(took_s > _ROUNDS_S for _, took_s in answered)
         return {**observed, "requests": {"answered at once": not waited}}
 
     def _send(self, burst: Sequence[bytes]) -> None:
         """The guest finds the whole burst when it goes on."""
         count = ("rx_delivered", "rx_filtered", "rx_nodesc", "rx_oversize", "wire_ring_drops")
-        self.bed.guest.freeze()
+        self.kernel.freeze()
         try:
-            before = self.bed.nic.counters()
+            before = self.bed.nic_counters()
             self.outside.ask({"send": [frame.hex() for frame in burst]})
             deadline = time.monotonic() + 20
             while True:
-                now = self.bed.nic.counters()
+                now = self.bed.nic_counters()
                 if sum(now.get(name, 0) - before.get(name, 0) for name in count) >= len(burst):
                     break
                 assert time.monotonic() < deadline, "the NIC has not got all frames"
                 time.sleep(0.01)
             assert now.get("rx_nodesc") == before.get("rx_nodesc"), "the NIC has lost frames"
         finally:
-            self.bed.guest.thaw()
+            self.kernel.thaw()
 
-    def _flooded(
-        self, scene: Scene, inside: Line, frames: Sequence[bytes], names: Mapping[str, str]
-    ) -> None:
+    def _flooded(self, scene: Scene, frames: Sequence[bytes], names: Mapping[str, str]) -> None:
         """The flood goes on until the scene's namespaces have been taken down."""
         self.outside.ask({"flood": [frame.hex() for frame in frames]})
         try:
@@ -209,11 +209,25 @@ class Stage:
                 time.sleep(_FLOOD_S)
                 for name in ("nic", "pci"):
                     line = line.replace(f"{{{name}}}", names[name])  # noqa: PLW2901
-                inside.ask({"run": line})
-            inside.end()
+                self.inside.ask({"run": line})
+            self.inside.ask({"over": True})
             time.sleep(_TAKEN_DOWN_S)
         finally:
             self.outside.ask({"stop": True})
+
+
+@functools.cache
+def _bursts(scene: Scene, source: str, dut: str) -> list[list[bytes]]:
+    """The traffic of ``scene``, always the same."""
+    making = traffic.Making(
+        rng=random.Random(f"{SEED} {scene.name}"),
+        source=source,
+        targets=[mac.replace("{dut}", dut) for mac in scene.macs],
+        flows=scene.flows,
+        largest=scene.largest,
+    )
+    first = [next(traffic.bursts(making, kinds, 1)) for kinds in scene.first]
+    return [*first, *traffic.bursts(making, scene.kinds, scene.bursts)]
 
 
 def by_flow(frames: Iterator[bytes]) -> dict[str, str]:
@@ -260,27 +274,56 @@ def differences(one: Observed, other: Observed) -> list[str]:
 
 
 @contextmanager
-def stage(image: Image, directory: Path, *, memory_mib: int = 1024) -> Iterator[Stage]:
-    """The shipped virtual bed with its guest on ``image``."""
-    shipped = config.bed(config.load(config.locate(None)))
-    assert isinstance(shipped.dut, config.QemuHost)
-    dut = shipped.dut.model_copy(update={"memory_mib": memory_mib})
-    bed = shipped.model_copy(update={"dut": dut})
+def stage(image: Image, directory: Path) -> Iterator[Stage]:
+    """The shipped native bed with a user-mode kernel ``image``."""
+    bed = config.bed(config.load(config.locate(None)), "native")
+    assert isinstance(bed.dut, config.UmlHost)
+    wire = bed.dut.wire.model_copy(update={"repeat": 1, "burst": None})
+    dut = bed.dut.model_copy(update={"memory_mib": 512, "wire": wire})
     with Progress() as progress:
-        equipped = equipment(dut, image, progress)
+        equipped = native.equipment(progress)
     shutil.rmtree(directory, ignore_errors=True)
-    with virtual_bed(bed, image, equipped, directory) as running:
-        prepare.apply_settings(bed, running)
-        wire = netns.Namespace(agent=running.generator, mac=running.generator_mac)
-        for interface in (netns.INTERFACE, netns.WIRE):
-            process.run(wire.command(["ip", "link", "set", interface, "mtu", "9000"]))
-            # The generator answers nothing of its own.
-            process.run(wire.command(["ip", "address", "flush", "dev", interface]))
-        process.run(wire.command(["ip", "link", "set", netns.INTERFACE, "arp", "off"]))
-        argv = wire.command([sys.executable, "-c", OUTSIDE, netns.INTERFACE])
-        outside = Line(argv, directory / "outside.log")
+    bed = bed.model_copy(update={"dut": dut})
+    with native.native_bed(bed, image, equipped, directory, program=INSIDE) as up:
+        prepare.apply_settings(bed, up)
+        with _outside(up, directory) as outside:
+            yield Stage(up, up.kernel, Line(up.kernel.line), outside, directory)
+
+
+@contextmanager
+def guest(image: Image, directory: Path) -> Iterator[VirtualBed]:
+    """The shipped virtual bed with a guest on ``image``, for what needs an x86 kernel."""
+    bed = config.bed(config.load(config.locate(None)), "virtual")
+    assert isinstance(bed.dut, config.QemuHost)
+    sanitized = "\nCONFIG_KASAN=y\n" in (image.directory / "config").read_text()
+    dut = bed.dut.model_copy(update={"memory_mib": 1536 if sanitized else 1024})
+    with Progress() as progress:
+        equipped = virtual.equipment(dut, image, progress)
+    shutil.rmtree(directory, ignore_errors=True)
+    bed = bed.model_copy(update={"dut": dut})
+    with virtual.virtual_bed(bed, image, equipped, directory) as up:
+        prepare.apply_settings(bed, up)
+        yield up
+
+
+@contextmanager
+def virtual_stage(image: Image, directory: Path) -> Iterator[Stage]:
+    """The same as a stage."""
+    with guest(image, directory) as up:
+        argv = up.guest.ssh.argv(["sudo", "python3", "-c", INSIDE])
+        with program(argv, directory / "inside.log") as inside, _outside(up, directory) as outside:
+            yield Stage(up, up.guest, inside, outside, directory)
+
+
+@contextmanager
+def _outside(up: RunningBed, directory: Path) -> Iterator[Line]:
+    """The generator's end of the wire, which does nothing of its own."""
+    wire = netns.Namespace(agent=up.generator, mac=up.generator_mac)
+    for interface in (netns.INTERFACE, netns.WIRE):
+        process.run(wire.command(["ip", "link", "set", interface, "mtu", "9000"]))
+        process.run(wire.command(["ip", "address", "flush", "dev", interface]))
+    process.run(wire.command(["ip", "link", "set", netns.INTERFACE, "arp", "off"]))
+    argv = wire.command([sys.executable, "-c", OUTSIDE, netns.INTERFACE])
+    with program(argv, directory / "outside.log") as outside:
         outside.ask()
-        try:
-            yield Stage(running, outside, directory)
-        finally:
-            outside.end()
+        yield outside

@@ -42,12 +42,6 @@ def baseline(home: Path) -> Iterator[Callable[[Scene], Observed]]:
 
 @pytest.fixture
 def staged(home: Path) -> Iterator[Callable[[Image], Stage]]:
-    """Brings a bed up on a kernel, for one test."""
+    """Brings a bed up on a user-mode kernel, for one test."""
     with ExitStack() as up:
-
-        def on(image: Image) -> Stage:
-            sanitized = "\nCONFIG_KASAN=y\n" in (image.directory / "config").read_text()
-            memory_mib = 1536 if sanitized else 1024  # KASAN takes an eighth
-            return up.enter_context(stage(image, home / image.release, memory_mib=memory_mib))
-
-        yield on
+        yield lambda image: up.enter_context(stage(image, home / image.release))

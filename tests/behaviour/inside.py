@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Run in the guest as root: sets a scene up, watches it, and tells what was seen.
+"""Run in the guest as root: sets scenes up, watches them, and tells what was seen.
 
-A scene lives in network and mount namespaces of this process, so its counters begin
-at nothing and all of it is gone when the process ends; the NIC then returns. Speaks
-JSON lines: takes the scene, says ready; takes {"settle": n} and answers once the
-marker frame n has come; at {"end": true} tells what was observed.
+A scene lives in a process of its own, in network and mount namespaces of that process:
+its counters begin at nothing, and all of it is gone when the process ends; the NIC then
+returns. Speaks JSON lines: takes the scene, says ready; takes {"settle": n} and answers
+once the marker frame n has come; at {"end": true} tells what was observed. At
+{"over": true}, or when it cannot go on, the scene ends, and that is the answer.
 """
 
 import collections
@@ -21,13 +22,14 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 MARKER = 0x88B5  # IEEE 802's local experimental EtherType
 PATIENCE_S = 120.0
-ROOM = 64 << 20
+ROOM = 8 << 20
 SOL_PACKET, ADD_MEMBERSHIP, PROMISC, IGNORE_OUTGOING = 263, 1, 1, 23
 SO_RCVBUFFORCE, SO_TIMESTAMPING, SO_BUSY_POLL, UDP = 33, 37, 46, 17
 RX_SOFTWARE_STAMPS = (1 << 3) | (1 << 4)
@@ -436,21 +438,19 @@ def settle(queue: Queue | None) -> None:
     deadline = time.monotonic() + PATIENCE_S
     quiet = 0
     while quiet < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(0.01)
         rows = [line.split() for line in Path("/proc/net/softnet_stat").read_text().splitlines()]
         busy = any(int(row[11], 16) for row in rows) or (queue and queue.waiting())
         quiet = 0 if busy else quiet + 1
 
 
-def main() -> None:
-    scene = json.loads(sys.stdin.readline())
+def play(scene: dict[str, Any]) -> None:
     nic = scene["nic"]
     enter(nic)
-    for line in (
-        f"ip link set {nic} mtu 1500",
-        f"write 0 /sys/class/net/{nic}/queues/rx-0/rps_cpus",
-    ):
-        run(line)
+    run(f"ip link set {nic} mtu 1500")
+    rps = f"/sys/class/net/{nic}/queues/rx-0/rps_cpus"
+    if Path(rps).exists():
+        write(rps, "0")
     for namespace in scene["namespaces"]:
         run(f"ip netns add {namespace}")
         with within(namespace):
@@ -469,7 +469,7 @@ def main() -> None:
     for spec in scene["sockets"]:
         with within(spec["namespace"]):
             sockets[spec["name"]] = Datagrams(spec)
-    time.sleep(0.5)  # what is said of interfaces that come up, and of groups, has been said then
+    time.sleep(0.2)  # what is said of interfaces that come up, and of groups, has been said then
     taps = {
         f"tap {device} {protocol:04x}": Tap(device, protocol, scene["one_order"])
         for device, protocol in scene["taps"]
@@ -483,23 +483,20 @@ def main() -> None:
         with within(namespace):
             before[namespace] = counters(nic)
     pci = Path("/sys/class/net", nic, "device").resolve().name
-    print(json.dumps({"ready": True, "pci": pci}), flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
+    answer({"ready": True, "pci": pci})
+    while "end" not in (asked := json.loads(sys.stdin.readline())):
         if "run" in asked:
             run(asked["run"])
-            print(json.dumps({"ran": True}), flush=True)
         elif "settle" in asked:
             marks.wait_for(asked["settle"])
             settle(queue)
-            print(json.dumps({"settled": True}), flush=True)
         else:
-            break
-    else:
-        return
+            return
+        answer({"done": True})
     observed: dict[str, dict[str, Any]] = {}
     if streams:  # how often segments were sent again is a matter of time: no counters
-        print(json.dumps({"observed": {"streams": streams.told()}}), flush=True)
+        answer({"observed": {"streams": streams.told()}})
+        sys.stdin.readline()
         return
     for namespace, then in before.items():
         with within(namespace):
@@ -511,8 +508,27 @@ def main() -> None:
             observed[f"nft {namespace or ''}".strip()] = nft_counters()
     observed |= {name: each.told() for name, each in sockets.items()}
     observed |= {name: each.told() for name, each in taps.items()}
-    print(json.dumps({"observed": observed}), flush=True)
-    sys.stdin.read()  # whoever ends leaves groups, and says so: not before all have been asked
+    answer({"observed": observed})
+    sys.stdin.readline()  # whoever ends leaves groups, and says so: not before all have been asked
+
+
+def answer(content: dict[str, Any]) -> None:
+    print(json.dumps(content), flush=True)
+
+
+def main() -> None:
+    for line in iter(sys.stdin.readline, ""):
+        if not (child := os.fork()):
+            failed = ""
+            try:
+                play(json.loads(line))
+            except SystemExit as ended:
+                failed = str(ended)
+            except Exception:  # noqa: BLE001 - whatever it is, the host tells
+                failed = traceback.format_exc()
+            answer({"over": failed})
+            os._exit(0)  # without waiting for threads
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":

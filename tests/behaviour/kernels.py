@@ -14,19 +14,32 @@ from harness import config, patches
 from harness.base import cache
 from harness.base.progress import Progress
 from harness.kernels import Image
+from harness.kernels.arch import UM, X86, Arch
 from harness.kernels.build import build_steps
-from harness.kernels.configuration import FRAGMENT, Configuration
+from harness.kernels.configuration import Configuration
 from harness.kernels.source import Source, Tree, resolve
 from harness.kernels.toolchain import toolchain_of
 from harness.patches import Patch, Series
 
 HERE = Path(__file__).parent
 LAST_STEP = "8"
-PLAIN = (FRAGMENT, HERE / "scenes.config")
-DEBUG = (*PLAIN, HERE / "debug.config")
-SMALL = (FRAGMENT, HERE / "debug.config", HERE / "small.config")
-SELFTESTS = (*PLAIN, HERE / "selftests.config")
-VARIANTS = {"plain": PLAIN, "debug": DEBUG, "small": SMALL, "selftests": SELFTESTS}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the kernels are built for, and the fragments of their configuration."""
+
+    arch: Arch
+    fragments: tuple[str, ...] = ()
+
+
+VARIANTS = {
+    "native": Variant(UM, ("scenes.config", "debug.config", "um.config")),
+    "measured": Variant(X86),
+    "x86": Variant(X86, ("scenes.config", "debug.config")),
+    "selftests": Variant(X86, ("scenes.config", "selftests.config")),
+}
+"""By name. Those without additional fragments are the kernels that a virtual bed measures."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +47,8 @@ class Mutation:
     """A bug that upstream met, put back into our code, and where it has to show.
 
     Its header says which upstream commit mended the bug, the step it would have come in
-    with, the scene and the kernel (plain or debug) in which it shows, and as what: by a
-    word of the kernel or as a difference.
+    with, the scene in which it shows, and as what: by a word of the kernel or as a
+    difference.
     """
 
     path: Path
@@ -43,7 +56,6 @@ class Mutation:
     upstream: str
     step: str
     scene: str
-    kernel: str
     seen_as: str
 
     @classmethod
@@ -51,7 +63,7 @@ class Mutation:
         """The mutation in ``path``."""
         text = path.read_text()
         header = message_from_string(text.partition("\n\n")[0], policy=default)
-        names = ("Subject", "Upstream", "Step", "Scene", "Kernel", "Seen-As")
+        names = ("Subject", "Upstream", "Step", "Scene", "Seen-As")
         return cls(path, *(str(header[name]) for name in names))
 
     @property
@@ -67,7 +79,13 @@ class Mutation:
 
 RESERVES = HERE / "reserves.patch"
 """Has the driver mark packets as from the memory reserves; applies to every step."""
-MUTATIONS = tuple(Mutation.read(path) for path in sorted((HERE / "mutations").glob("*.patch")))
+MUTATIONS = tuple(
+    sorted(
+        (Mutation.read(path) for path in (HERE / "mutations").glob("*.patch")),
+        key=lambda mutation: (-int(mutation.over), mutation.name),
+    )
+)
+"""Those of step 9 first: the tests before them end with its kernel, and headers differ."""
 
 
 def source() -> Source:
@@ -80,12 +98,12 @@ def series() -> Series:
     return patches.series_for(Tree.of(source()).directory)
 
 
-def images(steps: Sequence[str], variant: str = "plain") -> dict[str, Image]:
+def images(steps: Sequence[str], variant: str = "native") -> dict[str, Image]:
     """The kernels of ``steps``, built if they are not kept yet."""
     return _built(series(), steps, variant)
 
 
-def patched(patch: Path, step: str, variant: str = "plain") -> Image:
+def patched(patch: Path, step: str, variant: str = "native") -> Image:
     """The kernel of ``step`` with one more patch on top."""
     with_it = extended(patch, step)
     return _built(with_it, [with_it.steps[-1]], variant)[with_it.steps[-1]]
@@ -109,17 +127,20 @@ def extended(patch: Path, step: str) -> Series:
 
 def configuration(variant: str) -> Configuration:
     """The fragments of ``variant`` as one; of an option given twice the last counts."""
-    text = "".join(path.read_text() for path in VARIANTS[variant])
+    chosen = VARIANTS[variant]
+    paths = (chosen.arch.fragment, *(HERE / name for name in chosen.fragments))
+    text = "".join(path.read_text() for path in paths)
     at = cache.root() / "behaviour" / f"{cache.digest(text)}.config"
     if not at.exists():
         at.parent.mkdir(parents=True, exist_ok=True)
         new = at.with_suffix(".new")
         new.write_text(text)
         new.replace(at)
-    return Configuration(identity=cache.file_sha256(at), fragments=(at,))
+    return Configuration(identity=cache.file_sha256(at), fragments=(at,), arch=chosen.arch)
 
 
 def _built(chosen: Series, steps: Sequence[str], variant: str) -> dict[str, Image]:
+    arch = VARIANTS[variant].arch.name
     with Progress() as progress:
         made = build_steps(
             source(),
@@ -129,5 +150,6 @@ def _built(chosen: Series, steps: Sequence[str], variant: str) -> dict[str, Imag
             toolchain=toolchain_of(config.load(config.locate(None)).kernel),
             layouts=1,
             progress=progress,
+            bed_patches=patches.bed_patches(arch, chosen.base) if arch == UM.name else (),
         )
     return {step: images[0] for step, images in made.items()}

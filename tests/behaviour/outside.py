@@ -22,7 +22,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 SOL_PACKET, IGNORE_OUTGOING, SO_RCVBUFFORCE, ROOM = 263, 23, 33, 64 << 20
-PASS = 256
+PASS, PAUSE_S = 256, 0.002
+"""A flood leaves a kernel with one CPU some time for its processes."""
 SIOCETHTOOL, SET_TX_CHECKSUMS, SET_TSO, SET_GSO = 0x8946, 0x17, 0x1F, 0x24
 
 
@@ -96,6 +97,7 @@ def main() -> None:
                 with contextlib.suppress(OSError):
                     line.send(frames[at])
                 at = (at + 1) % len(frames)
+            time.sleep(PAUSE_S)
             continue
         asked = json.loads(sys.stdin.readline() or '{"over": true}')
         answer: dict[str, object] = {"done": True}

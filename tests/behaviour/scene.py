@@ -28,9 +28,9 @@ class Socket:
     busy_poll_us: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Scene:
-    """One way to set the guest up, and what it gets."""
+    """One way to set the guest up, and what it gets. Another object is another scene."""
 
     name: str
     setup: Sequence[str] = ()

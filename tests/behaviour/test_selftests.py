@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.beds.virtual import VirtualBed
 from harness.kernels.source import Tree
 from tests.behaviour import kernels
-from tests.behaviour.bed import Stage, differences, stage
+from tests.behaviour.bed import differences, guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.deep]
 
@@ -80,16 +81,15 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return out.getvalue()
 
 
-def results(stage: Stage, case: str) -> dict[str, str]:
+def results(bed: VirtualBed, case: str) -> dict[str, str]:
     """The verdicts of ``case``, by what was tested; of one told twice, both."""
     within, _, script = f"net/{case}".rpartition("/")
     command = (
         f"cd {_HOME}/{within} && PATH={_HOME}/bin:$PATH KSFT_MACHINE_SLOW=yes"
         f" timeout {CASE_S} ./{script} 2>&1"
     )
-    ssh = stage.bed.guest.ssh
-    done = ssh.run(["sudo", "sh", "-c", command], timeout_s=CASE_S + 60)
-    (stage.directory / f"{script.split()[0]}.log").write_bytes(done.stdout)
+    done = bed.guest.ssh.run(["sudo", "sh", "-c", command], timeout_s=CASE_S + 60)
+    (bed.guest.directory / f"{script.split()[0]}.log").write_bytes(done.stdout)
     found: dict[str, str] = {"exit code": str(done.returncode)}
     for line in done.stdout.decode(errors="replace").splitlines():
         if told := _VERDICT.match(line):
@@ -104,7 +104,7 @@ def results(stage: Stage, case: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def stages(packed: bytes, home: Path) -> Iterator[list[Stage]]:
+def beds(packed: bytes, home: Path) -> Iterator[list[VirtualBed]]:
     """Guests at the first step and at the last, with the tests in them."""
     unpack = (
         f"mkdir -p {_HOME}/bin && tar xzf - -C {_HOME}"
@@ -113,15 +113,15 @@ def stages(packed: bytes, home: Path) -> Iterator[list[Stage]]:
     with ExitStack() as up:
         made = []
         for step, image in kernels.images(["0", kernels.LAST_STEP], "selftests").items():
-            made.append(up.enter_context(stage(image, home / f"selftests-{step}")))
-            done = made[-1].bed.guest.ssh.run(["sudo", "sh", "-c", unpack], stdin=packed)
+            made.append(up.enter_context(guest(image, home / f"selftests-{step}")))
+            done = made[-1].guest.ssh.run(["sudo", "sh", "-c", unpack], stdin=packed)
             assert done.returncode == 0, done.stderr
         yield made
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_ends_alike(case: str, stages: list[Stage]) -> None:
+def test_it_ends_alike(case: str, beds: list[VirtualBed]) -> None:
     with ThreadPoolExecutor() as pool:
-        first, last = pool.map(lambda one: results(one, case), stages)
+        first, last = pool.map(lambda one: results(one, case), beds)
     assert _UNTESTED.get(first["exit code"]) is None
     assert differences({case: first}, {case: last}) == []

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from harness import config, kernels
-from harness.base.errors import InfrastructureError, KernelError
+from harness.base.errors import ConfigurationError, InfrastructureError, KernelError
 from harness.base.progress import Progress
 from harness.beds import native
 from harness.campaign import prepare
@@ -94,6 +94,12 @@ def test_a_frozen_kernel_sees_no_time_pass(bed: native.NativeBed) -> None:
     stood_s = 2.0
     passed_s = now_s() - before_s
     assert 0 <= passed_s <= time.monotonic() - began_s - stood_s + 0.05
+
+
+def test_a_call_may_be_longer_than_the_buffer_of_the_line(bed: native.NativeBed) -> None:
+    with pytest.raises(ConfigurationError, match="no interface"):
+        bed.dut.inventory(interface="x" * 20_000)
+    assert bed.dut.inventory(interface=bed.dut_interface)["interface"] == bed.dut_interface
 
 
 def descendants() -> set[int]:

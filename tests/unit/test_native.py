@@ -501,7 +501,7 @@ def test_a_kernel_dies_with_the_harness(boot: Booting, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["with space", "a,b", 'quo"te', "co:lon"])
 def test_a_directory_that_a_kernel_cannot_be_told_of(name: str) -> None:
     with pytest.raises(ConfigurationError, match="cannot parse the path"):
-        uml.arguments(Path("/run") / name, memory_mib=256, nic_socket=None)
+        uml.arguments(Path("/run") / name, memory_mib=256, nic_socket=None, line=3)
 
 
 # --- What its result tells ---

@@ -178,8 +178,9 @@ class RemoteAgent(Asked):
         log: Path,
         watch: Callable[[], None] = lambda: None,
         start_timeout_s: float = 60.0,
+        pass_fds: Sequence[int] = (),
     ) -> None:
-        """Start ``command`` and wait for its agent to be ready.
+        """Start ``command``, with the files ``pass_fds``, and wait for its agent to be ready.
 
         ``watch`` is called while waiting for answers; it raises if something that the host
         depends on has died. ``log`` receives the command's stderr, up to 4 MiB.
@@ -196,6 +197,7 @@ class RemoteAgent(Asked):
             stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
+            pass_fds=pass_fds,
         )
         log.touch()
         for reader in (self._read, self._keep_log):

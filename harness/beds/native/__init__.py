@@ -101,11 +101,11 @@ class NativeBed(RunningBed):
 
 @contextmanager
 def native_bed(
-    bed: Bed, image: Image, equipment: Equipment, directory: Path
+    bed: Bed, image: Image, equipment: Equipment, directory: Path, *, program: str | None = None
 ) -> Iterator[NativeBed]:
     """Start ``bed`` with the dut on ``image``; everything of it ends with the context.
 
-    ``directory`` keeps the console and the logs.
+    ``directory`` keeps the console and the logs. For ``program`` see :class:`UserModeKernel`.
     """
     assert isinstance(bed.dut, UmlHost)
     cpus = machine_cpus(bed)
@@ -124,6 +124,7 @@ def native_bed(
             directory=directory,
             runtime=side.runtime,
             watch=side.model.check,
+            program=program,
         )
         up.callback(kernel.stop)
         outside = OutsideProbes(kernel, image.kernel)

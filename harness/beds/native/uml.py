@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -36,6 +37,8 @@ _KERNELS = 4
 """For as many kernels there must be room where their memory is: its files grow later."""
 _BOOT_S = 120.0
 _STOP_S = 10.0
+_NIC_US = 10_000_000
+"""How long the kernel waits for the NIC model, which may share its CPU with much else."""
 _LAST_S = 1.0
 _PLAIN = re.compile(r"[\w./+@-]+", re.ASCII)
 _TRACEABLE = """\
@@ -67,10 +70,12 @@ class UserModeKernel(RemoteAgent):
         directory: Path,
         runtime: Path,
         watch: Callable[[], None] = lambda: None,
+        program: str | None = None,
     ) -> None:
         """Boot ``image`` on a copy-on-write view of ``disk``, pinned to ``cpu``.
 
         ``nic_socket`` is where the NIC model listens; ``watch`` raises if it has ended.
+        ``program``, in Python, runs beside the agent; its standard streams are :attr:`line`.
 
         Raises:
             KernelError: the kernel died.
@@ -79,10 +84,13 @@ class UserModeKernel(RemoteAgent):
         self._console = directory / "console.log"
         self._others = watch
         self._stopped_ns: int | None = None
+        self.line, theirs = socket.socketpair()
         shared = runtime / "guest"
         shared.mkdir()
         (shared / "agent.pyz").write_bytes(agent_archive()[1])
         (shared / "init").write_bytes(_INIT.read_bytes())
+        if program is not None:
+            (shared / "program.py").write_text(program, encoding="utf-8")
         clock = runtime / "stopped"
         clock.write_bytes(bytes(mmap.PAGESIZE))
         with clock.open("r+b") as file:
@@ -93,11 +101,19 @@ class UserModeKernel(RemoteAgent):
             *_traceable(),
             "setpriv", "--pdeathsig=KILL", "--", "prlimit", "--core=0", "--",
             "taskset", "-c", str(cpu), str(image.kernel), *self.parameters,
-            *arguments(runtime, memory_mib=memory_mib, nic_socket=nic_socket),
+            *arguments(
+                runtime, memory_mib=memory_mib, nic_socket=nic_socket, line=theirs.fileno()
+            ),
         ]  # fmt: skip
-        super().__init__(
-            command, host=host, log=self._console, watch=self.check, start_timeout_s=_BOOT_S
-        )
+        with theirs:
+            super().__init__(
+                command,
+                host=host,
+                log=self._console,
+                watch=self.check,
+                start_timeout_s=_BOOT_S,
+                pass_fds=(theirs.fileno(),),
+            )
 
     @property
     def pid_here(self) -> int:
@@ -174,14 +190,17 @@ class UserModeKernel(RemoteAgent):
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, signal.SIGKILL)
         self.kill()
+        self.line.close()
 
     def _signal(self, number: signal.Signals) -> None:
         self.check()  # its pid may belong to another process otherwise
         self._process.send_signal(number)
 
 
-def arguments(runtime: Path, *, memory_mib: int, nic_socket: Path | None) -> list[str]:
+def arguments(runtime: Path, *, memory_mib: int, nic_socket: Path | None, line: int) -> list[str]:
     """The command line of a kernel whose files are in ``runtime``.
+
+    ``line`` is the file descriptor of its second serial line.
 
     Raises:
         ConfigurationError: the kernel cannot parse the name of that directory.
@@ -191,14 +210,18 @@ def arguments(runtime: Path, *, memory_mib: int, nic_socket: Path | None) -> lis
             f"a user-mode kernel cannot parse the path {str(runtime)!a}",
             hint="set TMPDIR to a directory whose name has only letters, digits and ._+@-",
         )
-    nic = [] if nic_socket is None else [f"virtio_uml.device={nic_socket}:{DEVICE_ID}"]
+    nic = (
+        []
+        if nic_socket is None
+        else [f"virtio_uml.device={nic_socket}:{DEVICE_ID}", f"virt_pci.max_delay_us={_NIC_US}"]
+    )
     return [
         f"mem={memory_mib}M",
         f"uml_dir={runtime}/",
         f"time-stopped={runtime / 'stopped'}",
         f"ubd0={runtime / 'changes'},{runtime / 'disk'}",
         "root=/dev/ubda", "rw",
-        "con=null", "con0=null,fd:2", "ssl=null", "ssl0=fd:0,fd:1", "stderr=1",
+        "con=null", "con0=null,fd:2", "ssl=null", "ssl0=fd:0,fd:1", f"ssl1=fd:{line}", "stderr=1",
         *nic,
         f"hostfs={runtime / 'guest'}",
         "init=/bin/sh", "--", "-c", '"mount -t hostfs none /mnt && exec sh /mnt/init"',
