@@ -384,7 +384,7 @@ def repository(tmp_path: Path) -> tuple[Path, list[str]]:
 
 
 def commanded(*arguments: str) -> tuple[int | str, str]:
-    done = CliRunner().invoke(command.bisect, arguments)
+    done = CliRunner().invoke(command.bisect, ["--bed", "virtual", *arguments])
     if isinstance(done.exception, HarnessError):
         return done.exception.exit_code, str(done.exception)
     assert done.exception is None, done.output

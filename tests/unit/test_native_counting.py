@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -97,8 +98,9 @@ class SmallKernel:
 
     def _tell(self, line: str) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # the answer tells that it has ended
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
 
     def end(self) -> None:
         self.process.kill()
