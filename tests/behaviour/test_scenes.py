@@ -62,7 +62,13 @@ def test_order_across_a_bridge(step: str, up: Stage, baseline: Baseline) -> None
     assert [line for line in found if not line.startswith("udp4 ")] == []
 
 
-@pytest.mark.parametrize("scene", CHURN, ids=lambda scene: scene.name)
+@pytest.mark.parametrize(
+    "scene",
+    [
+        pytest.param(scene, id=scene.name, marks=pytest.mark.deep if number else ())
+        for number, scene in enumerate(CHURN)
+    ],
+)
 def test_nothing_breaks_under_a_flood(scene: Scene, up: Stage) -> None:
     up.play(scene)
 
