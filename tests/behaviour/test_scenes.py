@@ -62,13 +62,8 @@ def test_order_across_a_bridge(step: str, up: Stage, baseline: Baseline) -> None
     assert [line for line in found if not line.startswith("udp4 ")] == []
 
 
-@pytest.mark.parametrize(
-    "scene",
-    [
-        pytest.param(scene, id=scene.name, marks=pytest.mark.deep if number else ())
-        for number, scene in enumerate(CHURN)
-    ],
-)
+@pytest.mark.deep
+@pytest.mark.parametrize("scene", CHURN, ids=lambda scene: scene.name)
 def test_nothing_breaks_under_a_flood(scene: Scene, up: Stage) -> None:
     up.play(scene)
 
