@@ -123,7 +123,8 @@ class Stage:
         """
         with self._watched():
             observed = self._played(scene)
-            self.inside.ask({"over": True})
+            if not scene.churn:
+                self.inside.ask({"over": True})
         console = self.kernel.console()
         splat, self._seen = _SPLAT.search(console, self._seen), len(console)
         if splat:
@@ -279,7 +280,7 @@ def stage(image: Image, directory: Path) -> Iterator[Stage]:
     bed = config.bed(config.load(config.locate(None)), "native")
     assert isinstance(bed.dut, config.UmlHost)
     wire = bed.dut.wire.model_copy(update={"repeat": 1, "burst": None})
-    dut = bed.dut.model_copy(update={"memory_mib": 512, "wire": wire})
+    dut = bed.dut.model_copy(update={"memory_mib": 1536, "wire": wire})
     with Progress() as progress:
         equipped = native.equipment(progress)
     shutil.rmtree(directory, ignore_errors=True)

@@ -62,6 +62,7 @@ def test_order_across_a_bridge(step: str, up: Stage, baseline: Baseline) -> None
     assert [line for line in found if not line.startswith("udp4 ")] == []
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("scene", CHURN, ids=lambda scene: scene.name)
 def test_nothing_breaks_under_a_flood(scene: Scene, up: Stage) -> None:
     up.play(scene)
