@@ -295,15 +295,16 @@ def debootstrap(
         # Hooks run as root of the user namespace, who may not be able to read our directory.
         hook = Path(shutil.copy(setup, room / setup.name))
         hook.chmod(0o755)
-        how = ["--variant=minbase"]
+        how, stage = ["--variant=minbase"], "customize"
         if target == _NOWHERE:
             how = ["--mode=chrootless", "--variant=extract", "--include=?essential"]
+            stage = "extract"  # the last one of this variant
         command = [
             "mmdebstrap", *how, f"--include={','.join(packages)}",
             # Ubuntu trusts only its own keys, and without gpg mmdebstrap finds no other keyring.
             *([f"--keyring={_KEYRING}"] if Path(_KEYRING).exists() else []),
             *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in _UNREAD),
-            f"--customize-hook={process.quoted([str(hook)])} \"$1\"",
+            f"--{stage}-hook={process.quoted([str(hook)])} \"$1\"",
             *(f"--customize-hook=copy-out {path} {to}" for path, to in copied_out),
             SUITE, str(target), *filter(None, [mirror()]),
         ]  # fmt: skip

@@ -9,6 +9,7 @@ root=$1
 for part in passwd group; do
     cp "$root/usr/share/base-passwd/$part.master" "$root/etc/$part"
 done
+mkdir -p "$root/mnt" "$root/run/lock" "$root/var/log" "$root/var/tmp"
 echo guest > "$root/etc/hostname"
 echo "127.0.0.1 localhost guest" > "$root/etc/hosts"
 for part in man doc locale info; do rm -rf "$root/usr/share/$part"; done

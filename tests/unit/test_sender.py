@@ -162,7 +162,7 @@ echo '#!' > $root/usr/bin/sudo; chmod 4755 $root/usr/bin/sudo
 ln -s usr/bin $root/bin
 for word; do
     echo "$word" >> "$SAID"
-    case $word in --customize-hook=*) sh -ec "${word#*=}" exec $root;; esac
+    case $word in --extract-hook=*) sh -ec "${word#*=}" exec $root;; esac
 done
 rm -rf $root
 """
