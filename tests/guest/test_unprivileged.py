@@ -105,6 +105,15 @@ def test_a_campaign_needs_no_right(container: Container) -> None:
     assert not [path for path in Path("/tmp").glob("rb-*") if path.stat().st_uid == NOBODY]  # noqa: S108
 
 
+@pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="needs mmdebstrap")
+def test_the_image_is_made_there_too(container: Container) -> None:
+    shutil.rmtree(container.home / ".cache/receive-batching/guests")
+    run = ("run", "--bed", "native", "--steps", "0,8", "--profile", "smoke", "--out", "made")
+    done = container.harness(*run)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list(container.home.glob(".cache/receive-batching/guests/*/guest.ext2"))) == 1
+
+
 def test_a_virtual_bed_is_refused_with_the_bed_that_works(container: Container) -> None:
     done = container.harness("run", "--bed", "virtual", "--steps", "0", "--out", "virtual")
     assert done.returncode == 3
