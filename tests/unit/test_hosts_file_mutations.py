@@ -210,7 +210,7 @@ def test_a_file_of_another_editor(tmp_path: Path, codec: str, ending: str) -> No
     path = tmp_path / "hosts.yaml"
     path.write_bytes(FULL.replace("\n", ending).encode(codec, "replace"))
     if codec in {"utf-8-sig", "iso8859-1"}:  # of which the latter is ASCII here
-        assert config.load(path).default_bed == "virtual"
+        assert config.load(path).default_bed == "native"
     else:
         with pytest.raises(ConfigurationError, match=r"hosts.yaml:1: (not|a control)"):
             config.load(path)
