@@ -37,6 +37,8 @@ _FRAMING = 24
 """Octets on the link besides a frame: preamble, FCS and gap."""
 _LONGEST_PASS_NS = 1_000_000
 """A longer time without a call means that the model was stopped, and the link with it."""
+_STOPPED_NS = 20_000_000
+"""A longer time between two passes: the model was stopped, and the senders with it."""
 _MAX_WAITING = 4096
 """The most frames that may wait to be repeated a given number of times: the size of the
 packet buffer."""
@@ -187,6 +189,7 @@ class Repeater:
         self._spell_ns = 0
         self._seen = 0
         self._seen_before = 0
+        self._called_ns = 0
 
     @property
     def times(self) -> int:
@@ -238,10 +241,15 @@ class Repeater:
         return 0
 
     def active(self, now_ns: int) -> bool:
-        """Whether there is anything to repeat."""
+        """Whether there is anything to repeat; to be called in every pass."""
+        gap_ns, self._called_ns = now_ns - self._called_ns, now_ns
         if not self._templates:
             return False
         if self._times == 0:
+            if gap_ns > _STOPPED_NS:
+                self._spell_ns += gap_ns
+                for kept in self._templates.values():
+                    kept[0].newest_ns += gap_ns
             self._turn(now_ns)
             for queue, kept in list(self._templates.items()):
                 # Its streams have ended, or go to another queue now.

@@ -138,7 +138,11 @@ def test_without_end_the_latest_go_round_while_streams_last(driver: InProcess) -
     start = got.index(newer[0], room)
     assert got[start : start + 4096] == newer
     assert sent[0] not in got[room:]
-    driver.clock.now_ns += 100 * MS
+    driver.clock.now_ns += 500 * MS  # stopped with its senders
+    assert len(arrivals(driver, 5)) == 5 * room
+    for _ in range(11):
+        arrivals(driver)
+        driver.clock.now_ns += 9 * MS
     assert arrivals(driver, 5) == []
     conserved(driver)
 
