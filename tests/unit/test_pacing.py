@@ -144,7 +144,9 @@ def test_a_bed_may_name_a_rate_and_else_has_shares(tmp_path: Path) -> None:
          "CPU time per packet at 50,000 packets/s"),
     ):  # fmt: skip
         path.write_text(text)
-        ran = CliRunner().invoke(plan_command, ["--also", "cpu", "--hosts", str(path)])
+        ran = CliRunner().invoke(
+            plan_command, ["--bed", "virtual", "--also", "cpu", "--hosts", str(path)]
+        )
         assert ran.exit_code == 0, ran.output
         assert told in ran.output
 

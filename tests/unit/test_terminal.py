@@ -203,7 +203,7 @@ def test_every_line_on_every_terminal(here: Path, typed: Typed, encoding: str) -
             assert err.startswith(("error: ", "Usage: ")), line
     assert "unmounted/hosts.yaml" in told.get("plan --hosts dangling", "unmounted/hosts.yaml")
     if encoding == "ascii":
-        assert "2 blocks x 3 steps" in told["plan"]
+        assert "2 blocks x 4 steps" in told["plan"]
 
 
 def test_every_command_without_arguments(here: Path, typed: Typed) -> None:
@@ -264,7 +264,7 @@ def test_a_latin_1_terminal_without_a_home(here: Path) -> None:
         "env -u HOME $H plan", PYTHONIOENCODING="iso8859-1", LC_ALL="C", TERM="dumb", COLUMNS="20"
     )
     assert (done.returncode, done.stderr) == (0, b"")
-    assert "2 blocks × 3 steps" in done.stdout.decode("iso8859-1")
+    assert "2 blocks × 4 steps" in done.stdout.decode("iso8859-1")
 
 
 def test_what_goes_to_stderr_never_ends_what_is_done() -> None:
