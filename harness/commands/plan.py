@@ -94,7 +94,7 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
     yield (
         f"in each boot: {timing.warmups} warm-up of {timing.warmup_s:g} s, then {timing.trials} "
         f"trials of {timing.window_s:g} s"
-        + f"; in the first {timing.trace_blocks} blocks {'of each bed ' * (len(beds) > 1)}also "
+        + f"; in the first {_counted(timing.trace_blocks)} {'of each bed ' * (len(beds) > 1)}also "
         f"{timing.trace_s:g} s with probes attached" * bool(timing.trace_blocks)
     )
     if timing.layouts > 1:
@@ -155,6 +155,10 @@ def _changes(bed: config.Bed, timing: Profile) -> Iterator[str]:
     yield f"  address: {bed.generator.address}, with a neighbour entry for the other host, no IPv6"
     if any(kind.paces for kind in trials.asked(timing)):
         yield "  pacing: a token bucket on its interface while the load is paced"
+
+
+def _counted(blocks: int) -> str:
+    return "block" if blocks == 1 else f"{blocks} blocks"
 
 
 def _minutes(seconds: float) -> str:
