@@ -197,7 +197,7 @@ def machine_cpus(bed: Bed) -> MachineCpus:
             raise ConfigurationError(
                 f"bed {bed.name} needs two CPUs, but this process may use only CPU {mine[0]}",
                 hint="the kernel under test has one for itself, NIC model and netperf the other; "
-                "check taskset, or the cpus of your container",
+                "check taskset, or the cpus of your container; --bed virtual needs only one",
             )
         return MachineCpus(vcpus=(mine[0],), model=mine[1], netperf=tuple(mine[2:] or mine[1:2]))
     cpus = named_cpus(bed, bed.cpus, mine)
