@@ -398,7 +398,7 @@ def test_a_kernel_is_reached_over_its_own_streams(boot: Booting, tmp_path: Path)
     told = kernel.console()
     assert "Linux version 6.12" in told
     assert f"told: virtio_uml.device={tmp_path}/runtime/nic:4242" in told
-    assert f"told: ubd0={tmp_path}/runtime/changes,{tmp_path}/runtime/disk" in told
+    assert f"told: ubd0c={tmp_path}/runtime/changes,{tmp_path}/runtime/disk" in told
     assert (tmp_path / "runtime/disk").readlink() == tmp_path / "guest.ext2"
     assert (tmp_path / "runtime/guest/agent.pyz").read_bytes().startswith(b"#!")
 

@@ -219,7 +219,8 @@ def arguments(runtime: Path, *, memory_mib: int, nic_socket: Path | None, line: 
         f"mem={memory_mib}M",
         f"uml_dir={runtime}/",
         f"time-stopped={runtime / 'stopped'}",
-        f"ubd0={runtime / 'changes'},{runtime / 'disk'}",
+        # c: without locks, which would keep QEMU from reading the disk that both share.
+        f"ubd0c={runtime / 'changes'},{runtime / 'disk'}",
         "root=/dev/ubda", "rw",
         "con=null", "con0=null,fd:2", "ssl=null", "ssl0=fd:0,fd:1", f"ssl1=fd:{line}", "stderr=1",
         *nic,
