@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.nic.wire import SMALL_SLOT, Batch, SlotRing, slot_for
+from harness.nic.wire import SMALL_SLOT, Ringed, SlotRing, slot_for
 
 
 def cable(*, slots: int = 4096) -> tuple[End, End]:
@@ -20,7 +20,7 @@ def cable(*, slots: int = 4096) -> tuple[End, End]:
     return one, other
 
 
-class End:
+class End(Ringed):
     """One end of a cable: the wire of the device that is attached to it."""
 
     other: End
@@ -37,15 +37,6 @@ class End:
 
     def fileno(self) -> None:
         """It has none: whoever serves both devices sees what they send."""
-
-    def waiting(self) -> int:
-        return self._ring.waiting()
-
-    def take(self, limit: int) -> Batch:
-        return self._ring.take(limit)
-
-    def release(self, number: int) -> None:
-        self._ring.release(number)
 
     def send(self, frame: bytes | bytearray) -> bool:
         """Put one frame into the ring of the other end; True even if that is full."""

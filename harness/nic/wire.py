@@ -133,6 +133,21 @@ class Frames(Protocol):
     def release(self, number: int) -> None: ...
 
 
+class Ringed:
+    """Frames that wait in :attr:`_ring`."""
+
+    _ring: SlotRing
+
+    def waiting(self) -> int:
+        return self._ring.waiting()
+
+    def take(self, limit: int) -> Batch:
+        return self._ring.take(limit)
+
+    def release(self, number: int) -> None:
+        self._ring.release(number)
+
+
 class Wire(Frames, Protocol):
     """What the model needs of a wire."""
 
@@ -296,7 +311,7 @@ def loopback() -> SlotRing:
     return SlotRing(np.zeros(_LOOPBACK_SLOTS * LARGE_SLOT, np.uint8), LARGE_SLOT)
 
 
-class PacketWire:
+class PacketWire(Ringed):
     """The wire on a network interface of this network namespace.
 
     Args:
@@ -341,15 +356,6 @@ class PacketWire:
 
     def fileno(self) -> int:
         return self._socket.fileno()
-
-    def waiting(self) -> int:
-        return self._ring.waiting()
-
-    def take(self, limit: int) -> Batch:
-        return self._ring.take(limit)
-
-    def release(self, number: int) -> None:
-        self._ring.release(number)
 
     def send(self, frame: bytes | bytearray) -> bool:
         """Send one frame; False if the interface refused it."""

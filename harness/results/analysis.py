@@ -381,7 +381,7 @@ def _differences(one: Any, other: Any, name: str = "") -> set[str]:
     if isinstance(one, dict) and isinstance(other, dict):
         return {
             found
-            for key in one.keys() | other.keys()
+            for key in one.keys() & other.keys()  # what a kernel has not, cannot be set
             if key not in ("before", "restored")  # the original settings may differ
             for found in _differences(one.get(key), other.get(key), f"{name}.{key}".strip("."))
         }

@@ -461,6 +461,7 @@ SHIPPED = patches.list_series()
 def test_optional_steps(base: str) -> None:
     series = patches.series(base)
     assert series.optional_steps == ("2m", "2v", "9")
+    assert series.upto("shipped") == ()
     assert set(ALL_STEPS) == {*series.steps, *series.optional_steps}
     upto = {step: [patch.name for patch in series.upto(step)] for step in ("2", "2m", "8", "9")}
     assert upto["2m"] == [*upto["2"], "2m"]

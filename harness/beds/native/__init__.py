@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,11 @@ class NativeBed(RunningBed):
         return self.outside.begin(self.dut_interface, duration_s, within_s)
 
     def sampled(self, duration_s: float) -> Counter[str]:
-        return sampling.sampled(self.kernel, Elf(self.image.kernel), duration_s)
+        return sampling.sampled(self.kernel, self._program, duration_s)
+
+    @cached_property
+    def _program(self) -> Elf:
+        return Elf(self.image.kernel)
 
     def console(self) -> str:
         return self.kernel.console()
