@@ -221,7 +221,12 @@ def _images(
             toolchain.prove()
             with _sole_use(objects), variant.place() as (directory, written):
                 walk = Walk(directory, objects, configuration, toolchain)
-                walk.make_image(making, variant, layout, written, progress)
+                also = [
+                    other
+                    for other in range(1, layouts + 1)
+                    if other != layout and not _home(variant, other).is_dir()
+                ]
+                walk.make_image(making, variant, layout, written, progress, also=also)
 
         kept = cache.entry(_home(variant, layout), make, what=f"the {variant.title(layout)}")
         record = json.loads((kept / "image.json").read_text(encoding="utf-8"))

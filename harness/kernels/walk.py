@@ -43,6 +43,12 @@ case " $* " in
 *" --script=./arch/um/kernel/vmlinux.lds "*)
 	# It is kept as it is linked, and needs no more than its symbols.
 	[ ! -e "$KERNEL_BTF" ] || set -- "$@" --strip-debug
+	case " $* " in
+	*" -o vmlinux "*)
+		for also in $KERNEL_ALSO; do
+			(export KERNEL_LAYOUT="${{also%%=*}}"; link "$@") && mv vmlinux "${{also#*=}}" || exit
+		done ;;
+	esac
 	link "$@"
 	exit ;;
 *" --script=./arch/"*"/kernel/vmlinux.lds "*)
@@ -124,6 +130,8 @@ class Walk:
         self.directory, self.objects = directory, objects
         self.configuration, self.toolchain = configuration, toolchain
         self._counted = objects.with_name(f"objects-of-{configuration.identity[:16]}")
+        self._linked = objects / "linked"
+        """Layouts that the last make has linked beside its own, its log and its configuration."""
 
     def make_image(
         self,
@@ -132,13 +140,55 @@ class Walk:
         layout: int,
         written: Sequence[Path],
         progress: Progress,
+        *,
+        also: Sequence[int] = (),
     ) -> None:
-        """Build after the files ``written`` changed; put the image and its record in ``making``."""
+        """Build after the files ``written`` changed; put the image and its record in ``making``.
+
+        Layouts ``also`` wanted are linked at once where that is possible, and kept until they
+        are asked for.
+        """
         arch = self.configuration.arch
-        key, slug = variant.key(layout), variant.name.replace(" ", "")
-        log = cache.root() / "logs" / f"build-{slug}-{key}.log"
+        built = self._linked / variant.key(layout)
+        if not built.exists():
+            shutil.rmtree(self._linked, ignore_errors=True)
+            self._linked.mkdir()
+            beside = {one: self._linked / variant.key(one) for one in also if arch.by_compiler}
+            built = self._build(making, variant, layout, written, progress, beside)
+        shutil.copy(built, making / arch.kept)
+        config = self._linked / "config"
+        without_types = "CONFIG_DEBUG_INFO_BTF=y" not in config.read_text(encoding="utf-8")
+        if arch.types_from and without_types:
+            self._add_types(making / arch.kept)
+        shutil.copyfile(config, making / "config")
+        shutil.copyfile(self._linked / "build.log", making / "build.log")
+        stored = {
+            "step": variant.step,
+            "layout": layout,
+            **variant.record,
+            "release": self._release(),
+            "config_sha256": cache.file_sha256(config),
+            "image_sha256": cache.file_sha256(making / arch.kept),
+        }
+        (making / "image.json").write_text(json.dumps(stored, indent=1), encoding="utf-8")
+
+    def _build(
+        self,
+        making: Path,
+        variant: Variant,
+        layout: int,
+        written: Sequence[Path],
+        progress: Progress,
+        beside: Mapping[int, Path],
+    ) -> Path:
+        """Run make, which links further layouts to the files ``beside``; what it has built."""
+        arch, slug = self.configuration.arch, variant.name.replace(" ", "")
+        mark = variant.key(layout)
+        log = cache.root() / "logs" / f"build-{slug}-{mark}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        options = [*arch.arguments, f"LOCALVERSION=-{slug}-{key[:8]}", f"KCFLAGS={KCFLAGS}"]
+        if arch.by_compiler:
+            mark = variant.content  # the same kernel in every layout, so that make runs once
+        options = [*arch.arguments, f"LOCALVERSION=-{slug}-{mark[:8]}", f"KCFLAGS={KCFLAGS}"]
         for tool, script in {"ld": _LD, "pahole": _PAHOLE}.items():
             path = self.objects.with_name(f"{tool}.sh")
             _write_script(path, script)
@@ -148,6 +198,7 @@ class Walk:
             | self._for_the_compiler()
             | {
                 "KERNEL_LAYOUT": str(layout),
+                "KERNEL_ALSO": " ".join(f"{one}={path}" for one, path in beside.items()),
                 "KERNEL_TOUCHED": " ".join(variant.touched),
                 "KERNEL_BTF": str(self.objects / f"btf-{variant.content}"),
             }
@@ -177,11 +228,8 @@ class Walk:
                 make(self.objects, goals, {}, task.advance)
             if whole:
                 self._counted.write_text(str(task.done), encoding="utf-8")
-            release = (
-                (self.objects / "include/config/kernel.release").read_text(encoding="utf-8").strip()
-            )
             staged = making / "staged"
-            modules = staged / "lib/modules" / release
+            modules = staged / "lib/modules" / self._release()
             modules.mkdir(parents=True)
             if modular:
                 stripped = [f"INSTALL_MOD_PATH={staged}", "INSTALL_MOD_STRIP=1"]
@@ -189,20 +237,13 @@ class Walk:
         if arch.headers or modular:
             self._pack(modules, making / "headers.squashfs", modular=modular)
         shutil.rmtree(staged)
-        shutil.copy(self.objects / arch.built, making / arch.kept)
-        if arch.types_from and "CONFIG_DEBUG_INFO_BTF=y" not in text:
-            self._add_types(making / arch.kept)
-        shutil.copyfile(config, making / "config")
-        shutil.copyfile(log, making / "build.log")
-        stored = {
-            "step": variant.step,
-            "layout": layout,
-            **variant.record,
-            "release": release,
-            "config_sha256": cache.file_sha256(config),
-            "image_sha256": cache.file_sha256(making / arch.kept),
-        }
-        (making / "image.json").write_text(json.dumps(stored, indent=1), encoding="utf-8")
+        shutil.copyfile(log, self._linked / "build.log")
+        shutil.copyfile(config, self._linked / "config")
+        return self.objects / arch.built
+
+    def _release(self) -> str:
+        path = self.objects / "include/config/kernel.release"
+        return path.read_text(encoding="utf-8").strip()
 
     def _for_the_compiler(self) -> dict[str, str]:
         """Makes a compiler that links the kernel use our wrapper of ld."""

@@ -321,6 +321,7 @@ def test_a_compiler_that_links_a_kernel_finds_the_layouts_linker(tmp_path: Path)
         env = os.environ | {
             "COMPILER_PATH": str(programs),
             "KERNEL_LAYOUT": "1",
+            "KERNEL_ALSO": f"2={tmp_path}/also-2",
             "KERNEL_TOUCHED": "",
             "KERNEL_BTF": "none",
         }
@@ -334,10 +335,12 @@ def test_a_compiler_that_links_a_kernel_finds_the_layouts_linker(tmp_path: Path)
     run("gcc", "-o", "other", *link)
     assert not (tmp_path / "layout.lds").exists()
     kernel = "-Wl,--script=./arch/um/kernel/vmlinux.lds"
-    for name in ("vmlinux", ".tmp_vmlinux.btf"):
+    for name in (".tmp_vmlinux.btf", "vmlinux"):
         (tmp_path / "layout.lds").unlink(missing_ok=True)
         run("gcc", kernel, "-o", name, *link)
         assert "*vmlinux.a:a.o(.text" in (tmp_path / "layout.lds").read_text()
+        assert (tmp_path / "also-2").exists() == (name == "vmlinux")
+        (tmp_path / "also-2").unlink(missing_ok=True)
         run(f"./{name}")
 
 
