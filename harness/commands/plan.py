@@ -92,8 +92,9 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
         "once the kernels are built"
     )
     yield (
-        f"in each boot: {timing.warmups} warm-up of {timing.warmup_s:g} s, then {timing.trials} "
-        f"trials of {timing.window_s:g} s"
+        "in each boot: "
+        + f"{timing.warmups} warm-up of {timing.warmup_s:g} s, then " * bool(timing.warmups)
+        + f"{timing.trials} trials of {timing.window_s:g} s"
         + f"; in the first {_counted(timing.trace_blocks)} {'of each bed ' * (len(beds) > 1)}also "
         f"{timing.trace_s:g} s with probes attached" * bool(timing.trace_blocks)
     )
