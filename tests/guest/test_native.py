@@ -14,11 +14,14 @@ import psutil
 import pytest
 
 from harness import config, kernels
+from harness.agent.counters import pmu
+from harness.agent.protocol import Calls
 from harness.base.errors import ConfigurationError, InfrastructureError, KernelError
 from harness.base.progress import Progress
 from harness.beds import native
 from harness.campaign import prepare
-from harness.trials import readings
+from harness.plan import PlannedTrial
+from harness.trials import load, readings
 from harness.trials.load import start_load
 
 pytestmark = [
@@ -78,6 +81,32 @@ def test_a_kernel_receives_what_netperf_sends(
     assert counted["rx_delivered"] > 100_000
     bed.generator.netperf_end()
     assert "id 0 is not a head" not in bed.console()
+
+
+@pytest.mark.skipif(shutil.which("perf") is None, reason="needs perf")
+def test_perf_counts_what_the_process_executes(
+    hosts: config.HostsFile,
+    bed: native.NativeBed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pmu, "EVENTS", ("task-clock",))  # of software, for machines without a PMU
+    (tmp_path / "pmus/cpu").mkdir(parents=True)
+    monkeypatch.setattr(pmu, "_PMUS", tmp_path / "pmus")
+    chosen = config.bed(hosts, "native")
+    prepare.apply_settings(chosen, bed)
+    start_load(chosen, hosts.load, bed)
+    time.sleep(1.0)
+    planned = PlannedTrial("timed", 0, 1.0)
+    window = readings.Window.model_validate(load.window(0)(bed, planned, 60).result())
+    assert window.pmu is not None
+    assert window.start.kernel_cpu_ns is not None
+    assert window.end.kernel_cpu_ns is not None
+    spent_s = (window.end.kernel_cpu_ns - window.start.kernel_cpu_ns) / 1e9
+    # It counts from before the call until after its answer.
+    assert 0.95 * spent_s < window.pmu.counts["task-clock"].on_s < spent_s + 2
+    again = bed.dut.begin(Calls.window, 60, interface=bed.dut_interface, duration_s=0.1)
+    assert again.result()["start"]
 
 
 def test_a_frozen_kernel_sees_no_time_pass(bed: native.NativeBed) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -186,3 +189,25 @@ def test_a_real_perf() -> None:
     for one in found["counts"].values():
         assert one["count"] > 0
         assert 0.5 < one["on_s"] < 2.0  # other processes may hold it up
+
+
+@pytest.mark.skipif(shutil.which("perf") is None, reason="needs perf")
+def test_a_real_perf_on_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pmu, "EVENTS", ("task-clock",))  # which no PMU is needed for
+    (tmp_path / "cpu").mkdir()
+    monkeypatch.setattr(pmu, "_PMUS", tmp_path)
+    forks = "import os; os.fork() or exec('while True: pass'); import time; time.sleep(99)"
+    busy = "import time; end = time.monotonic() + 99\nwhile time.monotonic() < end: pass"
+    for program, least_s, most_s in ((busy, 0.2, 2.0), (forks, 0.0, 0.1)):
+        with subprocess.Popen([sys.executable, "-c", program], process_group=0) as process:
+            try:
+                time.sleep(0.3)
+                with pmu.Pmu().over(0, process.pid) as watch:
+                    watch.open()
+                    time.sleep(1.0)
+                    watch.close()
+                    found = watch.read()
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)
+        on_s = found["counts"]["task-clock"]["on_s"] if found["counts"] else 0.0
+        assert least_s <= on_s <= most_s, found

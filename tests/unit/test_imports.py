@@ -58,13 +58,14 @@ DECLARED = tuple(
     for name in (
         "protocol",
         "drivers",
+        "counters.pmu",
         "setting",
         "settings.registry",
         "tracing.stages",
         "tracing.btf",
     )
 )
-"""Of the agent: its calls, the drivers it knows and the settings it makes, for both sides."""
+"""Of the agent: its calls, the drivers it knows, the settings it makes …, for both sides."""
 
 ALL = [*FLOW, *ISLANDS]
 TOP = {"__init__": set[str](), "cli": {*ALL}, "commands": {*ALL, "cli"}, "__main__": {"cli"}}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Counts of a CPU's PMU over a window, by ``perf stat``.
+"""Counts of a CPU's PMU over a window, by ``perf stat``: of all that runs there, or of one process.
 
 perf is started before the window with its events off, and told to enable and disable them
 when the window takes its packet counters. An event that could not be counted is ``absent``
@@ -44,11 +44,15 @@ class Pmu:
         self._why: str | None = None
 
     @contextlib.contextmanager
-    def over(self, cpu: int) -> Iterator[Watch]:
-        """perf on ``cpu``, ready with its events off; it is killed when the context ends."""
+    def over(self, cpu: int, pid: int | None = None) -> Iterator[Watch]:
+        """perf on ``cpu``, ready with its events off; it is killed when the context ends.
+
+        With ``pid`` it counts what that process executes itself, there or elsewhere. Its user
+        may do that without any right.
+        """
         if self._program is None and self._why is None:
             self._look()
-        watch = Watch(cpu)
+        watch = Watch(cpu, pid)
         try:
             if self._program is None:
                 watch.why = self._why
@@ -70,10 +74,10 @@ class Pmu:
 
 
 class Watch:
-    """One window on one CPU."""
+    """One window on one CPU, or on one process."""
 
-    def __init__(self, cpu: int) -> None:
-        self._cpu = cpu
+    def __init__(self, cpu: int, pid: int | None = None) -> None:
+        self._cpu, self._pid = cpu, pid
         self._process: subprocess.Popen[bytes] | None = None
         self._open = contextlib.ExitStack()
         self._complaint = os.memfd_create("complaint")
@@ -89,7 +93,10 @@ class Watch:
         self._log, log = os.pipe()
         for file in (self._control, self._acks, self._log):
             self._open.callback(os.close, file)
-        command = [program, "stat", "-x", ",", "-e", ",".join(EVENTS), "-C", str(self._cpu)]
+        mode = "" if self._pid is None else ":u"
+        command = [program, "stat", "-x", ",", "-e", ",".join(event + mode for event in EVENTS)]
+        # Without its children: those of a user-mode kernel are the processes of its user space.
+        command += ["-C", str(self._cpu)] if self._pid is None else ["-p", str(self._pid), "-i"]
         command += ["-D", "-1", "--control", f"fd:{control},{acks}", "--log-fd", str(log)]
         try:
             self._process = subprocess.Popen(
@@ -137,7 +144,11 @@ class Watch:
                 more := os.read(self._log, 1 << 16)
             ):
                 said += more
-            counts, absent = parse(said.decode(errors="replace"), window_s=self._lasted_s)
+            counts, absent = parse(
+                said.decode(errors="replace"),
+                window_s=self._lasted_s if self._pid is None else None,
+                mode="" if self._pid is None else "u",
+            )
         for event in EVENTS:
             if event not in counts:
                 absent.setdefault(event, self.why or "perf did not report it")
@@ -164,14 +175,14 @@ class Watch:
 
 
 def parse(
-    text: str, *, window_s: float | None = None
+    text: str, *, window_s: float | None = None, mode: str = ""
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Counts and reasons for absence from the lines of ``perf stat -x,``, by :data:`EVENTS`.
 
     A ``count`` is over the ``on_s`` seconds in which the event was on; perf has scaled it if
     the event had a counter only for a share of them (``running``). Several lines of one event
     are from different core types (hybrid CPUs), each with its own PMU. With ``window_s``, events
-    that were not on for about that long are absent.
+    that were not on for about that long are absent. So are those counted in another ``mode``.
     """
     counts: dict[str, dict[str, float]] = {}
     absent: dict[str, str] = {}
@@ -184,7 +195,7 @@ def parse(
         if words[0].startswith("<"):
             absent.setdefault(name, f"{words[0].strip('<>')} by the CPU's PMU")
             continue
-        if event["modifier"]:
+        if (event["modifier"] or "") != mode:
             absent[name] = f"counted only as {words[2]}"
             continue
         try:

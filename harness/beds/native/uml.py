@@ -18,14 +18,16 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from harness.agent.counters.pmu import Pmu
+from harness.agent.protocol import Calls
 from harness.base.errors import ConfigurationError, InfrastructureError, KernelError
 from harness.base.process import failed
 from harness.base.runtime import for_memory
-from harness.beds.access.channel import RemoteAgent, agent_archive
+from harness.beds.access.channel import Pending, RemoteAgent, agent_archive
 from harness.beds.bed import kernel_death
 from harness.images import GuestImage
 from harness.kernels import Image
@@ -40,6 +42,7 @@ _STOP_S = 10.0
 _NIC_US = 10_000_000
 """How long the kernel waits for the NIC model, which may share its CPU with much else."""
 _LAST_S = 1.0
+_PMU = Pmu()
 _PLAIN = re.compile(r"[\w./+@-]+", re.ASCII)
 _TRACEABLE = """\
 import ctypes, os, sys
@@ -83,6 +86,8 @@ class UserModeKernel(RemoteAgent):
         """
         self._console = directory / "console.log"
         self._others = watch
+        self._cpu = cpu
+        self._counting = contextlib.ExitStack()
         self._stopped_ns: int | None = None
         self.line, theirs = socket.socketpair()
         shared = runtime / "guest"
@@ -114,6 +119,22 @@ class UserModeKernel(RemoteAgent):
                 start_timeout_s=_BOOT_S,
                 pass_fds=(theirs.fileno(),),
             )
+
+    def _begin(self, name: str, arguments: Mapping[str, Any], within_s: float) -> Pending[Any]:
+        """As :class:`RemoteAgent`; the PMU is this machine's, as its kernel is a process here."""
+        if name != Calls.window.__name__ or arguments.get("pmu_cpu") is None:
+            return super()._begin(name, arguments, within_s)
+        watch = self._counting.enter_context(_PMU.over(self._cpu, self.pid_here))
+        watch.open()
+        pending = super()._begin(name, {**arguments, "pmu_cpu": None}, within_s)
+
+        def result() -> Any:
+            with self._counting:
+                answer = pending.result()
+                watch.close()
+                return answer | {"pmu": watch.read()}
+
+        return Pending(pending.arrived, result)
 
     @property
     def pid_here(self) -> int:
@@ -187,6 +208,7 @@ class UserModeKernel(RemoteAgent):
 
     def stop(self) -> None:
         """End it at once; its disk is a disposable view."""
+        self._counting.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, signal.SIGKILL)
         self.kill()
