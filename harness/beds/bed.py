@@ -178,8 +178,6 @@ class BedKind(ABC):
         "only kernels that are processes of this machine are profiled"
     )
     """Why functions cannot be sampled, if they cannot."""
-    no_commits: ClassVar[str | None] = None
-    """Why commits of a tree cannot be built for it, if they cannot."""
 
     def label(self, accelerator: str | None) -> str:  # noqa: ARG002
         """What its figures are worth, in a few words."""

@@ -117,11 +117,6 @@ def bisect(
     bed = config.bed(hosts, bed_name)
     if tree and steps is not None:
         raise ConfigurationError("--tree and --steps exclude each other")
-    if tree and (why := registry.of(bed).no_commits):
-        raise ConfigurationError(
-            f"bed {bed.name} is {bed.kind}: {why}",
-            hint="name a virtual bed with --bed, or search the steps of the series",
-        )
     require_paced(metric, bed.name, bed.paced_pps)
     commits = kernels.commits_between(tree, good, bad) if tree else []
     titles = {commit.name: commit.subject for commit in commits}
@@ -236,6 +231,7 @@ class _Kernels:
             touched=kernels.files_between(self.tree, first, last),
             layouts=layouts,
             host=self.host,
+            arch=self.arch,
             progress=self.progress,
         )
 

@@ -15,7 +15,15 @@ from harness.kernels.build import build_commits as _build_commits
 from harness.kernels.build import missing as _missing
 from harness.kernels.configuration import HostConfig, chosen
 from harness.kernels.packing import packed
-from harness.kernels.source import Commit, Tree, commits_between, files_between, from_git, resolve
+from harness.kernels.source import (
+    Commit,
+    Tree,
+    base_of_commit,
+    commits_between,
+    files_between,
+    from_git,
+    resolve,
+)
 from harness.kernels.toolchain import toolchain_of
 
 __all__ = [
@@ -149,6 +157,7 @@ def build_commits(
     layouts: int,
     progress: Progress,
     host: HostConfig | None = None,
+    arch: str = X86.name,
 ) -> dict[str, tuple[Image, ...]]:
     """The kernels of ``commits`` of ``repository``, without a series.
 
@@ -159,8 +168,11 @@ def build_commits(
         repository,
         commits,
         touched=touched,
-        configuration=chosen(kernel, host),
+        configuration=chosen(kernel, host, ARCHES[arch]),
         toolchain=toolchain_of(kernel),
         layouts=layouts,
         progress=progress,
+        bed_patches=patches.bed_patches(arch, base_of_commit(repository, commits[0]))
+        if arch == UM.name
+        else (),
     )

@@ -161,11 +161,12 @@ def build_commits(
     toolchain: Toolchain,
     layouts: int,
     progress: Progress,
+    bed_patches: Sequence[Path] = (),
 ) -> dict[str, tuple[Image, ...]]:
     """The images of ``commits``, without a series.
 
     One source directory and its objects are moved from commit to commit; ``touched`` names
-    the files in which commits of the range differ.
+    the files in which commits of the range differ. ``bed_patches`` are applied to each.
 
     Raises:
         ConfigurationError: more files differ than can be passed to the linker's wrapper.
@@ -182,6 +183,7 @@ def build_commits(
     whose = f"the commits of {repository.resolve()}"
     objects = cache.root() / "objects" / cache.digest(whose, config, compiler, KCFLAGS)
     images: dict[str, tuple[Image, ...]] = {}
+    changes = [cache.digest(_diff(path)) for path in bed_patches]
     for commit in commits:
         source = from_git(repository, commit)
 
@@ -189,7 +191,7 @@ def build_commits(
         def place(commit: str = commit) -> Iterator[tuple[Path, list[Path]]]:
             tree = Worktree(repository)
             with tree.held():
-                written = tree.move_to(commit)
+                written = tree.move_to(commit, bed_patches)
                 (objects / ".config").unlink(missing_ok=True)  # commits may add options
                 yield tree.directory, written
 
@@ -197,9 +199,14 @@ def build_commits(
             step=commit,
             name=f"g{commit}",
             # The touched files decide where functions lie.
-            content=cache.digest(source.identity, [*code], config, compiler),
+            content=cache.digest(source.identity, [*code], config, compiler, *changes),
             touched=code,
-            record={"patches": [], "source": str(source), "compiler": toolchain.compiler},
+            record={
+                "patches": [],
+                "source": str(source),
+                "compiler": toolchain.compiler,
+                **_of_the_bed(configuration, bed_patches),
+            },
             place=place,
         )
         images[commit] = _images(variant, objects, configuration, toolchain, layouts, progress)

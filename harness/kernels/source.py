@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from harness import config, patches
@@ -164,6 +165,15 @@ def files_between(path: Path, good: str, bad: str) -> list[str]:
     return [name for name in git(path, *differ).stdout.split("\0") if name]
 
 
+def base_of_commit(path: Path, commit: str) -> str:
+    """The base of a commit's tree, such as ``linux-6.12``."""
+    with tempfile.TemporaryDirectory(prefix="receive-batching-") as scratch:
+        makefile = git(path, "show", f"{commit}:Makefile", check=False).stdout
+        (Path(scratch) / "Makefile").write_text(makefile, encoding="utf-8")
+        patches.require_kernel(Path(scratch), f"commit {commit} of {path}")
+        return patches.base_of(Path(scratch))[0]
+
+
 def _commit(path: Path, ref: str) -> str:
     _require_whole(path)
     found = git(path, "rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}", check=False)
@@ -187,18 +197,34 @@ class Worktree:
         """Lock it against other moves."""
         return _held(self._home)
 
-    def move_to(self, commit: str) -> list[Path]:
-        """Make the directory equal to ``commit``; returns the files that were written."""
+    def move_to(self, commit: str, patch_files: Sequence[Path] = ()) -> list[Path]:
+        """Make the directory equal to ``commit`` plus ``patch_files``; returns the files it wrote.
+
+        Raises:
+            HunkError: a patch does not apply; the directory is unchanged.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
+        objects = self._home / "objects"
+        objects.mkdir(exist_ok=True)
+        ask = partial(git, self._repository, objects=objects)
         index = self._home / "index"
         index.with_name("index.lock").unlink(missing_ok=True)  # left by a killed git
         known = index.exists()
-        differ = ("diff-index", "--cached", "--name-only", "-z", commit)
-        changed = git(self._repository, *differ, index=index).stdout if known else ""
+        wanted = commit
+        if patch_files:
+            patched = self._home / "patched-index"
+            ask("read-tree", commit, index=patched)
+            for patch in patch_files:
+                done = ask("apply", "--cached", str(patch.absolute()), index=patched, check=False)
+                if done.returncode != 0:
+                    raise patches.HunkError(patch, done.stderr)
+            wanted = ask("write-tree", index=patched).stdout.strip()
+        differ = ("diff-index", "--cached", "--name-only", "-z", wanted)
+        changed = ask(*differ, index=index).stdout if known else ""
         # The repository's settings are for its own index and work tree.
         own = ("-c", "core.splitIndex=false", "-c", "core.sparseCheckout=false")
         here = f"--work-tree={self.directory}"
-        git(self._repository, *own, here, "read-tree", "--reset", "-u", commit, index=index)
+        ask(*own, here, "read-tree", "--reset", "-u", wanted, index=index)
         return [self.directory / name for name in changed.split("\0") if name]
 
 

@@ -44,17 +44,25 @@ def git(
     *arguments: str,
     check: bool = True,
     index: Path | None = None,
+    objects: Path | None = None,
     stdin: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run git in ``directory``, with ``index`` as its index file if given.
 
+    With ``objects``, new objects are written to that directory instead of the repository.
+
     Raises:
         InfrastructureError: git is missing, or it failed and ``check`` holds.
     """
+    own = {"GIT_INDEX_FILE": str(index)} if index else {}
+    if objects is not None:
+        kept = git(directory, "rev-parse", "--git-path", "objects").stdout.strip()
+        own["GIT_OBJECT_DIRECTORY"] = str(objects)
+        own["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = _quoted((directory / kept).resolve())
     done = process.run(
         command(*arguments),
         cwd=directory,
-        env=environment(directory) | ({"GIT_INDEX_FILE": str(index)} if index else {}),
+        env=environment(directory) | own,
         stdin=stdin,
         check=False,
         hint=_INSTALL,
@@ -63,6 +71,12 @@ def git(
         # Without the settings, which would hide the command.
         raise process.failed(["git", *arguments], done.returncode, done.stderr or done.stdout)
     return done
+
+
+def _quoted(path: Path) -> str:
+    """As one entry of a list that is separated by colons."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 def command(*arguments: str) -> list[str]:

@@ -150,6 +150,28 @@ def test_a_repository_with_settings_of_its_own_is_only_read(tree: Path) -> None:
     assert state(tree) == before
 
 
+def test_patches_are_applied_to_every_commit_and_nothing_to_the_repository(tree: Path) -> None:
+    tree = tree.rename(tree.with_name('a "tree": with a colon'))
+    before = state(tree)
+    a_c = tree.parent / "a.patch"
+    a_c.write_text(
+        "From: x\n\ndiff --git a/a.c b/a.c\n--- a/a.c\n+++ b/a.c\n@@ -1 +1 @@\n-a.c\n+patched\n"
+    )
+    worktree = Worktree(tree)
+    worktree.move_to("main~4", [a_c])
+    assert (worktree.directory / "a.c").read_text() == "patched\n"
+    assert worktree.move_to("main~3", [a_c]) == [worktree.directory / "b.c"]
+    assert (worktree.directory / "a.c").read_text() == "patched\n"
+    assert worktree.move_to("main~3") == [worktree.directory / "a.c"]
+    assert (worktree.directory / "a.c").read_text() == "a.c\n"
+    other = tree.parent / "other.patch"
+    other.write_text(a_c.read_text().replace("-a.c", "-b.c"))
+    with pytest.raises(KernelError, match=r"other\.patch does not apply: a\.c"):
+        worktree.move_to("main", [other])
+    assert (worktree.directory / "c.c").exists() is False
+    assert state(tree) == before
+
+
 def test_a_move_that_was_interrupted_is_put_right(tree: Path) -> None:
     worktree = Worktree(tree)
     worktree.move_to("main~4")

@@ -42,7 +42,6 @@ class Native(LocalKind):
 
     boot_s = 5
     no_profile = None
-    no_commits = "commits of a tree are not built for native beds"
     profiles = {
         "smoke": replace(SMOKE, slice_s=_SLICE_S),
         "quick": _QUICK,
