@@ -109,6 +109,13 @@ class Plan:
     order: tuple[tuple[str, ...], ...]
     block_beds: tuple[str, ...] = ()
     """The bed of each block; empty if there is only one bed."""
+    baseline: str = BASELINE
+    """What the others are compared with: step 0, or the first of some commits."""
+
+    @property
+    def of_commits(self) -> bool:
+        """Are its ``steps`` commits of a tree?"""
+        return self.baseline != BASELINE
 
     def bed_of(self, block: int) -> str | None:
         """The bed of ``block``, if there are several beds."""
@@ -186,18 +193,24 @@ def profile(
 
 
 def make_plan(
-    steps: Sequence[str], profile: Profile, *, seed: int, beds: Sequence[str] = ()
+    steps: Sequence[str],
+    profile: Profile,
+    *,
+    seed: int,
+    beds: Sequence[str] = (),
+    baseline: str = BASELINE,
 ) -> Plan:
     """Draw the order of boots from ``seed``; the same arguments give the same plan.
 
-    Several ``beds`` get blocks in turn; the order is balanced on each bed.
+    Several ``beds`` get blocks in turn; the order is balanced on each bed. Another ``baseline``
+    than step 0 is for commits.
 
     Raises:
         ConfigurationError: there are more beds than blocks.
     """
     if len(beds) < 2:
         order = balanced_blocks(steps, profile.blocks, seed=seed)
-        return Plan(profile=profile, steps=tuple(steps), seed=seed, order=order)
+        return Plan(profile=profile, steps=tuple(steps), seed=seed, order=order, baseline=baseline)
     if profile.blocks < len(beds):
         raise ConfigurationError(
             f"{len(beds)} beds cannot share {profile.blocks} blocks",
@@ -214,6 +227,7 @@ def make_plan(
         seed=seed,
         order=tuple(next(rows[bed]) for bed in dealt),
         block_beds=dealt,
+        baseline=baseline,
     )
 
 
@@ -221,24 +235,24 @@ def _seed_of(bed: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {bed}".encode()).digest()[:8])
 
 
-def families(steps: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """The comparisons with step 0, in the order in which they are decided.
+def families(steps: Sequence[str], baseline: str = BASELINE) -> tuple[tuple[str, ...], ...]:
+    """The comparisons with ``baseline``, in the order in which they are decided.
 
     The series is one family. Its last step is the primary comparison; an earlier step is
     decided only if all later ones are. Any other variant is a family of its own.
     """
     series = tuple(step for step in reversed(steps) if step in SERIES_STEPS[1:])
-    others = [(step,) for step in steps if step not in SERIES_STEPS]
+    others = [(step,) for step in steps if step not in (*SERIES_STEPS, baseline)]
     return (*([series] if series else []), *others)
 
 
-def blocks_for_verdict(steps: Sequence[str]) -> int:
+def blocks_for_verdict(steps: Sequence[str], baseline: str = BASELINE) -> int:
     """The smallest number of blocks with which the first comparison of a family is decided.
 
     The smallest p-value of n blocks is 2 · (1/2)^n; each family has its share of 5 %.
     """
     blocks = MIN_BLOCKS_FOR_VERDICT
-    while len(families(steps)) * 2 * 0.5**blocks >= 0.05:
+    while len(families(steps, baseline)) * 2 * 0.5**blocks >= 0.05:
         blocks += 1
     return blocks
 

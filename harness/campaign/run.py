@@ -46,7 +46,8 @@ _FREE_BYTES = 200 << 20
 _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 _LOOK_EVERY_S = 0.5
 _SAME_TO_RESUME = (
-    "bed", "accelerator", "trial", "load", "placement", "variants", "order", "block_beds",
+    "baseline", "bed", "accelerator",
+    "trial", "load", "placement", "variants", "order", "block_beds",
 )  # fmt: skip
 
 
@@ -267,6 +268,7 @@ def record(
         bed_label=registry.of(setup.bed).label(setup.boots.accelerator),
         accelerator=setup.boots.accelerator,
         steps=list(setup.plan.steps),
+        baseline=setup.plan.baseline,
         blocks=setup.plan.profile.blocks,
         order=[list(block) for block in setup.plan.order],
         block_beds=list(setup.plan.block_beds),

@@ -226,7 +226,7 @@ class _Kernels:
         first, last = self.commits[0].name, self.commits[-1].name
         return kernels.build_commits(
             self.tree,
-            points,
+            [commit for commit in self.commits if commit.name in points],
             kernel=self.kernel,
             touched=kernels.files_between(self.tree, first, last),
             layouts=layouts,

@@ -7,9 +7,11 @@ import contextlib
 import os
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from harness import config, kernels, needs, plan, trials
 from harness.base.errors import ConfigurationError
@@ -46,6 +48,12 @@ from harness.results.expect import ExpectationResult, hold, parse, require, requ
 @beds_option
 @hosts_option
 @tree_option
+@click.option(
+    "--variants",
+    metavar="BASE,…",
+    help="Commits of --tree to measure instead of the series: the baseline first; A..B is a "
+    "range, and worktree is what is not committed yet.",
+)
 @out_option()
 @click.option(
     "--expect",
@@ -71,6 +79,7 @@ def run(
     bed_names: tuple[str, ...],
     hosts_path: Path | None,
     tree: Path | None,
+    variants: str | None,
     directory: Path,
     aa: bool,
     resume: bool,
@@ -85,6 +94,7 @@ def run(
     harness run --profile standard       enough boots for verdicts
     harness run --aa --profile standard  step 0 against itself: the noise of this bed
     harness run --also cpu --also latency --also ndr
+    harness run --tree . --variants HEAD,worktree   what a change of your own does
     harness run --resume --out DIR       continue after an interruption
     harness run --beds rack1,rack2       each block on one of several beds of machines
 
@@ -109,12 +119,16 @@ def run(
         extras=trials.extras(kept.trial.get("extras", ()) if kept else also, beds[0].kind),
         paced_pps=beds[0].paced_pps,
     )
+    if kept:  # by name: HEAD may have moved
+        variants = ",".join(kept.steps) if kept.of_commits else None
+    commits = _commits(tree, variants, aa=aa) if variants else []
     chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     drawn = plan.make_plan(
-        tuple(kept.steps) if kept else chosen_steps,
+        tuple(kept.steps if kept else [commit.name for commit in commits] or chosen_steps),
         profile,
         seed=kept.seed if kept else seed if seed is not None else secrets.randbits(31),
         beds=[bed.name for bed in beds],
+        baseline=commits[0].name if commits else plan.BASELINE,
     )
     expected = [parse(text, drawn.steps) for text in expect]
     require_measured(expected, profile.extras, beds[0].name, beds[0].paced_pps)
@@ -130,7 +144,8 @@ def run(
             click.echo(render(document(analysis, findings), "table"))
 
     with Progress() as progress, contextlib.ExitStack() as at_end, contextlib.ExitStack() as up:
-        setup, campaign_id = _opened(up, hosts, beds, drawn, kept, directory, tree, progress)
+        kernels_of = _Kernels(hosts.kernel, drawn, tree, commits, progress)
+        setup, campaign_id = _opened(up, hosts, beds, kernels_of, kept, directory, progress)
         record = campaign.record(setup, profile=profile.name, id_=campaign_id, options=options)
         if kept is None:
             samples.write_campaign(directory, record)
@@ -144,14 +159,85 @@ def run(
     require(findings)
 
 
+def _commits(tree: Path | None, variants: str, *, aa: bool) -> list[kernels.Commit]:
+    if tree is None:
+        raise ConfigurationError(
+            "--variants are commits, but of which tree?", hint="name it with --tree, such as ."
+        )
+    given = click.get_current_context().get_parameter_source("steps")
+    for option, with_it in (("aa", aa), ("steps", given is ParameterSource.COMMANDLINE)):
+        if with_it:
+            raise ConfigurationError(f"--variants and --{option} exclude each other")
+    return kernels.variants(tree, variants)
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """Builds the kernels of a plan: of steps of the series, or of ``commits`` of ``tree``."""
+
+    kernel: config.Kernel
+    drawn: plan.Plan
+    tree: Path | None
+    commits: Sequence[kernels.Commit]
+    progress: Progress
+
+    @property
+    def layouts(self) -> int:
+        return min(self.drawn.profile.layouts, self.drawn.blocks_of_a_bed)
+
+    @property
+    def steps(self) -> list[str]:
+        """The steps whose kernels are needed."""
+        return list(dict.fromkeys(plan.kernel_of(step) for step in self.drawn.steps))
+
+    def need(self, bed: config.Bed, host: kernels.HostConfig | None, results: Path) -> needs.Job:
+        """What :func:`needs.require` has to know."""
+        job = needs.of_kernels(
+            self.kernel,
+            self.steps,
+            self.layouts,
+            tree=None if self.commits else self.tree,
+            host=host,
+            bed=bed,
+            together=max(len(group) for group in self.drawn.groups()),
+            results=results,
+        )
+        return replace(job, kernels=lambda: len(self.commits)) if self.commits else job
+
+    def build(
+        self, arch: str, host: kernels.HostConfig | None
+    ) -> dict[str, tuple[kernels.Image, ...]]:
+        """By step or commit, its kernel in each layout."""
+        if self.tree and self.commits:
+            return kernels.build_commits(
+                self.tree,
+                self.commits,
+                kernel=self.kernel,
+                touched=kernels.files_between(self.tree, *self.drawn.steps),
+                layouts=self.layouts,
+                host=host,
+                arch=arch,
+                progress=self.progress,
+            )
+        made = kernels.layouts(
+            self.kernel,
+            self.steps,
+            self.layouts,
+            tree=self.tree,
+            arch=arch,
+            host=host,
+            progress=self.progress,
+        )
+        return {step: made[plan.kernel_of(step)] for step in self.drawn.steps}
+
+
 def _opened(
     up: contextlib.ExitStack,
     hosts: config.HostsFile,
     beds: Sequence[config.Bed],
-    drawn: plan.Plan,
+    kernels_of: _Kernels,
     kept: samples.Campaign | None,
     directory: Path,
-    tree: Path | None,
     progress: Progress,
 ) -> tuple[campaign.Setup, str]:
     """Acquire ``beds`` until ``up`` ends, build the kernels, and make the beds ready to boot.
@@ -164,31 +250,10 @@ def _opened(
     host = registry.kernel_config(
         hosts.kernel, *(places[bed.name].bed for bed in beds), resumed=kept is not None
     )
-    to_build = list(dict.fromkeys(plan.kernel_of(step) for step in drawn.steps))
-    layouts = min(drawn.profile.layouts, drawn.blocks_of_a_bed)
-    needs.require(
-        needs.of_kernels(
-            hosts.kernel,
-            to_build,
-            layouts,
-            tree=tree,
-            host=host,
-            bed=places[beds[0].name].bed,
-            together=max(len(group) for group in drawn.groups()),
-            results=directory,
-        )
-    )
+    drawn = kernels_of.drawn
+    needs.require(kernels_of.need(places[beds[0].name].bed, host, directory))
     with registry.made_meanwhile(places[beds[0].name].bed):
-        made = kernels.layouts(
-            hosts.kernel,
-            to_build,
-            layouts,
-            tree=tree,
-            arch=beds[0].arch,
-            host=host,
-            progress=progress,
-        )
-        built = {step: made[plan.kernel_of(step)] for step in drawn.steps}
+        built = kernels_of.build(beds[0].arch, host)
         campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
         wanted = registry.Wanted(campaign_id, directory, trials.counting(drawn.profile))
         opened = {

@@ -23,6 +23,7 @@ from harness.kernels.source import (
     files_between,
     from_git,
     resolve,
+    variants,
 )
 from harness.kernels.toolchain import toolchain_of
 
@@ -38,6 +39,7 @@ __all__ = [
     "missing",
     "of_host",
     "packed",
+    "variants",
 ]
 
 
@@ -150,7 +152,7 @@ def _bed_patches(arch: str, base: str) -> tuple[Path, ...]:
 
 def build_commits(
     repository: Path,
-    commits: Sequence[str],
+    commits: Sequence[Commit],
     *,
     kernel: Kernel,
     touched: Sequence[str],
@@ -172,7 +174,7 @@ def build_commits(
         toolchain=toolchain_of(kernel),
         layouts=layouts,
         progress=progress,
-        bed_patches=patches.bed_patches(arch, base_of_commit(repository, commits[0]))
+        bed_patches=patches.bed_patches(arch, base_of_commit(repository, commits[0].name))
         if arch == UM.name
         else (),
     )

@@ -20,7 +20,7 @@ from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.base.progress import Progress
 from harness.kernels.arch import ARCHES, X86
 from harness.kernels.configuration import Configuration
-from harness.kernels.source import Source, Tree, Worktree, from_git
+from harness.kernels.source import WORKTREE, Commit, Source, Tree, Worktree
 from harness.kernels.toolchain import Toolchain
 from harness.kernels.walk import KCFLAGS, Variant, Walk
 from harness.patches import Series
@@ -46,6 +46,8 @@ class Image:
     arch: str = X86.name
     bed_patches: tuple[str, ...] = ()
     """Patches of arch code that the bed needs, the same in every step."""
+    subject: str | None = None
+    """The title of the commit that it is, if it is no step of the series."""
 
     @property
     def kernel(self) -> Path:
@@ -59,7 +61,8 @@ class Image:
 
     def provenance(self) -> dict[str, object]:
         """What a result records of this kernel."""
-        return {name: value for name, value in asdict(self).items() if name != "directory"}
+        left_out = {"directory", *(["subject"] if self.subject is None else [])}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 def build_steps(
@@ -154,7 +157,7 @@ def _home(variant: Variant, layout: int) -> Path:
 
 def build_commits(
     repository: Path,
-    commits: Sequence[str],
+    commits: Sequence[Commit],
     *,
     touched: Sequence[str],
     configuration: Configuration,
@@ -184,32 +187,35 @@ def build_commits(
     objects = cache.root() / "objects" / cache.digest(whose, config, compiler, KCFLAGS)
     images: dict[str, tuple[Image, ...]] = {}
     changes = [cache.digest(_diff(path)) for path in bed_patches]
+    tree = Worktree(repository)
     for commit in commits:
-        source = from_git(repository, commit)
+        source = Source(
+            kind="git", location=repository, ref=commit.name, identity=tree.tree_of(commit.name)
+        )
 
         @contextmanager
-        def place(commit: str = commit) -> Iterator[tuple[Path, list[Path]]]:
-            tree = Worktree(repository)
+        def place(commit: str = commit.name) -> Iterator[tuple[Path, list[Path]]]:
             with tree.held():
                 written = tree.move_to(commit, bed_patches)
                 (objects / ".config").unlink(missing_ok=True)  # commits may add options
                 yield tree.directory, written
 
         variant = Variant(
-            step=commit,
-            name=f"g{commit}",
+            step=commit.name,
+            name=commit.name if commit.name == WORKTREE else f"g{commit.name}",
             # The touched files decide where functions lie.
             content=cache.digest(source.identity, [*code], config, compiler, *changes),
             touched=code,
             record={
                 "patches": [],
+                "subject": commit.subject,
                 "source": str(source),
                 "compiler": toolchain.compiler,
                 **_of_the_bed(configuration, bed_patches),
             },
             place=place,
         )
-        images[commit] = _images(variant, objects, configuration, toolchain, layouts, progress)
+        images[commit.name] = _images(variant, objects, configuration, toolchain, layouts, progress)
     return images
 
 

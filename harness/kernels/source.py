@@ -18,14 +18,16 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from harness import config, patches
 from harness.base import cache, process
 from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.patches.git import command, environment, git, is_top_of_git_tree
 
+WORKTREE = "worktree"
+"""The name of what is not committed yet."""
 _SUITES = {"linux-source-6.12": "trixie", "linux-source-6.1": "bookworm"}
 _A_COMMIT = "the tree has to be a git repository; name a commit, tag or branch of it"
 _TOUCHED = re.compile(r"^(?:---|\+\+\+) [ab]/(\S+)", re.MULTILINE)
@@ -135,7 +137,7 @@ class Commit:
     """A commit of a git tree: its abbreviated hash and its title."""
 
     name: str
-    subject: str
+    subject: str = ""
 
 
 def commits_between(path: Path, good: str, bad: str) -> list[Commit]:
@@ -159,15 +161,54 @@ def commits_between(path: Path, good: str, bad: str) -> list[Commit]:
     return [Commit(*line.split(" ", 1)) for line in listed.split("\n") if line]
 
 
-def files_between(path: Path, good: str, bad: str) -> list[str]:
-    """The files in which two commits differ."""
-    differ = ("diff", "--name-only", "-z", "--end-of-options", good, bad)
-    return [name for name in git(path, *differ).stdout.split("\0") if name]
+def variants(path: Path, spec: str) -> list[Commit]:
+    """The commits that ``spec`` names, in that order.
+
+    Its items are commits, ranges ``A..B`` (A, and what follows it along first parents up to B),
+    and ``worktree``: the files of ``path`` as they are, as far as git knows them.
+
+    Raises:
+        ConfigurationError: there is no such tree or commit, one is named twice, or only one.
+    """
+    found: list[Commit] = []
+    for item in (part.strip() for part in spec.split(",")):
+        first, dots, last = item.partition("..")
+        if dots:
+            found += commits_between(path, first or "HEAD", last or "HEAD")
+        elif item == WORKTREE:
+            over = _one(path, "HEAD")
+            found.append(Commit(WORKTREE, f"uncommitted changes over {over.name}"))
+        else:
+            found.append(_one(path, item))
+    names = [commit.name for commit in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigurationError(
+            f"{spec!r} names {twice[0]} twice", hint="name each commit once, the baseline first"
+        )
+    if len(names) < 2:
+        raise ConfigurationError(
+            f"{spec!r} names one variant: nothing to compare",
+            hint="name the baseline first: HEAD~1,HEAD or HEAD,worktree",
+        )
+    return found
+
+
+def _one(path: Path, ref: str) -> Commit:
+    told = git(path, "log", "--max-count=1", "--abbrev=12", "--format=%h %s", _commit(path, ref))
+    return Commit(*told.stdout.rstrip("\n").split(" ", 1))
+
+
+def files_between(path: Path, first: str, *others: str) -> list[str]:
+    """The files in which ``first`` and any of ``others`` differ."""
+    differ = ("diff", "--name-only", "-z", "--end-of-options", first)
+    told = [git(path, *differ, *([] if one == WORKTREE else [one])).stdout for one in others]
+    return sorted({name for names in told for name in names.split("\0") if name})
 
 
 def base_of_commit(path: Path, commit: str) -> str:
     """The base of a commit's tree, such as ``linux-6.12``."""
     with tempfile.TemporaryDirectory(prefix="receive-batching-") as scratch:
+        commit = "HEAD" if commit == WORKTREE else commit
         makefile = git(path, "show", f"{commit}:Makefile", check=False).stdout
         (Path(scratch) / "Makefile").write_text(makefile, encoding="utf-8")
         patches.require_kernel(Path(scratch), f"commit {commit} of {path}")
@@ -197,6 +238,26 @@ class Worktree:
         """Lock it against other moves."""
         return _held(self._home)
 
+    def tree_of(self, commit: str) -> str:
+        """The tree of ``commit``; of :data:`WORKTREE` that of the files git knows, as they are.
+
+        That tree is written beside the repository, with an index of ours.
+        """
+        if commit != WORKTREE:
+            return from_git(self._repository, commit).identity
+        theirs = git(self._repository, "rev-parse", "--git-path", "index").stdout.strip()
+        index = self._home / "uncommitted-index"
+        self._home.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self._repository / theirs, index)
+        self._ask("add", "--update", index=index)
+        return self._ask("write-tree", index=index).stdout.strip()
+
+    def _ask(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """git in the repository, writing new objects to a directory of ours."""
+        objects = self._home / "objects"
+        objects.mkdir(parents=True, exist_ok=True)
+        return git(self._repository, *arguments, objects=objects, **options)
+
     def move_to(self, commit: str, patch_files: Sequence[Path] = ()) -> list[Path]:
         """Make the directory equal to ``commit`` plus ``patch_files``; returns the files it wrote.
 
@@ -204,16 +265,14 @@ class Worktree:
             HunkError: a patch does not apply; the directory is unchanged.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        objects = self._home / "objects"
-        objects.mkdir(exist_ok=True)
-        ask = partial(git, self._repository, objects=objects)
+        ask = self._ask
         index = self._home / "index"
         index.with_name("index.lock").unlink(missing_ok=True)  # left by a killed git
         known = index.exists()
-        wanted = commit
+        wanted = self.tree_of(commit)
         if patch_files:
             patched = self._home / "patched-index"
-            ask("read-tree", commit, index=patched)
+            ask("read-tree", wanted, index=patched)
             for patch in patch_files:
                 done = ask("apply", "--cached", str(patch.absolute()), index=patched, check=False)
                 if done.returncode != 0:

@@ -47,6 +47,7 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
     ``findings`` are the outcomes of expectations.
     """
     campaign = analysis.campaign
+    baseline = campaign.baseline
     return {
         "schema": SCHEMA,
         "version": VERSION,
@@ -73,8 +74,8 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
             name: {"title": MEASURES[name].title, "reasons": list(reasons)}
             for name, reasons in analysis.absent.items()
         },
-        "baseline": BASELINE,
-        "rows": [_row(row) for row in analysis.rows],
+        "baseline": baseline,
+        "rows": [_row(row, baseline) for row in analysis.rows],
         "void": [
             {
                 "block": trial.boot.block,
@@ -88,7 +89,9 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
             for trial in analysis.void
         ],
         "verdicts": [
-            _verdict(row.step, PRIMARY, row.verdict) for row in analysis.rows if row.verdict
+            _verdict(row.step, PRIMARY, row.verdict, baseline)
+            for row in analysis.rows
+            if row.verdict
         ],
         "no_verdict": analysis.no_verdict,
         "expectations": [asdict(finding) for finding in findings],
@@ -107,7 +110,7 @@ def schema() -> Document:
     return found
 
 
-def _row(row: Row) -> Document:
+def _row(row: Row, baseline: str) -> Document:
     change = row.change
     published = PUBLISHED_PPS.get(row.step)
     traced, timed = row.traced_pps, row.rates[PRIMARY]
@@ -125,7 +128,7 @@ def _row(row: Row) -> Document:
             if change
             else {}
         ),
-        "beds": [_on_bed(row.step, found) for found in row.beds],
+        "beds": [_on_bed(row.step, found, baseline) for found in row.beds],
         "published_ratio": published / PUBLISHED_PPS[BASELINE] if published else None,
         **{name: row.figure(name) for name in ("list_len_p50", "list_len_p90", "list_len_max")},
         "ip_rcv_per_packet": row.ip_rcv_per_packet,
@@ -134,7 +137,9 @@ def _row(row: Row) -> Document:
         "void_trials": row.void_trials,
         "timed_trials": row.timed_trials,
         "unsaturated_trials": row.unsaturated_trials,
-        "measures": {name: _beside(row.step, name, found) for name, found in row.measures.items()},
+        "measures": {
+            name: _beside(row.step, name, found, baseline) for name, found in row.measures.items()
+        },
         "functions": {name: asdict(cost) for name, cost in row.functions.items()},
         "stages": [asdict(stage) | {"lengths": list(stage.lengths)} for stage in row.stages],
         "trace_missed": row.trace_missed,
@@ -156,20 +161,20 @@ def _row(row: Row) -> Document:
     }
 
 
-def _on_bed(step: str, found: OnBed) -> Document:
+def _on_bed(step: str, found: OnBed, baseline: str) -> Document:
     return {
         "bed": found.bed,
         "boots": found.boots,
         **found.rates,
         "ratio_to_step0": found.change.median if found.change else None,
         "ratio_range": list(found.change.range) if found.change else None,
-        "verdict": _verdict(step, PRIMARY, found.verdict) if found.verdict else None,
+        "verdict": _verdict(step, PRIMARY, found.verdict, baseline) if found.verdict else None,
     }
 
 
-def _beside(step: str, name: str, found: Beside) -> Document:
+def _beside(step: str, name: str, found: Beside, baseline: str) -> Document:
     verdict, change = found.verdict, found.change
-    told = _verdict(step, name, verdict) if verdict else None
+    told = _verdict(step, name, verdict, baseline) if verdict else None
     if told:
         told["verdict"] = _NEUTRAL.get(told["verdict"], told["verdict"])
     return {
@@ -180,10 +185,10 @@ def _beside(step: str, name: str, found: Beside) -> Document:
     }
 
 
-def _verdict(step: str, metric: str, verdict: Verdict) -> Document:
+def _verdict(step: str, metric: str, verdict: Verdict, baseline: str) -> Document:
     return {
         "step": step,
-        "baseline": BASELINE,
+        "baseline": baseline,
         "metric": metric,
         "verdict": verdict.outcome,
         "ratio": verdict.ratio,

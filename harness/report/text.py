@@ -17,7 +17,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.agent.settings.registry import DECLARED
-from harness.plan import MIN_BLOCKS_FOR_VERDICT
+from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT
 from harness.results.expect import ExpectationResult
 from harness.results.stats import CONFIDENCE
 
@@ -28,7 +28,7 @@ HEADERS = (
     "list length\np50/p90/max",
     "stack\npackets/s",
     "delivered\npackets/s",
-    "change over step 0\nmedian (range of blocks)",
+    "change over baseline\nmedian (range of blocks)",
     "on\nhardware*",
     "ip_rcv\n/packet",
     "drops, share of\nframes at the NIC",
@@ -358,6 +358,9 @@ def below_lines(report: Document) -> Iterator[str]:
         yield f"no verdict on step {', '.join(lacking)}: {MIN_BLOCKS_FOR_VERDICT} blocks are needed"
     for found in report["expectations"]:
         yield str(ExpectationResult(**found))
+    if report["baseline"] != BASELINE:
+        yield from (f"variant {row['step']}: {row['title']}" for row in report["rows"])
+        return
     published = report["published"]
     rates = " / ".join(f"{pps / 1e6:.2f}" for pps in published["stack_rx_pps"].values())
     steps = ", ".join(published["stack_rx_pps"])
@@ -451,8 +454,9 @@ def verdict_line(verdict: Document) -> str:
     low, high = verdict["interval"]
     too_many = verdict["p_value"] < 1 - CONFIDENCE <= verdict["p_corrected"]
     corrected = f"{verdict['p_corrected']:.3g}" + f", not below {1 - CONFIDENCE:.2g}" * too_many
+    what = "step" if verdict["baseline"] == BASELINE else "variant"
     return (
-        f"step {verdict['step']} against step {verdict['baseline']}: {word} "
+        f"{what} {verdict['step']} against {what} {verdict['baseline']}: {word} "
         f"({percent(verdict['ratio'])}, {verdict['confidence']:.0%} interval "
         f"{percent(low)} … {percent(high)} over {verdict['blocks']} blocks; "
         f"Wilcoxon p {verdict['p_value']:.3g}, corrected {corrected}; "

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.plan import (
-    BASELINE,
     SHIPPED,
     SINGLY_BEFORE,
     PlannedBoot,
@@ -117,13 +116,13 @@ def _rows(campaign: Campaign, gathered: dict[str, _Gathered], *, judged: bool) -
         if any(name in boot.measures for found in gathered.values() for boot in found.boots)
     ]
     compared = {
-        metric: _compared(metric, campaign.steps, gathered, judged=judged)
+        metric: _compared(metric, campaign, gathered, judged=judged)
         for metric in (PRIMARY, *measured)
     }
     on_beds = {
         bed: _compared(
             PRIMARY,
-            campaign.steps,
+            campaign,
             {
                 step: _Gathered(boots=[boot for boot in found.boots if boot.bed == bed])
                 for step, found in gathered.items()
@@ -283,14 +282,17 @@ _Compared = tuple[Paired | None, Verdict | None]
 
 
 def _compared(
-    metric: str, steps: Sequence[str], gathered: dict[str, _Gathered], *, judged: bool
+    metric: str, campaign: Campaign, gathered: dict[str, _Gathered], *, judged: bool
 ) -> dict[str, _Compared]:
     """Each step's change of ``metric``, and a verdict if one is possible."""
-    base = gathered[BASELINE].boots if BASELINE in gathered else []
+    steps, baseline = campaign.steps, campaign.baseline
+    base = gathered[baseline].boots if baseline in gathered else []
     changes = {step: paired(gathered[step].boots, base, metric) for step in steps}
-    found = {step: pair for step, pair in changes.items() if pair and step != BASELINE}
+    found = {step: pair for step, pair in changes.items() if pair and step != baseline}
     places = {step: place for place, step in enumerate(found)}
-    ordered = [[places[step] for step in family if step in found] for family in families(steps)]
+    ordered = [
+        [places[step] for step in family if step in found] for family in families(steps, baseline)
+    ]
     outcomes = judge(list(found.values()), ordered) if judged else [None] * len(found)
     verdicts = dict(zip(found, outcomes, strict=True))
     return {step: (changes[step], verdicts.get(step)) for step in steps}
@@ -392,6 +394,8 @@ def _title(campaign: Campaign, step: str) -> str | None:
     """What the last patch of a step does, from its file name."""
     if step == SHIPPED:
         return "the tree as it ships"
+    if subject := campaign.variants.get(step, {}).get("subject"):
+        return str(subject)
     patches = campaign.variants.get(step, {}).get("patches") or []
     if not patches:
         return None

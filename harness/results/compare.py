@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.agent.settings.registry import DECLARED
 from harness.base.errors import ConfigurationError
-from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT
+from harness.plan import MIN_BLOCKS_FOR_VERDICT
 from harness.results.rows import PRIMARY, Analysis
 from harness.results.samples import Campaign
 from harness.results.stats import outcome_of, rank_sum_interval
@@ -77,6 +77,7 @@ def _reasons(one: Analysis, other: Analysis) -> Iterator[str]:
                 f"the {name} is incomplete: {side.boots_done} of "
                 f"{side.boots_planned} boots are finished"
             )
+    yield from _differs("baseline", *(side.campaign.baseline for side in sides))
     for name in _SAME_PLAN:
         yield from _differs(name, *(getattr(side.campaign, name) for side in sides))
     yield from _differs(
@@ -131,7 +132,7 @@ def _differs(name: str, one: Any, other: Any) -> Iterator[str]:
 
 def _common(one: Analysis, other: Analysis) -> list[str]:
     there = {row.step for row in other.rows}
-    return [row.step for row in one.rows if row.step in there - {BASELINE}]
+    return [row.step for row in one.rows if row.step in there - {one.campaign.baseline}]
 
 
 def _steps(one: Analysis, other: Analysis) -> Iterator[Document]:
@@ -140,7 +141,7 @@ def _steps(one: Analysis, other: Analysis) -> Iterator[Document]:
         changes = [side.row(step).change for side in sides]
         yield _step(step, "ratio_to_step0", *(list(c.ratios) if c else [] for c in changes))
     if not one.campaign.virtual and not one.campaign.beds:  # several beds: different machines
-        for step in (BASELINE, *common):
+        for step in (one.campaign.baseline, *common):
             if all(step in side.campaign.steps for side in sides):
                 boots = [side.row(step).boots for side in sides]
                 rates = [[b.rates[PRIMARY] for b in of if PRIMARY in b.rates] for of in boots]

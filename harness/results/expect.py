@@ -44,9 +44,11 @@ _COMPARE: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
     {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 )
 _NUMBER = r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
+# A variant has its own name: worktree, or the hash of a commit.
+_STEP = r"(?:step)?(?P<{}>[\w+]+)"
 _FORM = re.compile(
-    rf"""\s* step(?P<step>\w+) \s+ (?P<metric>\w+) \s* (?P<sign>>=|<=|>|<) \s*
-    (?: (?:(?P<factor>{_NUMBER})\s*x\s+)? step(?P<other>\w+) | (?P<number>{_NUMBER}) ) \s*""",
+    rf"""\s* {_STEP.format("step")} \s+ (?P<metric>\w+) \s* (?P<sign>>=|<=|>|<) \s*
+    (?: (?P<number>{_NUMBER}) | (?:(?P<factor>{_NUMBER})\s*x\s+)? {_STEP.format("other")} ) \s*""",
     re.VERBOSE,
 )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT
+from harness.plan import MIN_BLOCKS_FOR_VERDICT
 from harness.results.figures import BootFigures, VoidTrial
 from harness.results.samples import Campaign
 from harness.results.stats import Paired, Verdict, block_ratio, time_sliced
@@ -23,6 +23,11 @@ LIST_LEN = "list_len_"
 """Prefix of the names of list-length figures; ``p50``, ``p90`` or ``max`` follows."""
 DRIVER_STAGE = "netif_receive_skb_list"
 """Where the driver hands its list to the stack; the table shows the list lengths here."""
+
+
+def named(campaign: Campaign, step: str) -> str:
+    """``step`` as a sentence calls it."""
+    return f"{'variant' if campaign.of_commits else 'step'} {step}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +160,7 @@ class Analysis:
     @property
     def judged_blocks(self) -> int:
         """The smallest number of blocks over which a step could be compared."""
-        changes = [row.change for row in self.rows if row.step != BASELINE]
+        changes = [row.change for row in self.rows if row.step != self.campaign.baseline]
         return min((len(change.ratios) if change else 0 for change in changes), default=0)
 
     def row(self, step: str) -> Row:
@@ -174,10 +179,11 @@ class Analysis:
             return "; ".join(self.problems)
         if any(row.verdict for row in self.rows):
             return None
-        if not any(row.step == BASELINE for row in self.rows):
-            return f"step {BASELINE} was not booted: nothing to compare with"
+        baseline = named(self.campaign, self.campaign.baseline)
+        if not any(row.step == self.campaign.baseline for row in self.rows):
+            return f"{baseline} was not booted: nothing to compare with"
         if len(self.rows) < 2:
-            return f"only step {BASELINE} was booted: nothing to compare"
+            return f"only {baseline} was booted: nothing to compare"
         unsaturated = sum(row.unsaturated_trials for row in self.rows)
         if unsaturated and self.campaign.blocks >= MIN_BLOCKS_FOR_VERDICT:
             return (

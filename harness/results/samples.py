@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.base.errors import ConfigurationError, HarnessError, InfrastructureError
-from harness.plan import PlannedBoot, boots_of
+from harness.plan import BASELINE, PlannedBoot, boots_of
 from harness.trials import AnyTrial
 from harness.trials.readings import Declared
 
@@ -100,6 +100,8 @@ class Campaign(Declared):
     """How reliable its figures are; ``None`` in results of earlier versions."""
     accelerator: str | None = None
     steps: list[str]
+    baseline: str = BASELINE
+    """What the other steps are compared with; for commits it is the first of them."""
     blocks: int
     order: list[list[str]]
     block_beds: list[str] = Field(default_factory=list)
@@ -123,6 +125,11 @@ class Campaign(Declared):
     def beds(self) -> list[str]:
         """All beds of a campaign on several beds; else empty."""
         return list(dict.fromkeys(self.block_beds))
+
+    @property
+    def of_commits(self) -> bool:
+        """Are its ``steps`` commits of a tree?"""
+        return self.baseline != BASELINE
 
     @property
     def virtual(self) -> bool:

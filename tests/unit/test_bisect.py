@@ -342,10 +342,14 @@ class Booting:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, effects: Mapping[str, float]) -> None:
         self.effects = effects
         self.booted: list[str] = []
-        for name in ("layouts", "build_commits"):
-            monkeypatch.setattr(
-                kernels, name, lambda _, points, *__, **___: dict.fromkeys(points, (self,))
-            )
+        monkeypatch.setattr(
+            kernels, "layouts", lambda _, steps, *__, **___: dict.fromkeys(steps, (self,))
+        )
+        monkeypatch.setattr(
+            kernels,
+            "build_commits",
+            lambda _, commits, **__: {commit.name: (self,) for commit in commits},
+        )
         monkeypatch.setattr(registry, "made_meanwhile", contextlib.nullcontext)
         monkeypatch.setattr(registry, "opened", lambda *_, **__: contextlib.nullcontext(self))
         monkeypatch.setattr(campaign, "run", self.run)

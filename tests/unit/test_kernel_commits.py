@@ -13,7 +13,14 @@ import pytest
 from harness.base.errors import ConfigurationError, KernelError
 from harness.base.progress import Progress
 from harness.config import Kernel
-from harness.kernels import Commit, build, build_commits, commits_between
+from harness.kernels import (
+    Commit,
+    build,
+    build_commits,
+    commits_between,
+    files_between,
+    variants,
+)
 from harness.kernels.source import Worktree
 from tests.unit.test_kernel_source import git
 
@@ -80,7 +87,12 @@ def commit(tree: Path, subject: str) -> None:
 def images(tree: Path, *names: str, touched: Sequence[str] = ()) -> dict[str, build.Image]:
     with Progress(bars=False) as progress:
         made = build_commits(
-            tree, names, kernel=Kernel(), touched=touched, layouts=1, progress=progress
+            tree,
+            [Commit(name, f"title of {name}") for name in names],
+            kernel=Kernel(),
+            touched=touched,
+            layouts=1,
+            progress=progress,
         )
     return {name: images[0] for name, images in made.items()}
 
@@ -179,6 +191,47 @@ def test_a_move_that_was_interrupted_is_put_right(tree: Path) -> None:
     (worktree.directory.parent / "index.lock").touch()
     worktree.move_to("main~4")
     assert (worktree.directory / "b.c").read_text() == "b.c\n"
+
+
+def test_variants_are_commits_ranges_and_what_is_not_committed(tree: Path) -> None:
+    names = [c.name for c in commits_between(tree, "main~4", "main")]
+    found = variants(tree, "main~4..main~2, main, worktree")
+    assert [c.name for c in found] == [*names[:3], names[-1], "worktree"]
+    assert [c.subject for c in found[1:]] == [
+        "net: change b", "add c", "remove c", f"uncommitted changes over {names[-1]}"
+    ]  # fmt: skip
+    for spec, told in (
+        ("main", "names one variant: nothing to compare"),
+        ("main,main", "names .* twice"),
+        ("main,", "has no commit ''"),
+        ("main,v9", "has no commit 'v9'"),
+    ):
+        with pytest.raises(ConfigurationError, match=told):
+            variants(tree, spec)
+
+
+def test_uncommitted_changes_are_built_and_stay_uncommitted(tree: Path) -> None:
+    [head] = [c.name for c in variants(tree, "main,worktree")][:1]
+    (tree / "b.c").write_text("edited\n")
+    (tree / "d.c").write_text("added\n")
+    (tree / "unknown.c").write_text("git does not know it\n")
+    git(tree, "add", "d.c")
+    (tree / "d.c").write_text("added and edited\n")
+    before = state(tree)
+    assert files_between(tree, head, "worktree") == ["b.c", "d.c"]
+    made = images(tree, head, "worktree")
+    assert made[head].kernel.read_text() == "a.c\nchanged\n"
+    assert made["worktree"].kernel.read_text() == "a.c\nedited\nadded and edited\n"
+    assert made["worktree"].release.startswith("6.12.0-worktree-")
+    assert made["worktree"].provenance()["subject"] == "title of worktree"
+    (tree / "b.c").write_text("edited again\n")
+    again = images(tree, "worktree")["worktree"]
+    assert again.kernel.read_text() == "a.c\nedited again\nadded and edited\n"
+    (tree / "b.c").write_text("edited\n")
+    assert images(tree, "worktree")["worktree"] == made["worktree"]
+    assert {k: v for k, v in state(tree).items() if not k.endswith(".git/index")} == {
+        k: v for k, v in before.items() if not k.endswith(".git/index")
+    }
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,13 @@ def built(tree: Path, kernel: Kernel, host: HostConfig | None = HOST) -> build.I
     commit = git(tree, "rev-parse", "--short=12", "HEAD").strip()
     with Progress(bars=False) as progress:
         return kernels.build_commits(
-            tree, [commit], kernel=kernel, touched=[], layouts=1, progress=progress, host=host
+            tree,
+            [kernels.Commit(commit)],
+            kernel=kernel,
+            touched=[],
+            layouts=1,
+            progress=progress,
+            host=host,
         )[commit][0]
 
 
