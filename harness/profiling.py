@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Where the time of a packet goes: the functions in which kernels are found, side by side.
 
-A kernel under load is stopped at many moments, and each time the function that it executes is
-noted. Its share of the samples is its share of the kernel's CPU time. The kernels take turns, so
-that a slowdown of the machine affects all of them equally.
+The function that a kernel under load executes is noted at many moments. Its share of the samples
+is its share of the CPU time. The kernels take turns, so that a slowdown of the machine affects all
+of them equally.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Profile:
     packets: int = 0
     """That entered IP meanwhile."""
     cpu_ns: int = 0
-    """CPU time of the kernel meanwhile."""
+    """CPU time of the kernel meanwhile, or the time of the sampled CPU."""
 
     @property
     def ns_per_packet(self) -> float:
@@ -50,9 +50,9 @@ def turns(duration_s: float) -> int:
 
 
 def measure(
-    beds: Mapping[str, RunningBed], duration_s: float, done: Callable[[], None]
+    beds: Mapping[str, RunningBed], duration_s: float, cpu: int, done: Callable[[], None]
 ) -> dict[str, Profile]:
-    """Profile each of ``beds``, of which only the last is not frozen, for ``duration_s``.
+    """Profile ``cpu`` of each of ``beds``, of which only the last runs, for ``duration_s``.
 
     ``done`` is called after each of :func:`turns`.
     """
@@ -64,23 +64,24 @@ def measure(
                 up.freeze()
                 bed.thaw()
                 up = bed
-            _turn(bed, found[name])
+            _turn(bed, found[name], cpu)
         done()
     return found
 
 
-def _turn(bed: RunningBed, found: Profile) -> None:
+def _turn(bed: RunningBed, found: Profile, cpu: int) -> None:
     before = _counted(bed)
-    found.samples.update(bed.sampled(TURN_S))
+    found.samples.update(bed.sampled(TURN_S, cpu))
     after = _counted(bed)
     found.packets += after[0] - before[0]
     found.cpu_ns += after[1] - before[1]
 
 
 def _counted(bed: RunningBed) -> tuple[int, int]:
-    """Packets that have entered IP, and the kernel's CPU time in ns."""
+    """Packets that have entered IP, and the time in ns of what is sampled: a kernel or a CPU."""
     read = bed.dut.counters(interface=bed.dut_interface)
-    return read["snmp"]["Ip"]["InReceives"], read["kernel_cpu_ns"]
+    spent_ns = read["kernel_cpu_ns"]
+    return read["snmp"]["Ip"]["InReceives"], read["monotonic_ns"] if spent_ns is None else spent_ns
 
 
 def rows(found: Mapping[str, Profile]) -> list[dict[str, Any]]:

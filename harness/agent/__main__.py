@@ -44,6 +44,7 @@ from .load.way import Way
 from .protocol import PROTOCOL, bound
 from .settings import Settings
 from .tracing import Tracer
+from .tracing.sampler import Sampler
 
 _NO_CHARACTER = re.compile(r"(?<!\\ud[89ab][0-9a-f]{2})\\udc[89a-f][0-9a-f]")
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -104,6 +105,7 @@ class Agent:
         self._settings = Settings()
         self._load = Load()
         self._tracer = Tracer()
+        self._sampler = Sampler()
         self._way = Way()
         lease = Lease()
         self._pmu = Pmu()
@@ -140,6 +142,7 @@ class Agent:
             "trace_detach": self._tracer.detach,
             "trace_watch": self._tracer.watch,
             "trace_read": self._tracer.read,
+            "sample": partial(self._sampler.sample, sleep=self._sleep),
             "dmesg": _dmesg,
             "netconsole": netconsole,
             "kernel_install": kernels.install,

@@ -306,6 +306,12 @@ class Calls:
     def trace_read(self) -> dict[str, Any]:
         """All counts since :meth:`trace_watch`, including splits and drops."""
 
+    @within(240, beyond="duration_s")
+    def sample(
+        self, *, cpu: int, duration_s: float, program_dir: str | None = None
+    ) -> dict[str, Any]:
+        """How often ``cpu`` is found in each function of the kernel; ``event`` says by what."""
+
     # Kernels and boots
 
     @within(30)

@@ -100,9 +100,13 @@ class RunningBed:
             Calls.trace, within_s, interface=self.dut_interface, duration_s=duration_s
         )
 
-    def sampled(self, duration_s: float) -> Counter[str]:
-        """How often the dut's kernel is found in each function, or :data:`OUTSIDE` of them."""
-        raise NotImplementedError
+    def sampled(self, duration_s: float, cpu: int) -> Counter[str]:
+        """How often ``cpu`` of the dut is found in each function of its kernel.
+
+        :data:`OUTSIDE` counts what is in none.
+        """
+        told = self.dut.sample(cpu=cpu, duration_s=duration_s)["functions"]
+        return Counter({name or OUTSIDE: count for name, count in told.items()})
 
     def console(self) -> str:
         """What the dut has written to its console since it booted; empty without one."""
@@ -175,7 +179,7 @@ class BedKind(ABC):
     here: ClassVar[bool]
     """Whether kernels are booted on this machine, so that figures are not hardware figures."""
     no_profile: ClassVar[str | None] = (
-        "only kernels that are processes of this machine are profiled"
+        "kernels are profiled side by side, so they have to run on one machine"
     )
     """Why functions cannot be sampled, if they cannot."""
 

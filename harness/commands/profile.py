@@ -60,14 +60,16 @@ def profile(
     hosts = config.load(config.locate(hosts_path))
     bed = config.bed(hosts, bed_name)
     if why := registry.of(bed).no_profile:
-        raise ConfigurationError(f"bed {bed.name} is {bed.kind}: {why}", hint="use --bed native")
+        raise ConfigurationError(
+            f"bed {bed.name} is {bed.kind}: {why}", hint="use --bed native or --bed virtual"
+        )
     wanted = plan.parse_steps(steps)
     with (
         booted(hosts, bed, wanted, tree=tree) as beds,
         Progress() as progress,
         progress.task("profile", total=profiling.turns(duration_s)) as task,
     ):
-        found = profiling.measure(beds, duration_s, task.advance)
+        found = profiling.measure(beds, duration_s, bed.placement.irq_cpu, task.advance)
     if as_json:
         click.echo(json.dumps(_record(found), indent=1))
     else:

@@ -91,7 +91,8 @@ class Bed:
     def counters(self, *, interface: str) -> dict[str, Any]:
         return {"snmp": {"Ip": {"InReceives": self._packets}}, "kernel_cpu_ns": self._clock_ns}
 
-    def sampled(self, duration_s: float) -> Counter[str]:
+    def sampled(self, duration_s: float, cpu: int) -> Counter[str]:
+        assert cpu == 0
         self._said.append(f"{self._name} sampled")
         self._clock_ns += round(duration_s * 1e9)
         self._packets += round(duration_s * 1e9 / sum(self._ns.values()))
@@ -106,7 +107,7 @@ def test_kernels_take_turns_and_are_compared() -> None:
     }
     passed: list[None] = []
     found = profiling.measure(
-        cast("dict[str, RunningBed]", beds), 2 * profiling.TURN_S, lambda: passed.append(None)
+        cast("dict[str, RunningBed]", beds), 2 * profiling.TURN_S, 0, lambda: passed.append(None)
     )
     assert len(passed) == 2
     once = ["8 frozen", "0 thawed", "0 sampled", "0 frozen", "8 thawed", "8 sampled"]
@@ -124,5 +125,5 @@ def test_kernels_take_turns_and_are_compared() -> None:
 
 def test_one_kernel_is_compared_with_none() -> None:
     bed = Bed("8", {"ip_rcv": 40.0}, [])
-    found = profiling.measure(cast("dict[str, RunningBed]", {"8": bed}), 0.5, lambda: None)
+    found = profiling.measure(cast("dict[str, RunningBed]", {"8": bed}), 0.5, 0, lambda: None)
     assert profiling.rows(found) == [{"function": "ip_rcv", "ns": {"8": pytest.approx(40)}}]

@@ -93,7 +93,7 @@ class NativeBed(RunningBed):
     def trace(self, duration_s: float, within_s: float) -> Pending[dict[str, Any]]:
         return self.outside.begin(self.dut_interface, duration_s, within_s)
 
-    def sampled(self, duration_s: float) -> Counter[str]:
+    def sampled(self, duration_s: float, cpu: int) -> Counter[str]:  # noqa: ARG002 (it has one)
         return sampling.sampled(self.kernel, self._program, duration_s)
 
     @cached_property
