@@ -25,6 +25,7 @@ from harness.base.errors import ConfigurationError, HostLostError, KernelError
 from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
 from harness.beds import registry
+from harness.beds.local.boots import measuring
 from harness.campaign import run as campaign
 from harness.campaign.boots import image_of
 from harness.cli import cli
@@ -426,3 +427,15 @@ def test_the_plan_says_which_block_is_where(hosts: Path) -> None:
     assert "a name is empty" in refused.output
     refused = CliRunner().invoke(cli, [*words, "--beds", "a,b", "--bed", "a"])
     assert isinstance(refused.exception, ConfigurationError)
+
+
+def test_a_second_harness_on_this_machine_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RECEIVE_BATCHING_CACHE", str(tmp_path))
+    with Progress(bars=False) as progress, measuring(progress):
+        assert "another harness" not in capsys.readouterr().err
+        with measuring(progress):
+            assert "another harness is booting kernels" in capsys.readouterr().err
+    with Progress(bars=False) as progress, measuring(progress):
+        assert "another harness" not in capsys.readouterr().err

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from harness import images
+from harness.base import cache
 from harness.base.errors import ConfigurationError
+from harness.base.progress import Progress
 from harness.beds.bed import BedKind, Boots, RunningBed
 from harness.config import Bed, MachineCpus, NetnsHost
 from harness.kernels import Image
@@ -45,6 +49,27 @@ class LocalKind(BedKind):
 
     def made_meanwhile(self, bed: Bed) -> AbstractContextManager[None]:
         return images.made_meanwhile(tools=isinstance(bed.generator, NetnsHost))
+
+
+@contextmanager
+def measuring(progress: Progress) -> Iterator[None]:
+    """Tell the user if another harness of his measures on this machine at the same time."""
+    path = cache.root() / "measuring.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        progress.say(
+            "another harness is booting kernels on this machine: both share its CPUs, so rates are "
+            "lower and intervals wider than alone"
+        )
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def named_cpus(bed: Bed, cpus: MachineCpus, mine: list[int]) -> MachineCpus:

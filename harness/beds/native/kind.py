@@ -12,7 +12,7 @@ from harness.base import namespaces
 from harness.base.progress import Progress
 from harness.beds.bed import Boots, Wanted
 from harness.beds.labgrid import Place
-from harness.beds.local.boots import LocalBoots, LocalKind
+from harness.beds.local.boots import LocalBoots, LocalKind, measuring
 from harness.beds.native import equipment, native_bed
 from harness.config import Bed, NetnsHost, Nic, UmlHost
 from harness.config.addresses import GENERATOR_MAC
@@ -81,9 +81,10 @@ class Native(LocalKind):
                 f"({image.release}){why}"
             )
         made_with = equipment(progress, image if sends else None)
-        yield LocalBoots(
-            lambda kernel, directory: native_bed(place.bed, kernel, made_with, directory)
-        )
+        with measuring(progress):
+            yield LocalBoots(
+                lambda kernel, directory: native_bed(place.bed, kernel, made_with, directory)
+            )
 
 
 def _no_namespace() -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from harness.base.progress import Progress
 from harness.beds.bed import Boots, Wanted
 from harness.beds.labgrid import Place
-from harness.beds.local.boots import LocalBoots, LocalKind
+from harness.beds.local.boots import LocalBoots, LocalKind, measuring
 from harness.beds.virtual import equipment, virtual_bed
 from harness.config import QemuHost
 from harness.kernels import Image
@@ -63,7 +63,8 @@ class Virtual(LocalKind):
         """Guests end with the harness, and leave nothing behind."""
         assert isinstance(place.bed.dut, QemuHost)
         made_with = equipment(place.bed.dut, image, progress, counts=wanted.counting)
-        yield LocalBoots(
-            lambda kernel, directory: virtual_bed(place.bed, kernel, made_with, directory),
-            accelerator=made_with.accelerator,
-        )
+        with measuring(progress):
+            yield LocalBoots(
+                lambda kernel, directory: virtual_bed(place.bed, kernel, made_with, directory),
+                accelerator=made_with.accelerator,
+            )
