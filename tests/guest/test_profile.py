@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""The time of a packet by function, of real kernels."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.guest.conftest import harness
+
+pytestmark = pytest.mark.guest
+
+
+@pytest.mark.parametrize("bed", ["native", "virtual"])
+def test_functions_of_the_receive_path_are_found(bed: str) -> None:
+    done = harness("profile", "0,8", "--bed", bed, "--duration", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    for one in told["steps"].values():
+        assert one["packets"] > 10_000
+        assert one["samples"] > 200
+    ns = {row["function"]: row["ns"] for row in told["functions"]}
+    assert ns["ip_rcv"]["0"] > ns["ip_rcv"]["8"]
+    assert ns["ip_sublist_rcv"]["0"] == 0 < ns["ip_sublist_rcv"]["8"]
+    for step, one in told["steps"].items():
+        assert sum(by[step] for by in ns.values()) == pytest.approx(one["ns_per_packet"], rel=0.01)
