@@ -14,19 +14,20 @@ import pwd
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
-from harness import images, kernels
+from harness import images
 from harness.base import cache, namespaces, process, runtime
 from harness.base.errors import HarnessError, InfrastructureError
 from harness.beds.local import netns
 from harness.beds.machine.doctor import Finding
-from harness.config import Bed, Kernel, UmlHost
+from harness.config import Bed, UmlHost
+from harness.kernels import Kernels
 
 _TO_RUN = ("env", "prlimit", "setpriv", "sh", "taskset")
 _TO_SEND = ("ip", "nsenter", "ssh", "ssh-keygen", "sysctl", "unshare")
@@ -83,28 +84,20 @@ class Job:
 
 
 def of_kernels(
-    kernel: Kernel,
-    steps: Sequence[str],
-    layouts: int,
+    wanted: Kernels,
     *,
-    tree: Path | None,
-    host: kernels.HostConfig | None,
-    arch: str = "x86",
     results: Path | None = None,
     bed: Bed | None = None,
     together: int = 1,
 ) -> Job:
-    """The job to build kernels and, with ``bed``, to boot them there, ``together`` at a time.
-
-    The other arguments are those of :func:`harness.kernels.layouts`.
-    """
-    guest_mib, arch = (bed.guest_mib, bed.arch) if bed else (None, arch)
+    """The job to build kernels and, with ``bed``, to boot them there, ``together`` at a time."""
+    guest_mib = bed.guest_mib if bed else None
     return Job(
         guests=guest_mib is not None,
-        probes=guest_mib is not None and arch == "um",
+        probes=guest_mib is not None and wanted.arch == "um",
         namespaces=bed is None or not isinstance(bed.generator, UmlHost),
         guests_mib=together * (guest_mib or 0),
-        kernels=lambda: kernels.missing(kernel, steps, layouts, tree=tree, host=host, arch=arch),
+        kernels=wanted.missing,
         results=results,
     )
 

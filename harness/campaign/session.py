@@ -25,8 +25,11 @@ def booted(
     *,
     idle: bool = False,
     tree: Path | None = None,
+    commits: Sequence[kernels.Commit] = (),
 ) -> Iterator[dict[str, RunningBed]]:
     """``bed`` with its dut on the kernel of each of ``steps``, under load unless ``idle``.
+
+    With ``commits`` of ``tree``, these are the names of some.
 
     Of several boots, all but the last are frozen. All of them end with the context.
     """
@@ -37,12 +40,11 @@ def booted(
     ):
         place = up.enter_context(registry.acquired(bed))
         bed = place.bed  # as far as this machine allows what hosts.yaml says
-        needs.require(
-            needs.of_kernels(
-                hosts.kernel, steps, 1, tree=tree, host=None, bed=bed, together=len(steps)
-            )
+        wanted = kernels.Kernels(
+            kernel=hosts.kernel, names=steps, tree=tree, commits=commits, arch=bed.arch
         )
-        images = kernels.images(hosts.kernel, steps, progress=progress, tree=tree, arch=bed.arch)
+        needs.require(needs.of_kernels(wanted, bed=bed, together=len(steps)))
+        images = {step: image for step, (image,) in wanted.build(progress).items()}
         opening = registry.Wanted("session", Path(scratch))
         boots = up.enter_context(registry.opened(place, images[steps[0]], opening, progress))
         running: dict[str, RunningBed] = {}

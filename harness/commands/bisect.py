@@ -7,7 +7,7 @@ import contextlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -140,24 +140,16 @@ def bisect(
     with Progress() as progress, contextlib.ExitStack() as up:
         progress.say(f"results: {directory}, seed {journal.seed}")
         place = up.enter_context(registry.acquired(bed))
-        host = registry.kernel_config(hosts.kernel, place.bed)
-        ends = (question.points[0], question.points[-1])
-        job = needs.of_kernels(
-            hosts.kernel,
-            ends,
-            1,
-            tree=None,
-            host=host,
-            bed=place.bed,
-            together=2,
-            results=directory,
+        wanted = kernels.Kernels(
+            kernel=hosts.kernel,
+            names=(question.points[0], question.points[-1]),
+            tree=tree,
+            commits=commits,
+            host=registry.kernel_config(hosts.kernel, place.bed),
+            arch=bed.arch,
         )
-        # Kernels of commits are hardly ever in the cache.
-        needs.require(replace(job, kernels=lambda: len(ends)) if tree else job)
-        kernels_of = _Kernels(hosts.kernel, host, bed.arch, tree, commits, progress)
-        bench = _Bench(
-            place, hosts.load, journal, directory, kernels_of.build, progress, up, retry_failed
-        )
+        needs.require(needs.of_kernels(wanted, results=directory, bed=place.bed, together=2))
+        bench = _Bench(place, hosts.load, journal, directory, wanted, progress, up, retry_failed)
         journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
     _print(journal, bed, form)
 
@@ -201,41 +193,6 @@ def _between(good: str, bad: str, steps: Sequence[str]) -> tuple[str, ...]:
     return tuple(steps[first : last + 1])
 
 
-@dataclass(frozen=True)
-class _Kernels:
-    """Builds the kernels of steps, or of commits of ``tree``."""
-
-    kernel: config.Kernel
-    host: kernels.HostConfig | None
-    arch: str
-    tree: Path | None
-    commits: Sequence[kernels.Commit]
-    progress: Progress
-
-    def build(self, points: Sequence[str], layouts: int) -> dict[str, tuple[kernels.Image, ...]]:
-        """By point, its kernel in each of ``layouts`` layouts."""
-        if self.tree is None:
-            return kernels.layouts(
-                self.kernel,
-                points,
-                layouts,
-                host=self.host,
-                arch=self.arch,
-                progress=self.progress,
-            )
-        first, last = self.commits[0].name, self.commits[-1].name
-        return kernels.build_commits(
-            self.tree,
-            [commit for commit in self.commits if commit.name in points],
-            kernel=self.kernel,
-            touched=kernels.files_between(self.tree, first, last),
-            layouts=layouts,
-            host=self.host,
-            arch=self.arch,
-            progress=self.progress,
-        )
-
-
 @dataclass
 class _Bench:
     """Measures points as campaigns; builds kernels and opens the bed when first needed."""
@@ -244,7 +201,7 @@ class _Bench:
     load: config.Load
     journal: bisection.Search
     directory: Path
-    build: Callable[[Sequence[str], int], dict[str, tuple[kernels.Image, ...]]]
+    kernels: kernels.Kernels
     progress: Progress
     up: contextlib.ExitStack
     retry_failed: bool
@@ -254,7 +211,8 @@ class _Bench:
         """Measure ``points`` in ``blocks`` blocks, as the campaign ``name``."""
         profile = self._profile(blocks)
         with registry.made_meanwhile(self.place.bed):
-            built = self.build(points, min(profile.layouts, blocks))
+            wanted = replace(self.kernels, names=points, layouts=min(profile.layouts, blocks))
+            built = wanted.build(self.progress)
             self.boots = self.boots or self.up.enter_context(
                 registry.opened(
                     self.place,

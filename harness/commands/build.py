@@ -38,23 +38,17 @@ def build(
     """
     hosts = config.load(config.locate(hosts_path))
     with Progress() as progress, registry.acquired(config.bed(hosts, bed_name)) as place:
-        wanted = plan.parse_steps(steps)
-        host = registry.kernel_config(hosts.kernel, place.bed)
         layouts = layouts or registry.profile("quick", bed_kind=place.bed.kind).layouts
-        needs.require(
-            needs.of_kernels(
-                hosts.kernel, wanted, layouts, tree=tree, host=host, arch=place.bed.arch
-            )
-        )
-        made = kernels.layouts(
-            hosts.kernel,
-            wanted,
-            layouts,
+        wanted = kernels.Kernels(
+            kernel=hosts.kernel,
+            names=plan.parse_steps(steps),
+            layouts=layouts,
             tree=tree,
+            host=registry.kernel_config(hosts.kernel, place.bed),
             arch=place.bed.arch,
-            host=host,
-            progress=progress,
         )
+        needs.require(needs.of_kernels(wanted))
+        made = wanted.build(progress)
     for step, images in made.items():
         for image in images:
             click.echo(f"step {step}  layout {image.layout}  {image.release}  {image.kernel}")

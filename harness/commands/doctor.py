@@ -100,7 +100,7 @@ def _machines(loaded: config.HostsFile, bed_name: str | None) -> list[str]:
 
 def _here(loaded: config.HostsFile, name: str) -> Iterator[Finding]:
     """Every check of this machine for `harness run` on the bed of host ``name``."""
-    from harness import needs
+    from harness import kernels, needs
 
     of = [bed for bed, entry in loaded.beds.items() if name in (entry.dut, entry.generator)]
     if not of:
@@ -110,11 +110,7 @@ def _here(loaded: config.HostsFile, name: str) -> Iterator[Finding]:
     layouts = registry.profile("quick", bed_kind=bed.kind).layouts
     yield from needs.examine(
         needs.of_kernels(
-            loaded.kernel,
-            steps,
-            layouts,
-            tree=None,
-            host=None,
+            kernels.Kernels(kernel=loaded.kernel, names=steps, layouts=layouts, arch=bed.arch),
             bed=bed,
             together=len(steps),
         )

@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -144,8 +144,15 @@ def run(
             click.echo(render(document(analysis, findings), "table"))
 
     with Progress() as progress, contextlib.ExitStack() as at_end, contextlib.ExitStack() as up:
-        kernels_of = _Kernels(hosts.kernel, drawn, tree, commits, progress)
-        setup, campaign_id = _opened(up, hosts, beds, kernels_of, kept, directory, progress)
+        wanted = kernels.Kernels(
+            kernel=hosts.kernel,
+            names=list(dict.fromkeys(plan.kernel_of(step) for step in drawn.steps)),
+            layouts=min(profile.layouts, drawn.blocks_of_a_bed),
+            tree=tree,
+            commits=commits,
+            arch=beds[0].arch,
+        )
+        setup, campaign_id = _opened(up, hosts, beds, drawn, wanted, kept, directory, progress)
         record = campaign.record(setup, profile=profile.name, id_=campaign_id, options=options)
         if kept is None:
             samples.write_campaign(directory, record)
@@ -171,71 +178,12 @@ def _commits(tree: Path | None, variants: str, *, aa: bool) -> list[kernels.Comm
     return kernels.variants(tree, variants)
 
 
-@dataclass(frozen=True)
-class _Kernels:
-    """Builds the kernels of a plan: of steps of the series, or of ``commits`` of ``tree``."""
-
-    kernel: config.Kernel
-    drawn: plan.Plan
-    tree: Path | None
-    commits: Sequence[kernels.Commit]
-    progress: Progress
-
-    @property
-    def layouts(self) -> int:
-        return min(self.drawn.profile.layouts, self.drawn.blocks_of_a_bed)
-
-    @property
-    def steps(self) -> list[str]:
-        """The steps whose kernels are needed."""
-        return list(dict.fromkeys(plan.kernel_of(step) for step in self.drawn.steps))
-
-    def need(self, bed: config.Bed, host: kernels.HostConfig | None, results: Path) -> needs.Job:
-        """What :func:`needs.require` has to know."""
-        job = needs.of_kernels(
-            self.kernel,
-            self.steps,
-            self.layouts,
-            tree=None if self.commits else self.tree,
-            host=host,
-            bed=bed,
-            together=max(len(group) for group in self.drawn.groups()),
-            results=results,
-        )
-        return replace(job, kernels=lambda: len(self.commits)) if self.commits else job
-
-    def build(
-        self, arch: str, host: kernels.HostConfig | None
-    ) -> dict[str, tuple[kernels.Image, ...]]:
-        """By step or commit, its kernel in each layout."""
-        if self.tree and self.commits:
-            return kernels.build_commits(
-                self.tree,
-                self.commits,
-                kernel=self.kernel,
-                touched=kernels.files_between(self.tree, *self.drawn.steps),
-                layouts=self.layouts,
-                host=host,
-                arch=arch,
-                progress=self.progress,
-            )
-        made = kernels.layouts(
-            self.kernel,
-            self.steps,
-            self.layouts,
-            tree=self.tree,
-            arch=arch,
-            host=host,
-            progress=self.progress,
-        )
-        return {step: made[plan.kernel_of(step)] for step in self.drawn.steps}
-
-
 def _opened(
     up: contextlib.ExitStack,
     hosts: config.HostsFile,
     beds: Sequence[config.Bed],
-    kernels_of: _Kernels,
+    drawn: plan.Plan,
+    wanted: kernels.Kernels,
     kept: samples.Campaign | None,
     directory: Path,
     progress: Progress,
@@ -250,15 +198,17 @@ def _opened(
     host = registry.kernel_config(
         hosts.kernel, *(places[bed.name].bed for bed in beds), resumed=kept is not None
     )
-    drawn = kernels_of.drawn
-    needs.require(kernels_of.need(places[beds[0].name].bed, host, directory))
-    with registry.made_meanwhile(places[beds[0].name].bed):
-        built = kernels_of.build(beds[0].arch, host)
+    wanted, first = replace(wanted, host=host), places[beds[0].name].bed
+    together = max(len(group) for group in drawn.groups())
+    needs.require(needs.of_kernels(wanted, results=directory, bed=first, together=together))
+    with registry.made_meanwhile(first):
+        made = wanted.build(progress)
+        built = {step: made[plan.kernel_of(step)] for step in drawn.steps}
         campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
-        wanted = registry.Wanted(campaign_id, directory, trials.counting(drawn.profile))
+        opening = registry.Wanted(campaign_id, directory, trials.counting(drawn.profile))
         opened = {
             name: up.enter_context(
-                registry.opened(place, built[drawn.steps[0]][0], wanted, progress)
+                registry.opened(place, built[drawn.steps[0]][0], opening, progress)
             )
             for name, place in places.items()
         }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,6 +65,12 @@ class Image:
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
+def objects_of(whose: str, configuration: Configuration, toolchain: Toolchain) -> Path:
+    """The object directory for the kernels of a source or repository."""
+    name = cache.digest(whose, configuration.identity, toolchain.identity, KCFLAGS)
+    return cache.root() / "objects" / name
+
+
 def build_steps(
     source: Source,
     series: Series,
@@ -76,51 +82,53 @@ def build_steps(
     progress: Progress,
     bed_patches: Sequence[Path] = (),
 ) -> dict[str, tuple[Image, ...]]:
-    """The images of ``steps``, in that order, each in ``layouts`` layouts.
+    """:func:`built` for :func:`of_steps`."""
+    variants = of_steps(source, series, steps, configuration, toolchain, bed_patches)
+    objects = objects_of(source.identity, configuration, toolchain)
+    return built(variants, objects, configuration, toolchain, layouts, progress)
 
-    Only images that are not in the cache are built. ``bed_patches`` are applied first in
-    every step.
+
+def built(
+    variants: Iterable[Variant],
+    objects: Path,
+    configuration: Configuration,
+    toolchain: Toolchain,
+    layouts: int,
+    progress: Progress,
+) -> dict[str, tuple[Image, ...]]:
+    """The images of ``variants``, in that order, each in ``layouts`` layouts.
+
+    Only images that are not in the cache are built.
 
     Raises:
         KernelError: a patch does not apply, or a kernel does not compile; the message has
             the compiler's first error and names the log.
         InfrastructureError: a build tool is missing or there is too little space.
     """
-    config = configuration.identity
-    name = cache.digest(source.identity, config, toolchain.identity, KCFLAGS)
-    objects = cache.root() / "objects" / name
     return {
         variant.step: _images(variant, objects, configuration, toolchain, layouts, progress)
-        for variant in _variants(source, series, steps, configuration, toolchain, bed_patches)
+        for variant in variants
     }
 
 
-def missing(
-    source: Source,
-    series: Series,
-    steps: Sequence[str],
-    *,
-    configuration: Configuration,
-    toolchain: Toolchain,
-    layouts: int,
-    bed_patches: Sequence[Path] = (),
-) -> int:
-    """How many images :func:`build_steps` would have to build."""
+def missing(variants: Iterable[Variant], layouts: int) -> int:
+    """How many images :func:`built` would have to build."""
     return sum(
         not _home(variant, layout).is_dir()
-        for variant in _variants(source, series, steps, configuration, toolchain, bed_patches)
+        for variant in variants
         for layout in range(1, layouts + 1)
     )
 
 
-def _variants(
+def of_steps(
     source: Source,
     series: Series,
     steps: Sequence[str],
     configuration: Configuration,
     toolchain: Toolchain,
-    bed_patches: Sequence[Path],
+    bed_patches: Sequence[Path] = (),
 ) -> Iterator[Variant]:
+    """The steps of ``series`` on ``source``. ``bed_patches`` are applied first in every step."""
     compiler, config = toolchain.identity, configuration.identity
     touched = {name for patch in series.patches for name in patch.files}
     chosen = [patch for patch in series.optional if patch.name in steps]
@@ -155,25 +163,22 @@ def _home(variant: Variant, layout: int) -> Path:
     return cache.root() / "kernels" / variant.key(layout)
 
 
-def build_commits(
+def of_commits(
     repository: Path,
     commits: Sequence[Commit],
-    *,
     touched: Sequence[str],
+    objects: Path,
     configuration: Configuration,
     toolchain: Toolchain,
-    layouts: int,
-    progress: Progress,
     bed_patches: Sequence[Path] = (),
-) -> dict[str, tuple[Image, ...]]:
-    """The images of ``commits``, without a series.
+) -> Iterator[Variant]:
+    """``commits`` of ``repository``, without a series. ``bed_patches`` are applied to each.
 
-    One source directory and its objects are moved from commit to commit; ``touched`` names
-    the files in which commits of the range differ. ``bed_patches`` are applied to each.
+    One source directory and its ``objects`` are moved from commit to commit; ``touched`` names
+    the files in which those that are compared differ.
 
     Raises:
         ConfigurationError: more files differ than can be passed to the linker's wrapper.
-        KernelError, InfrastructureError: as :func:`build_steps`.
     """
     code = sorted(name for name in touched if name.endswith((".c", ".S")))
     if len(" ".join(code)) > _TOUCHED_BYTES:
@@ -183,9 +188,6 @@ def build_commits(
             "releases",
         )
     compiler, config = toolchain.identity, configuration.identity
-    whose = f"the commits of {repository.resolve()}"
-    objects = cache.root() / "objects" / cache.digest(whose, config, compiler, KCFLAGS)
-    images: dict[str, tuple[Image, ...]] = {}
     changes = [cache.digest(_diff(path)) for path in bed_patches]
     tree = Worktree(repository)
     for commit in commits:
@@ -200,7 +202,7 @@ def build_commits(
                 (objects / ".config").unlink(missing_ok=True)  # commits may add options
                 yield tree.directory, written
 
-        variant = Variant(
+        yield Variant(
             step=commit.name,
             name=commit.name if commit.name == WORKTREE else f"g{commit.name}",
             # The touched files decide where functions lie.
@@ -215,8 +217,6 @@ def build_commits(
             },
             place=place,
         )
-        images[commit.name] = _images(variant, objects, configuration, toolchain, layouts, progress)
-    return images
 
 
 def _images(

@@ -82,7 +82,7 @@ def ready(chosen: argparse.Namespace, progress: Progress) -> Ready:
     bed = config.bed(hosts, "virtual")
     assert isinstance(bed.dut, config.QemuHost)
     [step] = plan.parse_steps(chosen.step)
-    image = kernels.images(hosts.kernel, [step], progress=progress)[step]
+    image = kernels.Kernels(kernel=hosts.kernel, names=[step]).build(progress)[step][0]
     return Ready(
         chosen=chosen,
         bed=bed,

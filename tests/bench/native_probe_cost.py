@@ -75,7 +75,8 @@ def main() -> None:
         Probes("all, in a session", session),
     ]
     with Progress() as progress, tempfile.TemporaryDirectory(prefix="rb-bench-") as kept:
-        image = kernels.images(hosts.kernel, [step], progress=progress, arch=bed.arch)[step]
+        wanted = kernels.Kernels(kernel=hosts.kernel, names=[step], arch=bed.arch)
+        image = wanted.build(progress)[step][0]
         equipment = native.equipment(progress)
         with native.native_bed(bed, image, equipment, Path(kept)) as running:
             prepare.apply_settings(bed, running)

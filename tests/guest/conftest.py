@@ -60,7 +60,7 @@ def built() -> dict[str, kernels.Image]:
     """The kernels of :data:`STEPS`, in their first layout."""
     hosts = config.load(config.locate(None))
     with Progress() as progress:
-        made = kernels.layouts(hosts.kernel, STEPS, 1, progress=progress)
+        made = kernels.Kernels(kernel=hosts.kernel, names=STEPS).build(progress)
     return {step: images[0] for step, images in made.items()}
 
 

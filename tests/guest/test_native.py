@@ -42,7 +42,7 @@ def hosts() -> config.HostsFile:
 @pytest.fixture(scope="module")
 def image(hosts: config.HostsFile) -> kernels.Image:
     with Progress() as progress:
-        return kernels.images(hosts.kernel, ["8"], progress=progress, arch="um")["8"]
+        return kernels.Kernels(kernel=hosts.kernel, names=["8"], arch="um").build(progress)["8"][0]
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> config.HostsFile:
 @pytest.fixture(scope="module")
 def up(hosts: config.HostsFile, tmp_path_factory: pytest.TempPathFactory) -> Up:
     with Progress() as progress:
-        images = kernels.images(hosts.kernel, ["0", "8"], progress=progress, arch="um")
+        made = kernels.Kernels(kernel=hosts.kernel, names=["0", "8"], arch="um").build(progress)
+        images = {step: layouts[0] for step, layouts in made.items()}
         equipment = native.equipment(progress)
 
     @contextmanager

@@ -50,7 +50,7 @@ class Container:
 def container() -> Iterator[Container]:
     hosts = config.load(config.locate(None))
     with Progress() as progress:
-        built = kernels.layouts(hosts.kernel, STEPS, 1, progress=progress, arch="um")
+        built = kernels.Kernels(kernel=hosts.kernel, names=STEPS, arch="um").build(progress)
         disk = images.guest_image(progress)
     home = Path(tempfile.mkdtemp(prefix="r-", dir="/var/tmp"))
     try:

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from harness.base.errors import HarnessError
 from harness.cli import cli
-from harness.kernels import Image
+from harness.kernels import Image, Kernels
 from harness.report import document
 from harness.results import samples
 from harness.results.analysis import analyse
@@ -117,7 +117,7 @@ class Lab:
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     made = Lab(tmp_path)
 
-    def built(_: Any, steps: list[str], layouts: int, **__: Any) -> dict[str, tuple[Image, ...]]:
+    def built(wanted: Kernels, _: Any) -> dict[str, tuple[Image, ...]]:
         return {
             step: (
                 Image(
@@ -125,7 +125,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
                     compiler="gcc", config_sha256="", image_sha256="", directory=tmp_path,
                 ),
             )
-            for step in steps
+            for step in wanted.names
         }  # fmt: skip
 
     on_disk = os.fsync
@@ -143,7 +143,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setattr(f"{where}.registry.opened", made.opened)
     monkeypatch.setattr(f"{where}.registry.kernel_config", lambda *_, **__: None)
     monkeypatch.setattr(f"{where}.registry.made_meanwhile", lambda *_: nullcontext())
-    monkeypatch.setattr(f"{where}.kernels.layouts", built)
+    monkeypatch.setattr(Kernels, "build", built)
     monkeypatch.setattr(f"{where}.needs.require", lambda _: None)
     return made
 

@@ -343,12 +343,7 @@ class Booting:
         self.effects = effects
         self.booted: list[str] = []
         monkeypatch.setattr(
-            kernels, "layouts", lambda _, steps, *__, **___: dict.fromkeys(steps, (self,))
-        )
-        monkeypatch.setattr(
-            kernels,
-            "build_commits",
-            lambda _, commits, **__: {commit.name: (self,) for commit in commits},
+            kernels.Kernels, "build", lambda wanted, _: dict.fromkeys(wanted.names, (self,))
         )
         monkeypatch.setattr(registry, "made_meanwhile", contextlib.nullcontext)
         monkeypatch.setattr(registry, "opened", lambda *_, **__: contextlib.nullcontext(self))
@@ -382,6 +377,8 @@ def repository(tmp_path: Path) -> tuple[Path, list[str]]:
     tree = tmp_path / "tree"
     tree.mkdir()
     git(tree, "init", "-q")
+    (tree / "Makefile").write_text("VERSION = 6\nPATCHLEVEL = 12\n")
+    git(tree, "add", "Makefile")
     for n in range(5):
         git(tree, "commit", "-q", "--allow-empty", "-m", f"commit {n}")
     return tree, git(tree, "log", "--reverse", "--abbrev=12", "--format=%h").split()

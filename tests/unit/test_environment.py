@@ -375,7 +375,7 @@ def test_a_refused_build_leaves_the_right_one_possible(linux: Path, own_cache: P
     """As typed: harness build --tree LINUX/net, and then --tree LINUX."""
     for tree, told in ((linux / "net", "not the top of a git tree"), (linux, "does not apply")):
         with Progress(bars=False) as progress, pytest.raises(HarnessError, match=told):
-            kernels.layouts(Kernel(), ["0"], 1, progress=progress, tree=tree)
+            kernels.Kernels(kernel=Kernel(), names=["0"], tree=tree).build(progress)
     assert len(kept(own_cache / "sources")) == 1
 
 

@@ -13,15 +13,11 @@ import pytest
 from harness.base.errors import ConfigurationError, KernelError
 from harness.base.progress import Progress
 from harness.config import Kernel
-from harness.kernels import (
-    Commit,
-    build,
-    build_commits,
-    commits_between,
-    files_between,
-    variants,
-)
-from harness.kernels.source import Worktree
+from harness.kernels import Commit, Kernels, build, commits_between, variants
+from harness.kernels.arch import X86
+from harness.kernels.configuration import benchmark
+from harness.kernels.source import Worktree, files_between
+from harness.kernels.toolchain import Toolchain
 from tests.unit.test_kernel_source import git
 
 pytestmark = [
@@ -84,16 +80,12 @@ def commit(tree: Path, subject: str) -> None:
     git(tree, "commit", "-q", "-m", subject)
 
 
-def images(tree: Path, *names: str, touched: Sequence[str] = ()) -> dict[str, build.Image]:
+def images(tree: Path, *names: str, among: Sequence[str] = ()) -> dict[str, build.Image]:
+    compared = [Commit(name, f"title of {name}") for name in among or names]
+    wanted = Kernels(kernel=Kernel(), names=names, tree=tree, commits=compared)
     with Progress(bars=False) as progress:
-        made = build_commits(
-            tree,
-            [Commit(name, f"title of {name}") for name in names],
-            kernel=Kernel(),
-            touched=touched,
-            layouts=1,
-            progress=progress,
-        )
+        made = wanted.build(progress)
+    assert wanted.missing() == 0
     return {name: images[0] for name, images in made.items()}
 
 
@@ -119,14 +111,14 @@ def test_a_range_goes_along_first_parents(tree: Path) -> None:
 
 
 def test_a_kernel_is_another_where_another_range_decides_its_layout(tree: Path) -> None:
-    [base] = [c.name for c in commits_between(tree, "main~4", "main")][:1]
-    alone, same, other = (
-        images(tree, base, touched=names)[base].directory
-        for names in (["b.c"], ["b.c", "Makefile"], ["b.c", "c.c"])
+    base, changed, added, merged, _ = (c.name for c in commits_between(tree, "main~4", "main"))
+    other, alone, same = (
+        images(tree, base, among=[base, last])[base].directory for last in (changed, added, merged)
     )
     assert alone == same != other
+    many = [f"drivers/{n:04d}.c" for n in range(9999)]
     with pytest.raises(ConfigurationError, match="9999 source files differ"):
-        images(tree, base, touched=[f"drivers/{n:04d}.c" for n in range(9999)])
+        next(build.of_commits(tree, [], many, tree, benchmark(X86), Toolchain(compiler="gcc")))
 
 
 def test_each_commit_is_built_from_what_the_last_one_left(tree: Path) -> None:
@@ -145,7 +137,7 @@ def test_each_commit_is_built_from_what_the_last_one_left(tree: Path) -> None:
     assert len({image.release for image in made.values()}) == 4
     assert made[added].step == added
     assert state(tree) == before
-    again = images(tree, added)
+    again = images(tree, added, among=[base, removed, added, changed])
     assert again[added] == made[added]
 
 
@@ -225,10 +217,10 @@ def test_uncommitted_changes_are_built_and_stay_uncommitted(tree: Path) -> None:
     assert made["worktree"].release.startswith("6.12.0-worktree-")
     assert made["worktree"].provenance()["subject"] == "title of worktree"
     (tree / "b.c").write_text("edited again\n")
-    again = images(tree, "worktree")["worktree"]
+    again = images(tree, "worktree", among=[head, "worktree"])["worktree"]
     assert again.kernel.read_text() == "a.c\nedited again\nadded and edited\n"
     (tree / "b.c").write_text("edited\n")
-    assert images(tree, "worktree")["worktree"] == made["worktree"]
+    assert images(tree, head, "worktree") == made
     assert {k: v for k, v in state(tree).items() if not k.endswith(".git/index")} == {
         k: v for k, v in before.items() if not k.endswith(".git/index")
     }

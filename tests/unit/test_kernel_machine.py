@@ -115,15 +115,14 @@ def tree(tmp_path: Path) -> Path:
 def built(tree: Path, kernel: Kernel, host: HostConfig | None = HOST) -> build.Image:
     commit = git(tree, "rev-parse", "--short=12", "HEAD").strip()
     with Progress(bars=False) as progress:
-        return kernels.build_commits(
-            tree,
-            [kernels.Commit(commit)],
+        wanted = kernels.Kernels(
             kernel=kernel,
-            touched=[],
-            layouts=1,
-            progress=progress,
+            names=[commit],
+            tree=tree,
+            commits=[kernels.Commit(commit)],
             host=host,
-        )[commit][0]
+        )
+        return wanted.build(progress)[commit][0]
 
 
 def listed(image: build.Image) -> dict[str, str]:

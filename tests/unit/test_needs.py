@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import config, images, needs
+from harness import config, images, kernels, needs
 from harness.base import cache, namespaces, process, runtime
 from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.beds.machine.doctor import Finding
@@ -293,7 +293,9 @@ def test_probes_in_user_mode_kernels_need_a_compiler(monkeypatch: pytest.MonkeyP
     hosts = config.load(config.locate(None))
     for name in ("virtual", "native"):
         bed = config.bed(hosts, name)
-        job = needs.of_kernels(hosts.kernel, ["8"], 1, tree=None, host=None, bed=bed)
+        job = needs.of_kernels(
+            kernels.Kernels(kernel=hosts.kernel, names=["8"], arch=bed.arch), bed=bed
+        )
         assert job.probes == (name == "native")
     there = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "objdump" else there("sh"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness import config, images, needs
+from harness import config, images, kernels, needs
 from harness.base import namespaces
 from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.base.progress import Progress
@@ -70,13 +70,10 @@ def test_a_kernel_replaces_a_namespace_that_cannot_be_made(
     assert (sends.address, sends.nic.mac) == (native_.generator.address, GENERATOR_MAC)
     assert sends.memory_mib == native_.dut.memory_mib
     # What is asked of this machine follows from it.
-    job = needs.of_kernels(
-        hosts(tmp_path).kernel, ["0"], 1, tree=None, host=None, bed=place.bed, together=3
-    )
+    wanted = kernels.Kernels(kernel=hosts(tmp_path).kernel, names=["0"], arch="um")
+    job = needs.of_kernels(wanted, bed=place.bed, together=3)
     assert (job.namespaces, job.guests_mib) == (False, 3 * 512)
-    assert needs.of_kernels(
-        hosts(tmp_path).kernel, ["0"], 1, tree=None, host=None, bed=native_
-    ).namespaces
+    assert needs.of_kernels(wanted, bed=native_).namespaces
 
 
 def test_the_model_serves_a_peer_without_any_right(tmp_path: Path) -> None:
