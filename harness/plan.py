@@ -117,6 +117,14 @@ class Plan:
         """Are its ``steps`` commits of a tree?"""
         return self.baseline != BASELINE
 
+    @property
+    def too_few_blocks(self) -> str | None:
+        """Why it cannot end in verdicts, if it cannot."""
+        needed = blocks_for_verdict(self.steps, self.baseline)
+        if len(self.order) >= needed:
+            return None
+        return f"no verdict: {len(self.order)} of the {needed} blocks it needs"
+
     def bed_of(self, block: int) -> str | None:
         """The bed of ``block``, if there are several beds."""
         return self.block_beds[block - 1] if self.block_beds else None

@@ -21,13 +21,15 @@ from harness.commands import (
     profile_option,
     seed_option,
     steps_option,
+    tree_option,
 )
 from harness.commands.also import also_option
+from harness.commands.variants import commits_of, variants_option
 from harness.plan import (
     AA_STEPS,
+    BASELINE,
     Plan,
     Profile,
-    blocks_for_verdict,
     families,
     make_plan,
     parse_steps,
@@ -50,6 +52,8 @@ _STEERED = {
 @bed_option
 @beds_option
 @hosts_option
+@tree_option
+@variants_option
 def plan(
     steps: str,
     profile_name: str,
@@ -60,11 +64,15 @@ def plan(
     bed_name: str | None,
     bed_names: tuple[str, ...],
     hosts_path: Path | None,
+    tree: Path | None,
+    variants: str | None,
 ) -> None:
     """Show the order of boots, the duration, settings and void rules of a run; change nothing."""
     beds = config.beds(config.load(config.locate(hosts_path)), bed_name, bed_names)
+    commits = commits_of(tree, variants)
+    named = [commit.name for commit in commits]
     chosen = make_plan(
-        AA_STEPS if aa else parse_steps(steps),
+        named or (AA_STEPS if aa else parse_steps(steps)),
         registry.profile(
             profile_name,
             bed_kind=beds[0].kind,
@@ -74,6 +82,7 @@ def plan(
         ),
         seed=secrets.randbits(31) if seed is None else seed,
         beds=[bed.name for bed in beds],
+        baseline=named[0] if named else BASELINE,
     )
     for line in _lines(chosen, beds):
         click.echo(line)
@@ -111,12 +120,13 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
             f"boots of a block run side by side, time-sliced ({timing.slice_s:g} s): "
             "a slowdown of this machine affects all of them equally"
         )
-    needed = blocks_for_verdict(plan.steps)
-    if timing.blocks < needed:
-        yield f"no verdict: {timing.blocks} of the {needed} blocks it needs"
+    if too_few := plan.too_few_blocks:
+        yield too_few
     else:
-        decided = [", then ".join(f"step {step}" for step in one) for one in families(plan.steps)]
-        yield f"compared with step 0, each group for itself: {' · '.join(decided)}"
+        what = "variant" if plan.of_commits else "step"
+        groups = families(plan.steps, plan.baseline)
+        decided = [", then ".join(f"{what} {step}" for step in group) for group in groups]
+        yield f"compared with {what} {plan.baseline}, each group for itself: {' · '.join(decided)}"
     yield ""
     where = [[bed] for bed in plan.block_beds] or [[] for _ in plan.order]
     rows = [

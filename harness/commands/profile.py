@@ -17,6 +17,7 @@ from harness.base.progress import Progress
 from harness.beds import registry
 from harness.campaign.session import booted
 from harness.commands import Seconds, bed_option, hosts_option, tree_option
+from harness.commands.variants import commits_of, variants_option
 
 _CERTAIN = 2.0
 """A difference of so many standard errors is marked."""
@@ -39,6 +40,7 @@ _CERTAIN = 2.0
 @bed_option
 @hosts_option
 @tree_option
+@variants_option
 def profile(
     steps: str,
     duration_s: float,
@@ -47,12 +49,14 @@ def profile(
     bed_name: str | None,
     hosts_path: Path | None,
     tree: Path | None,
+    variants: str | None,
 ) -> None:
     """Show where the kernels of STEPS spend the time of a packet, side by side.
 
     \b
     harness profile                      steps 0 and 8
     harness profile 8,shipped --top 50   step 8 and the tree without any patch
+    harness profile --tree . --variants HEAD,worktree
 
     The kernels run under the load of hosts.yaml and take turns. A time marked with * differs
     from the first step's by more than two standard errors.
@@ -63,9 +67,10 @@ def profile(
         raise ConfigurationError(
             f"bed {bed.name} is {bed.kind}: {why}", hint="use --bed native or --bed virtual"
         )
-    wanted = plan.parse_steps(steps)
+    commits = commits_of(tree, variants)
+    wanted = [commit.name for commit in commits] or plan.parse_steps(steps)
     with (
-        booted(hosts, bed, wanted, tree=tree) as beds,
+        booted(hosts, bed, wanted, tree=tree, commits=commits) as beds,
         Progress() as progress,
         progress.task("profile", total=profiling.turns(duration_s)) as task,
     ):

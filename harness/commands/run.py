@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from harness import config, kernels, needs, plan, trials
 from harness.base.errors import ConfigurationError
@@ -32,6 +31,7 @@ from harness.commands import (
     tree_option,
 )
 from harness.commands.also import also_option
+from harness.commands.variants import commits_of, variants_option
 from harness.report import document, render
 from harness.results import samples
 from harness.results.analysis import analyse
@@ -48,12 +48,7 @@ from harness.results.expect import ExpectationResult, hold, parse, require, requ
 @beds_option
 @hosts_option
 @tree_option
-@click.option(
-    "--variants",
-    metavar="BASE,…",
-    help="Commits of --tree to measure instead of the series: the baseline first; A..B is a "
-    "range, and worktree is what is not committed yet.",
-)
+@variants_option
 @out_option()
 @click.option(
     "--expect",
@@ -121,7 +116,7 @@ def run(
     )
     if kept:  # by name: HEAD may have moved
         variants = ",".join(kept.steps) if kept.of_commits else None
-    commits = _commits(tree, variants, aa=aa) if variants else []
+    commits = commits_of(tree, variants)
     chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     drawn = plan.make_plan(
         tuple(kept.steps if kept else [commit.name for commit in commits] or chosen_steps),
@@ -161,21 +156,11 @@ def run(
         accelerator = setup.boots.accelerator
         by = f", {accelerator.upper()}" if accelerator else ""
         progress.say(f"results: {directory}, seed {drawn.seed}{by}")
+        if too_few := drawn.too_few_blocks:
+            progress.say(too_few)
         at_end.callback(show)
         campaign.run(setup, directory, progress=progress, retry_failed=retry_failed)
     require(findings)
-
-
-def _commits(tree: Path | None, variants: str, *, aa: bool) -> list[kernels.Commit]:
-    if tree is None:
-        raise ConfigurationError(
-            "--variants are commits, but of which tree?", hint="name it with --tree, such as ."
-        )
-    given = click.get_current_context().get_parameter_source("steps")
-    for option, with_it in (("aa", aa), ("steps", given is ParameterSource.COMMANDLINE)):
-        if with_it:
-            raise ConfigurationError(f"--variants and --{option} exclude each other")
-    return kernels.variants(tree, variants)
 
 
 def _opened(

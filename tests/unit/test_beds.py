@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import config, plan
+from harness import config, kernels, plan
 from harness.base.errors import ConfigurationError, HostLostError, KernelError
 from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
@@ -285,10 +285,8 @@ def lab(machine: Machine, hosts: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
         yield rack
         seen["up"].append(f"free {place.bed.name}")
 
-    def built(
-        _: Any, steps: list[str], layouts: int, *, tree: Path | None, **__: Any
-    ) -> dict[str, Any]:
-        seen.update(layouts=layouts, tree=tree)
+    def built(wanted: kernels.Kernels, _: Any) -> dict[str, Any]:
+        seen.update(layouts=wanted.layouts, tree=wanted.tree)
         where = Path("nowhere")
         return {
             step: tuple(
@@ -303,15 +301,15 @@ def lab(machine: Machine, hosts: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
                     image_sha256="",
                     directory=where,
                 )
-                for layout in range(layouts)
+                for layout in range(wanted.layouts)
             )
-            for step in steps
+            for step in wanted.names
         }
 
     monkeypatch.setattr("harness.commands.run.registry.acquired", acquired)
     monkeypatch.setattr("harness.commands.run.registry.opened", opened)
     monkeypatch.setattr("harness.commands.run.registry.kernel_config", lambda *_, **__: None)
-    monkeypatch.setattr("harness.commands.run.kernels.layouts", built)
+    monkeypatch.setattr(kernels.Kernels, "build", built)
     monkeypatch.setattr("harness.commands.run.needs.require", lambda _: None)
     return seen
 

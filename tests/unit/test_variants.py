@@ -51,6 +51,17 @@ def test_two_commits_are_judged(
         assert topic in told
 
 
+def test_a_plan_of_commits(repository: tuple[Path, list[str]]) -> None:
+    tree, names = repository
+    options = ["--tree", str(tree), "--variants", "HEAD~4..HEAD", "--bed", "native"]
+    status, said = commanded("plan", *options)
+    assert status == 0, said
+    assert "no verdict: 7 of the 8 blocks it needs" in said
+    status, said = commanded("plan", *options, "--blocks", "8")
+    others = " · ".join(f"variant {name}" for name in names[1:])
+    assert f"compared with variant {names[0]}, each group for itself: {others}" in said
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
