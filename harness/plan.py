@@ -20,7 +20,10 @@ from harness.base.errors import ConfigurationError
 
 BASELINE = "0"
 SERIES_STEPS = tuple(str(step) for step in range(9))
-ALL_STEPS = ("0", "1", "2", "2m", "2v", *SERIES_STEPS[3:], "9")
+FIRST_STAIR = 10
+"""An optional step with this number or a higher one includes the optional steps from here on."""
+STAIRS = ("10", "11", "12", "13", "17")
+ALL_STEPS = ("0", "1", "2", "2m", "2v", *SERIES_STEPS[3:], "9", *STAIRS)
 """The steps of the series, and optional steps that not every base has."""
 SHIPPED = "shipped"
 """The tree as it ships, without any patch. Not a step of the series, but named like one."""
@@ -246,12 +249,16 @@ def _seed_of(bed: str, seed: int) -> int:
 def families(steps: Sequence[str], baseline: str = BASELINE) -> tuple[tuple[str, ...], ...]:
     """The comparisons with ``baseline``, in the order in which they are decided.
 
-    The series is one family. Its last step is the primary comparison; an earlier step is
-    decided only if all later ones are. Any other variant is a family of its own.
+    The series is one family, and so are the stairs after it. The last step of a family is its
+    primary comparison; an earlier step is decided only if all later ones are. Any other variant
+    is a family of its own.
     """
-    series = tuple(step for step in reversed(steps) if step in SERIES_STEPS[1:])
-    others = [(step,) for step in steps if step not in (*SERIES_STEPS, baseline)]
-    return (*([series] if series else []), *others)
+    stairs = [
+        tuple(step for step in reversed(steps) if step in flight)
+        for flight in (SERIES_STEPS[1:], STAIRS)
+    ]
+    others = [(step,) for step in steps if step not in (*SERIES_STEPS, *STAIRS, baseline)]
+    return (*filter(None, stairs), *others)
 
 
 def blocks_for_verdict(steps: Sequence[str], baseline: str = BASELINE) -> int:
@@ -275,10 +282,15 @@ def step_number(step: str) -> int | None:
 
     2m counts as 1: it has the lists of step 2 only while interrupt moderation is on.
     """
-    kernel = kernel_of(step)
-    if kernel not in ALL_STEPS:
+    parts = parts_of(kernel_of(step))
+    if not set(parts) <= set(ALL_STEPS):
         return None
-    return 1 if kernel == "2m" else int(re.sub(r"\D", "", kernel))
+    return 1 if "2m" in parts else int(re.sub(r"\D", "", parts[0]))
+
+
+def parts_of(step: str) -> tuple[str, ...]:
+    """A numbered step and the optional patches over it, as ``8+10+11`` names them."""
+    return tuple(step.split("+"))
 
 
 _RANGE = re.compile(r"([0-9]{1,18})\s*-\s*([0-9]{1,18})")
@@ -301,20 +313,20 @@ def parse_steps(spec: str, available: Sequence[str] = (*ALL_STEPS, SHIPPED)) -> 
     """The steps that a user named, in the order of ``available``, each once.
 
     ``0,2,8`` is a list, ``0-8`` a range of numbered steps; both can be mixed. A variant such
-    as ``2m`` cannot be part of a range.
+    as ``2m`` cannot be part of a range. ``8+10+11`` is step 8 with these optional patches alone.
 
     Raises:
-        ConfigurationError: an empty item, a name not in ``available``, or a range that runs
-            backwards.
+        ConfigurationError: an empty item, a name not in ``available``, a sum that does not
+            begin with a step of the series, or a range that runs backwards.
     """
-    known = f"known steps: {_spanned(available)}; write them as 0,2,8 or 0-8"
+    known = f"known steps: {_spanned(available)}; write them as 0,2,8 or 0-8 or 8+11"
     wanted: set[str] = set()
     for item in (part.strip() for part in spec.split(",")):
         if not item:
             raise ConfigurationError(f"steps {spec!r:.80} have an empty item", hint=known)
         match = _RANGE.fullmatch(item)
         if match is None:
-            names = [str(int(item)) if _NUMBER.fullmatch(item) else item]
+            names = [_sorted_sum(item, available)]
         else:
             first, last = int(match[1]), int(match[2])
             if first > last:
@@ -326,10 +338,33 @@ def parse_steps(spec: str, available: Sequence[str] = (*ALL_STEPS, SHIPPED)) -> 
                 raise ConfigurationError(f"the range {item} is too large", hint=known)
             names = [str(number) for number in range(first, last + 1)]
         for name in names:
-            if name not in available:
-                raise ConfigurationError(f"step {name!r:.80} does not exist", hint=known)
+            for part in parts_of(name):
+                if part not in available:
+                    raise ConfigurationError(f"step {part!r:.80} does not exist", hint=known)
+            _require_sum(name)
         wanted.update(names)
-    return tuple(step for step in available if step in wanted)
+    return tuple(sorted(wanted, key=lambda name: _places(name, available)))
+
+
+def _sorted_sum(item: str, available: Sequence[str]) -> str:
+    """``item`` with what is added in the order of ``available``, each once."""
+    parts = (part.strip() for part in item.split("+"))
+    first, *more = (str(int(part)) if _NUMBER.fullmatch(part) else part for part in parts)
+    return "+".join([first, *sorted(set(more), key=lambda name: _places(name, available))])
+
+
+def _require_sum(name: str) -> None:
+    first, *added = parts_of(name)
+    if added and (first not in SERIES_STEPS or not set(added).isdisjoint(SERIES_STEPS)):
+        raise ConfigurationError(
+            f"step {name!r:.80} is not a step of the series and optional patches",
+            hint="write the step first, then what is added to it: 8+11",
+        )
+
+
+def _places(name: str, available: Sequence[str]) -> list[int]:
+    """Sorts a sum behind its first step and before the next."""
+    return [available.index(part) if part in available else 0 for part in parts_of(name)]
 
 
 def _spanned(names: Sequence[str]) -> str:

@@ -74,8 +74,8 @@ steps_option = click.option(
     "--steps",
     default=DEFAULT_STEPS,
     show_default=True,
-    help="Steps of the series to measure, such as 0,2,8 or 0-8 or 0,2,2m,8,9; "
-    f"{SHIPPED} is the tree without any patch.",
+    help="Steps of the series to measure, such as 0,2,8 or 0-8 or 0,2,2m,8,9; 8+11 is step 8 "
+    f"and optional patch 11 alone; {SHIPPED} is the tree without any patch.",
 )
 tree_option = click.option(
     "--tree",

@@ -131,9 +131,9 @@ def of_steps(
     """The steps of ``series`` on ``source``. ``bed_patches`` are applied first in every step."""
     compiler, config = toolchain.identity, configuration.identity
     touched = {name for patch in series.patches for name in patch.files}
-    chosen = [patch for patch in series.optional if patch.name in steps]
+    applied = {patch for step in steps for patch in series.upto(step)}
     # Files touched only by optional patches: they count as touched in all steps, too.
-    beside = sorted({name for patch in chosen for name in patch.files} - touched)
+    beside = sorted({name for patch in applied for name in patch.files} - touched)
     for step in steps:
         files = (*bed_patches, *series.patches_for(step))
         changes = [cache.digest(_diff(path)) for path in files]

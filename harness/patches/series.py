@@ -4,8 +4,9 @@
 Hides the layout: a directory for each base, a ``series`` file that lists the patches in
 order, and file names whose number is the step: ``0000-prelude-*`` makes step 0, ``0001-*``
 step 1, and so on. A file ``optional`` lists patches that each make an additional step:
-``0002m-*`` on top of step 2 makes step 2m. The tree without any patch is called
-``shipped``.
+``0002m-*`` on top of step 2 makes step 2m. From number 10 on each is on top of those from 10
+before it as well, and all on top of step 8. ``8+11`` is step 8 with that one patch. The tree
+without any patch is called ``shipped``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.base.resources import shipped
-from harness.plan import SHIPPED
+from harness.plan import FIRST_STAIR, SHIPPED, parts_of
 
 _FILE_NAME = re.compile(r"(\d{4})([a-z]?)-[\w.+-]+\.patch")
 _PREFIX = re.compile(r"^\s*(\[[^\]]*\]\s*)+")
@@ -81,7 +82,7 @@ class Series:
     directory: Path
     patches: tuple[Patch, ...]
     optional: tuple[Patch, ...] = ()
-    """Each makes an additional step, on top of the patches up to its number."""
+    """Each makes an additional step, see :meth:`upto`."""
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -102,11 +103,22 @@ class Series:
         name = str(step)
         if name == SHIPPED:
             return ()
-        if name not in (*self.steps, *self.optional_steps):
+        first, *added = parts_of(name)
+        own = [patch for patch in self.optional if patch.name in (added or [first])]
+        unknown = {first, *added} - {*self.steps, *(patch.name for patch in own)}
+        if unknown or (added and first not in self.steps) or len(own) < len(added):
             known = ", ".join((*self.steps, *self.optional_steps, SHIPPED))
-            raise ConfigurationError(f"series {self.base} has no step {step}; expected {known}")
-        own = tuple(patch for patch in self.optional if patch.name == name)
-        number = own[0].step if own else int(name)
+            raise ConfigurationError(
+                f"series {self.base} has no step {step}; expected {known}, "
+                "or a numbered step with optional patches over it, such as 8+11"
+            )
+        if added or not own:
+            number = int(first)
+        elif own[0].step < FIRST_STAIR:
+            number = own[0].step
+        else:
+            number = int(self.steps[-1])
+            own = [each for each in self.optional if FIRST_STAIR <= each.step <= own[0].step]
         return (*(patch for patch in self.patches if patch.step <= number), *own)
 
     def patches_for(self, step: str | int) -> tuple[Path, ...]:

@@ -13,6 +13,7 @@ from harness.kernels import Image
 from tests.behaviour import kernels
 from tests.behaviour.bed import Observed, Stage, stage
 from tests.behaviour.scene import Scene
+from tests.behaviour.scenes import OVERFLOW
 from tests.guest.conftest import built as built  # noqa: PLC0414 - a fixture
 
 
@@ -23,19 +24,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def baseline(home: Path) -> Iterator[Callable[[Scene], Observed]]:
-    """What is observed in a scene at step 0; its bed is up from the first question on."""
-    known: dict[str, Observed] = {}
+def baseline(home: Path) -> Iterator[Callable[[Scene, str], Observed]]:
+    """What is observed in a scene at the baseline of a step; its bed is up from then on."""
+    known: dict[tuple[str, str], Observed] = {}
     with ExitStack() as up:
-        beds: list[Stage] = []
+        beds: dict[str, Stage] = {}
 
-        def asked(scene: Scene) -> Observed:
-            if scene.name not in known:
-                if not beds:
-                    image = kernels.images(["0"])["0"]
-                    beds.append(up.enter_context(stage(image, home / "baseline")))
-                known[scene.name] = beds[0].play(scene)
-            return known[scene.name]
+        def asked(scene: Scene, step: str) -> Observed:
+            base = kernels.baseline_of(step) if scene is OVERFLOW else "0"
+            if (base, scene.name) not in known:
+                if base not in beds:
+                    image = kernels.images([base])[base]
+                    beds[base] = up.enter_context(stage(image, home / f"baseline-{base}"))
+                known[base, scene.name] = beds[base].play(scene)
+            return known[base, scene.name]
 
         yield asked
 

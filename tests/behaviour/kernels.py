@@ -74,7 +74,7 @@ class Mutation:
     @property
     def over(self) -> str:
         """The step that it applies to: the last of the eight, or the optional one it is of."""
-        return max(self.step, LAST_STEP)
+        return max(self.step, LAST_STEP, key=int)
 
 
 RESERVES = HERE / "reserves.patch"
@@ -85,7 +85,13 @@ MUTATIONS = tuple(
         key=lambda mutation: (-int(mutation.over), mutation.name),
     )
 )
-"""Those of step 9 first: the tests before them end with its kernel, and headers differ."""
+"""Those of the last steps first: the tests before them end with their kernels."""
+
+
+def baseline_of(step: str) -> str:
+    """The step with single packets whose sk_buffs are as large as those of ``step``."""
+    sized = [patch.name for patch in series().upto(step) if patch.name == "11"]
+    return "+".join(["0", *sized])
 
 
 def source() -> Source:

@@ -26,6 +26,8 @@ class Socket:
     namespace: str | None = None
     stamped: bool = False
     busy_poll_us: int = 0
+    room: int = 4 << 20
+    """Octets, of which the kernel counts more than what a datagram holds."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -106,6 +106,14 @@ table inet behaviour {
 }
 """
 
+MARKS = """
+table inet behaviour {
+  chain marks { type filter hook prerouting priority 0;
+    udp dport { 5001, 5004, 5006 } meta mark set 1
+  }
+}
+"""
+
 SCENES = (
     Scene(name="plain"),
     Scene(name="tap", taps=[("{nic}", ALL), ("{nic}", IPV4)]),
@@ -233,8 +241,27 @@ SCENES = (
     Scene(name="tcp with loss", nft=LOSSY, streams=12),
     Scene(name="tcp, busy polling", streams=1, rounds=60, busy_poll_us=2_000_000),
     Scene(name="jumbo", setup=["ip link set {nic} mtu 9000"], largest=8900),
+    Scene(
+        name="one sender",
+        setup=[*FORWARDING, "sysctl -qw net.ipv4.conf.all.accept_source_route=1",
+               "sysctl -qw net.ipv4.conf.{nic}.accept_source_route=1"],
+        kinds=traffic.FROM_ONE,
+    ),
+    Scene(
+        name="rules",
+        setup=[*FORWARDING, "ip rule add fwmark 1 table 100",
+               "ip route add blackhole default table 100"],
+        nft=MARKS,
+        kinds=traffic.FROM_ONE,
+    ),
 )  # fmt: skip
 
+OVERFLOW = Scene(
+    name="overflow",
+    sockets=[replace(each, room=40_000) for each in usual("{nic}")],
+    kinds={**traffic.FROM_ONE, traffic.udp: 10},
+)
+"""What fits depends on truesize, which step 11 changes."""
 RPS = Scene(
     name="rps",
     setup=["write 3 /sys/class/net/{nic}/queues/rx-0/rps_cpus"],
@@ -324,4 +351,4 @@ CHURN = (
     ),
 )  # fmt: skip
 
-BY_NAME = {scene.name: scene for scene in (*SCENES, RPS, *CHURN)}
+BY_NAME = {scene.name: scene for scene in (*SCENES, OVERFLOW, RPS, *CHURN)}

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from harness.kernels import Image
+from harness.plan import STAIRS
 from tests.behaviour import kernels
 from tests.behaviour.bed import Observed, Stage, differences, stage
 from tests.behaviour.scene import Scene
-from tests.behaviour.scenes import BY_NAME, CHURN, NEW_FLOWS, SCENES, TWO_DEVICES
+from tests.behaviour.scenes import BY_NAME, CHURN, NEW_FLOWS, OVERFLOW, SCENES, TWO_DEVICES
 
 pytestmark = pytest.mark.guest
 
-OPTIONAL = ("2m", "9")
+OPTIONAL = ("2m", "9", "0+11", *STAIRS)
 """Without 2v, which changes another driver: see ``test_x86.py``."""
 IN_CHECK = ("0", kernels.LAST_STEP)
 """The others are deep, because their kernels take long to build: see the README."""
@@ -24,9 +25,9 @@ STEPS = [
     pytest.param(step, marks=() if step in IN_CHECK else pytest.mark.deep)
     for step in (*map(str, range(int(kernels.LAST_STEP) + 1)), *OPTIONAL)
 ]
-BRIDGED_IN_ORDER = ("0", "1", "2", "2m", "3", "4", "5")
+BRIDGED_IN_ORDER = ("0", "0+11", "1", "2", "2m", "3", "4", "5")
 
-Baseline = Callable[[Scene], Observed]
+Baseline = Callable[[Scene, str], Observed]
 Staged = Callable[[Image], Stage]
 
 
@@ -42,21 +43,23 @@ def up(step: str, home: Path) -> Iterator[Stage]:
         yield made
 
 
-@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
-def test_it_does_what_the_baseline_does(scene: Scene, up: Stage, baseline: Baseline) -> None:
-    assert differences(baseline(scene), up.play(scene)) == [], "baseline / step"
+@pytest.mark.parametrize("scene", [*SCENES, OVERFLOW], ids=lambda scene: scene.name)
+def test_it_does_what_the_baseline_does(
+    scene: Scene, step: str, up: Stage, baseline: Baseline
+) -> None:
+    assert differences(baseline(scene, step), up.play(scene)) == [], "baseline / step"
 
 
-def test_new_flows_under_conntrack(up: Stage, baseline: Baseline) -> None:
+def test_new_flows_under_conntrack(step: str, up: Stage, baseline: Baseline) -> None:
     """No datagram is lost; what else differs is told."""
-    found = differences(baseline(NEW_FLOWS), up.play(NEW_FLOWS))
+    found = differences(baseline(NEW_FLOWS, step), up.play(NEW_FLOWS))
     print(*found, sep="\n")
     assert [line for line in found if line.startswith("udp4 ")] == []
 
 
 def test_order_across_a_bridge(step: str, up: Stage, baseline: Baseline) -> None:
     """From step 6 on what the bridge takes overtakes; nothing else differs."""
-    found = differences(baseline(TWO_DEVICES), up.play(TWO_DEVICES))
+    found = differences(baseline(TWO_DEVICES, step), up.play(TWO_DEVICES))
     print(*found, sep="\n")
     assert (step in BRIDGED_IN_ORDER) == (not found)
     assert [line for line in found if not line.startswith("udp4 ")] == []

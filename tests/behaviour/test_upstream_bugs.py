@@ -21,7 +21,7 @@ from tests.behaviour.scenes import BY_NAME, RPS
 
 pytestmark = pytest.mark.guest
 
-Baseline = Callable[[Scene], Observed]
+Baseline = Callable[[Scene, str], Observed]
 Staged = Callable[[Image], Stage]
 
 
@@ -60,7 +60,7 @@ def test_it_applies(mutation: Mutation, copied: Path) -> None:
 def test_it_shows(mutation: Mutation, staged: Staged, baseline: Baseline) -> None:
     """Unbroken, the scene shows nothing: every step plays it in ``test_scenes.py``."""
     scene = BY_NAME[mutation.scene]
-    expected = baseline(scene)
+    expected = baseline(scene, mutation.over)
     up = staged(kernels.patched(mutation.path, mutation.over))
     if mutation.seen_as == "kernel":
         with pytest.raises(KernelError) as told:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scapy.contrib.igmp import IGMP  # type: ignore[attr-defined]
 from scapy.layers.inet import (
     ICMP,
     IP,
@@ -41,6 +42,7 @@ GENERATOR6, DUT6 = "2001:2::1", "2001:2::2"
 BEYOND, BEYOND6 = "198.19.0.{}", "2001:2:0:1::{:x}"
 """Where the guest has a route to, through the generator."""
 ANY = "0.0.0.0"  # noqa: S104 - of no socket
+SENDER = "203.0.113.1"
 INVALID = "192.0.2.{}"
 """Sources to which the guest's route, where it has one, leads through another device."""
 TAGGED, TAGGED6 = "198.51.100.{}", "2001:2:0:a::{:x}"
@@ -155,6 +157,31 @@ def invalid_source(m: Making, to: str = DUT) -> Frames:
 def invalid_source_beyond(m: Making) -> Frames:
     """The same, to be forwarded, always to the same address."""
     return invalid_source(m, BEYOND.format(1))
+
+
+def one_sender(m: Making, to: str = DUT, count: int = 3) -> Frames:
+    """Datagrams of one host, each to another port."""
+    headers = [m.ether() / m.ip(src=SENDER, dst=to) for _ in range(count)]
+    return [header / UDP(dport=m.rng.choice(PORTS)) / m.payload() for header in headers]
+
+
+def one_sender_beyond(m: Making) -> Frames:
+    return one_sender(m, BEYOND.format(1))
+
+
+def one_sender_routed(m: Making) -> Frames:
+    """One with a route of its own, to be forwarded though it is for the guest; then others."""
+    option = IPOption_LSRR(routers=[BEYOND.format(1)])
+    header = m.ip(src=SENDER, options=[option]) / UDP(dport=PORTS[0])
+    return [m.ether() / header / m.payload(0, 200), *one_sender(m)]
+
+
+def one_sender_to_a_group(m: Making) -> Frames:
+    """A report, which every host takes, then datagrams to a group without members."""
+    ether = m.ether(dst="01:00:5e:09:09:09")
+    header = IP(src=SENDER, dst=OTHER_GROUP, ttl=1, id=m.rng.randrange(1, 65536))
+    report = ether / header / IGMP(type=0x16, gaddr=OTHER_GROUP)
+    return [report, *(ether / header / UDP(dport=PORTS[0]) / m.payload() for _ in range(2))]
 
 
 def martian(m: Making) -> Frames:
@@ -355,6 +382,10 @@ BROKEN: Mapping[Kind, int] = {
     unknown_type: 5, short: 3, long: 2, other_host: 5, invalid_source: 2,
 }  # fmt: skip
 BEYOND_IT: Mapping[Kind, int] = {forwarded: 20, forwarded_ipv6: 10}
+FROM_ONE: Mapping[Kind, int] = {
+    one_sender: 12, one_sender_beyond: 6, one_sender_routed: 2, one_sender_to_a_group: 2,
+    udp_connected: 4, invalid_source: 2, fragments: 2, bad_udp_checksum: 1, multicast: 2,
+}  # fmt: skip
 EVERYTHING: Mapping[Kind, int] = {**LOCAL, **BROKEN, forwarded: 4, forwarded_ipv6: 2}
 
 

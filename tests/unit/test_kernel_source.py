@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from harness import patches
 from harness.base.errors import ConfigurationError, HarnessError, InfrastructureError
 from harness.kernels import build, configuration, source
-from harness.kernels.source import Tree, from_git, from_package, from_tarball
+from harness.kernels.source import Source, Tree, from_git, from_package, from_tarball
+from harness.kernels.toolchain import Toolchain
 
 pytestmark = pytest.mark.unit
 
@@ -148,3 +150,16 @@ def test_a_package_of_the_source_that_is_not_there(
     assert hint in str(caught.value.hint)
     assert ("none of this system's" in caught.value.message) == (offered != package)
     assert ("apt-get install" in str(caught.value.hint)) == (offered == package)
+
+
+@pytest.mark.parametrize("step", ["0+11", "8+11", "11"])
+def test_kernels_that_are_compared_count_the_files_of_all_their_patches(step: str) -> None:
+    linux = Source(kind="tarball", location=Path("linux.tar"), ref="", identity="linux")
+    shipped = patches.series("linux-6.12")
+    config, toolchain = configuration.benchmark(), Toolchain(compiler="gcc")
+    [alone] = build.of_steps(linux, shipped, ["0"], config, toolchain, ())
+    beside, other = build.of_steps(linux, shipped, ["0", step], config, toolchain, ())
+    assert (alone.step, beside.step, other.step) == ("0", "0", step)
+    assert set(beside.touched) == set(other.touched) > set(alone.touched)
+    assert "net/core/skbuff.c" in beside.touched
+    assert beside.content != alone.content

@@ -22,6 +22,7 @@ from harness.plan import (
     families,
     make_plan,
     parse_steps,
+    parts_of,
 )
 from harness.trials import EXTRAS, VOID_RULES, extras, measured_s, void_rules_record
 from tests.unit.synthetic import trials_of
@@ -92,10 +93,14 @@ def test_seeds_give_different_orders() -> None:
         ("0-2,1-3", "0 1 2 3"),
         ("02", "2"),
         ("2m,0", "0 2m"),
+        ("11,8,0+11,0", "0 0+11 8 11"),
+        ("8+11+10+11, 08 + 2m", "8+2m 8+10+11"),
+        ("8-10,8+10", "8 8+10 9 10"),
     ],
 )
 def test_steps_are_read(spec: str, steps: str) -> None:
-    assert parse_steps(spec, [*SERIES_STEPS, "2m"]) == tuple(steps.split())
+    known = [*SERIES_STEPS, "2m", "9", "10", "11"]
+    assert parse_steps(spec, sorted(known, key=ALL_STEPS.index)) == tuple(steps.split())
 
 
 @pytest.mark.parametrize(
@@ -103,8 +108,12 @@ def test_steps_are_read(spec: str, steps: str) -> None:
     [
         ("", "empty item"),
         ("0,,2", "empty item"),
-        ("10", "'10' does not exist"),
-        ("0-10", "'10' does not exist"),
+        ("99", "'99' does not exist"),
+        ("0-99", "'14' does not exist"),
+        ("8+3", "'8\\+3' is not a step"),
+        ("10+11", "'10\\+11' is not a step"),
+        ("8+", "'' does not exist"),
+        ("8+x", "'x' does not exist"),
         ("8-0", "backwards"),
         ("two", "'two' does not exist"),
         ("-1", "'-1' does not exist"),
@@ -118,14 +127,14 @@ def test_wrong_steps_say_what_is_wrong(spec: str, message: str) -> None:
     assert caught.value.hint
 
 
-@given(st.text(alphabet="0123456789-, m²x", max_size=12))
+@given(st.text(alphabet="0123456789-+, m²x", max_size=12))
 def test_no_spec_is_a_bug(spec: str) -> None:
     try:
         steps = parse_steps(spec)
     except ConfigurationError:
         return
     assert steps
-    assert set(steps) <= set(ALL_STEPS)
+    assert {part for step in steps for part in parts_of(step)} <= set(ALL_STEPS)
 
 
 def test_profiles_hold_what_a_verdict_needs() -> None:
@@ -138,6 +147,7 @@ def test_profiles_hold_what_a_verdict_needs() -> None:
         assert native.layouts == native.blocks >= blocks_for_verdict(usual)
     assert families(usual) == (("8", "2"), ("shipped",))
     assert families(AA_STEPS) == (("0again",),)
+    assert families(parse_steps("0,2,8,10,11,0+11")) == (("8", "2"), ("11", "10"), ("0+11",))
     assert [blocks_for_verdict(steps) for steps in (("0", "8"), usual)] == [6, 7]
     assert profile("standard", blocks=12).blocks == 12
     with pytest.raises(ConfigurationError, match="'slow'"):
