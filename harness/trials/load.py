@@ -256,14 +256,15 @@ def _each(
 def _ramp_up(bed: RunningBed, streams: int) -> dict[str, Any]:
     """Wait until all streams send and packets arrive at a steady rate.
 
-    Returns the rates seen, in packets/s, and whether the last two were similar.
+    Returns the rates seen, in packets/s, and whether the last two under the whole load were
+    similar.
 
     Raises:
         TrialVoidError: not all streams send, or no packets arrive.
     """
     deadline = time.monotonic() + _RAMP_S
     rates: list[float] = []
-    sending = 0
+    sending = whole = 0
     last = bed.dut.counters(interface=bed.dut_interface)
     while time.monotonic() < deadline:
         time.sleep(_RAMP_SAMPLE_S)
@@ -272,10 +273,13 @@ def _ramp_up(bed: RunningBed, streams: int) -> dict[str, Any]:
         packets = now["snmp"]["Ip"]["InReceives"] - last["snmp"]["Ip"]["InReceives"]
         rates.append(packets / (now["monotonic_ns"] - last["monotonic_ns"]) * 1e9)
         last = now
-        if sending == streams and len(rates) > 1 and rates[-1] >= _LEAST_PPS:
-            steady = abs(rates[-1] - rates[-2]) <= _STEADY * rates[-1]
-            if steady or len(rates) >= _RAMP_SAMPLES:
+        if sending == streams and rates[-1] >= _LEAST_PPS:
+            whole += 1
+            steady = len(rates) > 1 and abs(rates[-1] - rates[-2]) <= _STEADY * rates[-1]
+            if steady or whole >= _RAMP_SAMPLES:
                 return {"rates_pps": rates, "steady": steady}
+    if whole:
+        return {"rates_pps": rates, "steady": False}
     if sending < streams:
         raise TrialVoidError(f"{sending} of {streams} streams send after {_RAMP_S} s")
     raise TrialVoidError("no packets arrive although every stream has started")
