@@ -96,7 +96,7 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Nested:
     hosts = config.load(config.locate(None))
     with Progress() as progress:
         tools = images.tools(progress)
-        built = kernels.layouts(hosts.kernel, STEPS, 1, progress=progress)
+        built = kernels.Kernels(kernel=hosts.kernel, names=STEPS).build(progress)
         entries = [made.directory for step in built.values() for made in step]
         entries.append(images.guest_image(progress).directory)
         entries += [tools.root.parent] if tools.root else []
