@@ -24,6 +24,7 @@ from harness.report.text import (
     function_cells,
     head_lines,
     measure_cell,
+    sentences,
     verdict_lines,
 )
 
@@ -48,6 +49,7 @@ def page(report: Document) -> str:
         rows=list(zip(report["rows"], cells(report), strict=True)),
         bed_headers=[header.replace("\n", " ") for header in BED_HEADERS],
         bed_rows=bed_cells(report),
+        sentences=list(sentences(report)),
         verdicts=verdicts,
         measures=[
             (

@@ -64,7 +64,8 @@ def table(report: Document) -> str:
         cells(report), headers=HEADERS, tablefmt="simple", disable_numparse=True, colalign=_ALIGN
     )
     more = [*_by_bed(report, "simple"), *_beside(report, "simple"), *_functions(report, "simple")]
-    return "\n".join([*head_lines(report), "", drawn, "", *more, *below_lines(report)])
+    head = [*head_lines(report), "", *sentences(report), ""]
+    return "\n".join([*head, drawn, "", *more, *below_lines(report)])
 
 
 def markdown(report: Document) -> str:
@@ -79,7 +80,8 @@ def markdown(report: Document) -> str:
     ]
     below = [f"- {_escaped(line.strip())}" for line in below_lines(report)]
     more = [*_by_bed(report, "github"), *_beside(report, "github"), *_functions(report, "github")]
-    return "\n".join([*head, "", drawn, "", *more, *below])
+    first = [f"- **{_escaped(line)}**" for line in sentences(report)]
+    return "\n".join([*head, "", *first, "", drawn, "", *more, *below])
 
 
 def _by_bed(report: Document, tablefmt: str) -> list[str]:
@@ -352,10 +354,6 @@ def below_lines(report: Document) -> Iterator[str]:
             "the verdicts assume that a step has the same effect on every bed: "
             "there are too few blocks to test this"
         )
-    if report["no_verdict"]:
-        yield f"no verdict: {report['no_verdict']}"
-    elif lacking := _without_verdict(report):
-        yield f"no verdict on step {', '.join(lacking)}: {MIN_BLOCKS_FOR_VERDICT} blocks are needed"
     for found in report["expectations"]:
         yield str(ExpectationResult(**found))
     if report["baseline"] != BASELINE:
@@ -443,6 +441,38 @@ def _resolved(about: Document, found: Document) -> str:
     )
 
 
+def sentences(report: Document) -> Iterator[str]:
+    """What a reader wants first: each verdict on the primary rate, or why there is none."""
+    yield from map(_sentence, report["verdicts"])
+    if report["no_verdict"]:
+        yield f"no verdict: {report['no_verdict']}"
+    elif lacking := _without_verdict(report):
+        yield f"no verdict on step {', '.join(lacking)}: {MIN_BLOCKS_FOR_VERDICT} blocks are needed"
+
+
+def _sentence(verdict: Document) -> str:
+    step, base = (_named(verdict, verdict[role]) for role in ("step", "baseline"))
+    low, high = (100 * (bound - 1) for bound in verdict["interval"])
+    blocks = f"({verdict['blocks']} blocks)"
+    if verdict["beds_differ"]:
+        return f"{step} against {base}: beds differ {blocks}"
+    if verdict["verdict"] == "no difference":
+        bound = 100 * verdict["no_difference_larger_than"]
+        return f"{step} and {base} do not differ by more than {bound:.1f} % {blocks}"
+    if verdict["verdict"] in ("faster", "slower"):
+        least, most = sorted((abs(low), abs(high)))
+        more = "more" if verdict["verdict"] == "faster" else "fewer"
+        return (
+            f"{step} receives {least:.1f} to {most:.1f} % {more} packets per second than {base} "
+            f"{blocks}"
+        )
+    return f"{step} against {base} is open: {low:+.1f} to {high:+.1f} % packets per second {blocks}"
+
+
+def _named(verdict: Document, step: str) -> str:
+    return f"{'step' if verdict['baseline'] == BASELINE else 'variant'} {step}"
+
+
 def verdict_line(verdict: Document) -> str:
     """One verdict as a sentence, with the figures needed to check it."""
     word, p_beds = verdict["verdict"], verdict["p_beds"]
@@ -454,9 +484,9 @@ def verdict_line(verdict: Document) -> str:
     low, high = verdict["interval"]
     too_many = verdict["p_value"] < 1 - CONFIDENCE <= verdict["p_corrected"]
     corrected = f"{verdict['p_corrected']:.3g}" + f", not below {1 - CONFIDENCE:.2g}" * too_many
-    what = "step" if verdict["baseline"] == BASELINE else "variant"
+    step, base = (_named(verdict, verdict[role]) for role in ("step", "baseline"))
     return (
-        f"{what} {verdict['step']} against {what} {verdict['baseline']}: {word} "
+        f"{step} against {base}: {word} "
         f"({percent(verdict['ratio'])}, {verdict['confidence']:.0%} interval "
         f"{percent(low)} … {percent(high)} over {verdict['blocks']} blocks; "
         f"Wilcoxon p {verdict['p_value']:.3g}, corrected {corrected}; "
