@@ -12,7 +12,7 @@ from tests.guest.conftest import harness
 pytestmark = pytest.mark.guest
 
 
-@pytest.mark.parametrize("bed", ["native", "virtual"])
+@pytest.mark.parametrize("bed", ["native", pytest.param("virtual", marks=pytest.mark.deep)])
 def test_functions_of_the_receive_path_are_found(bed: str) -> None:
     done = harness("profile", "0,8", "--bed", bed, "--duration", "4", "--json")
     assert done.returncode == 0, done.stderr
