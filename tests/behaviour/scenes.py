@@ -245,6 +245,7 @@ SCENES = (
         name="one sender",
         setup=[*FORWARDING, "sysctl -qw net.ipv4.conf.all.accept_source_route=1",
                "sysctl -qw net.ipv4.conf.{nic}.accept_source_route=1"],
+        first=({traffic.one_sender_to_a_group: 1}, {traffic.one_sender_routed: 1}),
         kinds=traffic.FROM_ONE,
     ),
     Scene(

@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from socket import inet_aton
 from typing import Any
 
-from scapy.contrib.igmp import IGMP  # type: ignore[attr-defined]
 from scapy.layers.inet import (
     ICMP,
     IP,
@@ -36,6 +36,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
+from scapy.utils import checksum
 
 GENERATOR, DUT, BROADCAST4 = "198.18.0.1", "198.18.0.2", "198.18.0.255"
 GENERATOR6, DUT6 = "2001:2::1", "2001:2::2"
@@ -180,8 +181,10 @@ def one_sender_to_a_group(m: Making) -> Frames:
     """A report, which every host takes, then datagrams to a group without members."""
     ether = m.ether(dst="01:00:5e:09:09:09")
     header = IP(src=SENDER, dst=OTHER_GROUP, ttl=1, id=m.rng.randrange(1, 65536))
-    report = ether / header / IGMP(type=0x16, gaddr=OTHER_GROUP)
-    return [report, *(ether / header / UDP(dport=PORTS[0]) / m.payload() for _ in range(2))]
+    report = b"\x16\0\0\0" + inet_aton(OTHER_GROUP)
+    report = report[:2] + checksum(report).to_bytes(2, "big") + report[4:]
+    igmp = ether / IP(src=SENDER, dst=OTHER_GROUP, ttl=1, id=1, proto=2) / Raw(report)
+    return [igmp, *(ether / header / UDP(dport=PORTS[0]) / m.payload() for _ in range(2))]
 
 
 def martian(m: Making) -> Frames:
