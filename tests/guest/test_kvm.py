@@ -122,11 +122,12 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Nested:
         with disks[2].open("wb") as left:
             left.truncate(64 << 20)
         boot(tools, machine, disks, kept / "console.log")
+        console = (kept / "console.log").read_text(errors="replace")
+        assert "harness ended" in console, console[-3000:]
         with tarfile.open(disks[2]) as archive:
             archive.extractall(kept, filter="data")
     finally:
         shutil.rmtree(home, ignore_errors=True)
-    console = (kept / "console.log").read_text(errors="replace")
     return Nested(kept, (kept / "printed").read_text(), console)
 
 
