@@ -112,6 +112,8 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Nested:
         entries.append(images.guest_image(progress).directory)
         entries += [tools.root.parent] if tools.root else []
         machine = image.machine_image(tools, progress)
+    # Of the tree by which the series is chosen, its Makefile is enough.
+    entries += cache.root().glob("sources/*/linux/Makefile")
     home = Path(tempfile.mkdtemp(prefix="kvm-", dir="/var/tmp"))
     try:
         disks = [home / name for name in ("disk", "system", "left")]
