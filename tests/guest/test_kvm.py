@@ -112,6 +112,8 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Nested:
         entries.append(images.guest_image(progress).directory)
         entries += [tools.root.parent] if tools.root else []
         machine = image.machine_image(tools, progress)
+    # Of the tree by which the series is chosen, its Makefile is enough.
+    entries += cache.root().glob("sources/*/linux/Makefile")
     home = Path(tempfile.mkdtemp(prefix="kvm-", dir="/var/tmp"))
     try:
         disks = [home / name for name in ("disk", "system", "left")]
@@ -122,11 +124,12 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Nested:
         with disks[2].open("wb") as left:
             left.truncate(64 << 20)
         boot(tools, machine, disks, kept / "console.log")
+        console = (kept / "console.log").read_text(errors="replace")
+        assert "harness ended" in console, console[-3000:]
         with tarfile.open(disks[2]) as archive:
             archive.extractall(kept, filter="data")
     finally:
         shutil.rmtree(home, ignore_errors=True)
-    console = (kept / "console.log").read_text(errors="replace")
     return Nested(kept, (kept / "printed").read_text(), console)
 
 
