@@ -30,6 +30,7 @@ from harness.base.errors import (
 from harness.base.progress import Progress
 from harness.base.resources import shipped
 from harness.beds import native
+from harness.beds.local.nic_model import wire_options
 from harness.beds.native import uml
 from harness.beds.native.sender import SendingKernel
 from harness.beds.registry import profile
@@ -71,8 +72,11 @@ def test_the_shipped_native_bed(tmp_path: Path) -> None:
     bed = config.bed(hosts(tmp_path), "native")
     assert (bed.kind, bed.arch) == ("native", "um")
     assert isinstance(bed.dut, config.UmlHost)
-    assert native.wire_options(bed.dut) == ["--repeat", "0"]
-    assert config.bed(hosts(tmp_path), "virtual").arch == "x86"
+    assert wire_options(bed.dut.wire) == ["--repeat", "0"]
+    virtual = config.bed(hosts(tmp_path), "virtual")
+    assert virtual.arch == "x86"
+    assert isinstance(virtual.dut, config.QemuHost)
+    assert wire_options(virtual.dut.wire) == ["--repeat", "1"]
 
 
 @pytest.mark.parametrize(
@@ -86,10 +90,14 @@ def test_the_shipped_native_bed(tmp_path: Path) -> None:
 def test_the_model_is_told_of_the_wire(
     tmp_path: Path, wire: dict[str, int], told: list[str]
 ) -> None:
-    found = hosts(tmp_path, lambda data: data["hosts"]["process"].update(wire=wire))
-    dut = found.hosts["process"]
-    assert isinstance(dut, config.UmlHost)
-    assert native.wire_options(dut) == told
+    def change(data: dict[str, Any]) -> None:
+        for name in ("process", "guest"):
+            data["hosts"][name]["wire"] = dict(wire)
+
+    found = hosts(tmp_path, change).hosts
+    for dut in (found["process"], found["guest"]):
+        assert isinstance(dut, config.UmlHost | config.QemuHost)
+        assert wire_options(dut.wire) == told
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,12 @@ from harness.base import process, runtime
 from harness.base.errors import InfrastructureError
 from harness.beds.access.channel import RemoteAgent
 from harness.beds.local import netns
+from harness.config import QemuHost, UmlHost, Wire
 
 NETPERF_NICE = 2
 """Two thirds of the scheduler weight of the vCPU and of the NIC model, where they share a CPU."""
+_REPEATED_NICE = 10
+"""For netperf where the wire repeats its datagrams: its own rate does not matter then."""
 _ANSWER_S = 20.0
 CONTROL = "nic-control"
 """The name of its control socket."""
@@ -143,36 +146,40 @@ class SendingSide:
     """A directory for further sockets, removed at the end."""
 
 
+def wire_options(wire: Wire) -> list[str]:
+    """The NIC model's options for ``wire``."""
+    told = ["--repeat", "0" if wire.repeat == "auto" else str(wire.repeat)]
+    return told if wire.burst is None else [*told, "--burst", str(wire.burst)]
+
+
+def load_nice(wire: Wire) -> int:
+    """The nice value of netperf that sends to ``wire``."""
+    return NETPERF_NICE if wire.repeat == 1 else _REPEATED_NICE
+
+
 @contextmanager
 def sending_side(
-    mac: str,
-    directory: Path,
-    *,
-    cpu: int,
-    nice: int = NETPERF_NICE,
-    vhost_user: bool = False,
-    options: Sequence[str] = (),
+    dut: QemuHost | UmlHost, directory: Path, *, cpu: int, vhost_user: bool = False
 ) -> Iterator[SendingSide]:
-    """Start a namespace, and the model with the address ``mac`` on ``cpu``.
+    """Start a namespace, and the NIC model of ``dut`` on ``cpu``.
 
-    Both end with the context. ``directory`` keeps their logs. ``nice`` is the nice value of
-    the senders.
+    Both end with the context. ``directory`` keeps their logs.
     """
     with contextlib.ExitStack() as up:
         sockets = up.enter_context(runtime.directory(name_bytes=len(CONTROL)))
         namespace = netns.start(log=directory / "generator-agent.log")
         up.callback(namespace.agent.close)
-        set_nice(namespace.agent.pid, nice)
+        set_nice(namespace.agent.pid, load_nice(dut.wire))
         model = NicModel(
             namespace,
             wire=netns.WIRE,
-            mac=mac,
+            mac=dut.nic.mac,
             socket=sockets / "nic",
             control=sockets / CONTROL,
             log=directory / "nic.log",
             cpu=cpu,
             vhost_user=vhost_user,
-            options=options,
+            options=wire_options(dut.wire),
         )
         up.callback(model.stop)
         yield SendingSide(

@@ -22,7 +22,14 @@ from harness.base.progress import Progress
 from harness.beds.access.channel import Pending
 from harness.beds.bed import RunningBed
 from harness.beds.local.boots import named_cpus
-from harness.beds.local.nic_model import NETPERF_NICE, NicModel, SendingSide, sending_side
+from harness.beds.local.nic_model import (
+    NETPERF_NICE,
+    NicModel,
+    SendingSide,
+    load_nice,
+    sending_side,
+    wire_options,
+)
 from harness.beds.native import sampling
 from harness.beds.native.counting import OutsideProbes
 from harness.beds.native.elf import Elf
@@ -31,9 +38,6 @@ from harness.beds.native.uml import UserModeKernel
 from harness.config import Bed, MachineCpus, UmlHost
 from harness.images import GuestImage, Tools
 from harness.kernels import Image
-
-_REPEATED_NICE = 10
-"""For netperf where the wire repeats its datagrams: its own rate does not matter then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +121,7 @@ def native_bed(
     directory.mkdir(parents=True, exist_ok=True)
     sender = equipment.sender
     with contextlib.ExitStack() as up:
-        nice = NETPERF_NICE if bed.dut.wire.repeat == 1 else _REPEATED_NICE
-        side = up.enter_context(_sending_side(bed, equipment, directory, cpus=cpus, nice=nice))
+        side = up.enter_context(_sending_side(bed, equipment, directory, cpus=cpus))
         kernel = UserModeKernel(
             image,
             equipment.disk,
@@ -148,7 +151,7 @@ def native_bed(
                 "nic_model": [cpus.model],
                 "netperf": [cpus.netperf[0]] if isinstance(sender, Image) else list(cpus.netperf),
                 "netperf_nice": NETPERF_NICE,
-                "load_nice": nice,
+                "load_nice": load_nice(bed.dut.wire),
                 "generator_kernel": sender.release if isinstance(sender, Image) else None,
             },
             nic=side.model,
@@ -159,15 +162,12 @@ def native_bed(
 
 
 def _sending_side(
-    bed: Bed, equipment: Equipment, directory: Path, *, cpus: MachineCpus, nice: int
+    bed: Bed, equipment: Equipment, directory: Path, *, cpus: MachineCpus
 ) -> AbstractContextManager[SendingSide]:
     """The generator of ``bed`` and the NIC model, each on its CPU."""
     assert isinstance(bed.dut, UmlHost)
-    options, mac = wire_options(bed.dut), bed.dut.nic.mac
     if not isinstance(bed.generator, UmlHost):
-        return sending_side(
-            mac, directory, cpu=cpus.model, nice=nice, vhost_user=True, options=options
-        )
+        return sending_side(bed.dut, directory, cpu=cpus.model, vhost_user=True)
     assert isinstance(equipment.sender, Image)
     return sending_kernel(
         bed.generator,
@@ -175,18 +175,11 @@ def _sending_side(
         equipment.disk,
         directory,
         name=bed.generator_name,
-        dut_mac=mac,
+        dut_mac=bed.dut.nic.mac,
         cpus=(cpus.model, cpus.netperf[0]),
-        nice=nice,
-        options=options,
+        nice=load_nice(bed.dut.wire),
+        options=wire_options(bed.dut.wire),
     )
-
-
-def wire_options(host: UmlHost) -> list[str]:
-    """The NIC model's options for the wire of ``host``."""
-    wire = host.wire
-    told = ["--repeat", "0" if wire.repeat == "auto" else str(wire.repeat)]
-    return told if wire.burst is None else [*told, "--burst", str(wire.burst)]
 
 
 def machine_cpus(bed: Bed) -> MachineCpus:

@@ -61,10 +61,13 @@ class VirtualBed(RunningBed):
     guest: qemu.Guest
 
     def freeze(self) -> None:
+        """The model stops, too: it would go on to repeat frames, and count them as lost."""
         self.guest.freeze()
+        self.nic.freeze()
         self.generator.netperf_pause()
 
     def thaw(self) -> None:
+        self.nic.thaw()
         self.guest.thaw()
         self.generator.netperf_resume()
 
@@ -91,7 +94,7 @@ def virtual_bed(
     cpus = machine_cpus(bed)
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as up:
-        side = up.enter_context(sending_side(bed.dut.nic.mac, directory, cpu=cpus.model))
+        side = up.enter_context(sending_side(bed.dut, directory, cpu=cpus.model))
         guest = qemu.start(
             bed.dut,
             equipment,
