@@ -219,6 +219,7 @@ class Calls:
         send_buffer_bytes: int = 0,
         nice: int = 0,
         settle_s: int = 1,
+        watched_s: float | None = None,
         command_prefix: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Start ``streams`` UDP_STREAM tests, stream i on ``cpus[i % len(cpus)]`` (empty: any)."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PORT = 12865
 _SETTLE_S = 0.3 + drivers.statistics_s()
+_WATCHED_S = 0.25
 _RAMP_S = 30
 _RAMP_SAMPLES = 8
 _RAMP_SAMPLE_S = 0.3
@@ -44,11 +45,17 @@ Open = Callable[["RunningBed", "PlannedTrial", float], "Pending[dict[str, Any]]"
 
 
 def start_load(
-    bed_config: Bed, load: Load, bed: RunningBed, *, paced_pps: float | None = None
+    bed_config: Bed,
+    load: Load,
+    bed: RunningBed,
+    *,
+    paced_pps: float | None = None,
+    watched_s: float | None = None,
 ) -> None:
     """Start all streams of ``load``; they send until they are stopped.
 
-    Together they send ``paced_pps`` packets/s, or as many as they can.
+    Together they send ``paced_pps`` packets/s, or as many as they can. Returns after
+    ``watched_s``, by default shortly before they begin.
     """
     if paced_pps:
         pace(bed, load, paced_pps)
@@ -62,6 +69,7 @@ def start_load(
         duration_s=_LONGEST_LOAD_S,
         send_buffer_bytes=_PACED_SEND_BUFFER_BYTES if paced_pps else 0,
         nice=bed.netperf_nice,
+        watched_s=watched_s,
         command_prefix=bed.netperf_prefix,
     )
 
@@ -131,10 +139,19 @@ class LoadOnBoot:
         self.void: list[dict[str, str]] = []
         self.answers: list[dict[str, Any]] = []
 
-    def begin(self) -> None:
-        """Start the streams and wait until packets arrive at a steady rate."""
+    def begin(self, watched_s: float | None = None) -> None:
+        """Start the streams; they set up their connections."""
         self._before = self._counters()
-        start_load(self._block.bed, self._block.load, self._bed, paced_pps=self._paced_pps)
+        start_load(
+            self._block.bed,
+            self._block.load,
+            self._bed,
+            paced_pps=self._paced_pps,
+            watched_s=watched_s,
+        )
+
+    def ramp_up(self) -> None:
+        """Wait until packets arrive at a steady rate."""
         try:
             self._ramp = _ramp_up(self._bed, self._block.load.streams)
         except TrialVoidError as error:
@@ -195,9 +212,19 @@ def under_load(
     loads = {boot: LoadOnBoot(block, boot.bed, paced_pps) for boot in boots}
     for boot, load in loads.items():
         with blamed(boot):
-            load.begin()
+            # Where there are several, each waits for its messages while the next are started.
+            load.begin(_WATCHED_S if together else None)
             if together:
                 boot.bed.freeze()
+
+    def ramp_up(boot: MeasuredBoot, load: LoadOnBoot) -> None:
+        if together:
+            boot.bed.thaw()
+        load.ramp_up()
+        if together:
+            boot.bed.freeze()
+
+    _each(loads, blamed, ramp_up)
     for trial in planned:
         pending: dict[MeasuredBoot, Pending[dict[str, Any]]] = {}
         for boot, load in loads.items():

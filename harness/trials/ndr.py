@@ -100,6 +100,7 @@ class Ndr(Kind[NdrTrial]):
         def measure(boot: MeasuredBoot, trial: PlannedTrial) -> None:
             load = LoadOnBoot(block, boot.bed, first_pps)
             load.begin()
+            load.ramp_up()
             found: dict[str, Any] = {"index": trial.index, "void": load.void}
             if not load.void:
                 found["ndr_pps"], found["search"] = highest_rate(

@@ -153,8 +153,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a load is not waited for",
-        "if sending == streams and len(rates)",
-        "if len(rates)",
+        "if sending == streams and rates[-1]",
+        "if rates[-1]",
         f"{_VOID}[no-load]",
     ),
     Mutation(

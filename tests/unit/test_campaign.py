@@ -171,7 +171,8 @@ def test_boots_of_a_block_take_equal_turns_and_one_at_a_time(
     campaign.run(setup(machine, blocks=1), tmp_path, progress=Progress())
     assert machine.most_at_once == 1
     trials = 4
-    turns = machine.turns[: trials * WINDOWS_TAKE * 3]
+    ramped, turns = machine.turns[:3], machine.turns[3 : 3 + trials * WINDOWS_TAKE * 3]
+    assert sorted(ramped) == ["0", "2", "8"]
     assert {step: turns.count(step) for step in "028"} == dict.fromkeys(
         "028", trials * WINDOWS_TAKE
     )

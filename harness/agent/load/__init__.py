@@ -139,12 +139,14 @@ class Load:
         send_buffer_bytes: int = 0,
         nice: int = 0,
         settle_s: int = 1,
+        watched_s: float | None = None,
         command_prefix: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Start ``streams`` UDP_STREAM tests, stream i on ``cpus[i % len(cpus)]`` (empty: any).
 
         Each waits ``settle_s`` between its set-up and its first message, so that no control
-        connection is set up under the load of earlier streams. ``send_buffer_bytes`` limits
+        connection is set up under the load of earlier streams. Returns after ``watched_s``, by
+        default shortly before messages begin. ``send_buffer_bytes`` limits
         what is queued in a socket while the interface is paced; 0: the host's default. They
         send until :meth:`netperf_end`, at most for ``duration_s`` rounded up to whole seconds.
 
@@ -172,7 +174,7 @@ class Load:
             raise
         pids = [stream.process.pid for stream in self._streams]
         niced = [_niced(pid, nice) for pid in pids]
-        end_s = time.monotonic() + 0.8 * settle_s
+        end_s = time.monotonic() + (0.8 * settle_s if watched_s is None else watched_s)
         while True:
             for stream in self._streams:
                 if stream.process.poll() is not None:
