@@ -104,9 +104,15 @@ def check(
     elif not tree:
         source = resolve(config.load(config.locate(hosts_path)).kernel.source)
     if tree is None or package is not None:
-        tree = Tree.of(source).directory
-    series = kernel_patches.series_for(tree, name)
-    if deep:
+        with Tree.of(source).as_shipped() as shipped:
+            series = kernel_patches.series_for(shipped, name)
+            report = None if deep else kernel_patches.check(shipped, series, step)
+        named = str(source)
+    else:
+        series = kernel_patches.series_for(tree, name)
+        report = None if deep else kernel_patches.check(tree, series, step)
+        named = str(tree)
+    if report is None:
         with Progress() as progress:
             found = list(check_deep(source, series, checks, progress=progress))
         click.echo(_shown(found, form))
@@ -116,8 +122,7 @@ def check(
             lines = "\n".join(f"  step {one.step}, {one.check}: {one.detail}" for one in failed)
             raise KernelError(f"{series.base} failed these checks:\n{lines}")
         return
-    report = kernel_patches.check(tree, series, step)
-    click.echo(f"{tree}: Linux {report.release}, series {report.series.base}")
+    click.echo(f"{named}: Linux {report.release}, series {report.series.base}")
     for outcome in report.outcomes:
         state = click.style(f"{outcome.state:9}", fg=_COLOURS[outcome.state])
         detail = f"\n             {outcome.detail}" if outcome.detail else ""

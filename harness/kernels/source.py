@@ -15,8 +15,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -328,6 +328,14 @@ class Tree:
         with self.held():
             process.run(["cp", "--archive", "--link", str(self.home), str(home)])
         return Tree(home)
+
+    @contextmanager
+    def as_shipped(self) -> Iterator[Path]:
+        """A copy of the source as it came, while the tree stays at its step."""
+        with tempfile.TemporaryDirectory(prefix=".shipped-", dir=self.home.parent) as scratch:
+            copy = self.linked(Path(scratch) / "copy")
+            copy.move_to([])
+            yield copy.directory
 
     def move_to(self, patch_files: Sequence[Path]) -> list[Path]:
         """Make the tree equal to its source plus ``patch_files``; returns the files it wrote.

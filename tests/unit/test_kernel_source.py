@@ -68,6 +68,18 @@ def test_every_move_gives_what_git_gives(series: tuple[Path, list[Path]]) -> Non
     assert content(tree.directory) == base
 
 
+def test_it_is_seen_as_it_came_while_it_stays_at_its_step(series: tuple[Path, list[Path]]) -> None:
+    origin, patches = series
+    tree = Tree.of(from_git(origin))
+    base = content(tree.directory)
+    tree.move_to(patches)
+    there = content(tree.directory)
+    with tree.as_shipped() as shipped:
+        assert content(shipped) == base
+    assert content(tree.directory) == there
+    assert not shipped.exists()
+
+
 def test_only_what_differs_is_written(series: tuple[Path, list[Path]]) -> None:
     origin, patches = series
     tree = Tree.of(from_git(origin))
