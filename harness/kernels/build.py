@@ -191,14 +191,14 @@ def of_commits(
     changes = [cache.digest(_diff(path)) for path in bed_patches]
     tree = Worktree(repository)
     for commit in commits:
-        source = Source(
-            kind="git", location=repository, ref=commit.name, identity=tree.tree_of(commit.name)
-        )
+        # Uncommitted changes as they are now: they may change while kernels are built.
+        wanted = tree.tree_of(commit.name)
+        source = Source(kind="git", location=repository, ref=commit.name, identity=wanted)
 
         @contextmanager
-        def place(commit: str = commit.name) -> Iterator[tuple[Path, list[Path]]]:
+        def place(wanted: str = wanted) -> Iterator[tuple[Path, list[Path]]]:
             with tree.held():
-                written = tree.move_to(commit, bed_patches)
+                written = tree.move_to(wanted, bed_patches)
                 (objects / ".config").unlink(missing_ok=True)  # commits may add options
                 yield tree.directory, written
 

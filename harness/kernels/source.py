@@ -258,8 +258,10 @@ class Worktree:
         objects.mkdir(parents=True, exist_ok=True)
         return git(self._repository, *arguments, objects=objects, **options)
 
-    def move_to(self, commit: str, patch_files: Sequence[Path] = ()) -> list[Path]:
-        """Make the directory equal to ``commit`` plus ``patch_files``; returns the files it wrote.
+    def move_to(self, tree: str, patch_files: Sequence[Path] = ()) -> list[Path]:
+        """Make the directory equal to a ``tree`` or commit plus ``patch_files``.
+
+        Returns the files that were written.
 
         Raises:
             HunkError: a patch does not apply; the directory is unchanged.
@@ -269,7 +271,7 @@ class Worktree:
         index = self._home / "index"
         index.with_name("index.lock").unlink(missing_ok=True)  # left by a killed git
         known = index.exists()
-        wanted = self.tree_of(commit)
+        wanted = tree
         if patch_files:
             patched = self._home / "patched-index"
             ask("read-tree", wanted, index=patched)

@@ -226,6 +226,17 @@ def test_uncommitted_changes_are_built_and_stay_uncommitted(tree: Path) -> None:
     }
 
 
+def test_uncommitted_changes_are_those_of_the_beginning(tree: Path, tmp_path: Path) -> None:
+    (tree / "b.c").write_text("edited\n")
+    of = (tree, [Commit("worktree")], ["b.c"], tmp_path, benchmark(X86), Toolchain(compiler="gcc"))
+    [variant] = build.of_commits(*of)
+    (tree / "b.c").write_text("edited while kernels are built\n")
+    with variant.place() as (directory, _):
+        assert (directory / "b.c").read_text() == "edited\n"
+    [later] = build.of_commits(*of)
+    assert later.content != variant.content
+
+
 @pytest.mark.parametrize(
     ("good", "bad", "told"),
     [
