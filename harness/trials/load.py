@@ -32,6 +32,7 @@ _RAMP_S = 30
 _RAMP_SAMPLES = 8
 _RAMP_SAMPLE_S = 0.3
 _LAST_PACKETS_S = 0.3
+_LOOKS = 10
 _STEADY = 0.25
 _LEAST_PPS = 1000
 _LONGEST_LOAD_S = 3600
@@ -171,6 +172,10 @@ class LoadOnBoot:
             pace(self._bed, self._block.load, None)
         self._bed.generator.netperf_end()
 
+    def datagrams_read(self) -> int:
+        """The datagrams that processes of the dut have read so far."""
+        return int(self._counters()["snmp"]["Udp"]["InDatagrams"])
+
     def end_receiver(self) -> None:
         """End netserver; netperf and the NIC's statistics need a moment to settle."""
         self._bed.dut.netserver_end()
@@ -263,9 +268,23 @@ def alone(_: MeasuredBoot) -> contextlib.nullcontext[None]:
 def end_all(loads: Mapping[MeasuredBoot, LoadOnBoot], blamed: Blamed = alone) -> None:
     """End the loads, and wait until every counter has settled."""
     _each(loads, blamed, lambda _, load: load.end_streams())
-    time.sleep(_LAST_PACKETS_S)
+    _until_read(loads, blamed)
     _each(loads, blamed, lambda _, load: load.end_receiver())
     time.sleep(_SETTLE_S)
+
+
+def _until_read(loads: Mapping[MeasuredBoot, LoadOnBoot], blamed: Blamed) -> None:
+    """Wait until netserver has read what is queued for it, which takes a slow guest a moment.
+
+    No counter has what a socket still holds when it is closed.
+    """
+    read: dict[MeasuredBoot, int] = {}
+    for _ in range(_LOOKS):
+        before = dict(read)
+        _each(loads, blamed, lambda boot, load: read.update({boot: load.datagrams_read()}))
+        if before == read:
+            return
+        time.sleep(_LAST_PACKETS_S)
 
 
 def _each(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""When a load counts as steady: its streams may start slowly, one after the other."""
+"""When a load counts as steady, and when as ended: its streams may be slow."""
 
 from __future__ import annotations
 
@@ -70,3 +70,30 @@ def test_a_load_that_never_starts_is_void(
 ) -> None:
     with pytest.raises(TrialVoidError, match=said):
         ramp(monkeypatch, [sending], [5.0])
+
+
+def test_a_receiver_is_ended_when_it_has_read_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reads:
+        def __init__(self, *seen: int) -> None:
+            self._seen = list(seen)
+            self.asked = 0
+
+        def datagrams_read(self) -> int:
+            self.asked += 1
+            return self._seen.pop(0) if len(self._seen) > 1 else self._seen[0]
+
+    class Boot:
+        def __init__(self, up: bool) -> None:
+            self.up = up
+
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    slow, quick, dead = Reads(1, 2, 3, 3, 4), Reads(7), Reads(0)
+    loads: Any = {Boot(True): slow, Boot(True): quick, Boot(False): dead}
+    load._until_read(loads, load.alone)
+    assert (slow.asked, quick.asked, dead.asked) == (4, 4, 0)
+    assert len(slept) == 3
+    never = Reads(*range(99))
+    loads = {Boot(True): never}
+    load._until_read(loads, load.alone)
+    assert never.asked == 10
