@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.agent import drivers
@@ -31,8 +32,10 @@ _WATCHED_S = 0.25
 _RAMP_S = 30
 _RAMP_SAMPLES = 8
 _RAMP_SAMPLE_S = 0.3
+_LONGER = 1.5
+"""Each sample under the whole load is longer, as a busy machine is unsteady in short ones."""
 _LAST_PACKETS_S = 0.3
-_LOOKS = 10
+_LOOKS = 30
 _STEADY = 0.25
 _LEAST_PPS = 1000
 _LONGEST_LOAD_S = 3600
@@ -128,6 +131,15 @@ def window(irq_cpu: int | None, *, emulated: bool = False) -> Open:
     return begin
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How far the receiving processes are."""
+
+    datagrams: int
+    waiting: bool
+    """Do datagrams of the load wait in sockets?"""
+
+
 class LoadOnBoot:
     """One load on one boot, and its readings so far."""
 
@@ -172,9 +184,11 @@ class LoadOnBoot:
             pace(self._bed, self._block.load, None)
         self._bed.generator.netperf_end()
 
-    def datagrams_read(self) -> int:
-        """The datagrams that processes of the dut have read so far."""
-        return int(self._counters()["snmp"]["Udp"]["InDatagrams"])
+    def reading(self) -> Reading:
+        """What the dut's processes have read so far, and what waits for them."""
+        now = self._counters()
+        waiting = _queued_bytes(now) > _queued_bytes(self._before)
+        return Reading(datagrams=int(now["snmp"]["Udp"]["InDatagrams"]), waiting=waiting)
 
     def end_receiver(self) -> None:
         """End netserver; netperf and the NIC's statistics need a moment to settle."""
@@ -278,13 +292,17 @@ def _until_read(loads: Mapping[MeasuredBoot, LoadOnBoot], blamed: Blamed) -> Non
 
     No counter has what a socket still holds when it is closed.
     """
-    read: dict[MeasuredBoot, int] = {}
+    read: dict[MeasuredBoot, Reading] = {}
     for _ in range(_LOOKS):
         before = dict(read)
-        _each(loads, blamed, lambda boot, load: read.update({boot: load.datagrams_read()}))
-        if before == read:
+        _each(loads, blamed, lambda boot, load: read.update({boot: load.reading()}))
+        if before == read and not any(reading.waiting for reading in read.values()):
             return
         time.sleep(_LAST_PACKETS_S)
+
+
+def _queued_bytes(counters: Mapping[str, Any]) -> int:
+    return sum(one["queued_bytes"] for one in counters["udp_sockets"])
 
 
 def _each(
@@ -311,9 +329,10 @@ def _ramp_up(bed: RunningBed, streams: int) -> dict[str, Any]:
     deadline = time.monotonic() + _RAMP_S
     rates: list[float] = []
     sending = whole = 0
+    sample_s = _RAMP_SAMPLE_S
     last = bed.dut.counters(interface=bed.dut_interface)
     while time.monotonic() < deadline:
-        time.sleep(_RAMP_SAMPLE_S)
+        time.sleep(sample_s)
         sending = bed.generator.netperf_sending()["streams"]
         now = bed.dut.counters(interface=bed.dut_interface)
         packets = now["snmp"]["Ip"]["InReceives"] - last["snmp"]["Ip"]["InReceives"]
@@ -321,6 +340,7 @@ def _ramp_up(bed: RunningBed, streams: int) -> dict[str, Any]:
         last = now
         if sending == streams and rates[-1] >= _LEAST_PPS:
             whole += 1
+            sample_s *= _LONGER
             steady = len(rates) > 1 and abs(rates[-1] - rates[-2]) <= _STEADY * rates[-1]
             if steady or whole >= _RAMP_SAMPLES:
                 return {"rates_pps": rates, "steady": steady}

@@ -69,11 +69,13 @@ class Line:
 
     def ask(self, request: object | None = None) -> dict[str, Any]:
         """The next answer, after sending ``request``."""
-        if request is not None:
-            with contextlib.suppress(BrokenPipeError):
+        answer, came = b"", [self._line]
+        # It may end before it has read the request, or between the two.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            if request is not None:
                 self._line.sendall(json.dumps(request).encode() + b"\n")
-        came = select.select([self._line], [], [], _ANSWER_S)[0]
-        answer = self._answers.readline() if came else b""
+            came = select.select([self._line], [], [], _ANSWER_S)[0]
+            answer = self._answers.readline() if came else b""
         assert answer, "the scene's program ended" if came else "the scene's program is silent"
         found: dict[str, Any] = json.loads(answer)
         assert not found.get("over"), found["over"]

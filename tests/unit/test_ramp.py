@@ -17,6 +17,14 @@ from harness.trials import load
 pytestmark = pytest.mark.unit
 
 
+@pytest.fixture(autouse=True)
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """For how long each sleep asked, in seconds; none lasts."""
+    asked: list[float] = []
+    monkeypatch.setattr(time, "sleep", asked.append)
+    return asked
+
+
 def ramp(
     monkeypatch: pytest.MonkeyPatch, sending: Sequence[int], rates_pps: Sequence[float]
 ) -> dict[str, Any]:
@@ -31,9 +39,8 @@ def ramp(
             "monotonic_ns": next(clock) * 1_000_000_000,
         }
 
-    slept = itertools.count()
-    monkeypatch.setattr(time, "sleep", lambda _: None)
-    monkeypatch.setattr(time, "monotonic", lambda: next(slept) * load._RAMP_SAMPLE_S)
+    looks = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(looks) * load._RAMP_SAMPLE_S)
     generator = SimpleNamespace(
         netperf_sending=lambda: {"streams": next(streams, sending[-1])},
     )
@@ -72,28 +79,59 @@ def test_a_load_that_never_starts_is_void(
         ramp(monkeypatch, [sending], [5.0])
 
 
-def test_a_receiver_is_ended_when_it_has_read_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Reads:
-        def __init__(self, *seen: int) -> None:
-            self._seen = list(seen)
-            self.asked = 0
+class Receiver:
+    """A dut whose netserver reads: what it has read, and what waits in its sockets."""
 
-        def datagrams_read(self) -> int:
-            self.asked += 1
-            return self._seen.pop(0) if len(self._seen) > 1 else self._seen[0]
+    def __init__(self, *seen: tuple[int, int], up: bool = True) -> None:
+        self._seen, self.up, self.asked = list(seen), up, -1
+        dut = SimpleNamespace(counters=self._counters, netserver_start=lambda **_: None)
+        generator = SimpleNamespace(netperf_start=lambda **_: None)
+        bed: Any = SimpleNamespace(
+            dut=dut,
+            generator=generator,
+            dut_interface="eth0",
+            netperf_cpus=[1],
+            netperf_nice=0,
+            netperf_prefix=[],
+        )
+        address = SimpleNamespace(ip="192.0.2.2")
+        config = SimpleNamespace(dut=SimpleNamespace(address=address), netserver_cpu=0)
+        block: Any = SimpleNamespace(bed=config, load=SimpleNamespace(streams=1, message_bytes=1))
+        self.load = load.LoadOnBoot(block, bed)
+        self.load.begin()
 
-    class Boot:
-        def __init__(self, up: bool) -> None:
-            self.up = up
+    def _counters(self, **_: Any) -> dict[str, Any]:
+        self.asked += 1
+        read, queued = self._seen.pop(0) if len(self._seen) > 1 else self._seen[0]
+        # A socket of somebody else is never read.
+        sockets = [{"queued_bytes": 5000}, {"queued_bytes": queued}]
+        return {"snmp": {"Udp": {"InDatagrams": read}}, "udp_sockets": sockets}
 
-    slept: list[float] = []
-    monkeypatch.setattr("time.sleep", slept.append)
-    slow, quick, dead = Reads(1, 2, 3, 3, 4), Reads(7), Reads(0)
-    loads: Any = {Boot(True): slow, Boot(True): quick, Boot(False): dead}
+
+def until_read(*receivers: Receiver) -> list[int]:
+    """How often each was looked at."""
+    loads: Any = {one: one.load for one in receivers}
     load._until_read(loads, load.alone)
-    assert (slow.asked, quick.asked, dead.asked) == (4, 4, 0)
+    return [one.asked for one in receivers]
+
+
+def test_a_receiver_is_ended_when_it_has_read_everything(slept: list[float]) -> None:
+    slow = Receiver((0, 0), (1, 0), (2, 0), (3, 0), (3, 0), (4, 0))
+    assert until_read(slow, Receiver((7, 0)), Receiver((0, 0), up=False)) == [4, 4, 0]
     assert len(slept) == 3
-    never = Reads(*range(99))
-    loads = {Boot(True): never}
-    load._until_read(loads, load.alone)
-    assert never.asked == 10
+
+
+def test_one_that_pauses_is_waited_for() -> None:
+    assert until_read(Receiver((0, 0), (5, 900), (5, 900), (5, 900), (6, 0), (6, 0))) == [5]
+
+
+@pytest.mark.parametrize("seen", [[(0, 0), (5, 900)], [(n, 0) for n in range(99)]])
+def test_one_that_never_ends_is_not(seen: list[tuple[int, int]]) -> None:
+    assert until_read(Receiver(*seen)) == [load._LOOKS]
+
+
+def test_samples_grow(monkeypatch: pytest.MonkeyPatch, slept: list[float]) -> None:
+    found = ramp(monkeypatch, [4, 4, 10], [10.0, 20.0, 2000.0, 8000.0, 2000.0, 2100.0])
+    assert found["steady"] is True
+    assert slept[:3] == [load._RAMP_SAMPLE_S] * 3
+    assert slept[3:] == pytest.approx([load._RAMP_SAMPLE_S * 1.5**n for n in (1, 2, 3)])
