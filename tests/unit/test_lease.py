@@ -305,7 +305,7 @@ def test_agents_that_are_up_are_asked_on_their_own_lines(bed: Bed) -> None:
 
 @pytest.mark.parametrize("how", ["taken", "ended"])
 def test_a_refused_refresh_loses_the_bed(bed: Bed, how: str) -> None:
-    with bed.leases(ttl_s=4) as held:
+    with bed.leases(ttl_s=8) as held:
         bed.on["rx"].broken()
         if how == "taken":
             bed.on["rx"].take(owner="eve@lab", holder="x", ttl_s=60)
