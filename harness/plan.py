@@ -22,7 +22,7 @@ BASELINE = "0"
 SERIES_STEPS = tuple(str(step) for step in range(9))
 FIRST_STAIR = 10
 """An optional step with this number or a higher one includes the optional steps from here on."""
-STAIRS = ("10", "11", "12", "13", "17")
+STAIRS = ("10", "11", "12", "13", "17", "18")
 ALL_STEPS = ("0", "1", "2", "2m", "2v", *SERIES_STEPS[3:], "9", *STAIRS)
 """The steps of the series, and optional steps that not every base has."""
 SHIPPED = "shipped"

@@ -2,8 +2,8 @@
 """Where the time of a packet goes: the functions in which kernels are found, side by side.
 
 The function that a kernel under load executes is noted at many moments. Its share of the samples
-is its share of the CPU time. The kernels take turns, so that a slowdown of the machine affects all
-of them equally.
+is its share of the CPU time. Kernels of this machine take turns, so that a slowdown of the machine
+affects all of them equally.
 """
 
 from __future__ import annotations

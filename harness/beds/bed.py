@@ -178,10 +178,6 @@ class BedKind(ABC):
     """Approximate duration of a boot without its windows."""
     here: ClassVar[bool]
     """Whether kernels are booted on this machine, so that figures are not hardware figures."""
-    no_profile: ClassVar[str | None] = (
-        "kernels are profiled side by side, so they have to run on one machine"
-    )
-    """Why functions cannot be sampled, if they cannot."""
 
     def label(self, accelerator: str | None) -> str:  # noqa: ARG002
         """What its figures are worth, in a few words."""

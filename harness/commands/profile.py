@@ -12,10 +12,9 @@ import click
 from tabulate import tabulate
 
 from harness import config, plan, profiling
-from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.beds import registry
-from harness.campaign.session import booted
+from harness.campaign.session import opened
 from harness.commands import Seconds, bed_option, hosts_option, tree_option
 from harness.commands.variants import commits_of, variants_option
 
@@ -58,23 +57,23 @@ def profile(
     harness profile 8,shipped --top 50   step 8 and the tree without any patch
     harness profile --tree . --variants HEAD,worktree
 
-    The kernels run under the load of hosts.yaml and take turns. A time marked with * differs
-    from the first step's by more than two standard errors.
+    The kernels run under the load of hosts.yaml. On this machine they take turns; a machine of
+    kind ssh boots one after the other. A time marked with * differs from the first step's by more
+    than two standard errors.
     """
     hosts = config.load(config.locate(hosts_path))
     bed = config.bed(hosts, bed_name)
-    if why := registry.of(bed).no_profile:
-        raise ConfigurationError(
-            f"bed {bed.name} is {bed.kind}: {why}", hint="use --bed native or --bed virtual"
-        )
     commits = commits_of(tree, variants)
     wanted = [commit.name for commit in commits] or plan.parse_steps(steps)
-    with (
-        booted(hosts, bed, wanted, tree=tree, commits=commits) as beds,
-        Progress() as progress,
-        progress.task("profile", total=profiling.turns(duration_s)) as task,
-    ):
-        found = profiling.measure(beds, duration_s, bed.placement.irq_cpu, task.advance)
+    found: dict[str, profiling.Profile] = {}
+    with opened(hosts, bed, wanted, tree=tree, commits=commits) as session:
+        for group in session.groups:
+            with session.up(group) as beds, Progress() as progress:
+                turns = profiling.turns(duration_s)
+                with progress.task(f"profile {', '.join(group)}", total=turns) as task:
+                    found |= profiling.measure(
+                        beds, duration_s, bed.placement.irq_cpu, task.advance
+                    )
     if as_json:
         click.echo(json.dumps(_record(found), indent=1))
     else:

@@ -17,7 +17,7 @@ from harness.base.errors import ConfigurationError
 from harness.beds import registry
 from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import SshTarget
-from harness.campaign.session import booted
+from harness.campaign.session import opened
 from harness.commands import Seconds, hosts_option
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def trace(
         kind = registry.KINDS[target.bed_kind]
         if kind.here:
             bed = _bed_of(hosts, name)
-            [running] = up.enter_context(booted(hosts, bed, [wanted], idle=idle)).values()
+            session = up.enter_context(opened(hosts, bed, [wanted]))
+            [running] = up.enter_context(session.up([wanted], idle=idle)).values()
             agent, found = running.probes, running.dut_interface
         else:
             machine = config.machine(hosts, name)

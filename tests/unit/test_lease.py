@@ -331,7 +331,7 @@ def test_a_line_that_is_down_for_a_while_loses_nothing(bed: Bed) -> None:
 
 
 def test_a_line_that_stays_down_loses_the_bed_before_others_can_have_it(bed: Bed) -> None:
-    with bed.leases(ttl_s=4) as held:
+    with bed.leases(ttl_s=10) as held:
         bed.cut.add("rx")
         until(lambda: held._lost is not None)
         assert bed.on["rx"].state()["owner"] == lease.owner()

@@ -41,7 +41,6 @@ class Native(LocalKind):
     """Boots of a block are up together. um has no kprobes, so lists are counted from outside."""
 
     boot_s = 5
-    no_profile = None
     profiles = {
         "smoke": replace(SMOKE, slice_s=_SLICE_S),
         "quick": _QUICK,

@@ -46,7 +46,6 @@ class Virtual(LocalKind):
     """Boots of a block are up together."""
 
     boot_s = 28
-    no_profile = None
     profiles = {
         "smoke": replace(SMOKE, slice_s=_SLICE_S),
         "quick": _QUICK,

@@ -116,7 +116,8 @@ class Guest:
         group = _thread_group(next(iter(threads)))
         for thread in Path(f"/proc/{group}/task").iterdir():
             if int(thread.name) not in threads:
-                os.sched_setaffinity(int(thread.name), others)
+                with contextlib.suppress(ProcessLookupError):  # some work only for a moment
+                    os.sched_setaffinity(int(thread.name), others)
         for index, thread_id in self.vcpu_threads.items():
             os.sched_setaffinity(thread_id, {vcpus[index % len(vcpus)]})
 
