@@ -19,6 +19,7 @@ from harness.nic.memory import GuestAccessError, GuestMemory
 from harness.nic.phy import Phy
 from harness.nic.receive import Receiver
 from harness.nic.registers import Field, Register, RegisterFile
+from harness.nic.repeat import Pace
 from harness.nic.stats import GENERATION_START, MacStats
 from harness.nic.steering import Steering
 from harness.nic.wire import Wire, loopback
@@ -433,6 +434,10 @@ class Nic:
         size of bursts (0: as they come)."""
         self._receiver.repeater.times = repeat
         self._receiver.burst = burst
+
+    def pace_repetition(self, pps: float | None) -> None:
+        """Deliver so many repeated frames per second; None: as many as the link carries."""
+        self._receiver.pace = None if pps is None else Pace(pps)
 
     def receive(self) -> int:
         """One pass over the waiting frames; returns how many left the packet buffer."""

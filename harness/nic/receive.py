@@ -32,7 +32,7 @@ import numpy as np
 from harness.nic import offload, queues
 from harness.nic.journal import Journal
 from harness.nic.memory import Int64s, Qwords
-from harness.nic.repeat import RESERVED, Repeater, Run, Template
+from harness.nic.repeat import RESERVED, Pace, Repeater, Run, Template
 from harness.nic.stats import ETH_FCS_LEN, MacStats
 from harness.nic.steering import DROP, Steering
 from harness.nic.wire import (
@@ -82,6 +82,8 @@ class Receiver:
         self.burst = 0
         """Deliver at most this many frames, then none until the driver has taken them; 0: no
         limit."""
+        self.pace: Pace | None = None
+        """Of repeated frames; None: as fast as the link."""
         self.max_frame = 1518
         """The longest frame that the MAC accepts, including FCS."""
         self.carries = True
@@ -154,11 +156,13 @@ class Receiver:
     def _repeat(self, now_ns: int) -> int:
         """Deliver repeated frames to the posted descriptors."""
         done = 0
-        for queue, templates in self.repeater.templates():
+        repeated = self.repeater.templates()
+        share = None if self.pace is None else self.pace.due(now_ns) // len(repeated)
+        for queue, templates in repeated:
             rxq = self._rxqs.get(queue)
             if rxq is not None:
                 try:
-                    done += self._repeat_to(rxq, templates, now_ns)
+                    done += self._repeat_to(rxq, templates, share, now_ns)
                 except Exception as error:  # noqa: BLE001 - costs the repeated frames
                     self._journal.mistake(error)
                     templates.clear()
@@ -166,21 +170,32 @@ class Receiver:
                 self.repeater.done(queue)
         return done
 
-    def _repeat_to(self, rxq: queues.RxQueue, templates: deque[Template], now_ns: int) -> int:
+    def _repeat_to(
+        self, rxq: queues.RxQueue, templates: deque[Template], carried: int | None, now_ns: int
+    ) -> int:
+        """Deliver to one queue what the wire has ``carried`` to it (None: as much as it takes)."""
         done = 0
         while templates:
             template = templates[0]
             room = rxq.frames_posted(template.longest) - min(RESERVED, rxq.entries // 8)
+            full = room <= rxq.entries // 2
             if self.burst:
                 room = min(room, self.burst) if rxq.evq.ready else 0
-            if room <= 0:
+            frames = max(room if carried is None else min(room, carried), 0)
+            if not frames and not carried:
                 break
-            full = room <= rxq.entries // 2
-            delivered = self._again(template, rxq, template.next(room), now_ns)
+            delivered = self._again(template, rxq, template.next(frames), now_ns) if frames else 0
             done += delivered
+            lost = 0
             if template.left is None and not self.burst:
-                lost = template.lost(delivered, self.link_mbps, now_ns, full=full)
+                if carried is None:
+                    lost = template.lost(delivered, self.link_mbps, now_ns, full=full)
+                elif full:
+                    lost = carried - delivered
                 self._journal.count("repeat_lost", lost)
+            if carried is not None and self.pace is not None:
+                self.pace.took(delivered + lost)
+                carried -= delivered + lost
             if template.left == 0:
                 templates.popleft()
             elif template.left is None or not delivered:

@@ -63,6 +63,31 @@ class Run:
         return self.lengths.size
 
 
+class Pace:
+    """A wire that carries ``pps`` frames per second."""
+
+    def __init__(self, pps: float) -> None:
+        self._pps = pps
+        self._due = 0.0
+        self._asked_ns: int | None = None
+
+    def due(self, now_ns: int) -> int:
+        """How many frames it has carried that were not :meth:`took`.
+
+        Nothing while the model was stopped, and the link with it.
+        """
+        if self._asked_ns is not None:
+            past_ns = now_ns - self._asked_ns
+            self._due += self._pps * (past_ns if past_ns < _STOPPED_NS else 0) / 1e9
+            self._due = min(self._due, self._pps * _STOPPED_NS / 1e9)
+        self._asked_ns = now_ns
+        return int(self._due)
+
+    def took(self, frames: int) -> None:
+        """So many of them were delivered, or lost."""
+        self._due -= frames
+
+
 class Template:
     """A circular sequence of frames to deliver.
 

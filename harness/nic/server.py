@@ -47,6 +47,7 @@ _TURN_NS = 1_000_000
 _YIELDING_TX = 16
 MAX_TIMES = 1_000_000
 """The largest number of repetitions, and of frames in a burst."""
+MAX_PPS = 1_000_000_000
 
 
 class Session(Protocol):
@@ -340,7 +341,7 @@ class _Pace:
 
 class _Control:
     """JSON lines on a unix socket: ``counters``, ``link`` with ``up``, ``wire`` with ``repeat``
-    and ``burst``."""
+    and ``burst``, ``pace`` with ``pps``."""
 
     def __init__(self, path: Path, nic: Nic) -> None:
         self._path = path
@@ -388,6 +389,12 @@ class _Control:
                     return {"error": f"repeat and burst are 0 to {MAX_TIMES}"}
                 self._nic.pace_wire(repeat=repeat, burst=burst)
                 return {"wire": {"repeat": repeat, "burst": burst}}
+            if call == "pace":
+                pps = None if request["pps"] is None else float(request["pps"])
+                if pps is not None and not 0 <= pps <= MAX_PPS:
+                    return {"error": f"pps is 0 to {MAX_PPS}, or null"}
+                self._nic.pace_repetition(pps)
+                return {"pace": {"pps": pps}}
             if call == "link":
                 self._nic.set_link(bool(request["up"]))
                 return {"link": {"up": self._nic.link_up}}

@@ -49,7 +49,6 @@ SEED = 6
 _ANSWER_S = 300.0
 _DEATH_S = 20.0
 _FLOOD_S = 0.1
-_STREAM_OCTETS = 1 << 18
 _ROUNDS_S = 6.0
 """For all requests of a connection: if none of them waits they take a twentieth of it."""
 _TAKEN_DOWN_S = 1.0
@@ -176,7 +175,7 @@ class Stage:
             "to": traffic.DUT,
             "mac": self.bed.dut_mac,
             "count": scene.streams,
-            "octets": _STREAM_OCTETS,
+            "octets": scene.octets,
             **scene.asked(),
         }
         answered = self.outside.ask({"streams": asked})["streams"]

@@ -63,8 +63,10 @@ class Scene:
     """TCP connections of the generator's own, in place of bursts; then only they are compared."""
     rounds: int = 0
     """Requests on each of them, answered one by one."""
+    octets: int = 1 << 18
+    """That each of them sends in the end."""
     busy_poll_us: int = 0
-    """How long the guest's end of them polls."""
+    """How long the guest's end of them polls. GRO keeps segments without PSH for so long."""
     churn: Sequence[str] = ()
     """Commands run under a flood instead; then only splats count."""
 

@@ -404,3 +404,69 @@ def test_a_ring_that_is_gone_does_not_keep_the_processor(
 def test_doorbells_wait_no_longer_than_the_ring_allows(driver: InProcess) -> None:
     """Half a ring must suffice for a fast guest, which takes a frame in 200 ns."""
     assert 0 < driver.nic.patience_ns < ENTRIES // 2 * 200 // 4
+
+
+def paced(driver: InProcess, passes: int, queues: int = 1) -> list[int]:
+    """How many frames each queue gets in passes of a millisecond, while streams come."""
+    got = [0] * queues
+    for _ in range(passes):
+        driver.wire.inject(*flows(40))
+        driver.nic.receive()
+        for queue in range(queues):
+            got[queue] += len(driver.receive(queue))
+            driver.refill(queue)
+        driver.clock.now_ns += MS
+    return got
+
+
+@pytest.mark.parametrize("pps", [1000, 100_000, 400_500])
+def test_repeated_frames_come_at_a_rate(driver: InProcess, pps: int) -> None:
+    driver.nic.pace_wire(repeat=0, burst=0)
+    driver.nic.pace_repetition(pps)
+    paced(driver, 2)
+    [got] = paced(driver, 100)
+    assert abs(got - pps / 10) <= max(2, pps / 1000)
+    assert conserved(driver)["repeat_lost"] == 0
+    driver.nic.pace_repetition(0)
+    assert paced(driver, 50) == [0]
+    driver.nic.pace_repetition(None)
+    [got] = paced(driver, 3)
+    assert got > ENTRIES
+
+
+def test_what_a_paced_wire_carries_to_a_full_ring_is_lost(driver: InProcess) -> None:
+    driver.nic.pace_wire(repeat=0, burst=0)
+    driver.nic.pace_repetition(1_000_000)
+    for _ in range(10):  # no descriptor is posted again
+        driver.wire.inject(*flows(40))
+        driver.nic.receive()
+        driver.clock.now_ns += MS
+    counters = conserved(driver)
+    delivered = counters["repeat_delivered"]
+    assert delivered < ENTRIES
+    assert abs(delivered + counters["repeat_lost"] - 9000) <= 1
+    assert driver.stats()[0x1C] == counters["rx_frames"] + counters["repeat_lost"]
+
+
+def test_a_stopped_model_carries_nothing_and_a_slow_one_catches_up(driver: InProcess) -> None:
+    driver.nic.pace_wire(repeat=0, burst=0)
+    driver.nic.pace_repetition(10_000)
+    paced(driver, 2)
+    for gap_ms, expected in ((10, 110), (500, 0)):
+        driver.clock.now_ns += gap_ms * MS
+        [got] = paced(driver, 1)
+        assert abs(got - expected) <= 1
+    assert conserved(driver)["repeat_lost"] == 0
+
+
+def test_queues_share_a_rate() -> None:
+    driver = started(channels=2, filters=False)
+    driver.add_filter(MAC, queue=0)
+    other = bytes.fromhex("020000000044")
+    driver.add_filter(other, queue=1)
+    driver.nic.pace_wire(repeat=0, burst=0)
+    driver.nic.pace_repetition(100_000)
+    driver.wire.inject(*[other + frame[6:] for frame in flows(64)])
+    found = paced(driver, 40, queues=2)
+    assert all(abs(one - 2000) < 100 for one in found), found
+    driver.close()

@@ -104,16 +104,25 @@ class NicModel:
 
     def counters(self) -> dict[str, Any]:
         """The model's own counters, by name."""
+        return dict(self._ask({"call": "counters"})["counters"])
+
+    def pace(self, pps: float | None) -> None:
+        """Have it deliver so many repeated frames per second; None: as many as the link does."""
+        self._ask({"call": "pace", "pps": pps})
+
+    def _ask(self, call: dict[str, Any]) -> dict[str, Any]:
         try:
             with socket.socket(socket.AF_UNIX) as line:
                 line.settimeout(_ANSWER_S)
                 line.connect(str(self._control))
-                line.sendall(b'{"call": "counters"}\n')
-                answer = json.loads(line.makefile().readline())
+                line.sendall(json.dumps(call).encode() + b"\n")
+                answer: dict[str, Any] = json.loads(line.makefile().readline())
         except (OSError, ValueError) as error:
             self.check()
             raise InfrastructureError(f"the NIC model does not answer: {error}") from error
-        return dict(answer.get("counters", answer))
+        if "error" in answer:
+            raise InfrastructureError(f"the NIC model refuses {call}: {answer['error']}")
+        return answer
 
     def freeze(self) -> None:
         """Stop it. Stop its client first."""
