@@ -272,9 +272,14 @@ def test_the_highest_rate_is_confirmed_and_loses_next_to_nothing(lab: Lab) -> No
             short = tried.offered_pps < 0.95 * tried.asked_pps
             assert tried.passed == (not lossy and not short)
         again = [tried.passed for tried in trial.search if tried.asked_pps == trial.ndr_pps]
-        assert again == [True] * 4
+        assert again == [True] * 2
         above = [one.asked_pps for one in trial.search if not one.passed]
         assert min(above) <= 1.031 * trial.ndr_pps
+        assert above.count(min(above)) == 3
+        assert trial.zero_loss_pps is not None
+        assert trial.pdr_pps is not None
+        assert trial.zero_loss_pps <= trial.ndr_pps <= trial.pdr_pps
+        assert trial.not_found == {}
 
 
 # What would void a trial
