@@ -6,6 +6,7 @@ A trial of a rate is that of RFC 2544, 26.1; :mod:`harness.trials.search` choose
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -124,6 +125,8 @@ class Ndr(Kind[NdrTrial]):
         taken = block.taken()
         usual_pps = taken.paced(_FIRST_SHARE) if taken else _FIRST_PPS
         first_pps = block.bed.paced_pps or usual_pps
+        # The same for the boots of a block that are compared side by side.
+        phase = random.Random(block.boots[0].title).random()  # noqa: S311 (no secret)
 
         def measure(boot: MeasuredBoot, trial: PlannedTrial) -> None:
             load = LoadOnBoot(block, boot.bed, first_pps)
@@ -132,7 +135,11 @@ class Ndr(Kind[NdrTrial]):
             found: dict[str, Any] = {"index": trial.index, "void": load.void}
             if not load.void:
                 found |= highest_rates(
-                    block.load, boot.bed, first_pps=first_pps, trial_s=trial.duration_s
+                    block.load,
+                    boot.bed,
+                    first_pps=first_pps,
+                    phase=phase,
+                    trial_s=trial.duration_s,
                 )
                 found["whole"] = load.whole()
             end_all({boot: load})
@@ -150,7 +157,7 @@ class Ndr(Kind[NdrTrial]):
 
 
 def highest_rates(
-    load: Load, bed: RunningBed, *, first_pps: float, trial_s: float
+    load: Load, bed: RunningBed, *, first_pps: float, phase: float, trial_s: float
 ) -> dict[str, Any]:
     """The rates of :data:`LOSSES` of a bed whose streams have started, and every rate tried.
 
@@ -180,7 +187,9 @@ def highest_rates(
     bed.generator.netperf_pause()
     found: dict[str, Any] = {"search": tried, "not_found": {}}
     try:
-        bounds = search.highest_rates(attempt, list(LOSSES.values()), first_pps=first_pps)
+        bounds = search.highest_rates(
+            attempt, list(LOSSES.values()), first_pps=first_pps, phase=phase
+        )
     except search.UnfinishedError:
         return found | _void(f"not found in {len(tried)} trials")
     for (name, loss), bound in zip(LOSSES.items(), bounds, strict=True):
@@ -201,7 +210,7 @@ def why_not_found(
 ) -> str | None:
     """Why ``bounds`` are not those of the dut at a goal of ``loss``; ``None``: they are."""
     if bounds.passes_pps is None:
-        return f"packets are lost even at {search.LEAST_PPS:,.0f} packets/s"
+        return f"packets are lost even at {bounds.fails_pps:,.0f} packets/s"
     failed = [row for row in _at(bounds.fails_pps, tried) if _lossy(row, loss) or not _offered(row)]
     if 2 * sum(_lossy(row, loss) for row in failed) >= max(1, len(failed)):
         return None

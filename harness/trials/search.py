@@ -16,7 +16,7 @@ from typing import Any
 RESOLUTION = 0.03
 """The limit is at most this share above the rate that is found."""
 LEAST_PPS = 1000.0
-MOST_PPS = 1e9
+_MOST_PPS = 1e9
 MOST_TRIALS = 60
 """The end of a search that does not end by itself: more than any of 8,000 simulated ones took
 that lost one trial in twenty by chance."""
@@ -54,12 +54,19 @@ class Bounds:
 
 
 def highest_rates(
-    attempt: Callable[[float], Outcome], losses: Sequence[float], *, first_pps: float
+    attempt: Callable[[float], Outcome],
+    losses: Sequence[float],
+    *,
+    first_pps: float,
+    phase: float = 0.0,
 ) -> list[Bounds]:
     """For each share of ``losses``, the bounds of the rates at which no more is lost.
 
     ``attempt`` makes a trial of a rate. Bounds are in the order of ``losses``, and the rates
     of a larger loss are not below those of a smaller one.
+
+    All rates are on a grid of steps of :data:`RESOLUTION`; ``phase``, 0 to 1, moves it by a
+    part of a step. A mean over searches with different phases resolves less than a step.
 
     Raises:
         UnfinishedError: after :data:`MOST_TRIALS` trials.
@@ -81,10 +88,11 @@ def highest_rates(
         )
         for loss in losses
     ]
+    moved = (1 + RESOLUTION) ** phase
     config = Config(
         goals=goals,
-        min_load=LEAST_PPS,
-        max_load=MOST_PPS,
+        min_load=LEAST_PPS * moved,
+        max_load=_MOST_PPS * moved,
         search_duration_max=float("inf"),  # counted in trials instead
         warmup_duration=None,
     )
@@ -140,7 +148,7 @@ def _controller(config: Any, first_pps: float) -> Any:
             passed = failed = None
             pps = first_pps
             while not (passed and failed):
-                load = self.from_float(min(max(pps, LEAST_PPS), MOST_PPS)).rounded_down()
+                load = self.from_float(pps).rounded_down()  # within the limits
                 result = self.measure(1.0, load)
                 if result.loss_ratio <= strictest:
                     passed = result

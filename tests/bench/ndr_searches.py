@@ -110,7 +110,8 @@ Search = Callable[[Receiver, float], Sequence[float | None]]
 
 def searched(receiver: Receiver, first_pps: float) -> Sequence[float | None]:
     """The harness's search."""
-    found = search.highest_rates(receiver, LOSSES, first_pps=first_pps)
+    phase = first_pps % 1
+    found = search.highest_rates(receiver, LOSSES, first_pps=first_pps, phase=phase)
     return [bounds.passes_pps for bounds in found]
 
 

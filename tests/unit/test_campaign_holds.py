@@ -282,6 +282,19 @@ def test_the_highest_rate_is_confirmed_and_loses_next_to_nothing(lab: Lab) -> No
         assert trial.not_found == {}
 
 
+def test_a_rate_that_the_generator_does_not_send_does_not_pass(lab: Lab) -> None:
+    lab.kernels["r8"].offered_pps = 100_000
+    assert lab.run("--profile", "smoke", "--also", "ndr").exit_code == 0
+    [trial] = trials(lab.boot("8"), NdrTrial)
+    [void] = trial.void
+    assert "it sent 100,000, of which 0 were lost" in void.detail
+    assert set(trial.not_found) == {"zero_loss_pps", "pdr_pps"}
+    assert trial.search is not None
+    for tried in trial.search:
+        assert tried.passed == (tried.asked_pps <= 100_000 / 0.95)
+    assert max(tried.asked_pps for tried in trial.search) < 400_000
+
+
 # What would void a trial
 
 

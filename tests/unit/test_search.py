@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,11 +20,11 @@ _NEAR = 1 + search.RESOLUTION
 
 
 @settings(max_examples=60)
-@given(limit=st.floats(1001, 1e8), first=st.floats(1, 1e9))
+@given(limit=st.floats(1031, 1e8), first=st.floats(1, 1e9), phase=st.floats(0, 1))
 def test_the_search_comes_as_near_to_each_limit_as_its_resolution(
-    limit: float, first: float
+    limit: float, first: float, phase: float
 ) -> None:
-    bounds = highest_rates(Receiver(limit), LOSSES, first_pps=first)
+    bounds = highest_rates(Receiver(limit), LOSSES, first_pps=first, phase=phase)
     for loss, found in zip(LOSSES, bounds, strict=True):
         exact = limit / (1 - loss)
         assert found.passes_pps is not None
@@ -42,6 +44,17 @@ def test_more_loss_is_never_a_lower_rate(seed: int, receiver: str) -> None:
         return
     rates = [bounds.passes_pps or 0.0 for bounds in found]
     assert rates == sorted(rates)
+
+
+def test_the_mean_of_many_phases_resolves_less_than_a_step() -> None:
+    def found(limit: float, phase: float) -> float:
+        [bounds] = highest_rates(Receiver(limit), [0.0], first_pps=40_000, phase=phase)
+        assert bounds.passes_pps is not None
+        return bounds.passes_pps
+
+    ratios = [found(50_500, n / 40) / found(50_000, n / 40) for n in range(40)]
+    assert max(ratios) == pytest.approx(_NEAR, rel=1e-3)
+    assert statistics.geometric_mean(ratios) == pytest.approx(1.01, abs=0.002)
 
 
 def test_no_rate_is_found_where_none_passes() -> None:
