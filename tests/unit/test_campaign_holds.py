@@ -295,6 +295,18 @@ def test_a_rate_that_the_generator_does_not_send_does_not_pass(lab: Lab) -> None
     assert max(tried.asked_pps for tried in trial.search) < 400_000
 
 
+def test_a_kernel_that_dies_during_a_search_ends_no_other_boot(lab: Lab) -> None:
+    lab.kernels["r8"].answers = fails_once(
+        KernelError("rx: the kernel died"), "generator", "netperf_resume", 4
+    )
+    done = lab.run("--profile", "smoke", "--also", "ndr")
+    assert isinstance(done.exception, KernelError)
+    assert lab.boot("8").outcome == "failed"
+    assert trials(lab.boot("8"), NdrTrial) == []
+    [trial] = trials(lab.boot("0"), NdrTrial)
+    assert trial.ndr_pps is not None
+
+
 # What would void a trial
 
 
