@@ -16,6 +16,7 @@ from typing import Any
 RESOLUTION = 0.03
 """The limit is at most this share above the rate that is found."""
 LEAST_PPS = 1000.0
+"""The lowest rate of a search of phase 0."""
 _MOST_PPS = 1e9
 MOST_TRIALS = 60
 """The end of a search that does not end by itself: more than any of 8,000 simulated ones took
@@ -24,7 +25,8 @@ TRIALS_OF_A_BOUND = 4
 """A rate passes if half of so many trials pass. One loss by chance costs further trials of the
 rate; three are needed to bound the search."""
 _PRECEDING_TARGETS = 2
-"""Single trials find the limit to within four times, then twice the resolution."""
+"""One trial of each rate finds the limit to within four times the resolution, and then two to
+within twice the resolution."""
 _CLOSEST = 0.97
 """The next rate after a failed one is at most this share of it."""
 
