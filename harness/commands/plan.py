@@ -113,7 +113,7 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
             f"each kernel is linked in {layouts} layouts, which blocks use in turn: the position "
             "of functions must not look like the effect of a patch"
         )
-    if also := [kind.about(bed) for kind in trials.asked(timing) if kind.also]:
+    if also := [kind.about(bed, timing) for kind in trials.asked(timing) if kind.also]:
         yield f"in each boot also: {', '.join(also)}"
     if timing.slice_s:
         yield (

@@ -148,8 +148,8 @@ class Kind(ABC, Generic[Sample]):
     elsewhere: ClassVar[str] = ""
     """The hint for other beds."""
 
-    def about(self, bed: Bed) -> str:  # noqa: ARG002
-        """:attr:`summary`, with details of the bed."""
+    def about(self, bed: Bed, profile: Profile) -> str:  # noqa: ARG002
+        """:attr:`summary`, with details of the bed and the profile."""
         return self.summary
 
     def changes(self) -> tuple[str, str] | None:

@@ -80,7 +80,7 @@ class Paced(Kind[PacedTrial]):
         [Panel(one.title, "ns per packet", [name]) for name, one in measures.items()],
     )
 
-    def about(self, bed: Bed) -> str:
+    def about(self, bed: Bed, profile: Profile) -> str:  # noqa: ARG002
         if bed.paced_pps:
             return f"CPU time per packet at {bed.paced_pps:,} packets/s"
         *shares, last = [f"{share:.0%}" for share in PACED_SHARES]

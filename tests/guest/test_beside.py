@@ -11,6 +11,7 @@ import pytest
 
 from harness import config
 from harness.plan import PACED_SHARES
+from harness.trials.ndr import LOSSES
 from tests.guest.conftest import harness
 
 pytestmark = pytest.mark.guest
@@ -51,7 +52,10 @@ def test_what_is_measured_beside_the_rate(tmp_path: Path) -> None:
     assert {tried["passed"] for tried in ndr["search"]} == {True, False}
     for tried in ndr["search"]:
         assert 0 < tried["read"] <= tried["sent"] + 20
-    assert [tried["asked_pps"] for tried in ndr["search"][-3:]] == [ndr["ndr_pps"]] * 3
+    again = [tried["passed"] for tried in ndr["search"] if tried["asked_pps"] == ndr["ndr_pps"]]
+    assert again.count(True) >= 2
+    rates = [ndr[name] for name in LOSSES if ndr[name] is not None]
+    assert rates == sorted(rates)
 
     settings = boot["settings"]["restored"]
     assert "pacing_bytes_per_s" in settings["generator"]["restored"]

@@ -17,6 +17,7 @@ import pytest
 from click.testing import Result
 
 from harness.base.errors import HostLostError, KernelError
+from harness.trials.ndr import LOSSES
 from tests.unit import simulated_lab
 from tests.unit.simulated_hosts import CYCLES_PER_S, INSTRUCTIONS, READ_SHARE, round_trip_us
 from tests.unit.simulated_lab import STACK_PPS, Lab, fails_once
@@ -82,7 +83,8 @@ def test_the_figures_are_those_of_the_simulated_kernels(lab: Lab) -> None:
         for share in (10, 50, 90):
             cost_ns = found.pop(f"paced{share}_cpu_ns_per_packet")
             assert cost_ns == pytest.approx(1e9 / pps, rel=1e-3)
-        assert found.pop("ndr_pps") == pytest.approx(READ_SHARE * pps, rel=0.03)
+        for name in LOSSES:
+            assert found.pop(name) == pytest.approx(READ_SHARE * pps, rel=0.03)
         assert found.pop("cycles_per_packet") == pytest.approx(CYCLES_PER_S / pps, rel=1e-3)
         assert found.pop("instructions_per_packet") == pytest.approx(2 * INSTRUCTIONS, rel=1e-3)
         assert found.pop("l1i_misses_per_packet") == pytest.approx(8, rel=1e-3)

@@ -272,9 +272,51 @@ def test_the_highest_rate_is_confirmed_and_loses_next_to_nothing(lab: Lab) -> No
             short = tried.offered_pps < 0.95 * tried.asked_pps
             assert tried.passed == (not lossy and not short)
         again = [tried.passed for tried in trial.search if tried.asked_pps == trial.ndr_pps]
-        assert again == [True] * 4
+        assert again == [True] * 2
         above = [one.asked_pps for one in trial.search if not one.passed]
         assert min(above) <= 1.031 * trial.ndr_pps
+        assert above.count(min(above)) == 3
+        assert trial.zero_loss_pps is not None
+        assert trial.pdr_pps is not None
+        assert trial.zero_loss_pps <= trial.ndr_pps <= trial.pdr_pps
+        assert trial.not_found == {}
+
+
+def test_a_rate_that_the_generator_does_not_send_does_not_pass(lab: Lab) -> None:
+    lab.kernels["r8"].offered_pps = 100_000
+    assert lab.run("--profile", "smoke", "--also", "ndr").exit_code == 0
+    [trial] = trials(lab.boot("8"), NdrTrial)
+    [void] = trial.void
+    assert "it sent 100,000, of which 0 were lost" in void.detail
+    assert set(trial.not_found) == {"zero_loss_pps", "pdr_pps"}
+    assert trial.search is not None
+    for tried in trial.search:
+        assert tried.passed == (tried.asked_pps <= 100_000 / 0.95)
+    assert max(tried.asked_pps for tried in trial.search) < 400_000
+
+
+def test_a_wire_that_repeats_frames_has_no_highest_rate(lab: Lab) -> None:
+    def repeats(answer: Json) -> None:
+        if "snmp" in answer:
+            answer["snmp"]["Udp"]["InDatagrams"] *= 5
+
+    lab.kernels["r8"].answers = _edited("counters", repeats)
+    assert lab.run("--profile", "smoke", "--also", "ndr").exit_code == 0
+    [trial] = trials(lab.boot("8"), NdrTrial)
+    assert [void.rule for void in trial.void] == ["rate-not-found"]
+    assert "wire: {repeat: 1}" in trial.void[0].detail
+
+
+def test_a_kernel_that_dies_during_a_search_ends_no_other_boot(lab: Lab) -> None:
+    lab.kernels["r8"].answers = fails_once(
+        KernelError("rx: the kernel died"), "generator", "netperf_resume", 4
+    )
+    done = lab.run("--profile", "smoke", "--also", "ndr")
+    assert isinstance(done.exception, KernelError)
+    assert lab.boot("8").outcome == "failed"
+    assert trials(lab.boot("8"), NdrTrial) == []
+    [trial] = trials(lab.boot("0"), NdrTrial)
+    assert trial.ndr_pps is not None
 
 
 # What would void a trial
