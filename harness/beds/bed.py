@@ -86,6 +86,20 @@ class RunningBed:
         """The NIC model's own counters; None for a real NIC."""
         return None
 
+    @property
+    def repeats(self) -> bool:
+        """Does its wire deliver a frame more than once?"""
+        return False
+
+    def pace_wire(self, pps: float | None) -> None:
+        """Have a wire that :attr:`repeats` carry ``pps`` packets/s; None: as many as it can."""
+        raise NotImplementedError
+
+    def sent(self) -> int:
+        """The packets that were sent to the dut so far."""
+        found = self.generator.counters(interface=self.generator_interface)
+        return int(found["link"]["tx_packets"])
+
     def executed(self) -> list[Block]:
         """What an emulated dut executed in the last counted window; only if the bed counts."""
         raise NotImplementedError

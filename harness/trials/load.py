@@ -96,12 +96,33 @@ def have_netserver(bed_config: Bed, bed: RunningBed) -> None:
 
 
 def pace(bed: RunningBed, load: Load, pps: float | None) -> None:
-    """Limit the generator to ``pps`` packets of ``load`` per second; ``None``: no limit."""
+    """Limit the load to ``pps`` packets per second; ``None``: no limit.
+
+    Where the wire repeats what the generator sends, the wire is limited.
+    """
+    if bed.repeats:
+        bed.pace_wire(pps)
+        return
     frame_bytes = _FRAME_HEADERS_BYTES + load.message_bytes
     rate = round((pps or 0) * frame_bytes)
     required(
         bed.generator.settings_apply(interface=bed.generator_interface, pacing_bytes_per_s=rate)
     )
+
+
+def hold(bed: RunningBed) -> None:
+    """Let no packet of the load come until :func:`release`."""
+    if bed.repeats:
+        bed.pace_wire(0)
+    else:
+        bed.generator.netperf_pause()
+
+
+def release(bed: RunningBed, load: Load, pps: float) -> None:
+    """Let ``pps`` packets per second come, after :func:`hold`."""
+    pace(bed, load, pps)
+    if not bed.repeats:
+        bed.generator.netperf_resume()
 
 
 def required(done: Mapping[str, Any]) -> None:

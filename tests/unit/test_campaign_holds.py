@@ -295,18 +295,6 @@ def test_a_rate_that_the_generator_does_not_send_does_not_pass(lab: Lab) -> None
     assert max(tried.asked_pps for tried in trial.search) < 400_000
 
 
-def test_a_wire_that_repeats_frames_has_no_highest_rate(lab: Lab) -> None:
-    def repeats(answer: Json) -> None:
-        if "snmp" in answer:
-            answer["snmp"]["Udp"]["InDatagrams"] *= 5
-
-    lab.kernels["r8"].answers = _edited("counters", repeats)
-    assert lab.run("--profile", "smoke", "--also", "ndr").exit_code == 0
-    [trial] = trials(lab.boot("8"), NdrTrial)
-    assert [void.rule for void in trial.void] == ["rate-not-found"]
-    assert "wire: {repeat: 1}" in trial.void[0].detail
-
-
 def test_a_kernel_that_dies_during_a_search_ends_no_other_boot(lab: Lab) -> None:
     lab.kernels["r8"].answers = fails_once(
         KernelError("rx: the kernel died"), "generator", "netperf_resume", 4

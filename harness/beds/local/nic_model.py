@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 from harness.base import process, runtime
 from harness.base.errors import InfrastructureError
 from harness.beds.access.channel import RemoteAgent
+from harness.beds.bed import RunningBed
 from harness.beds.local import netns
 from harness.config import QemuHost, UmlHost, Wire
 
@@ -56,13 +57,15 @@ class NicModel:
         log: Path,
         cpu: int | None = None,
         vhost_user: bool = False,
-        options: Sequence[str] = (),
+        delivery: Wire | None = None,
     ) -> None:
         """Start it on the interface ``wire`` of ``namespace``, or on a cable to a peer.
 
         It listens at ``socket``. QEMU connects there, or a user-mode kernel with ``vhost_user``.
-        ``options`` are further options of ``harness.nic``.
+        By default it delivers each frame once.
         """
+        options = [] if delivery is None else wire_options(delivery)
+        self.repeats = delivery is not None and delivery.repeat != 1
         joined = (
             ["--peer", str(wire.socket), "--peer-mac", wire.mac]
             if isinstance(wire, Peer)
@@ -141,6 +144,29 @@ class NicModel:
         process.end(self.process)
 
 
+@dataclass(kw_only=True)
+class ModelledBed(RunningBed):
+    """A bed whose dut has the NIC model."""
+
+    nic: NicModel
+
+    def nic_counters(self) -> dict[str, Any]:
+        return self.nic.counters()
+
+    @property
+    def repeats(self) -> bool:
+        return self.nic.repeats
+
+    def pace_wire(self, pps: float | None) -> None:
+        self.nic.pace(pps)
+
+    def sent(self) -> int:
+        if not self.repeats:
+            return super().sent()
+        found = self.nic.counters()
+        return int(found["rx_frames"] + found["repeat_lost"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class SendingSide:
     """The agent of the generator, and the NIC model at the other end of its wire."""
@@ -188,7 +214,7 @@ def sending_side(
             log=directory / "nic.log",
             cpu=cpu,
             vhost_user=vhost_user,
-            options=wire_options(dut.wire),
+            delivery=dut.wire,
         )
         up.callback(model.stop)
         yield SendingSide(

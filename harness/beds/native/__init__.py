@@ -20,15 +20,14 @@ from harness import images
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.beds.access.channel import Pending
-from harness.beds.bed import RunningBed
+from harness.beds.bed import RunningBed as RunningBed
 from harness.beds.local.boots import named_cpus
 from harness.beds.local.nic_model import (
     NETPERF_NICE,
-    NicModel,
+    ModelledBed,
     SendingSide,
     load_nice,
     sending_side,
-    wire_options,
 )
 from harness.beds.native import sampling
 from harness.beds.native.counting import OutsideProbes
@@ -61,10 +60,9 @@ def equipment(progress: Progress, sender: Image | None = None) -> Equipment:
 
 
 @dataclass(kw_only=True)
-class NativeBed(RunningBed):
+class NativeBed(ModelledBed):
     """A user-mode kernel and its load."""
 
-    nic: NicModel
     kernel: UserModeKernel
     outside: OutsideProbes
     image: Image
@@ -86,9 +84,6 @@ class NativeBed(RunningBed):
             self.generator.netperf_resume()
         self.nic.thaw()
         self.kernel.thaw()
-
-    def nic_counters(self) -> dict[str, Any]:
-        return self.nic.counters()
 
     @property
     def probes(self) -> OutsideProbes:
@@ -178,7 +173,7 @@ def _sending_side(
         dut_mac=bed.dut.nic.mac,
         cpus=(cpus.model, cpus.netperf[0]),
         nice=load_nice(bed.dut.wire),
-        options=wire_options(bed.dut.wire),
+        delivery=bed.dut.wire,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from harness.base import runtime
 from harness.base.errors import InfrastructureError, KernelError
 from harness.beds.local.nic_model import CONTROL, NicModel, Peer, SendingSide, set_nice
 from harness.beds.native.uml import UserModeKernel
-from harness.config import UmlHost
+from harness.config import UmlHost, Wire
 from harness.images import GuestImage
 from harness.kernels import Image
 
@@ -50,13 +50,13 @@ def sending_kernel(
     dut_mac: str,
     cpus: tuple[int, int],
     nice: int,
-    options: Sequence[str],
+    delivery: Wire,
 ) -> Iterator[SendingSide]:
     """Start the NIC model, and ``image`` as the generator ``host`` called ``name``.
 
     ``cpus`` are those of the model and of the kernel, which gets the ``nice`` value. Both end
-    with the context. ``directory`` keeps their logs and the kernel's console. ``options`` are
-    further options of ``harness.nic``.
+    with the context. ``directory`` keeps their logs and the kernel's console. ``delivery`` is
+    how the model delivers to the dut.
     """
     with contextlib.ExitStack() as up:
         own = up.enter_context(runtime.directory(name_bytes=len(CONTROL)))
@@ -70,7 +70,7 @@ def sending_kernel(
             log=directory / "nic.log",
             cpu=cpus[0],
             vhost_user=True,
-            options=options,
+            delivery=delivery,
         )
         up.callback(model.stop)
         for made in (own / "peer", directory / "generator"):

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness import images
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
-from harness.beds.bed import Block, RunningBed
+from harness.beds.bed import Block
+from harness.beds.bed import RunningBed as RunningBed
 from harness.beds.local.boots import named_cpus
-from harness.beds.local.nic_model import NETPERF_NICE, NicModel, sending_side
+from harness.beds.local.nic_model import NETPERF_NICE, ModelledBed, sending_side
 from harness.beds.virtual import icache, qemu
 from harness.beds.virtual.qemu import Equipment as Equipment
 from harness.config import Bed, MachineCpus, NetnsHost, QemuHost
@@ -54,10 +54,9 @@ def equipment(
 
 
 @dataclass(kw_only=True)
-class VirtualBed(RunningBed):
+class VirtualBed(ModelledBed):
     """A guest and its load."""
 
-    nic: NicModel
     guest: qemu.Guest
 
     def freeze(self) -> None:
@@ -70,9 +69,6 @@ class VirtualBed(RunningBed):
         self.nic.thaw()
         self.guest.thaw()
         self.generator.netperf_resume()
-
-    def nic_counters(self) -> dict[str, Any]:
-        return self.nic.counters()
 
     def executed(self) -> list[Block]:
         return icache.blocks(self.guest.runtime)
