@@ -114,6 +114,8 @@ class Plan:
     """The bed of each block; empty if there is only one bed."""
     baseline: str = BASELINE
     """What the others are compared with: step 0, or the first of some commits."""
+    ranged: bool = False
+    """Are its steps the commits of one range A..B, in their order?"""
 
     @property
     def of_commits(self) -> bool:
@@ -123,7 +125,7 @@ class Plan:
     @property
     def too_few_blocks(self) -> str | None:
         """Why it cannot end in verdicts, if it cannot."""
-        needed = blocks_for_verdict(self.steps, self.baseline)
+        needed = blocks_for_verdict(self.steps, self.baseline, ranged=self.ranged)
         if len(self.order) >= needed:
             return None
         return f"no verdict: {len(self.order)} of the {needed} blocks it needs"
@@ -210,18 +212,26 @@ def make_plan(
     seed: int,
     beds: Sequence[str] = (),
     baseline: str = BASELINE,
+    ranged: bool = False,
 ) -> Plan:
     """Draw the order of boots from ``seed``; the same arguments give the same plan.
 
     Several ``beds`` get blocks in turn; the order is balanced on each bed. Another ``baseline``
-    than step 0 is for commits.
+    than step 0 is for commits; they are ``ranged`` if they are one range A..B.
 
     Raises:
         ConfigurationError: there are more beds than blocks.
     """
     if len(beds) < 2:
         order = balanced_blocks(steps, profile.blocks, seed=seed)
-        return Plan(profile=profile, steps=tuple(steps), seed=seed, order=order, baseline=baseline)
+        return Plan(
+            profile=profile,
+            steps=tuple(steps),
+            seed=seed,
+            order=order,
+            baseline=baseline,
+            ranged=ranged,
+        )
     if profile.blocks < len(beds):
         raise ConfigurationError(
             f"{len(beds)} beds cannot share {profile.blocks} blocks",
@@ -239,6 +249,7 @@ def make_plan(
         order=tuple(next(rows[bed]) for bed in dealt),
         block_beds=dealt,
         baseline=baseline,
+        ranged=ranged,
     )
 
 
@@ -261,13 +272,32 @@ def families(steps: Sequence[str], baseline: str = BASELINE) -> tuple[tuple[str,
     return (*filter(None, stairs), *others)
 
 
-def blocks_for_verdict(steps: Sequence[str], baseline: str = BASELINE) -> int:
+def ordered_steps(
+    steps: Sequence[str], baseline: str = BASELINE, *, ranged: bool = False
+) -> tuple[str, ...]:
+    """The steps over which a trend is tested: three or more of the series, or a range of commits.
+
+    Empty if there is no such order. The test is a claim about the series as a whole, and counts
+    as a family.
+    """
+    found = tuple(steps) if ranged else tuple(step for step in steps if step in SERIES_STEPS)
+    return found if len(found) > 2 and baseline in found else ()
+
+
+def claims(steps: Sequence[str], baseline: str = BASELINE, *, ranged: bool = False) -> int:
+    """How many families share the 5 %: those of :func:`families`, and the trend."""
+    return len(families(steps, baseline)) + bool(ordered_steps(steps, baseline, ranged=ranged))
+
+
+def blocks_for_verdict(
+    steps: Sequence[str], baseline: str = BASELINE, *, ranged: bool = False
+) -> int:
     """The smallest number of blocks with which the first comparison of a family is decided.
 
     The smallest p-value of n blocks is 2 · (1/2)^n; each family has its share of 5 %.
     """
     blocks = MIN_BLOCKS_FOR_VERDICT
-    while len(families(steps, baseline)) * 2 * 0.5**blocks >= 0.05:
+    while claims(steps, baseline, ranged=ranged) * 2 * 0.5**blocks >= 0.05:
         blocks += 1
     return blocks
 

@@ -269,6 +269,7 @@ def record(
         accelerator=setup.boots.accelerator,
         steps=list(setup.plan.steps),
         baseline=setup.plan.baseline,
+        ranged=setup.plan.ranged,
         blocks=setup.plan.profile.blocks,
         order=[list(block) for block in setup.plan.order],
         block_beds=list(setup.plan.block_beds),

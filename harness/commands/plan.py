@@ -24,7 +24,7 @@ from harness.commands import (
     tree_option,
 )
 from harness.commands.also import also_option
-from harness.commands.variants import commits_of, variants_option
+from harness.commands.variants import commits_of, is_range, variants_option
 from harness.plan import (
     AA_STEPS,
     BASELINE,
@@ -83,6 +83,7 @@ def plan(
         seed=secrets.randbits(31) if seed is None else seed,
         beds=[bed.name for bed in beds],
         baseline=named[0] if named else BASELINE,
+        ranged=is_range(variants),
     )
     for line in _lines(chosen, beds):
         click.echo(line)

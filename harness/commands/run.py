@@ -31,7 +31,7 @@ from harness.commands import (
     tree_option,
 )
 from harness.commands.also import also_option
-from harness.commands.variants import commits_of, variants_option
+from harness.commands.variants import commits_of, is_range, variants_option
 from harness.report import document, render
 from harness.results import samples
 from harness.results.analysis import analyse
@@ -124,6 +124,7 @@ def run(
         seed=kept.seed if kept else seed if seed is not None else secrets.randbits(31),
         beds=[bed.name for bed in beds],
         baseline=commits[0].name if commits else plan.BASELINE,
+        ranged=kept.ranged if kept else is_range(variants),
     )
     expected = [parse(text, drawn.steps) for text in expect]
     require_measured(expected, profile.extras, beds[0].name, beds[0].paced_pps)

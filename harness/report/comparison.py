@@ -8,7 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
-from harness.report.text import percent
+from harness.report.verdicts import percent
 
 Document = dict[str, Any]
 _NONE = "—"

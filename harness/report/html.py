@@ -24,9 +24,8 @@ from harness.report.text import (
     function_cells,
     head_lines,
     measure_cell,
-    sentences,
-    verdict_lines,
 )
+from harness.report.verdicts import sentences, verdict_lines
 
 Document = dict[str, Any]
 

@@ -17,9 +17,9 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.agent.settings.registry import DECLARED
-from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT
+from harness.plan import BASELINE
+from harness.report.verdicts import percent, sentences, verdict_lines
 from harness.results.expect import ExpectationResult
-from harness.results.stats import CONFIDENCE
 
 Document = dict[str, Any]
 
@@ -312,11 +312,6 @@ def _rate(pps: float | None) -> str:
     return _NONE if pps is None else f"{pps:,.0f}"
 
 
-def percent(ratio: float) -> str:
-    """A ratio as a change in percent."""
-    return f"{100 * (ratio - 1):+.1f}%"
-
-
 def below_lines(report: Document) -> Iterator[str]:
     """The lines that qualify the table; everything that was left out is mentioned."""
     missing = report["boots_done"] < report["boots_planned"]
@@ -383,32 +378,6 @@ def _void_for_rates(report: Document) -> Iterator[str]:
     )
 
 
-def _without_verdict(report: Document) -> list[str]:
-    """The steps without a verdict, each with its number of compared blocks."""
-    judged = {verdict["step"] for verdict in report["verdicts"]} | {report["baseline"]}
-    return [
-        f"{row['step']} ({len(row['ratio_by_block'] or ())})"
-        for row in report["rows"]
-        if row["step"] not in judged
-    ]
-
-
-def verdict_lines(report: Document) -> Iterator[str]:
-    """Every verdict: of the rates, of the other measures, of each bed."""
-    yield from (verdict_line(verdict) for verdict in report["verdicts"])
-    for name, about in report["measures"].items():
-        for row in report["rows"]:
-            verdict = row["measures"].get(name, {}).get("verdict")
-            if verdict and about["sentence"]:
-                yield f"{about['title']}: {verdict_line(verdict)}"
-            if verdict and about["published"]:
-                yield _resolved(about, row["measures"][name])
-    for row in report["rows"]:
-        for found in row["beds"]:
-            if found["verdict"]:
-                yield f"bed {found['bed']}: {verdict_line(found['verdict'])}"
-
-
 def _of_the_nic(report: Document) -> Iterator[str]:
     """How the NIC differs from the NIC of the series, and settings it did not accept."""
     nic = (report["inventory"].get("dut") or {}).get("nic") or {}
@@ -429,69 +398,6 @@ def _absent(report: Document) -> Iterator[str]:
     for reason, absent in titles.items():
         where = " in some trials" if any(title in measured for title in absent) else ""
         yield f"not available{where}: {', '.join(absent)}: {reason}"
-
-
-def _resolved(about: Document, found: Document) -> str:
-    """Whether this campaign could detect the difference that the series' author expected."""
-    detectable = found["median"] * found["verdict"]["smallest_detectable"]
-    word = "could" if detectable <= about["published"] else "could not"
-    return (
-        f"  the author of the series expected +{1000 * about['published']:.0f} ns, which {word} be "
-        f"detected here: the limit is ±{1000 * detectable:,.0f} ns"
-    )
-
-
-def sentences(report: Document) -> Iterator[str]:
-    """What a reader wants first: each verdict on the primary rate, or why there is none."""
-    yield from map(_sentence, report["verdicts"])
-    if report["no_verdict"]:
-        yield f"no verdict: {report['no_verdict']}"
-    elif lacking := _without_verdict(report):
-        yield f"no verdict on step {', '.join(lacking)}: {MIN_BLOCKS_FOR_VERDICT} blocks are needed"
-
-
-def _sentence(verdict: Document) -> str:
-    step, base = (_named(verdict, verdict[role]) for role in ("step", "baseline"))
-    low, high = (100 * (bound - 1) for bound in verdict["interval"])
-    blocks = f"({verdict['blocks']} blocks)"
-    if verdict["beds_differ"]:
-        return f"{step} against {base}: beds differ {blocks}"
-    if verdict["verdict"] == "no difference":
-        bound = 100 * verdict["no_difference_larger_than"]
-        return f"{step} and {base} do not differ by more than {bound:.1f} % {blocks}"
-    if verdict["verdict"] in ("faster", "slower"):
-        least, most = sorted((abs(low), abs(high)))
-        more = "more" if verdict["verdict"] == "faster" else "fewer"
-        return (
-            f"{step} receives {least:.1f} to {most:.1f} % {more} packets per second than {base} "
-            f"{blocks}"
-        )
-    return f"{step} against {base} is open: {low:+.1f} to {high:+.1f} % packets per second {blocks}"
-
-
-def _named(verdict: Document, step: str) -> str:
-    return f"{'step' if verdict['baseline'] == BASELINE else 'variant'} {step}"
-
-
-def verdict_line(verdict: Document) -> str:
-    """One verdict as a sentence, with the figures needed to check it."""
-    word, p_beds = verdict["verdict"], verdict["p_beds"]
-    if word == "no difference":
-        word += f" larger than {100 * verdict['no_difference_larger_than']:.1f}%"
-    if verdict["beds_differ"]:
-        word += ": beds differ"
-    agree = "" if p_beds is None else f"; the same on all beds: p {p_beds:.3g}"
-    low, high = verdict["interval"]
-    too_many = verdict["p_value"] < 1 - CONFIDENCE <= verdict["p_corrected"]
-    corrected = f"{verdict['p_corrected']:.3g}" + f", not below {1 - CONFIDENCE:.2g}" * too_many
-    step, base = (_named(verdict, verdict[role]) for role in ("step", "baseline"))
-    return (
-        f"{step} against {base}: {word} "
-        f"({percent(verdict['ratio'])}, {verdict['confidence']:.0%} interval "
-        f"{percent(low)} … {percent(high)} over {verdict['blocks']} blocks; "
-        f"Wilcoxon p {verdict['p_value']:.3g}, corrected {corrected}; "
-        f"detectable from ±{100 * verdict['smallest_detectable']:.1f}%{agree})"
-    )
 
 
 def _escaped(line: str) -> str:

@@ -25,8 +25,9 @@ import numpy as np
 
 from harness.base.errors import ConfigurationError, HarnessError
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
+from harness.results.ranks import CONFIDENCE
 from harness.results.rows import Analysis, Row
-from harness.results.stats import CONFIDENCE, Verdict, holm
+from harness.results.stats import Verdict, holm
 from harness.trials import MEASURES, paced
 
 RATE_METRICS = ("stack_rx_pps", "delivered_pps", "nic_rx_pps", "cpu_ns_per_packet")

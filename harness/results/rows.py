@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
 from harness.results.figures import BootFigures, VoidTrial
+from harness.results.ordered import Trend
 from harness.results.samples import Campaign
 from harness.results.stats import Paired, Verdict, block_ratio, time_sliced
 from harness.trials import MEASURES, RATES
@@ -149,6 +150,8 @@ class Analysis:
     settings_varied: tuple[str, ...]
     """Dotted names of settings that differed between boots of one bed."""
     inventory: dict[str, Any]
+    trend: Trend | None = None
+    """Over the series as a whole; ``None``: it is not tested."""
     repetition: float | None = None
     """How often the wire delivered each frame, if it repeats frames."""
 
@@ -162,6 +165,12 @@ class Analysis:
         """The smallest number of blocks over which a step could be compared."""
         changes = [row.change for row in self.rows if row.step != self.campaign.baseline]
         return min((len(change.ratios) if change else 0 for change in changes), default=0)
+
+    @property
+    def judged_units(self) -> int:
+        """The same in units: layouts, where they were used again."""
+        changes = [row.change for row in self.rows if row.step != self.campaign.baseline]
+        return min((len(change.units) if change else 0 for change in changes), default=0)
 
     def row(self, step: str) -> Row:
         return next(row for row in self.rows if row.step == step)
@@ -190,6 +199,11 @@ class Analysis:
                 f"the receiver was not saturated in {unsaturated} of "
                 f"{sum(row.timed_trials for row in self.rows)} timed trials, whose rates are void: "
                 f"{self.judged_blocks} of {MIN_BLOCKS_FOR_VERDICT} blocks are left"
+            )
+        if self.judged_blocks >= MIN_BLOCKS_FOR_VERDICT:
+            return (
+                "layouts were used in several blocks, so each is one observation: "
+                f"{self.judged_units} of {MIN_BLOCKS_FOR_VERDICT} layouts"
             )
         return (
             "not enough boots for a verdict "
@@ -239,4 +253,10 @@ def paired(
     if not ratios:
         return None
     beds = tuple(bed for block in ratios if (bed := own[block].bed))
-    return Paired(ratios=tuple(ratios.values()), blocks=tuple(ratios), beds=beds)
+    releases = tuple(own[block].release or "" for block in ratios)  # each layout has its own
+    return Paired(
+        ratios=tuple(ratios.values()),
+        blocks=tuple(ratios),
+        beds=beds,
+        layouts=releases if len(set(releases)) > 1 else (),
+    )

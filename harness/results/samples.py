@@ -102,6 +102,8 @@ class Campaign(Declared):
     steps: list[str]
     baseline: str = BASELINE
     """What the other steps are compared with; for commits it is the first of them."""
+    ranged: bool = False
+    """Are its steps the commits of one range A..B, in their order?"""
     blocks: int
     order: list[list[str]]
     block_beds: list[str] = Field(default_factory=list)
