@@ -70,7 +70,8 @@ class Profile:
     slice_s: float = 0.0
     """Boots of a block are up together, with time slices of this length; 0: one at a time."""
     layouts: int = 1
-    """Number of layouts in which each kernel is linked; blocks use them in turn."""
+    """Number of layouts in which each kernel is linked: one for each block, because a layout
+    that is used again is no new observation. Blocks use them in turn."""
     extras: tuple[str, ...] = ()
     """What is also measured, by ``--also``."""
     paced_shares: tuple[float, ...] = PACED_SHARES
@@ -140,6 +141,11 @@ class Plan:
         return self.block_beds[:block].count(bed) if bed else block
 
     @property
+    def layouts(self) -> int:
+        """In how many layouts each step is linked; blocks use them in turn."""
+        return min(self.profile.layouts, len(self.order))
+
+    @property
     def blocks_of_a_bed(self) -> int:
         """The number of blocks of the bed that has most."""
         return max(self.ordinal(block) for block in range(1, len(self.order) + 1))
@@ -202,7 +208,7 @@ def profile(
             f"{blocks} blocks are not possible; expected 1 to {MAX_BLOCKS}",
             hint=f"one block boots each step once; a verdict needs {MIN_BLOCKS_FOR_VERDICT}",
         )
-    return replace(found, blocks=blocks)
+    return replace(found, blocks=blocks, layouts=min(blocks, MAX_LAYOUTS))
 
 
 def make_plan(

@@ -309,7 +309,8 @@ def require_same(kept: samples.Campaign, wanted: samples.Campaign) -> None:
     """
     was, now = kept.model_dump(mode="json"), wanted.model_dump(mode="json")
     for one in (was, now):
-        one["trial"].pop("blocks", None)  # the order has them
+        for name in ("blocks", "layouts"):  # order and variants have them
+            one["trial"].pop(name, None)
     for name in _SAME_TO_RESUME:
         if was[name] != now[name]:
             raise ConfigurationError(

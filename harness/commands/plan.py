@@ -108,11 +108,12 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
         + f"; in the first {_counted(timing.trace_blocks)} {'of each bed ' * (len(beds) > 1)}also "
         f"{timing.trace_s:g} s with probes attached" * bool(timing.trace_blocks)
     )
-    if timing.layouts > 1:
-        layouts = min(timing.layouts, plan.blocks_of_a_bed)
+    if plan.layouts > 1:
+        each = "one for each block" if plan.layouts == len(plan.order) else "which blocks share"
         yield (
-            f"each kernel is linked in {layouts} layouts, which blocks use in turn: the position "
-            "of functions must not look like the effect of a patch"
+            f"each kernel is linked in {plan.layouts} layouts, {each} "
+            f"({plan.layouts * len(plan.steps)} links if none is in the cache): the position of "
+            "functions must not look like the effect of a patch"
         )
     if also := [kind.about(bed) for kind in trials.asked(timing) if kind.also]:
         yield f"in each boot also: {', '.join(also)}"

@@ -143,7 +143,8 @@ def run(
         wanted = kernels.Kernels(
             kernel=hosts.kernel,
             names=list(dict.fromkeys(plan.kernel_of(step) for step in drawn.steps)),
-            layouts=min(profile.layouts, drawn.blocks_of_a_bed),
+            # A kernel that is compared with itself has other layouts under its other name.
+            layouts=drawn.layouts * (2 if tuple(drawn.steps) == plan.AA_STEPS else 1),
             tree=tree,
             commits=commits,
             arch=beds[0].arch,
@@ -189,7 +190,12 @@ def _opened(
     needs.require(needs.of_kernels(wanted, results=directory, bed=first, together=together))
     with registry.made_meanwhile(first):
         made = wanted.build(progress)
-        built = {step: made[plan.kernel_of(step)] for step in drawn.steps}
+        built = {
+            step: made[step][: drawn.layouts]
+            if step in made
+            else made[plan.kernel_of(step)][-drawn.layouts :]
+            for step in drawn.steps
+        }
         campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
         opening = registry.Wanted(campaign_id, directory, trials.counting(drawn.profile))
         opened = {

@@ -66,14 +66,11 @@ def test_one_bed_is_dealt_as_ever() -> None:
     )
 
 
-def test_layouts_and_probes_are_shared_by_all_beds(machine: Machine) -> None:
+def test_each_block_has_a_layout_and_each_bed_its_probes(machine: Machine) -> None:
     made = rig(("a", "b"), blocks=8)[0]
-    made = replace(made, images=dict.fromkeys("028", cast("Any", ("one", "other"))))
-    seen = Counter(
-        (made.plan.bed_of(boot.block), image_of(made, boot)) for boot in made.plan.boots()
-    )
-    assert set(seen.values()) == {6}
-    assert len(seen) == 4
+    made = replace(made, images=dict.fromkeys("028", cast("Any", range(8))))
+    seen = Counter(image_of(made, boot) for boot in made.plan.boots())
+    assert seen == dict.fromkeys(range(8), 3)
     traced = {
         made.plan.bed_of(block)
         for block in range(1, 9)
@@ -314,6 +311,19 @@ def lab(machine: Machine, hosts: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
     return seen
 
 
+def test_a_baseline_against_itself_has_other_layouts(
+    lab: dict[str, Any], hosts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["run", "--aa", "--hosts", str(hosts), "--bed", "a", "--blocks", "3"]
+    done = CliRunner().invoke(cli, [*words, "--out", str(out)])
+    assert done.exit_code == 7, done.output  # three blocks cannot tell
+    assert lab["layouts"] == 6
+    variants = samples.read_campaign(out).variants
+    layouts = {step: [one["layout"] for one in told["layouts"]] for step, told in variants.items()}
+    assert layouts == {"0": [0, 1, 2], "0again": [3, 4, 5]}
+
+
 def test_a_run_on_two_beds_and_its_resumption(
     lab: dict[str, Any], hosts: Path, tmp_path: Path
 ) -> None:
@@ -323,7 +333,7 @@ def test_a_run_on_two_beds_and_its_resumption(
     assert done.exit_code == 0, done.output
     assert done.output.count("beds b, a") == 1
     assert lab["up"] == ["place a", "place b", "hosts a", "hosts b", "free b", "free a"]
-    assert lab["layouts"] == 2
+    assert lab["layouts"] == 4
     kept = samples.read_campaign(out)
     assert (kept.bed, kept.block_beds) == ("b+a", ["b", "a", "b", "a"])
     assert beds_of(out) == {"a": 6, "b": 6}

@@ -33,7 +33,7 @@ _STANDARD = Profile(
     window_s=10.0,
     trace_blocks=2,
     trace_s=5.0,
-    layouts=5,
+    layouts=10,
 )
 
 
