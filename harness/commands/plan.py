@@ -30,11 +30,18 @@ from harness.plan import (
     BASELINE,
     Plan,
     Profile,
+    claims,
     families,
     make_plan,
+    ordered_steps,
     parse_steps,
 )
+from harness.results.power import power
+from harness.results.ranks import CONFIDENCE
+from harness.results.stats import MARGIN
 
+_CHANGES = (0.02, 0.05, 0.10)
+"""True changes for which the power is shown."""
 _STEERED = {
     "auto": "their number, else the indirection table, else an ntuple rule for UDP",
     "rss": "the indirection table",
@@ -49,6 +56,13 @@ _STEERED = {
 @also_option
 @seed_option
 @click.option("--aa", is_flag=True, help="The plan for step 0 against itself.")
+@click.option(
+    "--noise",
+    type=click.FloatRange(min=0, max=100, min_open=True, max_open=True),
+    metavar="PERCENT",
+    help="Standard deviation of the ratio of two steps in a block, for the power. Default: what "
+    "campaigns on such a bed showed.",
+)
 @bed_option
 @beds_option
 @hosts_option
@@ -61,6 +75,7 @@ def plan(
     also: tuple[str, ...],
     seed: int | None,
     aa: bool,
+    noise: float | None,
     bed_name: str | None,
     bed_names: tuple[str, ...],
     hosts_path: Path | None,
@@ -85,11 +100,11 @@ def plan(
         baseline=named[0] if named else BASELINE,
         ranged=is_range(variants),
     )
-    for line in _lines(chosen, beds):
+    for line in _lines(chosen, beds, noise and noise / 100):
         click.echo(line)
 
 
-def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
+def _lines(plan: Plan, beds: Sequence[config.Bed], noise: float | None) -> Iterator[str]:
     timing, bed = plan.profile, beds[0]
     boots = sum(len(row) for row in plan.order)
     measured_s = trials.measured_s(plan)
@@ -122,13 +137,7 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
             f"boots of a block run side by side, time-sliced ({timing.slice_s:g} s): "
             "a slowdown of this machine affects all of them equally"
         )
-    if too_few := plan.too_few_blocks:
-        yield too_few
-    else:
-        what = "variant" if plan.of_commits else "step"
-        groups = families(plan.steps, plan.baseline)
-        decided = [", then ".join(f"{what} {step}" for step in group) for group in groups]
-        yield f"compared with {what} {plan.baseline}, each group for itself: {' · '.join(decided)}"
+    yield from _verdicts(plan, bed, noise)
     yield ""
     where = [[bed] for bed in plan.block_beds] or [[] for _ in plan.order]
     rows = [
@@ -145,6 +154,35 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
     for name, rule in trials.VOID_RULES.items():
         allowed = ", ".join(f"{value:g} {unit}" for unit, value in rule.tolerances.items())
         yield f"  {name}: {rule.description}" + (f" (tolerance: {allowed})" if allowed else "")
+
+
+def _verdicts(plan: Plan, bed: config.Bed, noise: float | None) -> Iterator[str]:
+    """What the campaign will decide, in which order, and how surely."""
+    if too_few := plan.too_few_blocks:
+        yield too_few
+        return
+    what = "variant" if plan.of_commits else "step"
+    groups = families(plan.steps, plan.baseline)
+    decided = [", then ".join(f"{what} {step}" for step in group) for group in groups]
+    yield f"compared with {what} {plan.baseline}, each group for itself: {' · '.join(decided)}"
+    if series := ordered_steps(plan.steps, plan.baseline, ranged=plan.ranged):
+        yield f"and a trend over {what}s {', '.join(series)}"
+    yield f'"no difference" means: none larger than {100 * MARGIN:g} %'
+    known = registry.of(bed).noise
+    if noise is None and known is None:
+        yield f"power: not known, because the noise of {bed.kind} beds is not; name it with --noise"
+        return
+    sd, source = (noise, "--noise") if noise is not None else known or (0.0, "")
+    level = (1 - CONFIDENCE) / claims(plan.steps, plan.baseline, ranged=plan.ranged)
+    found = (
+        f"a change of {100 * change:g} % in {100 * power(len(plan.order), sd, change, level):.0f}"
+        for change in _CHANGES
+    )
+    yield (
+        f"if a block's ratio has a standard deviation of {100 * sd:.1f} % ({source}), {what} "
+        f"{groups[0][0]} is found to differ in so many of 100 campaigns, after correction: "
+        f"{', '.join(found)}"
+    )
 
 
 def _changes(bed: config.Bed, timing: Profile) -> Iterator[str]:
