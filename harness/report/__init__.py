@@ -96,6 +96,7 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
             if row.verdict
         ],
         "trend": _trend(analysis.trend) if analysis.trend else None,
+        "spread": asdict(analysis.spread) if analysis.spread else None,
         "no_verdict": analysis.no_verdict,
         "expectations": [asdict(finding) for finding in findings],
         "published": {

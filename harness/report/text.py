@@ -343,6 +343,8 @@ def below_lines(report: Document) -> Iterator[str]:
             "stack packets/s with probes attached, compared with the timed trials: "
             f"{', '.join(cost)}"
         )
+    if report["spread"]:
+        yield _spread(report["spread"])
     yield from verdict_lines(report)
     if report["campaign"]["beds"] and any(v["p_beds"] is None for v in report["verdicts"]):
         yield (
@@ -358,6 +360,19 @@ def below_lines(report: Document) -> Iterator[str]:
     rates = " / ".join(f"{pps / 1e6:.2f}" for pps in published["stack_rx_pps"].values())
     steps = ", ".join(published["stack_rx_pps"])
     yield f"* {published['source']}; {rates} Mpps after steps {steps}"
+
+
+def _spread(spread: Document) -> str:
+    """Where the noise of the rate comes from."""
+    alone = spread["layout"] is not None
+    parts = [
+        ("block", "between blocks, which pairing removes"),
+        ("layout", "between layouts"),
+        ("boot", "between boots" if alone else "between boots and their layouts"),
+        ("trial", "between trials"),
+    ]
+    shown = [f"{spread[name]:.1%} {what}" for name, what in parts if spread[name] is not None]
+    return f"spread of the rate of a step (standard deviation): {', '.join(shown)}"
 
 
 def _void_for_rates(report: Document) -> Iterator[str]:

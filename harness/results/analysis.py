@@ -29,8 +29,9 @@ from harness.results.figures import (
     recorded_tolerances,
 )
 from harness.results.judged import Judged, judge_campaign
-from harness.results.rows import Analysis, Beside, OnBed, Row, list_lengths
+from harness.results.rows import PRIMARY, Analysis, Beside, OnBed, Row, list_lengths
 from harness.results.samples import Boot, Campaign, ResultDirectory
+from harness.results.spread import spread_of
 from harness.trials import MEASURES, RATES
 from harness.trials.kind import FunctionCost
 from harness.trials.readings import Stage, Trace, Void
@@ -99,6 +100,7 @@ def analyse(result: ResultDirectory) -> Analysis:
         campaign=campaign,
         rows=tuple(_row(step, campaign, gathered[step], judged) for step in campaign.steps),
         trend=judged.trend,
+        spread=spread_of({step: found.boots for step, found in gathered.items()}, PRIMARY),
         absent=_absent(gathered.values()),
         void=tuple(trial for boot in boots for trial in boot.void),
         problems=problems,

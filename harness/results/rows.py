@@ -14,6 +14,7 @@ from harness.plan import MIN_BLOCKS_FOR_VERDICT
 from harness.results.figures import BootFigures, VoidTrial
 from harness.results.ordered import Trend
 from harness.results.samples import Campaign
+from harness.results.spread import Spread
 from harness.results.stats import Paired, Verdict, block_ratio, time_sliced
 from harness.trials import MEASURES, RATES
 from harness.trials.kind import FunctionCost
@@ -152,6 +153,8 @@ class Analysis:
     inventory: dict[str, Any]
     trend: Trend | None = None
     """Over the series as a whole; ``None``: it is not tested."""
+    spread: Spread | None = None
+    """Where the noise of the primary rate comes from."""
     repetition: float | None = None
     """How often the wire delivered each frame, if it repeats frames."""
 
