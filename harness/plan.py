@@ -49,6 +49,10 @@ LIST_STAGES: Mapping[str, int] = MappingProxyType(
 SINGLY_BEFORE = 7
 """The first step in which ``ip_rcv`` is not called for each packet."""
 
+LOOKS = ((7, 0.0157), (10, 0.0137), (14, 0.0166), (18, 0.0215))
+"""Numbers of blocks after which a campaign with looks may end, each with the p-value that decides
+there. All looks together are wrong in 4.4 % of campaigns: ``tests/bench/verdicts.py``."""
+
 PACED_SHARES = (0.1, 0.5, 0.9)
 """Shares of the saturating rate at which CPU time per packet is measured."""
 
@@ -72,6 +76,9 @@ class Profile:
     layouts: int = 1
     """Number of layouts in which each kernel is linked: one for each block, because a layout
     that is used again is no new observation. Blocks use them in turn."""
+    looks: tuple[tuple[int, float], ...] = ()
+    """After how many blocks the campaign ends if its primary comparison is decided, and at which
+    p-value; the last is all blocks. Empty: it never ends early."""
     extras: tuple[str, ...] = ()
     """What is also measured, by ``--also``."""
     paced_shares: tuple[float, ...] = PACED_SHARES
@@ -118,6 +125,24 @@ class Plan:
     ranged: bool = False
     """Are its steps the commits of one range A..B, in their order?"""
 
+    after: int = 0
+    """How many of its blocks an earlier look has: they are not among the :meth:`groups`."""
+
+    def until(self, look: int) -> Plan:
+        """The part of it up to ``look``, a number of blocks, without that of the look before."""
+        before = [blocks for blocks, _ in self.profile.looks if blocks < look]
+        return replace(
+            self,
+            order=self.order[:look],
+            block_beds=self.block_beds[:look],
+            after=max(before, default=0),
+        )
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many blocks it may end."""
+        return tuple(blocks for blocks, _ in self.profile.looks) or (len(self.order),)
+
     @property
     def of_commits(self) -> bool:
         """Are its ``steps`` commits of a tree?"""
@@ -126,6 +151,8 @@ class Plan:
     @property
     def too_few_blocks(self) -> str | None:
         """Why it cannot end in verdicts, if it cannot."""
+        if self.profile.looks:
+            return None  # the primary comparison comes first and can be decided at each
         needed = blocks_for_verdict(self.steps, self.baseline, ranged=self.ranged)
         if len(self.order) >= needed:
             return None
@@ -156,7 +183,7 @@ class Plan:
 
     def groups(self, bed: str | None = None) -> Iterator[tuple[PlannedBoot, ...]]:
         """The boots, or those of ``bed``, in groups that are up together."""
-        for block in range(1, len(self.order) + 1):
+        for block in range(self.after + 1, len(self.order) + 1):
             if bed and self.bed_of(block) not in (None, bed):
                 continue
             boots = tuple(boot for boot in self.boots() if boot.block == block)
@@ -177,7 +204,7 @@ SMOKE = Profile(
     trace_s=1.0,
 )
 """Checks that everything works; its figures mean nothing."""
-PROFILE_NAMES = ("smoke", "quick", "standard")
+PROFILE_NAMES = ("smoke", "quick", "standard", "thorough")
 
 
 def profile(
@@ -201,8 +228,13 @@ def profile(
             f"no profile is named {name!r}", hint=f"choose one of {', '.join(profiles)}"
         )
     found = replace(found, extras=tuple(extras), paced_shares=() if paced_pps else PACED_SHARES)
-    if blocks is None:
+    if blocks is None or blocks == found.blocks:
         return found
+    if found.looks:
+        raise ConfigurationError(
+            f"the profile {name} ends at declared looks, so it cannot have {blocks} blocks",
+            hint="leave --blocks out, or use --profile standard",
+        )
     if not 1 <= blocks <= MAX_BLOCKS:
         raise ConfigurationError(
             f"{blocks} blocks are not possible; expected 1 to {MAX_BLOCKS}",

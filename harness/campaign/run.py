@@ -73,7 +73,7 @@ def run(setup: Setup, directory: Path, *, progress: Progress, retry_failed: bool
         failed |= _failed_before(one, directory, journal, again=retry_failed)
     for step, error in failed.items():
         progress.say(f"step {step} is not booted again: {error.message}")
-    total = sum(1 for _ in setup.plan.boots())
+    total = sum(len(group) for group in setup.plan.groups())
     with progress.task("campaign", total=total) as task:
 
         def run_bed(one: Setup) -> None:

@@ -36,7 +36,7 @@ from harness.plan import (
     ordered_steps,
     parse_steps,
 )
-from harness.results.power import power
+from harness.results.power import power, power_of_looks
 from harness.results.ranks import CONFIDENCE
 from harness.results.stats import MARGIN
 
@@ -165,6 +165,12 @@ def _verdicts(plan: Plan, bed: config.Bed, noise: float | None) -> Iterator[str]
     groups = families(plan.steps, plan.baseline)
     decided = [", then ".join(f"{what} {step}" for step in group) for group in groups]
     yield f"compared with {what} {plan.baseline}, each group for itself: {' · '.join(decided)}"
+    if looks := plan.profile.looks:
+        told = ", ".join(f"{blocks} (p {level:g})" for blocks, level in looks)
+        yield (
+            f"it ends after so many blocks if {what} {groups[0][0]} is decided there, and nowhere "
+            f"else: {told}; nothing else is decided before {what} {groups[0][0]}"
+        )
     if series := ordered_steps(plan.steps, plan.baseline, ranged=plan.ranged):
         yield f"and a trend over {what}s {', '.join(series)}"
     yield f'"no difference" means: none larger than {100 * MARGIN:g} %'
@@ -173,11 +179,15 @@ def _verdicts(plan: Plan, bed: config.Bed, noise: float | None) -> Iterator[str]
         yield f"power: not known, because the noise of {bed.kind} beds is not; name it with --noise"
         return
     sd, source = (noise, "--noise") if noise is not None else known or (0.0, "")
-    level = (1 - CONFIDENCE) / claims(plan.steps, plan.baseline, ranged=plan.ranged)
-    found = (
-        f"a change of {100 * change:g} % in {100 * power(len(plan.order), sd, change, level):.0f}"
-        for change in _CHANGES
-    )
+    found = []
+    for change in _CHANGES:
+        if looks := plan.profile.looks:
+            share, blocks = power_of_looks(looks, sd, change)
+            after = f", after {blocks:.0f} blocks on average"
+        else:
+            level = (1 - CONFIDENCE) / claims(plan.steps, plan.baseline, ranged=plan.ranged)
+            share, after = power(len(plan.order), sd, change, level), ""
+        found.append(f"a change of {100 * change:g} % in {100 * share:.0f}{after}")
     yield (
         f"if a block's ratio has a standard deviation of {100 * sd:.1f} % ({source}), {what} "
         f"{groups[0][0]} is found to differ in so many of 100 campaigns, after correction: "

@@ -161,7 +161,11 @@ def run(
         if too_few := drawn.too_few_blocks:
             progress.say(too_few)
         at_end.callback(show)
-        campaign.run(setup, directory, progress=progress, retry_failed=retry_failed)
+        for look in drawn.looks:
+            part = replace(setup, plan=drawn.until(look))
+            campaign.run(part, directory, progress=progress, retry_failed=retry_failed)
+            if profile.looks and analyse(samples.ResultDirectory.open(directory)).complete:
+                break  # decided here, or this was the last look
     require(findings)
 
 

@@ -19,7 +19,6 @@ from harness.plan import BASELINE
 from harness.report import exchange, text
 from harness.results.expect import ExpectationResult
 from harness.results.ordered import Trend
-from harness.results.ranks import CONFIDENCE
 from harness.results.rows import PRIMARY, Analysis, Beside, OnBed, Row
 from harness.results.stats import Verdict
 from harness.trials import MEASURES, RATES
@@ -97,6 +96,7 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
         ],
         "trend": _trend(analysis.trend) if analysis.trend else None,
         "spread": asdict(analysis.spread) if analysis.spread else None,
+        "look": asdict(analysis.look) if analysis.look else None,
         "no_verdict": analysis.no_verdict,
         "expectations": [asdict(finding) for finding in findings],
         "published": {
@@ -198,7 +198,7 @@ def _verdict(step: str, metric: str, verdict: Verdict, baseline: str) -> Documen
         "ratio": verdict.ratio,
         "interval": list(verdict.interval),
         "confidence": verdict.confidence,
-        "asked_confidence": CONFIDENCE,
+        "asked_confidence": 1 - verdict.level,
         "method": "Hodges-Lehmann estimate, exact Wilcoxon signed-rank interval over blocks",
         "blocks": verdict.blocks,
         "p_value": verdict.p_value,

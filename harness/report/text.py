@@ -232,6 +232,8 @@ def head_lines(report: Document) -> list[str]:
     if report["repetition"]:
         times = f"{report['repetition']:,.1f} times"
         lines.append(f"the wire repeats frames: each frame of netperf was delivered {times}")
+    if look := look_line(report):
+        lines.append(look)
     if report["boots_done"] < report["boots_planned"]:
         lines.append(
             f"INCOMPLETE: {report['boots_done']} of {report['boots_planned']} boots are finished"
@@ -239,6 +241,19 @@ def head_lines(report: Document) -> list[str]:
     elif not report["complete"]:
         lines.append("NOT COMPARABLE: conditions differed between boots")
     return lines
+
+
+def look_line(report: Document) -> str | None:
+    """Where a campaign with declared looks is, or ended."""
+    look = report["look"]
+    if not look:
+        return None
+    declared = f"looks after {', '.join(map(str, look['declared']))} blocks"
+    if not report["complete"]:
+        return f"{declared}; on its way to the look after {look['blocks']}"
+    last = "last look, " if look["blocks"] == look["declared"][-1] else "look "
+    word = "was decided" if look["decided"] else "is still open"
+    return f"{declared}; ended at the {last}after {look['blocks']}: step {look['primary']} {word}"
 
 
 def cells(report: Document) -> list[list[str]]:

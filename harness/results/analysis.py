@@ -12,7 +12,7 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.plan import (
@@ -29,7 +29,16 @@ from harness.results.figures import (
     recorded_tolerances,
 )
 from harness.results.judged import Judged, judge_campaign
-from harness.results.rows import PRIMARY, Analysis, Beside, OnBed, Row, list_lengths
+from harness.results.rows import (
+    PRIMARY,
+    Analysis,
+    Beside,
+    Look,
+    OnBed,
+    Row,
+    list_lengths,
+    primary_of,
+)
 from harness.results.samples import Boot, Campaign, ResultDirectory
 from harness.results.spread import spread_of
 from harness.trials import MEASURES, RATES
@@ -70,9 +79,35 @@ _DELIVERED, _TAKEN = "repeat_delivered", "repeat_taken"
 def analyse(result: ResultDirectory) -> Analysis:
     """Read every boot of ``result`` and compare the steps.
 
+    A campaign with looks ends at the first at which its primary comparison is decided; boots
+    after that are not read. If blocks are missing, it is analysed up to the look that they
+    belong to.
+
     Raises:
         ConfigurationError: a boot of another format or campaign.
     """
+    looks = result.campaign.looks
+    for blocks, level in looks:
+        part = ResultDirectory(result.root, result.campaign.until(blocks))
+        found = _analyse(part, look=level)
+        primary = primary_of(found.campaign)
+        if primary is None:
+            break
+        verdict = found.row(primary).verdict
+        decided = verdict is not None and verdict.outcome != "inconclusive"
+        if decided or not found.complete or blocks == looks[-1][0]:
+            look = Look(
+                declared=tuple(blocks for blocks, _ in looks),
+                blocks=blocks,
+                level=level,
+                primary=primary,
+                decided=decided,
+            )
+            return replace(found, look=look)
+    return _analyse(result)
+
+
+def _analyse(result: ResultDirectory, *, look: float | None = None) -> Analysis:
     campaign = result.campaign
     tolerances = recorded_tolerances(campaign)
     gathered: dict[str, _Gathered] = {step: _Gathered() for step in campaign.steps}
@@ -94,7 +129,10 @@ def analyse(result: ResultDirectory) -> Analysis:
         gathered[found.figures.boot.step].add(found)
     problems = (*result.problems, *_links_differ(boots))
     judged = judge_campaign(
-        campaign, {step: found.boots for step, found in gathered.items()}, complete=not problems
+        campaign,
+        {step: found.boots for step, found in gathered.items()},
+        complete=not problems,
+        look=look,
     )
     return Analysis(
         campaign=campaign,

@@ -267,7 +267,7 @@ def _check_figure(expectation: Expectation, analysis: Analysis) -> ExpectationRe
 def _check_ratio(expectation: Expectation, other: str, analysis: Analysis) -> ExpectationResult:
     step, metric = expectation.step, expectation.metric
     paired = analysis.against(step, other, metric)
-    interval = paired.interval() if paired else None
+    interval = paired.interval(1 - analysis.level) if paired else None
     blocks = len(paired.ratios) if paired else 0
     if paired is None or interval is None:
         return ExpectationResult(

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from harness.plan import families, ordered_steps
 from harness.results.figures import BootFigures
 from harness.results.ordered import Trend, trend_of
-from harness.results.rows import PRIMARY, paired
+from harness.results.ranks import CONFIDENCE
+from harness.results.rows import PRIMARY, paired, primary_of
 from harness.results.samples import Campaign
 from harness.results.stats import Paired, Verdict, corrected, judge
 from harness.trials import MEASURES
@@ -34,9 +35,17 @@ class Judged:
 
 
 def judge_campaign(
-    campaign: Campaign, boots: Mapping[str, Sequence[BootFigures]], *, complete: bool
+    campaign: Campaign,
+    boots: Mapping[str, Sequence[BootFigures]],
+    *,
+    complete: bool,
+    look: float | None = None,
 ) -> Judged:
-    """Compare all steps, whose ``boots`` these are; without verdicts unless ``complete``."""
+    """Compare all steps, whose ``boots`` these are; without verdicts unless ``complete``.
+
+    ``look`` is the p-value that decides at a look of the campaign, if it has looks.
+    """
+    compare = _Comparing(campaign, complete, look)
     primary = _changes(PRIMARY, campaign, boots)
     series = ordered_steps(campaign.steps, campaign.baseline, ranged=campaign.ranged)
     trend = trend_of(primary, series, campaign.baseline) if complete else None
@@ -48,7 +57,7 @@ def judge_campaign(
     for question in dict.fromkeys(map(_question, measured)):
         names = [name for name in measured if _question(name) == question]
         changes = {name: _changes(name, campaign, boots) for name in names}
-        measures |= _compared(changes, campaign, complete=complete)
+        measures |= compare(changes)
     on_beds = {
         bed: _changes(
             PRIMARY,
@@ -57,12 +66,12 @@ def judge_campaign(
         )
         for bed in campaign.beds
     }
-    compared = _compared({PRIMARY: primary}, campaign, complete=complete, beside=beside)[PRIMARY]
+    compared = compare({PRIMARY: primary}, beside=beside)[PRIMARY]
     return Judged(
         primary=compared,
-        trend=trend and replace(trend, p_corrected=_last_corrected(compared, campaign, beside)),
+        trend=trend and replace(trend, p_corrected=compare.last(compared, beside)),
         measures={name: measures[name] for name in measured},
-        on_beds=_compared(on_beds, campaign, complete=complete, chained=True),
+        on_beds=compare(on_beds, chained=True),
     )
 
 
@@ -107,33 +116,56 @@ def _families(
     ]
 
 
-def _compared(
-    changes: Mapping[str, Mapping[str, Paired | None]],
-    campaign: Campaign,
-    *,
-    complete: bool,
-    beside: Sequence[float] = (),
-    chained: bool = False,
-) -> dict[str, dict[str, _Compared]]:
-    """All ``changes``, by name and step, with verdicts that are corrected for all of them."""
-    places = _places(campaign, changes)
-    pairs = [pair for name, step in places if (pair := changes[name][step])]
-    verdicts: list[Verdict | None] = [None] * len(pairs)
-    if complete:
-        order = _families(campaign, list(changes), places, chained=chained)
-        verdicts = judge(pairs, order, beside=beside)
-    found = dict(zip(places, verdicts, strict=True))
-    return {
-        name: {step: (pair, found.get((name, step))) for step, pair in of.items()}
-        for name, of in changes.items()
-    }
+@dataclass(frozen=True)
+class _Comparing:
+    """How the comparisons of a campaign are judged."""
 
+    campaign: Campaign
+    complete: bool
+    look: float | None
 
-def _last_corrected(
-    compared: Mapping[str, _Compared], campaign: Campaign, beside: Sequence[float]
-) -> float:
-    """The corrected p-value of the claim ``beside`` the comparisons of the rate."""
-    places = _places(campaign, {PRIMARY: {step: pair for step, (pair, _) in compared.items()}})
-    verdicts = [compared[step][1] for _, step in places]
-    p_values = [verdict.p_value if verdict else 1.0 for verdict in verdicts]
-    return corrected(p_values, _families(campaign, [PRIMARY], places), beside)[-1]
+    @property
+    def level(self) -> float:
+        return 1 - CONFIDENCE if self.look is None else self.look
+
+    def first(self, places: Mapping[tuple[str, str], int]) -> int | None:
+        """The comparison that has to be decided before all others, in a campaign with looks."""
+        return None if self.look is None else places.get((PRIMARY, primary_of(self.campaign) or ""))
+
+    def __call__(
+        self,
+        changes: Mapping[str, Mapping[str, Paired | None]],
+        *,
+        beside: Sequence[float] = (),
+        chained: bool = False,
+    ) -> dict[str, dict[str, _Compared]]:
+        """All ``changes``, by name and step, with verdicts corrected for all of them."""
+        places = _places(self.campaign, changes)
+        pairs = [pair for name, step in places if (pair := changes[name][step])]
+        verdicts: list[Verdict | None] = [None] * len(pairs)
+        if self.complete:
+            verdicts = judge(
+                pairs,
+                _families(self.campaign, list(changes), places, chained=chained),
+                beside=beside,
+                level=self.level,
+                first=self.first(places),
+            )
+        found = dict(zip(places, verdicts, strict=True))
+        return {
+            name: {step: (pair, found.get((name, step))) for step, pair in of.items()}
+            for name, of in changes.items()
+        }
+
+    def last(self, compared: Mapping[str, _Compared], beside: Sequence[float]) -> float:
+        """The corrected p-value of the claim ``beside`` the comparisons of the rate."""
+        changes = {PRIMARY: {step: pair for step, (pair, _) in compared.items()}}
+        places = _places(self.campaign, changes)
+        verdicts = [compared[step][1] for _, step in places]
+        return corrected(
+            [verdict.p_value if verdict else 1.0 for verdict in verdicts],
+            _families(self.campaign, [PRIMARY], places),
+            beside,
+            level=self.level,
+            first=self.first(places),
+        )[-1]

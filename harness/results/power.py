@@ -9,6 +9,7 @@ blocks, where the test needs all values to have the same sign.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -46,6 +47,22 @@ def power(blocks: int, noise: float, change: float, level: float = _LEVEL) -> fl
     return float(np.mean(noise * shifts < abs(math.log1p(change))))
 
 
+def power_of_looks(
+    looks: Sequence[tuple[int, float]], noise: float, change: float
+) -> tuple[float, float]:
+    """The share of campaigns with ``looks`` that find ``change``, and their mean blocks.
+
+    Each look is a number of blocks and the p-value that decides there.
+    """
+    values = np.random.default_rng(_SEED).standard_normal((_CAMPAIGNS, looks[-1][0]))
+    ended = np.zeros(_CAMPAIGNS, dtype=int)
+    for blocks, level in looks:
+        cut, _ = cut_at(blocks, 1 - level)
+        found = noise * _lower_ends(values[:, :blocks], cut) < abs(math.log1p(change))
+        ended[found & (ended == 0)] = blocks
+    return float(np.mean(ended > 0)), float(np.where(ended > 0, ended, looks[-1][0]).mean())
+
+
 @lru_cache(maxsize=64)
 def _factor(blocks: int, level: float) -> float | None:
     shifts = _least_shifts(blocks, level)
@@ -65,7 +82,12 @@ def _least_shifts(blocks: int, level: float) -> Floats | None:
     except ValueError:
         return None
     noise = np.random.default_rng(_SEED).standard_normal((_CAMPAIGNS, blocks))
-    first, second = np.triu_indices(blocks)
+    return _lower_ends(noise, cut)
+
+
+def _lower_ends(noise: Floats, cut: int) -> Floats:
+    """Of each row, the shift above which the interval without ``cut`` means is above 0."""
+    first, second = np.triu_indices(noise.shape[1])
     # A shift moves every pairwise mean alike, so the lower end of each interval
     # passes 0 exactly when the shift exceeds its negative.
     parts = np.array_split(noise, -(-noise.shape[0] * first.size // _VALUES_AT_ONCE))

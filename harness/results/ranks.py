@@ -148,10 +148,16 @@ def page(rows: Floats) -> tuple[bool, float]:
 
 def _walsh(values: Floats) -> Floats:
     """All means of pairs, each value with itself included, in ascending order."""
-    first, second = np.triu_indices(values.size)
+    first, second = _pairs(values.size)
     means: Floats = (values[first] + values[second]) / 2
     means.sort()
     return means
+
+
+@lru_cache(maxsize=64)
+def _pairs(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The first and the second place of every pair, each place with itself included."""
+    return np.triu_indices(count)
 
 
 @lru_cache(maxsize=64)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.plan import MIN_BLOCKS_FOR_VERDICT
+from harness.plan import MIN_BLOCKS_FOR_VERDICT, families
 from harness.results.figures import BootFigures, VoidTrial
 from harness.results.ordered import Trend
+from harness.results.ranks import CONFIDENCE
 from harness.results.samples import Campaign
 from harness.results.spread import Spread
 from harness.results.stats import Paired, Verdict, block_ratio, time_sliced
@@ -30,6 +31,27 @@ DRIVER_STAGE = "netif_receive_skb_list"
 def named(campaign: Campaign, step: str) -> str:
     """``step`` as a sentence calls it."""
     return f"{'variant' if campaign.of_commits else 'step'} {step}"
+
+
+def primary_of(campaign: Campaign) -> str | None:
+    """The step whose comparison is decided first; ``None``: nothing is compared."""
+    order = families(campaign.steps, campaign.baseline)
+    return order[0][0] if order else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Where a campaign with declared looks is."""
+
+    declared: tuple[int, ...]
+    """Numbers of blocks."""
+    blocks: int
+    """The look that it has reached or, if it is incomplete, is on its way to."""
+    level: float
+    """The p-value that decides there."""
+    primary: str
+    """The step whose comparison is to be decided."""
+    decided: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +175,8 @@ class Analysis:
     inventory: dict[str, Any]
     trend: Trend | None = None
     """Over the series as a whole; ``None``: it is not tested."""
+    look: Look | None = None
+    """The look that ended it; ``None``: it has no looks."""
     spread: Spread | None = None
     """Where the noise of the primary rate comes from."""
     repetition: float | None = None
@@ -162,6 +186,11 @@ class Analysis:
     def complete(self) -> bool:
         """Did every planned boot end without an error, under the same conditions?"""
         return not self.problems
+
+    @property
+    def level(self) -> float:
+        """The error that an interval may have: at a look, less than 5 %."""
+        return self.look.level if self.look else 1 - CONFIDENCE
 
     @property
     def judged_blocks(self) -> int:

@@ -146,6 +146,8 @@ class Verdict:
     detectable: float | None
     """The smallest relative difference found in four of five campaigns with this spread, after
     correction; ``None``: with so few units none is."""
+    level: float = 1 - CONFIDENCE
+    """The p-value that decides, before correction for comparisons: less than 5 % at a look."""
     p_beds: float | None = None
     """Corrected p-value of "all beds share one effect"; ``None``: too few blocks to test."""
 
@@ -181,6 +183,8 @@ def judge(
     *,
     margin: float = MARGIN,
     beside: Sequence[float] = (),
+    level: float = 1 - CONFIDENCE,
+    first: int | None = None,
 ) -> list[Verdict | None]:
     """A verdict for each comparison; ``None``: there are too few blocks.
 
@@ -188,8 +192,9 @@ def judge(
     by their places, as :func:`corrected` needs them; by default each is a family of its own.
     A word needs a corrected p-value below 5 %. Differences are decided in the order of a family,
     equivalence in the opposite order: the last step is the most likely to differ, the first the
-    least. ``beside`` are p-values of other claims, each a family. If beds differ, by Holm's
-    correction over all comparisons, the verdict is inconclusive.
+    least. ``beside`` are p-values of other claims, each a family. At a look, ``level`` is what it
+    may use of the 5 %, and ``first`` the comparison that has to be decided before all others. If
+    beds differ, by Holm's correction over all comparisons, the verdict is inconclusive.
     """
     units = [paired.units for paired in comparisons]
     judged = [place for place, of in enumerate(units) if of.size >= MIN_BLOCKS_FOR_VERDICT]
@@ -198,15 +203,17 @@ def judge(
     for place in judged:
         differ[place] = signed_rank_p(units[place])
         equal[place] = equivalence_p(units[place], math.log1p(margin))
-    words = corrected(differ, families, beside)[: len(units)]
-    equal_corrected = corrected(equal, [[*reversed(family)] for family in families])
+    words = corrected(differ, families, beside, level=level, first=first)[: len(units)]
+    backwards = [[*reversed(family)] for family in families]
+    equal_corrected = corrected(equal, backwards, level=level, first=first)
     beds = _beds_holm([(comparisons[place].logs, comparisons[place].beds) for place in judged])
-    level = (1 - CONFIDENCE) / max(1, len(families) + len(beside))
+    share = level / max(1, len(families) + len(beside))
     found: list[Verdict | None] = [None] * len(units)
     for place, p_beds in zip(judged, beds, strict=True):
         values = units[place]
-        low, high, confidence = signed_rank_interval(values)
-        least, most, _ = signed_rank_interval(values, 2 * CONFIDENCE - 1)
+        low, high, confidence = signed_rank_interval(values, 1 - level)
+        least, most, _ = signed_rank_interval(values, 1 - 2 * level)
+        own = level if place == first else share
         verdict = Verdict(
             outcome="inconclusive",
             ratio=math.exp(hodges_lehmann(values)),
@@ -221,7 +228,8 @@ def judge(
             p_equivalent_corrected=equal_corrected[place],
             equivalence_interval=(math.exp(least), math.exp(most)),
             bound=math.expm1(max(abs(least), abs(most))),
-            detectable=detectable(values.size, float(np.std(values, ddof=1)), level),
+            detectable=detectable(values.size, float(np.std(values, ddof=1)), own),
+            level=level,
             p_beds=p_beds,
         )
         if not verdict.beds_differ:
@@ -252,6 +260,9 @@ def corrected(
     p_values: Sequence[float],
     families: Sequence[Sequence[int]],
     beside: Sequence[float] = (),
+    *,
+    level: float = 1 - CONFIDENCE,
+    first: int | None = None,
 ) -> list[float]:
     """``p_values`` corrected so that all of them together are wrong in at most 5 % of campaigns.
 
@@ -259,13 +270,19 @@ def corrected(
     corrected values follow. Each family has an equal share of the 5 %. Within a family the order
     is fixed: a comparison is decided only if those before it are. A family that is decided
     completely leaves its share to the others (the graphical procedure of Bretz, Maurer, Brannath
-    and Posch, Statistics in Medicine 28 (2009); with families of one it is Holm's).
+    and Posch, Statistics in Medicine 28 (2009); with families of one it is Holm's). If a place is
+    ``first``, nothing is decided before it. At a look of a campaign, values are also corrected
+    for the other looks: ``level`` is the p-value that decides there.
     """
-    values = [*p_values, *beside]
-    chains = [list(family) for family in families]
+    values = [p_value * (1 - CONFIDENCE) / level for p_value in (*p_values, *beside)]
+    chains = [[place for place in family if place != first] for family in families]
     chains += [[len(p_values) + place] for place in range(len(beside))]
+    if first is not None:
+        chains = [chain for chain in chains if chain]
     shares = [1 / max(1, len(chains))] * len(chains)
     found, worst = [1.0] * len(values), 0.0
+    if first is not None:
+        found[first] = worst = min(1.0, values[first])
     while alive := [place for place, chain in enumerate(chains) if chain]:
         least = min(alive, key=lambda place: values[chains[place][0]] / shares[place])
         head = chains[least].pop(0)

@@ -10,24 +10,26 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.plan import BASELINE, PlannedBoot, balanced_blocks
+from harness.plan import BASELINE, LOOKS, PlannedBoot, balanced_blocks
 from harness.results.figures import BootFigures
 from harness.results.judged import Judged, judge_campaign
 from harness.results.power import detectable
-from harness.results.rows import PRIMARY
+from harness.results.rows import PRIMARY, primary_of
 from harness.results.samples import Campaign
 from harness.results.stats import MARGIN
 from tests.bench import command, show
 
 Floats = NDArray[np.float64]
+Row = dict[str, float | str | int]
 Noise = Callable[[np.random.Generator, tuple[int, int]], Floats]
 
 SERIES = tuple(str(step) for step in range(9))
@@ -92,6 +94,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
 """Those of a design in which every word may be believed."""
 TRUSTING = Setting(_normal, layout=2.0, again=2, trusting=True)
 """To show what the layout's mean as a unit is for."""
+ALL = {**SETTINGS, "(the last, each block taken for a new layout)": TRUSTING}
 
 
 @dataclass
@@ -112,26 +115,63 @@ class Tally:
     """In which the last step of the series got the right "faster" or "slower"."""
     rising: float = 0.0
     """In which the right trend was found."""
+    blocks: float = 0.0
+    """Of a campaign with looks, on average."""
 
 
 def simulate(
     setting: Setting, effects: Mapping[str, float], *, blocks: int, campaigns: int, seed: int = 1
 ) -> Tally:
     """Judge ``campaigns`` in which each step has the log-ratio ``effects`` to step 0."""
-    rng, tally = np.random.default_rng([seed, blocks]), Tally()
-    steps = list(effects)
-    for number in range(campaigns):
-        judged = judge_campaign(*_campaign(setting, effects, blocks, rng, number), complete=True)
+    rng = np.random.default_rng([seed, blocks])
+    return _tally(
+        (
+            (
+                judge_campaign(*_campaign(setting, effects, blocks, rng, number), complete=True),
+                blocks,
+            )
+            for number in range(campaigns)
+        ),
+        effects,
+        campaigns,
+    )
+
+
+def simulate_looks(
+    setting: Setting, effects: Mapping[str, float], *, campaigns: int, seed: int = 1
+) -> Tally:
+    """The same of campaigns that end at the declared looks."""
+    rng = np.random.default_rng([seed, 0])
+
+    def ended(number: int) -> tuple[Judged, int]:
+        campaign, boots = _campaign(setting, effects, LOOKS[-1][0], rng, number)
+        for blocks, level in LOOKS:
+            part = {step: of[: blocks * setting.again] for step, of in boots.items()}
+            judged = judge_campaign(campaign, part, complete=True, look=level)
+            _, verdict = judged.primary[primary_of(campaign) or ""]
+            if verdict is not None and verdict.outcome != "inconclusive":
+                break
+        return judged, blocks
+
+    return _tally((ended(number) for number in range(campaigns)), effects, campaigns)
+
+
+def _tally(
+    campaigns: Iterable[tuple[Judged, int]], effects: Mapping[str, float], count: int
+) -> Tally:
+    tally, steps = Tally(), list(effects)
+    for judged, blocks in campaigns:
         found = _wrong(judged, effects)
-        tally.covered += found.covered / campaigns
-        tally.difference += found.difference / campaigns
-        tally.trend += found.trend / campaigns
-        tally.equal += found.equal / campaigns
-        tally.wrong += bool(found.difference or found.trend or found.equal) / campaigns
+        tally.blocks += blocks / count
+        tally.covered += found.covered / count
+        tally.difference += found.difference / count
+        tally.trend += found.trend / count
+        tally.equal += found.equal / count
+        tally.wrong += bool(found.difference or found.trend or found.equal) / count
         last = judged.primary[[step for step in steps if step in SERIES][-1]][1]
-        tally.primary += (last is not None and last.outcome == "faster") / campaigns
+        tally.primary += (last is not None and last.outcome == "faster") / count
         rises = judged.trend is not None and judged.trend.found and judged.trend.rises
-        tally.rising += rises / campaigns
+        tally.rising += rises / count
     return tally
 
 
@@ -165,8 +205,12 @@ def _campaign(
                     offered=0,
                 )
             )
-    campaign = Campaign.model_construct(steps=steps, baseline=BASELINE, block_beds=[], ranged=False)
-    return campaign, boots
+    return _named(tuple(steps)), boots
+
+
+@lru_cache
+def _named(steps: tuple[str, ...]) -> Campaign:
+    return Campaign.model_construct(steps=[*steps], baseline=BASELINE, block_beds=[], ranged=False)
 
 
 def _wrong(judged: Judged, effects: Mapping[str, float]) -> Tally:
@@ -206,26 +250,31 @@ def stairs(gain: float) -> dict[str, float]:
     return {step: math.log1p(gain) * int(step) / 8 for step in SERIES}
 
 
-def _row(name: str, setting: Setting, blocks: int, campaigns: int) -> dict[str, float | str | int]:
-    series, usual, margin, half = (
-        simulate(setting, effects, blocks=blocks, campaigns=campaigns, seed=seed)
-        for seed, effects in enumerate((same(), same(USUAL), at_margin(), at_margin(5)))
-    )
+def _row(name: str, blocks: int | None, campaigns: int) -> Row:
+    """Errors with that noise; ``blocks`` of ``None``: at the declared looks."""
+    setting = ALL[name]
+
+    def found(effects: Mapping[str, float], seed: int) -> Tally:
+        if blocks is None:
+            return simulate_looks(setting, effects, campaigns=campaigns, seed=seed)
+        return simulate(setting, effects, blocks=blocks, campaigns=campaigns, seed=seed)
+
+    series = found(same(), 0)
     return {
         "noise": name,
-        "blocks": blocks,
+        "blocks": blocks or "looks",
         "coverage": series.covered,
         "A/A of 9 steps": series.wrong,
         "its trend": series.trend,
-        "A/A of 0, 2, 8, shipped": usual.wrong,
-        "all at the margin": margin.wrong,
-        "half at 0, half at the margin": half.wrong,
+        "A/A of 0, 2, 8, shipped": found(same(USUAL), 1).wrong,
+        "all at the margin": found(at_margin(), 2).wrong,
+        "half at 0, half at the margin": found(at_margin(5), 3).wrong,
     }
 
 
-def _power(blocks: int, campaigns: int) -> dict[str, float | int]:
+def _power(blocks: int, campaigns: int) -> Row:
     """What is found, with normal noise."""
-    shown: dict[str, float | int] = {"blocks": blocks}
+    shown: Row = {"blocks": blocks}
     for change in (0.02, 0.05, 0.10):
         effects = same() | {"8": math.log1p(change)}
         found = simulate(SETTINGS["normal"], effects, blocks=blocks, campaigns=campaigns)
@@ -234,6 +283,17 @@ def _power(blocks: int, campaigns: int) -> dict[str, float | int]:
         found = simulate(SETTINGS["normal"], stairs(gain), blocks=blocks, campaigns=campaigns)
         shown[f"trend of stairs to {gain:.0%}"] = found.rising
     shown["what was called detectable"] = _found_again(blocks, campaigns)
+    return shown
+
+
+def _power_of_looks(campaigns: int) -> Row:
+    shown: Row = {}
+    for change in (0.0, 0.02, 0.05, 0.10):
+        found = simulate_looks(
+            SETTINGS["normal"], same() | {"8": math.log1p(change)}, campaigns=campaigns
+        )
+        shown[f"step 8 by {change:.0%}"] = found.primary
+        shown[f"{change:.0%}: blocks"] = f"{found.blocks:.1f}"
     return shown
 
 
@@ -255,23 +315,28 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    asked = {**SETTINGS, "(those, a layout taken for new)": TRUSTING}
     with ProcessPoolExecutor(chosen.processes) as pool:
-        rows = [
-            pool.submit(_row, name, setting, blocks, chosen.campaigns)
-            for name, setting in asked.items()
-            for blocks in BLOCKS
+        errors = [
+            pool.submit(_row, name, blocks, chosen.campaigns)
+            for name in ALL
+            for blocks in (*BLOCKS, None)
         ]
-        powers = [pool.submit(_power, blocks, chosen.campaigns) for blocks in BLOCKS]
-        errors, found = [row.result() for row in rows], [power.result() for power in powers]
-    result = {"bench": "verdicts", "campaigns": chosen.campaigns, "errors": errors, "power": found}
-    for table in (errors, found):
+        power = [pool.submit(_power, blocks, chosen.campaigns) for blocks in BLOCKS]
+        looks = [pool.submit(_power_of_looks, chosen.campaigns)]
+        tables = {
+            name: [row.result() for row in rows]
+            for name, rows in {"errors": errors, "power": power, "looks": looks}.items()
+        }
+    if chosen.json:
+        show({"bench": "verdicts", "campaigns": chosen.campaigns, **tables}, [], as_json=True)
+        return
+    for table in tables.values():
         shown = [
             {name: f"{v:.1%}" if isinstance(v, float) else str(v) for name, v in row.items()}
             for row in table
         ]
-        if not chosen.json or table is found:
-            show(result, shown, as_json=chosen.json)
+        show({}, shown, as_json=False)
+        print()
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from harness.kernels import HostConfig, Image
 from harness.results import samples
 from harness.results.analysis import analyse
 from harness.results.expect import ExpectationOpenError
+from harness.results.stats import judge
 from harness.trials import measured_s
 from tests.unit.synthetic import trials_of
 from tests.unit.test_campaign import Bed, Machine, outcomes, setup
@@ -323,6 +324,38 @@ def test_a_baseline_against_itself_has_other_layouts(
     variants = samples.read_campaign(out).variants
     layouts = {step: [one["layout"] for one in told["layouts"]] for step, told in variants.items()}
     assert layouts == {"0": [0, 1, 2], "0again": [3, 4, 5]}
+
+
+def test_a_run_ends_at_the_look_at_which_it_is_decided(
+    lab: dict[str, Any], hosts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rates are all alike, so the first look finds no difference."""
+    out = tmp_path / "out"
+    words = ["run", "--steps", "0,8", "--hosts", str(hosts), "--out", str(out)]
+    done = CliRunner().invoke(cli, [*words, "--bed", "a", "--profile", "thorough"])
+    assert done.exit_code == 0, done.output
+    assert lab["layouts"] == 18
+    assert "ended at the look after 7: step 8 was decided" in done.output
+    assert beds_of(out) == {None: 14}
+    assert len(samples.read_campaign(out).order) == 18
+
+    def judged(*arguments: Any, **options: Any) -> Any:
+        """As if fewer than ten blocks decided nothing."""
+        return [
+            one and replace(one, outcome=one.outcome if one.blocks >= 10 else "inconclusive")
+            for one in judge(*arguments, **options)
+        ]
+
+    monkeypatch.setattr("harness.results.judged.judge", judged)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("boots/*/boot.json")}
+    shutil.rmtree(out / "boots/b07-p02-s8", ignore_errors=True)
+    shutil.rmtree(out / "boots/b07-p02-s0", ignore_errors=True)
+    done = CliRunner().invoke(cli, ["run", "--resume", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "ended at the look after 10: step 8 was decided" in done.output
+    assert beds_of(out) == {None: 20}
+    kept = {path: path.stat().st_mtime_ns for path in before}
+    assert sum(kept[path] == before[path] for path in before) == 13
 
 
 def test_a_run_on_two_beds_and_its_resumption(

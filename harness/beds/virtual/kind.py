@@ -14,7 +14,7 @@ from harness.beds.local.boots import LocalBoots, LocalKind, measuring
 from harness.beds.virtual import equipment, virtual_bed
 from harness.config import QemuHost
 from harness.kernels import Image
-from harness.plan import SMOKE, Profile
+from harness.plan import LOOKS, SMOKE, Profile
 
 _SLICE_S = 0.3
 _QUICK = Profile(
@@ -40,6 +40,7 @@ _STANDARD = replace(
     trace_s=3.0,
     layouts=7,
 )
+_THOROUGH = replace(_STANDARD, name="thorough", blocks=18, layouts=18, looks=LOOKS)
 
 
 class Virtual(LocalKind):
@@ -52,6 +53,7 @@ class Virtual(LocalKind):
         "smoke": replace(SMOKE, slice_s=_SLICE_S),
         "quick": _QUICK,
         "standard": _STANDARD,
+        "thorough": _THOROUGH,
     }
 
     def label(self, accelerator: str | None) -> str:
