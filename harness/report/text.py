@@ -51,6 +51,7 @@ PLACES: Mapping[str, str] = MappingProxyType(
         "udp_checksum": "checksum",
     }
 )
+_JUDGED = ("verdict", "p_value", "p_corrected", "p_equivalent_corrected")
 _NONE = "—"
 _FUNCTIONS = 12
 _DIFFERS = 2.0
@@ -187,7 +188,7 @@ def _flat_rows(report: Document) -> Iterator[Document]:
             for name, pair in ends:
                 low, high = pair or (None, None)
                 own |= {f"ratio_{name}_low": low, f"ratio_{name}_high": high}
-            own |= {"step": row["step"], "verdict": verdict.get("verdict")}
+            own |= {"step": row["step"], **{name: verdict.get(name) for name in _JUDGED}}
             yield (
                 own
                 | {"complete": flat["complete"], "virtual": flat["virtual"]}
@@ -204,8 +205,8 @@ def _flat(report: Document, row: Document) -> Document:
         flat |= {f"{name}_low": low, f"{name}_high": high}
     flat |= {name: found["median"] for name, found in row["measures"].items()}
     flat |= {f"drops_{place}": row["drops"].get(place, 0.0) for place in PLACES}
-    verdicts = {verdict["step"]: verdict["verdict"] for verdict in report["verdicts"]}
-    flat["verdict"] = verdicts.get(row["step"])
+    verdicts = {verdict["step"]: verdict for verdict in report["verdicts"]}
+    flat |= {name: verdicts.get(row["step"], {}).get(name) for name in _JUDGED}
     flat["complete"] = report["complete"]
     flat["virtual"] = report["virtual"]
     return flat

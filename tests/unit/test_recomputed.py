@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import statistics
 from pathlib import Path
@@ -106,6 +107,10 @@ def test_p_values_are_corrected_for_the_series_the_other_variant_and_the_trend(
     assert words == {"2": "inconclusive", "5": "inconclusive", "8": "faster",
                      "shipped": "inconclusive"}  # fmt: skip
     assert "+0.5 to +3.9 % packets per second before correction for" in render(report, "table")
+    lines = {line["step"]: line for line in csv.DictReader(render(report, "csv").splitlines())}
+    assert float(lines["shipped"]["p_value"]) == pytest.approx(plain["shipped"])
+    assert float(lines["shipped"]["p_corrected"]) == pytest.approx(2 * plain["shipped"])
+    assert lines["0"]["p_corrected"] == ""
 
 
 def test_of_layouts_in_several_blocks_the_means_are_judged(tmp_path: Path) -> None:
