@@ -55,7 +55,7 @@ from harness.trials import MEASURES
     type=PathOf(),
     help="Git tree whose commits are searched as they are, instead of the series.",
 )
-@profile_option("standard")
+@profile_option("standard", looks=False)  # a search has looks of its own
 @click.option(
     "--max-blocks",
     default=18,

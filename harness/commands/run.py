@@ -87,6 +87,7 @@ def run(
     harness run                          steps 0, 2, 8 and the tree as it ships
     harness run --steps 0-8              all nine steps
     harness run --profile standard       enough boots for verdicts
+    harness run --profile thorough       until the last step is decided, at declared looks
     harness run --aa --profile standard  step 0 against itself: the noise of this bed
     harness run --also cpu --also latency --also ndr
     harness run --tree . --variants HEAD,worktree   what a change of your own does

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from harness.base.errors import ConfigurationError
 from harness.beds import registry
+from harness.cli import cli
 from harness.plan import LOOKS, Plan, make_plan
 from harness.report import document, render
 from harness.results.analysis import analyse
@@ -168,3 +170,10 @@ def test_campaigns_with_looks_are_seldom_wrong() -> None:
     found = simulate_looks(SETTINGS["normal"], same(), campaigns=300)
     assert found.wrong <= 0.05 + 3 * 0.0126
     assert found.covered >= 0.95
+
+
+def test_a_search_has_looks_of_its_own() -> None:
+    done = CliRunner().invoke(cli, ["bisect", "--good", "0", "--bad", "8", "--profile", "thorough"])
+    assert done.exit_code == 2
+    assert "'smoke', 'quick', 'standard'" in done.output
+    assert "thorough ends after 7" in CliRunner().invoke(cli, ["run", "--help"]).output
