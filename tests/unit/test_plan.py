@@ -149,9 +149,11 @@ def test_profiles_hold_what_a_verdict_needs() -> None:
     usual = parse_steps(DEFAULT_STEPS)
     for asked in (profile("standard"), profile("standard", bed_kind="hardware")):
         assert asked.blocks >= blocks_for_verdict(usual)
+    for kind, name in itertools.product(KINDS, ("quick", "standard", "thorough")):
+        assert profile(name, bed_kind=kind).layouts == profile(name, bed_kind=kind).blocks
     for name in ("quick", "standard"):
         native = profile(name, bed_kind="native")
-        assert native.layouts == native.blocks >= blocks_for_verdict(usual)
+        assert native.blocks >= blocks_for_verdict(usual)
     assert families(usual) == (("8", "2"), ("shipped",))
     assert families(AA_STEPS) == (("0again",),)
     assert families(parse_steps("0,2,8,10,11,0+11")) == (("8", "2"), ("11", "10"), ("0+11",))
