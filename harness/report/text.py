@@ -388,7 +388,7 @@ def _spread(spread: Document) -> str:
         ("trial", "between trials"),
     ]
     shown = [f"{spread[name]:.1%} {what}" for name, what in parts if spread[name] is not None]
-    return f"spread of the rate of a step (standard deviation): {', '.join(shown)}"
+    return f"spread of the rate of a step (standard deviation): {'; '.join(shown)}"
 
 
 def _void_for_rates(report: Document) -> Iterator[str]:
