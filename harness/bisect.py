@@ -22,15 +22,15 @@ from tabulate import tabulate
 
 from harness.base.errors import ConfigurationError, InfrastructureError, KernelError
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
-from harness.report.text import percent
+from harness.report.verdicts import percent
 from harness.results.expect import (
     RATE_METRICS,
     ExpectationMissedError,
     ExpectationOpenError,
 )
+from harness.results.ranks import CONFIDENCE
 from harness.results.rows import LIST_LEN, Analysis, Row
 from harness.results.samples import write_atomic
-from harness.results.stats import CONFIDENCE
 from harness.trials import MEASURES
 
 FIGURE_METRICS = ("ip_rcv_per_packet", "list_len_p50", "list_len_p90", "list_len_max")

@@ -49,6 +49,10 @@ LIST_STAGES: Mapping[str, int] = MappingProxyType(
 SINGLY_BEFORE = 7
 """The first step in which ``ip_rcv`` is not called for each packet."""
 
+LOOKS = ((7, 0.0157), (10, 0.0137), (14, 0.0166), (18, 0.0215))
+"""Numbers of blocks after which a campaign with looks may end, each with the p-value that decides
+there. All looks together are wrong in 4.4 % of campaigns: ``tests/bench/verdicts.py``."""
+
 PACED_SHARES = (0.1, 0.5, 0.9)
 """Shares of the saturating rate at which CPU time per packet is measured."""
 
@@ -70,7 +74,11 @@ class Profile:
     slice_s: float = 0.0
     """Boots of a block are up together, with time slices of this length; 0: one at a time."""
     layouts: int = 1
-    """Number of layouts in which each kernel is linked; blocks use them in turn."""
+    """Number of layouts in which each kernel is linked: one for each block, because a layout
+    that is used again is no new observation. Blocks use them in turn."""
+    looks: tuple[tuple[int, float], ...] = ()
+    """After how many blocks the campaign ends if its primary comparison is decided, and at which
+    p-value; the last is all blocks. Empty: it never ends early."""
     extras: tuple[str, ...] = ()
     """What is also measured, by ``--also``."""
     paced_shares: tuple[float, ...] = PACED_SHARES
@@ -114,6 +122,26 @@ class Plan:
     """The bed of each block; empty if there is only one bed."""
     baseline: str = BASELINE
     """What the others are compared with: step 0, or the first of some commits."""
+    ranged: bool = False
+    """Are its steps the commits of one range A..B, in their order?"""
+
+    after: int = 0
+    """How many of its blocks an earlier look has: they are not among the :meth:`groups`."""
+
+    def until(self, look: int) -> Plan:
+        """The part of it up to ``look``, a number of blocks, without that of the look before."""
+        before = [blocks for blocks, _ in self.profile.looks if blocks < look]
+        return replace(
+            self,
+            order=self.order[:look],
+            block_beds=self.block_beds[:look],
+            after=max(before, default=0),
+        )
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many blocks it may end."""
+        return tuple(blocks for blocks, _ in self.profile.looks) or (len(self.order),)
 
     @property
     def of_commits(self) -> bool:
@@ -123,7 +151,9 @@ class Plan:
     @property
     def too_few_blocks(self) -> str | None:
         """Why it cannot end in verdicts, if it cannot."""
-        needed = blocks_for_verdict(self.steps, self.baseline)
+        if self.profile.looks:
+            return None  # the primary comparison comes first and can be decided at each
+        needed = blocks_for_verdict(self.steps, self.baseline, ranged=self.ranged)
         if len(self.order) >= needed:
             return None
         return f"no verdict: {len(self.order)} of the {needed} blocks it needs"
@@ -138,6 +168,11 @@ class Plan:
         return self.block_beds[:block].count(bed) if bed else block
 
     @property
+    def layouts(self) -> int:
+        """In how many layouts each step is linked; blocks use them in turn."""
+        return min(self.profile.layouts, len(self.order))
+
+    @property
     def blocks_of_a_bed(self) -> int:
         """The number of blocks of the bed that has most."""
         return max(self.ordinal(block) for block in range(1, len(self.order) + 1))
@@ -148,7 +183,7 @@ class Plan:
 
     def groups(self, bed: str | None = None) -> Iterator[tuple[PlannedBoot, ...]]:
         """The boots, or those of ``bed``, in groups that are up together."""
-        for block in range(1, len(self.order) + 1):
+        for block in range(self.after + 1, len(self.order) + 1):
             if bed and self.bed_of(block) not in (None, bed):
                 continue
             boots = tuple(boot for boot in self.boots() if boot.block == block)
@@ -169,7 +204,7 @@ SMOKE = Profile(
     trace_s=1.0,
 )
 """Checks that everything works; its figures mean nothing."""
-PROFILE_NAMES = ("smoke", "quick", "standard")
+PROFILE_NAMES = ("smoke", "quick", "standard", "thorough")
 
 
 def profile(
@@ -193,14 +228,19 @@ def profile(
             f"no profile is named {name!r}", hint=f"choose one of {', '.join(profiles)}"
         )
     found = replace(found, extras=tuple(extras), paced_shares=() if paced_pps else PACED_SHARES)
-    if blocks is None:
+    if blocks is None or blocks == found.blocks:
         return found
+    if found.looks:
+        raise ConfigurationError(
+            f"the profile {name} ends at declared looks, so it cannot have {blocks} blocks",
+            hint="leave --blocks out, or use --profile standard",
+        )
     if not 1 <= blocks <= MAX_BLOCKS:
         raise ConfigurationError(
             f"{blocks} blocks are not possible; expected 1 to {MAX_BLOCKS}",
             hint=f"one block boots each step once; a verdict needs {MIN_BLOCKS_FOR_VERDICT}",
         )
-    return replace(found, blocks=blocks)
+    return replace(found, blocks=blocks, layouts=min(blocks, MAX_LAYOUTS))
 
 
 def make_plan(
@@ -210,18 +250,26 @@ def make_plan(
     seed: int,
     beds: Sequence[str] = (),
     baseline: str = BASELINE,
+    ranged: bool = False,
 ) -> Plan:
     """Draw the order of boots from ``seed``; the same arguments give the same plan.
 
     Several ``beds`` get blocks in turn; the order is balanced on each bed. Another ``baseline``
-    than step 0 is for commits.
+    than step 0 is for commits; they are ``ranged`` if they are one range A..B.
 
     Raises:
         ConfigurationError: there are more beds than blocks.
     """
     if len(beds) < 2:
         order = balanced_blocks(steps, profile.blocks, seed=seed)
-        return Plan(profile=profile, steps=tuple(steps), seed=seed, order=order, baseline=baseline)
+        return Plan(
+            profile=profile,
+            steps=tuple(steps),
+            seed=seed,
+            order=order,
+            baseline=baseline,
+            ranged=ranged,
+        )
     if profile.blocks < len(beds):
         raise ConfigurationError(
             f"{len(beds)} beds cannot share {profile.blocks} blocks",
@@ -239,6 +287,7 @@ def make_plan(
         order=tuple(next(rows[bed]) for bed in dealt),
         block_beds=dealt,
         baseline=baseline,
+        ranged=ranged,
     )
 
 
@@ -261,13 +310,32 @@ def families(steps: Sequence[str], baseline: str = BASELINE) -> tuple[tuple[str,
     return (*filter(None, stairs), *others)
 
 
-def blocks_for_verdict(steps: Sequence[str], baseline: str = BASELINE) -> int:
+def ordered_steps(
+    steps: Sequence[str], baseline: str = BASELINE, *, ranged: bool = False
+) -> tuple[str, ...]:
+    """The steps over which a trend is tested: three or more of the series, or a range of commits.
+
+    Empty if there is no such order. The test is a claim about the series as a whole, and counts
+    as a family.
+    """
+    found = tuple(steps) if ranged else tuple(step for step in steps if step in SERIES_STEPS)
+    return found if len(found) > 2 and baseline in found else ()
+
+
+def claims(steps: Sequence[str], baseline: str = BASELINE, *, ranged: bool = False) -> int:
+    """How many families share the 5 %: those of :func:`families`, and the trend."""
+    return len(families(steps, baseline)) + bool(ordered_steps(steps, baseline, ranged=ranged))
+
+
+def blocks_for_verdict(
+    steps: Sequence[str], baseline: str = BASELINE, *, ranged: bool = False
+) -> int:
     """The smallest number of blocks with which the first comparison of a family is decided.
 
     The smallest p-value of n blocks is 2 · (1/2)^n; each family has its share of 5 %.
     """
     blocks = MIN_BLOCKS_FOR_VERDICT
-    while len(families(steps, baseline)) * 2 * 0.5**blocks >= 0.05:
+    while claims(steps, baseline, ranged=ranged) * 2 * 0.5**blocks >= 0.05:
         blocks += 1
     return blocks
 

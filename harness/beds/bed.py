@@ -190,6 +190,9 @@ class BedKind(ABC):
     """How long to measure, by name."""
     boot_s: ClassVar[float]
     """Approximate duration of a boot without its windows."""
+    noise: ClassVar[tuple[float, str] | None] = None
+    """The standard deviation of the log-ratio of two steps' rates in a block, as campaigns on
+    such beds showed it, and which campaigns; ``None``: unknown."""
     here: ClassVar[bool]
     """Whether kernels are booted on this machine, so that figures are not hardware figures."""
 

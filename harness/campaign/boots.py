@@ -52,7 +52,7 @@ class Setup:
 def image_of(setup: Setup, boot: plan.PlannedBoot) -> Image:
     """The kernel of ``boot``; all boots of a block have the same layout."""
     layouts = setup.images[boot.step]
-    return layouts[(setup.plan.ordinal(boot.block) - 1) % len(layouts)]
+    return layouts[(boot.block - 1) % len(layouts)]
 
 
 class BootUnderWay:

@@ -73,7 +73,7 @@ def run(setup: Setup, directory: Path, *, progress: Progress, retry_failed: bool
         failed |= _failed_before(one, directory, journal, again=retry_failed)
     for step, error in failed.items():
         progress.say(f"step {step} is not booted again: {error.message}")
-    total = sum(1 for _ in setup.plan.boots())
+    total = sum(len(group) for group in setup.plan.groups())
     with progress.task("campaign", total=total) as task:
 
         def run_bed(one: Setup) -> None:
@@ -269,6 +269,7 @@ def record(
         accelerator=setup.boots.accelerator,
         steps=list(setup.plan.steps),
         baseline=setup.plan.baseline,
+        ranged=setup.plan.ranged,
         blocks=setup.plan.profile.blocks,
         order=[list(block) for block in setup.plan.order],
         block_beds=list(setup.plan.block_beds),
@@ -308,7 +309,8 @@ def require_same(kept: samples.Campaign, wanted: samples.Campaign) -> None:
     """
     was, now = kept.model_dump(mode="json"), wanted.model_dump(mode="json")
     for one in (was, now):
-        one["trial"].pop("blocks", None)  # the order has them
+        for name in ("blocks", "layouts"):  # order and variants have them
+            one["trial"].pop(name, None)
     for name in _SAME_TO_RESUME:
         if was[name] != now[name]:
             raise ConfigurationError(

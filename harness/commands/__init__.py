@@ -95,15 +95,17 @@ seed_option = click.option(
 )
 
 
-def profile_option(default: str) -> Callable[[Any], Any]:
-    """``--profile``; its default depends on the command."""
+def profile_option(default: str, *, looks: bool = True) -> Callable[[Any], Any]:
+    """``--profile``; its default depends on the command. Without ``looks``: no thorough."""
+    names = [name for name in PROFILE_NAMES if looks or name != "thorough"]
+    ends = "; thorough ends after 7, 10, 14 or 18 blocks, when the last step is decided" * looks
     return click.option(
         "--profile",
         "profile_name",
         default=default,
         show_default=True,
-        type=click.Choice(PROFILE_NAMES),
-        help="How long to measure.",
+        type=click.Choice(names),
+        help=f"How long to measure{ends}.",
     )
 
 

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -54,7 +55,7 @@ from harness.trials import MEASURES
     type=PathOf(),
     help="Git tree whose commits are searched as they are, instead of the series.",
 )
-@profile_option("standard")
+@profile_option("standard", looks=False)  # a search has looks of its own
 @click.option(
     "--max-blocks",
     default=18,
@@ -231,9 +232,10 @@ class _Bench:
         where = self.directory / name
         record = campaign.record(setup, profile=setup.plan.profile.name)
         if (where / "campaign.json").exists():
-            # With the same seed, fewer blocks are the first of more blocks.
+            # With the same seed, fewer blocks and layouts are the first of more of them.
             kept = samples.read_campaign(where)
-            campaign.require_same(kept.model_copy(update={"order": record.order}), record)
+            more = {"order": record.order, "variants": _with_layouts(kept, record)}
+            campaign.require_same(kept.model_copy(update=more), record)
             record = record.model_copy(update={"id": kept.id, "created": kept.created})
         samples.write_campaign(where, record)
         campaign.run(setup, where, progress=self.progress, retry_failed=self.retry_failed)
@@ -255,3 +257,13 @@ class _Bench:
         if question.exact:
             return replace(chosen, warmups=0, trials=0, trace_blocks=blocks, slice_s=0.0, layouts=1)
         return replace(chosen, trace_blocks=0)
+
+
+def _with_layouts(kept: samples.Campaign, record: samples.Campaign) -> dict[str, Any]:
+    """The variants of ``kept`` with the layouts of ``record``, if these begin with theirs."""
+    variants = {}
+    for step, variant in kept.variants.items():
+        layouts, more = variant.get("layouts", []), record.variants[step]["layouts"]
+        begins = more[: len(layouts)] == layouts
+        variants[step] = variant | {"layouts": more if begins else layouts}
+    return variants

@@ -24,17 +24,24 @@ from harness.commands import (
     tree_option,
 )
 from harness.commands.also import also_option
-from harness.commands.variants import commits_of, variants_option
+from harness.commands.variants import commits_of, is_range, variants_option
 from harness.plan import (
     AA_STEPS,
     BASELINE,
     Plan,
     Profile,
+    claims,
     families,
     make_plan,
+    ordered_steps,
     parse_steps,
 )
+from harness.results.power import power, power_of_looks
+from harness.results.ranks import CONFIDENCE
+from harness.results.stats import MARGIN
 
+_CHANGES = (0.02, 0.05, 0.10)
+"""True changes for which the power is shown."""
 _STEERED = {
     "auto": "their number, else the indirection table, else an ntuple rule for UDP",
     "rss": "the indirection table",
@@ -49,6 +56,13 @@ _STEERED = {
 @also_option
 @seed_option
 @click.option("--aa", is_flag=True, help="The plan for step 0 against itself.")
+@click.option(
+    "--noise",
+    type=click.FloatRange(min=0, max=100, min_open=True, max_open=True),
+    metavar="PERCENT",
+    help="Standard deviation of the ratio of two steps in a block, for the power. Default: what "
+    "campaigns on such a bed showed.",
+)
 @bed_option
 @beds_option
 @hosts_option
@@ -61,6 +75,7 @@ def plan(
     also: tuple[str, ...],
     seed: int | None,
     aa: bool,
+    noise: float | None,
     bed_name: str | None,
     bed_names: tuple[str, ...],
     hosts_path: Path | None,
@@ -83,12 +98,13 @@ def plan(
         seed=secrets.randbits(31) if seed is None else seed,
         beds=[bed.name for bed in beds],
         baseline=named[0] if named else BASELINE,
+        ranged=is_range(variants),
     )
-    for line in _lines(chosen, beds):
+    for line in _lines(chosen, beds, noise and noise / 100):
         click.echo(line)
 
 
-def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
+def _lines(plan: Plan, beds: Sequence[config.Bed], noise: float | None) -> Iterator[str]:
     timing, bed = plan.profile, beds[0]
     boots = sum(len(row) for row in plan.order)
     measured_s = trials.measured_s(plan)
@@ -107,11 +123,12 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
         + f"; in the first {_counted(timing.trace_blocks)} {'of each bed ' * (len(beds) > 1)}also "
         f"{timing.trace_s:g} s with probes attached" * bool(timing.trace_blocks)
     )
-    if timing.layouts > 1:
-        layouts = min(timing.layouts, plan.blocks_of_a_bed)
+    if plan.layouts > 1:
+        each = "one for each block" if plan.layouts == len(plan.order) else "which blocks share"
         yield (
-            f"each kernel is linked in {layouts} layouts, which blocks use in turn: the position "
-            "of functions must not look like the effect of a patch"
+            f"each kernel is linked in {plan.layouts} layouts, {each} "
+            f"({plan.layouts * len(plan.steps)} links if none is in the cache): the position of "
+            "functions must not look like the effect of a patch"
         )
     if also := [kind.about(bed, timing) for kind in trials.asked(timing) if kind.also]:
         yield f"in each boot also: {', '.join(also)}"
@@ -120,13 +137,7 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
             f"boots of a block run side by side, time-sliced ({timing.slice_s:g} s): "
             "a slowdown of this machine affects all of them equally"
         )
-    if too_few := plan.too_few_blocks:
-        yield too_few
-    else:
-        what = "variant" if plan.of_commits else "step"
-        groups = families(plan.steps, plan.baseline)
-        decided = [", then ".join(f"{what} {step}" for step in group) for group in groups]
-        yield f"compared with {what} {plan.baseline}, each group for itself: {' · '.join(decided)}"
+    yield from _verdicts(plan, bed, noise)
     yield ""
     where = [[bed] for bed in plan.block_beds] or [[] for _ in plan.order]
     rows = [
@@ -143,6 +154,45 @@ def _lines(plan: Plan, beds: Sequence[config.Bed]) -> Iterator[str]:
     for name, rule in trials.VOID_RULES.items():
         allowed = ", ".join(f"{value:g} {unit}" for unit, value in rule.tolerances.items())
         yield f"  {name}: {rule.description}" + (f" (tolerance: {allowed})" if allowed else "")
+
+
+def _verdicts(plan: Plan, bed: config.Bed, noise: float | None) -> Iterator[str]:
+    """What the campaign will decide, in which order, and how surely."""
+    if too_few := plan.too_few_blocks:
+        yield too_few
+        return
+    what = "variant" if plan.of_commits else "step"
+    groups = families(plan.steps, plan.baseline)
+    decided = [", then ".join(f"{what} {step}" for step in group) for group in groups]
+    yield f"compared with {what} {plan.baseline}, each group for itself: {' · '.join(decided)}"
+    if looks := plan.profile.looks:
+        told = ", ".join(f"{blocks} (p {level:g})" for blocks, level in looks)
+        yield (
+            f"it ends after so many blocks if {what} {groups[0][0]} is decided there, and nowhere "
+            f"else: {told}; nothing else is decided before {what} {groups[0][0]}"
+        )
+    if series := ordered_steps(plan.steps, plan.baseline, ranged=plan.ranged):
+        yield f"and a trend over {what}s {', '.join(series)}"
+    yield f'"no difference" means: none larger than {100 * MARGIN:g} %'
+    known = registry.of(bed).noise
+    if noise is None and known is None:
+        yield f"power: not known, because the noise of {bed.kind} beds is not; name it with --noise"
+        return
+    sd, source = (noise, "--noise") if noise is not None else known or (0.0, "")
+    found = []
+    for change in _CHANGES:
+        if looks := plan.profile.looks:
+            share, blocks = power_of_looks(looks, sd, change)
+            after = f", after {blocks:.0f} blocks on average"
+        else:
+            level = (1 - CONFIDENCE) / claims(plan.steps, plan.baseline, ranged=plan.ranged)
+            share, after = power(len(plan.order), sd, change, level), ""
+        found.append(f"a change of {100 * change:g} % in {100 * share:.0f}{after}")
+    yield (
+        f"if a block's ratio has a standard deviation of {100 * sd:.1f} % ({source}), {what} "
+        f"{groups[0][0]} is found to differ in so many of 100 campaigns, after correction: "
+        f"{', '.join(found)}"
+    )
 
 
 def _changes(bed: config.Bed, timing: Profile) -> Iterator[str]:

@@ -31,7 +31,7 @@ from harness.commands import (
     tree_option,
 )
 from harness.commands.also import also_option
-from harness.commands.variants import commits_of, variants_option
+from harness.commands.variants import commits_of, is_range, variants_option
 from harness.report import document, render
 from harness.results import samples
 from harness.results.analysis import analyse
@@ -87,6 +87,7 @@ def run(
     harness run                          steps 0, 2, 8 and the tree as it ships
     harness run --steps 0-8              all nine steps
     harness run --profile standard       enough boots for verdicts
+    harness run --profile thorough       until the last step is decided, at declared looks
     harness run --aa --profile standard  step 0 against itself: the noise of this bed
     harness run --also cpu --also latency --also ndr
     harness run --tree . --variants HEAD,worktree   what a change of your own does
@@ -124,6 +125,7 @@ def run(
         seed=kept.seed if kept else seed if seed is not None else secrets.randbits(31),
         beds=[bed.name for bed in beds],
         baseline=commits[0].name if commits else plan.BASELINE,
+        ranged=kept.ranged if kept else is_range(variants),
     )
     expected = [parse(text, drawn.steps) for text in expect]
     require_measured(expected, profile.extras, beds[0].name, beds[0].paced_pps)
@@ -142,7 +144,8 @@ def run(
         wanted = kernels.Kernels(
             kernel=hosts.kernel,
             names=list(dict.fromkeys(plan.kernel_of(step) for step in drawn.steps)),
-            layouts=min(profile.layouts, drawn.blocks_of_a_bed),
+            # A kernel that is compared with itself has other layouts under its other name.
+            layouts=drawn.layouts * (2 if tuple(drawn.steps) == plan.AA_STEPS else 1),
             tree=tree,
             commits=commits,
             arch=beds[0].arch,
@@ -159,7 +162,11 @@ def run(
         if too_few := drawn.too_few_blocks:
             progress.say(too_few)
         at_end.callback(show)
-        campaign.run(setup, directory, progress=progress, retry_failed=retry_failed)
+        for look in drawn.looks:
+            part = replace(setup, plan=drawn.until(look))
+            campaign.run(part, directory, progress=progress, retry_failed=retry_failed)
+            if profile.looks and analyse(samples.ResultDirectory.open(directory)).complete:
+                break  # decided here, or this was the last look
     require(findings)
 
 
@@ -188,7 +195,12 @@ def _opened(
     needs.require(needs.of_kernels(wanted, results=directory, bed=first, together=together))
     with registry.made_meanwhile(first):
         made = wanted.build(progress)
-        built = {step: made[plan.kernel_of(step)] for step in drawn.steps}
+        built = {
+            step: made[step][: drawn.layouts]
+            if step in made
+            else made[plan.kernel_of(step)][-drawn.layouts :]
+            for step in drawn.steps
+        }
         campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
         opening = registry.Wanted(campaign_id, directory, trials.counting(drawn.profile))
         opened = {

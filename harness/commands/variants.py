@@ -20,6 +20,11 @@ variants_option = click.option(
 )
 
 
+def is_range(variants: str | None) -> bool:
+    """Are they one range A..B, so that their order is that of history?"""
+    return variants is not None and ".." in variants and "," not in variants
+
+
 def commits_of(tree: Path | None, variants: str | None) -> Sequence[kernels.Commit]:
     """The commits that a user named; none: he means steps.
 

@@ -18,8 +18,9 @@ from harness.base.errors import ConfigurationError
 from harness.plan import BASELINE
 from harness.report import exchange, text
 from harness.results.expect import ExpectationResult
+from harness.results.ordered import Trend
 from harness.results.rows import PRIMARY, Analysis, Beside, OnBed, Row
-from harness.results.stats import CONFIDENCE, Verdict
+from harness.results.stats import Verdict
 from harness.trials import MEASURES, RATES
 
 SCHEMA = "receive-batching/report"
@@ -93,6 +94,9 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
             for row in analysis.rows
             if row.verdict
         ],
+        "trend": _trend(analysis.trend) if analysis.trend else None,
+        "spread": asdict(analysis.spread) if analysis.spread else None,
+        "look": asdict(analysis.look) if analysis.look else None,
         "no_verdict": analysis.no_verdict,
         "expectations": [asdict(finding) for finding in findings],
         "published": {
@@ -194,15 +198,33 @@ def _verdict(step: str, metric: str, verdict: Verdict, baseline: str) -> Documen
         "ratio": verdict.ratio,
         "interval": list(verdict.interval),
         "confidence": verdict.confidence,
-        "asked_confidence": CONFIDENCE,
+        "asked_confidence": 1 - verdict.level,
         "method": "Hodges-Lehmann estimate, exact Wilcoxon signed-rank interval over blocks",
         "blocks": verdict.blocks,
         "p_value": verdict.p_value,
         "p_corrected": verdict.p_corrected,
+        "unit": "layout" if verdict.of_layouts else "block",
+        "margin": verdict.margin,
+        "p_equivalent": verdict.p_equivalent,
+        "p_equivalent_corrected": verdict.p_equivalent_corrected,
+        "equivalence_interval": list(verdict.equivalence_interval),
         "no_difference_larger_than": verdict.bound,
         "smallest_detectable": verdict.detectable,
         "p_beds": verdict.p_beds,
         "beds_differ": verdict.beds_differ,
+    }
+
+
+def _trend(trend: Trend) -> Document:
+    return {
+        "steps": list(trend.steps),
+        "verdict": ("rises" if trend.rises else "falls") if trend.found else "inconclusive",
+        "rises": trend.rises,
+        "method": "Page's trend test, two-sided, each block a row",
+        "blocks": trend.blocks,
+        "unit": "layout" if trend.of_layouts else "block",
+        "p_value": trend.p_value,
+        "p_corrected": trend.p_corrected,
     }
 
 

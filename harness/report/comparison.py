@@ -8,7 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
-from harness.report.text import percent
+from harness.report.verdicts import percent
 
 Document = dict[str, Any]
 _NONE = "—"
@@ -26,12 +26,15 @@ def table(comparison: Document) -> str:
             if step["change"] is None
             else f"{percent(step['change'])} ({percent(step['interval'][0])} … "
             f"{percent(step['interval'][1])}, {step['confidence']:.0%})",
+            _NONE
+            if step["p_value"] is None
+            else f"{step['p_value']:.2g} ({step['p_corrected']:.2g})",
             step["verdict"]
             or f"not enough boots ({min(step['blocks'])} of {MIN_BLOCKS_FOR_VERDICT})",
         ]
         for step in comparison["steps"]
     ]
-    headers = ["step", "of", "first", "second", "second over first", "verdict"]
+    headers = ["step", "of", "first", "second", "second over first", "p (corrected)", "verdict"]
     return "\n".join(
         [
             f"first: {one['created']}, kernel {one['kernel']}, seed {one['seed']}",

@@ -23,10 +23,10 @@ from harness.report.text import (
     cells,
     function_cells,
     head_lines,
+    look_line,
     measure_cell,
-    sentences,
-    verdict_lines,
 )
+from harness.report.verdicts import sentences, verdict_lines
 
 Document = dict[str, Any]
 
@@ -45,6 +45,7 @@ def page(report: Document) -> str:
     return environment.get_template("page.html.j2").render(
         report=report,
         facts=head_lines(report)[0],
+        look=look_line(report),
         headers=[header.replace("\n", " ") for header in HEADERS],
         rows=list(zip(report["rows"], cells(report), strict=True)),
         bed_headers=[header.replace("\n", " ") for header in BED_HEADERS],

@@ -22,7 +22,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.report.text import PLACES, percent
+from harness.report.text import PLACES
+from harness.report.verdicts import percent
 from harness.trials import KINDS
 from harness.trials.kind import Panel
 

@@ -17,9 +17,9 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.agent.settings.registry import DECLARED
-from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT
+from harness.plan import BASELINE
+from harness.report.verdicts import percent, sentences, verdict_lines
 from harness.results.expect import ExpectationResult
-from harness.results.stats import CONFIDENCE
 
 Document = dict[str, Any]
 
@@ -51,6 +51,7 @@ PLACES: Mapping[str, str] = MappingProxyType(
         "udp_checksum": "checksum",
     }
 )
+_JUDGED = ("verdict", "p_value", "p_corrected", "p_equivalent_corrected")
 _NONE = "—"
 _FUNCTIONS = 12
 _DIFFERS = 2.0
@@ -187,7 +188,7 @@ def _flat_rows(report: Document) -> Iterator[Document]:
             for name, pair in ends:
                 low, high = pair or (None, None)
                 own |= {f"ratio_{name}_low": low, f"ratio_{name}_high": high}
-            own |= {"step": row["step"], "verdict": verdict.get("verdict")}
+            own |= {"step": row["step"], **{name: verdict.get(name) for name in _JUDGED}}
             yield (
                 own
                 | {"complete": flat["complete"], "virtual": flat["virtual"]}
@@ -204,8 +205,8 @@ def _flat(report: Document, row: Document) -> Document:
         flat |= {f"{name}_low": low, f"{name}_high": high}
     flat |= {name: found["median"] for name, found in row["measures"].items()}
     flat |= {f"drops_{place}": row["drops"].get(place, 0.0) for place in PLACES}
-    verdicts = {verdict["step"]: verdict["verdict"] for verdict in report["verdicts"]}
-    flat["verdict"] = verdicts.get(row["step"])
+    verdicts = {verdict["step"]: verdict for verdict in report["verdicts"]}
+    flat |= {name: verdicts.get(row["step"], {}).get(name) for name in _JUDGED}
     flat["complete"] = report["complete"]
     flat["virtual"] = report["virtual"]
     return flat
@@ -232,6 +233,8 @@ def head_lines(report: Document) -> list[str]:
     if report["repetition"]:
         times = f"{report['repetition']:,.1f} times"
         lines.append(f"the wire repeats frames: each frame of netperf was delivered {times}")
+    if look := look_line(report):
+        lines.append(look)
     if report["boots_done"] < report["boots_planned"]:
         lines.append(
             f"INCOMPLETE: {report['boots_done']} of {report['boots_planned']} boots are finished"
@@ -239,6 +242,19 @@ def head_lines(report: Document) -> list[str]:
     elif not report["complete"]:
         lines.append("NOT COMPARABLE: conditions differed between boots")
     return lines
+
+
+def look_line(report: Document) -> str | None:
+    """Where a campaign with declared looks is, or ended."""
+    look = report["look"]
+    if not look:
+        return None
+    declared = f"looks after {', '.join(map(str, look['declared']))} blocks"
+    if not report["complete"]:
+        return f"{declared}; on its way to the look after {look['blocks']}"
+    last = "last look, " if look["blocks"] == look["declared"][-1] else "look "
+    word = "was decided" if look["decided"] else "is still open"
+    return f"{declared}; ended at the {last}after {look['blocks']}: step {look['primary']} {word}"
 
 
 def cells(report: Document) -> list[list[str]]:
@@ -312,11 +328,6 @@ def _rate(pps: float | None) -> str:
     return _NONE if pps is None else f"{pps:,.0f}"
 
 
-def percent(ratio: float) -> str:
-    """A ratio as a change in percent."""
-    return f"{100 * (ratio - 1):+.1f}%"
-
-
 def below_lines(report: Document) -> Iterator[str]:
     """The lines that qualify the table; everything that was left out is mentioned."""
     missing = report["boots_done"] < report["boots_planned"]
@@ -348,6 +359,8 @@ def below_lines(report: Document) -> Iterator[str]:
             "stack packets/s with probes attached, compared with the timed trials: "
             f"{', '.join(cost)}"
         )
+    if report["spread"]:
+        yield _spread(report["spread"])
     yield from verdict_lines(report)
     if report["campaign"]["beds"] and any(v["p_beds"] is None for v in report["verdicts"]):
         yield (
@@ -363,6 +376,19 @@ def below_lines(report: Document) -> Iterator[str]:
     rates = " / ".join(f"{pps / 1e6:.2f}" for pps in published["stack_rx_pps"].values())
     steps = ", ".join(published["stack_rx_pps"])
     yield f"* {published['source']}; {rates} Mpps after steps {steps}"
+
+
+def _spread(spread: Document) -> str:
+    """Where the noise of the rate comes from."""
+    alone = spread["layout"] is not None
+    parts = [
+        ("block", "between blocks, which pairing removes"),
+        ("layout", "between layouts"),
+        ("boot", "between boots" if alone else "between boots and their layouts"),
+        ("trial", "between trials"),
+    ]
+    shown = [f"{spread[name]:.1%} {what}" for name, what in parts if spread[name] is not None]
+    return f"spread of the rate of a step (standard deviation): {'; '.join(shown)}"
 
 
 def _void_for_rates(report: Document) -> Iterator[str]:
@@ -381,32 +407,6 @@ def _void_for_rates(report: Document) -> Iterator[str]:
         f"for example block {first['block']}, step {first['step']}, trial {first['index'] + 1}: "
         f"{first['reasons'][0]['detail']}"
     )
-
-
-def _without_verdict(report: Document) -> list[str]:
-    """The steps without a verdict, each with its number of compared blocks."""
-    judged = {verdict["step"] for verdict in report["verdicts"]} | {report["baseline"]}
-    return [
-        f"{row['step']} ({len(row['ratio_by_block'] or ())})"
-        for row in report["rows"]
-        if row["step"] not in judged
-    ]
-
-
-def verdict_lines(report: Document) -> Iterator[str]:
-    """Every verdict: of the rates, of the other measures, of each bed."""
-    yield from (verdict_line(verdict) for verdict in report["verdicts"])
-    for name, about in report["measures"].items():
-        for row in report["rows"]:
-            verdict = row["measures"].get(name, {}).get("verdict")
-            if verdict and about["sentence"]:
-                yield f"{about['title']}: {verdict_line(verdict)}"
-            if verdict and about["published"]:
-                yield _resolved(about, row["measures"][name])
-    for row in report["rows"]:
-        for found in row["beds"]:
-            if found["verdict"]:
-                yield f"bed {found['bed']}: {verdict_line(found['verdict'])}"
 
 
 def _of_the_nic(report: Document) -> Iterator[str]:
@@ -429,69 +429,6 @@ def _absent(report: Document) -> Iterator[str]:
     for reason, absent in titles.items():
         where = " in some trials" if any(title in measured for title in absent) else ""
         yield f"not available{where}: {', '.join(absent)}: {reason}"
-
-
-def _resolved(about: Document, found: Document) -> str:
-    """Whether this campaign could detect the difference that the series' author expected."""
-    detectable = found["median"] * found["verdict"]["smallest_detectable"]
-    word = "could" if detectable <= about["published"] else "could not"
-    return (
-        f"  the author of the series expected +{1000 * about['published']:.0f} ns, which {word} be "
-        f"detected here: the limit is ±{1000 * detectable:,.0f} ns"
-    )
-
-
-def sentences(report: Document) -> Iterator[str]:
-    """What a reader wants first: each verdict on the primary rate, or why there is none."""
-    yield from map(_sentence, report["verdicts"])
-    if report["no_verdict"]:
-        yield f"no verdict: {report['no_verdict']}"
-    elif lacking := _without_verdict(report):
-        yield f"no verdict on step {', '.join(lacking)}: {MIN_BLOCKS_FOR_VERDICT} blocks are needed"
-
-
-def _sentence(verdict: Document) -> str:
-    step, base = (_named(verdict, verdict[role]) for role in ("step", "baseline"))
-    low, high = (100 * (bound - 1) for bound in verdict["interval"])
-    blocks = f"({verdict['blocks']} blocks)"
-    if verdict["beds_differ"]:
-        return f"{step} against {base}: beds differ {blocks}"
-    if verdict["verdict"] == "no difference":
-        bound = 100 * verdict["no_difference_larger_than"]
-        return f"{step} and {base} do not differ by more than {bound:.1f} % {blocks}"
-    if verdict["verdict"] in ("faster", "slower"):
-        least, most = sorted((abs(low), abs(high)))
-        more = "more" if verdict["verdict"] == "faster" else "fewer"
-        return (
-            f"{step} receives {least:.1f} to {most:.1f} % {more} packets per second than {base} "
-            f"{blocks}"
-        )
-    return f"{step} against {base} is open: {low:+.1f} to {high:+.1f} % packets per second {blocks}"
-
-
-def _named(verdict: Document, step: str) -> str:
-    return f"{'step' if verdict['baseline'] == BASELINE else 'variant'} {step}"
-
-
-def verdict_line(verdict: Document) -> str:
-    """One verdict as a sentence, with the figures needed to check it."""
-    word, p_beds = verdict["verdict"], verdict["p_beds"]
-    if word == "no difference":
-        word += f" larger than {100 * verdict['no_difference_larger_than']:.1f}%"
-    if verdict["beds_differ"]:
-        word += ": beds differ"
-    agree = "" if p_beds is None else f"; the same on all beds: p {p_beds:.3g}"
-    low, high = verdict["interval"]
-    too_many = verdict["p_value"] < 1 - CONFIDENCE <= verdict["p_corrected"]
-    corrected = f"{verdict['p_corrected']:.3g}" + f", not below {1 - CONFIDENCE:.2g}" * too_many
-    step, base = (_named(verdict, verdict[role]) for role in ("step", "baseline"))
-    return (
-        f"{step} against {base}: {word} "
-        f"({percent(verdict['ratio'])}, {verdict['confidence']:.0%} interval "
-        f"{percent(low)} … {percent(high)} over {verdict['blocks']} blocks; "
-        f"Wilcoxon p {verdict['p_value']:.3g}, corrected {corrected}; "
-        f"detectable from ±{100 * verdict['smallest_detectable']:.1f}%{agree})"
-    )
 
 
 def _escaped(line: str) -> str:

@@ -12,14 +12,13 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.plan import (
     SHIPPED,
     SINGLY_BEFORE,
     PlannedBoot,
-    families,
     step_number,
 )
 from harness.results.figures import (
@@ -29,9 +28,19 @@ from harness.results.figures import (
     read,
     recorded_tolerances,
 )
-from harness.results.rows import PRIMARY, Analysis, Beside, OnBed, Row, list_lengths, paired
+from harness.results.judged import Judged, judge_campaign
+from harness.results.rows import (
+    PRIMARY,
+    Analysis,
+    Beside,
+    Look,
+    OnBed,
+    Row,
+    list_lengths,
+    primary_of,
+)
 from harness.results.samples import Boot, Campaign, ResultDirectory
-from harness.results.stats import Paired, Verdict, judge
+from harness.results.spread import spread_of
 from harness.trials import MEASURES, RATES
 from harness.trials.kind import FunctionCost
 from harness.trials.readings import Stage, Trace, Void
@@ -70,9 +79,35 @@ _DELIVERED, _TAKEN = "repeat_delivered", "repeat_taken"
 def analyse(result: ResultDirectory) -> Analysis:
     """Read every boot of ``result`` and compare the steps.
 
+    A campaign with looks ends at the first at which its primary comparison is decided; boots
+    after that are not read. If blocks are missing, it is analysed up to the look that they
+    belong to.
+
     Raises:
         ConfigurationError: a boot of another format or campaign.
     """
+    looks = result.campaign.looks
+    for blocks, level in looks:
+        part = ResultDirectory(result.root, result.campaign.until(blocks))
+        found = _analyse(part, look=level)
+        primary = primary_of(found.campaign)
+        if primary is None:
+            break
+        verdict = found.row(primary).verdict
+        decided = verdict is not None and verdict.outcome != "inconclusive"
+        if decided or not found.complete or blocks == looks[-1][0]:
+            look = Look(
+                declared=tuple(blocks for blocks, _ in looks),
+                blocks=blocks,
+                level=level,
+                primary=primary,
+                decided=decided,
+            )
+            return replace(found, look=look)
+    return _analyse(result)
+
+
+def _analyse(result: ResultDirectory, *, look: float | None = None) -> Analysis:
     campaign = result.campaign
     tolerances = recorded_tolerances(campaign)
     gathered: dict[str, _Gathered] = {step: _Gathered() for step in campaign.steps}
@@ -93,9 +128,17 @@ def analyse(result: ResultDirectory) -> Analysis:
     for found in boots:
         gathered[found.figures.boot.step].add(found)
     problems = (*result.problems, *_links_differ(boots))
+    judged = judge_campaign(
+        campaign,
+        {step: found.boots for step, found in gathered.items()},
+        complete=not problems,
+        look=look,
+    )
     return Analysis(
         campaign=campaign,
-        rows=_rows(campaign, gathered, judged=not problems),
+        rows=tuple(_row(step, campaign, gathered[step], judged) for step in campaign.steps),
+        trend=judged.trend,
+        spread=spread_of({step: found.boots for step, found in gathered.items()}, PRIMARY),
         absent=_absent(gathered.values()),
         void=tuple(trial for boot in boots for trial in boot.void),
         problems=problems,
@@ -106,41 +149,6 @@ def analyse(result: ResultDirectory) -> Analysis:
         settings_varied=tuple(sorted(varied)),
         inventory=_by_bed({bed: boot.inventory for bed, boot in first.items()}),
         repetition=repeated[_DELIVERED] / repeated[_TAKEN] if repeated[_TAKEN] else None,
-    )
-
-
-def _rows(campaign: Campaign, gathered: dict[str, _Gathered], *, judged: bool) -> tuple[Row, ...]:
-    measured = [
-        name
-        for name in MEASURES
-        if any(name in boot.measures for found in gathered.values() for boot in found.boots)
-    ]
-    compared = {
-        metric: _compared(metric, campaign, gathered, judged=judged)
-        for metric in (PRIMARY, *measured)
-    }
-    on_beds = {
-        bed: _compared(
-            PRIMARY,
-            campaign,
-            {
-                step: _Gathered(boots=[boot for boot in found.boots if boot.bed == bed])
-                for step, found in gathered.items()
-            },
-            judged=judged,
-        )
-        for bed in campaign.beds
-    }
-    return tuple(
-        _row(
-            step,
-            campaign,
-            gathered[step],
-            compared[PRIMARY][step],
-            {name: compared[name][step] for name in measured},
-            {bed: found[step] for bed, found in on_beds.items()},
-        )
-        for step in campaign.steps
     )
 
 
@@ -278,36 +286,9 @@ def _joined(one: Stage, other: Stage) -> Stage:
     )
 
 
-_Compared = tuple[Paired | None, Verdict | None]
-
-
-def _compared(
-    metric: str, campaign: Campaign, gathered: dict[str, _Gathered], *, judged: bool
-) -> dict[str, _Compared]:
-    """Each step's change of ``metric``, and a verdict if one is possible."""
-    steps, baseline = campaign.steps, campaign.baseline
-    base = gathered[baseline].boots if baseline in gathered else []
-    changes = {step: paired(gathered[step].boots, base, metric) for step in steps}
-    found = {step: pair for step, pair in changes.items() if pair and step != baseline}
-    places = {step: place for place, step in enumerate(found)}
-    ordered = [
-        [places[step] for step in family if step in found] for family in families(steps, baseline)
-    ]
-    outcomes = judge(list(found.values()), ordered) if judged else [None] * len(found)
-    verdicts = dict(zip(found, outcomes, strict=True))
-    return {step: (changes[step], verdicts.get(step)) for step in steps}
-
-
-def _row(
-    step: str,
-    campaign: Campaign,
-    found: _Gathered,
-    compared: _Compared,
-    measures: dict[str, _Compared],
-    on_beds: dict[str, _Compared],
-) -> Row:
+def _row(step: str, campaign: Campaign, found: _Gathered, judged: Judged) -> Row:
     usable = [boot for boot in found.boots if boot.trials]
-    beds = {bed: [boot for boot in usable if boot.bed == bed] for bed in on_beds}
+    beds = {bed: [boot for boot in usable if boot.bed == bed] for bed in campaign.beds}
     seen = found.per_skb.get("tracepoint_netif_receive_skb", 0)
     return Row(
         step=step,
@@ -320,13 +301,13 @@ def _row(
                 bed=bed,
                 boots=len(boots),
                 rates=_rates_over(boots),
-                change=on_beds[bed][0],
-                verdict=on_beds[bed][1],
+                change=judged.on_beds[bed][step][0],
+                verdict=judged.on_beds[bed][step][1],
             )
             for bed, boots in beds.items()
         ),
-        change=compared[0],
-        verdict=compared[1],
+        change=judged.primary[step][0],
+        verdict=judged.primary[step][1],
         stages=tuple(
             lengths for stage in found.stages.values() if (lengths := list_lengths(stage))
         ),
@@ -339,8 +320,8 @@ def _row(
         drop_packets=_drop_packets(usable),
         void_trials=found.void_trials,
         measures={
-            name: Beside(median=middle, change=change, verdict=verdict)
-            for name, (change, verdict) in measures.items()
+            name: Beside(median=middle, change=by_step[step][0], verdict=by_step[step][1])
+            for name, by_step in judged.measures.items()
             if (middle := median(median(b.of(name).values()) for b in found.boots)) is not None
         },
         functions=_typical([costs for costs in found.functions if costs]),

@@ -15,10 +15,11 @@ import numpy as np
 
 from harness.agent.settings.registry import DECLARED
 from harness.base.errors import ConfigurationError
-from harness.plan import MIN_BLOCKS_FOR_VERDICT
-from harness.results.rows import PRIMARY, Analysis
+from harness.plan import MIN_BLOCKS_FOR_VERDICT, families
+from harness.results.ranks import rank_sum_equivalence_p, rank_sum_interval, rank_sum_p
+from harness.results.rows import PRIMARY, Analysis, Row
 from harness.results.samples import Campaign
-from harness.results.stats import outcome_of, rank_sum_interval
+from harness.results.stats import MARGIN, Paired, corrected, outcome_of
 
 Document = dict[str, Any]
 
@@ -65,7 +66,7 @@ def compare(one: Analysis, other: Analysis) -> Document:
             for side in (one, other)
         ],
         "label": one.campaign.label,
-        "steps": list(_steps(one, other)),
+        "steps": _steps(one, other),
     }
 
 
@@ -135,36 +136,76 @@ def _common(one: Analysis, other: Analysis) -> list[str]:
     return [row.step for row in one.rows if row.step in there - {one.campaign.baseline}]
 
 
-def _steps(one: Analysis, other: Analysis) -> Iterator[Document]:
-    sides, common = (one, other), _common(one, other)
-    for step in common:
-        changes = [side.row(step).change for side in sides]
-        yield _step(step, "ratio_to_step0", *(list(c.ratios) if c else [] for c in changes))
+def _steps(one: Analysis, other: Analysis) -> list[Document]:
+    """Every step that both have: its change over the baseline and, on hardware, its rate.
+
+    The words are corrected for all of them, in the order in which a campaign decides.
+    """
+    sides, common, baseline = (one, other), _common(one, other), one.campaign.baseline
+    asked = {("ratio_to_step0", step): [side.row(step).change for side in sides] for step in common}
+    groups = {"ratio_to_step0": families((baseline, *common), baseline)}
     if not one.campaign.virtual and not one.campaign.beds:  # several beds: different machines
-        for step in (one.campaign.baseline, *common):
-            if all(step in side.campaign.steps for side in sides):
-                boots = [side.row(step).boots for side in sides]
-                rates = [[b.rates[PRIMARY] for b in of if PRIMARY in b.rates] for of in boots]
-                yield _step(step, PRIMARY, *rates)
+        both = [
+            step for step in (baseline, *common) if all(step in s.campaign.steps for s in sides)
+        ]
+        asked |= {(PRIMARY, step): [_rates(side.row(step)) for side in sides] for step in both}
+        groups[PRIMARY] = (*groups["ratio_to_step0"], (baseline,))
+    places = {one: place for place, one in enumerate(asked)}
+    chains = [
+        [places[metric, step] for step in family if (metric, step) in places]
+        for metric, of in groups.items()
+        for family in of
+    ]
+    found = [_step(step, metric, *values) for (metric, step), values in asked.items()]
+    differ = corrected([step["p_value"] or 1.0 for step in found], chains)
+    equal = corrected(
+        [step["p_equivalent"] or 1.0 for step in found], [[*reversed(chain)] for chain in chains]
+    )
+    for step, p_value, p_equivalent in zip(found, differ, equal, strict=True):
+        if step["change"] is not None:
+            step["p_corrected"], step["p_equivalent_corrected"] = p_value, p_equivalent
+            step["verdict"] = outcome_of(step["change"], p_value, p_equivalent)
+    return found
 
 
-def _step(step: str, metric: str, one: list[float], other: list[float]) -> Document:
+def _rates(row: Row) -> Paired | None:
+    """The rate of each boot."""
+    boots = [boot for boot in row.boots if PRIMARY in boot.rates]
+    releases = tuple(boot.release or "" for boot in boots)
+    return (
+        boots
+        and Paired(
+            ratios=tuple(boot.rates[PRIMARY] for boot in boots),
+            layouts=releases if len(set(releases)) > 1 else (),
+        )
+    ) or None
+
+
+def _step(step: str, metric: str, one: Paired | None, other: Paired | None) -> Document:
+    sides = [side.units if side else np.empty(0) for side in (one, other)]
     found: Document = {
         "step": step,
         "metric": metric,
-        "medians": [float(np.median(side)) if side else None for side in (one, other)],
-        "blocks": [len(one), len(other)],
+        "medians": [float(np.median(side.ratios)) if side else None for side in (one, other)],
+        "blocks": [side.size for side in sides],
         "change": None,
         "interval": None,
         "confidence": None,
+        "margin": MARGIN,
+        "p_value": None,
+        "p_corrected": None,
+        "p_equivalent": None,
+        "p_equivalent_corrected": None,
         "verdict": None,
     }
-    if min(len(one), len(other)) < MIN_BLOCKS_FOR_VERDICT:
+    if min(found["blocks"]) < MIN_BLOCKS_FOR_VERDICT:
         return found
-    estimate, low, high, confidence = rank_sum_interval(np.log(one), np.log(other))
+    first, second = sides
+    estimate, low, high, confidence = rank_sum_interval(first, second)
     return found | {
         "change": float(np.exp(estimate)),
         "interval": [float(np.exp(low)), float(np.exp(high))],
         "confidence": confidence,
-        "verdict": outcome_of(low, high),
+        "p_value": rank_sum_p(first, second),
+        "p_equivalent": rank_sum_equivalence_p(first, second, float(np.log1p(MARGIN))),
     }

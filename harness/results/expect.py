@@ -25,8 +25,9 @@ import numpy as np
 
 from harness.base.errors import ConfigurationError, HarnessError
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
+from harness.results.ranks import CONFIDENCE
 from harness.results.rows import Analysis, Row
-from harness.results.stats import CONFIDENCE, Verdict, holm
+from harness.results.stats import Verdict, holm
 from harness.trials import MEASURES, paced
 
 RATE_METRICS = ("stack_rx_pps", "delivered_pps", "nic_rx_pps", "cpu_ns_per_packet")
@@ -266,7 +267,7 @@ def _check_figure(expectation: Expectation, analysis: Analysis) -> ExpectationRe
 def _check_ratio(expectation: Expectation, other: str, analysis: Analysis) -> ExpectationResult:
     step, metric = expectation.step, expectation.metric
     paired = analysis.against(step, other, metric)
-    interval = paired.interval() if paired else None
+    interval = paired.interval(1 - analysis.level) if paired else None
     blocks = len(paired.ratios) if paired else 0
     if paired is None or interval is None:
         return ExpectationResult(

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from harness.plan import MIN_BLOCKS_FOR_VERDICT
+from harness.plan import MIN_BLOCKS_FOR_VERDICT, families
 from harness.results.figures import BootFigures, VoidTrial
+from harness.results.ordered import Trend
+from harness.results.ranks import CONFIDENCE
 from harness.results.samples import Campaign
+from harness.results.spread import Spread
 from harness.results.stats import Paired, Verdict, block_ratio, time_sliced
 from harness.trials import MEASURES, RATES
 from harness.trials.kind import FunctionCost
@@ -28,6 +31,27 @@ DRIVER_STAGE = "netif_receive_skb_list"
 def named(campaign: Campaign, step: str) -> str:
     """``step`` as a sentence calls it."""
     return f"{'variant' if campaign.of_commits else 'step'} {step}"
+
+
+def primary_of(campaign: Campaign) -> str | None:
+    """The step whose comparison is decided first; ``None``: nothing is compared."""
+    order = families(campaign.steps, campaign.baseline)
+    return order[0][0] if order else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Where a campaign with declared looks is."""
+
+    declared: tuple[int, ...]
+    """Numbers of blocks."""
+    blocks: int
+    """The look that it has reached or, if it is incomplete, is on its way to."""
+    level: float
+    """The p-value that decides there."""
+    primary: str
+    """The step whose comparison is to be decided."""
+    decided: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +173,12 @@ class Analysis:
     settings_varied: tuple[str, ...]
     """Dotted names of settings that differed between boots of one bed."""
     inventory: dict[str, Any]
+    trend: Trend | None = None
+    """Over the series as a whole; ``None``: it is not tested."""
+    look: Look | None = None
+    """The look that ended it; ``None``: it has no looks."""
+    spread: Spread | None = None
+    """Where the noise of the primary rate comes from."""
     repetition: float | None = None
     """How often the wire delivered each frame, if it repeats frames."""
 
@@ -158,10 +188,21 @@ class Analysis:
         return not self.problems
 
     @property
+    def level(self) -> float:
+        """The error that an interval may have: at a look, less than 5 %."""
+        return self.look.level if self.look else 1 - CONFIDENCE
+
+    @property
     def judged_blocks(self) -> int:
         """The smallest number of blocks over which a step could be compared."""
         changes = [row.change for row in self.rows if row.step != self.campaign.baseline]
         return min((len(change.ratios) if change else 0 for change in changes), default=0)
+
+    @property
+    def judged_units(self) -> int:
+        """The same in units: layouts, where they were used again."""
+        changes = [row.change for row in self.rows if row.step != self.campaign.baseline]
+        return min((len(change.units) if change else 0 for change in changes), default=0)
 
     def row(self, step: str) -> Row:
         return next(row for row in self.rows if row.step == step)
@@ -190,6 +231,11 @@ class Analysis:
                 f"the receiver was not saturated in {unsaturated} of "
                 f"{sum(row.timed_trials for row in self.rows)} timed trials, whose rates are void: "
                 f"{self.judged_blocks} of {MIN_BLOCKS_FOR_VERDICT} blocks are left"
+            )
+        if self.judged_blocks >= MIN_BLOCKS_FOR_VERDICT:
+            return (
+                "layouts were used in several blocks, so each is one observation: "
+                f"{self.judged_units} of {MIN_BLOCKS_FOR_VERDICT} layouts"
             )
         return (
             "not enough boots for a verdict "
@@ -239,4 +285,10 @@ def paired(
     if not ratios:
         return None
     beds = tuple(bed for block in ratios if (bed := own[block].bed))
-    return Paired(ratios=tuple(ratios.values()), blocks=tuple(ratios), beds=beds)
+    releases = tuple(own[block].release or "" for block in ratios)  # each layout has its own
+    return Paired(
+        ratios=tuple(ratios.values()),
+        blocks=tuple(ratios),
+        beds=beds,
+        layouts=releases if len(set(releases)) > 1 else (),
+    )

@@ -102,6 +102,8 @@ class Campaign(Declared):
     steps: list[str]
     baseline: str = BASELINE
     """What the other steps are compared with; for commits it is the first of them."""
+    ranged: bool = False
+    """Are its steps the commits of one range A..B, in their order?"""
     blocks: int
     order: list[list[str]]
     block_beds: list[str] = Field(default_factory=list)
@@ -154,6 +156,16 @@ class Campaign(Declared):
             if release or source:
                 return f"{release} ({source})" if release and source else release or source
         return None
+
+    @property
+    def looks(self) -> list[tuple[int, float]]:
+        """After how many blocks it may end, and the p-value that decides there; else empty."""
+        return [(int(blocks), float(level)) for blocks, level in self.trial.get("looks") or ()]
+
+    def until(self, blocks: int) -> Self:
+        """The part of it that ends after ``blocks``."""
+        part = {"order": self.order[:blocks], "block_beds": self.block_beds[:blocks]}
+        return self.model_copy(update=part | {"blocks": blocks})
 
     def planned(self) -> Iterator[PlannedBoot]:
         """Every boot of the stored order."""

@@ -1,38 +1,42 @@
 # SPDX-License-Identifier: MIT
-"""Estimates, intervals and verdicts from paired ratios of few boots.
+"""Verdicts from paired ratios of few boots.
 
 The unit is the boot: its value is the median of its valid trials. Analysed is the
-logarithm of its ratio to the baseline's boot of the same block. As there are few blocks
-(6 to 10), the interval is the exact inversion of Wilcoxon's signed-rank test around the
-Hodges-Lehmann estimate. Over 6 to 10 blocks its coverage is 95.1 to 96.9 % whatever the
-tails, if differences are symmetric, which pairing in randomised order ensures. Resampling
-of blocks was tried and covers less: see ``tests/unit/test_stats.py``.
+logarithm of its ratio to the baseline's boot of the same block. If kernels of one layout were
+booted in several blocks, the unit is the mean over these blocks: where functions lie in memory
+moves a rate, so a layout that is used again is not a new observation.
+
+As there are few blocks (6 to 12), the interval is the exact inversion of Wilcoxon's signed-rank
+test around the Hodges-Lehmann estimate. Resampling of blocks was tried and covers less: see
+``tests/unit/test_stats.py``. Words are corrected for all comparisons of a campaign. How often
+each word is wrong was simulated: ``tests/bench/verdicts.py``.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
+from harness.results.power import detectable
+from harness.results.ranks import (
+    CONFIDENCE,
+    Floats,
+    beds_p,
+    equivalence_p,
+    hodges_lehmann,
+    signed_rank_interval,
+    signed_rank_p,
+)
 
-CONFIDENCE = 0.95
 MARGIN = 0.02
-"""If the interval is within this share of 1, the verdict is "no difference"."""
+"""The declared margin: "no difference" means none larger than this share."""
 
-_VALUES_AT_ONCE = 1_000_000
-"""Of a simulation, to limit its memory when there are many blocks."""
-
-_PERMUTATIONS = 20_000
-
-Floats = NDArray[np.float64]
 Outcome = Literal["faster", "slower", "no difference", "inconclusive"]
 
 
@@ -54,10 +58,35 @@ class Paired:
     """The block of each ratio."""
     beds: tuple[str, ...] = ()
     """The bed of each ratio; empty if there is only one bed."""
+    layouts: tuple[str, ...] = ()
+    """The layout of each ratio's kernel; empty if it is unknown or the only one."""
 
     @property
     def logs(self) -> Floats:
         return np.asarray(np.log(self.ratios), dtype=float)
+
+    @property
+    def shares_layouts(self) -> bool:
+        """Was a layout booted in more than one block?"""
+        return len(set(self.layouts)) < len(self.layouts)
+
+    def of_blocks(self, blocks: Collection[int]) -> Paired:
+        """The same, of these ``blocks`` only."""
+        kept = [place for place, block in enumerate(self.blocks) if block in blocks]
+        names = ("ratios", "blocks", "beds", "layouts")
+        own = {name: tuple(getattr(self, name)[i] for i in kept) for name in names
+               if getattr(self, name)}  # fmt: skip
+        return replace(self, **own)
+
+    @property
+    def units(self) -> Floats:
+        """What counts as one observation: the logarithm of each ratio, or each layout's mean."""
+        if not self.shares_layouts:
+            return self.logs
+        by_layout: dict[str, list[float]] = {}
+        for layout, value in zip(self.layouts, self.logs, strict=True):
+            by_layout.setdefault(layout, []).append(float(value))
+        return np.asarray([statistics.fmean(values) for values in by_layout.values()])
 
     @property
     def median(self) -> float:
@@ -67,7 +96,7 @@ class Paired:
     @property
     def estimate(self) -> float:
         """The Hodges-Lehmann estimate."""
-        return math.exp(hodges_lehmann(self.logs))
+        return math.exp(hodges_lehmann(self.units))
 
     @property
     def range(self) -> tuple[float, float]:
@@ -77,7 +106,7 @@ class Paired:
     def interval(self, confidence: float = CONFIDENCE) -> Interval | None:
         """The confidence interval of the ratio; ``None``: there are too few blocks."""
         try:
-            low, high, exact = signed_rank_interval(self.logs, confidence)
+            low, high, exact = signed_rank_interval(self.units, confidence)
         except ValueError:
             return None
         return Interval(math.exp(low), math.exp(high), exact)
@@ -99,14 +128,26 @@ class Verdict:
     confidence: float
     """The interval's exact confidence, at least the requested one."""
     blocks: int
+    """The number of units: blocks, or layouts."""
+    of_layouts: bool = False
+    """Is the unit a layout, because layouts were used again?"""
     p_value: float
     """Two-sided, exact signed-rank."""
     p_corrected: float
     """The same, corrected for the number of comparisons; see :func:`corrected`."""
+    margin: float
+    p_equivalent: float
+    """Of "it differs by more than ``margin``", by two one-sided tests."""
+    p_equivalent_corrected: float
+    equivalence_interval: tuple[float, float]
+    """At 90 %: if it is within the margin, so are both one-sided tests at 5 %."""
     bound: float
-    """The largest difference, as a share, that is compatible with the interval."""
-    detectable: float
-    """The smallest relative difference that is found with 80 % power at this spread."""
+    """The largest difference, as a share, that this interval contains."""
+    detectable: float | None
+    """The smallest relative difference found in four of five campaigns with this spread, after
+    correction; ``None``: with so few units none is."""
+    level: float = 1 - CONFIDENCE
+    """The p-value that decides, before correction for comparisons: less than 5 % at a look."""
     p_beds: float | None = None
     """Corrected p-value of "all beds share one effect"; ``None``: too few blocks to test."""
 
@@ -141,35 +182,68 @@ def judge(
     families: Sequence[Sequence[int]] = (),
     *,
     margin: float = MARGIN,
+    beside: Sequence[float] = (),
+    level: float = 1 - CONFIDENCE,
+    first: int | None = None,
 ) -> list[Verdict | None]:
     """A verdict for each comparison; ``None``: there are too few blocks.
 
     The words are those for a rate, where more is better. ``families`` group the comparisons,
     by their places, as :func:`corrected` needs them; by default each is a family of its own.
-    A difference has a word only if its corrected p-value is small enough. If beds differ, by
-    Holm's correction over all comparisons, the verdict is inconclusive.
+    A word needs a corrected p-value below 5 %. Differences are decided in the order of a family,
+    equivalence in the opposite order: the last step is the most likely to differ, the first the
+    least. ``beside`` are p-values of other claims, each a family. At a look, ``level`` is what it
+    may use of the 5 %, and ``first`` the comparison that has to be decided before all others. If
+    beds differ, by Holm's correction over all comparisons, the verdict is inconclusive.
     """
-    logs = [paired.logs for paired in comparisons]
-    enough = [values.size >= MIN_BLOCKS_FOR_VERDICT for values in logs]
-    p_values = [
-        signed_rank_p(values) if judged else 1.0
-        for values, judged in zip(logs, enough, strict=True)
-    ]
+    units = [paired.units for paired in comparisons]
+    judged = [place for place, of in enumerate(units) if of.size >= MIN_BLOCKS_FOR_VERDICT]
     families = families or [[place] for place in range(len(comparisons))]
-    beds = _beds_holm(
-        [
-            (values, paired.beds)
-            for values, paired, judged in zip(logs, comparisons, enough, strict=True)
-            if judged
-        ]
-    )
-    of_beds = iter(beds)
-    return [
-        _verdict(values, p_value, p_corrected, next(of_beds), margin=margin) if judged else None
-        for values, judged, p_value, p_corrected in zip(
-            logs, enough, p_values, corrected(p_values, families), strict=True
+    differ, equal = [1.0] * len(units), [1.0] * len(units)
+    for place in judged:
+        differ[place] = signed_rank_p(units[place])
+        equal[place] = equivalence_p(units[place], math.log1p(margin))
+    words = corrected(differ, families, beside, level=level, first=first)[: len(units)]
+    backwards = [[*reversed(family)] for family in families]
+    equal_corrected = corrected(equal, backwards, level=level, first=first)
+    beds = _beds_holm([(comparisons[place].logs, comparisons[place].beds) for place in judged])
+    share = level / max(1, len(families) + len(beside))
+    found: list[Verdict | None] = [None] * len(units)
+    for place, p_beds in zip(judged, beds, strict=True):
+        values = units[place]
+        low, high, confidence = signed_rank_interval(values, 1 - level)
+        least, most, _ = signed_rank_interval(values, 1 - 2 * level)
+        own = level if place == first else share
+        verdict = Verdict(
+            outcome="inconclusive",
+            ratio=math.exp(hodges_lehmann(values)),
+            interval=(math.exp(low), math.exp(high)),
+            confidence=confidence,
+            blocks=values.size,
+            of_layouts=comparisons[place].shares_layouts,
+            p_value=differ[place],
+            p_corrected=words[place],
+            margin=margin,
+            p_equivalent=equal[place],
+            p_equivalent_corrected=equal_corrected[place],
+            equivalence_interval=(math.exp(least), math.exp(most)),
+            bound=math.expm1(max(abs(least), abs(most))),
+            detectable=detectable(values.size, float(np.std(values, ddof=1)), own),
+            level=level,
+            p_beds=p_beds,
         )
-    ]
+        if not verdict.beds_differ:
+            word = outcome_of(verdict.ratio, verdict.p_corrected, verdict.p_equivalent_corrected)
+            verdict = replace(verdict, outcome=word)
+        found[place] = verdict
+    return found
+
+
+def outcome_of(ratio: float, p_value: float, p_equivalent: float) -> Outcome:
+    """The word for a ratio of rates, from p-values that are corrected already."""
+    if p_value < 1 - CONFIDENCE:
+        return "faster" if ratio > 1 else "slower"
+    return "no difference" if p_equivalent < 1 - CONFIDENCE else "inconclusive"
 
 
 def _beds_holm(judged: Sequence[tuple[Floats, Sequence[str]]]) -> list[float | None]:
@@ -182,134 +256,41 @@ def _beds_holm(judged: Sequence[tuple[Floats, Sequence[str]]]) -> list[float | N
     return [p_value if could_tell else None for p_value in p_values]
 
 
-def _verdict(
-    values: Floats, p_value: float, p_corrected: float, p_beds: float | None, *, margin: float
-) -> Verdict:
-    low, high, confidence = signed_rank_interval(values)
-    found = Verdict(
-        outcome=outcome_of(low, high, margin=margin),
-        ratio=math.exp(hodges_lehmann(values)),
-        interval=(math.exp(low), math.exp(high)),
-        confidence=confidence,
-        blocks=values.size,
-        p_value=p_value,
-        p_corrected=p_corrected,
-        bound=_bound(low, high),
-        detectable=detectable(values.size, float(np.std(values, ddof=1))),
-        p_beds=p_beds,
-    )
-    too_many = found.outcome in ("faster", "slower") and p_corrected >= 1 - CONFIDENCE
-    return replace(found, outcome="inconclusive") if too_many or found.beds_differ else found
-
-
-def detectable(blocks: int, spread: float) -> float:
-    """The smallest relative difference that ``blocks`` find with 80 % power.
-
-    ``spread`` is the standard deviation of the log-ratios of blocks.
-    """
-    return math.expm1(_detectable_sd(blocks) * spread)
-
-
-def outcome_of(low: float, high: float, *, margin: float = MARGIN) -> Outcome:
-    """The verdict from an interval of a log-ratio of rates."""
-    if low > 0:
-        return "faster"
-    if high < 0:
-        return "slower"
-    return "no difference" if _bound(low, high) <= margin else "inconclusive"
-
-
-def _bound(low: float, high: float) -> float:
-    return math.exp(max(abs(low), abs(high))) - 1
-
-
-def hodges_lehmann(values: Floats) -> float:
-    """Median of all pairwise means: an estimate of the centre that is robust to outliers."""
-    return float(np.median(_walsh(values)))
-
-
-def signed_rank_interval(
-    values: Floats, confidence: float = CONFIDENCE
-) -> tuple[float, float, float]:
-    """The centres that an exact two-sided signed-rank test does not reject.
-
-    Returns (low, high, exact confidence). Holds for any symmetric distribution.
-
-    Raises:
-        ValueError: there are too few values for an interval of this confidence.
-    """
-    cut, exact = _cut(values.size, confidence)
-    means = _walsh(values)
-    return float(means[cut]), float(means[-1 - cut]), exact
-
-
-def signed_rank_p(values: Floats) -> float:
-    """Two-sided p-value of "the centre is 0"; ties are counted conservatively."""
-    count = values.size
-    means = _walsh(values)
-    tail = _rank_sum_cdf(count)
-    # The rank sum of the positive values is the number of positive pairwise means.
-    statistic = min(int(np.sum(means >= 0)), int(np.sum(means <= 0)))
-    return float(min(1.0, 2 * tail[min(statistic, tail.size - 1)]))
-
-
-def beds_p(values: Floats, beds: Sequence[str]) -> float:
-    """p-value of "``values`` do not depend on their beds", by permutation of the beds.
-
-    The statistic is that of Kruskal and Wallis. Blocks are exchangeable between beds that
-    share one effect, so the test is valid for any distribution.
-    """
-    names = sorted(set(beds))
-    of_bed = np.array([[bed == name for name in names] for bed in beds], dtype=float)
-    ordered = np.sort(values)
-    low, high = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
-    ranks = (low + high).astype(float)
-
-    def between(ranked: Floats) -> Floats:
-        return np.asarray(((ranked @ of_bed) ** 2 / of_bed.sum(axis=0)).sum(axis=-1))
-
-    drawn = np.tile(ranks, (_PERMUTATIONS, 1))
-    drawn = np.random.default_rng(20180702).permuted(drawn, axis=1)
-    as_far = between(drawn) >= between(ranks) * (1 - 1e-12)
-    return float((1 + as_far.sum()) / (1 + _PERMUTATIONS))
-
-
-def rank_sum_interval(
-    one: Floats, other: Floats, confidence: float = CONFIDENCE
-) -> tuple[float, float, float, float]:
-    """The shift from ``one`` to ``other``, two unpaired samples of distributions of equal shape.
-
-    Returns (estimate, low, high, exact confidence) by Hodges-Lehmann and the inversion of
-    the exact two-sided Mann-Whitney test.
-
-    Raises:
-        ValueError: there are too few values for an interval of this confidence.
-    """
-    shifts = np.sort((other[:, None] - one[None, :]).ravel())
-    tail = _u_cdf(one.size, other.size)
-    cut = int(np.searchsorted(tail, (1 - confidence) / 2, side="right")) - 1
-    if cut < 0:
-        raise ValueError(f"{one.size} and {other.size} values give no interval of {confidence:.0%}")
-    return (
-        float(np.median(shifts)),
-        float(shifts[cut]),
-        float(shifts[-1 - cut]),
-        float(1 - 2 * tail[cut]),
-    )
-
-
-def corrected(p_values: Sequence[float], families: Sequence[Sequence[int]]) -> list[float]:
+def corrected(
+    p_values: Sequence[float],
+    families: Sequence[Sequence[int]],
+    beside: Sequence[float] = (),
+    *,
+    level: float = 1 - CONFIDENCE,
+    first: int | None = None,
+) -> list[float]:
     """``p_values`` corrected so that all of them together are wrong in at most 5 % of campaigns.
 
-    ``families`` list places in ``p_values``. Each family has an equal share (Bonferroni). Within
-    a family the order is fixed: a comparison has at least the value of those before it.
+    ``families`` list places in ``p_values``; ``beside`` are more p-values, each a family, whose
+    corrected values follow. Each family has an equal share of the 5 %. Within a family the order
+    is fixed: a comparison is decided only if those before it are. A family that is decided
+    completely leaves its share to the others (the graphical procedure of Bretz, Maurer, Brannath
+    and Posch, Statistics in Medicine 28 (2009); with families of one it is Holm's). If a place is
+    ``first``, nothing is decided before it. At a look of a campaign, values are also corrected
+    for the other looks: ``level`` is the p-value that decides there.
     """
-    found = [1.0] * len(p_values)
-    for family in families:
-        worst = 0.0
-        for place in family:
-            worst = max(worst, min(1.0, len(families) * p_values[place]))
-            found[place] = worst
+    values = [p_value * (1 - CONFIDENCE) / level for p_value in (*p_values, *beside)]
+    chains = [[place for place in family if place != first] for family in families]
+    chains += [[len(p_values) + place] for place in range(len(beside))]
+    if first is not None:
+        chains = [chain for chain in chains if chain]
+    shares = [1 / max(1, len(chains))] * len(chains)
+    found, worst = [1.0] * len(values), 0.0
+    if first is not None:
+        found[first] = worst = min(1.0, values[first])
+    while alive := [place for place, chain in enumerate(chains) if chain]:
+        least = min(alive, key=lambda place: values[chains[place][0]] / shares[place])
+        head = chains[least].pop(0)
+        worst = max(worst, min(1.0, values[head] / shares[least]))
+        found[head] = worst
+        if not chains[least]:
+            for place in alive:
+                shares[place] += shares[least] / (len(alive) - 1) if place != least else 0.0
     return found
 
 
@@ -321,69 +302,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = worst
     return corrected
-
-
-def _walsh(values: Floats) -> Floats:
-    """All means of pairs, each value with itself included, in ascending order."""
-    first, second = np.triu_indices(values.size)
-    means: Floats = (values[first] + values[second]) / 2
-    means.sort()
-    return means
-
-
-@lru_cache(maxsize=64)
-def _rank_sum_cdf(count: int) -> Floats:
-    """P(W <= w) for w = 0, 1, … under "the centre is 0", exact."""
-    ways = np.zeros(count * (count + 1) // 2 + 1)
-    ways[0] = 1
-    for rank in range(1, count + 1):
-        shifted = np.zeros_like(ways)
-        shifted[rank:] = ways[:-rank]
-        ways = (ways + shifted) / 2
-    return np.asarray(np.cumsum(ways), dtype=float)
-
-
-@lru_cache(maxsize=64)
-def _u_cdf(one: int, other: int) -> Floats:
-    """P(U <= u) for u = 0, 1, … of two samples of one distribution, exact.
-
-    The ways to reach U are the coefficients of the Gaussian binomial.
-    """
-    ways = np.ones(1)
-    for size in range(1, one + 1):
-        factor = np.zeros(other + size + 1)
-        factor[0], factor[-1] = 1, -1
-        ways = np.convolve(ways, factor)
-        # Divide by 1 - q^size, which leaves no remainder.
-        for index in range(size, ways.size):
-            ways[index] += ways[index - size]
-        ways = ways[: size * other + 1]
-    return np.asarray(np.cumsum(ways / ways.sum()), dtype=float)
-
-
-def _cut(count: int, confidence: float) -> tuple[int, float]:
-    """The number of pairwise means cut off at each end, and the resulting confidence."""
-    tail = _rank_sum_cdf(count)
-    cut = int(np.searchsorted(tail, (1 - confidence) / 2, side="right")) - 1
-    if cut < 0:
-        raise ValueError(f"{count} values give no interval of {confidence:.0%}")
-    return cut, float(1 - 2 * tail[cut])
-
-
-@lru_cache(maxsize=64)
-def _detectable_sd(count: int, power: float = 0.8) -> float:
-    """The shift, in standard deviations of normal blocks, found with ``power``.
-
-    By simulation with a fixed seed: a normal approximation is far too optimistic for six
-    blocks, where the test needs all values to have the same sign.
-    """
-    noise = np.random.default_rng(20180702).standard_normal((20_000, count))
-    cut, _ = _cut(count, CONFIDENCE)
-    first, second = np.triu_indices(count)
-    # A shift moves every pairwise mean alike, so the lower end of each interval
-    # passes 0 exactly when the shift exceeds its negative.
-    parts = np.array_split(noise, -(-noise.shape[0] * first.size // _VALUES_AT_ONCE))
-    lower = [
-        np.partition((part[:, first] + part[:, second]) / 2, cut, axis=1)[:, cut] for part in parts
-    ]
-    return float(np.quantile(-np.concatenate(lower), power))

@@ -32,6 +32,8 @@ from harness.cli import cli
 from harness.kernels import HostConfig, Image
 from harness.results import samples
 from harness.results.analysis import analyse
+from harness.results.expect import ExpectationOpenError
+from harness.results.stats import judge
 from harness.trials import measured_s
 from tests.unit.synthetic import trials_of
 from tests.unit.test_campaign import Bed, Machine, outcomes, setup
@@ -66,14 +68,11 @@ def test_one_bed_is_dealt_as_ever() -> None:
     )
 
 
-def test_layouts_and_probes_are_shared_by_all_beds(machine: Machine) -> None:
+def test_each_block_has_a_layout_and_each_bed_its_probes(machine: Machine) -> None:
     made = rig(("a", "b"), blocks=8)[0]
-    made = replace(made, images=dict.fromkeys("028", cast("Any", ("one", "other"))))
-    seen = Counter(
-        (made.plan.bed_of(boot.block), image_of(made, boot)) for boot in made.plan.boots()
-    )
-    assert set(seen.values()) == {6}
-    assert len(seen) == 4
+    made = replace(made, images=dict.fromkeys("028", cast("Any", range(8))))
+    seen = Counter(image_of(made, boot) for boot in made.plan.boots())
+    assert seen == dict.fromkeys(range(8), 3)
     traced = {
         made.plan.bed_of(block)
         for block in range(1, 9)
@@ -314,6 +313,51 @@ def lab(machine: Machine, hosts: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
     return seen
 
 
+def test_a_baseline_against_itself_has_other_layouts(
+    lab: dict[str, Any], hosts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["run", "--aa", "--hosts", str(hosts), "--bed", "a", "--blocks", "3"]
+    done = CliRunner().invoke(cli, [*words, "--out", str(out)])
+    assert isinstance(done.exception, ExpectationOpenError), done.output
+    assert lab["layouts"] == 6
+    variants = samples.read_campaign(out).variants
+    layouts = {step: [one["layout"] for one in told["layouts"]] for step, told in variants.items()}
+    assert layouts == {"0": [0, 1, 2], "0again": [3, 4, 5]}
+
+
+def test_a_run_ends_at_the_look_at_which_it_is_decided(
+    lab: dict[str, Any], hosts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rates are all alike, so the first look finds no difference."""
+    out = tmp_path / "out"
+    words = ["run", "--steps", "0,8", "--hosts", str(hosts), "--out", str(out)]
+    done = CliRunner().invoke(cli, [*words, "--bed", "a", "--profile", "thorough"])
+    assert done.exit_code == 0, done.output
+    assert lab["layouts"] == 18
+    assert "ended at the look after 7: step 8 was decided" in done.output
+    assert beds_of(out) == {None: 14}
+    assert len(samples.read_campaign(out).order) == 18
+
+    def judged(*arguments: Any, **options: Any) -> Any:
+        """As if fewer than ten blocks decided nothing."""
+        return [
+            one and replace(one, outcome=one.outcome if one.blocks >= 10 else "inconclusive")
+            for one in judge(*arguments, **options)
+        ]
+
+    monkeypatch.setattr("harness.results.judged.judge", judged)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("boots/*/boot.json")}
+    shutil.rmtree(out / "boots/b07-p02-s8", ignore_errors=True)
+    shutil.rmtree(out / "boots/b07-p02-s0", ignore_errors=True)
+    done = CliRunner().invoke(cli, ["run", "--resume", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "ended at the look after 10: step 8 was decided" in done.output
+    assert beds_of(out) == {None: 20}
+    kept = {path: path.stat().st_mtime_ns for path in before}
+    assert sum(kept[path] == before[path] for path in before) == 13
+
+
 def test_a_run_on_two_beds_and_its_resumption(
     lab: dict[str, Any], hosts: Path, tmp_path: Path
 ) -> None:
@@ -323,7 +367,7 @@ def test_a_run_on_two_beds_and_its_resumption(
     assert done.exit_code == 0, done.output
     assert done.output.count("beds b, a") == 1
     assert lab["up"] == ["place a", "place b", "hosts a", "hosts b", "free b", "free a"]
-    assert lab["layouts"] == 2
+    assert lab["layouts"] == 4
     kept = samples.read_campaign(out)
     assert (kept.bed, kept.block_beds) == ("b+a", ["b", "a", "b", "a"])
     assert beds_of(out) == {"a": 6, "b": 6}

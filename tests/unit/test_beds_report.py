@@ -19,9 +19,10 @@ from harness.report import document, render
 from harness.results.analysis import analyse
 from harness.results.compare import compare
 from harness.results.expect import check, hold, parse
+from harness.results.ranks import beds_p
 from harness.results.rows import Analysis
 from harness.results.samples import ResultDirectory, read_campaign
-from harness.results.stats import Paired, beds_p, judge
+from harness.results.stats import Paired, judge
 from tests.unit.synthetic import make_campaign
 
 pytestmark = pytest.mark.unit

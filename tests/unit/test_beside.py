@@ -126,7 +126,7 @@ def _pmu(window: Json, better: bool) -> Json:
 @pytest.fixture(scope="module")
 def analysis(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     root = make_campaign(
-        tmp_path_factory.mktemp("beside"), effects={"0": 1, "8": 1}, blocks=6, edit=with_extras
+        tmp_path_factory.mktemp("beside"), effects={"0": 1, "8": 1}, blocks=9, edit=with_extras
     )
     return analyse(ResultDirectory.open(root))
 

@@ -424,3 +424,17 @@ def test_the_command_searches_commits(
     assert code == 0
     assert json.loads(told)["found"] == {"point": names[2], "title": "commit 2"}
     assert (tmp_path / "out" / f"commit-{names[2]}" / "campaign.json").exists()
+
+
+def test_a_later_look_has_the_layouts_of_the_earlier_one_and_more(tmp_path: Path) -> None:
+    make_campaign(tmp_path, effects={"0": 1.0, "8": 1.0}, blocks=2)
+    kept = ResultDirectory.open(tmp_path).campaign
+
+    def with_layouts(*names: str) -> samples.Campaign:
+        layouts = [{"layout": name} for name in names]
+        told = {step: one | {"layouts": layouts} for step, one in kept.variants.items()}
+        return kept.model_copy(update={"variants": told})
+
+    few, more = with_layouts("1", "2"), with_layouts("1", "2", "3")
+    assert command._with_layouts(few, more) == more.variants
+    assert command._with_layouts(with_layouts("2"), more) != more.variants

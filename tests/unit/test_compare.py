@@ -48,6 +48,22 @@ def test_a_step_is_held_against_itself(tmp_path: Path, step8: float, verdicts: s
     assert "second over first" in table(found)
 
 
+def test_words_are_corrected_for_all_steps(tmp_path: Path) -> None:
+    """Step 8 is decided first; then step 2, whose p-value alone would be smaller."""
+    before, after = {"0": 1.0, "2": 1.1, "8": 1.2}, {"0": 1.0, "2": 1.3, "8": 1.22}
+    sides = []
+    for name, effects in (("1", before), ("2", after)):
+        make_campaign(tmp_path / name, effects=effects, blocks=8, seed=int(name))
+        sides.append(analyse(ResultDirectory.open(tmp_path / name)))
+    two, eight = compare(*sides)["steps"]
+    assert eight["p_value"] > 0.05 > two["p_value"]
+    assert eight["p_corrected"] == eight["p_value"]
+    assert two["p_corrected"] == eight["p_value"]
+    assert {two["verdict"], eight["verdict"]} == {"inconclusive"}
+    [line] = [one for one in table(compare(*sides)).splitlines() if one.startswith("2 ")]
+    assert f"{two['p_value']:.2g} ({two['p_corrected']:.2g})" in line
+
+
 def test_few_blocks_give_figures_and_no_verdict(tmp_path: Path) -> None:
     one, other = measured(tmp_path / "1", blocks=2), measured(tmp_path / "2", blocks=6)
     [step] = compare(one, other)["steps"]

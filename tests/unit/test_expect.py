@@ -143,7 +143,8 @@ def test_a_baseline_against_itself_has_to_show_nothing(
 def _beside(p_value: float, blocks: int) -> Beside:
     verdict = Verdict(
         outcome="inconclusive", ratio=1.0, interval=(0.9, 1.1), confidence=0.95, blocks=blocks,
-        p_value=p_value, p_corrected=p_value, bound=0.1, detectable=0.1,
+        p_value=p_value, p_corrected=p_value, margin=0.02, p_equivalent=1.0,
+        p_equivalent_corrected=1.0, equivalence_interval=(0.9, 1.1), bound=0.1, detectable=0.1,
     )  # fmt: skip
     return Beside(median=1.0, change=None, verdict=verdict)
 

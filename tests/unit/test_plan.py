@@ -2,15 +2,19 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.base.errors import ConfigurationError
 from harness.beds.registry import KINDS, profile
+from harness.cli import cli
+from harness.commands.variants import is_range
 from harness.plan import (
     AA_STEPS,
     ALL_STEPS,
@@ -19,11 +23,14 @@ from harness.plan import (
     SERIES_STEPS,
     balanced_blocks,
     blocks_for_verdict,
+    claims,
     families,
     make_plan,
+    ordered_steps,
     parse_steps,
     parts_of,
 )
+from harness.results.power import power
 from harness.trials import EXTRAS, VOID_RULES, extras, measured_s, void_rules_record
 from tests.unit.synthetic import trials_of
 
@@ -142,9 +149,11 @@ def test_profiles_hold_what_a_verdict_needs() -> None:
     usual = parse_steps(DEFAULT_STEPS)
     for asked in (profile("standard"), profile("standard", bed_kind="hardware")):
         assert asked.blocks >= blocks_for_verdict(usual)
+    for kind, name in itertools.product(KINDS, ("quick", "standard", "thorough")):
+        assert profile(name, bed_kind=kind).layouts == profile(name, bed_kind=kind).blocks
     for name in ("quick", "standard"):
         native = profile(name, bed_kind="native")
-        assert native.layouts == native.blocks >= blocks_for_verdict(usual)
+        assert native.blocks >= blocks_for_verdict(usual)
     assert families(usual) == (("8", "2"), ("shipped",))
     assert families(AA_STEPS) == (("0again",),)
     assert families(parse_steps("0,2,8,10,11,0+11")) == (("8", "2"), ("11", "10"), ("0+11",))
@@ -208,3 +217,45 @@ def test_every_trial_lasts(bed_kind: str) -> None:
         also = [one for one in EXTRAS if one != "icache"]
         chosen = profile(name, bed_kind=bed_kind, extras=also)
         assert [trial for trial in trials_of(chosen, 1) if trial.duration_s <= 0] == []
+
+
+def _planned(*words: str) -> str:
+    done = CliRunner().invoke(cli, ["plan", "--seed", "1", "--bed", "native", *words])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_plan_says_how_often_a_change_is_found() -> None:
+    said = _planned("--noise", "3", "--steps", "0,8", "--blocks", "10")
+    [line] = [line for line in said.splitlines() if "standard deviation of 3.0 % (--noise)" in line]
+    shares = re.findall(r"a change of (\d+) % in (\d+)", line)
+    assert shares == [
+        (f"{100 * change:g}", f"{100 * power(10, 0.03, change, 0.05):.0f}")
+        for change in (0.02, 0.05, 0.10)
+    ]
+    assert "five campaigns" in _planned()
+
+
+def test_a_plan_names_the_trend_where_there_is_a_series() -> None:
+    assert "and a trend over steps 0, 2, 8" in _planned()
+    assert "trend" not in _planned("--steps", "0,8")
+    assert "none larger than 2 %" in _planned()
+
+
+def test_a_plan_of_too_few_blocks_has_no_power() -> None:
+    said = _planned("--blocks", "6")
+    assert "no verdict: 6 of the 7 blocks it needs" in said
+    assert "standard deviation" not in said
+
+
+def test_a_trend_is_of_a_range_or_of_the_series() -> None:
+    assert ordered_steps("0123") == tuple("0123")
+    assert ordered_steps(("0", "2", "2m", "8", "shipped")) == ("0", "2", "8")
+    assert ordered_steps(("0", "8")) == ordered_steps(("2", "5", "8")) == ()
+    commits = ("a", "b", "c")
+    assert ordered_steps(commits, "a") == ()
+    assert ordered_steps(commits, "a", ranged=True) == commits
+    assert claims(commits, "a", ranged=True) == 3
+    assert not is_range("HEAD~1,HEAD")
+    assert not is_range("A..B,worktree")
+    assert is_range("A..B")

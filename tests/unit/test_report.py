@@ -18,7 +18,8 @@ from jsonschema import Draft202012Validator
 from harness.base.errors import ConfigurationError
 from harness.commands.plan import plan as plan_command
 from harness.commands.report import report as report_command
-from harness.report import FORMATS, document, render, text
+from harness.report import FORMATS, document, render
+from harness.report.verdicts import sentences
 from harness.results.analysis import analyse
 from harness.results.rows import Analysis, list_lengths
 from harness.results.samples import ResultDirectory
@@ -387,18 +388,20 @@ def test_percentiles_are_lengths_that_occurred(lengths: list[int]) -> None:
     [
         ("faster", (1.042, 1.061), "step 8 receives 4.2 to 6.1 % more packets per second than"),
         ("slower", (0.81, 0.862), "step 8 receives 13.8 to 19.0 % fewer packets per second than"),
-        ("no difference", (0.99, 1.012), "step 8 and step 0 do not differ by more than 1.2 %"),
+        ("no difference", (0.99, 1.012), "step 8 and step 0 do not differ by more than 2 %"),
         ("inconclusive", (0.964, 1.01), "step 8 against step 0 is open: -3.6 to +1.0 %"),
     ],
 )
 def test_a_verdict_is_a_sentence(verdict: str, interval: tuple[float, float], said: str) -> None:
     told = {
         "step": "8", "baseline": "0", "verdict": verdict, "interval": interval, "blocks": 14,
-        "beds_differ": False, "no_difference_larger_than": 0.012,
+        "unit": "block", "beds_differ": False, "margin": 0.02,
     }  # fmt: skip
-    report = {"verdicts": [told], "no_verdict": None, "rows": [], "baseline": "0"}
-    [line] = text.sentences(report)
+    report = {"verdicts": [told], "trend": None, "no_verdict": None, "rows": [], "baseline": "0"}
+    [line] = sentences(report)
     assert line.startswith(said)
     assert line.endswith("(14 blocks)")
-    [line] = text.sentences(report | {"verdicts": [told | {"beds_differ": True}]})
+    [line] = sentences(report | {"verdicts": [told | {"beds_differ": True}]})
     assert line == "step 8 against step 0: beds differ (14 blocks)"
+    [line] = sentences(report | {"verdicts": [told | {"unit": "layout"}]})
+    assert line.endswith("(14 layouts, some in several blocks)")

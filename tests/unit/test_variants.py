@@ -37,10 +37,10 @@ def test_two_commits_are_judged(
     status, said = commanded("run", *options, "--out", str(out), *expected)
     assert status == 0, said
     assert f"variant {topic} against variant {base}: faster" in said
-    assert len(booting.booted) == 2 * 7
+    assert len(booting.booted) == 2 * 8
     again = commanded("run", "--resume", "--out", str(out))
     assert again[0] == 0, again[1]
-    assert len(booting.booted) == 2 * 7
+    assert len(booting.booted) == 2 * 8
     status, told = commanded("report", str(out), "--format", "json")
     report = json.loads(told)
     assert report["baseline"] == base

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 from harness.base.progress import Progress
 from harness.beds.bed import BedKind, Boots, Wanted
@@ -11,7 +12,7 @@ from harness.beds.labgrid import Place
 from harness.beds.machine import machines
 from harness.config import Bed, Kernel, SshHost
 from harness.kernels import HostConfig, Image, of_host
-from harness.plan import SMOKE, Profile
+from harness.plan import LOOKS, SMOKE, Profile
 
 _QUICK = Profile(
     name="quick",
@@ -33,8 +34,9 @@ _STANDARD = Profile(
     window_s=10.0,
     trace_blocks=2,
     trace_s=5.0,
-    layouts=5,
+    layouts=10,
 )
+_THOROUGH = replace(_STANDARD, name="thorough", blocks=18, layouts=18, looks=LOOKS)
 
 
 class Hardware(BedKind):
@@ -42,7 +44,12 @@ class Hardware(BedKind):
 
     here = False
     boot_s = 240
-    profiles = {"smoke": SMOKE, "quick": _QUICK, "standard": _STANDARD}
+    profiles = {
+        "smoke": SMOKE,
+        "quick": _QUICK,
+        "standard": _STANDARD,
+        "thorough": _THOROUGH,
+    }
 
     def opened(
         self,
