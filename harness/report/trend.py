@@ -17,21 +17,23 @@ from tabulate import tabulate
 
 from harness.base.errors import ConfigurationError
 from harness.report.text import percent
+from harness.results.changes import MIN_CAMPAIGNS
 from harness.results.rows import named
-from harness.results.trend import METRICS, MIN_CAMPAIGNS, NEWEST_COMMIT, Series, Trend
+from harness.results.trend import METRICS, NEWEST_COMMIT, Series, Trend
 
 SCHEMA = "receive-batching/trend"
 VERSION = 1
 
-HEADERS = ("line", "metric", "newest (interval)", "level now", "since", "scatter", "campaigns",
-           "changes")  # fmt: skip
+HEADERS = ("line", "metric", "newest, change over the control (interval)", "level now", "since",
+           "scatter", "campaigns", "changes")  # fmt: skip
+CONTROL_HEADERS = ("the control itself", "newest", "range")
 CHANGE_HEADERS = ("", "line", "metric", "change (interval)", "first campaign after it", "kernel",
                   "last campaign before it", "campaigns before, after")  # fmt: skip
 CAMPAIGN_HEADERS = ("began", "directory", "profile, blocks", "newest kernel")
 _NONE = "—"
 _WHAT = (
     "each figure is the change over the control, measured within the blocks of a campaign; "
-    "the rows of the control itself show what the bed did"
+    "the control itself shows what the bed did"
 )
 
 Document = dict[str, Any]
@@ -117,10 +119,10 @@ def _series(trend: Trend, series: Series, numbers: Iterator[int]) -> Document:
                 "after": change.before,
                 "began": trend.campaigns[change.first].began.isoformat(timespec="seconds"),
                 "kernel": trend.campaigns[change.first].kernel(line),
-                "ratio": change.ratio,
-                "interval": list(change.interval),
-                "campaigns": list(change.campaigns),
-                "new": change.new,
+                "ratio": change.shift.ratio,
+                "interval": list(change.shift.interval),
+                "campaigns": list(change.shift.campaigns),
+                "new": change.shift.new,
             }
             for change in series.changes
         ],
@@ -130,14 +132,13 @@ def _series(trend: Trend, series: Series, numbers: Iterator[int]) -> Document:
 
 def table(trend: Document) -> str:
     """For a terminal: what moved, the metrics, and what was left out."""
-    rows = _rows(trend)
-    drawn = tabulate(rows, headers=HEADERS, disable_numparse=True)
-    changes = _changes(trend)
-    parts = [_facts(trend), *[trend["label"]] * trend["virtual"], "", *_newest(trend), "", drawn]
-    if changes:
-        parts += ["", tabulate(changes, headers=CHANGE_HEADERS, disable_numparse=True)]
-    else:
-        parts += ["", "no metric moved"]
+    facts = [_facts(trend), *[trend["label"]] * trend["virtual"]]
+    drawn = [
+        tabulate(rows, headers=headers, disable_numparse=True)
+        for headers, rows in ((HEADERS, _rows(trend)), (CONTROL_HEADERS, _control(trend)))
+        if rows
+    ]
+    parts = [*facts, "", *_newest(trend), *_told(trend), "", "\n\n".join(drawn)]
     parts += ["", *_notes(trend)]
     parts += [
         f"left out: {directory}{f' ({began})' if began != _NONE else ''}: {why}"
@@ -161,6 +162,8 @@ def page(trend: Document) -> str:
         changes=_changes(trend),
         headers=HEADERS,
         rows=_rows(trend),
+        control_headers=CONTROL_HEADERS,
+        control=_control(trend),
         left_out=_left_out(trend),
         notes=_notes(trend),
         plots=plots(trend),
@@ -205,32 +208,37 @@ def _without_word(finding: Document) -> str:
 
 
 def _rows(trend: Document) -> list[list[str]]:
-    """The cells under :data:`HEADERS`, as text; the control's own value last for each metric."""
+    """The cells under :data:`HEADERS`, as text."""
     rows = []
     last = len(trend["campaigns"]) - 1
+    for series in trend["series"]:
+        point, changes = series["points"][-1], series["changes"]
+        since = changes[-1]["began"] if changes else _began(trend, series["points"][0])
+        rows.append(
+            [
+                series["title"],
+                trend["metrics"][series["metric"]]["title"],
+                _with_interval(point)
+                if point["campaign"] == last
+                else f"{_NONE} ({series['missing'][str(last)]})",
+                percent(series["levels"][-1]),
+                _date(since)[:10],
+                f"±{100 * series['scatter']:.1f}%",
+                str(len(series["points"])),
+                " ".join(f"({change['number']})" for change in changes) or "none",
+            ]
+        )
+    return rows
+
+
+def _control(trend: Document) -> list[list[str]]:
+    """The cells under :data:`CONTROL_HEADERS`: what the bed did."""
+    rows = []
     for name, about in trend["metrics"].items():
-        title = f"{about['title']}, {about['unit']}"
-        for series in (one for one in trend["series"] if one["metric"] == name):
-            point, changes = series["points"][-1], series["changes"]
-            since = changes[-1]["began"] if changes else _began(trend, series["points"][0])
-            rows.append(
-                [
-                    series["title"],
-                    title,
-                    _with_interval(point)
-                    if point["campaign"] == last
-                    else f"{_NONE} ({series['missing'][str(last)]})",
-                    percent(series["levels"][-1]),
-                    _date(since)[:10],
-                    f"±{100 * series['scatter']:.1f}%",
-                    str(len(series["points"])),
-                    " ".join(f"({change['number']})" for change in changes) or "none",
-                ]
-            )
         own = [one["control"][name] for one in trend["campaigns"] if name in one["control"]]
         if own:
-            span = f"{_number(own[-1])} (was {_number(min(own))} … {_number(max(own))})"
-            rows.append(["control itself", title, span, *[_NONE] * 3, str(len(own)), _NONE])
+            span = f"{_number(min(own))} … {_number(max(own))}"
+            rows.append([f"{about['title']}, {about['unit']}", _number(own[-1]), span])
     return rows
 
 
@@ -260,6 +268,19 @@ def _changes(trend: Document) -> list[list[str]]:
         for series in trend["series"]
         for change in series["changes"]
     ]
+
+
+def _told(trend: Document) -> list[str]:
+    """A sentence for each change."""
+    campaigns = trend["campaigns"]
+    return [
+        f"({change['number']}) {series['title']}, "
+        f"{trend['metrics'][series['metric']]['title']}: {_with_interval(change)} between "
+        f"{_where(campaigns[change['after']])} and {_where(campaigns[change['campaign']])} "
+        f"({change['kernel']})"
+        for series in trend["series"]
+        for change in series["changes"]
+    ] or ["no metric moved"]
 
 
 def _with_interval(found: Document) -> str:

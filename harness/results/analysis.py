@@ -377,6 +377,8 @@ def _drop_shares(boots: Sequence[BootFigures]) -> dict[str, float]:
 
 def _differences(one: Any, other: Any, name: str = "") -> set[str]:
     """Dotted names of the settings during a run that differ."""
+    if one == other:
+        return set()
     if name.rpartition(".")[2] in ("irq_affinity", "irq_effective_affinity"):
         # Interrupt numbers change with a boot, their order does not.
         one, other = ([*each.values()] if isinstance(each, dict) else each for each in (one, other))
@@ -387,7 +389,7 @@ def _differences(one: Any, other: Any, name: str = "") -> set[str]:
             if key not in ("before", "restored")  # the original settings may differ
             for found in _differences(one.get(key), other.get(key), f"{name}.{key}".strip("."))
         }
-    return set() if one == other else {name}
+    return {name}
 
 
 def _title(campaign: Campaign, step: str) -> str | None:

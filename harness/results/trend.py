@@ -7,20 +7,17 @@ what the control's own rate shows.
 
 Campaigns are compared with the newest complete one. Those that were measured under other
 conditions, with another control or by other rules are left out, with the reasons.
-
-Changes are found by jumpavg, the library of FD.io's performance trends. It groups campaigns
-in a row so that groups and scatter together take the fewest bits. Its penalty for a group
-depends on how large the scatter is beside the value, so the values are brought to a fixed
-scatter first. ``tests/bench/trend_alarms.py`` measures how often it is wrong.
 """
 
 from __future__ import annotations
 
-import bisect
-import itertools
+import functools
 import math
-import statistics
+import multiprocessing
+import os
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,33 +27,25 @@ import numpy as np
 
 from harness.base.errors import ConfigurationError, HarnessError, InfrastructureError
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
+from harness.results import changes
 from harness.results.analysis import analyse
+from harness.results.changes import MIN_CAMPAIGNS
 from harness.results.compare import differs, unlike
 from harness.results.expect import ExpectationResult
 from harness.results.figures import median, recorded_tolerances
-from harness.results.rows import Analysis, named
+from harness.results.rows import PRIMARY, Analysis, named
 from harness.results.samples import Campaign, ResultDirectory
 from harness.results.stats import Interval
 from harness.trials import MEASURES, RATES
 
-MIN_CAMPAIGNS = 8
-"""With fewer the scatter between campaigns is not known well enough to find changes."""
-CONFIDENCE = 0.95
-"""Of the size of a change."""
-
-_SCATTERS = 50.0
-"""The value of a metric in units of its scatter, as jumpavg sees it: what a group costs."""
-_UNIT = 0.05
-"""The resolution of a value, in the same units."""
-_LEAST_SCATTER = 0.001
-"""Changes of a metric that repeats exactly matter from a few of these on."""
-_SAME_CHANGE = 3
-"""A change that is dated again up to so many campaigns away is still the same change."""
+_EACH = 10
+"""Campaigns for which another process is worth its start."""
 
 NEWEST_COMMIT = "newest commit"
 """The line of campaigns of commits: the last variant of each."""
 
-METRICS = {**RATES, **MEASURES}
+METRICS = {PRIMARY: RATES[PRIMARY], **RATES, **MEASURES}
+"""What can be followed, the primary rate first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,14 +107,7 @@ class Change:
     """The last campaign before it, by its place among :attr:`Trend.campaigns`."""
     first: int
     """The first campaign after it: its date is the date of the change."""
-    ratio: float
-    """Mean after the change over mean before it, each over campaigns without a change."""
-    interval: tuple[float, float]
-    """Its 95 % interval, from the scatter between campaigns."""
-    campaigns: tuple[int, int]
-    """How many campaigns are before and after it, each up to the next change."""
-    new: bool
-    """Did the newest campaign reveal it?"""
+    shift: changes.Shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,10 +160,10 @@ class Trend:
         expected, newest = f"{series.line} {series.metric} steady", len(self.campaigns) - 1
         if why := series.missing.get(newest):
             return ExpectationResult(expected, series.line, "open", why)
-        new = [change for change in series.changes if change.new]
+        new = [change for change in series.changes if change.shift.new]
         if new:
             told = "; ".join(
-                f"{100 * (change.ratio - 1):+.1f} % from {first.began:%F %R} "
+                f"{100 * (change.shift.ratio - 1):+.1f} % from {first.began:%F %R} "
                 f"({first.kernel(series.line)})"
                 for change in new
                 for first in [self.campaigns[change.first]]
@@ -222,13 +204,11 @@ def trend(directories: Sequence[Path], metrics: Sequence[str] = ()) -> Trend:
             f"no metric is named {unknown[0]!r}", hint=f"choose one of {', '.join(METRICS)}"
         )
     found = _Sorted()
-    for directory in _campaigns_in(directories):
-        try:
-            found.kept.append(measured(directory, metrics))
-        except HarnessError as error:
-            found.left_out.append(
-                LeftOut(directory=directory, created=None, reasons=(error.message,))
-            )
+    for one in _read(_campaigns_in(directories), metrics):
+        if isinstance(one, LeftOut):
+            found.left_out.append(one)
+        else:
+            found.kept.append(one)
     found.kept.sort(key=lambda one: (one.began, one.campaign.id))
     _leave_copies(found)
     newest = found.kept[-1].directory if found.kept else None
@@ -251,6 +231,32 @@ def trend(directories: Sequence[Path], metrics: Sequence[str] = ()) -> Trend:
         left_out=tuple(found.left_out),
         newest=newest,
     )
+
+
+def _read(directories: Sequence[Path], metrics: Sequence[str]) -> Iterable[Measured | LeftOut]:
+    """Each campaign or why it cannot be read; many are read by several processes.
+
+    Judging the trials of one takes some tens of milliseconds, so a year of nights is seconds.
+    """
+    one = functools.partial(_one, metrics=metrics)
+    workers = min(len(os.sched_getaffinity(0)), len(directories) // _EACH)
+    if workers < 2:
+        return [one(directory) for directory in directories]
+    # Ctrl-C is the main process's; the others end with it.
+    with ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("fork"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    ) as pool:
+        return [*pool.map(one, directories, chunksize=_EACH // 2)]
+
+
+def _one(directory: Path, metrics: Sequence[str]) -> Measured | LeftOut:
+    try:
+        return measured(directory, metrics)
+    except HarnessError as error:
+        return LeftOut(directory=directory, created=None, reasons=(error.message,))
 
 
 def measured(directory: Path, metrics: Sequence[str] = ()) -> Measured:
@@ -424,79 +430,19 @@ def _series(campaigns: Sequence[Measured]) -> Iterator[Series]:
             for place, one in enumerate(campaigns)
             if key not in one.ratios
         }
-        logs = [math.log(point.ratio) for point in points]
-        scatter = _scatter(logs, [point.error for point in points])
+        found = changes.find(
+            [math.log(point.ratio) for point in points], [point.error for point in points]
+        )
         places = [point.campaign for point in points]
-        changes = tuple(_changes(logs, scatter, places))
-        starts = [0, *(places.index(change.first) for change in changes), len(logs)]
         yield Series(
             line=line,
             metric=metric,
             points=points,
-            changes=changes,
-            levels=tuple(
-                math.exp(statistics.fmean(logs[start:end]))
-                for start, end in itertools.pairwise(starts)
+            changes=tuple(
+                Change(before=places[one.start - 1], first=places[one.start], shift=one)
+                for one in found.shifts
             ),
-            scatter=scatter,
+            levels=found.levels,
+            scatter=found.scatter,
             missing=missing,
         )
-
-
-def _scatter(logs: Sequence[float], errors: Sequence[float]) -> float:
-    """The standard deviation between campaigns, from neighbours, so that changes do not count.
-
-    At least the standard error of one campaign.
-    """
-    steps = np.abs(np.diff(logs))
-    apart = float(np.median(steps)) / (0.6745 * math.sqrt(2)) if steps.size else 0.0
-    return max(apart, statistics.median(errors), _LEAST_SCATTER)
-
-
-def _changes(logs: Sequence[float], scatter: float, places: Sequence[int]) -> Iterator[Change]:
-    starts = grouped(logs, scatter)
-    if not starts:
-        return
-    known = grouped(logs[:-1], scatter)
-    new = _unmatched(starts, known)
-    bounds = [0, *starts, len(logs)]
-    for before, start, end in zip(bounds, bounds[1:], bounds[2:], strict=False):
-        sizes = (start - before, end - start)
-        shift = statistics.fmean(logs[start:end]) - statistics.fmean(logs[before:start])
-        half = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * scatter
-        half *= math.sqrt(1 / sizes[0] + 1 / sizes[1])
-        yield Change(
-            before=places[start - 1],
-            first=places[start],
-            ratio=math.exp(shift),
-            interval=(math.exp(shift - half), math.exp(shift + half)),
-            campaigns=sizes,
-            new=start in new,
-        )
-
-
-def grouped(logs: Sequence[float], scatter: float) -> list[int]:
-    """Where a new group of ``logs`` begins, without the first; empty if there are too few."""
-    if len(logs) < MIN_CAMPAIGNS:
-        return []
-    from jumpavg import classify
-
-    centre = statistics.median(logs)
-    values = [max(0.0, (value - centre) / scatter + _SCATTERS) for value in logs]
-    sizes = [len(group) for group in classify(values, unit=_UNIT)]
-    return [int(start) for start in np.cumsum(sizes)[:-1]]
-
-
-def _unmatched(starts: Sequence[int], known: Sequence[int]) -> set[int]:
-    """Those of ``starts`` that are not in ``known``, not even dated a little otherwise."""
-    left = sorted(set(known) - set(starts))
-    new = set()
-    for start in sorted(set(starts) - set(known), reverse=True):
-        place = bisect.bisect(left, start)
-        near = [one for one in left[max(0, place - 1) : place + 1]
-                if abs(one - start) <= _SAME_CHANGE]  # fmt: skip
-        if near:
-            left.remove(min(near, key=lambda one: abs(one - start)))
-        else:
-            new.add(start)
-    return new
