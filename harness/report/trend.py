@@ -101,14 +101,14 @@ def _series(trend: Trend, series: Series, numbers: Iterator[int]) -> Document:
         "metric": series.metric,
         "points": [
             {
-                "campaign": point.campaign,
-                "kernel": trend.campaigns[point.campaign].kernel(line),
+                "campaign": place,
+                "kernel": trend.campaigns[place].kernel(line),
                 "ratio": point.ratio,
                 "interval": [point.interval.low, point.interval.high],
                 "confidence": point.interval.confidence,
                 "blocks": point.blocks,
             }
-            for point in series.points
+            for place, point in series.points.items()
         ],
         "scatter": series.scatter,
         "levels": list(series.levels),

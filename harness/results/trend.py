@@ -18,7 +18,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,9 @@ METRICS = {PRIMARY: RATES[PRIMARY], **RATES, **MEASURES}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
-    """One metric of one line in one campaign, as a ratio to the control."""
+class Ratio:
+    """One metric of one line in one campaign, over the control's."""
 
-    campaign: int
-    """Its place among :attr:`Trend.campaigns`."""
     ratio: float
     """Hodges-Lehmann estimate."""
     interval: Interval
@@ -73,9 +71,11 @@ class Measured:
     inventory: dict[str, Any]
     incomplete: str | None
     """Why it is incomplete."""
+    unmeasured: str
+    """Why there is not even a metric without a ratio, if that is so."""
     boots: int
-    ratios: Mapping[tuple[str, str], tuple[float, Interval, int, float]]
-    """By line and metric: ratio, interval, blocks and error."""
+    ratios: Mapping[tuple[str, str], Ratio]
+    """By line and metric."""
     missing: Mapping[tuple[str, str], str]
     """By line and metric, why there is no ratio."""
     control: Mapping[str, float]
@@ -116,7 +116,8 @@ class Series:
 
     line: str
     metric: str
-    points: tuple[Point, ...]
+    points: Mapping[int, Ratio]
+    """By campaign, its place among :attr:`Trend.campaigns`, in that order."""
     changes: tuple[Change, ...]
     levels: tuple[float, ...]
     """The mean ratio from each change to the next, the first from the beginning."""
@@ -169,7 +170,7 @@ class Trend:
                 for first in [self.campaigns[change.first]]
             )
             return ExpectationResult(expected, series.line, "missed", told)
-        ratio = series.points[-1].ratio
+        ratio = series.points[newest].ratio
         return ExpectationResult(
             expected,
             series.line,
@@ -294,6 +295,7 @@ def measured(directory: Path, metrics: Sequence[str] = ()) -> Measured:
         settings=analysis.settings,
         inventory=analysis.inventory,
         incomplete=None if analysis.complete else analysis.no_verdict,
+        unmeasured=analysis.no_verdict or "no trial is valid",
         boots=analysis.boots_done,
         ratios=ratios,
         missing=missing,
@@ -318,8 +320,8 @@ def _step_of(campaign: Campaign, line: str) -> str:
     return campaign.steps[-1] if campaign.of_commits else line
 
 
-def _ratio(analysis: Analysis, line: str, metric: str) -> tuple[float, Interval, int, float] | str:
-    """Ratio of ``line`` to the control, interval, blocks and error; or why there is none."""
+def _ratio(analysis: Analysis, line: str, metric: str) -> Ratio | str:
+    """The ratio of ``line`` to the control; or why there is none."""
     campaign = analysis.campaign
     paired = analysis.against(_step_of(campaign, line), campaign.baseline, metric)
     interval = paired.interval() if paired else None
@@ -328,8 +330,12 @@ def _ratio(analysis: Analysis, line: str, metric: str) -> tuple[float, Interval,
         return f"{blocks} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs"
     if paired.beds_differ:
         return "its beds differ, so there is no single ratio"
-    error = float(np.std(paired.logs, ddof=1)) / math.sqrt(paired.logs.size)
-    return paired.estimate, interval, paired.logs.size, error
+    return Ratio(
+        ratio=paired.estimate,
+        interval=interval,
+        blocks=paired.logs.size,
+        error=float(np.std(paired.logs, ddof=1)) / math.sqrt(paired.logs.size),
+    )
 
 
 def _campaigns_in(directories: Iterable[Path]) -> list[Path]:
@@ -359,8 +365,7 @@ def _leave_incomplete(found: _Sorted) -> None:
     for one in list(found.kept):
         why = one.incomplete
         if why is None and not one.ratios:
-            told = dict.fromkeys(one.missing.values())
-            why = "; ".join(told) or "nothing but the baseline was measured"
+            why = "; ".join(dict.fromkeys(one.missing.values())) or one.unmeasured
         if why is not None:
             found.kept.remove(one)
             found.leave(one, why)
@@ -418,11 +423,9 @@ def _series(campaigns: Sequence[Measured]) -> Iterator[Series]:
     order = list(METRICS)
     for line, metric in sorted(keys, key=lambda key: order.index(key[1])):
         key = (line, metric)
-        points = tuple(
-            Point(campaign=place, ratio=ratio, interval=interval, blocks=blocks, error=error)
-            for place, one in enumerate(campaigns)
-            for ratio, interval, blocks, error in [one.ratios[key]] * (key in one.ratios)
-        )
+        points = {
+            place: one.ratios[key] for place, one in enumerate(campaigns) if key in one.ratios
+        }
         if not points:
             continue
         missing = {
@@ -431,15 +434,21 @@ def _series(campaigns: Sequence[Measured]) -> Iterator[Series]:
             if key not in one.ratios
         }
         found = changes.find(
-            [math.log(point.ratio) for point in points], [point.error for point in points]
+            [math.log(one.ratio) for one in points.values()],
+            [one.error for one in points.values()],
         )
-        places = [point.campaign for point in points]
+        places = [*points]
+        judged = len(campaigns) - 1 in points
         yield Series(
             line=line,
             metric=metric,
             points=points,
             changes=tuple(
-                Change(before=places[one.start - 1], first=places[one.start], shift=one)
+                Change(
+                    before=places[one.start - 1],
+                    first=places[one.start],
+                    shift=replace(one, new=one.new and judged),
+                )
                 for one in found.shifts
             ),
             levels=found.levels,
