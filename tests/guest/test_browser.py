@@ -78,7 +78,9 @@ def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
 
 def test_every_figure_is_drawn(page: Page, tmp_path: Path) -> None:
     figures = page.locator("figure")
-    assert figures.count() == _FIGURES["trend_page" if "trend" in page.url else "report"]
+    assert (
+        figures.count() == _FIGURES["trend_page" if page.url.endswith("/trend.html") else "report"]
+    )
     for index in range(figures.count()):
         shot = tmp_path / f"figure{index}.png"
         figures.nth(index).locator("svg").screenshot(path=shot)
