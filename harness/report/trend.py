@@ -19,7 +19,7 @@ from harness.base.errors import ConfigurationError
 from harness.report.text import percent
 from harness.results.changes import MIN_CAMPAIGNS
 from harness.results.rows import named
-from harness.results.trend import METRICS, NEWEST_COMMIT, Series, Trend
+from harness.results.trend import METRICS, NEWEST_COMMIT, History, Series
 
 SCHEMA = "receive-batching/trend"
 VERSION = 1
@@ -39,7 +39,7 @@ _WHAT = (
 Document = dict[str, Any]
 
 
-def document(trend: Trend) -> Document:
+def document(trend: History) -> Document:
     """``trend`` as JSON-ready data; the keys are stable within a version.
 
     ``campaign``, ``after`` and the keys of ``missing`` are places in ``campaigns``.
@@ -92,7 +92,7 @@ def document(trend: Trend) -> Document:
     }
 
 
-def _series(trend: Trend, series: Series, numbers: Iterator[int]) -> Document:
+def _series(trend: History, series: Series, numbers: Iterator[int]) -> Document:
     campaign = trend.campaigns[-1].campaign
     line = series.line
     return {

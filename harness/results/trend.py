@@ -104,7 +104,7 @@ class Change:
     """A metric moved between two campaigns."""
 
     before: int
-    """The last campaign before it, by its place among :attr:`Trend.campaigns`."""
+    """The last campaign before it, by its place among :attr:`History.campaigns`."""
     first: int
     """The first campaign after it: its date is the date of the change."""
     shift: changes.Shift
@@ -117,7 +117,7 @@ class Series:
     line: str
     metric: str
     points: Mapping[int, Ratio]
-    """By campaign, its place among :attr:`Trend.campaigns`, in that order."""
+    """By campaign, its place among :attr:`History.campaigns`, in that order."""
     changes: tuple[Change, ...]
     levels: tuple[float, ...]
     """The mean ratio from each change to the next, the first from the beginning."""
@@ -128,7 +128,7 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trend:
+class History:
     """Comparable campaigns in the order in which they began."""
 
     campaigns: tuple[Measured, ...]
@@ -192,7 +192,7 @@ class _Sorted:
         )
 
 
-def trend(directories: Sequence[Path], metrics: Sequence[str] = ()) -> Trend:
+def trend(directories: Sequence[Path], metrics: Sequence[str] = ()) -> History:
     """The trend of the campaigns in ``directories``; each holds one, or directories that do.
 
     ``metrics`` are those to follow; by default all that were measured.
@@ -226,7 +226,7 @@ def trend(directories: Sequence[Path], metrics: Sequence[str] = ()) -> Trend:
             found.kept.remove(one)
             found.leave(one, *reasons)
     campaigns = tuple(found.kept)
-    return Trend(
+    return History(
         campaigns=campaigns,
         series=tuple(_series(campaigns)),
         left_out=tuple(found.left_out),
