@@ -18,8 +18,7 @@ from tabulate import tabulate
 from harness.base.errors import ConfigurationError
 from harness.report.text import percent
 from harness.results.changes import MIN_CAMPAIGNS
-from harness.results.rows import named
-from harness.results.trend import METRICS, NEWEST_COMMIT, History, Series
+from harness.results.trend import METRICS, History, Series
 
 SCHEMA = "receive-batching/trend"
 VERSION = 1
@@ -93,11 +92,10 @@ def document(trend: History) -> Document:
 
 
 def _series(trend: History, series: Series, numbers: Iterator[int]) -> Document:
-    campaign = trend.campaigns[-1].campaign
     line = series.line
     return {
         "line": line,
-        "title": line if line == NEWEST_COMMIT else named(campaign, line),
+        "title": trend.title(line),
         "metric": series.metric,
         "points": [
             {

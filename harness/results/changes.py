@@ -5,11 +5,12 @@ The grouping is that of jumpavg, the library of FD.io's performance trends: grou
 scatter within them together take the fewest bits. What it demands of a change depends on how
 large the scatter is beside the value, so values are brought to a fixed scatter first.
 
-With 8 and more campaigns and steady metrics, a night in which nothing moved gives a false
-alarm for a metric in RATE_NORMAL (normal scatter) or RATE_TAILS of nights (heavy tails); a
-change of four times the scatter is found in POWER of cases in at most three nights. This is
-what ``tests/bench/trend_alarms.py`` measured (DATE). Of the alternatives, ruptures needs
-scipy and a penalty of one's own, and does not say when it cannot tell.
+By simulation of 300 series of 60 nights, judged each night (``tests/bench/trend_alarms.py``,
+2026-11-30): a night in which nothing moved gives a false alarm in 0.13 % of cases for each
+metric if the scatter between campaigns is normal, in 0.37 % if neighbours are alike (AR 0.3),
+in 1.3 % with heavy tails (t, 4 degrees). A change of 4 times the scatter is found in the
+first night in 60 to 64 % of cases, in at most three nights in 96 %; one of 3 times in 74 to
+78 %. ruptures, the alternative, needs scipy, and a penalty that one has to choose.
 """
 
 from __future__ import annotations

@@ -143,6 +143,10 @@ class History:
         campaign = self.campaigns[-1].campaign
         return f"{named(campaign, campaign.baseline)}: {_title(campaign, campaign.baseline)}"
 
+    def title(self, line: str) -> str:
+        """``line`` as a sentence calls it."""
+        return line if line == NEWEST_COMMIT else named(self.campaigns[-1].campaign, line)
+
     def findings(self) -> list[ExpectationResult]:
         """For each series whether the newest campaign has it steady: met, missed or open."""
         last = self.campaigns[-1]
@@ -158,7 +162,8 @@ class History:
         return [self._finding(one) for one in long]
 
     def _finding(self, series: Series) -> ExpectationResult:
-        expected, newest = f"{series.line} {series.metric} steady", len(self.campaigns) - 1
+        newest = len(self.campaigns) - 1
+        expected = f"{self.title(series.line)} {series.metric} steady"
         if why := series.missing.get(newest):
             return ExpectationResult(expected, series.line, "open", why)
         new = [change for change in series.changes if change.shift.new]

@@ -220,9 +220,9 @@ def test_a_night_that_moves_a_metric_fails(nights: Path) -> None:
     night(nights, NIGHTS, step8=1.0)
     code, told = ended(nights, "--expect-steady", "--metric", "stack_rx_pps")
     assert code == ExpectationMissedError.exit_code
-    assert "expected 8 stack_rx_pps steady: missed (-1" in told
+    assert "expected step 8 stack_rx_pps steady: missed (-1" in told
     assert "2026-01-16 03:04 (6.12.0-rb-s8)" in told
-    assert "moved: 8 stack_rx_pps: -1" in told
+    assert "moved: step 8 stack_rx_pps: -1" in told
     # Without the option it is shown, and is no error.
     assert ended(nights)[0] == 0
 
@@ -250,7 +250,7 @@ def test_a_metric_that_the_newest_lacks_is_open(nights: Path) -> None:
     night(nights, NIGHTS, step8=1.2 * 0.94, edit=without)
     code, told = ended(nights, "--expect-steady")
     assert code == ExpectationOpenError.exit_code
-    assert "expected 8 cpu_ns_per_packet steady: open (" in told
+    assert "expected step 8 cpu_ns_per_packet steady: open (" in told
     assert "stack_rx_pps" not in told.rpartition("expected")[2]
 
 
