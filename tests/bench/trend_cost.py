@@ -28,27 +28,32 @@ def main() -> None:
     parser.add_argument("--campaign", type=Path, help="a result directory to copy")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    walls: dict[int, list[float]] = {nights: [] for nights in NIGHTS}
-    memory: dict[int, list[float]] = {nights: [] for nights in NIGHTS}
+    walls, cpu, memory = ({nights: list[float]() for nights in NIGHTS} for _ in range(3))
     with tempfile.TemporaryDirectory(prefix="rb-bench-") as scratch:
         roots = [made(Path(scratch), number, chosen.campaign) for number in range(NIGHTS[-1])]
         for _ in range(chosen.runs):
             for nights in NIGHTS:
                 shown = [str(root) for root in roots[:nights]]
-                wall_s, mib = measured(["trend", *shown, "--format", "html"])
+                wall_s, cpu_s, mib = measured(["trend", *shown, "--format", "html"])
                 walls[nights].append(wall_s)
+                cpu[nights].append(cpu_s)
                 memory[nights].append(mib)
     met = statistics.median(walls[NIGHTS[-1]]) < TARGET_S
     rows = [
         {
             "campaigns": nights,
             "wall s": ranged(walls[nights]),
+            "CPU s of all processes": ranged(cpu[nights]),
             "MiB of the main process": ranged(memory[nights], ".0f"),
         }
         for nights in NIGHTS
     ]
     sizes = {
-        nights: {"wall_s": spread(walls[nights]), "mib": spread(memory[nights])}
+        nights: {
+            "wall_s": spread(walls[nights]),
+            "cpu_s": spread(cpu[nights]),
+            "mib": spread(memory[nights]),
+        }
         for nights in NIGHTS
     }
     show({"bench": "trend_cost", "sizes": sizes, "met": met}, rows, as_json=chosen.json)
