@@ -27,6 +27,7 @@ from harness.results.expect import require
 @click.option(
     "--metric",
     "metrics",
+    type=click.Choice([*campaigns.METRICS]),
     metavar="NAME",
     multiple=True,
     help="Follow only this metric, such as stack_rx_pps. Can be repeated.",

@@ -217,9 +217,9 @@ def trend(directories: Sequence[Path], metrics: Sequence[str] = ()) -> History:
             found.kept.append(one)
     found.kept.sort(key=lambda one: (one.began, one.campaign.id))
     _leave_copies(found)
-    newest = found.kept[-1].directory if found.kept else None
+    newest = _newest(found)
     _leave_incomplete(found)
-    if not found.kept or newest is None:
+    if not found.kept:
         reasons = [f"{one.directory}: {'; '.join(one.reasons)}" for one in found.left_out]
         raise ConfigurationError(
             "no campaign can be followed" + "".join(f"\n  {line}" for line in reasons),
@@ -237,6 +237,16 @@ def trend(directories: Sequence[Path], metrics: Sequence[str] = ()) -> History:
         left_out=tuple(found.left_out),
         newest=newest,
     )
+
+
+def _newest(found: _Sorted) -> Path:
+    """The newest of all; one that cannot be read is as new as its file."""
+    times = {one.directory: one.began.timestamp() for one in found.kept}
+    for one in found.left_out:
+        path = one.directory / "campaign.json"
+        if one.created is None and path.is_file():
+            times[one.directory] = path.stat().st_mtime
+    return max(times, key=lambda one: times[one], default=Path())
 
 
 def _read(directories: Sequence[Path], metrics: Sequence[str]) -> Iterable[Measured | LeftOut]:

@@ -237,6 +237,11 @@ def test_a_night_that_cannot_tell_fails_otherwise(nights: Path) -> None:
     code, told = ended(nights, "--expect-steady", "--format", "json")
     assert code == ExpectationOpenError.exit_code
     assert "is left out: incomplete: 11 of 12 boots" in told
+    # What cannot be read does not say when it began.
+    (last / "campaign.json").write_text("{")
+    code, told = ended(nights, "--expect-steady")
+    assert code == ExpectationOpenError.exit_code
+    assert "campaign.json is not valid JSON" in told
 
 
 def test_a_metric_that_the_newest_lacks_is_open(nights: Path) -> None:
