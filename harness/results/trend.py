@@ -327,6 +327,8 @@ def _time(campaign: Campaign) -> datetime:
 
 
 def _lines(campaign: Campaign) -> list[str]:
+    if campaign.baseline not in campaign.steps:
+        return []
     others = [step for step in campaign.steps if step != campaign.baseline]
     return [NEWEST_COMMIT] * bool(others) if campaign.of_commits else others
 

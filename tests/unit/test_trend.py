@@ -41,7 +41,7 @@ def night(root: Path, number: int, *, step8: float = 1.2, **options: Any) -> Pat
     about = {"id": f"id{number}", "created": (FIRST + timedelta(days=number)).isoformat()}
     return make_campaign(
         root / f"night{number:02d}",
-        effects={"0": 1.0, "8": step8},
+        effects=options.pop("effects", {"0": 1.0, "8": step8}),
         base_pps=200_000 * (1 - DRIFT * number / NIGHTS),
         seed=number,
         about=about | options.pop("about", {}),
@@ -195,11 +195,13 @@ def test_what_is_incomplete_or_damaged_is_told(nights: Path) -> None:
     shutil.rmtree(next((nights / "night01/boots").iterdir()))
     (nights / "night02/campaign.json").write_text("{")
     edited(nights / "night03", lambda c: c.update(blocks=5, order=c["order"][:5]))
+    night(nights, 20, effects={"2": 1.0, "8": 1.2})  # as bisect boots them
     (nights / "empty").mkdir()
     old = Path(__file__).parent / "fixtures/result-v1"
     found = trend([nights, nights / "empty", old, nights / "night05"])
     told = {one.directory.name: "; ".join(one.reasons) for one in found.left_out}
-    assert set(told) == {"night01", "night02", "night03", "empty", "result-v1"}
+    assert set(told) == {"night01", "night02", "night03", "night20", "empty", "result-v1"}
+    assert told["night20"] == "step 0 was not booted: nothing to compare with"
     assert told["night01"] == "incomplete: 11 of 12 boots"
     assert "not valid JSON" in told["night02"]
     assert told["night03"] == "5 of the 6 blocks that an interval needs"
