@@ -389,7 +389,7 @@ def _differences(one: Any, other: Any, name: str = "") -> set[str]:
             if key not in ("before", "restored")  # the original settings may differ
             for found in _differences(one.get(key), other.get(key), f"{name}.{key}".strip("."))
         }
-    return {name}
+    return set() if one == other else {name}
 
 
 def _title(campaign: Campaign, step: str) -> str | None:
