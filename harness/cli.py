@@ -38,6 +38,7 @@ COMMANDS = {
     "profile": "Show where the time of a packet goes, function by function.",
     "trace": "Watch list lengths on a live host.",
     "compare": "Compare two result directories.",
+    "trend": "Follow many campaigns over time and date the changes.",
     "bisect": "Find the step or commit at which a metric changes.",
     "hosts": "Show hosts.yaml; enroll, lease, switch, watch and clean its machines.",
     "doctor": "Check that a machine has everything a run needs.",

@@ -31,8 +31,8 @@ from harness.report.verdicts import sentences, verdict_lines
 Document = dict[str, Any]
 
 
-def page(report: Document) -> str:
-    """``report`` as a complete HTML document."""
+def rendered(template: str, **values: Any) -> str:
+    """``template`` of this room, filled in; text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("harness.report", "."),
         autoescape=True,
@@ -40,9 +40,15 @@ def page(report: Document) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    return environment.get_template(template).render(values)
+
+
+def page(report: Document) -> str:
+    """``report`` as a complete HTML document."""
     campaign = report["campaign"]
     verdicts = list(verdict_lines(report))
-    return environment.get_template("page.html.j2").render(
+    return rendered(
+        "page.html.j2",
         report=report,
         facts=head_lines(report)[0],
         look=look_line(report),

@@ -31,26 +31,26 @@ Document = dict[str, Any]
 
 # The width of a phone held upright, so that letters keep their size there.
 _WIDTH_IN = 5.4
-_INK, _SOFT, _ACCENT = "#1c2733", "#8a97a5", "#0b6e99"
+INK, SOFT, ACCENT = "#1c2733", "#8a97a5", "#0b6e99"
 # Okabe and Ito's colours, safe for colour-blind readers.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#555555")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#555555")
 _MARKERS = "os^vD*"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "receive-batching",
     "font.family": "sans-serif",
     "font.size": 9,
-    "axes.edgecolor": _SOFT,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e3e8ed",
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
@@ -68,7 +68,7 @@ class Plot:
 
 def plots(report: Document) -> list[Plot]:
     """Every figure for which there are data."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         return list(_drawn(report))
 
 
@@ -76,9 +76,9 @@ def _drawn(report: Document) -> Iterator[Plot]:
     rows = [row for row in report["rows"] if row["boots"]]
     compared = [row for row in rows if row["ratio_to_step0"] is not None]
     if any(row["step"] != report["baseline"] for row in compared):
-        figure, [axes] = _figure([2.6])
+        figure, [axes] = axes_below([2.6])
         _changes(axes, report, compared)
-        yield _plot(
+        yield finished(
             figure,
             "change",
             f"Change over step {report['baseline']}",
@@ -89,10 +89,10 @@ def _drawn(report: Document) -> Iterator[Plot]:
         )
     rated = [row for row in rows if any(boot["trials"] for boot in row["by_boot"])]
     if rated:
-        figure, [axes] = _figure([2.5], legend_rows=-(-len(rated) // 5))
+        figure, [axes] = axes_below([2.5], legend_rows=-(-len(rated) // 5))
         _rates(axes, rated)
         beds = " A line joins the boots of one bed; each bed has its own marker."
-        yield _plot(
+        yield finished(
             figure,
             "rates",
             "Rate of every boot",
@@ -102,10 +102,10 @@ def _drawn(report: Document) -> Iterator[Plot]:
     stages = list(dict.fromkeys(stage["name"] for row in rows for stage in row["stages"]))
     if stages:
         shown = [_rows_with(rows, stage) for stage in stages]
-        figure, drawn = _figure([0.22 * len(found) + 0.06 for found in shown])
+        figure, drawn = axes_below([0.22 * len(found) + 0.06 for found in shown])
         for axes, found, stage in zip(drawn, shown, stages, strict=True):
             _lengths(axes, found, stage)
-        yield _plot(
+        yield finished(
             figure,
             "lists",
             "List lengths by stage",
@@ -113,18 +113,18 @@ def _drawn(report: Document) -> Iterator[Plot]:
             "Counted in separate trials with probes attached.",
         )
     if any(row["drops"] for row in rows):
-        figure, [axes] = _figure([0.28 * len(rows)], legend_rows=2)
+        figure, [axes] = axes_below([0.28 * len(rows)], legend_rows=2)
         _drops(axes, rows)
-        yield _plot(
+        yield finished(
             figure,
             "drops",
             "Where packets went",
             "Shares of the frames that reached the NIC, from before the load to after it.",
         )
     if any(row["cpu_ns_per_packet"] for row in rows):
-        figure, [axes] = _figure([1.7])
+        figure, [axes] = axes_below([1.7])
         _cost(axes, rows)
-        yield _plot(
+        yield finished(
             figure,
             "cost",
             "CPU time per packet",
@@ -140,17 +140,17 @@ def _declared(report: Document, rows: list[Document]) -> Iterator[Plot]:
         panels = [one for one in declared.panels if one.measures[-1] in report["measures"]]
         if panels:
             heights = [1.5 if len(panel.measures) == 1 else 0.22 * len(rows) for panel in panels]
-            figure, drawn = _figure(heights)
+            figure, drawn = axes_below(heights)
             for axes, panel in zip(drawn, panels, strict=True):
                 _panel(axes, rows, panel)
-            yield _plot(figure, declared.name, declared.title, declared.caption)
+            yield finished(figure, declared.name, declared.title, declared.caption)
 
 
 def _rows_with(rows: list[Document], stage: str) -> list[Document]:
     return [row for row in rows if any(found["name"] == stage for found in row["stages"])]
 
 
-def _figure(heights_in: list[float], *, legend_rows: int = 0) -> tuple[Figure, list[Axes]]:
+def axes_below(heights_in: list[float], *, legend_rows: int = 0) -> tuple[Figure, list[Axes]]:
     """Axes below one another, of the given heights; fixed margins make the layout fast."""
     left, right, above, below, legend = 0.74, 0.16, 0.24, 0.46, 0.19 * legend_rows
     total = sum(heights_in) + (above + below) * len(heights_in) + legend
@@ -172,7 +172,8 @@ def _figure(heights_in: list[float], *, legend_rows: int = 0) -> tuple[Figure, l
     return figure, axes
 
 
-def _plot(figure: Figure, name: str, title: str, caption: str) -> Plot:
+def finished(figure: Figure, name: str, title: str, caption: str) -> Plot:
+    """``figure`` as an element of a page; ``name`` is unique in it."""
     out = io.StringIO()
     # savefig() would draw everything twice.
     FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
@@ -200,8 +201,8 @@ def _changes(axes: Axes, report: Document, rows: list[Document]) -> None:
     at = np.arange(len(rows))
     change = [100 * (row["ratio_to_step0"] - 1) for row in rows]
     low, high = ([100 * (row["ratio_range"][end] - 1) for row in rows] for end in (0, 1))
-    axes.axhline(0, color=_SOFT, linewidth=1)
-    axes.vlines(at, low, high, color=_ACCENT, linewidth=1, label="range of blocks")
+    axes.axhline(0, color=SOFT, linewidth=1)
+    axes.vlines(at, low, high, color=ACCENT, linewidth=1, label="range of blocks")
     judged = [place for place, row in zip(at, rows, strict=True) if row["ratio_interval"]]
     if judged:
         intervals = [rows[place]["ratio_interval"] for place in judged]
@@ -209,12 +210,12 @@ def _changes(axes: Axes, report: Document, rows: list[Document]) -> None:
             judged,
             [100 * (interval[0] - 1) for interval in intervals],
             [100 * (interval[1] - 1) for interval in intervals],
-            color=_ACCENT,
+            color=ACCENT,
             linewidth=4,
             alpha=0.45,
             label="interval",
         )
-    axes.plot(at, change, "o", color=_ACCENT, label="median")
+    axes.plot(at, change, "o", color=ACCENT, label="median")
     for place, row, top in zip(at, rows, high, strict=True):
         if row["step"] != report["baseline"]:
             axes.annotate(
@@ -234,7 +235,7 @@ def _changes(axes: Axes, report: Document, rows: list[Document]) -> None:
         axes.plot(
             *zip(*known, strict=True),
             "D:",
-            color=_COLOURS[1],
+            color=COLOURS[1],
             markerfacecolor="none",
             label="published, on hardware",
         )
@@ -244,7 +245,7 @@ def _changes(axes: Axes, report: Document, rows: list[Document]) -> None:
 
 
 def _rates(axes: Axes, rows: list[Document]) -> None:
-    styles = itertools.cycle(itertools.product(("-", "--"), _COLOURS))
+    styles = itertools.cycle(itertools.product(("-", "--"), COLOURS))
     for row, (line, colour) in zip(rows, styles, strict=False):
         beds = list(dict.fromkeys(boot["bed"] for boot in row["by_boot"]))
         for bed in beds:
@@ -302,7 +303,7 @@ def _drops(axes: Axes, rows: list[Document]) -> None:
     at = np.arange(len(rows))
     left = np.zeros(len(rows))
     places = [place for place in PLACES if any(row["drops"].get(place, 0) >= 5e-4 for row in rows)]
-    for place, colour in zip(places, itertools.cycle(_COLOURS[1:])):
+    for place, colour in zip(places, itertools.cycle(COLOURS[1:])):
         width = np.asarray([100 * row["drops"].get(place, 0.0) for row in rows])
         axes.barh(at, width, left=left, color=colour, height=0.7, label=PLACES[place])
         left += width
@@ -332,9 +333,9 @@ def _spread(axes: Axes, rows: list[Document], measures: Sequence[str]) -> None:
         found = [row["measures"].get(name) for name in measures]
         if all(found):
             *percentiles, mean = (one["median"] for one in found)
-            axes.hlines(place, percentiles[0], percentiles[-1], color=_ACCENT, linewidth=2)
-            axes.plot(percentiles, [place] * len(percentiles), "|", color=_ACCENT, markersize=8)
-            axes.plot([mean], [place], "o", color=_COLOURS[1], markersize=4)
+            axes.hlines(place, percentiles[0], percentiles[-1], color=ACCENT, linewidth=2)
+            axes.plot(percentiles, [place] * len(percentiles), "|", color=ACCENT, markersize=8)
+            axes.plot([mean], [place], "o", color=COLOURS[1], markersize=4)
     axes.set_yticks(range(len(rows)), [f"step {row['step']}" for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
@@ -359,6 +360,6 @@ def _measured(axes: Axes, rows: list[Document], name: str) -> None:
 
 
 def _dots(axes: Axes, place: int, boots: list[float], middle: float | None) -> None:
-    axes.plot([place] * len(boots), boots, ".", color=_ACCENT, alpha=0.5)
+    axes.plot([place] * len(boots), boots, ".", color=ACCENT, alpha=0.5)
     if middle:
-        axes.hlines(middle, place - 0.25, place + 0.25, color=_INK)
+        axes.hlines(middle, place - 0.25, place + 0.25, color=INK)

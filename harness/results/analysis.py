@@ -358,6 +358,8 @@ def _drop_shares(boots: Sequence[BootFigures]) -> dict[str, float]:
 
 def _differences(one: Any, other: Any, name: str = "") -> set[str]:
     """Dotted names of the settings during a run that differ."""
+    if one == other:
+        return set()
     if name.rpartition(".")[2] in ("irq_affinity", "irq_effective_affinity"):
         # Interrupt numbers change with a boot, their order does not.
         one, other = ([*each.values()] if isinstance(each, dict) else each for each in (one, other))

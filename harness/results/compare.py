@@ -9,7 +9,7 @@ of the machine at the time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -71,39 +71,55 @@ def compare(one: Analysis, other: Analysis) -> Document:
 
 
 def _reasons(one: Analysis, other: Analysis) -> Iterator[str]:
-    sides = (one, other)
-    for name, side in zip(("first", "second"), sides, strict=True):
+    for name, side in zip(("first", "second"), (one, other), strict=True):
         if not side.complete:
             yield (
                 f"the {name} is incomplete: {side.boots_done} of "
                 f"{side.boots_planned} boots are finished"
             )
-    yield from _differs("baseline", *(side.campaign.baseline for side in sides))
+    yield from unlike(one, other)
+    if not _common(one, other):
+        yield "no step but the baseline is in both"
+
+
+class Side(Protocol):
+    """A campaign and the conditions under which it was measured, as in an analysis."""
+
+    @property
+    def campaign(self) -> Campaign: ...
+    @property
+    def settings(self) -> Document: ...
+    @property
+    def inventory(self) -> Document: ...
+
+
+def unlike(one: Side, other: Side) -> Iterator[str]:
+    """Where the bed, the load, the hosts or their settings of two campaigns differ."""
+    sides = (one, other)
+    yield from differs("baseline", *(side.campaign.baseline for side in sides))
     for name in _SAME_PLAN:
-        yield from _differs(name, *(getattr(side.campaign, name) for side in sides))
-    yield from _differs(
+        yield from differs(name, *(getattr(side.campaign, name) for side in sides))
+    yield from differs(
         "boots time-sliced", *(bool(side.campaign.trial.get("slice_s")) for side in sides)
     )
     if one.campaign.virtual:
         for name in ("cpu_model", "host_cpus"):
-            yield from _differs(
+            yield from differs(
                 f"this machine's {name}", *(side.campaign.provenance.get(name) for side in sides)
             )
     for bed in one.campaign.beds or [""]:
         for role in ("dut", "generator"):
             yield from _host_differs(f"{bed} {role}".strip(), one, other)
-    if not _common(one, other):
-        yield "no step but the baseline is in both"
 
 
-def _host_differs(role: str, one: Analysis, other: Analysis) -> Iterator[str]:
+def _host_differs(role: str, one: Side, other: Side) -> Iterator[str]:
     sides = (one, other)
     hosts = [_of_role(side.campaign, side.inventory).get(role, {}) for side in sides]
     yield from _common_differ(role, *({n: h[n] for n in _SAME_HOST if n in h} for h in hosts))
     roles = [_of_role(side.campaign, side.settings).get(role) or {} for side in sides]
     was = [settings.get("after") or {} for settings in roles]
     for name in _SAME_SETTINGS:
-        yield from _differs(f"{role}: {name}", *(settings.get(name) for settings in was))
+        yield from differs(f"{role}: {name}", *(settings.get(name) for settings in was))
     # Newer kernels have more of these.
     yield from _common_differ(role, *(settings.get("sysctl") or {} for settings in was))
     offloads = [settings.get("offloads") or {} for settings in was]
@@ -113,7 +129,7 @@ def _host_differs(role: str, one: Analysis, other: Analysis) -> Iterator[str]:
 def _common_differ(role: str, one: Document, other: Document) -> Iterator[str]:
     """Differences in the keys that both have."""
     for name in sorted(one.keys() & other.keys()):
-        yield from _differs(f"{role}: {name}", one[name], other[name])
+        yield from differs(f"{role}: {name}", one[name], other[name])
 
 
 def _of_role(campaign: Campaign, found: Document) -> Document:
@@ -123,10 +139,11 @@ def _of_role(campaign: Campaign, found: Document) -> Document:
     return {f"{bed} {role}": of for bed, roles in found.items() for role, of in roles.items()}
 
 
-def _differs(name: str, one: Any, other: Any) -> Iterator[str]:
+def differs(name: str, one: Any, other: Any) -> Iterator[str]:
+    """A line for each value that differs, with both; ``name`` says what they are."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         for key in sorted(one.keys() | other.keys()):
-            yield from _differs(f"{name}.{key}", one.get(key), other.get(key))
+            yield from differs(f"{name}.{key}", one.get(key), other.get(key))
     elif one != other:
         yield f"{name}: {one} and {other}"
 

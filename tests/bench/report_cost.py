@@ -41,7 +41,7 @@ def main() -> None:
             make_campaign(root, effects=EFFECTS, blocks=blocks, trials=TRIALS)
         for _ in range(chosen.runs):
             for blocks, root in roots.items():
-                wall_s, mib = reported(root)
+                wall_s, _, mib = measured(["report", str(root), "--format", "html"])
                 walls[blocks].append(wall_s)
                 memory[blocks].append(mib)
     least, quarter, _, most = (statistics.median(walls[blocks]) for blocks in BLOCKS)
@@ -69,16 +69,17 @@ def main() -> None:
         print(f"target: {TARGET_S:g} s and {TARGET_MIB} MiB: {'met' if met else 'MISSED'}")
 
 
-def reported(root: Path) -> tuple[float, float]:
-    """Seconds and MiB of memory at most of one HTML report."""
-    argv: Sequence[str] = [sys.executable, "-m", "harness", "report", str(root), "--format", "html"]
+def measured(arguments: Sequence[str]) -> tuple[float, float, float]:
+    """Seconds, CPU seconds, and MiB of memory at most of one call of the harness."""
+    argv = [sys.executable, "-m", "harness", *arguments]
     started_s = time.perf_counter()
     report = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(report.pid, 0)
     report.returncode = os.waitstatus_to_exitcode(status)
     if report.returncode != 0:
         raise failed(argv, report.returncode, "")
-    return time.perf_counter() - started_s, used.ru_maxrss / 1024
+    wall_s = time.perf_counter() - started_s
+    return wall_s, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
 
 
 if __name__ == "__main__":

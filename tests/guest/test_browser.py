@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The HTML report as a browser draws it: on a screen, on a phone and on paper."""
+"""The HTML report and the trend as a browser draws them: on a screen, on a phone and on paper."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from harness.report import document, render
+from harness.report import document, render, trend
+from harness.results import trend as campaigns
 from harness.results.analysis import analyse
 from harness.results.samples import ResultDirectory
 from tests.unit.synthetic import make_campaign
 from tests.unit.test_beside import with_extras
+from tests.unit.test_trend import night
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -24,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: make check installs it on Debian"),
 ]
 _SIZES = {"screen": (1280, 900), "phone": (390, 800)}
+_FIGURES = {"report": 9, "trend_page": 5}
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def trend_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve nights, of which the last four are slower."""
+    root = tmp_path_factory.mktemp("trend")
+    for number in range(12):
+        night(root, number, step8=1.2 if number < 8 else 1.1)
+    path = root / "trend.html"
+    path.write_text(trend.render(trend.document(campaigns.trend([root])), "html"))
+    return path
+
+
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # As root chromium cannot make its sandbox; the page is our own and holds no script.
@@ -46,9 +61,11 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-@pytest.fixture(params=_SIZES)
-def page(request: pytest.FixtureRequest, browser: Browser, report: Path) -> Iterator[Page]:
-    width, height = _SIZES[request.param]
+@pytest.fixture(params=itertools.product(_FIGURES, _SIZES), ids="-".join)
+def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
+    name, size = request.param
+    report = request.getfixturevalue(name)
+    width, height = _SIZES[size]
     shown = browser.new_page(viewport={"width": width, "height": height})
     said: list[str] = []
     shown.on("console", lambda message: said.append(message.text))
@@ -61,7 +78,9 @@ def page(request: pytest.FixtureRequest, browser: Browser, report: Path) -> Iter
 
 def test_every_figure_is_drawn(page: Page, tmp_path: Path) -> None:
     figures = page.locator("figure")
-    assert figures.count() == 9
+    assert (
+        figures.count() == _FIGURES["trend_page" if page.url.endswith("/trend.html") else "report"]
+    )
     for index in range(figures.count()):
         shot = tmp_path / f"figure{index}.png"
         figures.nth(index).locator("svg").screenshot(path=shot)
@@ -79,9 +98,12 @@ def test_nothing_is_wider_than_the_page(page: Page) -> None:
     assert page.evaluate(fits)
 
 
-def test_on_paper_every_figure_is_whole(browser: Browser, report: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", _FIGURES)
+def test_on_paper_every_figure_is_whole(
+    request: pytest.FixtureRequest, name: str, browser: Browser, tmp_path: Path
+) -> None:
     page = browser.new_page()
-    page.goto(report.as_uri())
+    page.goto(request.getfixturevalue(name).as_uri())
     page.emulate_media(media="print")
     widths = page.locator("figure svg").evaluate_all(
         "figures => figures.map(figure => figure.getBoundingClientRect().width)"
@@ -89,3 +111,18 @@ def test_on_paper_every_figure_is_whole(browser: Browser, report: Path, tmp_path
     assert max(widths) < 600
     printed = page.pdf(path=tmp_path / "report.pdf", format="A4")
     assert printed.startswith(b"%PDF")
+
+
+def test_a_change_is_numbered_in_table_and_figure(browser: Browser, trend_page: Path) -> None:
+    page = browser.new_page()
+    page.goto(trend_page.as_uri())
+    assert page.locator("table.changes tbody tr").count() == 5
+    number = page.locator("table.changes tbody tr td").first.inner_text()
+    assert number == "(1)"
+    figure = page.locator("#trend-stack_rx_pps svg")
+    assert figure.get_by_text("1", exact=True).count() == 1
+    # Every campaign is listed, folded away.
+    assert not page.locator("table.campaigns").is_visible()
+    page.get_by_text("Campaigns", exact=True).click()
+    assert page.locator("table.campaigns tbody tr").count() == 12
+    page.close()

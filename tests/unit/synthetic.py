@@ -176,12 +176,14 @@ def make_campaign(
     steps: Sequence[str] | None = None,
     slice_s: float = 0.0,
     beds: Mapping[str, Mapping[str, float]] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a campaign in which step S runs at ``effects[S]`` times step 0's rate.
 
     ``noise`` is drawn once a boot, on the logarithm of its rate. ``edit`` may
     change a boot's data or return ``None``, as if it had never been finished.
     ``beds`` get blocks in turn; each says how fast its steps are beside ``effects``.
+    ``about`` replaces keys of ``campaign.json``.
     """
     rng = random.Random(seed)
     steps = list(steps or effects)
@@ -201,6 +203,7 @@ def make_campaign(
                                 "patches": [f"patch {n}" for n in range(1, _number(step) + 1)]}
                          for step in steps},
             "provenance": {"void_rules": void_rules_record()},
+            **(about or {}),
         }),
     )  # fmt: skip
     for planned in boots_of(order):

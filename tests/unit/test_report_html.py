@@ -19,7 +19,7 @@ Json = dict[str, Any]
 _VOID_TAGS = {"meta", "link", "br", "img", "hr"}
 
 
-class _Page(HTMLParser):
+class Page(HTMLParser):
     """What is in a page, and whether its tags close in order."""
 
     def __init__(self, text: str) -> None:
@@ -69,7 +69,7 @@ def nine_steps(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_page_is_whole_and_every_figure_is_drawn(nine_steps: str) -> None:
-    page = _Page(nine_steps)
+    page = Page(nine_steps)
     assert page.tags.count("svg") == page.tags.count("figure") == page.tags.count("figcaption") == 5
     assert len(page.ids) == len(set(page.ids))
     for name in ("change", "rates", "lists", "drops", "cost"):
@@ -80,7 +80,7 @@ def test_the_page_is_whole_and_every_figure_is_drawn(nine_steps: str) -> None:
 
 
 def test_the_page_needs_no_network_and_runs_nothing(nine_steps: str) -> None:
-    page = _Page(nine_steps)
+    page = Page(nine_steps)
     assert "script" not in page.tags
     for use in page.uses:
         assert use.startswith(("#", "url(#", "data:,")), use
@@ -91,7 +91,7 @@ def test_the_page_needs_no_network_and_runs_nothing(nine_steps: str) -> None:
 
 
 def test_the_page_says_what_the_table_says(nine_steps: str) -> None:
-    text = _Page(nine_steps).text
+    text = Page(nine_steps).text
     assert "virtual bed, TCG: not a hardware figure" in text
     assert "published hardware result" in text
     assert "INCOMPLETE" not in text
@@ -112,7 +112,7 @@ def test_an_incomplete_result_has_no_verdict(tmp_path: Path) -> None:
         blocks=6,
         edit=lambda boot, block, *_: None if block == 6 else boot,
     )
-    text = _Page(_html(root)).text
+    text = Page(_html(root)).text
     assert "INCOMPLETE: 10 of 12 boots are finished" in text
     assert "faster" not in text
     assert "no verdict: incomplete: 10 of 12 boots" in text
@@ -132,7 +132,7 @@ def test_nothing_in_a_result_becomes_markup(tmp_path: Path) -> None:
         return boot
 
     root = make_campaign(tmp_path, effects={"0": 1.0, "8": 1.1}, blocks=2, edit=spoilt)
-    page = _Page(_html(root))
+    page = Page(_html(root))
     assert "script" not in page.tags
     assert "img" not in page.tags
     assert evil in page.text

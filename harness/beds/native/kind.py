@@ -43,11 +43,7 @@ class Native(LocalKind):
     """Boots of a block are up together. um has no kprobes, so lists are counted from outside."""
 
     boot_s = 5
-<<<<<<< HEAD
-=======
     noise = (0.036, "the median of 15 comparisons in five campaigns of 2026-11-30: 2.2 to 5.3 %")
-    no_profile = None
->>>>>>> stats
     profiles = {
         "smoke": replace(SMOKE, slice_s=_SLICE_S),
         "quick": _QUICK,

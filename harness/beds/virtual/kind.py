@@ -47,11 +47,7 @@ class Virtual(LocalKind):
     """Boots of a block are up together."""
 
     boot_s = 28
-<<<<<<< HEAD
-=======
     noise = (0.018, "one campaign without KVM of 2026-11-23")
-    no_profile = None
->>>>>>> stats
     profiles = {
         "smoke": replace(SMOKE, slice_s=_SLICE_S),
         "quick": _QUICK,
