@@ -160,7 +160,7 @@ _never_armed = _at_shutdown("grub-editenv - unset next_entry")
 
 
 FAULTS = (
-    Fault("none, by kexec", lambda _: None, 0, "results: ", fast=True),
+    Fault("none, by kexec", lambda _: None, 0, "results: "),
     Fault("none, by one-shot entry", lambda _: None, 0, "results: ", method="one-shot"),
     Fault("panic", _sysrq("c"), 4, "kernel died: Kernel panic", fast=True),
     Fault("oops", lambda scene: scene.rack.dut.oops(), 4, "kernel died: BUG: kernel NULL pointer"),
