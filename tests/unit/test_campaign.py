@@ -75,6 +75,7 @@ class Bed:
         self.host = synthetic.Host()
         self.left = 0
         self.frozen = False
+        self.repeats = False
         self.dut = FakeAgent(
             self.call, opens=self.begin, ready={"release": f"r{step}", "boot_id": None}
         )

@@ -190,8 +190,13 @@ class _Paced(Bed):
         if name != "settings_apply":
             return super().call(name, **arguments)
         if "pacing_bytes_per_s" in arguments:
+            assert not self.repeats
             self.pps = arguments["pacing_bytes_per_s"] // 43
         return {"skipped": []}
+
+    def pace_wire(self, pps: int | None) -> None:
+        assert self.repeats
+        self.pps = pps
 
     def begin(self, name: str, /, *, duration_s: float, **_: Any) -> Pending[Any]:
         pps = min(self.pps or 10**9, 50_000 * (1 + int(self.step) / 10))
@@ -202,14 +207,21 @@ class _Paced(Bed):
 
 
 class _Machine(Machine):
+    repeats = False
+    """Whether the wire of its bed repeats frames."""
+
     @contextmanager
     def boot(self, image: Any, directory: Path, note: Any) -> Iterator[Bed]:
         with super().boot(image, directory, note):
-            yield _Paced(self, image.step)
+            bed = _Paced(self, image.step)
+            bed.repeats = self.repeats
+            yield bed
 
 
-def _run(root: Path, kind: str, pps: int | None) -> plan.Plan:
-    made = setup(_Machine(), kind, blocks=3)
+def _run(root: Path, kind: str, pps: int | None, *, repeats: bool = False) -> plan.Plan:
+    machine = _Machine()
+    machine.repeats = repeats
+    made = setup(machine, kind, blocks=3)
     made.bed.paced_pps = pps
     profile = registry.profile("quick", bed_kind=kind, blocks=3, extras=["cpu"], paced_pps=pps)
     drawn = plan.make_plan(STEPS, replace(profile, trials=2, trace_blocks=0), seed=1)
@@ -228,12 +240,14 @@ def _loads(root: Path) -> dict[int, dict[str, list[tuple[float | None, int | Non
     return found
 
 
-@pytest.mark.parametrize("kind", ["virtual", "hardware"])
+@pytest.mark.parametrize(
+    ("kind", "repeats"), [("virtual", False), ("virtual", True), ("hardware", False)]
+)
 def test_all_boots_of_a_block_get_the_same_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, repeats: bool
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
-    drawn = _run(tmp_path, kind, None)
+    drawn = _run(tmp_path, kind, None, repeats=repeats)
     for block, by_step in _loads(tmp_path).items():
         first_pps = 50_000 * (1 + int(drawn.order[block - 1][0]) / 10)
         of = first_pps if kind == "hardware" and block == 1 else 50_000
