@@ -66,7 +66,7 @@ class Scene:
     octets: int = 1 << 18
     """That each of them sends in the end."""
     busy_poll_us: int = 0
-    """How long the guest's end of them polls. GRO keeps segments without PSH for so long."""
+    """How long the guest's end of them polls."""
     churn: Sequence[str] = ()
     """Commands run under a flood instead; then only splats count."""
 
