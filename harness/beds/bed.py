@@ -91,7 +91,7 @@ class RunningBed:
         """Does its wire deliver a frame more than once?"""
         return False
 
-    def pace_wire(self, pps: float | None) -> None:
+    def pace_repetition(self, pps: float | None) -> None:
         """Have a wire that :attr:`repeats` carry ``pps`` packets/s; None: as many as it can."""
         raise NotImplementedError
 

@@ -19,7 +19,7 @@ from harness.nic.memory import GuestAccessError, GuestMemory
 from harness.nic.phy import Phy
 from harness.nic.receive import Receiver
 from harness.nic.registers import Field, Register, RegisterFile
-from harness.nic.repeat import Pace
+from harness.nic.repeat import WireRate
 from harness.nic.stats import GENERATION_START, MacStats
 from harness.nic.steering import Steering
 from harness.nic.wire import Wire, loopback
@@ -437,7 +437,7 @@ class Nic:
 
     def pace_repetition(self, pps: float | None) -> None:
         """Deliver so many repeated frames per second; None: as many as the link carries."""
-        self._receiver.pace = None if pps is None else Pace(pps)
+        self._receiver.rate = None if pps is None else WireRate(pps)
 
     def receive(self) -> int:
         """One pass over the waiting frames; returns how many left the packet buffer."""

@@ -32,7 +32,7 @@ import numpy as np
 from harness.nic import offload, queues
 from harness.nic.journal import Journal
 from harness.nic.memory import Int64s, Qwords
-from harness.nic.repeat import RESERVED, Pace, Repeater, Run, Template
+from harness.nic.repeat import RESERVED, Repeater, Run, Template, WireRate
 from harness.nic.stats import ETH_FCS_LEN, MacStats
 from harness.nic.steering import DROP, Steering
 from harness.nic.wire import (
@@ -82,7 +82,7 @@ class Receiver:
         self.burst = 0
         """Deliver at most this many frames, then none until the driver has taken them; 0: no
         limit."""
-        self.pace: Pace | None = None
+        self.rate: WireRate | None = None
         """Of repeated frames; None: as fast as the link."""
         self.max_frame = 1518
         """The longest frame that the MAC accepts, including FCS."""
@@ -157,7 +157,7 @@ class Receiver:
         """Deliver repeated frames to the posted descriptors."""
         done = 0
         repeated = self.repeater.templates()
-        share = None if self.pace is None else self.pace.due(now_ns) // len(repeated)
+        share = None if self.rate is None else self.rate.due(now_ns) // len(repeated)
         for queue, templates in repeated:
             rxq = self._rxqs.get(queue)
             if rxq is not None:
@@ -193,8 +193,8 @@ class Receiver:
                 elif full:
                     lost = carried - delivered
                 self._journal.count("repeat_lost", lost)
-            if carried is not None and self.pace is not None:
-                self.pace.took(delivered + lost)
+            if carried is not None and self.rate is not None:
+                self.rate.took(delivered + lost)
                 carried -= delivered + lost
             if template.left == 0:
                 templates.popleft()

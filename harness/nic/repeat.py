@@ -63,7 +63,7 @@ class Run:
         return self.lengths.size
 
 
-class Pace:
+class WireRate:
     """A wire that carries ``pps`` frames per second."""
 
     def __init__(self, pps: float) -> None:

@@ -101,7 +101,7 @@ def pace(bed: RunningBed, load: Load, pps: float | None) -> None:
     Where the wire repeats what the generator sends, the wire is limited.
     """
     if bed.repeats:
-        bed.pace_wire(pps)
+        bed.pace_repetition(pps)
         return
     frame_bytes = _FRAME_HEADERS_BYTES + load.message_bytes
     rate = round((pps or 0) * frame_bytes)
@@ -113,7 +113,7 @@ def pace(bed: RunningBed, load: Load, pps: float | None) -> None:
 def hold(bed: RunningBed) -> None:
     """Let no packet of the load come until :func:`release`."""
     if bed.repeats:
-        bed.pace_wire(0)
+        bed.pace_repetition(0)
     else:
         bed.generator.netperf_pause()
 

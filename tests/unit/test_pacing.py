@@ -194,7 +194,7 @@ class _Paced(Bed):
             self.pps = arguments["pacing_bytes_per_s"] // 43
         return {"skipped": []}
 
-    def pace_wire(self, pps: int | None) -> None:
+    def pace_repetition(self, pps: int | None) -> None:
         assert self.repeats
         self.pps = pps
 

@@ -109,7 +109,7 @@ class NicModel:
         """The model's own counters, by name."""
         return dict(self._ask({"call": "counters"})["counters"])
 
-    def pace(self, pps: float | None) -> None:
+    def pace_repetition(self, pps: float | None) -> None:
         """Have it deliver so many repeated frames per second; None: as many as the link does."""
         self._ask({"call": "pace", "pps": pps})
 
@@ -157,8 +157,8 @@ class ModelledBed(RunningBed):
     def repeats(self) -> bool:
         return self.nic.repeats
 
-    def pace_wire(self, pps: float | None) -> None:
-        self.nic.pace(pps)
+    def pace_repetition(self, pps: float | None) -> None:
+        self.nic.pace_repetition(pps)
 
     def sent(self) -> int:
         if not self.repeats:

@@ -20,7 +20,6 @@ from harness import images
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.beds.access.channel import Pending
-from harness.beds.bed import RunningBed as RunningBed
 from harness.beds.local.boots import named_cpus
 from harness.beds.local.nic_model import (
     NETPERF_NICE,
