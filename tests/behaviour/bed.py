@@ -49,6 +49,7 @@ SEED = 6
 _ANSWER_S = 300.0
 _DEATH_S = 20.0
 _FLOOD_S = 0.1
+_STREAM_OCTETS = 1 << 18
 _ROUNDS_S = 6.0
 """For all requests of a connection: if none of them waits they take a twentieth of it."""
 _TAKEN_DOWN_S = 1.0
@@ -175,7 +176,7 @@ class Stage:
             "to": traffic.DUT,
             "mac": self.bed.dut_mac,
             "count": scene.streams,
-            "octets": scene.octets,
+            "octets": _STREAM_OCTETS,
             **scene.asked(),
         }
         answered = self.outside.ask({"streams": asked})["streams"]

@@ -220,6 +220,8 @@ class Streams(threading.Thread):
 
     def __init__(self, port: int, rounds: int, request: int, busy_poll_us: int) -> None:
         super().__init__(daemon=True)
+        # A connection whose last packet is lost keeps its namespace, and so the NIC, for 100 s.
+        write("/proc/sys/net/ipv4/tcp_orphan_retries", "3")
         self._listening = socket.create_server(("", port), backlog=128)
         self._rounds, self._request, self._busy_poll_us = rounds, request, busy_poll_us
         self._found: dict[str, str] = {}

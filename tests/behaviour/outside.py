@@ -68,7 +68,9 @@ def streams(
             took_s = time.monotonic() - begun
             line.sendall(random.Random(number).randbytes(octets))
             line.shutdown(socket.SHUT_WR)
-            return line.recv(1) == b".", took_s  # the other end has all
+            complete = line.recv(1) == b"."  # the other end has all
+            line.recv(1)  # and has closed: its last packet needs an answer
+            return complete, took_s
 
     offloads(interface, False)
     ip("address", "add", f"{own}/24")

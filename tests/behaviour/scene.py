@@ -63,8 +63,6 @@ class Scene:
     """TCP connections of the generator's own, in place of bursts; then only they are compared."""
     rounds: int = 0
     """Requests on each of them, answered one by one."""
-    octets: int = 1 << 18
-    """That each of them sends in the end."""
     busy_poll_us: int = 0
     """How long the guest's end of them polls."""
     churn: Sequence[str] = ()

@@ -239,7 +239,7 @@ SCENES = (
         one_order=True,
     ),
     Scene(name="tcp with loss", nft=LOSSY, streams=12),
-    Scene(name="tcp, busy polling", streams=1, rounds=60, octets=500, busy_poll_us=2_000_000),
+    Scene(name="tcp, busy polling", streams=1, rounds=60, busy_poll_us=2_000_000),
     Scene(name="jumbo", setup=["ip link set {nic} mtu 9000"], largest=8900),
     Scene(
         name="one sender",
