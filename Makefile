@@ -19,7 +19,7 @@ check: FOR := check
 check: system $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --cache-dir "$${RECEIVE_BATCHING_CACHE:-$$HOME/.cache/receive-batching}/mypy"
 	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
 		$(BIN)/pytest --numprocesses 4 --cov harness --cov-report= -m 'not guest and not deep' $(ARGS)
 	@$(BIN)/python -m tests.covered

@@ -49,6 +49,10 @@ LIST_STAGES: Mapping[str, int] = MappingProxyType(
 SINGLY_BEFORE = 7
 """The first step in which ``ip_rcv`` is not called for each packet."""
 
+DESIGN = "2026-11"
+"""Name of the design: how boots are planned and words are judged. A new layout each block,
+families of comparisons and declared looks, which the design before (without a name) had not."""
+
 LOOKS = ((7, 0.0157), (10, 0.0137), (14, 0.0166), (18, 0.0215))
 """Numbers of blocks after which a campaign with looks may end, each with the p-value that decides
 there. All looks together are wrong in 4.4 % of campaigns: ``tests/bench/verdicts.py``."""

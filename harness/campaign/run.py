@@ -259,6 +259,7 @@ def record(
 ) -> samples.Campaign:
     """``campaign.json`` for a campaign that is about to begin."""
     return samples.Campaign(
+        design=plan.DESIGN,
         id=id_ or secrets.token_hex(8),
         created=datetime.now(tz=UTC).isoformat(timespec="seconds"),
         profile=profile,

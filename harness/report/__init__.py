@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from harness.base.errors import ConfigurationError
-from harness.plan import BASELINE
+from harness.plan import BASELINE, DESIGN
 from harness.report import exchange, text
 from harness.results.expect import ExpectationResult
 from harness.results.ordered import Trend
@@ -34,8 +34,8 @@ PUBLISHED_PPS: Mapping[str, float] = MappingProxyType({"0": 5.07e6, "2": 5.59e6,
 _NEUTRAL = {"faster": "higher", "slower": "lower"}
 
 _CAMPAIGN = (
-    "id", "created", "profile", "seed", "bed", "beds", "bed_kind", "accelerator", "kernel",
-    "steps", "blocks", "order", "block_beds", "trial", "load", "placement", "variants",
+    "id", "created", "profile", "design", "seed", "bed", "beds", "bed_kind", "accelerator",
+    "kernel", "steps", "blocks", "order", "block_beds", "trial", "load", "placement", "variants",
     "provenance",
 )  # fmt: skip
 
@@ -56,6 +56,7 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
         "virtual": campaign.virtual,
         "label": campaign.label,
         "campaign": {name: getattr(campaign, name) for name in _CAMPAIGN},
+        "design": DESIGN,
         "notes": list(analysis.notes),
         "boots_done": analysis.boots_done,
         "boots_planned": analysis.boots_planned,

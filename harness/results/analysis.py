@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.plan import (
+    DESIGN,
     SHIPPED,
     SINGLY_BEFORE,
     PlannedBoot,
@@ -206,6 +207,9 @@ def _links_differ(boots: Sequence[BootRead]) -> list[str]:
 
 def _notes(campaign: Campaign, boots: Sequence[BootRead]) -> Iterable[str]:
     """Remarks that qualify the figures of the whole campaign."""
+    if campaign.design != DESIGN:
+        planned = f"by design {campaign.design}" if campaign.design else "before designs had names"
+        yield f"planned {planned}; its words are judged by design {DESIGN}"
     pauses: dict[str | None, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for boot in boots:
         for way, frames in boot.figures.pauses.items():

@@ -6,10 +6,11 @@ An expectation has one of two forms::
     step8 stack_rx_pps > 1.15x step0     a metric compared with another step's, by block
     step8 ip_rcv_per_packet < 0.01       a metric compared with a number
 
-The factor may be left out (``> step0``). The first form is met if the whole interval over
-blocks is on the wanted side, missed if none of it is, and open otherwise, so noise neither
-passes nor fails a build. The second form uses the step's figure in the report directly. In
-an incomplete campaign all expectations are open.
+The factor may be left out (``> step0``). What differs from boot to boot is judged by its
+interval over blocks: met if the whole interval is on the wanted side, missed if none of it is,
+and open otherwise, so noise neither passes nor fails a build. The counts of
+:data:`OTHER_METRICS` are compared as they are. In an incomplete campaign all expectations are
+open.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ _FORM = re.compile(
 )
 
 
+Outcome = Literal["met", "missed", "open"]
+
+
 class ExpectationMissedError(HarnessError):
     """The campaign shows that an expectation does not hold."""
 
@@ -85,7 +89,7 @@ class ExpectationResult:
 
     expected: str
     step: str
-    outcome: Literal["met", "missed", "open"]
+    outcome: Outcome
     why: str
 
     def __str__(self) -> str:
@@ -173,9 +177,9 @@ def check(expectation: Expectation, analysis: Analysis) -> ExpectationResult:
     if not analysis.complete:
         why = analysis.no_verdict or "the campaign is incomplete"
         return ExpectationResult(expectation.text, expectation.step, "open", why)
-    if expectation.other is None:
-        return _check_figure(expectation, analysis)
-    return _check_ratio(expectation, expectation.other, analysis)
+    if expectation.metric in OTHER_METRICS:
+        return _check_count(expectation, analysis)
+    return _check_interval(expectation, analysis)
 
 
 def hold(analysis: Analysis, expectations: Sequence[Expectation]) -> list[ExpectationResult]:
@@ -253,40 +257,37 @@ def _unsaturated(metric: str, *rows: Row) -> str:
     return f"; trials that did not saturate the receiver: {', '.join(told)}" if told else ""
 
 
-def _check_figure(expectation: Expectation, analysis: Analysis) -> ExpectationResult:
-    row = analysis.row(expectation.step)
-    figure = row.figure(expectation.metric)
-    outcome: Literal["met", "missed", "open"] = "open"
-    why = "this step has no such figure" + _unsaturated(expectation.metric, row)
+def _check_count(expectation: Expectation, analysis: Analysis) -> ExpectationResult:
+    figure = analysis.row(expectation.step).figure(expectation.metric)
+    outcome: Outcome = "open"
+    why = "this step has no such figure"
     if figure is not None:
         outcome = "met" if _COMPARE[expectation.sign](figure, expectation.bound) else "missed"
         why = f"it is {figure:.6g}"
     return ExpectationResult(expectation.text, expectation.step, outcome, why)
 
 
-def _check_ratio(expectation: Expectation, other: str, analysis: Analysis) -> ExpectationResult:
-    step, metric = expectation.step, expectation.metric
-    paired = analysis.against(step, other, metric)
-    interval = paired.interval(1 - analysis.level) if paired else None
-    blocks = len(paired.ratios) if paired else 0
-    if paired is None or interval is None:
+def _check_interval(expectation: Expectation, analysis: Analysis) -> ExpectationResult:
+    step, other, metric = expectation.step, expectation.other, expectation.metric
+    found = analysis.against(step, other, metric) if other else analysis.level_of(step, metric)
+    interval = found.interval(1 - analysis.level) if found else None
+    blocks = len(found.ratios) if found else 0
+    if found is None or interval is None:
+        rows = [analysis.row(one) for one in (step, other) if one is not None]
         return ExpectationResult(
             expectation.text,
             step,
             "open",
             f"{blocks} of the {MIN_BLOCKS_FOR_VERDICT} blocks that an interval needs"
-            + _unsaturated(metric, analysis.row(step), analysis.row(other)),
+            + _unsaturated(metric, *rows),
         )
     low, high, confidence = interval
     inside = [_COMPARE[expectation.sign](end, expectation.bound) for end in (low, high)]
-    differ = paired.beds_differ
-    outcome: Literal["met", "missed", "open"] = (
-        "open" if differ else "met" if all(inside) else "open" if any(inside) else "missed"
-    )
+    differ = found.beds_differ
+    told = f"{low:.3f}x to {high:.3f}x" if other else f"{low:.6g} to {high:.6g}"
     return ExpectationResult(
         expectation.text,
         step,
-        outcome,
-        f"{confidence:.0%} interval {low:.3f}x to {high:.3f}x over {blocks} blocks"
-        + ", but beds differ" * differ,
+        "open" if differ else "met" if all(inside) else "open" if any(inside) else "missed",
+        f"{confidence:.0%} interval {told} over {blocks} blocks" + ", but beds differ" * differ,
     )

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,6 +212,18 @@ class Analysis:
         """The metric of ``step`` over that of ``other``, by block; ``None``: no block has both."""
         return paired(self.row(step).measured, self.row(other).measured, metric)
 
+    def level_of(self, step: str, metric: str) -> Paired | None:
+        """The metric of ``step`` itself, by block, as its ratio to 1; ``None``: none has it."""
+        own = self.row(step).measured
+        return _by_block(
+            own,
+            {
+                boot.boot.block: statistics.median(of.values())
+                for boot in own
+                if (of := boot.of(metric))
+            },
+        )
+
     @property
     def no_verdict(self) -> str | None:
         """Why no step has a verdict; ``None`` if one has."""
@@ -281,7 +294,14 @@ def paired(
         )
         for block in sorted(own.keys() & base.keys())
     }
-    ratios = {block: ratio for block, ratio in found.items() if ratio is not None}
+    return _by_block(
+        own.values(), {block: ratio for block, ratio in found.items() if ratio is not None}
+    )
+
+
+def _by_block(boots: Iterable[BootFigures], ratios: Mapping[int, float]) -> Paired | None:
+    """``ratios`` by block, with the beds and layouts of ``boots``; ``None``: there is none."""
+    own = {boot.boot.block: boot for boot in boots}
     if not ratios:
         return None
     beds = tuple(bed for block in ratios if (bed := own[block].bed))

@@ -93,6 +93,9 @@ class Campaign(Declared):
     id: str
     created: str
     profile: str
+    design: str | None = None
+    """The design by which it was planned, as in :data:`harness.plan.DESIGN`; ``None``: before
+    designs had names."""
     seed: int
     bed: str
     bed_kind: str

@@ -19,7 +19,7 @@ from tests.behaviour.kernels import MUTATIONS, Mutation
 from tests.behaviour.scene import Scene
 from tests.behaviour.scenes import BY_NAME, RPS
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.others]
 
 Baseline = Callable[[Scene, str], Observed]
 Staged = Callable[[Image], Stage]

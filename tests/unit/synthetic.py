@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import trials as kinds
-from harness.plan import PlannedBoot, PlannedTrial, Profile, balanced_blocks, boots_of
+from harness.plan import DESIGN, PlannedBoot, PlannedTrial, Profile, balanced_blocks, boots_of
 from harness.results.figures import BootFigures, conditions, recorded_tolerances
 from harness.results.rows import Analysis, Row
 from harness.results.samples import Boot, Campaign, write_boot, write_campaign
@@ -193,7 +193,7 @@ def make_campaign(
         root,
         Campaign.model_validate({
             "id": "synthetic", "created": "2026-01-02T03:04:05Z", "profile": "standard",
-            "seed": seed, **_bed_facts(block_beds),
+            "design": DESIGN, "seed": seed, **_bed_facts(block_beds),
             "steps": steps, "blocks": blocks, "order": [list(row) for row in order],
             "trial": {"warmups": 1, "trials": trials, "warmup_s": 1.0, "window_s": window_s,
                       "trace_s": 2.0, "trace_blocks": trace_blocks, "slice_s": slice_s},

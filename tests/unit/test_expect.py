@@ -71,14 +71,18 @@ def _analysis(*, blocks: int = 6) -> Analysis:
         ("  step8   list_len_p50>=32 ", "met"),
         ("step0 list_len_p50 >= 32", "open"),
         ("step8 stack_rx_pps > 1e5", "met"),
+        ("step8 stack_rx_pps > 3e5", "missed"),
+        ("step8 stack_rx_pps > 2e5", "open"),
+        ("step8 cpu_ns_per_packet <= 4000", "met"),
     ],
 )
 def test_outcomes(text: str, outcome: str) -> None:
     assert check(parse(text, STEPS), _analysis()).outcome == outcome
 
 
-def test_too_few_blocks_and_incomplete_campaigns_leave_it_open() -> None:
-    expected = parse("step8 stack_rx_pps > step0", STEPS)
+@pytest.mark.parametrize("bound", ["step0", "1e3"])
+def test_too_few_blocks_and_incomplete_campaigns_leave_it_open(bound: str) -> None:
+    expected = parse(f"step8 stack_rx_pps > {bound}", STEPS)
     few = check(expected, _analysis(blocks=5))
     assert (few.outcome, few.why) == ("open", "5 of the 6 blocks that an interval needs")
     assert check(expected, replace(_analysis(), problems=("a boot died",))).outcome == "open"

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from harness.base.errors import ConfigurationError
 from harness.commands.plan import plan as plan_command
 from harness.commands.report import report as report_command
+from harness.plan import DESIGN
 from harness.report import FORMATS, document, render
 from harness.report.verdicts import sentences
 from harness.results.analysis import analyse
@@ -313,6 +314,15 @@ def test_old_results_still_read() -> None:
     """Every figure the first version reported of this directory is reported still."""
     expected = json.loads((FIXTURES / "result-v1.report.json").read_text())
     _assert_contains(_document(FIXTURES / "result-v1"), expected, "report")
+
+
+def test_the_design_that_planned_and_the_one_that_judged_are_told(standard: Path) -> None:
+    old, new = _document(FIXTURES / "result-v1"), _document(standard)
+    assert (old["campaign"]["design"], old["design"]) == (None, DESIGN)
+    [note] = [note for note in old["notes"] if "design" in note]
+    assert note == f"planned before designs had names; its words are judged by design {DESIGN}"
+    assert new["campaign"]["design"] == DESIGN
+    assert not [note for note in new["notes"] if "design" in note]
 
 
 def _assert_contains(found: Any, expected: Any, where: str) -> None:
