@@ -21,7 +21,7 @@ from harness.results.expect import ExpectationResult
 from harness.results.ordered import Trend
 from harness.results.rows import PRIMARY, Analysis, Beside, OnBed, Row
 from harness.results.stats import Verdict
-from harness.trials import MEASURES, RATES
+from harness.trials import COMPARED, MEASURES, RATES
 
 SCHEMA = "receive-batching/report"
 VERSION = 1
@@ -69,7 +69,7 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
         "rates": {name: asdict(about) for name, about in RATES.items()},
         "measures": {
             name: asdict(about)
-            for name, about in MEASURES.items()
+            for name, about in COMPARED.items()
             if any(name in row.measures for row in analysis.rows)
         },
         "absent": {

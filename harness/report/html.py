@@ -24,7 +24,7 @@ from harness.report.text import (
     function_cells,
     head_lines,
     look_line,
-    measure_cell,
+    measure_cells,
 )
 from harness.report.verdicts import sentences, verdict_lines
 
@@ -58,13 +58,7 @@ def page(report: Document) -> str:
         bed_rows=bed_cells(report),
         sentences=list(sentences(report)),
         verdicts=verdicts,
-        measures=[
-            (
-                f"{about['title']}, {about['unit']}",
-                [measure_cell(row, name) for row in report["rows"]],
-            )
-            for name, about in report["measures"].items()
-        ],
+        measures=measure_cells(report),
         functions=function_cells(report),
         notes=[line for line in below_lines(report) if line not in verdicts],
         plots=plots(report),

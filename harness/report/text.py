@@ -102,12 +102,9 @@ def _by_bed(report: Document, tablefmt: str) -> list[str]:
 
 def _beside(report: Document, tablefmt: str) -> list[str]:
     """A table of the other measures by step, if there are any."""
-    if not report["measures"]:
+    rows = measure_cells(report)
+    if not rows:
         return []
-    rows = [
-        [f"{about['title']}, {about['unit']}", *(measure_cell(row, name) for row in report["rows"])]
-        for name, about in report["measures"].items()
-    ]
     steps = [f"step {row['step']}" for row in report["rows"]]
     drawn = tabulate(
         rows,
@@ -152,6 +149,15 @@ def function_cells(report: Document, *, most: int | None = None) -> list[list[st
     return [
         [name, *(f"{found.get(name, 0.0):,.1f}" if found else _NONE for found in costs)]
         for name in names[:most]
+    ]
+
+
+def measure_cells(report: Document) -> list[list[str]]:
+    """Each measure that has no column of its own: title and unit, then a cell for each step."""
+    return [
+        [f"{about['title']}, {about['unit']}", *(measure_cell(row, name) for row in report["rows"])]
+        for name, about in report["measures"].items()
+        if name not in report["rates"]
     ]
 
 

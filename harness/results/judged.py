@@ -2,9 +2,9 @@
 """All comparisons of a campaign, corrected for their number.
 
 Each question that a campaign asks is answered wrongly in at most 5 % of campaigns: the rate,
-with the trend over the series; the rate on each of several beds; the counts of the CPU; and
-each ``--also``, whose measures share the 5 % (percentiles, which have no line of their own in
-the report, apart from the others).
+with the trend over the series; the rate on each of several beds; what was delivered; the
+counts of the CPU; and each ``--also``, whose measures share the 5 % (percentiles, which have
+no line of their own in the report, apart from the others).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.results.ranks import CONFIDENCE
 from harness.results.rows import PRIMARY, paired, primary_of
 from harness.results.samples import Campaign
 from harness.results.stats import Paired, Verdict, corrected, judge
-from harness.trials import MEASURES
+from harness.trials import COMPARED, RATES
 
 _Compared = tuple[Paired | None, Verdict | None]
 
@@ -50,8 +50,12 @@ def judge_campaign(
     series = ordered_steps(campaign.steps, campaign.baseline, ranged=campaign.ranged)
     trend = trend_of(primary, series, campaign.baseline) if complete else None
     beside = (trend.p_value,) if trend else ()
+    every = [boot for of in boots.values() for boot in of]
     measured = [
-        name for name in MEASURES if any(name in b.measures for of in boots.values() for b in of)
+        name
+        for name in COMPARED
+        if any(boot.of(name) for boot in every)
+        and not (name in RATES and campaign.beds)  # a rate of several beds means nothing
     ]
     measures: dict[str, dict[str, _Compared]] = {}
     for question in dict.fromkeys(map(_question, measured)):
@@ -75,9 +79,10 @@ def judge_campaign(
     )
 
 
-def _question(measure: str) -> tuple[str | None, bool]:
+def _question(measure: str) -> tuple[str, bool]:
     """What a user asked to get ``measure``."""
-    return MEASURES[measure].also, MEASURES[measure].sentence
+    about = COMPARED[measure]
+    return about.also or measure * (measure in RATES), about.sentence
 
 
 def _changes(

@@ -37,6 +37,9 @@ MEASURES: Mapping[str, Measure] = {
 }
 """All measures other than :data:`RATES`."""
 
+COMPARED: Mapping[str, Measure] = {"delivered_pps": RATES["delivered_pps"], **MEASURES}
+"""What is compared beside the primary rate: a stack that takes more packets may deliver fewer."""
+
 VOID_RULES: Mapping[str, VoidRule] = {
     **COMMON,
     **{name: rule for kind in KINDS for name, rule in kind.rules.items()},
@@ -51,7 +54,7 @@ else:
     ]
 """A sample of any kind, as in files."""
 
-__all__ = ["EXTRAS", "KINDS", "MEASURES", "RATES", "VOID_RULES", "AnyTrial"]
+__all__ = ["COMPARED", "EXTRAS", "KINDS", "MEASURES", "RATES", "VOID_RULES", "AnyTrial"]
 
 
 def kind_of(trial: Trial) -> AnyKind:

@@ -126,8 +126,9 @@ def test_each_share_is_a_metric_of_its_own(tmp_path: Path) -> None:
 
     make_campaign(tmp_path, effects={"0": 1.0, "8": 1.0}, blocks=1, edit=edit)
     report = document(analyse(ResultDirectory.open(tmp_path)))
-    assert list(report["measures"]) == [f"paced{n}_cpu_ns_per_packet" for n in (10, 50, 90)]
-    for name in report["measures"]:
+    paced = [f"paced{n}_cpu_ns_per_packet" for n in (10, 50, 90)]
+    assert list(report["measures"]) == ["delivered_pps", *paced]
+    for name in paced:
         median = report["rows"][0]["measures"][name]["median"]
         assert median == pytest.approx(1e9 / 200_000, rel=0.01)
     table = render(report, "table")

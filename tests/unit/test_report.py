@@ -166,6 +166,17 @@ def test_published_ratios_are_computed_from_rates(standard: Path) -> None:
     assert "published hardware result" in render(_document(standard), "table")
 
 
+def test_what_was_delivered_is_judged_too(standard: Path) -> None:
+    """A stack that takes more packets may deliver fewer."""
+    report = _document(standard)
+    found = _rows(report)["8"]["measures"]["delivered_pps"]["verdict"]
+    assert found["verdict"] == "higher"
+    assert found["p_corrected"] >= found["p_value"]
+    printed = render(report, "table")
+    assert "datagrams read by netserver: step 8 against step 0: higher (" in printed
+    assert "other measures" not in printed  # it has a column of its own
+
+
 def test_two_blocks_give_no_verdict() -> None:
     report = _document(FIXTURES / "result-v1")
     assert report["complete"]
