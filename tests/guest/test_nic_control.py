@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from harness import config, kernels
 from harness.base.progress import Progress
 from harness.beds import native
 from harness.campaign import prepare
+from tests.behaviour import kernels as behaviour
 from tests.guest.shell import INSIDE, Shell
 
 pytestmark = [
@@ -48,11 +50,12 @@ def equipment() -> native.Equipment:
         return native.equipment(progress)
 
 
-@pytest.fixture
-def shell(image: kernels.Image, equipment: native.Equipment, tmp_path: Path) -> Iterator[Shell]:
+@contextmanager
+def booted(image: kernels.Image, equipment: native.Equipment, directory: Path) -> Iterator[Shell]:
+    """The shell of a native bed whose NIC passes packets, and a model without mistakes."""
     bed = config.bed(config.load(config.locate(None)), "native")
     assert not isinstance(bed.generator, (config.SshHost, config.LabgridHost))
-    with native.native_bed(bed, image, equipment, tmp_path, program=INSIDE) as up:
+    with native.native_bed(bed, image, equipment, directory, program=INSIDE) as up:
         prepare.apply_settings(bed, up)
         inside = Shell(up, own=str(bed.dut.address), peer=str(bed.generator.address.ip))
         assert inside.passes()
@@ -61,6 +64,12 @@ def shell(image: kernels.Image, equipment: native.Equipment, tmp_path: Path) -> 
         counters = up.nic_counters()
         assert counters["internal_errors"] == 0
         assert counters["mcdi_unknown"] == 0
+
+
+@pytest.fixture
+def shell(image: kernels.Image, equipment: native.Equipment, tmp_path: Path) -> Iterator[Shell]:
+    with booted(image, equipment, tmp_path) as inside:
+        yield inside
 
 
 def test_the_tools_of_an_administrator(shell: Shell) -> None:
@@ -95,6 +104,45 @@ def test_the_tools_of_an_administrator(shell: Shell) -> None:
     assert shell.passes()
     said = shell.dmesg()
     assert not _BROKEN.search(said), said
+
+
+@pytest.mark.deep
+def test_flash_and_sensors(equipment: native.Equipment, tmp_path: Path) -> None:
+    """Through MTD and hwmon, which the measured kernels do not have."""
+    (image,) = behaviour.images(["8"], "card").values()
+    with booted(image, equipment, tmp_path) as inside:
+        run = inside.run
+        found = run("cat /proc/mtd")
+        names = re.findall(r'mtd\d+: [0-9a-f]+ 00001000 "\S+ (\w+):\d+"', found)
+        assert names == ["sfc_mcfw", "sfc_exp_rom", "sfc_dynamic_cfg", "sfc_exp_rom_cfg"], found
+        number = re.search(r"mtd(\d+): .* sfc_dynamic_cfg:", found)
+        assert number
+        flash = f"/dev/mtd{number[1]}"
+        run("test -e FLASH || mount -t devtmpfs devtmpfs /dev".replace("FLASH", flash))
+        assert "dynamic configuration" in run(f"head -c 21 {flash}")
+        run(f"python3 -c '{_UPDATE}' {flash}")
+        inside.rebind()
+        assert run(f"dd if={flash} bs=4096 skip=1 count=1 status=none | sha256sum") == run(
+            "python3 -c 'import sys; sys.stdout.buffer.write(bytes(range(256)) * 16)' | sha256sum"
+        )
+        assert "The test result is PASS" in run("ethtool -t IF online")
+        at = "/sys/class/hwmon/hwmon0"
+        assert run(f"cat {at}/name") == "sfc\n"
+        assert run(f"cat {at}/temp1_label {at}/temp1_input {at}/temp1_max {at}/temp1_crit") == (
+            "Controller board temp.\n48000\n90000\n100000\n"
+        )
+        assert run(f"cat {at}/in0_input {at}/in0_alarm") == "12050\n0\n"
+        assert not _BROKEN.search(inside.dmesg())
+
+
+# MEMERASE of the second sector, then its contents; closing the device finishes the update.
+_UPDATE = """\
+import fcntl, os, struct, sys
+flash = os.open(sys.argv[1], os.O_RDWR)
+fcntl.ioctl(flash, 0x40084D02, struct.pack("II", 4096, 4096))
+os.pwrite(flash, bytes(range(256)) * 16, 4096)
+os.close(flash)
+"""
 
 
 @dataclass(frozen=True)
@@ -206,3 +254,13 @@ def test_a_fault(shell: Shell, case: Case) -> None:
 @pytest.mark.parametrize("case", LONG, ids=lambda case: case.name)
 def test_a_fault_that_takes_long(shell: Shell, case: Case) -> None:
     afflict(shell, case)
+
+
+@pytest.mark.deep
+def test_a_repeated_event_of_a_frame_hangs_the_driver(shell: Shell) -> None:
+    """It releases no buffers, 2^32 times: efx_ef10_handle_rx_abort(), efx_recycle_rx_pages()."""
+    shell.bed.nic.fault("rx-event-twice")
+    until = time.monotonic() + 20
+    while "invalid RX abort: scatter_n=0" not in shell.bed.console():
+        assert time.monotonic() < until, shell.bed.console()
+        time.sleep(0.2)
