@@ -179,7 +179,7 @@ class Case:
 
 
 _MODULE = "ethtool -m IF > /dev/null"
-_RESET = "resetting"
+_RESET = r"resetting \(DATAPATH\)"
 _RECOVERS = r"resetting \(RECOVER_OR_ALL\)"
 CASES = (
     Case("link-flap", number=2, ms=300, says=("link down", "link up", "link down", "link up")),
@@ -232,7 +232,10 @@ def afflict(shell: Shell, case: Case) -> None:
         assert not shell.passes(2.0)
         shell.rebind()
     if case.deaf:
+        before_it = shell.bed.nic_counters()
         assert not shell.passes(2.0)
+        after_it = shell.bed.nic_counters()
+        assert all(after_it[name] > before_it[name] for name in ("tx_frames", "rx_filtered"))
         shell.run("ethtool --reset IF mac-shared phy-shared")
     assert shell.passes(case.takes_s), shell.dmesg()
     print(f"{case.name}: passes packets {time.monotonic() - asked:.1f} s later")

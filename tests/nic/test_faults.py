@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.nic
 GET_LINK, GET_CLOCK = 0x29, 0xAC
 CMDDONE, LINKCHANGE, TX_ERR, RX_ERR, MC_REBOOT, BADASSERT = 3, 4, 0x0B, 0x11, 0x15, 1
 MS = 1_000_000
+README = Path(__file__).parents[2] / "harness/nic/README.md"
 
 
 @pytest.fixture
@@ -299,3 +301,8 @@ def test_each_fault_is_counted(driver: MiniDriver) -> None:
     for name in FAULTS:
         inject(driver, name)
         assert driver.nic.counters()["fault_" + name.replace("-", "_")] == 1
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_documented(name: str) -> None:
+    assert f"| `{name}` | {FAULTS[name].what} | " in README.read_text()
