@@ -25,7 +25,9 @@ MAX_NUMBER = 1_000_000
 MAX_MS = 600_000
 
 # MCDI_EVENT_CODE_*.
-_BADASSERT, _TX_ERR, _RX_ERR, _MC_REBOOT = 0x01, 0x0B, 0x11, 0x15
+_BADASSERT, _SENSOREVT, _TX_ERR, _RX_ERR, _MC_REBOOT = 0x01, 0x05, 0x0B, 0x11, 0x15
+# MCDI_EVENT_SENSOREVT_*: which sensor (0 is CONTROLLER_TEMP), WARNING, and its value.
+_SENSOR_STATE, _SENSOR_VALUE, _WARNING = Field(8, 8), Field(16, 16), 1
 # MCDI_EVENT_RX_ERR_TYPE and TX_ERR_TYPE: the descriptor could not be fetched.
 _ERR_TYPE, _DL_FAIL = Field(12, 4), 1
 _ECRC_ERR = Field(24, 1)
@@ -182,6 +184,9 @@ class Injector:
         self.asserted = True
         self._management_event(_BADASSERT, 0x1000)
 
+    def warm(self, _: Request) -> None:
+        self._management_event(_SENSOREVT, _SENSOR_STATE.put(_WARNING) | _SENSOR_VALUE.put(95))
+
     def dma_error(self, code: int, request: Request) -> None:
         for _ in range(min(request.number, 16)):
             self._management_event(code, _ERR_TYPE.put(_DL_FAIL))
@@ -252,6 +257,7 @@ FAULTS: dict[str, Fault] = {
     "mc-reboot": Fault("the management CPU restarts", Injector.reboot),
     "mc-reboot-in-command": Fault(Mishap.REBOOT.value, _request(Mishap.REBOOT)),
     "mc-assertion": Fault("the management CPU fails an assertion", Injector.fail_assertion),
+    "sensor-warning": Fault("a sensor reports 95 °C", Injector.warm),
     "mcdi-stuck": Fault("the next number of requests are never answered", _request(Mishap.STUCK)),
     "mcdi-late": Fault("the next number of requests are answered ms late", _request(Mishap.LATE)),
     "mcdi-no-event": Fault(

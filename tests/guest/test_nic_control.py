@@ -189,6 +189,7 @@ CASES = (
         says=("MC Reboot", "MC reboot detected", _RESET),
     ),
     Case("mc-assertion", says=("assertion failure", "MCPU thread-level assertion")),
+    Case("sensor-warning", says=("Controller board temp.*'Warning' for value 95 degC",)),
     Case("mcdi-late", ms=500, provoke=_MODULE),
     Case("mcdi-event-twice", number=20, provoke=_MODULE),
     Case(

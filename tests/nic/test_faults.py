@@ -111,6 +111,15 @@ def test_it_fails_an_assertion(driver: MiniDriver) -> None:
     assert reopened(driver)
 
 
+def test_a_sensor_reports(driver: MiniDriver) -> None:
+    """efx_mcdi_sensor_event()."""
+    inject(driver, "sensor-warning")
+    (event,) = driver.events()
+    assert (event >> 44 & 0xFF, event & 0xFF, event >> 8 & 0xFF, event >> 16 & 0xFFFF) == (
+        5, 0, 1, 95,
+    )  # fmt: skip
+
+
 def test_requests_without_an_answer(driver: MiniDriver) -> None:
     inject(driver, "mcdi-stuck", number=2)
     for _ in range(2):
