@@ -153,6 +153,8 @@ class Nic:
         self.memory.unmap_all()
 
     def region_read(self, region: int, offset: int, octets: int) -> bytes:
+        if self.injector.removed:
+            return b"\xff" * octets
         if region == pci.CONFIG_REGION:
             return self.config.read(offset, octets)
         if not self.config.awake:
@@ -165,6 +167,8 @@ class Nic:
         return bytes(octets)
 
     def region_write(self, region: int, offset: int, data: bytes | bytearray) -> None:
+        if self.injector.removed:
+            return
         if region == pci.CONFIG_REGION:
             self.config.write(offset, data)
             self.interrupts.settle()
@@ -177,7 +181,7 @@ class Nic:
 
     def write_dwords(self, offsets: list[int], values: list[int]) -> None:
         """Many writes of four octets to BAR2, as if made in this order."""
-        if self.config.awake:
+        if self.config.awake and not self.injector.removed:
             self._registers.write_dwords(offsets, values)
         else:
             for offset in offsets:
@@ -357,10 +361,11 @@ class Nic:
     def _conditions_changed(self) -> None:
         """Decide whether memory, interrupts and descriptors are usable."""
         injector = self.injector
-        reachable = self._mastered and not injector.cut_off
+        usable = self._mastered and not injector.removed
+        reachable = usable and not injector.cut_off
         if reachable != self.memory.reachable:
             self.memory.reachable = reachable
-        self.interrupts.sending = self._mastered and not injector.muted
+        self.interrupts.sending = usable and not injector.muted
         self.interrupts.settle()
         self._receiver.stalled = not reachable or injector.starved or injector.halted
 

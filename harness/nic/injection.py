@@ -84,6 +84,7 @@ class Injector:
         halted: nothing is transmitted or completed.
         muted: interrupts wait.
         cut_off: every access of the function to memory fails.
+        removed: the card is no longer there.
     """
 
     def __init__(self, card: Card, journal: Journal, clock_ns: Callable[[], int]) -> None:
@@ -94,7 +95,7 @@ class Injector:
         self._order = itertools.count()
         self._armed: deque[tuple[Mishap, Request]] = deque()
         self._until_ns = dict.fromkeys(("starved", "halted", "muted", "cut_off"), 0)
-        self.asserted = False
+        self.asserted = self.removed = False
         self.starved = self.halted = self.muted = self.cut_off = False
 
     def inject(self, name: str, request: Request) -> None:
@@ -121,7 +122,8 @@ class Injector:
             heapq.heappop(self._later)[2]()
 
     def after(self, ms: int, action: Callable[[], None]) -> None:
-        due_ns = self._clock_ns() + ms * 1_000_000
+        """Do it later, never in the same :meth:`tick`: an action may ask for the next one."""
+        due_ns = self._clock_ns() + max(ms * 1_000_000, 1)
         heapq.heappush(self._later, (due_ns, next(self._order), action))
 
     # The mailbox.
@@ -195,6 +197,10 @@ class Injector:
         """As if an IOMMU refused every access; then the card reports it."""
         self.hold("cut_off", request)
         self.after(request.ms, lambda: self.dma_error(_RX_ERR, Request()))
+
+    def remove(self, _: Request) -> None:
+        self.removed = True
+        self._card.conditions_changed()
 
     def lose_rx(self, request: Request) -> None:
         """Frames have used descriptors, but there are no events of them."""
@@ -296,6 +302,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "tx-halted": Fault("for ms nothing is transmitted or completed", _condition("halted")),
     "interrupts-late": Fault("for ms interrupts wait", _condition("muted")),
+    "removal": Fault("the card is pulled out, for good: every read gives ones", Injector.remove),
     "dma-fault": Fault(
         "for ms every access to memory fails; then the card reports it", Injector.cut_off_dma
     ),

@@ -274,3 +274,13 @@ def test_a_repeated_event_of_a_frame_hangs_the_driver(shell: Shell) -> None:
     while "invalid RX abort: scatter_n=0" not in shell.bed.console():
         assert time.monotonic() < until, shell.bed.console()
         time.sleep(0.2)
+
+
+@pytest.mark.deep
+def test_a_card_that_is_pulled_out(shell: Shell) -> None:
+    """The driver waits ten seconds for an answer, and the kernel a minute for the device."""
+    shell.bed.nic.fault("removal")
+    shell.run("timeout 150 ethtool -m IF", fails=True, timeout_s=200)
+    shell.says("timed out", "has been disabled", within_s=120)
+    shell.run("echo DEVICE > /sys/bus/pci/drivers/sfc/unbind", timeout_s=200)
+    assert shell.bed.dut_interface not in shell.run("ls /sys/class/net").split()

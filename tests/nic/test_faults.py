@@ -75,6 +75,14 @@ def test_the_link_flaps(driver: MiniDriver) -> None:
     assert received(driver) == 1
 
 
+def test_even_a_fast_flap_does_not_keep_the_model_busy(driver: MiniDriver) -> None:
+    inject(driver, "link-flap", number=1_000_000, ms=0)
+    pass_ms(driver, 1000)
+    assert driver.nic.link_up
+    pass_ms(driver, 1000)
+    assert not driver.nic.link_up
+
+
 def test_the_management_cpu_restarts(driver: MiniDriver) -> None:
     boots = driver.read_region(2, 0x10, 4)
     inject(driver, "mc-reboot")
@@ -293,6 +301,19 @@ def test_a_fault_does_not_give_a_powered_down_function_its_memory(driver: MiniDr
     driver.write_command(4)
     assert driver.nic.memory.reachable
     assert driver.nic.interrupts.sending
+
+
+def test_the_card_is_pulled_out(driver: MiniDriver) -> None:
+    inject(driver, "removal")
+    assert driver.read_region(2, 0x10, 4) == driver.read_region(7, 0, 4) == b"\xff" * 4
+    with pytest.raises(AssertionError, match="no response"):
+        driver.mcdi(GET_LINK)
+    driver.send(udp4())
+    assert (received(driver), driver.wire.sent, driver.events()) == (0, [], [])
+    driver.write_command(0)
+    driver.write_command(4)
+    assert driver.request(13)[0] == 0
+    assert not driver.nic.memory.reachable
 
 
 @pytest.mark.parametrize(
