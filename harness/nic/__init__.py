@@ -10,7 +10,9 @@ specification; its names are used here. The flow, outside in:
   over two ``virtqueue`` s. ``stream`` is the socket of both;
 * ``pci`` is the function's configuration space and interrupts, ``registers`` its
   doorbells, ``mcdi`` the mailbox of its management CPU and ``commands`` its commands;
-* ``phy`` is the port with its cable, its link and its self-tests;
+* ``phy`` is the port with its cable, its link and its self-tests, ``nvram`` the flash,
+  ``sensors`` what hwmon shows; ``refused`` lists what is left out;
+* ``injection`` brings faults about, on demand;
 * ``device`` joins these with ``queues`` (rings in guest memory) and ``receive``, the path
   of a frame: ``offload`` (classes, checksums), ``stats``, ``steering``, and ``repeat``
   for repeated streams;

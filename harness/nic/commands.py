@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The MCDI commands: one dispatch table, with the field names of mcdi_pcol.h.
 
-A command checks its request and then calls the :class:`Function`.
+A command checks its request and then calls the :class:`Function`. The table has every command
+that the driver can send: ``phy``, ``nvram`` and ``sensors`` have those of their own, and
+``refused`` has those that this model lacks, with the reasons.
 """
 
 from __future__ import annotations
@@ -23,9 +25,13 @@ from harness.nic.mcdi import (
     McdiError,
     McRebooted,
 )
+from harness.nic.memory import GuestMemory
+from harness.nic.nvram import Nvram
 from harness.nic.pci import VECTORS
 from harness.nic.phy import Phy
 from harness.nic.queues import DmaRing
+from harness.nic.refused import REFUSED
+from harness.nic.sensors import Sensors
 
 TMR_NS_PER_COUNT = 1536
 MAX_VIS = 1024
@@ -41,6 +47,9 @@ _FUNC_FLAGS = 0b111  # PRIMARY, LINKCTRL, TRUSTED
 # MC_CMD_PRIVILEGE_MASK_IN_GRP_*: all but the reserved one.
 _PRIVILEGES = 0x7F7
 _CLOCK_MHZ = 200
+_AFTER_ASSERTION = 1 << 0
+_BOARD_EXT_INFO = 4
+_NO_DATA = 0xDA7A1057
 
 _INIT_EVQ = Layout(44, SIZE=0, INSTANCE=4, FLAGS=16, IRQ_NUM=24, DMA_ADDR=(36, 8))
 _INIT_DMAQ = Layout(
@@ -71,9 +80,12 @@ class Function(Protocol):
     """What the commands need of the PCI function they manage."""
 
     mac: bytes
+    memory: GuestMemory
     steering: steering.Steering
     phy: Phy
 
+    @property
+    def asserted(self) -> bool: ...
     def entity_reset(self) -> None: ...
     def mc_reboot(self) -> None: ...
     def init_evq(self, instance: int, *, start: int, entries: int, vector: int) -> None: ...
@@ -95,10 +107,12 @@ class Commands:
         self._function = function
         self._attached = 0
         self._vis = 0
+        self._nvram = Nvram()
         self.table: dict[int, Command] = {
             number: Command(name, run)
             for number, name, run in (
                 *_CONSTANT,
+                (0x06, "GET_ASSERTS", self._get_asserts),
                 (0x08, "GET_VERSION", self._get_version),
                 (0x18, "GET_BOARD_CFG", self._get_board_cfg),
                 (0x1C, "DRV_ATTACH", self._drv_attach),
@@ -134,14 +148,32 @@ class Commands:
                 (0x122, "GET_EVQ_TMR_PROPERTIES", self._get_evq_tmr_properties),
             )
         }
-        self.table |= function.phy.commands
+        self.table |= function.phy.commands | self._nvram.commands
+        self.table |= Sensors(function.memory).commands
+        self.table |= {
+            command.number: Command(command.name, _refuse(command.code, command.why))
+            for command in REFUSED
+        }
 
     def reset(self) -> None:
         self._attached = 0
         self._vis = 0
+        self._nvram.reset()
 
-    def _get_version(self, _: bytes) -> bytes:
-        return struct.pack("<II16x4H", 0xB0070001, 1, 1, 0, 0, 1)
+    def _get_asserts(self, _: bytes) -> bytes:
+        """No failure, or a thread-level assertion; its registers have no data."""
+        if not self._function.asserted:
+            return struct.pack("<I136x", 1)
+        return struct.pack("<34I4x", 3, 0x1000, *[_NO_DATA] * 31, 0x2000)
+
+    def _get_version(self, payload: bytes) -> bytes:
+        version = struct.pack("<II16x4H", 0xB0070001, 1, 1, 0, 0, 1)
+        if len(payload) < 4:
+            return version
+        # V2: of the extra information only that of the board.
+        flags = 1 << _BOARD_EXT_INFO
+        serial = self._function.mac.hex().encode()
+        return version + struct.pack("<16xI168x16sI64s", flags, b"virtual", 1, serial)
 
     def _drv_attach(self, payload: bytes) -> bytes:
         wanted = _ATTACH.unpack(payload)
@@ -155,8 +187,10 @@ class Commands:
         self._function.entity_reset()
         return b""
 
-    def _reboot(self, _: bytes) -> bytes:
-        self._attached = self._vis = 0
+    def _reboot(self, payload: bytes) -> bytes:
+        flags = int.from_bytes(payload[:4], "little")
+        if flags & _AFTER_ASSERTION and not self._function.asserted:
+            return b""
         self._function.mc_reboot()
         raise McRebooted
 
@@ -402,40 +436,27 @@ def _nothing(_: bytes) -> bytes:
     return b""
 
 
-def _no_partition(_: bytes) -> bytes:
-    """The firmware's answer about a missing partition; this model has none."""
-    raise McdiError(ENOENT, "no such partition")
+def _refuse(code: int, why: str) -> Callable[[bytes], bytes]:
+    def refuse(_: bytes) -> bytes:
+        raise McdiError(code, why)
 
-
-def _unsupported(_: bytes) -> bytes:
-    raise McdiError(ENOSYS, "not supported")
+    return refuse
 
 
 _CONSTANT: tuple[tuple[int, str, Callable[[bytes], bytes]], ...] = (
-    (0x06, "GET_ASSERTS", lambda _: struct.pack("<I136x", 1)),
     (0x07, "LOG_CTRL", _nothing),
-    (0x36, "NVRAM_TYPES", lambda _: bytes(4)),
-    (0x37, "NVRAM_INFO", _no_partition),
-    (0x38, "NVRAM_UPDATE_START", _no_partition),
-    (0x39, "NVRAM_READ", _no_partition),
-    (0x3A, "NVRAM_WRITE", _no_partition),
-    (0x3B, "NVRAM_ERASE", _no_partition),
-    (0x3C, "NVRAM_UPDATE_FINISH", _no_partition),
-    (0x4C, "NVRAM_TEST", _no_partition),
-    (0x52, "NVRAM_METADATA", _no_partition),
-    (0x41, "SENSOR_INFO", lambda _: bytes(4)),
-    (0x42, "READ_SENSORS", _nothing),
-    (0x51, "NVRAM_PARTITIONS", lambda _: bytes(4)),
+    # VALUE and STATUS: nothing answers, because an SFP+ module is no PHY.
+    (0x10, "MDIO_READ", lambda _: struct.pack("<II", 0xFFFF, 0)),
+    (0x11, "MDIO_WRITE", lambda _: bytes(4)),
+    # PORT_FLAGS, VADAPTOR_FLAGS, NUM_AVAILABLE_VLAN_TAGS.
+    (0x61, "VADAPTOR_QUERY", lambda _: struct.pack("<III", 0, 0, 0)),
     (0x98, "VADAPTOR_ALLOC", _nothing),
     (0x99, "VADAPTOR_FREE", _nothing),
     (0xAC, "GET_CLOCK", lambda _: struct.pack("<II", _CLOCK_MHZ, _CLOCK_MHZ)),
     (0xB6, "GET_PF_COUNT", lambda _: b"\x01"),
     (0xB8, "GET_PORT_ASSIGNMENT", lambda _: bytes(4)),
     (0xBF, "GET_VECTOR_CFG", lambda _: struct.pack("<III", 0, VECTORS, 0)),
-    (0xE1, "RSS_CONTEXT_SET_FLAGS", _unsupported),
     (0xE2, "RSS_CONTEXT_GET_FLAGS", lambda _: struct.pack("<4xI", 0xF)),
     (0xEC, "GET_FUNCTION_INFO", lambda _: struct.pack("<II", 0, 0xFFFFFFFF)),
-    (0xD0, "LICENSING_V3", _unsupported),
-    (0x0B, "PTP", _unsupported),
 )
-"""Commands whose answers do not depend on the state; those that this model lacks are refused."""
+"""Commands whose answers do not depend on the state."""

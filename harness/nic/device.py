@@ -8,13 +8,14 @@ changes, and who is notified. The receive path is in ``receive``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from harness.nic import commands, faults, pci, queues, registers
 from harness.nic.commands import MAX_VIS, TMR_NS_PER_COUNT
+from harness.nic.injection import Card, Injector
 from harness.nic.journal import Journal
-from harness.nic.mcdi import EINVAL, ENOENT, Mcdi, McdiError
+from harness.nic.mcdi import EINVAL, ENOENT, Command, Mcdi, McdiError
 from harness.nic.memory import GuestAccessError, GuestMemory
 from harness.nic.phy import Phy
 from harness.nic.receive import Receiver
@@ -37,15 +38,10 @@ _COUNTERS = (
     "register_unknown", "clients_refused", "internal_errors",
 )  # fmt: skip
 
-_MCDI_EVENT_CODE = Field(44, 8)
 _CODE_CMDDONE, _CODE_LINKCHANGE, _CODE_TX_FLUSH, _CODE_RX_FLUSH = 3, 4, 12, 16
 _CMDDONE_SEQ, _CMDDONE_DATALEN, _CMDDONE_ERRNO = Field(0, 8), Field(8, 8), Field(16, 8)
 
 _Queue = TypeVar("_Queue")
-
-
-def _mcdi_event(code: int) -> int:
-    return queues.ESF_DZ_EV_CODE.put(queues.EV_CODE_MCDI) | _MCDI_EVENT_CODE.put(code)
 
 
 class Nic:
@@ -82,8 +78,6 @@ class Nic:
         self._wire = wire
         self._clock_ns = clock_ns
         self._stats = MacStats()
-        self._commands = commands.Commands(self)
-        self._mcdi = Mcdi(self.memory, self.journal, self._commands.table, self._mcdi_completed)
         self._evqs: dict[int, queues.EventQueue] = {}
         self._held_off: set[queues.EventQueue] = set()
         self._rxqs: dict[int, queues.RxQueue] = {}
@@ -92,7 +86,24 @@ class Nic:
         self._receiver = Receiver(
             wire, self.journal, self._stats, self.steering, self._rxqs, clock_ns
         )
+        self.injector = Injector(
+            Card(
+                plug=self.phy.plug,
+                evqs=self._evqs,
+                rxqs=self._rxqs,
+                txqs=self._txqs,
+                mc_reboot=self.mc_reboot,
+                conditions_changed=self._conditions_changed,
+            ),
+            self.journal,
+            clock_ns,
+        )
+        self._commands = commands.Commands(self)
+        self._mcdi = Mcdi(
+            self.memory, self.journal, self._commands.table, self._mcdi_completed, self.injector
+        )
         self._warm_boots = 1
+        self._mastered = True
         self._stats_period: tuple[int, int, int] | None = None  # address, qwords, period
         self._stats_due_ns = 0
         self._registers = self._register_file()
@@ -142,6 +153,8 @@ class Nic:
         self.memory.unmap_all()
 
     def region_read(self, region: int, offset: int, octets: int) -> bytes:
+        if self.injector.removed:
+            return b"\xff" * octets
         if region == pci.CONFIG_REGION:
             return self.config.read(offset, octets)
         if not self.config.awake:
@@ -154,6 +167,8 @@ class Nic:
         return bytes(octets)
 
     def region_write(self, region: int, offset: int, data: bytes | bytearray) -> None:
+        if self.injector.removed:
+            return
         if region == pci.CONFIG_REGION:
             self.config.write(offset, data)
             self.interrupts.settle()
@@ -166,7 +181,7 @@ class Nic:
 
     def write_dwords(self, offsets: list[int], values: list[int]) -> None:
         """Many writes of four octets to BAR2, as if made in this order."""
-        if self.config.awake:
+        if self.config.awake and not self.injector.removed:
             self._registers.write_dwords(offsets, values)
         else:
             for offset in offsets:
@@ -199,8 +214,10 @@ class Nic:
 
     def mc_reboot(self) -> None:
         """Restart the management CPU: its allocations are gone, and its boot count shows it."""
-        self.journal.tell("mc_reboots", "by the driver")
+        self.journal.tell("mc_reboots", "")
         self._warm_boots = (self._warm_boots + 1) & 0xFFFF
+        self.injector.rebooted()
+        self._commands.reset()
         self.entity_reset()
         self._port_reset()
 
@@ -259,7 +276,7 @@ class Nic:
             self._receiver.queues_changed()
         else:
             self._tx_todo.pop(instance, None)
-        queue.evq.push_one(_mcdi_event(code) | instance, self._clock_ns())
+        queue.evq.push_one(queues.mcdi_event(code) | instance, self._clock_ns())
         return True
 
     def write_evq_timer(self, instance: int, mode: int, holdoff_ns: int) -> None:
@@ -322,7 +339,7 @@ class Nic:
         self._apply_link()
         speed = self.phy.speed_mbps
         self.journal.tell("link_changes", "%s", f"up, {speed} Mbit/s" if speed else "down")
-        self.push_event(0, _mcdi_event(_CODE_LINKCHANGE) | self.phy.event())
+        self.push_event(0, queues.mcdi_event(_CODE_LINKCHANGE) | self.phy.event())
 
     def _apply_link(self) -> None:
         receiver = self._receiver
@@ -334,28 +351,46 @@ class Nic:
             receiver.looped = loopback()
 
     def _power_changed(self) -> None:
-        """Bus mastering or the power state decide whether memory and interrupts are usable."""
+        """Bus mastering or the power state may have changed."""
         masters_bus = self.config.masters_bus
-        if masters_bus != self.memory.reachable:
+        if masters_bus != self._mastered:
+            self._mastered = masters_bus
             self.journal.tell("bus_mastering", "%s", "on" if masters_bus else "off")
-            self.memory.reachable = masters_bus
-            self.interrupts.sending = masters_bus
-            self.interrupts.settle()
-            self._receiver.stalled = not masters_bus
+            self._conditions_changed()
+
+    def _conditions_changed(self) -> None:
+        """Decide whether memory, interrupts and descriptors are usable."""
+        injector = self.injector
+        usable = self._mastered and not injector.removed
+        reachable = usable and not injector.cut_off
+        if reachable != self.memory.reachable:
+            self.memory.reachable = reachable
+        self.interrupts.sending = usable and not injector.muted
+        self.interrupts.settle()
+        self._receiver.stalled = not reachable or injector.starved or injector.halted
+
+    @property
+    def commands(self) -> Mapping[int, Command]:
+        """The MCDI commands, by number."""
+        return self._commands.table
+
+    @property
+    def asserted(self) -> bool:
+        """The management CPU has failed an assertion."""
+        return self.injector.asserted
 
     def next_due_ns(self) -> int | None:
         """When :meth:`tick` is due; None: it has nothing to do."""
-        due = self._stats_due_ns if self._stats_period else None
-        for evq in self._held_off:
-            if evq.due_ns is not None and (due is None or evq.due_ns < due):
-                due = evq.due_ns
-        return due
+        due = [self._stats_due_ns] if self._stats_period else []
+        due += [evq.due_ns for evq in self._held_off if evq.due_ns is not None]
+        if (injected_ns := self.injector.due_ns()) is not None:
+            due.append(injected_ns)
+        return min(due, default=None)
 
     def tick(self) -> None:
         """Send the held-off interrupts and periodic statistics that are due."""
-        if not self._held_off and not self._stats_period:
-            return
         now_ns = self._clock_ns()
+        self.injector.tick(now_ns)
         for evq in list(self._held_off):
             if evq.due_ns is not None and evq.due_ns <= now_ns:
                 evq.expire()
@@ -367,11 +402,11 @@ class Nic:
 
     @property
     def wants_to_transmit(self) -> bool:
-        return bool(self._tx_todo) and self.memory.reachable
+        return bool(self._tx_todo) and self.memory.reachable and not self.injector.halted
 
     def transmit(self, limit: int = TX_BUDGET) -> None:
         """Send what the driver has queued, at most ``limit`` descriptors per queue."""
-        if not self.memory.reachable:
+        if not self.wants_to_transmit:
             return
         for instance, txq in list(self._tx_todo.items()):
             sent: list[tuple[int, int]] = []
@@ -483,7 +518,7 @@ class Nic:
     def _mcdi_completed(self, sequence: int, length: int, failed: int) -> None:
         self.push_event(
             0,
-            _mcdi_event(_CODE_CMDDONE)
+            queues.mcdi_event(_CODE_CMDDONE)
             | _CMDDONE_SEQ.put(sequence)
             | _CMDDONE_DATALEN.put(length)
             | _CMDDONE_ERRNO.put(failed),

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from harness.nic.injection import Injector, Mishap
 from harness.nic.journal import Journal, log
 from harness.nic.memory import GuestAccessError, GuestMemory
 from harness.nic.registers import Field
@@ -27,7 +28,8 @@ V2_EXTN_IN_EXTENDED_CMD = Field(0, 15)
 V2_EXTN_IN_ACTUAL_LEN = Field(16, 10)
 
 # MC_CMD_ERR_*
-EPERM, ENOENT, EIO, EINVAL, ENOSPC, ENOSYS, EPROTO, EALREADY = 1, 2, 5, 22, 28, 38, 71, 114
+EPERM, ENOENT, EINTR, EIO, EACCES, EINVAL, ENOSPC, ENOSYS = 1, 2, 4, 5, 13, 22, 28, 38
+EPROTO, EALREADY = 71, 114
 
 _ECHOED = MCDI_HEADER_CODE.put(-1) | MCDI_HEADER_SEQ.put(-1) | (0x3F << 24) | (1 << 7)
 
@@ -80,6 +82,7 @@ class Mcdi:
         commands: the dispatch table, by command number.
         completed: called with (sequence number, response length, error) after the
             response to a request that asked for an event.
+        injector: may have something happen to a request.
     """
 
     def __init__(
@@ -88,16 +91,20 @@ class Mcdi:
         journal: Journal,
         commands: Mapping[int, Command],
         completed: Callable[[int, int, int], None],
+        injector: Injector,
     ) -> None:
         self._memory = memory
         self._journal = journal
         self._commands = commands
         self._completed = completed
+        self._injector = injector
         self._high = 0
+        self._epoch = 0
 
     def reset(self) -> None:
-        """Forget a half-written doorbell."""
+        """Forget a half-written doorbell, and answers that are late."""
         self._high = 0
+        self._epoch += 1
 
     def write_high(self, value: int) -> None:
         self._high = value
@@ -121,17 +128,46 @@ class Mcdi:
             else:
                 offset, length = 4, MCDI_HEADER_DATALEN.of(header0)
             payload = self._memory.read(address + offset, length)
-            failed, answer = self._run(number, payload)
-            self._respond(address, header0, header1, failed, answer)
         except GuestAccessError as error:
             self._journal.note("mcdi_bad_address", "request at %#x: %s", address, error)
             return
+        self._journal.count("mcdi_requests")
+        mishap, late_ms = self._injector.mishap(number) or (None, 0)
+        if mishap is Mishap.STUCK:
+            return
+        if mishap is Mishap.REBOOT:
+            failed, answer = EIO, b""
+        elif mishap is Mishap.DEAD:
+            failed, answer = EINTR, struct.pack("<II", EINTR, 0)
+        else:
+            failed, answer = self._run(number, payload)
+        events = {Mishap.SILENT: 0, Mishap.REBOOT: 0, Mishap.TWICE: 2}.get(mishap, 1)  # type: ignore[arg-type]
+        epoch = self._epoch
+
+        def finish() -> None:
+            if epoch == self._epoch:
+                self._finish(address, header0, header1, failed, answer, events)
+
+        if mishap is Mishap.LATE:
+            self._injector.after(late_ms, finish)
+        else:
+            finish()
+
+    def _finish(
+        self, address: int, header0: int, header1: int, failed: int, answer: bytes, events: int
+    ) -> None:
+        """Answer a request, and send its event, or several."""
+        try:
+            self._respond(address, header0, header1, failed, answer)
+        except GuestAccessError as error:
+            self._journal.note("mcdi_bad_address", "response at %#x: %s", address, error)
+            return
         if MCDI_HEADER_XFLAGS_EVREQ.of(header0):
-            self._completed(MCDI_HEADER_SEQ.of(header0), len(answer), failed)
+            for _ in range(events):
+                self._completed(MCDI_HEADER_SEQ.of(header0), len(answer), failed)
 
     def _run(self, number: int, payload: bytes) -> tuple[int, bytes]:
         command = self._commands.get(number)
-        self._journal.count("mcdi_requests")
         if command is None:
             self._journal.note("mcdi_unknown", "command %#x, %d octets", number, len(payload))
             return ENOSYS, struct.pack("<II", ENOSYS, 0)

@@ -26,7 +26,7 @@ _LINK_OFF = 0b1111
 _TX_OFF = 0b0100
 _LOOPBACK_NONE, _LOOPBACK_DATA = 0, 1
 _LINK_UP, _FULL_DUPLEX = 1 << 0, 1 << 1
-_FCNTL_AUTO = 3
+_FCNTL_BIDIR, _FCNTL_AUTO = 2, 3
 
 LINKCHANGE_LP_CAP, LINKCHANGE_SPEED = Field(0, 16), Field(16, 4)
 LINKCHANGE_FCNTL, LINKCHANGE_FLAGS = Field(20, 4), Field(24, 8)
@@ -55,7 +55,7 @@ class Phy:
         self._caps = CAPS
         self._off = 0
         self._loopback = _LOOPBACK_NONE
-        self._fcntl = 0
+        self._wanted_fcntl = 0
         self._offline = False
         self._bist: int | None = None
         self._told = self._state()
@@ -77,7 +77,8 @@ class Phy:
 
     def reset(self) -> None:
         """Back to the firmware's defaults; the cable stays as it is."""
-        self._caps, self._off, self._loopback, self._fcntl = CAPS, 0, _LOOPBACK_NONE, 0
+        self._caps, self._off, self._loopback = CAPS, 0, _LOOPBACK_NONE
+        self._wanted_fcntl = 0
         self._offline, self._bist = False, None
         self._told = self._state()
 
@@ -112,8 +113,16 @@ class Phy:
         self._tell()
 
     def set_fcntl(self, fcntl: int) -> None:
-        """SET_MAC's flow control. AUTO means none here: the link partner negotiates nothing."""
-        self._fcntl = fcntl if fcntl < _FCNTL_AUTO else 0
+        """SET_MAC's flow control. With AUTO both sides pause if both offer it."""
+        self._wanted_fcntl = min(fcntl, _FCNTL_AUTO)
+        self._tell()
+
+    @property
+    def _fcntl(self) -> int:
+        """MC_CMD_FCNTL_OFF, RESPOND or BIDIR."""
+        if self._wanted_fcntl < _FCNTL_AUTO:
+            return self._wanted_fcntl
+        return _FCNTL_BIDIR if self._caps >> _CAP_PAUSE & 1 else 0
 
     def event(self) -> int:
         """The data of a LINKCHANGE event."""
@@ -128,8 +137,8 @@ class Phy:
     def _flags(self) -> int:
         return _FULL_DUPLEX | (_LINK_UP if self.up else 0)
 
-    def _state(self) -> tuple[int, bool, bool]:
-        return self.speed_mbps, self.carries, self.looped
+    def _state(self) -> tuple[int, bool, bool, int]:
+        return self.speed_mbps, self.carries, self.looped, self._fcntl if self.up else 0
 
     def _tell(self) -> None:
         state = self._state()

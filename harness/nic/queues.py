@@ -27,6 +27,7 @@ ESF_DZ_EV_CODE = Field(60, 4)
 EV_CODE_TX, EV_CODE_DRIVER, EV_CODE_MCDI = 2, 5, 12
 ESF_DZ_DRV_SUB_CODE = Field(56, 4)
 DRV_START_UP_EV = 2
+MCDI_EVENT_CODE = Field(44, 8)
 ESF_DZ_TX_QLABEL = Field(16, 5)
 ESF_DZ_TX_DESCR_INDX = Field(0, 16)
 
@@ -64,6 +65,11 @@ _LOW_BITS: Qwords = (np.arange(1, 4097, dtype=np.uint64) & np.uint64(15)) << np.
     ESF_DZ_RX_DSC_PTR_LBITS.lbn
 )
 _ADDRESS_MASK = np.uint64((1 << 48) - 1)
+
+
+def mcdi_event(code: int) -> int:
+    """An event of the management CPU: MCDI_EVENT_CODE_*, without data."""
+    return ESF_DZ_EV_CODE.put(EV_CODE_MCDI) | MCDI_EVENT_CODE.put(code)
 
 
 class EventQueue:
@@ -215,11 +221,24 @@ class _DescriptorQueue:
         self._wptr = 0
         self._rptr = 0
         self.evq = evq
+        self.label = ring.label
+        self.entries = ring.entries
 
     @property
     def posted(self) -> int:
         """Descriptors that the driver has posted and that are not used yet."""
         return (self._wptr - self._rptr) & self._ring.mask
+
+    @property
+    def completed(self) -> int:
+        """The index after that of the last used descriptor."""
+        return self._rptr
+
+    def skip(self, number: int) -> int:
+        """Use up to ``number`` descriptors without an event (a fault); returns how many."""
+        used = min(number, self.posted)
+        self._rptr = (self._rptr + used) & self._ring.mask
+        return used
 
     def write_wptr(self, wptr: int) -> None:
         self._wptr = wptr & self._ring.mask
@@ -238,7 +257,6 @@ class RxQueue(_DescriptorQueue):
         scatter: bool,
     ) -> None:
         super().__init__(memory, journal, evq, ring)
-        self.entries = ring.entries
         self._scatter = scatter
         self._label = ESF_DZ_RX_QLABEL.put(ring.label)
         self._buffer = _MAX_ROOM

@@ -26,9 +26,10 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.nic.device import TX_BUDGET, Nic
+from harness.nic.injection import FAULTS, Request
 from harness.nic.journal import log
 from harness.nic.stream import SessionEnd
 from harness.nic.transport import Connection
@@ -341,7 +342,8 @@ class _Pace:
 
 class _Control:
     """JSON lines on a unix socket: ``counters``, ``link`` with ``up``, ``wire`` with ``repeat``
-    and ``burst``, ``pace`` with ``pps``."""
+    and ``burst``, ``pace`` with ``pps``, ``fault`` with ``name``, ``number``, ``ms`` and
+    ``command``."""
 
     def __init__(self, path: Path, nic: Nic) -> None:
         self._path = path
@@ -398,9 +400,22 @@ class _Control:
             if call == "link":
                 self._nic.set_link(bool(request["up"]))
                 return {"link": {"up": self._nic.link_up}}
+            if call == "fault":
+                return self._fault(dict(request))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             return {"error": f"not understood: {error!r}"}
         return {"error": f"no such call: {call!r}"}
+
+    def _fault(self, asked: dict[str, Any]) -> dict[str, object]:
+        name = asked.get("name")
+        if name not in FAULTS:
+            return {"error": f"no such fault: {name!r}; there are: {', '.join(FAULTS)}"}
+        del asked["call"], asked["name"]
+        wrong = [key for key in asked if key not in ("number", "ms", "command")]
+        if wrong or not all(type(value) is int for value in asked.values()):
+            return {"error": "a fault takes the whole numbers number, ms and command"}
+        self._nic.injector.inject(name, Request(**asked))
+        return {"fault": {"name": name, **asked}}
 
     def close(self) -> None:
         for client, _ in self._clients.values():

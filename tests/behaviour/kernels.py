@@ -35,6 +35,7 @@ class Variant:
 
 VARIANTS = {
     "native": Variant(UM, ("scenes.config", "debug.config", "um.config")),
+    "card": Variant(UM, ("card.config",)),
     "measured": Variant(X86),
     "x86": Variant(X86, ("scenes.config", "debug.config")),
     "selftests": Variant(X86, ("scenes.config", "selftests.config")),

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.nic import pci, transport
+from harness.nic.injection import FAULTS, MAX_MS, MAX_NUMBER, Request
 from harness.nic.wire import LARGE_SLOT, SMALL_SLOT
 from tests.nic.fake_wire import FakeWire
 from tests.nic.frames import BROADCAST, MAC, PEER, tagged, udp4, udp6
@@ -100,6 +101,11 @@ def believable(driver: MiniDriver, chance: random.Random) -> None:
         (0x9E, struct.pack("<III", 0, 0, chance.choice((0, 2, 4, 128)))),
         (0xA0, struct.pack("<I", chance.randrange(4)) + chance.randbytes(40)),
         (0xA2, struct.pack("<I", chance.randrange(4)) + chance.randbytes(128)),
+        (chance.choice((0x38, 0x39, 0x3A, 0x3B, 0x3C)), struct.pack(
+            "<3I", chance.choice((0x500, 0x5, 0x600, 0x400)), chance.choice((0, 4096, 65532)),
+            chance.choice((1, 4, 1008, 4096, 65536)),
+        ) + chance.randbytes(chance.choice((0, 4, 1008)))),
+        (0x42, struct.pack("<QI", ring + chance.choice((0, 4092)), chance.choice((0, 16, 4096)))),
         (0x120, struct.pack("<4I", evq, 1 << chance.randrange(32), 0, chance.randrange(4))),
     ))  # fmt: skip
     send(driver, number, payload, event=chance.random() < 0.5)
@@ -178,9 +184,18 @@ def surroundings(driver: MiniDriver, chance: random.Random) -> None:
     driver.wire.refuse = chance.random() < 0.1
 
 
+def fault(driver: MiniDriver, chance: random.Random) -> None:
+    asked = Request(
+        chance.choice((1, 1, 3, MAX_NUMBER)),
+        chance.choice((0, 1, 20, MAX_MS)),
+        chance.choice((None, None, 0x2A, 0x3D)),
+    )
+    driver.nic.injector.inject(chance.choice(list(FAULTS)), asked)
+
+
 STEPS = (
     receive, receive, receive, command, believable, believable, filters, registers,
-    configuration, rings, rings, client, surroundings,
+    configuration, rings, rings, client, surroundings, fault,
 )  # fmt: skip
 
 

@@ -68,7 +68,6 @@ def test_the_offline_self_test(driver: MiniDriver) -> None:
     """efx_selftest() with ETH_TEST_FL_OFFLINE, as efx_ef10_test_chip() does it."""
     driver.open()
     assert struct.unpack("<I", driver.mcdi(0x43)) == (1,)  # GET_PHY_STATE: OK
-    assert struct.unpack("<I", driver.mcdi(0x36)) == (0,)  # NVRAM_TYPES
     flags = struct.unpack_from("<I", driver.mcdi(0x24))[0]
     assert flags >> 6 & 1
     assert run_bist(driver, PHY_BIST) == 2
@@ -199,9 +198,13 @@ def test_speeds(driver: MiniDriver) -> None:
 
 def test_flow_control_is_reported(driver: MiniDriver) -> None:
     driver.open()
-    for asked, told in ((1, 1), (2, 2), (0, 0), (3, 0)):
+    for asked, told in ((1, 1), (2, 2), (0, 0), (3, 2)):
         driver.mcdi(0x2C, struct.pack("<IIQIII", 1518, 0, 0, 0, asked, 0))
         assert get_link(driver)["fcntl"] == told
+        assert link_events(driver) == [(True, 3)]
+    set_link(driver, CAPS & ~PAUSE)
+    assert get_link(driver)["fcntl"] == 0, "negotiated"
+    assert link_events(driver) == [(True, 3)]
 
 
 @pytest.mark.parametrize("how", ["flr", "message", "reboot"])
@@ -233,12 +236,6 @@ def test_the_led_and_the_module(driver: MiniDriver) -> None:
     assert (page[63], page[95]) == (sum(page[:63]) & 0xFF, sum(page[64:95]) & 0xFF)
     assert len(driver.mcdi(0x4B, struct.pack("<I", 1))) == 132
     assert failure(driver, 0x4B, 2) == errno.EINVAL
-
-
-@pytest.mark.parametrize("command", [0x37, 0x38, 0x39, 0x3A, 0x3B, 0x3C, 0x4C, 0x52])
-def test_a_partition_that_is_not_there_does_not_exist(driver: MiniDriver, command: int) -> None:
-    """efx_devlink.c forgives ENOENT and nothing else."""
-    assert failure(driver, command, 0x100, 0, 0, 0) == errno.ENOENT
 
 
 def test_what_other_drivers_cannot_do_without(driver: MiniDriver) -> None:

@@ -160,6 +160,16 @@ def test_the_process_serves_one_client(veth: None, tmp_path: Path) -> None:
         assert "error" in ask('{"call": "no"}')
         (event,) = [e for e in driver.events() if e >> 44 & 0xFF == 4]
         assert not event >> 24 & 1
+        flap = '{"call": "fault", "name": "link-flap", "number": 1, "ms": 1}'
+        assert ask(flap) == {"fault": {"name": "link-flap", "number": 1, "ms": 1}}
+        time.sleep(0.05)
+        assert ask('{"call": "link", "up": true}') == {"link": {"up": True}}
+        for wrong in (
+            '"name": "no"', '"name": {}', '"number": 1', '"name": "link-flap", "ms": "1"',
+            '"name": "link-flap", "ms": -1', '"name": "link-flap", "often": 1',
+            '"name": "link-flap", "ms": true', '"name": "link-flap", "command": null',
+        ):  # fmt: skip
+            assert "error" in ask('{"call": "fault", ' + wrong + "}"), wrong
         driver.close()
         assert process.wait(20) == 0
         counters = json.loads(process.stdout.readline())["counters"]

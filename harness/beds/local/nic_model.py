@@ -113,6 +113,10 @@ class NicModel:
         """Have it deliver so many repeated frames per second; None: as many as the link does."""
         self._ask({"call": "pace", "pps": pps})
 
+    def fault(self, name: str, **what: int) -> None:
+        """Have it do what hardware does on a bad day: ``nic/injection.py`` lists the faults."""
+        self._ask({"call": "fault", "name": name, **what})
+
     def _ask(self, call: dict[str, Any]) -> dict[str, Any]:
         try:
             with socket.socket(socket.AF_UNIX) as line:
