@@ -220,6 +220,7 @@ class Calls:
         nice: int = 0,
         settle_s: int = 1,
         watched_s: float | None = None,
+        data_to: str | None = None,
         command_prefix: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Start ``streams`` UDP_STREAM tests, stream i on ``cpus[i % len(cpus)]`` (empty: any)."""

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.plan import PlannedTrial, Profile
-from harness.trials import rules, saturation
+from harness.trials import loads, rules, saturation
 from harness.trials.counted import Delta
 from harness.trials.kind import Conditions, Kind, Measure, Told
 from harness.trials.load import under_load, window
@@ -111,7 +111,7 @@ class Timed(Kind[TimedTrial]):
         told.saturation = judged
         if judged.saturated is False:
             told.rates_void = (Void(rule=saturation.RULE, detail=judged.why),)
-        told.values = _rates(sample.window, conditions.irq_cpu) | pmu_per_packet(sample.window)
+        told.values = _rates(sample.window, conditions) | pmu_per_packet(sample.window)
         told.absent = pmu_absent(sample.window)
         return told
 
@@ -126,15 +126,16 @@ def windowed(
     )
 
 
-def _rates(window: Window, irq_cpu: int | None) -> dict[str, float]:
+def _rates(window: Window, conditions: Conditions) -> dict[str, float]:
     delta = Delta(window.start, window.end)
-    packets, busy_ns = delta.ip_in, delta.busy_ns(irq_cpu)
+    packets, busy_ns = delta.ip_in, delta.busy_ns(conditions.irq_cpu)
+    delivered = loads.named(conditions.load).delivered(delta)
     interrupts = sum(sum(cpus.values()) for cpus in window.placement.irq.values())
     timed = delta.duration_s > 0
     found = {
         "nic_rx_pps": delta.per_second(delta.nic_delivered),
         "stack_rx_pps": delta.ip_pps,
-        "delivered_pps": delta.per_second(delta.datagrams),
+        "delivered_pps": delta.per_second(delivered),
         "cpu_ns_per_packet": busy_ns / packets
         if timed and packets and busy_ns is not None
         else None,

@@ -90,7 +90,8 @@ class Load:
                 f"port {port} is already taken on this host",
                 hint="stop the other netserver (the package starts one as a service)",
             )
-        command = [*command_prefix, "netserver", "-D", "-4", "-L", address, "-p", str(port)]
+        version = _version(address)
+        command = [*command_prefix, "netserver", "-D", version, "-L", address, "-p", str(port)]
         # In a PID namespace, the processes that netserver forks for its connections
         # cannot outlive the agent either.
         contained = Path("/proc/self/ns/pid").exists() and programs.found("unshare") is not None
@@ -140,6 +141,7 @@ class Load:
         nice: int = 0,
         settle_s: int = 1,
         watched_s: float | None = None,
+        data_to: str | None = None,
         command_prefix: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Start ``streams`` UDP_STREAM tests, stream i on ``cpus[i % len(cpus)]`` (empty: any).
@@ -147,8 +149,9 @@ class Load:
         Each waits ``settle_s`` between its set-up and its first message, so that no control
         connection is set up under the load of earlier streams. Returns after ``watched_s``, by
         default shortly before messages begin. ``send_buffer_bytes`` limits
-        what is queued in a socket while the interface is paced; 0: the host's default. They
-        send until :meth:`netperf_end`, at most for ``duration_s`` rounded up to whole seconds.
+        what is queued in a socket while the interface is paced; 0: the host's default.
+        Messages go to ``data_to``, by default to ``target`` as the control connection does. They
+        are sent until :meth:`netperf_end`, at most for ``duration_s`` rounded up to whole seconds.
 
         Raises:
             AgentError: netperf is missing, a stream ended during set-up, or this host
@@ -159,12 +162,13 @@ class Load:
             raise AgentError(f"settle_s has to be 0 to {_MAX_SETTLE_S}", kind="configuration")
         self._message_bytes, self._duration_s = message_bytes, math.ceil(duration_s)
         self._paused_s, self._paused_at_s = 0.0, None
-        command = [*command_prefix, "netperf", "-4", "-H", target, "-p", str(port)]
+        command = [*command_prefix, "netperf", _version(target), "-H", target, "-p", str(port)]
         command += ["-t", "UDP_STREAM", "-l", str(self._duration_s), "-P", "0"]
         command += ["-s", str(settle_s)] if settle_s else []
         # -R 1: otherwise netperf sets SO_DONTROUTE and stays on the local link.
         command += ["--", "-m", str(message_bytes), "-R", "1", "-k", _SELECTORS]
         command += ["-s", str(send_buffer_bytes)] if send_buffer_bytes else []
+        command += ["-H", data_to] if data_to else []
         try:
             for index in range(streams):
                 pinned = [cpus[index % len(cpus)]] if cpus else None
@@ -202,7 +206,7 @@ class Load:
             AgentError: netperf is missing, fails, or does not end in time.
         """
         self.netperf_stop()
-        command = [*command_prefix, "netperf", "-4", "-H", target, "-p", str(port)]
+        command = [*command_prefix, "netperf", _version(target), "-H", target, "-p", str(port)]
         command += ["-t", "UDP_RR", "-l", str(math.ceil(duration_s)), "-j", "-P", "0"]
         command += ["--", "-r", "1,1", "-R", "1", "-k", ",".join(_RR_SELECTORS)]
         process = _started(command, cpus=None if cpu is None else [cpu])
@@ -488,6 +492,11 @@ def _died(process: subprocess.Popen[str], what: str) -> AgentError:
         f"{what} ended with status {process.returncode}: {said or 'it said nothing'}",
         hint=packages.hint("netperf") if missing else None,
     )
+
+
+def _version(address: str) -> str:
+    """netperf's option for the version of IP."""
+    return "-6" if ":" in address else "-4"
 
 
 def _listening(port: int) -> bool:

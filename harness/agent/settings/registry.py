@@ -26,6 +26,7 @@ DECLARED: dict[str, Declaration] = {
         "offloads",
         "queues",
         "addresses",
+        "forwarding",
         "coalesce",
         "irq_affinity",
         "spreading",
