@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness.agent.settings.registry import DECLARED, PLAIN
+from harness.agent.settings.registry import PLAIN
 from harness.base.errors import InfrastructureError, KernelError
 from harness.beds.bed import RunningBed, kernel_death
 from harness.config import Bed, Load
@@ -63,10 +63,9 @@ def put_back(boot: BootUnderWay) -> None:
 
 
 def apply_settings(bed_config: Bed, bed: RunningBed, load: Load | None = None) -> dict[str, Any]:
-    """Set up both hosts as in hosts.yaml; returns by role the settings before and after.
+    """Set up both hosts as in hosts.yaml, for ``load``; None: the usual one.
 
-    Raises:
-        InfrastructureError: a host does not have what ``load`` needs.
+    Returns by role the settings before and after.
     """
     kind = loads.named((load or Load()).kind)
     wanted = _settings(bed_config, bed)
@@ -74,16 +73,7 @@ def apply_settings(bed_config: Bed, bed: RunningBed, load: Load | None = None) -
         wanted[role] |= kind.settings(bed_config)[role]
         if addresses:
             wanted[role]["peer"]["also"] = addresses
-    done = {role: agents(bed)[role].settings_apply(**wanted[role]) for role in wanted}
-    for role, of_load in kind.settings(bed_config).items():
-        needed = {name for name, one in DECLARED.items() if one.argument in of_load}
-        for skipped in done[role]["skipped"]:
-            if skipped["setting"] in needed:
-                raise InfrastructureError(
-                    f"the load {kind.name} cannot be sent: {role}, {skipped['setting']}: "
-                    f"{skipped['why']}"
-                )
-    return done
+    return {role: agents(bed)[role].settings_apply(**wanted[role]) for role in wanted}
 
 
 def require_free_way(bed: RunningBed, settings: Mapping[str, Mapping[str, Any]]) -> None:

@@ -7,11 +7,13 @@ While it is off, none of its own packets are counted with those measured.
 from __future__ import annotations
 
 from ipaddress import IPv6Interface
+from pathlib import Path
 
 from harness.agent import setting
 from harness.agent.faults import AgentError
+from harness.agent.foreign import read_text
 from harness.agent.interface.links import Links
-from harness.agent.setting import Declaration, Setting, numbered
+from harness.agent.setting import Declaration, Setting, numbered, write_text
 
 _ABSENT = "the kernel has no IPv6"
 
@@ -23,7 +25,25 @@ def _parsed(text: str) -> IPv6Interface:
         raise AgentError(f"not an address: {error}", kind="configuration") from error
 
 
-# In this order: an interface without IPv6 takes no address.
+def _off(interface: str) -> Path:
+    return setting.PROC_SYS / "net/ipv6/conf" / interface / "disable_ipv6"
+
+
+def _in_use(interface: str) -> Setting:
+    """The addresses while IPv6 is on; none means that it is off."""
+    links = Links(interface)
+
+    def write(addresses: list[str]) -> None:
+        write_text(_off(interface), str(int(not addresses)))
+        if addresses:
+            links.set_test_addresses_v6(addresses)
+
+    def read() -> list[str]:
+        return links.addresses_v6() if read_text(_off(interface)) == "0" else []
+
+    return Setting("ipv6_address", read, write)
+
+
 SETTINGS = (
     Declaration(
         "ipv6_addresses",
@@ -34,14 +54,14 @@ SETTINGS = (
     ),
     numbered(
         "ipv6_off",
-        lambda interface: setting.PROC_SYS / "net/ipv6/conf" / interface / "disable_ipv6",
-        wanted=lambda _now, asked: int(asked["address6"] is None),
+        _off,
+        wanted=lambda _now, _asked: 1,
         by="address",
         absent=_ABSENT,
     ),
     Declaration(
         "ipv6_address",
-        lambda at: Setting("ipv6_address", Links(at).addresses_v6, Links(at).set_test_addresses_v6),
+        _in_use,
         wanted=lambda _now, asked: [str(_parsed(asked["address6"]))],
         by="address6",
         check=_parsed,
