@@ -131,7 +131,7 @@ class Delta:
     def qdisc_dropped(self) -> int | None:
         """Packets that the queue before the interface dropped; ``None``: not read."""
         before, after = self.before.qdisc_dropped, self.after.qdisc_dropped
-        return None if before is None or after is None else after - before
+        return None if before is None or after is None else (after - before) % _WRAP
 
     @property
     def control(self) -> int:

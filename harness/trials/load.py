@@ -66,7 +66,6 @@ def start_load(
         pace(bed, load, paced_pps)
     have_netserver(bed_config, load, bed)
     kind = loads.named(load.kind)
-    beyond = kind.target(bed_config)
     bed.generator.netperf_start(
         target=kind.listens(bed_config),
         port=PORT,
@@ -77,8 +76,8 @@ def start_load(
         send_buffer_bytes=_PACED_SEND_BUFFER_BYTES if paced_pps else 0,
         nice=bed.netperf_nice,
         watched_s=watched_s,
+        data_to=kind.target(bed_config),
         command_prefix=bed.netperf_prefix,
-        **({} if beyond is None else {"data_to": beyond}),
     )
 
 

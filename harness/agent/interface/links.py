@@ -147,10 +147,13 @@ class Links:
         return 0
 
     def qdisc_dropped(self) -> int:
-        """How many packets its queueing disciplines have dropped, those of each queue included."""
+        """How many packets its queueing discipline has dropped, in 32 bits."""
         with self._route() as route:
-            told = [one.get_attr("TCA_STATS") for one in route.get_qdiscs(index=self._index)]
-        return sum(int(stats["drop"]) for stats in told if stats)
+            for discipline in route.get_qdiscs(index=self._index):
+                # That of the interface: its counters include those of each queue.
+                if discipline["parent"] == _ROOT:
+                    return int(discipline.get_attr("TCA_STATS")["drop"])
+        return 0
 
     def set_pacing(self, bytes_per_s: int) -> None:
         """Replace the interface's default qdisc by a token bucket; 0 removes it.

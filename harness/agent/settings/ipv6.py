@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ipaddress import IPv6Interface
 from pathlib import Path
+from typing import Any
 
 from harness.agent import setting
 from harness.agent.faults import AgentError
@@ -30,16 +31,17 @@ def _off(interface: str) -> Path:
 
 
 def _in_use(interface: str) -> Setting:
-    """The addresses while IPv6 is on; none means that it is off."""
+    """Whether IPv6 is on, and the addresses: an interface that goes down loses only these."""
     links = Links(interface)
 
-    def write(addresses: list[str]) -> None:
-        write_text(_off(interface), str(int(not addresses)))
-        if addresses:
-            links.set_test_addresses_v6(addresses)
+    def write(value: dict[str, Any]) -> None:
+        write_text(_off(interface), str(int(not value["on"])))
+        if value["on"]:
+            links.set_test_addresses_v6(value["addresses"])
 
-    def read() -> list[str]:
-        return links.addresses_v6() if read_text(_off(interface)) == "0" else []
+    def read() -> dict[str, Any]:
+        on = read_text(_off(interface)) == "0"
+        return {"on": on, "addresses": links.addresses_v6() if on else []}
 
     return Setting("ipv6_address", read, write)
 
@@ -62,7 +64,7 @@ SETTINGS = (
     Declaration(
         "ipv6_address",
         _in_use,
-        wanted=lambda _now, asked: [str(_parsed(asked["address6"]))],
+        wanted=lambda _now, asked: {"on": True, "addresses": [str(_parsed(asked["address6"]))]},
         by="address6",
         check=_parsed,
     ),
