@@ -166,6 +166,10 @@ def test_a_panic_is_the_kernels_own(bed: native.NativeBed) -> None:
         bed.dut.inventory(interface=bed.dut_interface)
 
 
+class _Up:
+    up = True
+
+
 @pytest.mark.parametrize("name", ["udp6", "forward"])
 def test_another_load_adds_up_until_a_packet_is_lost(
     hosts: config.HostsFile, bed: native.NativeBed, name: str
@@ -177,7 +181,7 @@ def test_another_load_adds_up_until_a_packet_is_lost(
     loaded.begin()
     loaded.ramp_up()
     assert loaded.void == []
-    load.end_all({cast("Any", SimpleNamespace(up=True)): loaded})
+    load.end_all({cast("Any", _Up()): loaded})
     made = loaded.shared()
     conditions = Conditions(tolerances={n: r.tolerances for n, r in COMMON.items()}, load=name)
 
