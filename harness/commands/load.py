@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import click
 
 from harness.base.errors import ConfigurationError
 from harness.config import Bed, Load
-from harness.trials import loads
+from harness.trials import KINDS, loads
 
 load_option = click.option(
     "--load",
@@ -20,11 +20,23 @@ load_option = click.option(
 )
 
 
-def require_load(load: Load, beds: Sequence[Bed]) -> None:
-    """Raise a :class:`ConfigurationError` if one of ``beds`` cannot have ``load``."""
+def beds_for(load: Load, beds: Sequence[Bed], also: Collection[str] = ()) -> tuple[Bed, ...]:
+    """``beds`` as ``load`` needs them.
+
+    Raises:
+        ConfigurationError: one of them cannot have it, or it cannot be paced for ``--also``.
+    """
+    kind = loads.named(load.kind)
     for bed in beds:
-        if why := loads.named(load.kind).refused(bed):
+        if why := kind.refused(bed):
             raise ConfigurationError(f"bed {bed.name} cannot have the load {load.kind}: {why}")
+    paced = [one.also for one in KINDS if one.paces and one.also in also]
+    if paced and not kind.paced:
+        raise ConfigurationError(
+            f"--also {paced[0]} limits the packets per second, which the load {load.kind} cannot",
+            hint=f"leave --also {paced[0]} out, or choose --load udp",
+        )
+    return tuple(kind.on(bed) for bed in beds)
 
 
 def told(load: Load) -> str:

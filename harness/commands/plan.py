@@ -24,7 +24,7 @@ from harness.commands import (
     tree_option,
 )
 from harness.commands.also import also_option
-from harness.commands.load import load_option, require_load, told
+from harness.commands.load import beds_for, load_option, told
 from harness.commands.variants import commits_of, is_range, variants_option
 from harness.plan import (
     AA_STEPS,
@@ -88,8 +88,7 @@ def plan(
 ) -> None:
     """Show the order of boots, the duration, settings and void rules of a run; change nothing."""
     hosts = config.with_load(config.load(config.locate(hosts_path)), load)
-    beds = config.beds(hosts, bed_name, bed_names)
-    require_load(hosts.load, beds)
+    beds = beds_for(hosts.load, config.beds(hosts, bed_name, bed_names), also)
     commits = commits_of(tree, variants)
     named = [commit.name for commit in commits]
     chosen = make_plan(

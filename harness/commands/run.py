@@ -31,7 +31,7 @@ from harness.commands import (
     tree_option,
 )
 from harness.commands.also import also_option
-from harness.commands.load import load_option, require_load
+from harness.commands.load import beds_for, load_option
 from harness.commands.variants import commits_of, is_range, variants_option
 from harness.report import document, render
 from harness.results import samples
@@ -112,8 +112,7 @@ def run(
     tree = tree or was.tree
     load = was.load if load is None else load
     hosts = config.with_load(config.load(hosts_path), load)
-    beds = config.beds(hosts, bed_name, bed_names)
-    require_load(hosts.load, beds)
+    beds = beds_for(hosts.load, config.beds(hosts, bed_name, bed_names), also)
     profile = registry.profile(
         kept.profile if kept else profile_name,
         bed_kind=beds[0].kind,

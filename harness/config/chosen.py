@@ -14,6 +14,8 @@ from harness.config.models import HostsFile, Load
 
 _KINDS = get_args(Load.model_fields["kind"].annotation)
 _KEYS = ("streams", "message_bytes")
+_USUAL = {"tcp": {"message_bytes": 16384}}
+"""What a kind has in place of hosts.yaml's value, which is that of another kind."""
 
 
 def with_load(hosts: HostsFile, text: str | None) -> HostsFile:
@@ -37,8 +39,10 @@ def with_load(hosts: HostsFile, text: str | None) -> HostsFile:
             why = "is named twice" if equals else "has no value"
             raise ConfigurationError(f"--load: {name} {why}", hint=f"write {name}=NUMBER once")
         asked[name] = int(value) if value.isascii() and value.isdigit() else value
+    changed = asked.get("kind", hosts.load.kind) != hosts.load.kind
+    usual = _USUAL.get(str(asked.get("kind")), {}) if changed else {}
     try:
-        load = Load.model_validate(hosts.load.model_dump() | asked)
+        load = Load.model_validate(hosts.load.model_dump() | usual | asked)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0])

@@ -77,6 +77,7 @@ def start_load(
         nice=bed.netperf_nice,
         watched_s=watched_s,
         data_to=kind.target(bed_config),
+        test=kind.test,
         command_prefix=bed.netperf_prefix,
     )
 

@@ -163,6 +163,8 @@ class Stream(Declared):
     status: int | None = 0
     messages_sent: int | None = None
     messages_received: int | None = None
+    octets_received: int | None = None
+    """Of TCP; ``None``: not counted."""
     elapsed_s: float | None = None
 
 

@@ -66,6 +66,11 @@ COMMON: Mapping[str, VoidRule] = MappingProxyType(
             "load is forward",
             _PACKETS,
         ),
+        "payload-conservation": VoidRule(
+            "payload of packets at IP = octets read by netserver + octets received again, if the "
+            "load is tcp",
+            {"share": 0.002, "octets": 100_000},
+        ),
         "irq-moved": VoidRule(
             "the NIC's interrupts arrive on the planned CPU", {"share": 0.01, "interrupts": 2}
         ),
@@ -197,10 +202,15 @@ def _conservation(sample: Loaded, whole: Whole, conditions: Conditions) -> Itera
     """The conservation rules: packets in = packets out + counted drops."""
     delta = Delta(whole.before, whole.after)
     dropped = drops(delta)
-    of_load = loads.named(conditions.load).laws(sample, whole, delta, dropped)
-    for law in (*_below_ip(delta, dropped), *of_load):
+    load = loads.named(conditions.load)
+    of_load = load.laws(sample, whole, delta, dropped)
+    for law in (*_below_ip(delta, dropped, merged=load.merged), *of_load):
         allowed = conditions.tolerances[law.rule]
-        slack = max(allowed["packets"], allowed["share"] * max(law.into, law.out))
+        slack = max(
+            allowed.get("packets", 0),
+            allowed.get("octets", 0),
+            allowed["share"] * max(law.into, law.out),
+        )
         if not -law.fewer - slack <= law.into - law.out <= law.more + slack:
             either = max(law.fewer, law.more)
             yield Void(
@@ -211,8 +221,11 @@ def _conservation(sample: Loaded, whole: Whole, conditions: Conditions) -> Itera
             )
 
 
-def _below_ip(delta: Delta, dropped: Mapping[str, int]) -> Iterator[Law]:
-    """What must add up from the wire to IP, whatever the load."""
+def _below_ip(delta: Delta, dropped: Mapping[str, int], *, merged: bool) -> Iterator[Law]:
+    """What must add up from the wire to IP, whatever the load.
+
+    ``merged``: GRO may merge any number of its frames.
+    """
     taken, ip_in = delta.nic_delivered, delta.ip_in
     if delta.at_port is not None and taken is not None:
         # Some firmware includes the frames that the port keeps in the frames at the port.
@@ -226,7 +239,8 @@ def _below_ip(delta: Delta, dropped: Mapping[str, int]) -> Iterator[Law]:
         between = sum(dropped[name] for name in ("driver", "softnet", "core", "other_host"))
         # Traffic of other interfaces (ssh), and frames that GRO merges, in both directions.
         control = delta.control
-        yield Law("stack-conservation", taken - between, ip_in, fewer=control, more=control)
+        more = taken if merged else control
+        yield Law("stack-conservation", taken - between, ip_in, fewer=control, more=more)
 
 
 def _moved(placement: Placement, conditions: Conditions) -> Iterator[Void]:

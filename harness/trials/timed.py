@@ -61,6 +61,9 @@ PMU: Mapping[str, tuple[str, str, str]] = {
 _PMU_SOURCE = "perf stat on the interrupt's CPU over the timed window, everything that ran there"
 
 
+_IDLE = "the generator sent less than it could take"
+
+
 class TimedTrial(Windowed):
     """A window under the unlimited load, or the warm-up before it."""
 
@@ -73,8 +76,16 @@ class Timed(Kind[TimedTrial]):
     name = "timed"
     sample = TimedTrial
     measures = {
-        name: Measure(title, unit, source=f"{_PMU_SOURCE}: {event}")
-        for name, (title, unit, event) in PMU.items()
+        **{
+            name: Measure(title, unit, source=f"{_PMU_SOURCE}: {event}")
+            for name, (title, unit, event) in PMU.items()
+        },
+        "goodput_mbps": Measure(
+            "payload of TCP",
+            "Mbit/s",
+            better="higher",
+            source="/proc/net/netstat: IpExt InOctets, without the headers of IP and TCP",
+        ),
     }
     rules = saturation.RULES
 
@@ -113,6 +124,12 @@ class Timed(Kind[TimedTrial]):
             told.rates_void = (Void(rule=saturation.RULE, detail=judged.why),)
         told.values = _rates(sample.window, conditions) | pmu_per_packet(sample.window)
         told.absent = pmu_absent(sample.window)
+        own = loads.named(conditions.load).measures(Delta(sample.window.start, sample.window.end))
+        idle = judged.idle_share or 0.0
+        if idle <= conditions.tolerances[saturation.RULE]["idle_share"]:
+            told.values |= own
+        else:
+            told.absent = {**told.absent, **dict.fromkeys(own, f"the dut's CPU was idle: {_IDLE}")}
         return told
 
 

@@ -32,6 +32,7 @@ WANTED: dict[str, Any] = {
     "address": "10.0.0.2/24",
     "address6": "2001:2::2/64",
     "forwarding": True,
+    "segmentation": False,
     "peer": {"address": "10.0.0.1", "mac": "02:00:00:00:00:0A", "also": ["2001:2::1"]},
     "rx_queues": 1,
     "rx_ring": 256,

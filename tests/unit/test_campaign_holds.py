@@ -394,6 +394,7 @@ NOT_HERE = {
     "ip-conservation",
     "nic-conservation",
     "nic-model-error",
+    "payload-conservation",
     "rate-unknown",
     "sent-conservation",
     "stack-conservation",

@@ -14,7 +14,7 @@ import pytest
 from harness import config
 from harness.agent import counters
 from harness.base.errors import ConfigurationError
-from harness.commands.load import require_load
+from harness.commands.load import beds_for
 from harness.report import document
 from harness.report.text import head_lines
 from harness.results.analysis import analyse
@@ -83,7 +83,7 @@ def test_a_load_of_the_command_line_replaces_what_it_names(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "said", "hint"),
     [
-        ("udp7", "no load is named 'udp7'; expected udp, udp6, forward", "did you mean udp"),
+        ("udp7", "no load is named 'udp7'; expected udp, udp6, forward, tcp", "did you mean udp"),
         ("udp,stream=2", "no key of a load is named 'stream'", "did you mean streams?"),
         ("udp,udp6", "no key of a load is named 'udp6'", "for example"),
         ("udp,bytes=64", "expected streams, message_bytes", "did you mean message_bytes?"),
@@ -117,10 +117,30 @@ def test_a_bed_that_cannot_have_it_is_refused(
 ) -> None:
     of_file = config.with_load(hosts(tmp_path, **bed), name)
     if said is None:
-        require_load(of_file.load, [config.bed(of_file)])
+        beds_for(of_file.load, [config.bed(of_file)])
         return
     with pytest.raises(ConfigurationError, match=said):
-        require_load(of_file.load, [config.bed(of_file)])
+        beds_for(of_file.load, [config.bed(of_file)])
+
+
+def test_a_load_without_a_rate_is_not_paced(tmp_path: Path) -> None:
+    of_file = config.with_load(hosts(tmp_path), "tcp")
+    with pytest.raises(ConfigurationError, match="--also cpu limits the packets"):
+        beds_for(of_file.load, [config.bed(of_file)], ["cpu"])
+    assert beds_for(of_file.load, [config.bed(of_file)], ["latency"])
+
+
+def test_tcp_has_longer_messages_and_a_wire_that_repeats_nothing(tmp_path: Path) -> None:
+    shipped = config.load(config.locate(Path("hosts.yaml")))
+    of_file = config.with_load(shipped, "tcp")
+    assert of_file.load.message_bytes == 16384
+    assert config.with_load(shipped, "tcp,message_bytes=9").load.message_bytes == 9
+    assert of_file.load.record()["test"] == "TCP_STREAM"
+    for name, asked in (("udp", "auto"), ("tcp", 1)):
+        kind = config.with_load(shipped, name).load
+        [bed] = beds_for(kind, [config.bed(shipped, "native")])
+        assert isinstance(bed.dut, config.UmlHost)
+        assert bed.dut.wire.repeat == asked
 
 
 # What the hosts are asked
@@ -254,10 +274,33 @@ def to_forwarding(snapshot: Json) -> None:
     snapshot["link"] |= {"tx_packets": forwarded - forwarded // 8 + control, "tx_dropped": 0}
 
 
-LOADED: dict[str, Callable[[Json], None]] = {"udp6": to_ipv6, "forward": to_forwarding}
+SEGMENT = 52 + 1448
 
 
-def measured(name: str, tmp_path: Path, edit: Callable[[Json], None]) -> Told:
+def to_segments(snapshot: Json) -> None:
+    """All datagrams are segments, ten of which GRO merges into one packet."""
+    snmp = snapshot["snmp"]
+    control = snmp["Tcp"]["InSegs"]
+    segments = snmp["Ip"]["InReceives"] - control
+    merged = segments // 10
+    snmp["Ip"] |= {"InReceives": merged + control, "InDelivers": merged + control}
+    snmp["Tcp"]["InSegs"] = merged + control
+    snmp["Udp"] = dict.fromkeys(snmp["Udp"], 0)
+    octets = segments * 1448 + 52 * (merged + control)
+    snapshot["netstat"]["IpExt"]["InOctets"] = octets
+    snapshot["netstat"]["TcpExt"] |= {"TCPDSACKOldSent": 0, "TCPDSACKOfoSent": 0}
+
+
+LOADED: dict[str, Callable[[Json], None]] = {
+    "udp6": to_ipv6,
+    "forward": to_forwarding,
+    "tcp": to_segments,
+}
+
+
+def measured(
+    name: str, tmp_path: Path, edit: Callable[[Json], None], *, idle: bool = False
+) -> Told:
     """A timed trial of the load ``name``, whose readings after the load are edited."""
     root = make_campaign(tmp_path, effects={"0": 1.0}, blocks=1, trials=1)
     campaign: Campaign = read_campaign(root).model_copy(update={"load": {"kind": name}})
@@ -269,13 +312,22 @@ def measured(name: str, tmp_path: Path, edit: Callable[[Json], None]) -> Told:
     if name == "forward":
         for stream in made["netperf"]:
             stream["messages_received"] = 0
+    if name == "tcp":
+        ends = [made["whole"][end]["netstat"]["IpExt"]["InOctets"] for end in ("before", "after")]
+        packets = [made["whole"][end]["snmp"]["Ip"]["InReceives"] for end in ("before", "after")]
+        octets = ends[1] - ends[0] - 52 * (packets[1] - packets[0])
+        for stream in made["netperf"]:
+            stream["octets_received"] = octets // 2
     edit(made["whole"]["after"])
+    if idle:
+        made["window"]["end"]["cpu"][0]["idle_ns"] += 10**9
     return judged(made, campaign)
 
 
 def lose(table: str, name: str, packets: int = 5000) -> Callable[[Json], None]:
     def edit(snapshot: Json) -> None:
-        group = snapshot[table] if table in snapshot else snapshot["snmp"][table]
+        tables = snapshot | snapshot["netstat"] | snapshot["snmp"]
+        group = tables[table]
         group[name] -= packets
 
     return edit
@@ -285,10 +337,21 @@ def lose(table: str, name: str, packets: int = 5000) -> Callable[[Json], None]:
 def test_a_load_that_loses_nothing_counts(tmp_path: Path, name: str) -> None:
     told = measured(name, tmp_path, lambda _: None)
     assert told.void == ()
-    assert told.values["stack_rx_pps"] == pytest.approx(100_010, rel=1e-3)
-    delivered = {"udp6": 2_000, "forward": 100_000}[name]
+    entered = {"tcp": 10_000}.get(name, 100_000)
+    assert told.values["stack_rx_pps"] == pytest.approx(entered + 10, rel=1e-3)
+    delivered = {"udp6": 2_000, "forward": 100_000, "tcp": 10_010}[name]
     assert told.values["delivered_pps"] == pytest.approx(delivered, rel=1e-3)
     assert sum(told.drops.values()) > 0
+    if name == "tcp":
+        assert told.values["goodput_mbps"] == pytest.approx(100_000 * 1448 * 8 / 1e6, rel=1e-3)
+    else:
+        assert "goodput_mbps" not in told.values
+
+
+def test_payload_of_a_receiver_that_was_idle_is_not_judged(tmp_path: Path) -> None:
+    told = measured("tcp", tmp_path, lambda _: None, idle=True)
+    assert "goodput_mbps" not in told.values
+    assert "could take" in told.absent["goodput_mbps"]
 
 
 @pytest.mark.parametrize(
@@ -307,6 +370,9 @@ def test_a_load_that_loses_nothing_counts(tmp_path: Path, name: str) -> None:
             lambda snapshot: snapshot.update(qdisc_dropped=0),
             {"sent-conservation"},
         ),
+        ("tcp", lose("nic", "port_rx_packets"), {"nic-conservation"}),
+        ("tcp", lose("Tcp", "InSegs"), {"ip-conservation"}),
+        ("tcp", lose("IpExt", "InOctets", 5000 * SEGMENT), {"payload-conservation"}),
     ],
 )
 def test_a_packet_that_is_lost_on_the_way_voids_the_trial(

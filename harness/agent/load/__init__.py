@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Load:
         self._netserver: subprocess.Popen[str] | None = None
         self._netserver_pid = 0
         self._streams: list[_Stream] = []
-        self._message_bytes = 1
+        self._message_bytes, self._test = 1, ""
         self._duration_s = 0
         self._paused_s = 0.0
         self._paused_at_s: float | None = None
@@ -142,9 +142,10 @@ class Load:
         settle_s: int = 1,
         watched_s: float | None = None,
         data_to: str | None = None,
+        test: str = "UDP_STREAM",
         command_prefix: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Start ``streams`` UDP_STREAM tests, stream i on ``cpus[i % len(cpus)]`` (empty: any).
+        """Start ``streams`` times ``test``, stream i on ``cpus[i % len(cpus)]`` (empty: any).
 
         Each waits ``settle_s`` between its set-up and its first message, so that no control
         connection is set up under the load of earlier streams. Returns after ``watched_s``, by
@@ -160,10 +161,11 @@ class Load:
         self.netperf_stop()
         if not 0 <= settle_s <= _MAX_SETTLE_S:
             raise AgentError(f"settle_s has to be 0 to {_MAX_SETTLE_S}", kind="configuration")
-        self._message_bytes, self._duration_s = message_bytes, math.ceil(duration_s)
+        self._message_bytes, self._test = message_bytes, test
+        self._duration_s = math.ceil(duration_s)
         self._paused_s, self._paused_at_s = 0.0, None
         command = [*command_prefix, "netperf", _version(target), "-H", target, "-p", str(port)]
-        command += ["-t", "UDP_STREAM", "-l", str(self._duration_s), "-P", "0"]
+        command += ["-t", test, "-l", str(self._duration_s), "-P", "0"]
         command += ["-s", str(settle_s)] if settle_s else []
         # -R 1: otherwise netperf sets SO_DONTROUTE and stays on the local link.
         command += ["--", "-m", str(message_bytes), "-R", "1", "-k", _SELECTORS]
@@ -272,6 +274,8 @@ class Load:
             if stream.process.pid in late:
                 status, stderr = None, f"{stderr}stopped: no end within {timeout_s:.0f} s\n"
             row = parse_stream(stdout, message_bytes=self._message_bytes, paused_s=self._paused_s)
+            if self._test == "TCP_STREAM":
+                row["octets_received"] = _number(_values(stdout), "REMOTE_BYTES_RECVD")
             early = stream.early
             if early is None:
                 elapsed_s = row["elapsed_s"]
@@ -346,16 +350,8 @@ def parse_stream(
     include one that returned nothing.
     """
     values = _values(stdout)
-
-    def number(key: str) -> float | None:
-        try:
-            found = float(values[key])
-        except (KeyError, ValueError):
-            return None
-        return found if math.isfinite(found) else None
-
-    sent, received = number("LOCAL_BYTES_SENT"), number("REMOTE_BYTES_RECVD")
-    elapsed_s = number("ELAPSED_TIME")
+    sent, received = _number(values, "LOCAL_BYTES_SENT"), _number(values, "REMOTE_BYTES_RECVD")
+    elapsed_s = _number(values, "ELAPSED_TIME")
 
     def rate_pps(size: float | None) -> float | None:
         if size is None or elapsed_s is None or elapsed_s <= paused_s:
@@ -389,6 +385,14 @@ def parse_round_trips(stdout: str) -> dict[str, float]:
 
 def _values(stdout: str) -> dict[str, str]:
     return dict(line.partition("=")[::2] for line in stdout.splitlines() if "=" in line)
+
+
+def _number(values: Mapping[str, str], key: str) -> float | None:
+    try:
+        found = float(values[key])
+    except (KeyError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
 
 
 def descendants(pid: int) -> list[int]:

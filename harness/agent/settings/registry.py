@@ -24,6 +24,7 @@ DECLARED: dict[str, Declaration] = {
         "ipv6",
         "rings",
         "offloads",
+        "segmentation",
         "queues",
         "addresses",
         "forwarding",

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from harness.trials.loads.forward import Forward
 from harness.trials.loads.kind import LoadKind
+from harness.trials.loads.tcp import Tcp
 from harness.trials.loads.udp import Udp
 from harness.trials.loads.udp6 import Udp6
 
-LOADS: tuple[LoadKind, ...] = (Udp(), Udp6(), Forward())
+LOADS: tuple[LoadKind, ...] = (Udp(), Udp6(), Forward(), Tcp())
 
 __all__ = ["LOADS", "LoadKind", "named"]
 

@@ -46,12 +46,22 @@ class LoadKind(ABC):
     """What ``delivered_pps`` counts."""
     headers_bytes: ClassVar[int] = 14 + 20 + 8
     """Of one frame."""
+    test: ClassVar[str] = "UDP_STREAM"
+    """The test of netperf."""
+    merged: ClassVar[bool] = False
+    """May GRO merge its frames before IP?"""
+    paced: ClassVar[bool] = True
+    """Can it be limited to a number of packets per second?"""
     unprobed: ClassVar[Sequence[str]] = ()
     """The functions by which its packets enter IP, if the probes do not count there."""
 
     def refused(self, bed: Bed) -> str | None:  # noqa: ARG002
         """Why ``bed`` cannot have it."""
         return None
+
+    def on(self, bed: Bed) -> Bed:
+        """``bed`` as this load needs it."""
+        return bed
 
     def settings(self, bed: Bed) -> dict[str, dict[str, Any]]:  # noqa: ARG002
         """By role, what it asks of ``settings_apply`` beside what every load asks."""
@@ -76,6 +86,10 @@ class LoadKind(ABC):
     @abstractmethod
     def delivered(self, delta: Delta) -> int | None:
         """How many packets came to their end; None: not counted."""
+
+    def measures(self, delta: Delta) -> dict[str, float]:  # noqa: ARG002
+        """Its own measures over a window in which the dut was busy."""
+        return {}
 
     @abstractmethod
     def laws(
