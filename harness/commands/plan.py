@@ -237,7 +237,7 @@ def _changes(bed: config.Bed, load: config.Load, timing: Profile) -> Iterator[st
 
 
 def _value(value: object) -> str:
-    return "on" if value is True else str(value)
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def _counted(blocks: int) -> str:
