@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.beds.bed import RunningBed
+from harness.trials.loads.kind import entered
 
 TURN_S = 0.5
 
@@ -81,7 +82,7 @@ def _counted(bed: RunningBed) -> tuple[int, int]:
     """Packets that have entered IP, and the time in ns of what is sampled: a kernel or a CPU."""
     read = bed.dut.counters(interface=bed.dut_interface)
     spent_ns = read["kernel_cpu_ns"]
-    return read["snmp"]["Ip"]["InReceives"], read["monotonic_ns"] if spent_ns is None else spent_ns
+    return entered(read), read["monotonic_ns"] if spent_ns is None else spent_ns
 
 
 def rows(found: Mapping[str, Profile]) -> list[dict[str, Any]]:

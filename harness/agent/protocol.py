@@ -220,9 +220,11 @@ class Calls:
         nice: int = 0,
         settle_s: int = 1,
         watched_s: float | None = None,
+        data_to: str | None = None,
+        test: str = "UDP_STREAM",
         command_prefix: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Start ``streams`` UDP_STREAM tests, stream i on ``cpus[i % len(cpus)]`` (empty: any)."""
+        """Start ``streams`` netperf tests, stream i on ``cpus[i % len(cpus)]`` (empty: any)."""
 
     @within(60, beyond="duration_s")
     def netperf_rr(

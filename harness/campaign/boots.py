@@ -105,7 +105,7 @@ class BootUnderWay:
         self._note(BEGIN)
         self._bed = self._up.enter_context(setup.boots.boot(image, self.directory, self._note))
         self._took("up")
-        prepare(setup.bed, image, self)
+        prepare(setup.bed, setup.load, image, self)
 
     def finish(self, error: HarnessError | None = None) -> None:
         """Take the bed down and write the boot, as failed if there is an ``error``."""

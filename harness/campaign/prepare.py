@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from harness.agent.settings.registry import PLAIN
 from harness.base.errors import InfrastructureError, KernelError
 from harness.beds.bed import RunningBed, kernel_death
-from harness.config import Bed
+from harness.config import Bed, Load
 from harness.kernels import Image
+from harness.trials import loads
 
 if TYPE_CHECKING:
     from harness.campaign.boots import BootUnderWay
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 _LINK_S, _LINK_POLL_S = 15.0, 0.5
 
 
-def prepare(bed_config: Bed, image: Image, boot: BootUnderWay) -> None:
-    """Check that ``image`` is running, and set up both hosts.
+def prepare(bed_config: Bed, load: Load, image: Image, boot: BootUnderWay) -> None:
+    """Check that ``image`` is running, and set up both hosts for ``load``.
 
     Raises:
         KernelError: another kernel is running.
@@ -30,7 +31,7 @@ def prepare(bed_config: Bed, image: Image, boot: BootUnderWay) -> None:
     boot.release, boot.boot_id = bed.dut.ready["release"], bed.dut.ready["boot_id"]
     if boot.release != image.release:
         raise KernelError(f"the dut runs {boot.release}, not {image.release}")
-    boot.settings = apply_settings(bed_config, bed)
+    boot.settings = apply_settings(bed_config, bed, load)
     require_free_way(bed, boot.settings)
     boot.placement_host = bed.placed
     boot.inventory = {
@@ -61,9 +62,17 @@ def put_back(boot: BootUnderWay) -> None:
         )
 
 
-def apply_settings(bed_config: Bed, bed: RunningBed) -> dict[str, Any]:
-    """Set up both hosts as in hosts.yaml; returns by role the settings before and after."""
+def apply_settings(bed_config: Bed, bed: RunningBed, load: Load | None = None) -> dict[str, Any]:
+    """Set up both hosts as in hosts.yaml, for ``load``; None: the usual one.
+
+    Returns by role the settings before and after.
+    """
+    kind = loads.named((load or Load()).kind)
     wanted = _settings(bed_config, bed)
+    for role, addresses in kind.also(bed_config).items():
+        wanted[role] |= kind.settings(bed_config)[role]
+        if addresses:
+            wanted[role]["peer"]["also"] = addresses
     return {role: agents(bed)[role].settings_apply(**wanted[role]) for role in wanted}
 
 

@@ -275,7 +275,7 @@ def record(
         order=[list(block) for block in setup.plan.order],
         block_beds=list(setup.plan.block_beds),
         trial=asdict(setup.plan.profile),
-        load=setup.load.model_dump(mode="json"),
+        load=setup.load.record(),
         placement={
             "irq_cpu": setup.bed.placement.irq_cpu,
             "netserver_cpu": setup.bed.netserver_cpu,

@@ -51,7 +51,7 @@ class Session:
                     directory = self._scratch / step
                     one = self._boots.boot(self._images[step], directory, lambda *_, **__: None)
                     running[step] = up.enter_context(one)
-                    prepare.apply_settings(self._bed, running[step])
+                    prepare.apply_settings(self._bed, running[step], self._load)
                     if not idle:
                         start_load(self._bed, self._load, running[step])
             yield running

@@ -31,6 +31,7 @@ from harness.commands import (
     require_apart,
     seed_option,
 )
+from harness.commands.load import beds_for
 from harness.results import samples
 from harness.results.analysis import analyse
 from harness.results.expect import require_paced
@@ -115,7 +116,7 @@ def bisect(
     """
     require_apart(directory, tree)
     hosts = config.load(config.locate(hosts_path))
-    bed = config.bed(hosts, bed_name)
+    [bed] = beds_for(hosts.load, [config.bed(hosts, bed_name)])
     if tree and steps is not None:
         raise ConfigurationError("--tree and --steps exclude each other")
     require_paced(metric, bed.name, bed.paced_pps)

@@ -24,6 +24,7 @@ from harness.commands import (
     tree_option,
 )
 from harness.commands.also import also_option
+from harness.commands.load import beds_for, load_option, told
 from harness.commands.variants import commits_of, is_range, variants_option
 from harness.plan import (
     AA_STEPS,
@@ -39,6 +40,7 @@ from harness.plan import (
 from harness.results.power import power, power_of_looks
 from harness.results.ranks import CONFIDENCE
 from harness.results.stats import MARGIN
+from harness.trials import loads
 
 _CHANGES = (0.02, 0.05, 0.10)
 """True changes for which the power is shown."""
@@ -54,6 +56,7 @@ _STEERED = {
 @profile_option("quick")
 @blocks_option
 @also_option
+@load_option
 @seed_option
 @click.option("--aa", is_flag=True, help="The plan for step 0 against itself.")
 @click.option(
@@ -73,6 +76,7 @@ def plan(
     profile_name: str,
     blocks: int | None,
     also: tuple[str, ...],
+    load: str | None,
     seed: int | None,
     aa: bool,
     noise: float | None,
@@ -83,7 +87,8 @@ def plan(
     variants: str | None,
 ) -> None:
     """Show the order of boots, the duration, settings and void rules of a run; change nothing."""
-    beds = config.beds(config.load(config.locate(hosts_path)), bed_name, bed_names)
+    hosts = config.with_load(config.load(config.locate(hosts_path)), load)
+    beds = beds_for(hosts.load, config.beds(hosts, bed_name, bed_names), also)
     commits = commits_of(tree, variants)
     named = [commit.name for commit in commits]
     chosen = make_plan(
@@ -100,11 +105,13 @@ def plan(
         baseline=named[0] if named else BASELINE,
         ranged=is_range(variants),
     )
-    for line in _lines(chosen, beds, noise and noise / 100):
+    for line in _lines(chosen, beds, hosts.load, noise and noise / 100):
         click.echo(line)
 
 
-def _lines(plan: Plan, beds: Sequence[config.Bed], noise: float | None) -> Iterator[str]:
+def _lines(
+    plan: Plan, beds: Sequence[config.Bed], load: config.Load, noise: float | None
+) -> Iterator[str]:
     timing, bed = plan.profile, beds[0]
     boots = sum(len(row) for row in plan.order)
     measured_s = trials.measured_s(plan)
@@ -123,6 +130,7 @@ def _lines(plan: Plan, beds: Sequence[config.Bed], noise: float | None) -> Itera
         + f"; in the first {_counted(timing.trace_blocks)} {'of each bed ' * (len(beds) > 1)}also "
         f"{timing.trace_s:g} s with probes attached" * bool(timing.trace_blocks)
     )
+    yield told(load)
     if plan.layouts > 1:
         each = "one for each block" if plan.layouts == len(plan.order) else "which blocks share"
         yield (
@@ -148,7 +156,7 @@ def _lines(plan: Plan, beds: Sequence[config.Bed], noise: float | None) -> Itera
     yield tabulate(rows, headers=[*places, *(f"boot {n + 1}" for n in range(len(plan.steps)))])
     yield ""
     for one in beds:
-        yield from _changes(one, timing)
+        yield from _changes(one, load, timing)
         yield ""
     yield "a trial is void unless:"
     for name, rule in trials.VOID_RULES.items():
@@ -195,11 +203,18 @@ def _verdicts(plan: Plan, bed: config.Bed, noise: float | None) -> Iterator[str]
     )
 
 
-def _changes(bed: config.Bed, timing: Profile) -> Iterator[str]:
+def _changes(bed: config.Bed, load: config.Load, timing: Profile) -> Iterator[str]:
     """What is set during a run, host by host."""
+    kind = loads.named(load.kind)
+    of_load = {
+        role: "".join(f", {name}: {_value(value)}" for name, value in wanted.items())
+        for role, wanted in kind.settings(bed).items()
+    }
+    v6 = "" if any("address6" in told for told in of_load.values()) else ", no IPv6"
     yield f"set on {bed.dut_name} (dut) during a run, and restored after it:"
     wanted = {
-        "address": f"{bed.dut.address}, with a neighbour entry for the other host, no IPv6",
+        "address": f"{bed.dut.address}, with a neighbour entry for the other host{v6}"
+        + of_load["dut"],
         "receive queues in use": bed.steering and f"{bed.rx_queues} (by {_STEERED[bed.steering]})",
         "CPU of the interrupt": bed.placement.irq_cpu,
         "CPU of netserver": bed.netserver_cpu,
@@ -213,9 +228,16 @@ def _changes(bed: config.Bed, timing: Profile) -> Iterator[str]:
     for name, value in wanted.items():
         yield f"  {name}: {'not changed' if value is None else value}"
     yield f"set on {bed.generator_name} (generator):"
-    yield f"  address: {bed.generator.address}, with a neighbour entry for the other host, no IPv6"
+    yield (
+        f"  address: {bed.generator.address}, with a neighbour entry for the other host{v6}"
+        + of_load["generator"]
+    )
     if any(kind.paces for kind in trials.asked(timing)):
         yield "  pacing: a token bucket on its interface while the load is paced"
+
+
+def _value(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def _counted(blocks: int) -> str:

@@ -16,6 +16,7 @@ from harness.base.progress import Progress
 from harness.beds import registry
 from harness.campaign.session import opened
 from harness.commands import Seconds, bed_option, hosts_option, tree_option
+from harness.commands.load import beds_for, load_option
 from harness.commands.variants import commits_of, variants_option
 
 _CERTAIN = 2.0
@@ -36,6 +37,7 @@ _CERTAIN = 2.0
     "--top", type=click.IntRange(min=1), default=30, show_default=True, help="Functions to show."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all functions as JSON.")
+@load_option
 @bed_option
 @hosts_option
 @tree_option
@@ -45,6 +47,7 @@ def profile(
     duration_s: float,
     top: int,
     as_json: bool,
+    load: str | None,
     bed_name: str | None,
     hosts_path: Path | None,
     tree: Path | None,
@@ -57,12 +60,12 @@ def profile(
     harness profile 8,shipped --top 50   step 8 and the tree without any patch
     harness profile --tree . --variants HEAD,worktree
 
-    The kernels run under the load of hosts.yaml. On this machine they take turns; a machine of
-    kind ssh boots one after the other. A time marked with * differs from the first step's by more
-    than two standard errors.
+    The kernels run under the load of hosts.yaml, or --load. On this machine they take turns; a
+    machine of kind ssh boots one after the other. A time marked with * differs from the first
+    step's by more than two standard errors.
     """
-    hosts = config.load(config.locate(hosts_path))
-    bed = config.bed(hosts, bed_name)
+    hosts = config.with_load(config.load(config.locate(hosts_path)), load)
+    [bed] = beds_for(hosts.load, [config.bed(hosts, bed_name)])
     commits = commits_of(tree, variants)
     wanted = [commit.name for commit in commits] or plan.parse_steps(steps)
     found: dict[str, profiling.Profile] = {}

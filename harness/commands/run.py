@@ -31,6 +31,7 @@ from harness.commands import (
     tree_option,
 )
 from harness.commands.also import also_option
+from harness.commands.load import beds_for, load_option
 from harness.commands.variants import commits_of, is_range, variants_option
 from harness.report import document, render
 from harness.results import samples
@@ -43,6 +44,7 @@ from harness.results.expect import ExpectationResult, hold, parse, require, requ
 @profile_option("quick")
 @blocks_option
 @also_option
+@load_option
 @seed_option
 @bed_option
 @beds_option
@@ -69,6 +71,7 @@ def run(
     profile_name: str,
     blocks: int | None,
     also: tuple[str, ...],
+    load: str | None,
     seed: int | None,
     bed_name: str | None,
     bed_names: tuple[str, ...],
@@ -90,6 +93,7 @@ def run(
     harness run --profile thorough       until the last step is decided, at declared looks
     harness run --aa --profile standard  step 0 against itself: the noise of this bed
     harness run --also cpu --also latency --also ndr
+    harness run --load udp6,streams=10,message_bytes=64
     harness run --tree . --variants HEAD,worktree   what a change of your own does
     harness run --resume --out DIR       continue after an interruption
     harness run --beds rack1,rack2       each block on one of several beds of machines
@@ -106,8 +110,9 @@ def run(
         bed_name, bed_names = was.bed, was.beds
     hosts_path = config.locate(hosts_path or was.hosts)
     tree = tree or was.tree
-    hosts = config.load(hosts_path)
-    beds = config.beds(hosts, bed_name, bed_names)
+    load = was.load if load is None else load
+    hosts = config.with_load(config.load(hosts_path), load)
+    beds = beds_for(hosts.load, config.beds(hosts, bed_name, bed_names), also)
     profile = registry.profile(
         kept.profile if kept else profile_name,
         bed_kind=beds[0].kind,
@@ -130,7 +135,11 @@ def run(
     expected = [parse(text, drawn.steps) for text in expect]
     require_measured(expected, profile.extras, beds[0].name, beds[0].paced_pps)
     options = samples.Options(
-        hosts=hosts_path.absolute(), tree=tree and tree.absolute(), bed=bed_name, beds=bed_names
+        hosts=hosts_path.absolute(),
+        tree=tree and tree.absolute(),
+        bed=bed_name,
+        beds=bed_names,
+        load=load,
     )
     findings: list[ExpectationResult] = []
 

@@ -19,6 +19,7 @@ from harness.beds.access.channel import RemoteAgent
 from harness.beds.access.ssh import SshTarget
 from harness.campaign.session import opened
 from harness.commands import Seconds, hosts_option
+from harness.commands.load import beds_for
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -92,6 +93,7 @@ def trace(
         kind = registry.KINDS[target.bed_kind]
         if kind.here:
             bed = _bed_of(hosts, name)
+            [bed] = beds_for(hosts.load, [bed])
             session = up.enter_context(opened(hosts, bed, [wanted]))
             [running] = up.enter_context(session.up([wanted], idle=idle)).values()
             agent, found = running.probes, running.dut_interface

@@ -4,6 +4,7 @@
 Imports pydantic; so the command line imports it only for commands that need it.
 """
 
+from harness.config.chosen import with_load
 from harness.config.kernel import Distcc, GitSource, Kernel, PackageSource, Source, TarballSource
 from harness.config.load import bed, beds, host, json_schema, load, locate, machine
 from harness.config.machine import (
@@ -87,4 +88,5 @@ __all__ = [
     "load",
     "locate",
     "machine",
+    "with_load",
 ]

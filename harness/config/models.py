@@ -34,13 +34,23 @@ Arch = Literal["x86", "um"]
 
 
 class Load(Model):
-    """What the generator sends during a trial."""
+    """What the generator sends during a trial; :mod:`harness.trials.loads` has the kinds."""
 
+    kind: Literal["udp", "udp6", "forward", "tcp"] = Field(
+        default="udp",
+        description="udp to a socket of the dut, udp6 the same over IPv6; forward: the dut sends "
+        "the packets back out, to an address behind the generator; tcp: bulk transfers",
+    )
     test: Literal["UDP_STREAM"] = Field(default="UDP_STREAM", description="netperf test")
     streams: Annotated[int, Field(ge=1, le=64)] = Field(default=10, description="netperf processes")
     message_bytes: Annotated[int, Field(ge=1, le=65507)] = Field(
         default=1, description="payload of one message, in bytes"
     )
+
+    def record(self) -> dict[str, Any]:
+        """As results have it: earlier versions knew one kind, and did not name it."""
+        told = self.model_dump(mode="json", exclude={"kind"} if self.kind == "udp" else None)
+        return told | ({"test": "TCP_STREAM"} if self.kind == "tcp" else {})
 
 
 class Placement(Model):

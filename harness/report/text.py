@@ -230,6 +230,7 @@ def head_lines(report: Document) -> list[str]:
         f"profile {campaign['profile']}",
         f"boots of a block time-sliced ({slice_s:g} s)" if slice_s else None,
         f"{layouts} layouts of each kernel" if layouts > 1 else None,
+        _load(campaign["load"]),
         f"seed {campaign['seed']}",
         campaign["created"],
     ]
@@ -248,6 +249,17 @@ def head_lines(report: Document) -> list[str]:
     elif not report["complete"]:
         lines.append("NOT COMPARABLE: conditions differed between boots")
     return lines
+
+
+def _load(load: Mapping[str, Any]) -> str | None:
+    """What was sent, if it is not the usual ten streams of one byte over IPv4."""
+    kind, streams, octets = (
+        load.get(name, usual)
+        for name, usual in (("kind", "udp"), ("streams", 10), ("message_bytes", 1))
+    )
+    if (kind, streams, octets) == ("udp", 10, 1):
+        return None
+    return f"load {kind}: {streams} streams of {octets} byte{'s' * (octets > 1)}"
 
 
 def look_line(report: Document) -> str | None:

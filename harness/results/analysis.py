@@ -42,7 +42,7 @@ from harness.results.rows import (
 )
 from harness.results.samples import Boot, Campaign, ResultDirectory
 from harness.results.spread import spread_of
-from harness.trials import MEASURES, RATES
+from harness.trials import MEASURES, RATES, loads
 from harness.trials.kind import FunctionCost
 from harness.trials.readings import Stage, Trace, Void
 from harness.trials.receive_path import LIST_RULE
@@ -316,7 +316,7 @@ def _row(step: str, campaign: Campaign, found: _Gathered, judged: Judged) -> Row
             lengths for stage in found.stages.values() if (lengths := list_lengths(stage))
         ),
         ip_rcv_per_packet=found.per_skb["ip_rcv"] / seen
-        if seen and "ip_rcv" in found.per_skb
+        if seen and "ip_rcv" in found.per_skb and not loads.named(campaign.load_kind).unprobed
         else None,
         traced_pps=median(found.traced_pps),
         trace_missed=found.missed,

@@ -27,7 +27,7 @@ SCHEMA = "receive-batching/comparison"
 VERSION = 1
 
 # These must be equal, or the campaigns did not measure the same thing.
-_SAME_PLAN = ("bed", "bed_kind", "accelerator", "load", "placement")
+_SAME_PLAN = ("bed", "bed_kind", "accelerator", "whole_load", "placement")
 _SAME_HOST = (
     "cpus",
     "cpu_model",
@@ -98,7 +98,8 @@ def unlike(one: Side, other: Side) -> Iterator[str]:
     sides = (one, other)
     yield from differs("baseline", *(side.campaign.baseline for side in sides))
     for name in _SAME_PLAN:
-        yield from differs(name, *(getattr(side.campaign, name) for side in sides))
+        shown = name.removeprefix("whole_")
+        yield from differs(shown, *(getattr(side.campaign, name) for side in sides))
     yield from differs(
         "boots time-sliced", *(bool(side.campaign.trial.get("slice_s")) for side in sides)
     )

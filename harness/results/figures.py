@@ -164,6 +164,7 @@ def conditions(campaign: Campaign, boot: Boot, tolerances: Tolerances) -> Condit
         irq_cpu=planned("irq_cpu"),
         netserver_cpu=planned("irq_cpu" if same else "netserver_cpu"),
         rx_queues=planned("rx_queues") if declared else None,
+        load=campaign.load_kind,
         holdoff_us=holdoff_us(boot.settings),
     )
 
@@ -189,10 +190,13 @@ def read(boot: Boot, campaign: Campaign, tolerances: Tolerances) -> BootRead:
         else:
             reading.take(trial, told)
     traces = reading.traces if _makes_lists(boot) else []
+    load = campaign.load_kind
     path = [
-        void for trace in traces for void in receive_path.list_rules(trace, boot.step, tolerances)
+        void
+        for trace in traces
+        for void in receive_path.list_rules(trace, boot.step, tolerances, load)
     ]
-    unproven = [name for trace in traces for name in receive_path.unproven(trace, boot.step)]
+    unproven = [name for trace in traces for name in receive_path.unproven(trace, boot.step, load)]
     return BootRead(
         figures=_figures(boot, reading),
         valid=tuple(reading.valid),

@@ -83,6 +83,7 @@ class Options(Declared):
     tree: Path | None = None
     bed: str | None = None
     beds: tuple[str, ...] = ()
+    load: str | None = None
 
 
 class Campaign(Declared):
@@ -130,6 +131,16 @@ class Campaign(Declared):
     def beds(self) -> list[str]:
         """All beds of a campaign on several beds; else empty."""
         return list(dict.fromkeys(self.block_beds))
+
+    @property
+    def load_kind(self) -> str:
+        """The kind of its load, which earlier versions did not name: they had one."""
+        return str(self.load.get("kind", "udp"))
+
+    @property
+    def whole_load(self) -> dict[str, Any]:
+        """Its load, with the kind."""
+        return {"kind": self.load_kind, **self.load}
 
     @property
     def of_commits(self) -> bool:

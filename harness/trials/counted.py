@@ -40,6 +40,13 @@ class Delta:
     def snmp(self, table: str, *names: str) -> int:
         return _grown(self.before.snmp.get(table, {}), self.after.snmp.get(table, {}), names)
 
+    def both(self, table: str, *names: str) -> int:
+        """Sum of a table's counters for IPv4 and IPv6; the latter are read if it is in use."""
+        return self.snmp(table, *names) + self.snmp(f"{table}6", *names)
+
+    def udp(self, *names: str) -> int:
+        return self.both("Udp", *names)
+
     def netstat(self, table: str, *names: str) -> int:
         return _grown(self.before.netstat.get(table, {}), self.after.netstat.get(table, {}), names)
 
@@ -102,8 +109,34 @@ class Delta:
 
     @property
     def ip_in(self) -> int | None:
+        """Packets that entered IP, of both versions."""
         known = "InReceives" in self.after.snmp.get("Ip", {})
-        return self.snmp("Ip", "InReceives") if known else None
+        return self.both("Ip", "InReceives") if known else None
+
+    @property
+    def forwarded(self) -> int:
+        return self.snmp("Ip", "ForwDatagrams") + self.snmp("Ip6", "OutForwDatagrams")
+
+    @property
+    def delivered_here(self) -> int:
+        """Packets that IP gave to the protocols of this host."""
+        return self.both("Ip", "InDelivers")
+
+    @property
+    def sent_here(self) -> int:
+        """Packets that this host made, on all interfaces."""
+        return self.both("Ip", "OutRequests")
+
+    @property
+    def qdisc_dropped(self) -> int | None:
+        """Packets that the queue before the interface dropped; ``None``: not read."""
+        before, after = self.before.qdisc_dropped, self.after.qdisc_dropped
+        return None if before is None or after is None else (after - before) % _WRAP
+
+    @property
+    def control(self) -> int:
+        """TCP segments and ICMP messages: other traffic than the load, of all interfaces."""
+        return self.snmp("Tcp", "InSegs") + self.both("Icmp", "InMsgs")
 
     def per_second(self, count: int | None) -> float | None:
         return count / self.duration_s if count is not None and self.duration_s > 0 else None
@@ -116,7 +149,7 @@ class Delta:
     @property
     def datagrams(self) -> int | None:
         known = "InDatagrams" in self.after.snmp.get("Udp", {})
-        return self.snmp("Udp", "InDatagrams") if known else None
+        return self.udp("InDatagrams") if known else None
 
     @cached_property
     def softnet_dropped(self) -> int:

@@ -81,6 +81,8 @@ class Conditions:
     netserver_cpu: int | None = None
     rx_queues: int | None = None
     """``None``: not planned, or the campaign is older than this rule."""
+    load: str = "udp"
+    """Its kind."""
     holdoff_us: float = 0.0
     """The interrupt moderation (``rx_usecs``); 0: not known."""
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.base.errors import TrialVoidError
 from harness.plan import PlannedTrial, Profile
-from harness.trials import rules
+from harness.trials import loads, rules
 from harness.trials.kind import Conditions, Figure, Kind, Measure, Panel, Told, VoidRule
 from harness.trials.load import PORT, have_netserver, required
 from harness.trials.readings import Declared, Trial, Whole
 
 if TYPE_CHECKING:
     from harness.beds.bed import RunningBed
-    from harness.config import Bed
+    from harness.config import Bed, Load
     from harness.trials.block import Block, MeasuredBoot
 
 _BUSY_READ_US = 50
@@ -118,6 +118,7 @@ class Latency(Kind[LatencyTrial]):
                     block.bed,
                     bed,
                     cell,
+                    load=block.load,
                     usual=boot.settings["dut"]["after"],
                     duration_s=trial.duration_s,
                 )
@@ -140,7 +141,13 @@ class Latency(Kind[LatencyTrial]):
 
 
 def round_trips(
-    bed_config: Bed, bed: RunningBed, cell: Cell, *, usual: dict[str, Any], duration_s: float
+    bed_config: Bed,
+    bed: RunningBed,
+    cell: Cell,
+    *,
+    load: Load,
+    usual: dict[str, Any],
+    duration_s: float,
 ) -> dict[str, Any]:
     """UDP_RR for ``duration_s`` in one cell; then restores the dut's ``usual`` settings.
 
@@ -157,10 +164,10 @@ def round_trips(
             coalesce=moderation if cell.moderation else _NO_MODERATION,
             busy_read_us=_BUSY_READ_US if cell.busy_poll else 0,
         )
-        have_netserver(bed_config, bed)
+        have_netserver(bed_config, load, bed)
         return dict(
             bed.generator.netperf_rr(
-                target=str(bed_config.dut.address.ip),
+                target=loads.named(load.kind).listens(bed_config),
                 port=PORT,
                 duration_s=duration_s,
                 cpu=bed.netperf_cpus[0] if bed.netperf_cpus else None,

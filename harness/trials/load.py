@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from harness.agent import drivers
 from harness.agent.protocol import Calls
 from harness.base.errors import HarnessError, TrialVoidError
+from harness.trials import loads
+from harness.trials.loads.kind import entered
 
 if TYPE_CHECKING:
     from harness.beds.access.channel import Pending
@@ -39,7 +41,6 @@ _LOOKS = 30
 _STEADY = 0.25
 _LEAST_PPS = 1000
 _LONGEST_LOAD_S = 3600
-_FRAME_HEADERS_BYTES = 14 + 20 + 8
 _PACED_SEND_BUFFER_BYTES = 4096
 """Small, because packets queued in the pacer would arrive while the receiver is frozen."""
 _ANSWER_S = 60
@@ -63,9 +64,10 @@ def start_load(
     """
     if paced_pps:
         pace(bed, load, paced_pps)
-    have_netserver(bed_config, bed)
+    have_netserver(bed_config, load, bed)
+    kind = loads.named(load.kind)
     bed.generator.netperf_start(
-        target=str(bed_config.dut.address.ip),
+        target=kind.listens(bed_config),
         port=PORT,
         streams=load.streams,
         message_bytes=load.message_bytes,
@@ -74,6 +76,8 @@ def start_load(
         send_buffer_bytes=_PACED_SEND_BUFFER_BYTES if paced_pps else 0,
         nice=bed.netperf_nice,
         watched_s=watched_s,
+        data_to=kind.target(bed_config),
+        test=kind.test,
         command_prefix=bed.netperf_prefix,
     )
 
@@ -88,10 +92,12 @@ def end_load(bed: RunningBed) -> None:
         bed.generator.settings_restore()
 
 
-def have_netserver(bed_config: Bed, bed: RunningBed) -> None:
+def have_netserver(bed_config: Bed, load: Load, bed: RunningBed) -> None:
     """Start netserver on the dut if it is not running."""
     bed.dut.netserver_start(
-        address=str(bed_config.dut.address.ip), port=PORT, cpu=bed_config.netserver_cpu
+        address=loads.named(load.kind).listens(bed_config),
+        port=PORT,
+        cpu=bed_config.netserver_cpu,
     )
 
 
@@ -103,7 +109,7 @@ def pace(bed: RunningBed, load: Load, pps: float | None) -> None:
     if bed.repeats:
         bed.pace_repetition(pps)
         return
-    frame_bytes = _FRAME_HEADERS_BYTES + load.message_bytes
+    frame_bytes = loads.named(load.kind).headers_bytes + load.message_bytes
     rate = round((pps or 0) * frame_bytes)
     required(
         bed.generator.settings_apply(interface=bed.generator_interface, pacing_bytes_per_s=rate)
@@ -156,7 +162,7 @@ def window(irq_cpu: int | None, *, emulated: bool = False) -> Open:
 class Reading:
     """How far the receiving processes are."""
 
-    datagrams: int
+    packets: int
     waiting: bool
     """Do datagrams of the load wait in sockets?"""
 
@@ -209,7 +215,7 @@ class LoadOnBoot:
         """What the dut's processes have read so far, and what waits for them."""
         now = self._counters()
         waiting = _queued_bytes(now) > _queued_bytes(self._before)
-        return Reading(datagrams=int(now["snmp"]["Udp"]["InDatagrams"]), waiting=waiting)
+        return Reading(packets=loads.named(self._block.load.kind).read(now), waiting=waiting)
 
     def end_receiver(self) -> None:
         """End netserver; netperf and the NIC's statistics need a moment to settle."""
@@ -356,7 +362,7 @@ def _ramp_up(bed: RunningBed, streams: int) -> dict[str, Any]:
         time.sleep(sample_s)
         sending = bed.generator.netperf_sending()["streams"]
         now = bed.dut.counters(interface=bed.dut_interface)
-        packets = now["snmp"]["Ip"]["InReceives"] - last["snmp"]["Ip"]["InReceives"]
+        packets = entered(now) - entered(last)
         rates.append(packets / (now["monotonic_ns"] - last["monotonic_ns"]) * 1e9)
         last = now
         if sending == streams and rates[-1] >= _LEAST_PPS:

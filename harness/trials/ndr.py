@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from harness.plan import PlannedTrial, Profile
-from harness.trials import rules, search
+from harness.trials import loads, rules, search
 from harness.trials.kind import Conditions, Figure, Kind, Measure, Panel, Told, VoidRule
 from harness.trials.load import LoadOnBoot, end_all, hold, release
 from harness.trials.readings import Declared, Trial, Whole
@@ -164,13 +164,13 @@ def highest_rates(
     tried: list[dict[str, Any]] = []
 
     def attempt(pps: float) -> search.Outcome:
-        sent, read = _at_rest(bed)
+        sent, read = _at_rest(load, bed)
         release(bed, load, pps)
         began_s = time.monotonic()
         time.sleep(trial_s)
         hold(bed)
         lasted_s = time.monotonic() - began_s
-        now = _at_rest(bed)
+        now = _at_rest(load, bed)
         sent, read = now[0] - sent, now[1] - read
         row = {"asked_pps": pps, "offered_pps": sent / lasted_s, "sent": sent, "read": read}
         row["passed"] = _offered(row) and not _lossy(row, LOSS)
@@ -244,8 +244,8 @@ def _takes_s(trial_s: float) -> float:
     return trial_s + 2 * _DRAIN_S
 
 
-def _at_rest(bed: RunningBed) -> tuple[int, int]:
+def _at_rest(load: Load, bed: RunningBed) -> tuple[int, int]:
     """Packets sent by the generator and read by the dut's programs, after both are idle."""
     time.sleep(_DRAIN_S)
     read = bed.dut.counters(interface=bed.dut_interface)
-    return bed.sent(), read["snmp"]["Udp"]["InDatagrams"]
+    return bed.sent(), loads.named(load.kind).read(read)

@@ -66,6 +66,8 @@ class Snapshot(Declared):
     """Receive softirqs by CPU (``/proc/softirqs``); empty: not read."""
     net_rx_budget: int | None = None
     """Packets after which a receive softirq ends (``net.core.netdev_budget``)."""
+    qdisc_dropped: int | None = None
+    """Packets that the interface's queueing discipline dropped; ``None``: not read."""
     speed_mbps: int | None = None
     """Of the link; not read within a window."""
     cpu: list[CpuTime] = Field(default_factory=list)
@@ -161,6 +163,8 @@ class Stream(Declared):
     status: int | None = 0
     messages_sent: int | None = None
     messages_received: int | None = None
+    octets_received: int | None = None
+    """Of TCP; ``None``: not counted."""
     elapsed_s: float | None = None
 
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
 from harness.plan import LIST_STAGES, SINGLY_BEFORE, step_number
+from harness.trials import loads
 from harness.trials.counted import Delta
 from harness.trials.kind import Tolerances, VoidRule
 from harness.trials.readings import Trace, Void, Window
@@ -76,8 +77,10 @@ def _packets(delta: Delta) -> int | None:
     return min(counted, default=None)
 
 
-def list_rules(trace: Trace, step: str, tolerances: Tolerances) -> Iterator[Void]:
-    """Packets must go through the lists of ``step``, and one by one where it has no list."""
+def list_rules(
+    trace: Trace, step: str, tolerances: Tolerances, load: str = "udp"
+) -> Iterator[Void]:
+    """Packets of ``load`` must go through the lists of ``step``, and one by one before them."""
     number, seen = step_number(step), trace.per_skb.get(_TRUTH, 0)
     allowed = tolerances[LIST_RULE]
     slack = max(allowed["packets"], allowed["share"] * seen)
@@ -86,9 +89,14 @@ def list_rules(trace: Trace, step: str, tolerances: Tolerances) -> Iterator[Void
     told = []
     counted = {stage.name: stage.packets for stage in trace.stages}
     for name, first in LIST_STAGES.items():
-        if number >= first and name in counted and seen - counted[name] > slack:
+        if (
+            number >= first
+            and name in counted
+            and _passes(load, name)
+            and seen - counted[name] > slack
+        ):
             told.append(f"{counted[name]} of {seen} packets came to {name} in lists")
-    singly = trace.per_skb.get("ip_rcv")
+    singly = None if loads.named(load).unprobed else trace.per_skb.get("ip_rcv")
     if singly is not None and number >= SINGLY_BEFORE and singly > slack:
         told.append(f"{singly} of {seen} packets came to ip_rcv one by one")
     if singly is not None and number < SINGLY_BEFORE and seen - singly > slack:
@@ -97,9 +105,16 @@ def list_rules(trace: Trace, step: str, tolerances: Tolerances) -> Iterator[Void
         yield Void(rule=LIST_RULE, detail="; ".join(told))
 
 
-def unproven(trace: Trace, step: str) -> list[str]:
+def _passes(load: str, stage: str) -> bool:
+    """Do packets of ``load`` come to ``stage``?"""
+    return not (loads.named(load).unprobed and stage.startswith("ip_"))
+
+
+def unproven(trace: Trace, step: str, load: str = "udp") -> list[str]:
     """Functions of the list path of ``step`` that were not probed."""
     number = step_number(step)
+    if unprobed := loads.named(load).unprobed:
+        return list(unprobed)
     if number is None:
         return []
     counted = {stage.name for stage in trace.stages}

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
-from harness.trials import receive_path
+from harness.trials import loads, receive_path
 from harness.trials.counted import Delta
-from harness.trials.kind import Conditions, Tolerances, VoidRule
+from harness.trials.kind import Conditions, VoidRule
+from harness.trials.loads.kind import Law
 from harness.trials.readings import (
     Counters,
     Loaded,
@@ -28,8 +29,12 @@ from harness.trials.readings import (
 
 _IP_DROPS = ("InHdrErrors", "InAddrErrors", "InUnknownProtos", "InDiscards")
 _IP_EXT_DROPS = ("InNoRoutes", "InTruncatedPkts")
-# The least that a frame is charged to a UDP buffer (sk_buff and data).
-_MIN_TRUESIZE_BYTES = 512
+_IP_OUT_DROPS = ("OutDiscards", "OutNoRoutes", "FragFails")
+_IP6_DROPS = (*_IP_DROPS, *_IP_EXT_DROPS, "InTooBigErrors")
+_COUNTS_UP = (
+    *((table, "InReceives") for table in ("Ip", "Ip6")),
+    *((table, "InDatagrams") for table in ("Udp", "Udp6")),
+)
 
 _PACKETS = {"share": 0.001, "packets": 64}
 
@@ -50,6 +55,21 @@ COMMON: Mapping[str, VoidRule] = MappingProxyType(
         ),
         "delivery-conservation": VoidRule(
             "datagrams delivered by UDP = messages counted by netserver", _PACKETS
+        ),
+        "forward-conservation": VoidRule(
+            "packets at IP = packets forwarded + packets for this host + drops counted between "
+            "them, if the load is forward",
+            _PACKETS,
+        ),
+        "sent-conservation": VoidRule(
+            "packets forwarded = frames that the NIC sent + drops counted between them, if the "
+            "load is forward",
+            _PACKETS,
+        ),
+        "payload-conservation": VoidRule(
+            "payload of packets at IP = octets read by netserver + octets received again, if the "
+            "load is tcp",
+            {"share": 0.002, "octets": 100_000},
         ),
         "irq-moved": VoidRule(
             "the NIC's interrupts arrive on the planned CPU", {"share": 0.01, "interrupts": 2}
@@ -104,7 +124,7 @@ def loaded(
         void += _window_rules(window, conditions)
     if sample.whole is not None:
         void += _backwards(sample.whole.before, sample.whole.after)
-        void += _conservation(sample, sample.whole, tolerances)
+        void += _conservation(sample, sample.whole, conditions)
     if sample.whole is None or window is None:
         void.append(Void(rule="counters-missing", detail="this trial has no snapshots"))
     elif Delta(window.start, window.end).ip_pps is None:
@@ -151,6 +171,11 @@ def _placed(before: Snapshot, after: Snapshot) -> Placement:
 def drops(delta: Delta) -> dict[str, int]:
     """Packets dropped between two readings, by place."""
     backlog = delta.softnet_dropped
+    of_sending = {
+        "ip_out": delta.snmp("Ip", *_IP_OUT_DROPS),
+        "qdisc": delta.qdisc_dropped or 0,
+        "driver_out": delta.link("tx_dropped"),
+    }
     return {
         "nic_ring": delta.nic_ring_drops(),
         "nic_other": delta.nic_other_drops(),
@@ -162,36 +187,49 @@ def drops(delta: Delta) -> dict[str, int]:
         "other_host": delta.link("rx_otherhost_dropped"),
         "ip": delta.snmp("Ip", *_IP_DROPS)
         + delta.netstat("IpExt", *_IP_EXT_DROPS)
-        + delta.netstat("TcpExt", "IPReversePathFilter"),
-        "udp_rcvbuf": delta.snmp("Udp", "RcvbufErrors"),
-        "udp_memory": delta.snmp("Udp", "MemErrors"),
-        "udp_noport": delta.snmp("Udp", "NoPorts"),
-        "udp_checksum": delta.snmp("Udp", "InCsumErrors"),
+        + delta.netstat("TcpExt", "IPReversePathFilter")
+        + delta.snmp("Ip6", *_IP6_DROPS),
+        "udp_rcvbuf": delta.udp("RcvbufErrors"),
+        "udp_memory": delta.udp("MemErrors"),
+        "udp_noport": delta.udp("NoPorts"),
+        "udp_checksum": delta.udp("InCsumErrors"),
+        # Only a host that forwards drops what it sends in numbers that matter.
+        **(of_sending if delta.forwarded else {}),
     }
 
 
-def _conservation(sample: Loaded, whole: Whole, tolerances: Tolerances) -> Iterator[Void]:
-    """The four conservation rules: packets in = packets out + counted drops."""
-
-    def law(rule: str, into: int, out: int, *, fewer: int = 0, more: int = 0) -> Iterator[Void]:
-        """``into`` may exceed ``out`` by ``more`` and fall short by ``fewer``."""
-        allowed = tolerances[rule]
-        slack = max(allowed["packets"], allowed["share"] * max(into, out))
-        if not -fewer - slack <= into - out <= more + slack:
-            yield Void(
-                rule=rule,
-                detail=f"{into} in, {out} out or counted as drops, {into - out:+d} unexplained "
-                f"(allowed {slack:.0f}{f' + {max(fewer, more)}' if fewer or more else ''})",
-            )
-
+def _conservation(sample: Loaded, whole: Whole, conditions: Conditions) -> Iterator[Void]:
+    """The conservation rules: packets in = packets out + counted drops."""
     delta = Delta(whole.before, whole.after)
     dropped = drops(delta)
-    # Traffic of other interfaces (ssh), and frames that GRO merges, in both directions.
-    control = delta.snmp("Tcp", "InSegs") + delta.snmp("Icmp", "InMsgs")
+    load = loads.named(conditions.load)
+    of_load = load.laws(sample, whole, delta, dropped)
+    for law in (*_below_ip(delta, dropped, merged=load.merged), *of_load):
+        allowed = conditions.tolerances[law.rule]
+        slack = max(
+            allowed.get("packets", 0),
+            allowed.get("octets", 0),
+            allowed["share"] * max(law.into, law.out),
+        )
+        if not -law.fewer - slack <= law.into - law.out <= law.more + slack:
+            either = max(law.fewer, law.more)
+            yield Void(
+                rule=law.rule,
+                detail=f"{law.into} in, {law.out} out or counted as drops, "
+                f"{law.into - law.out:+d} unexplained "
+                f"(allowed {slack:.0f}{f' + {either}' if either else ''})",
+            )
+
+
+def _below_ip(delta: Delta, dropped: Mapping[str, int], *, merged: bool) -> Iterator[Law]:
+    """What must add up from the wire to IP, whatever the load.
+
+    ``merged``: GRO may merge any number of its frames.
+    """
     taken, ip_in = delta.nic_delivered, delta.ip_in
     if delta.at_port is not None and taken is not None:
         # Some firmware includes the frames that the port keeps in the frames at the port.
-        yield from law(
+        yield Law(
             "nic-conservation",
             delta.at_port - dropped["nic_ring"],
             taken,
@@ -199,27 +237,10 @@ def _conservation(sample: Loaded, whole: Whole, tolerances: Tolerances) -> Itera
         )
     if taken is not None and ip_in is not None:
         between = sum(dropped[name] for name in ("driver", "softnet", "core", "other_host"))
-        yield from law("stack-conservation", taken - between, ip_in, fewer=control, more=control)
-    datagrams = delta.datagrams
-    if ip_in is not None and datagrams is not None:
-        udp = datagrams + delta.snmp("Udp", "InErrors") + dropped["udp_noport"]
-        waiting = [
-            sum(socket.queued_bytes for socket in snapshot.udp_sockets) // _MIN_TRUESIZE_BYTES
-            for snapshot in (whole.before, whole.after)
-        ]
-        forwarded = delta.snmp("Ip", "ForwDatagrams")
-        yield from law(
-            "ip-conservation",
-            ip_in - dropped["ip"] - forwarded,
-            udp,
-            fewer=waiting[0],
-            more=waiting[1] + control,
-        )
-    received = [stream.messages_received for stream in sample.netperf]
-    if received and datagrams is not None and None not in received:
-        yield from law(
-            "delivery-conservation", datagrams, sum(count for count in received if count)
-        )
+        # Traffic of other interfaces (ssh), and frames that GRO merges, in both directions.
+        control = delta.control
+        more = taken if merged else control
+        yield Law("stack-conservation", taken - between, ip_in, fewer=control, more=more)
 
 
 def _moved(placement: Placement, conditions: Conditions) -> Iterator[Void]:
@@ -305,7 +326,7 @@ def _backwards(before: Snapshot, after: Snapshot) -> Iterator[Void]:
     fell = [name for name, frames in grown.items() if frames < 0]
     fell += [
         f"{table}.{name}"
-        for table, name in (("Ip", "InReceives"), ("Udp", "InDatagrams"))
+        for table, name in _COUNTS_UP
         if after.snmp.get(table, {}).get(name, 0) < before.snmp.get(table, {}).get(name, 0)
     ]
     if after.monotonic_ns <= before.monotonic_ns:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.plan import PlannedTrial, Profile
-from harness.trials import rules, saturation
+from harness.trials import loads, rules, saturation
 from harness.trials.counted import Delta
 from harness.trials.kind import Conditions, Kind, Measure, Told
 from harness.trials.load import under_load, window
@@ -61,6 +61,9 @@ PMU: Mapping[str, tuple[str, str, str]] = {
 _PMU_SOURCE = "perf stat on the interrupt's CPU over the timed window, everything that ran there"
 
 
+_IDLE = "the generator sent less than it could take"
+
+
 class TimedTrial(Windowed):
     """A window under the unlimited load, or the warm-up before it."""
 
@@ -73,8 +76,16 @@ class Timed(Kind[TimedTrial]):
     name = "timed"
     sample = TimedTrial
     measures = {
-        name: Measure(title, unit, source=f"{_PMU_SOURCE}: {event}")
-        for name, (title, unit, event) in PMU.items()
+        **{
+            name: Measure(title, unit, source=f"{_PMU_SOURCE}: {event}")
+            for name, (title, unit, event) in PMU.items()
+        },
+        "goodput_mbps": Measure(
+            "payload of TCP",
+            "Mbit/s",
+            better="higher",
+            source="/proc/net/netstat: IpExt InOctets, without the headers of IP and TCP",
+        ),
     }
     rules = saturation.RULES
 
@@ -111,8 +122,14 @@ class Timed(Kind[TimedTrial]):
         told.saturation = judged
         if judged.saturated is False:
             told.rates_void = (Void(rule=saturation.RULE, detail=judged.why),)
-        told.values = _rates(sample.window, conditions.irq_cpu) | pmu_per_packet(sample.window)
+        told.values = _rates(sample.window, conditions) | pmu_per_packet(sample.window)
         told.absent = pmu_absent(sample.window)
+        own = loads.named(conditions.load).measures(Delta(sample.window.start, sample.window.end))
+        idle = judged.idle_share or 0.0
+        if idle <= conditions.tolerances[saturation.RULE]["idle_share"]:
+            told.values |= own
+        else:
+            told.absent = {**told.absent, **dict.fromkeys(own, f"the dut's CPU was idle: {_IDLE}")}
         return told
 
 
@@ -126,15 +143,16 @@ def windowed(
     )
 
 
-def _rates(window: Window, irq_cpu: int | None) -> dict[str, float]:
+def _rates(window: Window, conditions: Conditions) -> dict[str, float]:
     delta = Delta(window.start, window.end)
-    packets, busy_ns = delta.ip_in, delta.busy_ns(irq_cpu)
+    packets, busy_ns = delta.ip_in, delta.busy_ns(conditions.irq_cpu)
+    delivered = loads.named(conditions.load).delivered(delta)
     interrupts = sum(sum(cpus.values()) for cpus in window.placement.irq.values())
     timed = delta.duration_s > 0
     found = {
         "nic_rx_pps": delta.per_second(delta.nic_delivered),
         "stack_rx_pps": delta.ip_pps,
-        "delivered_pps": delta.per_second(delta.datagrams),
+        "delivered_pps": delta.per_second(delivered),
         "cpu_ns_per_packet": busy_ns / packets
         if timed and packets and busy_ns is not None
         else None,

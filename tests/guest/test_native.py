@@ -9,6 +9,8 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -21,8 +23,10 @@ from harness.base.progress import Progress
 from harness.beds import native
 from harness.campaign import prepare
 from harness.plan import PlannedTrial
-from harness.trials import load, readings
+from harness.trials import load, readings, rules
+from harness.trials.kind import Conditions
 from harness.trials.load import start_load
+from harness.trials.rules import COMMON
 
 pytestmark = [
     pytest.mark.guest,
@@ -160,3 +164,40 @@ def test_a_panic_is_the_kernels_own(bed: native.NativeBed) -> None:
     os.kill(bed.kernel.pid_here, signal.SIGSEGV)
     with pytest.raises(KernelError):
         bed.dut.inventory(interface=bed.dut_interface)
+
+
+class _Up:
+    up = True
+
+
+@pytest.mark.parametrize("name", ["udp6", "forward"])
+def test_another_load_adds_up_until_a_packet_is_lost(
+    hosts: config.HostsFile, bed: native.NativeBed, name: str
+) -> None:
+    chosen, sent = config.bed(hosts, "native"), config.with_load(hosts, name).load
+    prepare.apply_settings(chosen, bed, sent)
+    block: Any = SimpleNamespace(bed=chosen, load=sent)
+    loaded = load.LoadOnBoot(block, bed)
+    loaded.begin()
+    loaded.ramp_up()
+    assert loaded.void == []
+    load.end_all({cast("Any", _Up()): loaded})
+    made = loaded.shared()
+    conditions = Conditions(tolerances={n: r.tolerances for n, r in COMMON.items()}, load=name)
+
+    def broken() -> set[str]:
+        sample = readings.Loaded.model_validate({"kind": "timed", "index": 0, **made})
+        return {void.rule for void in rules.loaded(sample, None, conditions)}
+
+    assert broken() == {"counters-missing"}, "there is no window"
+    after = made["whole"]["after"]["snmp"]
+    table, counter, rule = {
+        "udp6": ("Udp6", "InErrors", "ip-conservation"),
+        "forward": ("Ip", "ForwDatagrams", "forward-conservation"),
+    }[name]
+    lost = after[table][counter] // 100
+    assert lost > 100
+    after[table][counter] -= lost
+    assert rule in broken()
+    put_back = [agent.settings_restore() for agent in (bed.dut, bed.generator)]
+    assert [one["failed"] for one in put_back] == [[], []]

@@ -34,6 +34,7 @@ _RESUMED = f"{_HOLDS}a_resumption_asks_of_what_was_left_and_keeps_what_is_done"
 _LEFT = f"{_HOLDS}whatever_ends_a_boot_the_hosts_are_left_as_they_were"
 _VIRTUAL = f"{_CALLS}a_virtual_bed_is_asked_this"
 _MACHINE = "test_machine.py::test_"
+_LOADS = "test_loads.py::test_"
 _BROKEN = "test_settings_broken.py::test_"
 
 MUTATIONS = (
@@ -63,9 +64,27 @@ MUTATIONS = (
         _PACED,
     ),
     Mutation(
+        "packets over IPv6 are not counted",
+        'return self.snmp(table, *names) + self.snmp(f"{table}6", *names)',
+        "return self.snmp(table, *names)",
+        f"{_LOADS}a_load_that_loses_nothing_counts",
+    ),
+    Mutation(
+        "packets for the host itself are no end of those that are forwarded",
+        "out = delta.forwarded + delta.delivered_here",
+        "out = delta.forwarded",
+        f"{_LOADS}what_is_counted_elsewhere_is_no_loss",
+    ),
+    Mutation(
+        "any loss of payload is a duplicate",
+        "more=duplicates * _LONGEST_PAYLOAD",
+        "more=10**12",
+        f"{_LOADS}a_packet_that_is_lost_on_the_way_voids_the_trial",
+    ),
+    Mutation(
         "frames are paced without their headers",
-        "_FRAME_HEADERS_BYTES = 14 + 20 + 8",
-        "_FRAME_HEADERS_BYTES = 0",
+        "loads.named(load.kind).headers_bytes + load.message_bytes",
+        "load.message_bytes",
         _PACED,
     ),
     Mutation(

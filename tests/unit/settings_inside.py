@@ -30,7 +30,10 @@ DUT = "dut"
 WANTED: dict[str, Any] = {
     "interface": DUT,
     "address": "10.0.0.2/24",
-    "peer": {"address": "10.0.0.1", "mac": "02:00:00:00:00:0A"},
+    "address6": "2001:2::2/64",
+    "forwarding": True,
+    "segmentation": False,
+    "peer": {"address": "10.0.0.1", "mac": "02:00:00:00:00:0A", "also": ["2001:2::1"]},
     "rx_queues": 1,
     "rx_ring": 256,
     "offloads": {"udp_gro_forwarding": True},
@@ -248,7 +251,11 @@ def made(world: World) -> list[str]:
     world.wrapped = lambda one: one
     assert done["failed"] == [], done
     assert world.now() == before, (before, world.now())
-    assert during["addresses"] == ["10.0.0.2/24", "192.0.2.5/24"], during
+    assert during["addresses"] == ["10.0.0.2/24", "192.0.2.5/24", "2001:2::2/64"], during
+    assert during["neighbours"] == [
+        "10.0.0.1 02:00:00:00:00:0a",
+        "2001:2::1 02:00:00:00:00:0a",
+    ], during
     return order
 
 

@@ -176,7 +176,8 @@ class _Agents:
         return self.bench.snapshot()
 
     def dut_netserver_start(self, **arguments: Any) -> Json:
-        where = str(self.bench.dut.settings.get("address")).partition("/")[0]
+        set_up = self.bench.dut.settings
+        where = str(set_up.get("address6") or set_up.get("address")).partition("/")[0]
         assert arguments["address"] == where, "it listens where the host was set up to be"
         self.bench.netserver = arguments
         return {"pid": 99}

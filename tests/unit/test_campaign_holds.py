@@ -390,10 +390,13 @@ VOIDS: dict[str, tuple[Callable[[Lab], Any], str]] = {
 
 NOT_HERE = {
     "counters-missing",
+    "forward-conservation",
     "ip-conservation",
     "nic-conservation",
     "nic-model-error",
+    "payload-conservation",
     "rate-unknown",
+    "sent-conservation",
     "stack-conservation",
 }
 """Rules of which test_metrics.py and other tests have the cases."""

@@ -218,7 +218,12 @@ MISTAKES = [
     (2, "default_bed: virtual", "default_bed: v", "default_bed: no bed is named 'v'; expected v"),
     (15, "vcpus: 2", "vcpu: 2", "hosts.guest.vcpu: unknown key; expected accelerator, address, "),
     (15, "vcpus: 2", "vcpu: 2", "hint: did you mean vcpus?"),
-    (5, "streams:", "stream:", "load.stream: unknown key; expected message_bytes, streams, test"),
+    (
+        5,
+        "streams:",
+        "stream:",
+        "load.stream: unknown key; expected kind, message_bytes, streams, test",
+    ),
     (
         10,
         "irq_cpu:",

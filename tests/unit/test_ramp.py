@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import TrialVoidError
+from harness.config import Load
 from harness.trials import load
 
 pytestmark = pytest.mark.unit
@@ -96,7 +97,7 @@ class Receiver:
         )
         address = SimpleNamespace(ip="192.0.2.2")
         config = SimpleNamespace(dut=SimpleNamespace(address=address), netserver_cpu=0)
-        block: Any = SimpleNamespace(bed=config, load=SimpleNamespace(streams=1, message_bytes=1))
+        block: Any = SimpleNamespace(bed=config, load=Load(streams=1))
         self.load = load.LoadOnBoot(block, bed)
         self.load.begin()
 

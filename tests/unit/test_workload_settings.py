@@ -100,7 +100,7 @@ def test_a_declared_key_is_asked_of_the_dut_and_shown(tmp_path: Path) -> None:
     assert {name: asked[name] for name in KEYED} == {
         name: one.key.default for name, one in KEYED.items() if one.key
     }
-    told = "\n".join(plan._changes(_bed(tmp_path), profile("quick")))
+    told = "\n".join(plan._changes(_bed(tmp_path), config.Load(), profile("quick")))
     assert all(f"  {one.title}: " in told for one in (*KEYED.values(), *PLAIN.values()))
     assert "  cpufreq governor: performance\n" in told
     assert "  receive packet steering: off\n" in told
@@ -109,7 +109,7 @@ def test_a_declared_key_is_asked_of_the_dut_and_shown(tmp_path: Path) -> None:
     bed = _bed(tmp_path, more)
     assert _asked(bed)["dut"]["coalesce"] == {"adaptive_rx": False, "rx_usecs": 60}
     assert _asked(bed)["dut"]["offloads"] == {"gro": False}
-    told = "\n".join(plan._changes(bed, profile("quick")))
+    told = "\n".join(plan._changes(bed, config.Load(), profile("quick")))
     assert "  moderation: 60 µs, adaptive off\n" in told
     assert "  offloads: gro off" in told
 
@@ -135,7 +135,7 @@ def test_a_latency_trial_polls_and_gives_it_back(tmp_path: Path, busy_poll: bool
     running = _running()
     usual = {"coalesce": {"adaptive_rx": False, "rx_usecs": 60}, "busy_read_us": 0}
     cell = Cell(moderation=True, busy_poll=busy_poll)
-    round_trips(_bed(tmp_path), running, cell, usual=usual, duration_s=1)
+    round_trips(_bed(tmp_path), running, cell, load=config.Load(), usual=usual, duration_s=1)
     set_ = [made for name, made in running.dut.calls if name == "settings_apply"]
     assert [one["busy_read_us"] for one in set_] == [50 if busy_poll else 0, 0]
 
@@ -144,12 +144,13 @@ def test_a_kernel_without_busy_polling_voids_only_that_cell(tmp_path: Path) -> N
     usual = {"coalesce": None, "busy_read_us": None}
     running = _running(has_busy_polling=False)
     cell = Cell(moderation=True, busy_poll=False)
-    round_trips(_bed(tmp_path), running, cell, usual=usual, duration_s=1)
+    round_trips(_bed(tmp_path), running, cell, load=config.Load(), usual=usual, duration_s=1)
     with pytest.raises(TrialVoidError, match="no busy polling"):
         round_trips(
             _bed(tmp_path),
             running,
             Cell(moderation=True, busy_poll=True),
+            load=config.Load(),
             usual=usual,
             duration_s=1,
         )

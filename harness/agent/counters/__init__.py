@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import struct
 import time
@@ -20,7 +21,9 @@ from typing import Any, NamedTuple
 from harness.agent.faults import parsing
 from harness.agent.foreign import read_text, shown
 from harness.agent.interface.ethtool import Ethtool
+from harness.agent.interface.links import Links
 from harness.agent.inventory import NET, existing, interface_irqs, parse_interrupts
+from harness.agent.setting import PROC_SYS
 
 _PROC = Path("/proc")
 _THROTTLED = "devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"
@@ -36,6 +39,7 @@ _STATS_LINK_64 = 1
 _WINDOW_NICE = -10
 _CPUCLOCK_SCHED = 2
 _FILE_BYTES = 1 << 16
+_OF_V6 = re.compile(r"(Ip6|Icmp6|Udp6)([A-Z]\w*)\s+(\d+)")
 # struct rtnl_link_stats64, in its order.
 _LINK64 = (  # noqa: SIM905 - a list of 25 lines reads no better
     "rx_packets tx_packets rx_bytes tx_bytes rx_errors tx_errors rx_dropped tx_dropped multicast "
@@ -73,6 +77,10 @@ class Counters:
         self._carrier = NET / interface / "carrier_changes"
         self._speed = NET / interface / "speed"
         self._tasks = tasks
+        # Without IPv6 on the interface its counters are not read: each file costs time.
+        self._v6 = read_text(PROC_SYS / "net/ipv6/conf" / interface / "disable_ipv6") == "0"
+        forwards = read_text(PROC_SYS / "net/ipv4/conf" / interface / "forwarding")
+        self._sends = Links(interface) if forwards == "1" else None
         self._irqs = set(interface_irqs(interface))
         self._throttled = {
             path.parents[1].name.removeprefix("cpu"): path
@@ -87,8 +95,11 @@ class Counters:
 
     def snapshot(self) -> dict[str, Any]:
         """All counters, now."""
-        with _Files(self._followed()) as files:
-            return self._parsed(self._read(files)) | {"speed_mbps": _positive(self._speed)}
+        with _Files(self._followed(), v6=self._v6) as files:
+            found = self._parsed(self._read(files)) | {"speed_mbps": _positive(self._speed)}
+        if self._sends is not None:
+            found["qdisc_dropped"] = self._sends.qdisc_dropped()
+        return found
 
     def window(
         self,
@@ -106,7 +117,7 @@ class Counters:
         first and the last reading take the packet counters.
         """
         taken: list[tuple[int, bytes, list[bytes]]] = []
-        with _Files(self._followed()) as files, _preferred():
+        with _Files(self._followed(), v6=self._v6) as files, _preferred():
             first = self._read(files, opened)
             due = first.monotonic_ns
             end = due + int(duration_s * 1e9)
@@ -138,13 +149,15 @@ class Counters:
 
     def _read(self, files: _Files, at_packets: Callable[[], None] = lambda: None) -> _Raw:
         before_ns = time.monotonic_ns()
-        snmp = files.snmp()
+        snmp, snmp6 = files.snmp(), files.snmp6()
         at_ns = (before_ns + time.monotonic_ns()) // 2
         kernel = files.kernel()
         at_packets()
         nic = self._ethtool.statistics_values()
         link = _link_statistics(self._index)
         texts = files.texts() | {"snmp": snmp, "carrier": self._carrier.read_bytes()}
+        if snmp6:
+            texts["snmp6"] = snmp6
         tasks = files.tasks()
         took_ns = time.monotonic_ns() - before_ns
         throttled = {
@@ -158,7 +171,7 @@ class Counters:
         return {
             "monotonic_ns": raw.monotonic_ns,
             "read_ns": raw.read_ns,
-            "snmp": parse_snmp(texts["snmp"]),
+            "snmp": parse_snmp(texts["snmp"]) | parse_snmp6(texts.get("snmp6", "")),
             "netstat": parse_snmp(texts["netstat"]),
             "softnet": parse_softnet(texts["softnet"], [row["cpu"] for row in cpu]),
             "net_rx": parse_softirqs(texts["softirqs"], "NET_RX"),
@@ -171,7 +184,7 @@ class Counters:
             "throttled": raw.throttled,
             "kernel_cpu_ns": int(raw.kernel) if raw.kernel else None,
             "processes": [parse_task(stat) | {"cpu_ns": cpu_ns} for stat, cpu_ns in raw.tasks],
-            "udp_sockets": parse_udp(texts["udp"]),
+            "udp_sockets": parse_udp(texts["udp"]) + parse_udp(texts.get("udp6", "")),
         }
 
 
@@ -184,6 +197,16 @@ def parse_snmp(text: str) -> dict[str, dict[str, int]]:
         group, _, words = names.partition(":")
         values = map(int, numbers.partition(":")[2].split())
         groups[group] = dict(zip(words.split(), values))
+    return groups
+
+
+@parsing("/proc/net/snmp6")
+def parse_snmp6(text: str) -> dict[str, dict[str, int]]:
+    """/proc/net/snmp6, a name and a number in each line, as groups such as those of snmp."""
+    groups: dict[str, dict[str, int]] = {}
+    for line in text.splitlines():
+        if found := _OF_V6.fullmatch(line.strip()):
+            groups.setdefault(found[1], {})[found[2]] = int(found[3])
     return groups
 
 
@@ -289,16 +312,20 @@ def parse_task(stat: bytes) -> dict[str, Any]:
 
 @parsing("/proc/net/udp")
 def parse_udp(text: str) -> list[dict[str, Any]]:
-    """Every IPv4 socket of /proc/net/udp, with its queued bytes and its drops."""
+    """Every socket of /proc/net/udp or udp6, with its queued bytes and its drops."""
     rows = []
     for line in text.splitlines()[1:]:
         words = line.split()
         address, _, port = words[1].partition(":")
-        # The address is printed as a number in the machine's byte order.
-        local = socket.inet_ntoa(struct.pack("=I", int(address, 16)))
+        # The address is printed as numbers in the machine's byte order.
+        octets = b"".join(
+            struct.pack("=I", int(address[at : at + 8], 16)) for at in range(0, len(address), 8)
+        )
+        of_v6 = len(octets) == 16
+        local = socket.inet_ntop(socket.AF_INET6 if of_v6 else socket.AF_INET, octets)
         rows.append(
             {
-                "local": f"{local}:{int(port, 16)}",
+                "local": f"[{local}]:{int(port, 16)}" if of_v6 else f"{local}:{int(port, 16)}",
                 "drops": int(words[-1]),
                 "queued_bytes": int(words[4].partition(":")[2], 16),
             }
@@ -330,8 +357,9 @@ class _Files:
         "udp": "net/udp",
     }
 
-    def __init__(self, pids: Iterable[int]) -> None:
+    def __init__(self, pids: Iterable[int], *, v6: bool = False) -> None:
         self._pids = [*pids]
+        self._v6 = v6
         self._stack = contextlib.ExitStack()
         self._open: dict[str, int] = {}
         self._stat: dict[int, int] = {}
@@ -341,6 +369,9 @@ class _Files:
             self._snmp = self._opened("net/snmp")
             self._kernel = self._opened("cputime") if (_PROC / "cputime").exists() else None
             self._open = {name: self._opened(path) for name, path in self._names.items()}
+            if self._v6:
+                self._snmp6 = self._opened("net/snmp6")
+                self._open["udp6"] = self._opened("net/udp6")
             for pid in self._pids:
                 with contextlib.suppress(OSError):
                     self._stat[pid] = self._opened(f"{pid}/stat")
@@ -352,6 +383,10 @@ class _Files:
 
     def snmp(self) -> bytes:
         return os.pread(self._snmp, _FILE_BYTES, 0)
+
+    def snmp6(self) -> bytes:
+        """Empty without IPv6 on the interface."""
+        return os.pread(self._snmp6, _FILE_BYTES, 0) if self._v6 else b""
 
     def kernel(self) -> bytes:
         """CPU time of a user-mode kernel; empty on others."""

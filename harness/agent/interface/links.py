@@ -12,7 +12,7 @@ from typing import Any
 from harness.agent.faults import need
 
 _NUD_PERMANENT = 0x80
-_IFA_F_PERMANENT = 0x80
+_IFA_F_PERMANENT, _IFA_F_NODAD = 0x80, 0x02
 _SCOPE_LINK = 253
 _IFF_UP = 0x1
 _ROOT = 0xFFFFFFFF
@@ -67,21 +67,25 @@ class Links:
         """Raises OSError where the kernel refuses."""
         self._set_addresses(set(self.addresses_v6()), set(wanted))
 
-    def _set_addresses(self, now: set[str], wanted: set[str]) -> None:
+    def set_test_addresses_v6(self, wanted: list[str]) -> None:
+        """As :meth:`set_addresses_v6`, for addresses in use at once: nobody else has them."""
+        self._set_addresses(set(self.addresses_v6()), set(wanted), flags=_IFA_F_NODAD)
+
+    def _set_addresses(self, now: set[str], wanted: set[str], **more: int) -> None:
         """Try all changes; then raise the first refusal."""
         refused: OSError | None = None
         for verb, some in (("del", now - wanted), ("add", wanted - now)):
             for text in sorted(some):
                 at = ipaddress.ip_interface(text)
-                family = socket.AF_INET if at.version == 4 else socket.AF_INET6
                 try:
                     with self._route() as route:
                         route.addr(
                             verb,
-                            family=family,
+                            family=_family(text),
                             index=self._index,
                             address=str(at.ip),
                             prefixlen=at.network.prefixlen,
+                            **(more if verb == "add" else {}),
                         )
                 except OSError as error:
                     refused = refused or error
@@ -89,9 +93,13 @@ class Links:
             raise refused
 
     def neighbours(self) -> dict[str, str]:
-        """The permanent IPv4 neighbours: address to MAC address."""
+        """The permanent neighbours of IPv4 and IPv6: address to MAC address."""
         with self._route() as route:
-            rows = route.get_neighbours(family=socket.AF_INET, ifindex=self._index)
+            rows = [
+                row
+                for family in (socket.AF_INET, socket.AF_INET6)
+                for row in route.get_neighbours(family=family, ifindex=self._index)
+            ]
         return {
             row.get_attr("NDA_DST"): row.get_attr("NDA_LLADDR").lower()
             for row in rows
@@ -103,11 +111,12 @@ class Links:
         now = self.neighbours()
         with self._route() as route:
             for address in now.keys() - wanted.keys():
-                route.neigh("del", dst=address, ifindex=self._index)
+                route.neigh("del", family=_family(address), dst=address, ifindex=self._index)
             for address, mac in wanted.items():
                 if now.get(address) != mac:
                     route.neigh(
                         "replace",
+                        family=_family(address),
                         dst=address,
                         lladdr=mac,
                         ifindex=self._index,
@@ -137,6 +146,15 @@ class Links:
                     return str(discipline.get_attr("TCA_KIND"))
         return 0
 
+    def qdisc_dropped(self) -> int:
+        """How many packets its queueing discipline has dropped, in 32 bits."""
+        with self._route() as route:
+            for discipline in route.get_qdiscs(index=self._index):
+                # That of the interface: its counters include those of each queue.
+                if discipline["parent"] == _ROOT:
+                    return int(discipline.get_attr("TCA_STATS")["drop"])
+        return 0
+
     def set_pacing(self, bytes_per_s: int) -> None:
         """Replace the interface's default qdisc by a token bucket; 0 removes it.
 
@@ -163,6 +181,10 @@ class Links:
     def _route(self) -> Iterator[Any]:
         with rtnetlink() as route:
             yield route
+
+
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 @contextmanager

@@ -63,14 +63,17 @@ def _rings() -> Iterator[Any]:
         raise OSError(error.code, str(error)) from error
 
 
-def offloads(interface: str) -> dict[str, dict[str, bool]] | None:
-    """Receive features by their names in ``ethtool -k``: ``on``, and ``fixed`` (unchangeable)."""
+def offloads(interface: str, kind: str = "rx-") -> dict[str, dict[str, bool]] | None:
+    """Features by their names in ``ethtool -k``, which begin with ``kind``.
+
+    Each is ``on`` or not, and ``fixed`` if it is unchangeable.
+    """
     with _ethtool() as call:
         found = call.get_features(interface).features
         return {
             name: {"on": bool(feature.enable), "fixed": not feature.available}
             for name, feature in sorted(found.items())
-            if name.startswith("rx-")
+            if name.startswith(kind)
         }
     return None
 

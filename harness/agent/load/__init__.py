@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Load:
         self._netserver: subprocess.Popen[str] | None = None
         self._netserver_pid = 0
         self._streams: list[_Stream] = []
-        self._message_bytes = 1
+        self._message_bytes, self._test = 1, ""
         self._duration_s = 0
         self._paused_s = 0.0
         self._paused_at_s: float | None = None
@@ -90,7 +90,8 @@ class Load:
                 f"port {port} is already taken on this host",
                 hint="stop the other netserver (the package starts one as a service)",
             )
-        command = [*command_prefix, "netserver", "-D", "-4", "-L", address, "-p", str(port)]
+        version = _version(address)
+        command = [*command_prefix, "netserver", "-D", version, "-L", address, "-p", str(port)]
         # In a PID namespace, the processes that netserver forks for its connections
         # cannot outlive the agent either.
         contained = Path("/proc/self/ns/pid").exists() and programs.found("unshare") is not None
@@ -140,15 +141,18 @@ class Load:
         nice: int = 0,
         settle_s: int = 1,
         watched_s: float | None = None,
+        data_to: str | None = None,
+        test: str = "UDP_STREAM",
         command_prefix: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Start ``streams`` UDP_STREAM tests, stream i on ``cpus[i % len(cpus)]`` (empty: any).
+        """Start ``streams`` times ``test``, stream i on ``cpus[i % len(cpus)]`` (empty: any).
 
         Each waits ``settle_s`` between its set-up and its first message, so that no control
         connection is set up under the load of earlier streams. Returns after ``watched_s``, by
         default shortly before messages begin. ``send_buffer_bytes`` limits
-        what is queued in a socket while the interface is paced; 0: the host's default. They
-        send until :meth:`netperf_end`, at most for ``duration_s`` rounded up to whole seconds.
+        what is queued in a socket while the interface is paced; 0: the host's default.
+        Messages go to ``data_to``, by default to ``target`` as the control connection does. They
+        are sent until :meth:`netperf_end`, at most for ``duration_s`` rounded up to whole seconds.
 
         Raises:
             AgentError: netperf is missing, a stream ended during set-up, or this host
@@ -157,14 +161,16 @@ class Load:
         self.netperf_stop()
         if not 0 <= settle_s <= _MAX_SETTLE_S:
             raise AgentError(f"settle_s has to be 0 to {_MAX_SETTLE_S}", kind="configuration")
-        self._message_bytes, self._duration_s = message_bytes, math.ceil(duration_s)
+        self._message_bytes, self._test = message_bytes, test
+        self._duration_s = math.ceil(duration_s)
         self._paused_s, self._paused_at_s = 0.0, None
-        command = [*command_prefix, "netperf", "-4", "-H", target, "-p", str(port)]
-        command += ["-t", "UDP_STREAM", "-l", str(self._duration_s), "-P", "0"]
+        command = [*command_prefix, "netperf", _version(target), "-H", target, "-p", str(port)]
+        command += ["-t", test, "-l", str(self._duration_s), "-P", "0"]
         command += ["-s", str(settle_s)] if settle_s else []
         # -R 1: otherwise netperf sets SO_DONTROUTE and stays on the local link.
         command += ["--", "-m", str(message_bytes), "-R", "1", "-k", _SELECTORS]
         command += ["-s", str(send_buffer_bytes)] if send_buffer_bytes else []
+        command += ["-H", data_to] if data_to else []
         try:
             for index in range(streams):
                 pinned = [cpus[index % len(cpus)]] if cpus else None
@@ -202,7 +208,7 @@ class Load:
             AgentError: netperf is missing, fails, or does not end in time.
         """
         self.netperf_stop()
-        command = [*command_prefix, "netperf", "-4", "-H", target, "-p", str(port)]
+        command = [*command_prefix, "netperf", _version(target), "-H", target, "-p", str(port)]
         command += ["-t", "UDP_RR", "-l", str(math.ceil(duration_s)), "-j", "-P", "0"]
         command += ["--", "-r", "1,1", "-R", "1", "-k", ",".join(_RR_SELECTORS)]
         process = _started(command, cpus=None if cpu is None else [cpu])
@@ -268,6 +274,8 @@ class Load:
             if stream.process.pid in late:
                 status, stderr = None, f"{stderr}stopped: no end within {timeout_s:.0f} s\n"
             row = parse_stream(stdout, message_bytes=self._message_bytes, paused_s=self._paused_s)
+            if self._test == "TCP_STREAM":
+                row["octets_received"] = _number(_values(stdout), "REMOTE_BYTES_RECVD")
             early = stream.early
             if early is None:
                 elapsed_s = row["elapsed_s"]
@@ -342,16 +350,8 @@ def parse_stream(
     include one that returned nothing.
     """
     values = _values(stdout)
-
-    def number(key: str) -> float | None:
-        try:
-            found = float(values[key])
-        except (KeyError, ValueError):
-            return None
-        return found if math.isfinite(found) else None
-
-    sent, received = number("LOCAL_BYTES_SENT"), number("REMOTE_BYTES_RECVD")
-    elapsed_s = number("ELAPSED_TIME")
+    sent, received = _number(values, "LOCAL_BYTES_SENT"), _number(values, "REMOTE_BYTES_RECVD")
+    elapsed_s = _number(values, "ELAPSED_TIME")
 
     def rate_pps(size: float | None) -> float | None:
         if size is None or elapsed_s is None or elapsed_s <= paused_s:
@@ -385,6 +385,14 @@ def parse_round_trips(stdout: str) -> dict[str, float]:
 
 def _values(stdout: str) -> dict[str, str]:
     return dict(line.partition("=")[::2] for line in stdout.splitlines() if "=" in line)
+
+
+def _number(values: Mapping[str, str], key: str) -> float | None:
+    try:
+        found = float(values[key])
+    except (KeyError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
 
 
 def descendants(pid: int) -> list[int]:
@@ -488,6 +496,11 @@ def _died(process: subprocess.Popen[str], what: str) -> AgentError:
         f"{what} ended with status {process.returncode}: {said or 'it said nothing'}",
         hint=packages.hint("netperf") if missing else None,
     )
+
+
+def _version(address: str) -> str:
+    """netperf's option for the version of IP."""
+    return "-6" if ":" in address else "-4"
 
 
 def _listening(port: int) -> bool:

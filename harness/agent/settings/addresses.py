@@ -23,7 +23,10 @@ def parsed(text: str) -> IPv4Interface:
 
 
 def _with_peer(now: dict[str, str], asked: Asked) -> dict[str, str]:
-    return {**now, asked["peer"]["address"]: asked["peer"]["mac"].lower()}
+    """``now`` with the other host, and the addresses that it also answers for."""
+    peer = asked["peer"]
+    mac = peer["mac"].lower()
+    return {**now, **dict.fromkeys((peer["address"], *peer.get("also", ())), mac)}
 
 
 SETTINGS = (
