@@ -19,17 +19,20 @@ from harness.commands import (
     blocks_option,
     hosts_option,
     profile_option,
+    require_seed,
     seed_option,
+    shard_option,
     steps_option,
     tree_option,
 )
 from harness.commands.also import also_option
-from harness.commands.variants import commits_of, is_range, variants_option
+from harness.commands.variants import compared, variants_options
 from harness.plan import (
     AA_STEPS,
     BASELINE,
     Plan,
     Profile,
+    Shard,
     claims,
     families,
     make_plan,
@@ -55,6 +58,7 @@ _STEERED = {
 @blocks_option
 @also_option
 @seed_option
+@shard_option
 @click.option("--aa", is_flag=True, help="The plan for step 0 against itself.")
 @click.option(
     "--noise",
@@ -67,13 +71,14 @@ _STEERED = {
 @beds_option
 @hosts_option
 @tree_option
-@variants_option
+@variants_options
 def plan(
     steps: str,
     profile_name: str,
     blocks: int | None,
     also: tuple[str, ...],
     seed: int | None,
+    shard: Shard | None,
     aa: bool,
     noise: float | None,
     bed_name: str | None,
@@ -81,13 +86,15 @@ def plan(
     hosts_path: Path | None,
     tree: Path | None,
     variants: str | None,
+    mbox: str | None,
+    base: str | None,
 ) -> None:
     """Show the order of boots, the duration, settings and void rules of a run; change nothing."""
+    require_seed(shard, seed)
     beds = config.beds(config.load(config.locate(hosts_path)), bed_name, bed_names)
-    commits = commits_of(tree, variants)
-    named = [commit.name for commit in commits]
+    among = compared(tree, variants, mbox, base, keep=False)
     chosen = make_plan(
-        named or (AA_STEPS if aa else parse_steps(steps)),
+        among.names or (AA_STEPS if aa else parse_steps(steps)),
         registry.profile(
             profile_name,
             bed_kind=beds[0].kind,
@@ -97,22 +104,23 @@ def plan(
         ),
         seed=secrets.randbits(31) if seed is None else seed,
         beds=[bed.name for bed in beds],
-        baseline=named[0] if named else BASELINE,
-        ranged=is_range(variants),
-    )
+        baseline=among.names[0] if among.names else BASELINE,
+        ranged=among.ranged,
+    ).shared(shard)
     for line in _lines(chosen, beds, noise and noise / 100):
         click.echo(line)
 
 
 def _lines(plan: Plan, beds: Sequence[config.Bed], noise: float | None) -> Iterator[str]:
     timing, bed = plan.profile, beds[0]
-    boots = sum(len(row) for row in plan.order)
+    boots = sum(1 for _ in plan.boots())
     measured_s = trials.measured_s(plan)
     about_s = measured_s + plan.blocks_of_a_bed * len(plan.steps) * registry.of(bed).boot_s
     named = f"beds {', '.join(one.name for one in beds)}" if len(beds) > 1 else f"bed {bed.name}"
     yield f"{named} ({bed.kind}) · profile {timing.name} · seed {plan.seed}"
     yield (
-        f"{timing.blocks} blocks × {len(plan.steps)} steps = {boots} boots, "
+        f"{_of_all(plan)}{boots // len(plan.steps)} blocks × {len(plan.steps)} steps = "
+        f"{boots} boots, "
         f"{_minutes(measured_s)} of measured windows, about {_minutes(about_s)} in all "
         "once the kernels are built"
     )
@@ -143,6 +151,7 @@ def _lines(plan: Plan, beds: Sequence[config.Bed], noise: float | None) -> Itera
     rows = [
         [number, *at, *row]
         for number, (at, row) in enumerate(zip(where, plan.order, strict=True), 1)
+        if plan.shard is None or plan.shard.has(number)
     ]
     places = ["block", *(["bed"] * (len(beds) > 1))]
     yield tabulate(rows, headers=[*places, *(f"boot {n + 1}" for n in range(len(plan.steps)))])
@@ -216,6 +225,10 @@ def _changes(bed: config.Bed, timing: Profile) -> Iterator[str]:
     yield f"  address: {bed.generator.address}, with a neighbour entry for the other host, no IPv6"
     if any(kind.paces for kind in trials.asked(timing)):
         yield "  pacing: a token bucket on its interface while the load is paced"
+
+
+def _of_all(plan: Plan) -> str:
+    return f"shard {plan.shard} of {len(plan.order)} blocks: " if plan.shard else ""
 
 
 def _counted(blocks: int) -> str:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The kernel series that ship, and how they are applied to a tree."""
 
+from harness.patches.mailed import read as read_mailed
+from harness.patches.mailed import trees
 from harness.patches.rebase import Rebased, rebase
 from harness.patches.series import (
     Patch,
@@ -44,8 +46,10 @@ __all__ = [
     "is_kernel",
     "list_series",
     "nearest",
+    "read_mailed",
     "rebase",
     "require_kernel",
     "series",
     "series_for",
+    "trees",
 ]
