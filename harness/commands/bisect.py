@@ -201,7 +201,7 @@ def _commits(
     for name, end in (("good", good), ("bad", bad)):
         if end is None:
             raise ConfigurationError(
-                f"--{name} is not given",
+                f"Missing option '--{name}'",
                 hint="name both ends, such as --good 0 --bad 8; only --mbox has ends of its own",
             )
     return kernels.commits_between(tree, str(good), str(bad)) if tree else ()
