@@ -265,6 +265,19 @@ def test_the_base_is_named_by_the_series_else_by_the_user_else_head(
         applied(kit, stated, "v9")
 
 
+def test_a_series_that_needs_others_says_so(kit: Kit, tmp_path: Path) -> None:
+    cover, one, two, three = series(kit)
+    cover = replace(cover, body=cover.body + f"prerequisite-patch-id: {'7' * 40}\n")
+    alone = [replace(m, subject=m.subject.replace(f"{n}/3", f"{n - 1}/2"))
+             for n, m in ((2, two), (3, three))]  # fmt: skip
+    path = written(tmp_path / "mbox", [replace(cover, subject="[PATCH net-next 0/2] x"), *alone])
+    with pytest.raises(KernelError, match="and the series says that it needs other patches first"):
+        applied(kit, path)
+    assert (
+        trees_of(applied(kit, written(tmp_path / "whole", [cover, one, two, three]))) == kit.trees
+    )
+
+
 def test_a_newer_version_counts_and_copies_do_not(kit: Kit, tmp_path: Path) -> None:
     old = [
         replace(mail, body=mail.body.replace("changed", "CHANGED"), id=f"old{mail.id}")

@@ -131,6 +131,20 @@ def test_machines_that_differ_are_beds(tmp_path: Path) -> None:
     )
 
 
+def test_beds_of_machines_may_have_names_of_their_own(tmp_path: Path) -> None:
+    """As places of a lab have, of which each shard gets one."""
+    about = {"bed": "rack1", "bed_kind": "hardware", "accelerator": None}
+    whole = make_campaign(tmp_path / "whole", effects=EFFECTS, blocks=12, about=about)
+    parts = split(whole, tmp_path, 2, {1: {"machine": "rx1"}, 2: {"machine": "rx2"}})
+    edited(parts[1], lambda a: a.update(bed="rack2"))
+    campaign = merge(parts, tmp_path / "merged")
+    assert (campaign.bed, campaign.beds) == ("rack1+rack2", ["rx1", "rx2"])
+    # One machine, driven from two computers.
+    parts = split(whole, tmp_path / "2", 2, {1: {"machine": "rx1"}, 2: {"machine": "rx1"}})
+    edited(parts[1], lambda a: a["provenance"].update(cpu_model="of another computer"))
+    assert merge(parts, tmp_path / "one").block_beds == []
+
+
 def test_a_shard_alone_has_no_verdict(tmp_path: Path) -> None:
     whole = make_campaign(tmp_path / "whole", effects=EFFECTS, blocks=24)
     [first, _] = split(whole, tmp_path, 2)
