@@ -51,7 +51,7 @@ def mailed(path: Path, name: str, base: str | None = None, *, keep: bool = True)
             remarks.append(f"the series is for commit {stated:.12}, which {path} does not have")
     with tempfile.TemporaryDirectory(prefix="receive-batching-") as scratch:
         try:
-            found = patches.trees(path, onto, series, Path(scratch))
+            found = patches.apply_mailed(path, onto, series, Path(scratch))
         except KernelError as error:
             if not unknown:
                 raise
@@ -62,7 +62,7 @@ def mailed(path: Path, name: str, base: str | None = None, *, keep: bool = True)
     if keep:
         objects = objects_of(path)
         objects.mkdir(parents=True, exist_ok=True)
-        patches.trees(path, onto, series, objects)
+        patches.apply_mailed(path, onto, series, objects)
     at = one_commit(path, onto)
     why = "named with --base" if base else "HEAD" if onto == head else "named by the series"
     remarks.append(f"{len(found)} patches on {at.name} ({at.subject}), {why}")

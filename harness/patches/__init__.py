@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The kernel series that ship, and how they are applied to a tree."""
 
-from harness.patches.mailed import read as read_mailed
-from harness.patches.mailed import trees
+from harness.patches.mailed import apply_mailed, read_mailed
 from harness.patches.rebase import Rebased, rebase
 from harness.patches.series import (
     Patch,
@@ -40,6 +39,7 @@ __all__ = [
     "UnknownBaseError",
     "apply",
     "apply_files",
+    "apply_mailed",
     "base_of",
     "bed_patches",
     "check",
@@ -51,5 +51,4 @@ __all__ = [
     "require_kernel",
     "series",
     "series_for",
-    "trees",
 ]

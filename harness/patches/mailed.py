@@ -23,8 +23,10 @@ _LINK = re.compile(r"https?://\S+")
 _BROKEN = re.compile(r"corrupt patch|No valid patches|patch fragment without header|unrecognized")
 
 
-def trees(repository: Path, base: str, series: Mailed, objects: Path) -> list[str]:
-    """The tree after each patch of ``series`` on commit ``base``; they are written to ``objects``.
+def apply_mailed(repository: Path, base: str, series: Mailed, objects: Path) -> list[str]:
+    """Apply ``series`` to commit ``base``; returns the tree after each patch.
+
+    The trees are written to the directory ``objects``.
 
     Raises:
         KernelError: a patch does not apply; names the patch, the file and the hunk.
@@ -89,7 +91,7 @@ def fetched(name: str, directory: Path) -> Path:
     return directory
 
 
-def read(name: str) -> Mailed:
+def read_mailed(name: str) -> Mailed:
     """:func:`mails.read` of what ``name`` means."""
     with tempfile.TemporaryDirectory(prefix="receive-batching-") as scratch:
         return mails.read(fetched(name, Path(scratch)))

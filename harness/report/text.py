@@ -256,7 +256,7 @@ def machines_line(report: Document) -> str | None:
     if not blocks:
         return None
     told = [
-        f"{machine} (blocks {', '.join(map(str, sorted(numbers)))})"
+        f"{machine} (block{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))})"
         for machine, numbers in blocks.items()
     ]
     return f"merged from shards measured on {', '.join(told)}"
