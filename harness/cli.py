@@ -34,6 +34,7 @@ COMMANDS = {
     "run": "Build the kernels, boot and measure them, and print the table.",
     "plan": "Show what a run would do; change nothing.",
     "build": "Build and keep the kernels of some steps.",
+    "merge": "Join the shards of a campaign that several machines measured.",
     "report": "Print the report of a result directory.",
     "profile": "Show where the time of a packet goes, function by function.",
     "trace": "Watch list lengths on a live host.",

@@ -114,6 +114,35 @@ class PlannedBoot:
         return f"b{self.block:02d}-p{self.position:02d}-s{self.step}"
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Share ``number`` of ``of`` of a campaign's blocks: every ``of``-th, from ``number`` on."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """``2/3``.
+
+        Raises:
+            ConfigurationError: it is none.
+        """
+        found = re.fullmatch(r"([0-9]{1,4})/([0-9]{1,4})", text.strip())
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise ConfigurationError(
+                f"{text!r:.40} is no shard", hint="write 2/3 for the second of three"
+            )
+        return cls(int(found[1]), int(found[2]))
+
+    def has(self, block: int) -> bool:
+        """Is ``block`` one of its blocks?"""
+        return (block - self.number) % self.of == 0
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A whole campaign: which boots, in which order, under which profile."""
@@ -131,6 +160,34 @@ class Plan:
 
     after: int = 0
     """How many of its blocks an earlier look has: they are not among the :meth:`groups`."""
+    shard: Shard | None = None
+    """The share of its blocks that is measured here; ``None``: all."""
+
+    def shared(self, shard: Shard | None) -> Plan:
+        """The same plan, of which ``shard`` is measured here.
+
+        Raises:
+            ConfigurationError: it cannot be shared, or has no block for this shard.
+        """
+        if shard is None:
+            return self
+        if self.profile.looks:
+            raise ConfigurationError(
+                f"the profile {self.profile.name} ends at declared looks at all blocks so far, "
+                "which no shard has",
+                hint="use --profile standard, with --blocks if you want more",
+            )
+        if self.block_beds:
+            raise ConfigurationError(
+                "--beds and --shard exclude each other: both spread the blocks",
+                hint="give each shard one of the beds with --bed",
+            )
+        if shard.of > len(self.order):
+            raise ConfigurationError(
+                f"{len(self.order)} blocks cannot be shared by {shard.of}",
+                hint=f"use fewer shards, or --blocks {shard.of} or more",
+            )
+        return replace(self, shard=shard)
 
     def until(self, look: int) -> Plan:
         """The part of it up to ``look``, a number of blocks, without that of the look before."""
@@ -167,7 +224,9 @@ class Plan:
         return self.block_beds[block - 1] if self.block_beds else None
 
     def ordinal(self, block: int) -> int:
-        """The number of ``block`` among the blocks of its bed."""
+        """The number of ``block`` among the blocks of its bed, or of its shard."""
+        if self.shard:
+            return 1 + (block - self.shard.number) // self.shard.of
         bed = self.bed_of(block)
         return self.block_beds[:block].count(bed) if bed else block
 
@@ -178,12 +237,12 @@ class Plan:
 
     @property
     def blocks_of_a_bed(self) -> int:
-        """The number of blocks of the bed that has most."""
-        return max(self.ordinal(block) for block in range(1, len(self.order) + 1))
+        """The number of blocks of the bed that has most, or of the shard."""
+        return max(self.ordinal(boot.block) for boot in self.boots())
 
     def boots(self) -> Iterator[PlannedBoot]:
-        """Every boot in the planned order."""
-        return boots_of(self.order)
+        """Every boot in the planned order, or those of its shard."""
+        return boots_of(self.order, self.shard)
 
     def groups(self, bed: str | None = None) -> Iterator[tuple[PlannedBoot, ...]]:
         """The boots, or those of ``bed``, in groups that are up together."""
@@ -191,6 +250,8 @@ class Plan:
             if bed and self.bed_of(block) not in (None, bed):
                 continue
             boots = tuple(boot for boot in self.boots() if boot.block == block)
+            if not boots:  # of another shard
+                continue
             if self.profile.slice_s:
                 yield boots
             else:
@@ -479,8 +540,10 @@ def balanced_blocks(
     return tuple(order[:blocks])
 
 
-def boots_of(order: Sequence[Sequence[str]]) -> Iterator[PlannedBoot]:
-    """The boots of a stored order."""
+def boots_of(order: Sequence[Sequence[str]], shard: Shard | None = None) -> Iterator[PlannedBoot]:
+    """The boots of a stored order, or those of ``shard``."""
     for block, row in enumerate(order, start=1):
+        if shard and not shard.has(block):
+            continue
         for position, step in enumerate(row, start=1):
             yield PlannedBoot(block, position, step)

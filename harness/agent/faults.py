@@ -12,7 +12,7 @@ from typing import Literal
 
 from . import packages
 
-Kind = Literal["infrastructure", "configuration", "void"]
+Kind = Literal["infrastructure", "busy", "configuration", "void"]
 
 
 class AgentError(Exception):

@@ -52,12 +52,16 @@ class Lease:
             found = self._read()
             if found and found["holder"] != holder and _left_s(found) > 0:
                 raise AgentError(
-                    f"held by {_named(found)} for {_left_s(found):.0f} s more",
+                    f"held by {_named(found)} for {_left_s(found):.0f} s more, "
+                    + time.strftime("since %Y-%m-%d %H:%M UTC", time.gmtime(found["since_s"])),
+                    kind="busy",
                     hint="wait until it is free; if nobody uses the host any more, "
                     "`harness hosts release HOST --break` ends the lease",
                 )
             names = {"owner": _line(owner), "campaign": _line(campaign or "")}
-            return self._write({"holder": holder, **names}, ttl_s)
+            again = found is not None and found["holder"] == holder
+            since_s = found["since_s"] if found and again else time.time()
+            return self._write({"holder": holder, **names, "since_s": since_s}, ttl_s)
 
     def refresh(self, *, holder: str, ttl_s: float) -> dict[str, Any]:
         """Extend it to ``ttl_s`` seconds from now; ``held`` is False if it is not ``holder``'s.
@@ -98,7 +102,10 @@ class Lease:
             return _shown(found)
 
     def state(self) -> dict[str, Any]:
-        """``owner`` (None if the host is free), ``holder``, ``campaign``, ``left_s``."""
+        """``owner`` (None if the host is free), ``holder``, ``campaign``, ``since_s``, ``left_s``.
+
+        ``since_s`` is seconds since the epoch by the clock of this host.
+        """
         return _shown(self._read())
 
     @contextlib.contextmanager
@@ -172,6 +179,8 @@ def _record(text: str) -> dict[str, Any]:
     return {
         **{name: str(found[name]) for name in ("holder", "owner", "campaign", "boot_id")},
         **{name: float(found[name]) for name in ("ttl_s", "at_boot_s", "at_s")},
+        # Not in a lease that an earlier version has written.
+        "since_s": float(found.get("since_s", found["at_s"])),
     }
 
 
@@ -188,11 +197,12 @@ def _left_s(record: dict[str, Any]) -> float:
 def _shown(record: dict[str, Any] | None) -> dict[str, Any]:
     left_s = _left_s(record) if record else 0.0
     if record is None or left_s == 0.0:
-        return {"owner": None, "holder": None, "campaign": None, "left_s": 0.0}
+        return {"owner": None, "holder": None, "campaign": None, "since_s": None, "left_s": 0.0}
     return {
         "owner": record["owner"],
         "holder": record["holder"],
         "campaign": record["campaign"] or None,
+        "since_s": record["since_s"],
         "left_s": left_s,
     }
 

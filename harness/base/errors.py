@@ -36,6 +36,10 @@ class InfrastructureError(HarnessError):
     exit_code = 3
 
 
+class BusyError(InfrastructureError):
+    """Somebody else uses a machine or a bed; it may be free later."""
+
+
 class HostLostError(InfrastructureError):
     """A host stopped answering; its state is unknown."""
 

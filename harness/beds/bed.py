@@ -177,6 +177,8 @@ class Wanted:
     """For logs and consoles that belong to no single boot."""
     counting: bool = False
     """Whether an emulator counts the instructions that the kernel executes."""
+    alone: bool = False
+    """Refuse, as busy, to share this machine with another harness that measures."""
 
 
 class BedKind(ABC):
@@ -217,6 +219,12 @@ class BedKind(ABC):
     def possible(self, bed: Bed) -> Bed:
         """``bed``, as far as this machine allows what hosts.yaml says."""
         return bed
+
+    def require_free(self, bed: Bed) -> None:  # noqa: B027
+        """Raise a :class:`BusyError` if another harness measures where ``bed`` boots.
+
+        Machines have leases, which :meth:`look_at` checks.
+        """
 
     def look_at(self, bed: Bed, kernel: Kernel, *, resumed: bool) -> None:  # noqa: B027
         """Check its hosts before anything is built.

@@ -33,6 +33,7 @@ __all__ = [
     "opened",
     "possible",
     "profile",
+    "require_free",
 ]
 
 
@@ -57,6 +58,11 @@ def profile(
 def possible(bed: Bed) -> Bed:
     """See :meth:`BedKind.possible`."""
     return of(bed).possible(bed)
+
+
+def require_free(bed: Bed) -> None:
+    """See :meth:`BedKind.require_free`."""
+    of(bed).require_free(bed)
 
 
 def acquired(bed: Bed) -> AbstractContextManager[Place]:

@@ -47,7 +47,7 @@ _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 _LOOK_EVERY_S = 0.5
 _SAME_TO_RESUME = (
     "baseline", "bed", "accelerator",
-    "trial", "load", "placement", "variants", "order", "block_beds",
+    "trial", "load", "placement", "variants", "order", "block_beds", "shard",
 )  # fmt: skip
 
 
@@ -274,6 +274,7 @@ def record(
         blocks=setup.plan.profile.blocks,
         order=[list(block) for block in setup.plan.order],
         block_beds=list(setup.plan.block_beds),
+        shard=setup.plan.shard,
         trial=asdict(setup.plan.profile),
         load=setup.load.record(),
         placement={
@@ -289,9 +290,15 @@ def record(
             "host_cpus": psutil.cpu_count(),
             "cpu_model": _cpu_model(),
             "void_rules": trials.void_rules_record(),
+            **({"machine": _machine(setup)} if setup.plan.shard else {}),
         },
         options=options or samples.Options(),
     )
+
+
+def _machine(setup: Setup) -> str:
+    """The name of the machine that is measured."""
+    return platform.node() if registry.of(setup.bed).here else setup.bed.dut_name
 
 
 def _provenance(layouts: Sequence[Image]) -> dict[str, Any]:

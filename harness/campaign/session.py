@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from harness import kernels, needs
 from harness.base.progress import Progress
 from harness.beds import registry
 from harness.beds.bed import Boots, RunningBed
+from harness.beds.waiting import entered, until_free
 from harness.campaign import prepare
 from harness.config import Bed, HostsFile, Load
 from harness.kernels import Image
@@ -65,27 +67,36 @@ def opened(
     *,
     tree: Path | None = None,
     commits: Sequence[kernels.Commit] = (),
+    wait_s: float | None = None,
 ) -> Iterator[Session]:
     """``bed``, after the kernels of ``steps`` were built.
 
-    With ``commits`` of ``tree``, these are the names of some.
+    With ``commits`` of ``tree``, these are the names of some. If it is busy, it is waited for
+    ``wait_s`` seconds; ``None``: not.
     """
     with (
         Progress() as progress,
         tempfile.TemporaryDirectory(prefix="rb-session-") as scratch,
-        registry.acquired(bed) as place,
+        contextlib.ExitStack() as up,
     ):
+        once_free = functools.partial(until_free, wait_s=wait_s, progress=progress)
+        enter = functools.partial(entered, up, wait_s=wait_s, progress=progress)
+        place = enter(functools.partial(registry.acquired, bed))
         bed = place.bed  # as far as this machine allows what hosts.yaml says
+        if wait_s is not None:
+            once_free(lambda: registry.require_free(bed))
         wanted = kernels.Kernels(
             kernel=hosts.kernel,
             names=steps,
             tree=tree,
             commits=commits,
-            host=registry.kernel_config(hosts.kernel, bed),
+            host=once_free(lambda: registry.kernel_config(hosts.kernel, bed)),
             arch=bed.arch,
         )
         needs.require(needs.of_kernels(wanted, bed=bed, together=len(steps)))
         images = {step: image for step, (image,) in wanted.build(progress).items()}
-        opening = registry.Wanted("session", Path(scratch))
-        with registry.opened(place, images[steps[0]], opening, progress) as boots:
-            yield Session(bed, hosts.load, boots, images, Path(scratch), progress)
+        opening = registry.Wanted("session", Path(scratch), alone=wait_s is not None)
+        boots = enter(
+            functools.partial(registry.opened, place, images[steps[0]], opening, progress)
+        )
+        yield Session(bed, hosts.load, boots, images, Path(scratch), progress)

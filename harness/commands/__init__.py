@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from harness.base.errors import ConfigurationError, InfrastructureError
-from harness.plan import DEFAULT_STEPS, MAX_BLOCKS, PROFILE_NAMES, SHIPPED
+from harness.plan import DEFAULT_STEPS, MAX_BLOCKS, PROFILE_NAMES, SHIPPED, Shard
 
 
 class PathOf(click.Path):
@@ -93,6 +93,40 @@ seed_option = click.option(
     type=click.IntRange(min=0, max=2**63 - 1),
     help="Seed for the order of boots. Default: a random one, which is stored.",
 )
+
+
+def _shard(_context: click.Context, _option: click.Parameter, given: str | None) -> Shard | None:
+    return None if given is None else Shard.parse(given)
+
+
+shard_option = click.option(
+    "--shard",
+    metavar="I/N",
+    callback=_shard,
+    help="Measure every N-th block from block I on; other shards of the campaign run elsewhere "
+    "with the same --seed and options, and `harness merge` joins them.",
+)
+
+_FOREVER_S = "315360000"  # ten years
+wait_option = click.option(
+    "--wait",
+    "wait_s",
+    type=Seconds(min=0),
+    is_flag=False,
+    flag_value=_FOREVER_S,
+    metavar="[SECONDS]",
+    help="Wait until nobody else uses the bed or measures on this machine, for so many seconds "
+    "at most; then start.",
+)
+
+
+def require_seed(shard: Shard | None, seed: int | None) -> None:
+    """Raise a :class:`ConfigurationError` if shards would get plans of their own."""
+    if shard is not None and seed is None:
+        raise ConfigurationError(
+            f"--shard {shard} needs --seed: without it each shard draws a plan of its own",
+            hint="give all shards the same number, such as --seed 13",
+        )
 
 
 def profile_option(default: str, *, looks: bool = True) -> Callable[[Any], Any]:

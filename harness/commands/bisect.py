@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import secrets
@@ -21,6 +22,7 @@ from harness.base.progress import Progress
 from harness.beds import registry
 from harness.beds.bed import Boots
 from harness.beds.labgrid import Place
+from harness.beds.waiting import entered, until_free
 from harness.campaign import run as campaign
 from harness.commands import (
     PathOf,
@@ -30,8 +32,11 @@ from harness.commands import (
     profile_option,
     require_apart,
     seed_option,
+    wait_option,
 )
 from harness.commands.load import beds_for
+from harness.commands.variants import compared, mbox_options
+from harness.kernels import Image
 from harness.results import samples
 from harness.results.analysis import analyse
 from harness.results.expect import require_paced
@@ -47,8 +52,8 @@ from harness.trials import MEASURES
     type=click.Choice(bisection.METRICS),
     help="The metric.",
 )
-@click.option("--good", required=True, help="Step (or commit) before the change.")
-@click.option("--bad", required=True, help="Step (or commit) after the change.")
+@click.option("--good", help="Step (or commit) before the change. With --mbox: its base.")
+@click.option("--bad", help="Step (or commit) after the change. With --mbox: its last patch.")
 @click.option("--by", default="2%", show_default=True, help="Smallest change to look for.")
 @click.option("--steps", help="Steps to search. Default: 0-8.")
 @click.option(
@@ -56,6 +61,7 @@ from harness.trials import MEASURES
     type=PathOf(),
     help="Git tree whose commits are searched as they are, instead of the series.",
 )
+@mbox_options
 @profile_option("standard", looks=False)  # a search has looks of its own
 @click.option(
     "--max-blocks",
@@ -69,6 +75,7 @@ from harness.trials import MEASURES
 @bed_option
 @hosts_option
 @out_option("bisect-")
+@wait_option
 @click.option("--resume", is_flag=True, help="Continue the bisection in --out.")
 @click.option("--retry-failed", is_flag=True, help="With --resume: retry kernels that failed.")
 @click.option(
@@ -81,17 +88,20 @@ from harness.trials import MEASURES
 )
 def bisect(
     metric: str,
-    good: str,
-    bad: str,
+    good: str | None,
+    bad: str | None,
     by: str,
     steps: str | None,
     tree: Path | None,
+    mbox: str | None,
+    base: str | None,
     profile_name: str,
     max_blocks: int,
     seed: int | None,
     bed_name: str | None,
     hosts_path: Path | None,
     directory: Path,
+    wait_s: float | None,
     resume: bool,
     retry_failed: bool,
     form: str,
@@ -102,6 +112,7 @@ def bisect(
     harness bisect --good 0 --bad 8                             a rate: about an hour
     harness bisect --good 0 --bad 8 --metric ip_rcv_per_packet  counted: a few boots
     harness bisect --tree TREE --good v6.12 --bad HEAD          any range of commits
+    harness bisect --tree TREE --mbox series.mbox               the patches of a mailed series
     harness bisect --resume --out DIR …                         continue; repeat the options
 
     With --tree both ends are commits, and the search follows first parents. The metric is
@@ -120,14 +131,14 @@ def bisect(
     if tree and steps is not None:
         raise ConfigurationError("--tree and --steps exclude each other")
     require_paced(metric, bed.name, bed.paced_pps)
-    commits = kernels.commits_between(tree, good, bad) if tree else []
+    commits = _commits(tree, good, bad, mbox, base)
     titles = {commit.name: commit.subject for commit in commits}
     searched = plan.parse_steps("0-8" if steps is None else steps, plan.ALL_STEPS)
     question = bisection.Question(
         metric=metric,
         by=_share(by),
         kind="commit" if tree else "step",
-        points=tuple(titles) if tree else _between(good, bad, searched),
+        points=tuple(titles) or _between(good or "", bad or "", searched),
         max_blocks=max_blocks,
         profile=profile_name,
         bed=bed.name,
@@ -141,17 +152,22 @@ def bisect(
     )
     with Progress() as progress, contextlib.ExitStack() as up:
         progress.say(f"results: {directory}, seed {journal.seed}")
-        place = up.enter_context(registry.acquired(bed))
+        once_free = functools.partial(until_free, wait_s=wait_s, progress=progress)
+        place = entered(up, lambda: registry.acquired(bed), wait_s=wait_s, progress=progress)
+        if wait_s is not None:
+            once_free(lambda: registry.require_free(place.bed))
         wanted = kernels.Kernels(
             kernel=hosts.kernel,
             names=(question.points[0], question.points[-1]),
             tree=tree,
             commits=commits,
-            host=registry.kernel_config(hosts.kernel, place.bed),
+            host=once_free(lambda: registry.kernel_config(hosts.kernel, place.bed)),
             arch=bed.arch,
         )
         needs.require(needs.of_kernels(wanted, results=directory, bed=place.bed, together=2))
-        bench = _Bench(place, hosts.load, journal, directory, wanted, progress, up, retry_failed)
+        bench = _Bench(
+            place, hosts.load, journal, directory, wanted, progress, up, retry_failed, wait_s
+        )
         journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
     _print(journal, bed, form)
 
@@ -168,6 +184,28 @@ def _print(journal: bisection.Search, bed: config.Bed, form: str) -> None:
         if shown["found"]:
             click.echo(f"\n{shown['sentence']}")
     bisection.require(shown)
+
+
+def _commits(
+    tree: Path | None, good: str | None, bad: str | None, mbox: str | None, base: str | None
+) -> Sequence[kernels.Commit]:
+    """The commits, or the patches of a mailed series, from ``good`` to ``bad``; none: steps.
+
+    Raises:
+        ConfigurationError: an end is not named, or is not among them.
+    """
+    commits = compared(tree, None, mbox, base).commits
+    if commits:
+        names = [commit.name for commit in commits]
+        ends = _between(good or names[0], bad or names[-1], names)
+        return [commit for commit in commits if commit.name in ends]
+    for name, end in (("good", good), ("bad", bad)):
+        if end is None:
+            raise ConfigurationError(
+                f"Missing option '--{name}'",
+                hint="name both ends, such as --good 0 --bad 8; only --mbox has ends of its own",
+            )
+    return kernels.commits_between(tree, str(good), str(bad)) if tree else ()
 
 
 def _share(by: str) -> float:
@@ -207,6 +245,7 @@ class _Bench:
     progress: Progress
     up: contextlib.ExitStack
     retry_failed: bool
+    wait_s: float | None = None
     boots: Boots | None = None
 
     def measure(self, name: str, points: Sequence[str], blocks: int) -> Analysis:
@@ -215,14 +254,7 @@ class _Bench:
         with registry.made_meanwhile(self.place.bed):
             wanted = replace(self.kernels, names=points, layouts=min(profile.layouts, blocks))
             built = wanted.build(self.progress)
-            self.boots = self.boots or self.up.enter_context(
-                registry.opened(
-                    self.place,
-                    built[points[0]][0],
-                    registry.Wanted(self.journal.id, self.directory, trials.counting(profile)),
-                    self.progress,
-                )
-            )
+            self.boots = self.boots or self._opened(built[points[0]][0], profile)
         setup = campaign.Setup(
             bed=self.place.bed,
             load=self.load,
@@ -241,6 +273,20 @@ class _Bench:
         samples.write_campaign(where, record)
         campaign.run(setup, where, progress=self.progress, retry_failed=self.retry_failed)
         return analyse(samples.ResultDirectory.open(where))
+
+    def _opened(self, image: Image, profile: plan.Profile) -> Boots:
+        wanted = registry.Wanted(
+            self.journal.id,
+            self.directory,
+            counting=trials.counting(profile),
+            alone=self.wait_s is not None,
+        )
+        return entered(
+            self.up,
+            lambda: registry.opened(self.place, image, wanted, self.progress),
+            wait_s=self.wait_s,
+            progress=self.progress,
+        )
 
     def _profile(self, blocks: int) -> plan.Profile:
         """Only timed trials for a rate, only traced trials for what probes count."""

@@ -19,18 +19,21 @@ from harness.commands import (
     blocks_option,
     hosts_option,
     profile_option,
+    require_seed,
     seed_option,
+    shard_option,
     steps_option,
     tree_option,
 )
 from harness.commands.also import also_option
 from harness.commands.load import beds_for, load_option, told
-from harness.commands.variants import commits_of, is_range, variants_option
+from harness.commands.variants import compared, variants_options
 from harness.plan import (
     AA_STEPS,
     BASELINE,
     Plan,
     Profile,
+    Shard,
     claims,
     families,
     make_plan,
@@ -58,6 +61,7 @@ _STEERED = {
 @also_option
 @load_option
 @seed_option
+@shard_option
 @click.option("--aa", is_flag=True, help="The plan for step 0 against itself.")
 @click.option(
     "--noise",
@@ -70,7 +74,7 @@ _STEERED = {
 @beds_option
 @hosts_option
 @tree_option
-@variants_option
+@variants_options
 def plan(
     steps: str,
     profile_name: str,
@@ -78,6 +82,7 @@ def plan(
     also: tuple[str, ...],
     load: str | None,
     seed: int | None,
+    shard: Shard | None,
     aa: bool,
     noise: float | None,
     bed_name: str | None,
@@ -85,14 +90,16 @@ def plan(
     hosts_path: Path | None,
     tree: Path | None,
     variants: str | None,
+    mbox: str | None,
+    base: str | None,
 ) -> None:
     """Show the order of boots, the duration, settings and void rules of a run; change nothing."""
+    require_seed(shard, seed)
     hosts = config.with_load(config.load(config.locate(hosts_path)), load)
     beds = beds_for(hosts.load, config.beds(hosts, bed_name, bed_names), also)
-    commits = commits_of(tree, variants)
-    named = [commit.name for commit in commits]
+    among = compared(tree, variants, mbox, base, keep=False)
     chosen = make_plan(
-        named or (AA_STEPS if aa else parse_steps(steps)),
+        among.names or (AA_STEPS if aa else parse_steps(steps)),
         registry.profile(
             profile_name,
             bed_kind=beds[0].kind,
@@ -102,9 +109,9 @@ def plan(
         ),
         seed=secrets.randbits(31) if seed is None else seed,
         beds=[bed.name for bed in beds],
-        baseline=named[0] if named else BASELINE,
-        ranged=is_range(variants),
-    )
+        baseline=among.names[0] if among.names else BASELINE,
+        ranged=among.ranged,
+    ).shared(shard)
     for line in _lines(chosen, beds, hosts.load, noise and noise / 100):
         click.echo(line)
 
@@ -113,13 +120,14 @@ def _lines(
     plan: Plan, beds: Sequence[config.Bed], load: config.Load, noise: float | None
 ) -> Iterator[str]:
     timing, bed = plan.profile, beds[0]
-    boots = sum(len(row) for row in plan.order)
+    boots = sum(1 for _ in plan.boots())
     measured_s = trials.measured_s(plan)
     about_s = measured_s + plan.blocks_of_a_bed * len(plan.steps) * registry.of(bed).boot_s
     named = f"beds {', '.join(one.name for one in beds)}" if len(beds) > 1 else f"bed {bed.name}"
     yield f"{named} ({bed.kind}) · profile {timing.name} · seed {plan.seed}"
     yield (
-        f"{timing.blocks} blocks × {len(plan.steps)} steps = {boots} boots, "
+        f"{_of_all(plan)}{boots // len(plan.steps)} blocks × {len(plan.steps)} steps = "
+        f"{boots} boots, "
         f"{_minutes(measured_s)} of measured windows, about {_minutes(about_s)} in all "
         "once the kernels are built"
     )
@@ -151,6 +159,7 @@ def _lines(
     rows = [
         [number, *at, *row]
         for number, (at, row) in enumerate(zip(where, plan.order, strict=True), 1)
+        if plan.shard is None or plan.shard.has(number)
     ]
     places = ["block", *(["bed"] * (len(beds) > 1))]
     yield tabulate(rows, headers=[*places, *(f"boot {n + 1}" for n in range(len(plan.steps)))])
@@ -238,6 +247,10 @@ def _changes(bed: config.Bed, load: config.Load, timing: Profile) -> Iterator[st
 
 def _value(value: object) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def _of_all(plan: Plan) -> str:
+    return f"shard {plan.shard} of {len(plan.order)} blocks: " if plan.shard else ""
 
 
 def _counted(blocks: int) -> str:

@@ -15,9 +15,9 @@ from harness import config, plan, profiling
 from harness.base.progress import Progress
 from harness.beds import registry
 from harness.campaign.session import opened
-from harness.commands import Seconds, bed_option, hosts_option, tree_option
+from harness.commands import Seconds, bed_option, hosts_option, tree_option, wait_option
 from harness.commands.load import beds_for, load_option
-from harness.commands.variants import commits_of, variants_option
+from harness.commands.variants import compared, variants_options
 
 _CERTAIN = 2.0
 """A difference of so many standard errors is marked."""
@@ -41,7 +41,8 @@ _CERTAIN = 2.0
 @bed_option
 @hosts_option
 @tree_option
-@variants_option
+@variants_options
+@wait_option
 def profile(
     steps: str,
     duration_s: float,
@@ -52,6 +53,9 @@ def profile(
     hosts_path: Path | None,
     tree: Path | None,
     variants: str | None,
+    mbox: str | None,
+    base: str | None,
+    wait_s: float | None,
 ) -> None:
     """Show where the kernels of STEPS spend the time of a packet, side by side.
 
@@ -59,6 +63,7 @@ def profile(
     harness profile                      steps 0 and 8
     harness profile 8,shipped --top 50   step 8 and the tree without any patch
     harness profile --tree . --variants HEAD,worktree
+    harness profile --tree . --mbox series.mbox
 
     The kernels run under the load of hosts.yaml, or --load. On this machine they take turns; a
     machine of kind ssh boots one after the other. A time marked with * differs from the first
@@ -66,10 +71,10 @@ def profile(
     """
     hosts = config.with_load(config.load(config.locate(hosts_path)), load)
     [bed] = beds_for(hosts.load, [config.bed(hosts, bed_name)])
-    commits = commits_of(tree, variants)
-    wanted = [commit.name for commit in commits] or plan.parse_steps(steps)
+    among = compared(tree, variants, mbox, base)
+    wanted = among.names or plan.parse_steps(steps)
     found: dict[str, profiling.Profile] = {}
-    with opened(hosts, bed, wanted, tree=tree, commits=commits) as session:
+    with opened(hosts, bed, wanted, tree=tree, commits=among.commits, wait_s=wait_s) as session:
         for group in session.groups:
             with session.up(group) as beds, Progress() as progress:
                 turns = profiling.turns(duration_s)

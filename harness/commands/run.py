@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
 from harness.beds import registry
+from harness.beds.waiting import entered, until_free
 from harness.campaign import run as campaign
 from harness.commands import (
     bed_option,
@@ -26,13 +28,16 @@ from harness.commands import (
     out_option,
     profile_option,
     require_apart,
+    require_seed,
     seed_option,
+    shard_option,
     steps_option,
     tree_option,
+    wait_option,
 )
 from harness.commands.also import also_option
 from harness.commands.load import beds_for, load_option
-from harness.commands.variants import commits_of, is_range, variants_option
+from harness.commands.variants import compared, variants_options
 from harness.report import document, render
 from harness.results import samples
 from harness.results.analysis import analyse
@@ -46,12 +51,14 @@ from harness.results.expect import ExpectationResult, hold, parse, require, requ
 @also_option
 @load_option
 @seed_option
+@shard_option
 @bed_option
 @beds_option
 @hosts_option
 @tree_option
-@variants_option
+@variants_options
 @out_option()
+@wait_option
 @click.option(
     "--expect",
     multiple=True,
@@ -73,12 +80,16 @@ def run(
     also: tuple[str, ...],
     load: str | None,
     seed: int | None,
+    shard: plan.Shard | None,
     bed_name: str | None,
     bed_names: tuple[str, ...],
     hosts_path: Path | None,
     tree: Path | None,
     variants: str | None,
+    mbox: str | None,
+    base: str | None,
     directory: Path,
+    wait_s: float | None,
     aa: bool,
     resume: bool,
     retry_failed: bool,
@@ -95,8 +106,11 @@ def run(
     harness run --also cpu --also latency --also ndr
     harness run --load udp6,streams=10,message_bytes=64
     harness run --tree . --variants HEAD,worktree   what a change of your own does
+    harness run --tree . --mbox series.mbox         what each patch of a mailed series does
     harness run --resume --out DIR       continue after an interruption
+    harness run --wait                   first wait until the bed and this machine are free
     harness run --beds rack1,rack2       each block on one of several beds of machines
+    harness run --seed 13 --shard 2/3    a share of the blocks; `harness merge` joins all
 
     With --expect the exit code is 6 if an expectation was missed, and 7 if the
     measurement cannot tell.
@@ -105,6 +119,7 @@ def run(
     """
     require_apart(directory, tree)
     kept = _kept(directory, resume=resume)
+    shard = _shard_of(kept, shard, seed, expect)
     was = kept.options if kept else samples.Options()
     if bed_name is None and not bed_names:
         bed_name, bed_names = was.bed, was.beds
@@ -121,22 +136,30 @@ def run(
         paced_pps=beds[0].paced_pps,
     )
     if kept:  # by name: HEAD may have moved
-        variants = ",".join(kept.steps) if kept.of_commits else None
-    commits = commits_of(tree, variants)
+        mbox, base = was.mbox, was.base
+        variants = ",".join(kept.steps) if kept.of_commits and not mbox else None
+    among = compared(tree, variants, mbox, base)
+    if kept and mbox and among.names != kept.steps:
+        raise ConfigurationError(
+            f"the campaign cannot be resumed: {mbox} has other patches now",
+            hint="put back the series of its first run, or start a new campaign",
+        )
     chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     drawn = plan.make_plan(
-        tuple(kept.steps if kept else [commit.name for commit in commits] or chosen_steps),
+        tuple(kept.steps if kept else among.names or chosen_steps),
         profile,
         seed=kept.seed if kept else seed if seed is not None else secrets.randbits(31),
         beds=[bed.name for bed in beds],
-        baseline=commits[0].name if commits else plan.BASELINE,
-        ranged=kept.ranged if kept else is_range(variants),
-    )
+        baseline=among.names[0] if among.commits else plan.BASELINE,
+        ranged=kept.ranged if kept else among.ranged,
+    ).shared(shard)
     expected = [parse(text, drawn.steps) for text in expect]
     require_measured(expected, profile.extras, beds[0].name, beds[0].paced_pps)
     options = samples.Options(
         hosts=hosts_path.absolute(),
         tree=tree and tree.absolute(),
+        mbox=among.mbox,
+        base=among.base,
         bed=bed_name,
         beds=bed_names,
         load=load,
@@ -145,7 +168,7 @@ def run(
 
     def show() -> None:
         analysis = analyse(samples.ResultDirectory.open(directory))
-        findings.extend(hold(analysis, expected))
+        findings.extend([] if shard else hold(analysis, expected))
         if analysis.boots_done:
             click.echo(render(document(analysis, findings), "table"))
 
@@ -156,10 +179,11 @@ def run(
             # A kernel that is compared with itself has other layouts under its other name.
             layouts=drawn.layouts * (2 if tuple(drawn.steps) == plan.AA_STEPS else 1),
             tree=tree,
-            commits=commits,
+            commits=among.commits,
             arch=beds[0].arch,
         )
-        setup, campaign_id = _opened(up, hosts, beds, drawn, wanted, kept, directory, progress)
+        opening = _Opening(hosts, beds, drawn, kept, directory, wait_s)
+        setup, campaign_id = opening.opened(up, wanted, progress)
         record = campaign.record(setup, profile=profile.name, id_=campaign_id, options=options)
         if kept is None:
             samples.write_campaign(directory, record)
@@ -168,7 +192,10 @@ def run(
         accelerator = setup.boots.accelerator
         by = f", {accelerator.upper()}" if accelerator else ""
         progress.say(f"results: {directory}, seed {drawn.seed}{by}")
-        if too_few := drawn.too_few_blocks:
+        if shard:
+            blocks_here = dict.fromkeys(boot.block for boot in drawn.boots())
+            progress.say(f"shard {shard}: blocks {', '.join(map(str, blocks_here))}")
+        elif too_few := drawn.too_few_blocks:
             progress.say(too_few)
         at_end.callback(show)
         for look in drawn.looks:
@@ -179,50 +206,68 @@ def run(
     require(findings)
 
 
-def _opened(
-    up: contextlib.ExitStack,
-    hosts: config.HostsFile,
-    beds: Sequence[config.Bed],
-    drawn: plan.Plan,
-    wanted: kernels.Kernels,
-    kept: samples.Campaign | None,
-    directory: Path,
-    progress: Progress,
-) -> tuple[campaign.Setup, str]:
-    """Acquire ``beds`` until ``up`` ends, build the kernels, and make the beds ready to boot.
+@dataclass(frozen=True)
+class _Opening:
+    """What is needed to get all beds of a campaign ready to boot."""
 
-    Returns also the id of the campaign.
-    """
-    # In the order of their names: of two campaigns that start at once, one gets all beds.
-    by_name = sorted(beds, key=lambda bed: bed.name)
-    places = {bed.name: up.enter_context(registry.acquired(bed)) for bed in by_name}
-    host = registry.kernel_config(
-        hosts.kernel, *(places[bed.name].bed for bed in beds), resumed=kept is not None
-    )
-    wanted, first = replace(wanted, host=host), places[beds[0].name].bed
-    together = max(len(group) for group in drawn.groups())
-    needs.require(needs.of_kernels(wanted, results=directory, bed=first, together=together))
-    with registry.made_meanwhile(first):
-        made = wanted.build(progress)
-        built = {
-            step: made[step][: drawn.layouts]
-            if step in made
-            else made[plan.kernel_of(step)][-drawn.layouts :]
-            for step in drawn.steps
+    hosts: config.HostsFile
+    beds: Sequence[config.Bed]
+    drawn: plan.Plan
+    kept: samples.Campaign | None
+    directory: Path
+    wait_s: float | None
+
+    def opened(
+        self, up: contextlib.ExitStack, wanted: kernels.Kernels, progress: Progress
+    ) -> tuple[campaign.Setup, str]:
+        """Acquire the beds until ``up`` ends, build the kernels, and make the beds ready to boot.
+
+        Returns also the id of the campaign.
+        """
+        drawn, kept = self.drawn, self.kept
+        once_free = functools.partial(until_free, wait_s=self.wait_s, progress=progress)
+        enter = functools.partial(entered, up, wait_s=self.wait_s, progress=progress)
+        # In the order of their names: of two campaigns that start at once, one gets all beds.
+        places = {
+            bed.name: enter(functools.partial(registry.acquired, bed))
+            for bed in sorted(self.beds, key=lambda bed: bed.name)
         }
-        campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
-        opening = registry.Wanted(campaign_id, directory, trials.counting(drawn.profile))
-        opened = {
-            name: up.enter_context(
-                registry.opened(place, built[drawn.steps[0]][0], opening, progress)
+        acquired = [places[bed.name].bed for bed in self.beds]
+        if self.wait_s is not None:  # before kernels are built beside another measurement
+            once_free(lambda: registry.require_free(acquired[0]))
+        host = once_free(
+            lambda: registry.kernel_config(self.hosts.kernel, *acquired, resumed=kept is not None)
+        )
+        wanted = replace(wanted, host=host)
+        together = max(len(group) for group in drawn.groups())
+        needs.require(
+            needs.of_kernels(wanted, results=self.directory, bed=acquired[0], together=together)
+        )
+        with registry.made_meanwhile(acquired[0]):
+            made = wanted.build(progress)
+            built = {
+                step: made[step][: drawn.layouts]
+                if step in made
+                else made[plan.kernel_of(step)][-drawn.layouts :]
+                for step in drawn.steps
+            }
+            campaign_id = kept.id if kept else WriteAheadLog(self.directory).begin_campaign()
+            opening = registry.Wanted(
+                campaign_id,
+                self.directory,
+                counting=trials.counting(drawn.profile),
+                alone=self.wait_s is not None,
             )
-            for name, place in places.items()
-        }
-    (bed, boots), *others = [(places[bed.name].bed, opened[bed.name]) for bed in beds]
-    setup = campaign.Setup(
-        bed=bed, load=hosts.load, plan=drawn, images=built, boots=boots, others=others
-    )
-    return setup, campaign_id
+            image = built[drawn.steps[0]][0]
+            opened = {
+                name: enter(functools.partial(registry.opened, place, image, opening, progress))
+                for name, place in places.items()
+            }
+        (bed, boots), *others = [(places[bed.name].bed, opened[bed.name]) for bed in self.beds]
+        setup = campaign.Setup(
+            bed=bed, load=self.hosts.load, plan=drawn, images=built, boots=boots, others=others
+        )
+        return setup, campaign_id
 
 
 def _kept(directory: Path, *, resume: bool) -> samples.Campaign | None:
@@ -241,4 +286,38 @@ def _kept(directory: Path, *, resume: bool) -> samples.Campaign | None:
             f"{directory} already holds a campaign",
             hint="name another directory, or continue it with --resume",
         )
-    return samples.read_campaign(directory) if there else None
+    kept = samples.read_campaign(directory) if there else None
+    if kept and kept.merged:
+        raise ConfigurationError(
+            f"{directory} was merged from shards, so there is nothing to resume",
+            hint="resume the directory of a shard, and merge again",
+        )
+    return kept
+
+
+def _shard_of(
+    kept: samples.Campaign | None,
+    shard: plan.Shard | None,
+    seed: int | None,
+    expect: Sequence[str],
+) -> plan.Shard | None:
+    """The shard to measure, in a campaign to resume that of its first run.
+
+    Raises:
+        ConfigurationError: it is another one, has no seed, or is to meet expectations.
+    """
+    if kept and shard not in (None, kept.shard):
+        raise ConfigurationError(
+            f"the campaign cannot be resumed as shard {shard}: it is "
+            + (f"shard {kept.shard}" if kept.shard else "a whole campaign"),
+            hint="leave --shard out, or name another directory with --out",
+        )
+    if not kept:
+        require_seed(shard, seed)
+    found = kept.shard if kept else shard
+    if found and expect:
+        raise ConfigurationError(
+            f"--expect needs the whole campaign, and shard {found} is a part of it",
+            hint="join the shards: harness merge DIR…; then harness report DIR --expect …",
+        )
+    return found

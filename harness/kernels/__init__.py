@@ -6,16 +6,19 @@ from __future__ import annotations
 from harness.config import Kernel
 from harness.kernels.build import Image
 from harness.kernels.configuration import HostConfig, chosen
+from harness.kernels.mailed import Applied, mailed
 from harness.kernels.packing import packed
 from harness.kernels.source import Commit, commits_between, variants
 from harness.kernels.wanted import Kernels
 
 __all__ = [
+    "Applied",
     "Commit",
     "HostConfig",
     "Image",
     "Kernels",
     "commits_between",
+    "mailed",
     "of_host",
     "packed",
     "variants",

@@ -20,7 +20,7 @@ from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.base.progress import Progress
 from harness.kernels.arch import ARCHES, X86
 from harness.kernels.configuration import Configuration
-from harness.kernels.source import WORKTREE, Commit, Source, Tree, Worktree
+from harness.kernels.source import Commit, Source, Tree, Worktree
 from harness.kernels.toolchain import Toolchain
 from harness.kernels.walk import KCFLAGS, Variant, Walk
 from harness.patches import Series
@@ -192,7 +192,7 @@ def of_commits(
     tree = Worktree(repository)
     for commit in commits:
         # Uncommitted changes as they are now: they may change while kernels are built.
-        wanted = tree.tree_of(commit.name)
+        wanted = tree.tree_of(commit.ref)
         source = Source(kind="git", location=repository, ref=commit.name, identity=wanted)
 
         @contextmanager
@@ -204,7 +204,7 @@ def of_commits(
 
         yield Variant(
             step=commit.name,
-            name=commit.name if commit.name == WORKTREE else f"g{commit.name}",
+            name=commit.slug,
             # The touched files decide where functions lie.
             content=cache.digest(source.identity, [*code], config, compiler, *changes),
             touched=code,
@@ -243,8 +243,10 @@ def _images(
 
         kept = cache.entry(_home(variant, layout), make, what=f"the {variant.title(layout)}")
         record = json.loads((kept / "image.json").read_text(encoding="utf-8"))
-        named = {"step": variant.step, "patches": tuple(record["patches"])}
+        named: dict[str, object] = {"step": variant.step, "patches": tuple(record["patches"])}
         named["bed_patches"] = tuple(record.get("bed_patches", ()))
+        if "subject" in variant.record:  # the same content may have had another title
+            named["subject"] = variant.record["subject"]
         return Image(**{**record, **named}, directory=kept)
 
     return tuple(image(layout) for layout in range(1, layouts + 1))

@@ -104,7 +104,7 @@ def from_tarball(path: Path) -> Source:
 def from_git(path: Path, ref: str = "HEAD") -> Source:
     """The tree of commit ``ref`` in the git repository at ``path``; it is only read."""
     _require_whole(path)
-    tree = git(path, "rev-parse", "--verify", "--quiet", f"{ref}^{{tree}}", check=False)
+    tree = _ask(path, "rev-parse", "--verify", "--quiet", f"{ref}^{{tree}}", check=False)
     if tree.returncode != 0:
         raise ConfigurationError(
             f"{path} has no commit {ref!a}",
@@ -138,6 +138,33 @@ class Commit:
 
     name: str
     subject: str = ""
+    tree: str = ""
+    """Its tree, if it is no commit but a patch of a mailed series, with those before it."""
+
+    @property
+    def ref(self) -> str:
+        """What git calls it."""
+        return self.tree or self.name
+
+    @property
+    def slug(self) -> str:
+        """In the release of its kernel."""
+        return self.name if self.tree or self.name == WORKTREE else f"g{self.name}"
+
+
+def objects_of(repository: Path) -> Path:
+    """Our directory of objects that ``repository`` does not have."""
+    return _home_of(repository) / "objects"
+
+
+def _home_of(repository: Path) -> Path:
+    return cache.root() / "worktrees" / cache.digest(str(repository.resolve()))
+
+
+def _ask(repository: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """git in ``repository``, which also finds the objects that are ours."""
+    objects = objects_of(repository)
+    return git(repository, *arguments, objects=objects if objects.is_dir() else None, **options)
 
 
 def commits_between(path: Path, good: str, bad: str) -> list[Commit]:
@@ -147,7 +174,7 @@ def commits_between(path: Path, good: str, bad: str) -> list[Commit]:
         ConfigurationError: there is no such tree or commit, or ``good`` is not an
             ancestor of ``bad``.
     """
-    first, last = (_commit(path, end) for end in (good, bad))
+    first, last = (commit_id(path, end) for end in (good, bad))
     if first == last:
         raise ConfigurationError(f"{good} and {bad} are the same commit of {path}")
     if git(path, "merge-base", "--is-ancestor", first, last, check=False).returncode != 0:
@@ -176,10 +203,10 @@ def variants(path: Path, spec: str) -> list[Commit]:
         if dots:
             found += commits_between(path, first or "HEAD", last or "HEAD")
         elif item == WORKTREE:
-            over = _one(path, "HEAD")
+            over = one_commit(path, "HEAD")
             found.append(Commit(WORKTREE, f"uncommitted changes over {over.name}"))
         else:
-            found.append(_one(path, item))
+            found.append(one_commit(path, item))
     names = [commit.name for commit in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigurationError(
@@ -193,15 +220,16 @@ def variants(path: Path, spec: str) -> list[Commit]:
     return found
 
 
-def _one(path: Path, ref: str) -> Commit:
-    told = git(path, "log", "--max-count=1", "--abbrev=12", "--format=%h %s", _commit(path, ref))
+def one_commit(path: Path, ref: str) -> Commit:
+    """The commit that ``ref`` names; errors as in :func:`commit_id`."""
+    told = git(path, "log", "--max-count=1", "--abbrev=12", "--format=%h %s", commit_id(path, ref))
     return Commit(*told.stdout.rstrip("\n").split(" ", 1))
 
 
 def files_between(path: Path, first: str, *others: str) -> list[str]:
     """The files in which ``first`` and any of ``others`` differ."""
     differ = ("diff", "--name-only", "-z", "--end-of-options", first)
-    told = [git(path, *differ, *([] if one == WORKTREE else [one])).stdout for one in others]
+    told = [_ask(path, *differ, *([] if one == WORKTREE else [one])).stdout for one in others]
     return sorted({name for names in told for name in names.split("\0") if name})
 
 
@@ -209,13 +237,18 @@ def base_of_commit(path: Path, commit: str) -> str:
     """The base of a commit's tree, such as ``linux-6.12``."""
     with tempfile.TemporaryDirectory(prefix="receive-batching-") as scratch:
         commit = "HEAD" if commit == WORKTREE else commit
-        makefile = git(path, "show", f"{commit}:Makefile", check=False).stdout
+        makefile = _ask(path, "show", f"{commit}:Makefile", check=False).stdout
         (Path(scratch) / "Makefile").write_text(makefile, encoding="utf-8")
         patches.require_kernel(Path(scratch), f"commit {commit} of {path}")
         return patches.base_of(Path(scratch))[0]
 
 
-def _commit(path: Path, ref: str) -> str:
+def commit_id(path: Path, ref: str) -> str:
+    """The commit that ``ref`` names.
+
+    Raises:
+        ConfigurationError: there is no such tree or commit.
+    """
     _require_whole(path)
     found = git(path, "rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}", check=False)
     if found.returncode != 0:
@@ -231,7 +264,7 @@ class Worktree:
 
     def __init__(self, repository: Path) -> None:
         self._repository = repository.resolve()
-        self._home = cache.root() / "worktrees" / cache.digest(str(repository.resolve()))
+        self._home = _home_of(repository)
         self.directory = self._home / "linux"
 
     def held(self) -> AbstractContextManager[None]:
@@ -254,9 +287,8 @@ class Worktree:
 
     def _ask(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """git in the repository, writing new objects to a directory of ours."""
-        objects = self._home / "objects"
-        objects.mkdir(parents=True, exist_ok=True)
-        return git(self._repository, *arguments, objects=objects, **options)
+        objects_of(self._repository).mkdir(parents=True, exist_ok=True)
+        return _ask(self._repository, *arguments, **options)
 
     def move_to(self, tree: str, patch_files: Sequence[Path] = ()) -> list[Path]:
         """Make the directory equal to a ``tree`` or commit plus ``patch_files``.

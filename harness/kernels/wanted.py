@@ -107,15 +107,15 @@ class Kernels:
 
     def _of_commits(self) -> tuple[Path, Configuration, list[Variant]]:
         assert self.tree is not None
-        toolchain, names = toolchain_of(self.kernel), [commit.name for commit in self.commits]
-        base = base_of_commit(self.tree, names[0])
+        toolchain, refs = toolchain_of(self.kernel), [commit.ref for commit in self.commits]
+        base = base_of_commit(self.tree, refs[0])
         configuration = chosen(self.kernel, self.host, ARCHES[self.arch]).on(base)
         whose = f"the commits of {self.tree.resolve()}"
         objects = build.objects_of(whose, configuration, toolchain)
         variants = build.of_commits(
             self.tree,
             [commit for commit in self.commits if commit.name in self.names],
-            files_between(self.tree, *names),
+            files_between(self.tree, *refs),
             objects,
             configuration,
             toolchain,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The kernel series that ship, and how they are applied to a tree."""
 
+from harness.patches.mailed import apply_mailed, read_mailed
 from harness.patches.rebase import Rebased, rebase
 from harness.patches.series import (
     Patch,
@@ -38,12 +39,14 @@ __all__ = [
     "UnknownBaseError",
     "apply",
     "apply_files",
+    "apply_mailed",
     "base_of",
     "bed_patches",
     "check",
     "is_kernel",
     "list_series",
     "nearest",
+    "read_mailed",
     "rebase",
     "require_kernel",
     "series",

@@ -55,7 +55,8 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
         "complete": analysis.complete,
         "virtual": campaign.virtual,
         "label": campaign.label,
-        "campaign": {name: getattr(campaign, name) for name in _CAMPAIGN},
+        "campaign": {name: getattr(campaign, name) for name in _CAMPAIGN}
+        | ({"shard": str(campaign.shard)} if campaign.shard else {}),
         "design": DESIGN,
         "notes": list(analysis.notes),
         "boots_done": analysis.boots_done,

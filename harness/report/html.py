@@ -24,6 +24,7 @@ from harness.report.text import (
     function_cells,
     head_lines,
     look_line,
+    machines_line,
     measure_cells,
 )
 from harness.report.verdicts import sentences, verdict_lines
@@ -52,6 +53,7 @@ def page(report: Document) -> str:
         report=report,
         facts=head_lines(report)[0],
         look=look_line(report),
+        machines=machines_line(report),
         headers=[header.replace("\n", " ") for header in HEADERS],
         rows=list(zip(report["rows"], cells(report), strict=True)),
         bed_headers=[header.replace("\n", " ") for header in BED_HEADERS],

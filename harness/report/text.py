@@ -242,10 +242,14 @@ def head_lines(report: Document) -> list[str]:
         lines.append(f"the wire repeats frames: each frame of netperf was delivered {times}")
     if look := look_line(report):
         lines.append(look)
+    if machines := machines_line(report):
+        lines.append(machines)
     if report["boots_done"] < report["boots_planned"]:
         lines.append(
             f"INCOMPLETE: {report['boots_done']} of {report['boots_planned']} boots are finished"
         )
+    elif shard := campaign.get("shard"):
+        lines.append(f"SHARD {shard}: `harness merge` joins the shards to one campaign")
     elif not report["complete"]:
         lines.append("NOT COMPARABLE: conditions differed between boots")
     return lines
@@ -260,6 +264,20 @@ def _load(load: Mapping[str, Any]) -> str | None:
     if (kind, streams, octets) == ("udp", 10, 1):
         return None
     return f"load {kind}: {streams} streams of {octets} byte{'s' * (octets > 1)}"
+
+
+def machines_line(report: Document) -> str | None:
+    """Which machine measured which blocks, if the campaign was merged from shards."""
+    blocks: dict[str, list[int]] = {}
+    for shard in report["campaign"]["provenance"].get("shards") or ():
+        blocks.setdefault(shard["machine"], []).extend(shard["blocks"])
+    if not blocks:
+        return None
+    told = [
+        f"{machine} (block{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))})"
+        for machine, numbers in blocks.items()
+    ]
+    return f"merged from shards measured on {', '.join(told)}"
 
 
 def look_line(report: Document) -> str | None:

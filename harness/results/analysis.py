@@ -128,7 +128,7 @@ def _analyse(result: ResultDirectory, *, look: float | None = None) -> Analysis:
     boots = _void_by_path(boots)
     for found in boots:
         gathered[found.figures.boot.step].add(found)
-    problems = (*result.problems, *_links_differ(boots))
+    problems = (*result.problems, *_links_differ(boots), *_share_alone(campaign))
     judged = judge_campaign(
         campaign,
         {step: found.boots for step, found in gathered.items()},
@@ -145,7 +145,7 @@ def _analyse(result: ResultDirectory, *, look: float | None = None) -> Analysis:
         problems=problems,
         notes=tuple(_notes(campaign, boots)),
         boots_done=done,
-        boots_planned=sum(len(row) for row in campaign.order),
+        boots_planned=sum(1 for _ in campaign.planned()),
         settings=_by_bed({bed: boot.settings for bed, boot in first.items()}),
         settings_varied=tuple(sorted(varied)),
         inventory=_by_bed({bed: boot.inventory for bed, boot in first.items()}),
@@ -183,6 +183,13 @@ def _void_by_path(boots: Sequence[BootRead]) -> list[BootRead]:
         )
         judged.append(one.voided(reasons[:1]) if reasons else one)
     return judged
+
+
+def _share_alone(campaign: Campaign) -> list[str]:
+    """Why a shard has no verdict."""
+    if campaign.shard is None:
+        return []
+    return [f"shard {campaign.shard} is a part of a campaign: `harness merge` joins the shards"]
 
 
 def _links_differ(boots: Sequence[BootRead]) -> list[str]:

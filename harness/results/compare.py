@@ -72,7 +72,9 @@ def compare(one: Analysis, other: Analysis) -> Document:
 
 def _reasons(one: Analysis, other: Analysis) -> Iterator[str]:
     for name, side in zip(("first", "second"), (one, other), strict=True):
-        if not side.complete:
+        if side.campaign.shard:
+            yield f"the {name} cannot be compared: {side.no_verdict}"
+        elif not side.complete:
             yield (
                 f"the {name} is incomplete: {side.boots_done} of "
                 f"{side.boots_planned} boots are finished"

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.base.errors import ConfigurationError, HarnessError, InfrastructureError
-from harness.plan import BASELINE, PlannedBoot, boots_of
+from harness.plan import BASELINE, PlannedBoot, Shard, boots_of
 from harness.trials import AnyTrial
 from harness.trials.readings import Declared
 
@@ -81,6 +81,9 @@ class Options(Declared):
 
     hosts: Path | None = None
     tree: Path | None = None
+    mbox: str | None = None
+    base: str | None = None
+    """The commit that a mailed series was applied to."""
     bed: str | None = None
     beds: tuple[str, ...] = ()
     load: str | None = None
@@ -112,6 +115,8 @@ class Campaign(Declared):
     order: list[list[str]]
     block_beds: list[str] = Field(default_factory=list)
     """The bed of each block, if there are several."""
+    shard: Shard | None = None
+    """The share of the blocks that this directory is for; ``None``: all."""
     trial: dict[str, Any] = Field(default_factory=dict)
     load: dict[str, Any] = Field(default_factory=dict)
     placement: dict[str, Any] = Field(default_factory=dict)
@@ -182,8 +187,13 @@ class Campaign(Declared):
         return self.model_copy(update=part | {"blocks": blocks})
 
     def planned(self) -> Iterator[PlannedBoot]:
-        """Every boot of the stored order."""
-        return boots_of(self.order)
+        """Every boot of the stored order, or those of its shard."""
+        return boots_of(self.order, self.shard)
+
+    @property
+    def merged(self) -> list[dict[str, Any]]:
+        """The shards that it was merged from, with the machine and the blocks of each."""
+        return list(self.provenance.get("shards") or ())
 
 
 SCHEMAS: Mapping[str, type[BaseModel]] = MappingProxyType({"campaign": Campaign, "boot": Boot})

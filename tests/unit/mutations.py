@@ -36,6 +36,7 @@ _VIRTUAL = f"{_CALLS}a_virtual_bed_is_asked_this"
 _MACHINE = "test_machine.py::test_"
 _LOADS = "test_loads.py::test_"
 _BROKEN = "test_settings_broken.py::test_"
+_SHARDS, _MBOX = "test_shards.py::test_", "test_mbox.py::test_"
 
 MUTATIONS = (
     # Calls and their arguments
@@ -450,5 +451,66 @@ MUTATIONS = (
         "if self._dut.runs_its_own(agent):",
         "if True:",
         f"{_MACHINE}the_agent_of_the_dut_ends_with_its_boot",
+    ),
+    # Shards, mailed series, and waiting
+    Mutation(
+        "a shard measures the blocks of its neighbour",
+        "return (block - self.number) % self.of == 0",
+        "return (block - self.number) % self.of == 1 % self.of",
+        f"{_SHARDS}the_plan_of_a_shard",
+    ),
+    Mutation(
+        "a shard is judged as if it were the campaign",
+        "*_links_differ(boots), *_share_alone(campaign))",
+        "*_links_differ(boots))",
+        f"{_SHARDS}a_shard_alone_has_no_verdict",
+    ),
+    Mutation(
+        "shards of unlike kernels are joined",
+        '    "variants": _KERNELS,\n',
+        "",
+        f"{_SHARDS}what_is_not_the_same_campaign",
+    ),
+    Mutation(
+        "an unfinished shard is joined",
+        "    if result.problems:\n        raise",
+        "    if False:\n        raise",
+        f"{_SHARDS}shards_that_are_missing_unfinished_or_there_twice",
+    ),
+    Mutation(
+        "two machines are taken for one",
+        '"block_beds": beds if len(names) > 1 else [],',
+        '"block_beds": [],',
+        f"{_SHARDS}machines_that_differ_are_beds",
+    ),
+    Mutation(
+        "patches in the order of the mails",
+        "return [numbered[number] for number in sorted(numbered)]",
+        "return list(numbered.values())",
+        f"{_MBOX}a_series_is_its_patches_in_order",
+    ),
+    Mutation(
+        "the oldest version of a series counts",
+        "version = max(mail.version for mail in patches)",
+        "version = min(mail.version for mail in patches)",
+        f"{_MBOX}a_newer_version_counts_and_copies_do_not",
+    ),
+    Mutation(
+        "a reply is taken for a patch",
+        "return bool(not self.reply and tagged and self.diff)",
+        "return bool(tagged and self.diff)",
+        f"{_MBOX}order_and_encoding_do_not_matter",
+    ),
+    Mutation(
+        "the base that a series names is not used",
+        "    if stated and not base:\n",
+        "    if False:\n",
+        f"{_MBOX}the_base_is_named_by_the_series_else_by_the_user_else_head",
+    ),
+    Mutation(
+        "kernels are built beside the measurement that is waited for",
+        "        if self.wait_s is not None:  # before",
+        "        if False:  # before",
+        "test_waiting.py::test_a_run_waits_before_it_builds",
     ),
 )

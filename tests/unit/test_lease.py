@@ -61,7 +61,7 @@ def test_a_held_lease_is_refused_naming_who_and_for_how_long(machine: Machine) -
     machine.passes(90)
     with pytest.raises(AgentError, match=r"held by h1@desk \(campaign c7\) for 510 s") as caught:
         machine.take("h2")
-    assert caught.value.kind == "infrastructure"
+    assert caught.value.kind == "busy"
     assert "--break" in str(caught.value.hint)
     assert machine.take()["left_s"] == 600  # who goes on with a campaign has it already
 

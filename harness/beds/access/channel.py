@@ -26,6 +26,7 @@ from harness.agent import protocol
 from harness.agent.protocol import Calls
 from harness.base import process, resources
 from harness.base.errors import (
+    BusyError,
     ConfigurationError,
     HarnessError,
     HostLostError,
@@ -36,6 +37,7 @@ from harness.base.errors import (
 _KINDS: dict[str, type[HarnessError]] = {
     "configuration": ConfigurationError,
     "infrastructure": InfrastructureError,
+    "busy": BusyError,
     "void": TrialVoidError,
 }
 _Args = ParamSpec("_Args")

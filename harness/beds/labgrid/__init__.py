@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.base.errors import (
+    BusyError,
     ConfigurationError,
     HarnessError,
     InfrastructureError,
@@ -107,9 +108,9 @@ class Place:
         # Otherwise a place that we hold was acquired by hand: use it, and do not release it.
         if by != client.me:
             host, _, user = by.rpartition("/")
-            raise InfrastructureError(
+            raise BusyError(
                 f"labgrid place {client.place} is held by {user} on {host}",
-                hint=f"wait, or ask {user} to release it",
+                hint=f"wait for it with --wait, or ask {user} to release it",
             )
         self.bed = _with_resources(self.bed, client)
         self._thread.start()

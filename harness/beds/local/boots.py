@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from harness import images
 from harness.base import cache
-from harness.base.errors import ConfigurationError
+from harness.base.errors import BusyError, ConfigurationError
 from harness.base.progress import Progress
 from harness.beds.bed import BedKind, Boots, RunningBed
 from harness.config import Bed, MachineCpus, NetnsHost
@@ -47,29 +53,59 @@ class LocalKind(BedKind):
 
     here = True
 
+    def require_free(self, bed: Bed) -> None:  # noqa: ARG002
+        with Progress(bars=False) as progress, measuring(progress, alone=True):
+            pass
+
     def made_meanwhile(self, bed: Bed) -> AbstractContextManager[None]:
         return images.made_meanwhile(tools=isinstance(bed.generator, NetnsHost))
 
 
 @contextmanager
-def measuring(progress: Progress) -> Iterator[None]:
-    """Tell the user if another harness of his measures on this machine at the same time."""
+def measuring(progress: Progress, *, alone: bool = False) -> Iterator[None]:
+    """Tell the user if another harness of his measures on this machine at the same time.
+
+    Raises:
+        BusyError: there is one, and this harness wants to be ``alone``.
+    """
     path = cache.root() / "measuring.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0)
+    lock, holder = FileLock(path, timeout=0), path.with_name("measuring.json")
     try:
         lock.acquire()
-    except Timeout:
+    except Timeout as error:
+        if alone:
+            raise BusyError(
+                f"another harness measures on this machine: {_holder(holder)}",
+                hint="wait for it with --wait, or end it",
+            ) from error
         progress.say(
             "another harness is booting kernels on this machine: both share its CPUs, so rates are "
-            "lower and intervals wider than alone"
+            f"lower and intervals wider than alone; --wait waits for it ({_holder(holder)})"
         )
         yield
         return
     try:
+        holder.write_text(
+            json.dumps(
+                {"pid": os.getpid(), "since": time.time(), "command": shlex.join(sys.argv[1:])}
+            ),
+            encoding="utf-8",
+        )
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _holder(file: Path) -> str:
+    """Who measures, and since when."""
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        since = datetime.fromtimestamp(about["since"]).astimezone()
+        return f"process {about['pid']}, since {since:%H:%M:%S}: harness {about['command']:.80}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "it does not say which"
 
 
 def named_cpus(bed: Bed, cpus: MachineCpus, mine: list[int]) -> MachineCpus:

@@ -25,11 +25,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Self
 
 from harness import config
 from harness.agent.protocol import Calls
-from harness.base.errors import HarnessError, HostLostError, InfrastructureError, LeaseLostError
+from harness.base.errors import (
+    BusyError,
+    HarnessError,
+    HostLostError,
+    InfrastructureError,
+    LeaseLostError,
+)
 from harness.base.write_ahead import WriteAheadLog
 from harness.beds.access.ssh import AgentBySsh, SshTarget
 
@@ -51,6 +58,8 @@ class State:
     holder: str | None
     campaign: str | None
     left_s: float
+    since_s: float | None = None
+    """When it was taken, in seconds since the epoch by the clock of the host."""
 
     @classmethod
     def of(cls, host: str, answer: object) -> Self:
@@ -61,18 +70,19 @@ class State:
         """
         said = answer if isinstance(answer, dict) else {}
         words = {name: said.get(name) for name in ("owner", "holder", "campaign")}
-        left_s = said.get("left_s")
+        left_s, since_s = said.get("left_s"), said.get("since_s")
         if not isinstance(left_s, int | float) or not all(
             word is None or (isinstance(word, str) and word.isprintable())
             for word in words.values()
         ):
             raise HostLostError(f"{host}: not the state of a lease: {str(answer)[:200]!r}")
-        return cls(host=host, left_s=left_s, **words)
+        since_s = since_s if isinstance(since_s, int | float) else None
+        return cls(host=host, left_s=left_s, since_s=since_s, **words)
 
     def require_not_anothers(self) -> None:
-        """Raise an :class:`InfrastructureError` that names the holder, if somebody else has it."""
+        """Raise a :class:`BusyError` that names the holder, if somebody else has it."""
         if self.owner not in (None, owner()):
-            raise InfrastructureError(
+            raise BusyError(
                 str(self),
                 hint=f"if nobody uses it any more: harness hosts release {self.host} --break",
             )
@@ -81,7 +91,12 @@ class State:
         if self.owner is None:
             return f"{self.host}: free"
         of = f" (campaign {self.campaign})" if self.campaign else ""
-        return f"{self.host}: held by {self.owner}{of}, for {self.left_s:.0f} s if not refreshed"
+        since = ""
+        if self.since_s is not None:
+            began = datetime.fromtimestamp(self.since_s, tz=UTC)
+            since = f", since {began:%Y-%m-%d %H:%M} UTC"
+        left = f"for {self.left_s:.0f} s if not refreshed"
+        return f"{self.host}: held by {self.owner}{of}, {left}{since}"
 
 
 @dataclass

@@ -72,7 +72,7 @@ class Native(LocalKind):
         self,
         place: Place,
         image: Image,
-        wanted: Wanted,  # noqa: ARG002
+        wanted: Wanted,
         progress: Progress,
     ) -> Iterator[Boots]:
         """Kernels end with the harness, and leave nothing behind."""
@@ -84,7 +84,7 @@ class Native(LocalKind):
                 f"({image.release}){why}"
             )
         made_with = equipment(progress, image if sends else None)
-        with measuring(progress):
+        with measuring(progress, alone=wanted.alone):
             yield LocalBoots(
                 lambda kernel, directory: native_bed(place.bed, kernel, made_with, directory)
             )

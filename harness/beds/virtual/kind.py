@@ -65,7 +65,7 @@ class Virtual(LocalKind):
         """Guests end with the harness, and leave nothing behind."""
         assert isinstance(place.bed.dut, QemuHost)
         made_with = equipment(place.bed.dut, image, progress, counts=wanted.counting)
-        with measuring(progress):
+        with measuring(progress, alone=wanted.alone):
             yield LocalBoots(
                 lambda kernel, directory: virtual_bed(place.bed, kernel, made_with, directory),
                 accelerator=made_with.accelerator,
