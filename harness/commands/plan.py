@@ -13,6 +13,7 @@ from tabulate import tabulate
 from harness import config, trials
 from harness.agent.settings.registry import KEYED, PLAIN
 from harness.beds import registry
+from harness.cells import variant_of
 from harness.commands import (
     bed_option,
     beds_option,
@@ -25,6 +26,7 @@ from harness.commands import (
 )
 from harness.commands.also import also_option
 from harness.commands.variants import commits_of, is_range, variants_option
+from harness.commands.vary import lines, varied, vary_option
 from harness.plan import (
     AA_STEPS,
     BASELINE,
@@ -39,6 +41,7 @@ from harness.plan import (
 from harness.results.power import power, power_of_looks
 from harness.results.ranks import CONFIDENCE
 from harness.results.stats import MARGIN
+from harness.vary import Varied
 
 _CHANGES = (0.02, 0.05, 0.10)
 """True changes for which the power is shown."""
@@ -68,6 +71,7 @@ _STEERED = {
 @hosts_option
 @tree_option
 @variants_option
+@vary_option
 def plan(
     steps: str,
     profile_name: str,
@@ -81,13 +85,16 @@ def plan(
     hosts_path: Path | None,
     tree: Path | None,
     variants: str | None,
+    vary_texts: tuple[str, ...],
 ) -> None:
     """Show the order of boots, the duration, settings and void rules of a run; change nothing."""
-    beds = config.beds(config.load(config.locate(hosts_path)), bed_name, bed_names)
+    hosts = config.load(config.locate(hosts_path))
+    beds = config.beds(hosts, bed_name, bed_names)
+    factors = varied(vary_texts, hosts, beds, aa=aa)
     commits = commits_of(tree, variants)
     named = [commit.name for commit in commits]
     chosen = make_plan(
-        named or (AA_STEPS if aa else parse_steps(steps)),
+        factors.cells(named or (AA_STEPS if aa else parse_steps(steps))),
         registry.profile(
             profile_name,
             bed_kind=beds[0].kind,
@@ -100,11 +107,13 @@ def plan(
         baseline=named[0] if named else BASELINE,
         ranged=is_range(variants),
     )
-    for line in _lines(chosen, beds, noise and noise / 100):
+    for line in _lines(chosen, beds, noise and noise / 100, factors):
         click.echo(line)
 
 
-def _lines(plan: Plan, beds: Sequence[config.Bed], noise: float | None) -> Iterator[str]:
+def _lines(
+    plan: Plan, beds: Sequence[config.Bed], noise: float | None, factors: Varied
+) -> Iterator[str]:
     timing, bed = plan.profile, beds[0]
     boots = sum(len(row) for row in plan.order)
     measured_s = trials.measured_s(plan)
@@ -112,7 +121,8 @@ def _lines(plan: Plan, beds: Sequence[config.Bed], noise: float | None) -> Itera
     named = f"beds {', '.join(one.name for one in beds)}" if len(beds) > 1 else f"bed {bed.name}"
     yield f"{named} ({bed.kind}) · profile {timing.name} · seed {plan.seed}"
     yield (
-        f"{timing.blocks} blocks × {len(plan.steps)} steps = {boots} boots, "
+        f"{timing.blocks} blocks × {len(plan.steps)} {'cells' if plan.factors else 'steps'} = "
+        f"{boots} boots, "
         f"{_minutes(measured_s)} of measured windows, about {_minutes(about_s)} in all "
         "once the kernels are built"
     )
@@ -124,10 +134,11 @@ def _lines(plan: Plan, beds: Sequence[config.Bed], noise: float | None) -> Itera
         f"{timing.trace_s:g} s with probes attached" * bool(timing.trace_blocks)
     )
     if plan.layouts > 1:
+        kernels = len({(variant_of(step), factors.options(step)) for step in plan.steps})
         each = "one for each block" if plan.layouts == len(plan.order) else "which blocks share"
         yield (
             f"each kernel is linked in {plan.layouts} layouts, {each} "
-            f"({plan.layouts * len(plan.steps)} links if none is in the cache): the position of "
+            f"({plan.layouts * kernels} links if none is in the cache): the position of "
             "functions must not look like the effect of a patch"
         )
     if also := [kind.about(bed, timing) for kind in trials.asked(timing) if kind.also]:
@@ -137,6 +148,7 @@ def _lines(plan: Plan, beds: Sequence[config.Bed], noise: float | None) -> Itera
             f"boots of a block run side by side, time-sliced ({timing.slice_s:g} s): "
             "a slowdown of this machine affects all of them equally"
         )
+    yield from lines(plan, factors, bed)
     yield from _verdicts(plan, bed, noise)
     yield ""
     where = [[bed] for bed in plan.block_beds] or [[] for _ in plan.order]
@@ -165,6 +177,8 @@ def _verdicts(plan: Plan, bed: config.Bed, noise: float | None) -> Iterator[str]
     groups = families(plan.steps, plan.baseline)
     decided = [", then ".join(f"{what} {step}" for step in group) for group in groups]
     yield f"compared with {what} {plan.baseline}, each group for itself: {' · '.join(decided)}"
+    if not groups:
+        return
     if looks := plan.profile.looks:
         told = ", ".join(f"{blocks} (p {level:g})" for blocks, level in looks)
         yield (

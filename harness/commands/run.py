@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from harness import config, kernels, needs, plan, trials
+from harness import cells, config, kernels, needs, plan, trials
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
@@ -32,10 +32,12 @@ from harness.commands import (
 )
 from harness.commands.also import also_option
 from harness.commands.variants import commits_of, is_range, variants_option
+from harness.commands.vary import varied, vary_option
 from harness.report import document, render
 from harness.results import samples
 from harness.results.analysis import analyse
 from harness.results.expect import ExpectationResult, hold, parse, require, require_measured
+from harness.vary import Varied
 
 
 @click.command()
@@ -49,6 +51,7 @@ from harness.results.expect import ExpectationResult, hold, parse, require, requ
 @hosts_option
 @tree_option
 @variants_option
+@vary_option
 @out_option()
 @click.option(
     "--expect",
@@ -75,6 +78,7 @@ def run(
     hosts_path: Path | None,
     tree: Path | None,
     variants: str | None,
+    vary_texts: tuple[str, ...],
     directory: Path,
     aa: bool,
     resume: bool,
@@ -91,6 +95,7 @@ def run(
     harness run --aa --profile standard  step 0 against itself: the noise of this bed
     harness run --also cpu --also latency --also ndr
     harness run --tree . --variants HEAD,worktree   what a change of your own does
+    harness run --steps 0,8 --vary gro=on,off     and whether their gain depends on GRO
     harness run --resume --out DIR       continue after an interruption
     harness run --beds rack1,rack2       each block on one of several beds of machines
 
@@ -116,11 +121,16 @@ def run(
         paced_pps=beds[0].paced_pps,
     )
     if kept:  # by name: HEAD may have moved
-        variants = ",".join(kept.steps) if kept.of_commits else None
+        names = dict.fromkeys(map(cells.variant_of, kept.steps))
+        variants = ",".join(names) if kept.of_commits else None
+        vary_texts = tuple(f"{key}={','.join(of)}" for key, of in kept.factors.items())
+    factors = varied(vary_texts, hosts, beds, aa=aa)
     commits = commits_of(tree, variants)
     chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     drawn = plan.make_plan(
-        tuple(kept.steps if kept else [commit.name for commit in commits] or chosen_steps),
+        tuple(kept.steps)
+        if kept
+        else factors.cells([commit.name for commit in commits] or chosen_steps),
         profile,
         seed=kept.seed if kept else seed if seed is not None else secrets.randbits(31),
         beds=[bed.name for bed in beds],
@@ -150,7 +160,8 @@ def run(
             commits=commits,
             arch=beds[0].arch,
         )
-        setup, campaign_id = _opened(up, hosts, beds, drawn, wanted, kept, directory, progress)
+        opened = _opened(up, hosts, beds, drawn, wanted, factors, kept, directory, progress)
+        setup, campaign_id = opened
         record = campaign.record(setup, profile=profile.name, id_=campaign_id, options=options)
         if kept is None:
             samples.write_campaign(directory, record)
@@ -176,6 +187,7 @@ def _opened(
     beds: Sequence[config.Bed],
     drawn: plan.Plan,
     wanted: kernels.Kernels,
+    factors: Varied,
     kept: samples.Campaign | None,
     directory: Path,
     progress: Progress,
@@ -192,14 +204,20 @@ def _opened(
     )
     wanted, first = replace(wanted, host=host), places[beds[0].name].bed
     together = max(len(group) for group in drawn.groups())
-    needs.require(needs.of_kernels(wanted, results=directory, bed=first, together=together))
+    by_options = {
+        options: replace(wanted, options=options)
+        for options in dict.fromkeys(map(factors.options, drawn.steps))
+    }
+    for one in by_options.values():
+        needs.require(needs.of_kernels(one, results=directory, bed=first, together=together))
     with registry.made_meanwhile(first):
-        made = wanted.build(progress)
+        made = {options: one.build(progress) for options, one in by_options.items()}
         built = {
-            step: made[step][: drawn.layouts]
-            if step in made
-            else made[plan.kernel_of(step)][-drawn.layouts :]
+            step: made[options][step][: drawn.layouts]
+            if step in made[options]
+            else made[options][plan.kernel_of(step)][-drawn.layouts :]
             for step in drawn.steps
+            for options in [factors.options(step)]
         }
         campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
         opening = registry.Wanted(campaign_id, directory, trials.counting(drawn.profile))
@@ -211,7 +229,13 @@ def _opened(
         }
     (bed, boots), *others = [(places[bed.name].bed, opened[bed.name]) for bed in beds]
     setup = campaign.Setup(
-        bed=bed, load=hosts.load, plan=drawn, images=built, boots=boots, others=others
+        bed=bed,
+        load=hosts.load,
+        plan=drawn,
+        images=built,
+        boots=boots,
+        others=others,
+        varied=factors,
     )
     return setup, campaign_id
 
