@@ -124,9 +124,10 @@ class Varied:
         """
         why = {row["setting"]: row["why"] for row in skipped}
         for key, level in cells.levels_of(cell).items():
-            names = {".".join(KEYS[key].path), KEYS[key].argument or ""}
-            declared = KEYED.get(KEYS[key].argument or "")
-            names |= {declared.name} if declared else set()
+            of = KEYS[key]
+            declared = KEYED.get(of.argument or "")
+            name = declared.name if declared else of.argument or ""
+            names = {name, ".".join((name, *of.path[1:]))}
             for name in names & why.keys():
                 raise ConfigurationError(
                     f"--vary {key}={level}: the dut does not have it: {why[name]}",
