@@ -167,11 +167,11 @@ def _parsed(text: str) -> tuple[str, tuple[str, ...]]:
     """The key and the levels; a single level is compared with the default."""
     name, sign, rest = text.partition("=")
     key = name.strip()
-    key = next((one for one, of in KEYS.items() if ".".join(of.path) == key), key)
+    key = next((one for one, of in KEYS.items() if of.path and ".".join(of.path) == key), key)
     if not sign:
         raise ConfigurationError(f"--vary {text!a:.80} has no levels", hint=_LOOKS_LIKE)
     if key not in KEYS:
-        near = difflib.get_close_matches(key, KEYS, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(key, KEYS, n=3)
         raise ConfigurationError(
             f"--vary {text!a:.80}: {key!a:.40} cannot be varied",
             hint=f"did you mean {' or '.join(near)}?" if near else f"keys: {', '.join(KEYS)}",

@@ -110,7 +110,7 @@ class BootUnderWay:
         self._took("up")
         bed = setup.varied.bed(setup.bed, self.planned.step)
         wire = getattr(bed.dut, "wire", None)
-        if wire != getattr(setup.bed.dut, "wire", None):
+        if wire and wire != getattr(setup.bed.dut, "wire", None):
             self.bed.set_wire(wire)
         prepare(bed, image, self)
         setup.varied.require_made(self.planned.step, self.settings["dut"].get("skipped", ()))

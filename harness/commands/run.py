@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,6 @@ from harness.report import document, render
 from harness.results import samples
 from harness.results.analysis import analyse
 from harness.results.expect import ExpectationResult, hold, parse, require, require_measured
-from harness.vary import Varied
 
 
 @click.command()
@@ -160,8 +159,9 @@ def run(
             commits=commits,
             arch=beds[0].arch,
         )
-        opened = _opened(up, hosts, beds, drawn, wanted, factors, kept, directory, progress)
-        setup, campaign_id = opened
+        by_step = {step: replace(wanted, options=factors.options(step)) for step in drawn.steps}
+        setup, campaign_id = _opened(up, hosts, beds, drawn, by_step, kept, directory, progress)
+        setup = replace(setup, varied=factors)
         record = campaign.record(setup, profile=profile.name, id_=campaign_id, options=options)
         if kept is None:
             samples.write_campaign(directory, record)
@@ -186,15 +186,14 @@ def _opened(
     hosts: config.HostsFile,
     beds: Sequence[config.Bed],
     drawn: plan.Plan,
-    wanted: kernels.Kernels,
-    factors: Varied,
+    wanted: Mapping[str, kernels.Kernels],
     kept: samples.Campaign | None,
     directory: Path,
     progress: Progress,
 ) -> tuple[campaign.Setup, str]:
     """Acquire ``beds`` until ``up`` ends, build the kernels, and make the beds ready to boot.
 
-    Returns also the id of the campaign.
+    ``wanted`` are the kernels by step. Returns also the id of the campaign.
     """
     # In the order of their names: of two campaigns that start at once, one gets all beds.
     by_name = sorted(beds, key=lambda bed: bed.name)
@@ -202,22 +201,20 @@ def _opened(
     host = registry.kernel_config(
         hosts.kernel, *(places[bed.name].bed for bed in beds), resumed=kept is not None
     )
-    wanted, first = replace(wanted, host=host), places[beds[0].name].bed
+    first = places[beds[0].name].bed
+    # Steps whose kernels have the same options share one build.
+    by_options = {one.options: replace(one, host=host) for one in wanted.values()}
     together = max(len(group) for group in drawn.groups())
-    by_options = {
-        options: replace(wanted, options=options)
-        for options in dict.fromkeys(map(factors.options, drawn.steps))
-    }
     for one in by_options.values():
         needs.require(needs.of_kernels(one, results=directory, bed=first, together=together))
     with registry.made_meanwhile(first):
         made = {options: one.build(progress) for options, one in by_options.items()}
         built = {
-            step: made[options][step][: drawn.layouts]
-            if step in made[options]
-            else made[options][plan.kernel_of(step)][-drawn.layouts :]
+            step: images[step][: drawn.layouts]
+            if step in images
+            else images[plan.kernel_of(step)][-drawn.layouts :]
             for step in drawn.steps
-            for options in [factors.options(step)]
+            for images in [made[wanted[step].options]]
         }
         campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
         opening = registry.Wanted(campaign_id, directory, trials.counting(drawn.profile))
@@ -229,13 +226,7 @@ def _opened(
         }
     (bed, boots), *others = [(places[bed.name].bed, opened[bed.name]) for bed in beds]
     setup = campaign.Setup(
-        bed=bed,
-        load=hosts.load,
-        plan=drawn,
-        images=built,
-        boots=boots,
-        others=others,
-        varied=factors,
+        bed=bed, load=hosts.load, plan=drawn, images=built, boots=boots, others=others
     )
     return setup, campaign_id
 

@@ -112,7 +112,7 @@ def changed(hosts: HostsFile, values: Mapping[KeyPath, Any]) -> HostsFile:
     Raises:
         ConfigurationError: says only what is wrong with a value, not where.
     """
-    data = hosts.model_dump(mode="json")
+    data: Any = hosts.model_dump(mode="json")
     for path, value in values.items():
         inner = data
         for depth, part in enumerate(path[:-1], start=1):

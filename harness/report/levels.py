@@ -14,6 +14,7 @@ from tabulate import tabulate
 Document = dict[str, Any]
 
 _NONE = "—"
+_CHANGE = "change [interval] or (range of blocks)"
 _LIST_FACTOR = "burst"
 """It decides how long lists are."""
 _ALL_MEASURED = ("stack_rx_pps", "cpu_ns_per_packet")
@@ -30,15 +31,14 @@ def headers(report: Document) -> list[str]:
         *report["factors"],
         "step",
         "list length p50/p90/max",
-        "packets/s, change",
+        f"packets/s: {_CHANGE}",
         "CPU ns/packet",
-        "CPU time/packet, change",
+        f"CPU time: {_CHANGE}",
     ]
 
 
 def level_cells(report: Document) -> list[list[str]]:
-    """The table by level under :func:`headers`: a change with its interval, or with the range of
-    the blocks in brackets if there are too few for an interval."""
+    """The table by level under :func:`headers`; the range if there are too few blocks."""
     return [
         [
             *row["levels"].values(),
@@ -74,16 +74,12 @@ def interval_of(found: Document) -> list[float] | None:
 
 
 def _with_interval(ratio: float, interval: list[float] | None, spread: list[float]) -> str:
-    low, high = interval or spread
-    ends = f"{_percent(low)} … {_percent(high)}"
-    return f"{_percent(ratio)} {ends}" if interval else f"{_percent(ratio)} ({ends})"
+    low, high = (f"{100 * (end - 1):+.1f}%" for end in interval or spread)
+    ends = f"[{low} … {high}]" if interval else f"({low} … {high})"
+    return f"{100 * (ratio - 1):+.1f}% {ends}"
 
 
-def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f}%"
-
-
-CONTRAST_HEADERS = ("compared", "of", "median, interval (or range of blocks)", "verdict")
+CONTRAST_HEADERS = ("compared", "of", _CHANGE, "verdict")
 
 
 def contrast_cells(report: Document) -> list[list[str]]:
@@ -141,12 +137,13 @@ def flat(row: Document) -> Document:
 
 
 def sentences(report: Document) -> Iterator[str]:
-    """The verdicts on CPU time per packet and on what levels do, in words."""
+    """The verdicts on what levels do, and on CPU time per packet where the rate has none."""
     if not report.get("factors"):
         return
+    rated = {verdict["step"] for verdict in report["verdicts"]}
     for row in report["rows"]:
         verdict = row["cost"] and row["cost"]["verdict"]
-        if verdict and row["variant"] != report["baseline"]:
+        if verdict and row["step"] not in rated and row["variant"] != report["baseline"]:
             at = ", ".join(f"{key}={level}" for key, level in row["levels"].items())
             step, base = (f"step {name}" for name in (row["variant"], report["baseline"]))
             yield (
@@ -155,8 +152,11 @@ def sentences(report: Document) -> Iterator[str]:
                 if verdict["verdict"] in ("higher", "lower")
                 else f"at {at}, CPU time per packet of {step} and {base}: {_not_found(verdict)}"
             )
-    for found in report["contrasts"]:
-        if found["verdict"]:
+    told = set()
+    for found in report["contrasts"]:  # those of the rate come first
+        compared = tuple(found[name] for name in ("factor", "level", "step"))
+        if found["verdict"] and compared not in told:
+            told.add(compared)
             yield _contrast(found, found["verdict"])
 
 
@@ -203,8 +203,8 @@ def _more(verdict: Document, of: str) -> str:
 def _not_found(verdict: Document) -> str:
     if verdict["verdict"] == "no difference":
         return f"no difference larger than {100 * verdict['margin']:g} % {_blocks(verdict)}"
-    low, high = (_percent(end) for end in verdict["interval"])
-    return f"open, {low} to {high} {_blocks(verdict)}"
+    low, high = (100 * (end - 1) for end in verdict["interval"])
+    return f"open, {low:+.1f} to {high:+.1f} % {_blocks(verdict)}"
 
 
 def _blocks(verdict: Document) -> str:

@@ -72,9 +72,8 @@ def judge_campaign(
         for bed in campaign.beds
     }
     compared, found = compare.crossed(primary, PRIMARY, boots, beside=beside)
-    cost, found_of_cost = {}, []
-    if campaign.factors:
-        cost, found_of_cost = compare.crossed(_changes(COST, campaign, boots), COST, boots)
+    costs = _changes(COST, campaign, boots) if campaign.factors else {}
+    cost, found_of_cost = compare.crossed(costs, COST, boots)
     return Judged(
         primary=compared,
         trend=trend and replace(trend, p_corrected=compare.last(compared, beside)),

@@ -51,8 +51,8 @@ def in_lists_of_the_burst(boot: Any, _block: int, _position: int, cell: str) -> 
 
 
 def measured(root: Path, *, blocks: int = 8, **options: Any) -> Analysis:
-    options = {"effects": EFFECTS, "edit": in_lists_of_the_burst, "trials": 1} | options
-    make_campaign(root, blocks=blocks, **options)
+    usual: dict[str, Any] = {"effects": EFFECTS, "edit": in_lists_of_the_burst, "trials": 1}
+    make_campaign(root, blocks=blocks, **usual | options)
     return analyse(ResultDirectory.open(root))
 
 
@@ -136,8 +136,7 @@ def test_the_sentences_name_levels(report: dict[str, Any]) -> None:
     assert "% higher at burst=64 (8 blocks)" in shown
     assert "step 0 receives " in shown
     assert "more packets per second at burst=8 than at burst=1" in shown
-    assert "at burst=64, step 8 needs " in shown
-    assert "less CPU time per packet than step 0" in shown
+    assert " needs " not in shown, "CPU time only where the rate has no verdict"
     assert "no verdict on step" not in shown
     assert "at burst=64, step 8 against step 0: faster" in shown
 
@@ -235,7 +234,7 @@ def test_levels_may_be_in_any_order() -> None:
 
 
 def test_campaigns_with_the_same_levels_are_compared(tmp_path: Path, analysis: Analysis) -> None:
-    other = measured(tmp_path / "2", seed=2)
+    other = measured(tmp_path / "2", seed=3)
     found = compare(analysis, other)
     assert [one["step"] for one in found["steps"]] == [f"8[burst={level}]" for level in GAIN]
     assert all(one["verdict"] in ("no difference", "inconclusive") for one in found["steps"])
@@ -266,6 +265,26 @@ def test_a_trend_has_a_line_for_each_level(tmp_path: Path) -> None:
     assert "at the levels of each line" in found.control
     [left] = found.left_out
     assert any("--vary burst" in reason for reason in left.reasons)
+
+
+def test_where_the_receiver_is_not_saturated_its_cpu_time_is_judged(tmp_path: Path) -> None:
+    def idle(boot: Any, block: int, position: int, cell: str) -> Any:
+        for trial in boot["trials"]:
+            for end in (trial["window"] or {}).values():
+                for cpu in end.get("cpu", ()) if isinstance(end, dict) else ():
+                    cpu["idle_ns"] = end["monotonic_ns"] // 5
+        return in_lists_of_the_burst(boot, block, position, cell)
+
+    found = measured(tmp_path / "out", edit=idle)
+    assert {one.metric for one in found.contrasts if one.verdict} == {"cpu_ns_per_packet"}
+    shown = render(document(found), "table")
+    assert "no verdict: the receiver was not saturated" in shown
+    assert "at burst=64, step 8 needs " in shown
+    assert "less CPU time per packet than step 0 (8 blocks)" in shown
+    assert "CPU time per packet over step 0 differs between burst=1 and burst=64: the" in shown
+    assert "% lower at burst=64 (8 blocks)" in shown
+    assert "step 0 needs " in shown
+    assert render(document(found), "html").count('aria-label="List length against gain"') == 1
 
 
 def test_few_blocks_show_figures_without_words(tmp_path: Path) -> None:
