@@ -17,6 +17,10 @@ from harness.report.plots import COLOURS, MARKERS, SOFT, Plot, axes_below, finis
 
 Document = dict[str, Any]
 
+_ASIDE = 0.06
+_LONG = 14
+"""Letters of a name in the legend of which two have room in a line."""
+
 
 def drawn(report: Document) -> Iterator[Plot]:
     """The figure, if factors were varied and there is a gain to show."""
@@ -32,16 +36,34 @@ def drawn(report: Document) -> Iterator[Plot]:
     if not panels:
         return
     by_list = "burst" in report["factors"] and all(row["list_len_p50"] for row in rows)
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    figure, axes = axes_below([2.0] * len(panels), legend_rows=-(-len(variants) // 5))
+    combined = list(dict.fromkeys(tuple(row["levels"].items()) for row in rows))
+    names = list(dict.fromkeys(_name(row, by_list=by_list) for row in rows))
+    columns = 5 if max(map(len, names)) < _LONG else 2
+    figure, axes = axes_below([2.0] * len(panels), legend_rows=-(-len(names) // columns))
     for at, (unit, found) in zip(axes, panels, strict=True):
-        for place, variant in enumerate(variants):
-            _line(at, [one for one in found if one[0]["variant"] == variant], place, by_list)
+        for place, name in enumerate(names):
+            aside = _ASIDE * (place - (len(names) - 1) / 2)  # so that lines do not hide others
+            points = [
+                (
+                    row["list_len_p50"] * 2**aside
+                    if by_list
+                    else combined.index(tuple(row["levels"].items())) + aside / 2,
+                    one,
+                )
+                for row, one in found
+                if _name(row, by_list=by_list) == name
+            ]
+            _line(at, points, name, place)
         at.axhline(0, color=SOFT, linewidth=1)
         at.set_ylabel(unit)
-        _axis(at, rows, by_list)
+        if by_list:
+            _length_axis(at, sorted({row["list_len_p50"] for row in rows}))
+        else:
+            shown = [", ".join(f"{key}={level}" for key, level in one) for one in combined]
+            at.set_xticks(range(len(shown)), shown)
+            at.set_xlim(-0.5, len(shown) - 0.5)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=5)
+    figure.legend(handles, labels, loc="lower center", ncols=columns)
     yield finished(
         figure,
         "gain",
@@ -53,39 +75,27 @@ def drawn(report: Document) -> Iterator[Plot]:
     )
 
 
-def _line(at: Axes, found: list[tuple[Document, Document]], place: int, by_list: bool) -> None:
-    if not found:
+def _name(row: Document, *, by_list: bool) -> str:
+    """What a line joins: a step, at one level of the factors that the axis does not show."""
+    others = [f", {key}={level}" for key, level in row["levels"].items() if key != "burst"]
+    return f"step {row['variant']}" + "".join(others) * by_list
+
+
+def _line(at: Axes, points: list[tuple[float, Document]], name: str, place: int) -> None:
+    if not points:
         return
-    rows = [row for row, _ in found]
-    x = [float(row["list_len_p50"]) if by_list else _place(row, rows) for row in rows]
+    x = [where for where, _ in points]
     colour = COLOURS[place % len(COLOURS)]
-    y = [100 * (one["ratio_to_step0"] - 1) for _, one in found]
-    ends = [levels.interval_of(one) or one["ratio_range"] for _, one in found]
-    at.vlines(
-        x,
-        [100 * (low - 1) for low, _ in ends],
-        [100 * (high - 1) for _, high in ends],
-        color=colour,
-    )
-    at.plot(
-        x, y, marker=MARKERS[place % len(MARKERS)], color=colour, label=f"step {rows[0]['variant']}"
-    )
+    y = [100 * (one["ratio_to_step0"] - 1) for _, one in points]
+    ends = [levels.interval_of(one) or one["ratio_range"] for _, one in points]
+    low, high = ([100 * (end[side] - 1) for end in ends] for side in (0, 1))
+    at.vlines(x, low, high, color=colour)
+    at.plot(x, y, marker=MARKERS[place % len(MARKERS)], color=colour, label=name)
 
 
-def _place(row: Document, rows: list[Document]) -> float:
-    return float([one["levels"] for one in rows].index(row["levels"]))
-
-
-def _axis(at: Axes, rows: list[Document], by_list: bool) -> None:
-    if by_list:
-        lengths = sorted({row["list_len_p50"] for row in rows})
-        at.set_xscale("log", base=2)
-        at.xaxis.set_major_locator(FixedLocator(lengths))
-        at.xaxis.set_minor_locator(NullLocator())
-        at.set_xticklabels([str(length) for length in lengths])
-        at.set_xlabel("packets in a list (median)")
-        return
-    combined = list(dict.fromkeys(tuple(row["levels"].items()) for row in rows))
-    shown = [", ".join(f"{key}={level}" for key, level in one) for one in combined]
-    at.set_xticks(range(len(shown)), shown)
-    at.set_xlim(-0.5, len(shown) - 0.5)
+def _length_axis(at: Axes, lengths: list[int]) -> None:
+    at.set_xscale("log", base=2)
+    at.xaxis.set_major_locator(FixedLocator(lengths))
+    at.xaxis.set_minor_locator(NullLocator())
+    at.set_xticklabels([str(length) for length in lengths])
+    at.set_xlabel("packets in a list (median)")
