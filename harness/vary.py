@@ -53,7 +53,7 @@ def _keys() -> dict[str, _Key]:
         BURST: _Key(about="most frames that the wire of the dut delivers at once"),
         QUEUES: _Key((QUEUES,), argument=QUEUES, about="receive queues in use on the dut"),
         CMDLINE: _Key(about="words for the kernel's command line"),
-        CONFIG: _Key(about="an option of the kernel's configuration; each level is a kernel"),
+        CONFIG: _Key(about="options of the kernel's configuration; each level is a kernel"),
     }
     for name, one in KEYED.items():
         assert one.key is not None
@@ -113,8 +113,7 @@ class Varied:
 
     def options(self, cell: str) -> tuple[str, ...]:
         """The options of the configuration of ``cell``."""
-        option = _level(cell, CONFIG)
-        return (option,) if option else ()
+        return tuple((_level(cell, CONFIG) or "").split())
 
     def require_made(self, cell: str, skipped: Sequence[Mapping[str, str]]) -> None:
         """Raise if a level of ``cell`` is among the settings that the dut ``skipped``.
@@ -227,12 +226,13 @@ def _effect(key: str, level: str, hosts: HostsFile, bed: Bed) -> object:
     if level == DEFAULT:
         return level
     if key == CONFIG:
-        if not _OPTION.fullmatch(level):
-            raise ConfigurationError(
-                f"--vary config: {level!a:.80} is not an option of a kernel",
-                hint="write it as in a .config: --vary config=CONFIG_PREEMPT_NONE=y",
-            )
-        return level
+        for option in level.split():
+            if not _OPTION.fullmatch(option):
+                raise ConfigurationError(
+                    f"--vary config: {option!a:.80} is not an option of a kernel",
+                    hint="write it as in a .config: --vary config=CONFIG_PREEMPT_NONE=y",
+                )
+        return tuple(sorted(level.split()))
     for word in level.split():
         if not _WORD.fullmatch(word):
             raise ConfigurationError(

@@ -118,7 +118,8 @@ def vary_profile() -> Any:
         (["rx_usecs=0,70000"], "70000 is not usable; expected less than", "rx_usecs"),
         (["cmdline=a;b"], "'a;b' is not a plain word", "letters"),
         (["cmdline=quiet,root=/dev/sda"], "'root=/dev/sda' is set by the bed", "leave it out"),
-        (["config=PREEMPT=y"], "'PREEMPT=y' is not an option", "CONFIG_"),
+        (["config=CONFIG_A=y PREEMPT=y"], "'PREEMPT=y' is not an option", "CONFIG_"),
+        (["config=CONFIG_A=y CONFIG_B=n,CONFIG_B=n CONFIG_A=y"], "are the same", "differ"),
     ],
 )
 def test_nonsense_is_refused(
@@ -178,7 +179,7 @@ def test_what_is_not_varied_stays_as_hosts_yaml_says(hosts: config.HostsFile) ->
 def test_a_command_line_and_a_configuration_are_those_of_the_cell(
     hosts: config.HostsFile, tmp_path: Path
 ) -> None:
-    varied = read(hosts, "cmdline=quiet nosmt", "config=CONFIG_SLUB_DEBUG=n,CONFIG_SLUB_DEBUG=y")
+    varied = read(hosts, "cmdline=quiet nosmt", "config=CONFIG_SLUB_DEBUG=n,CONFIG_A=y CONFIG_B=1")
     image = Image(
         step="8", layout=1, release="r", patches=(), source="", compiler="", config_sha256="",
         image_sha256="", directory=tmp_path,
@@ -188,8 +189,9 @@ def test_a_command_line_and_a_configuration_are_those_of_the_cell(
     assert varied.image(image, cell).cmdline == ("quiet", "nosmt")
     assert varied.image(image, cell).provenance()["cmdline"] == ("quiet", "nosmt")
     assert varied.options(cell) == ("CONFIG_SLUB_DEBUG=n",)
-    default = "8[cmdline=default,config=CONFIG_SLUB_DEBUG=y]"
+    default = "8[cmdline=default,config=CONFIG_A=y CONFIG_B=1]"
     assert varied.image(image, default) is image
+    assert varied.options(default) == ("CONFIG_A=y", "CONFIG_B=1")
     assert "cmdline" not in image.provenance()
     assert varied.options("8") == ()
 
