@@ -55,7 +55,8 @@ from harness.results.expect import ExpectationResult, hold, parse, require, requ
 @click.option(
     "--expect",
     multiple=True,
-    help="A condition that must hold, such as 'step8 stack_rx_pps > 1.1x step0'. Can be repeated.",
+    help="A condition that must hold, such as 'step8 stack_rx_pps > 1.1x step0'; with --vary, a "
+    "step has its levels: step8[burst=64]. Can be repeated.",
 )
 @click.option(
     "--aa",

@@ -287,6 +287,16 @@ def test_where_the_receiver_is_not_saturated_its_cpu_time_is_judged(tmp_path: Pa
     assert render(document(found), "html").count('aria-label="List length against gain"') == 1
 
 
+def test_few_blocks_decide_nothing_of_many_comparisons(tmp_path: Path) -> None:
+    """The smallest p-value of six blocks, 0.031, is shared by five families."""
+    found = measured(tmp_path / "out", blocks=6)
+    verdicts = [one.verdict for one in found.contrasts if one.metric == "stack_rx_pps"]
+    assert all(one is not None and one.outcome == "inconclusive" for one in verdicts)
+    first = found.contrasts[0].verdict
+    assert first is not None
+    assert first.p_corrected == pytest.approx(5 * first.p_value)
+
+
 def test_few_blocks_show_figures_without_words(tmp_path: Path) -> None:
     found = document(measured(tmp_path / "out", blocks=4))
     shown = render(found, "table")

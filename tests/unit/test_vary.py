@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from harness import cells, config, vary
 from harness.base.errors import ConfigurationError, InfrastructureError
+from harness.beds.local.nic_model import NicModel
 from harness.cli import cli
 from harness.kernels import Image
 from harness.kernels.configuration import benchmark
@@ -280,6 +281,35 @@ def test_each_boot_is_set_up_as_its_cell_says(lab: Lab) -> None:
     assert report["settings_varied"] == []
     assert report["settings"]["dut"]["after"]["coalesce"]["rx_usecs"] == 0
     assert report["complete"], report["problems"]
+
+
+def test_the_wire_of_each_boot_has_the_burst_of_its_cell(lab: Lab) -> None:
+    wire = "{kind: qemu, wire: {repeat: auto}, address: 198.18.0.2/24}"
+    lab.hosts.write_text(HOSTS.replace("{kind: qemu, address: 198.18.0.2/24}", wire))
+    asked = ["--bed", "virtual", "--profile", "smoke", "--vary", "burst=1,64"]
+    assert lab.run(*asked).exit_code == 0
+    steps = [samples.read_boot(path).step for path in lab.out.glob("boots/*/boot.json")]
+    cells_ = sorted(f"r{cells.variant_of(s)} {cells.levels_of(s)['burst']}" for s in steps)
+    asked = sorted(
+        line.split("wire of ")[1].replace("burst=", "")
+        for line in lab.transcript.lines
+        if "wire of" in line
+    )
+    assert asked == cells_ == ["r0 1", "r0 64", "r8 1", "r8 64"]
+
+
+def test_the_nic_model_is_told_of_bursts(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(NicModel, "_ask", lambda _, call: told.append(call))
+    model = NicModel.__new__(NicModel)
+    model.set_wire(config.Wire(repeat="auto", burst=64))
+    assert model.repeats
+    model.set_wire(config.Wire(repeat=1))
+    assert not model.repeats
+    assert told == [
+        {"call": "wire", "repeat": 0, "burst": 64},
+        {"call": "wire", "repeat": 1, "burst": 0},
+    ]
 
 
 def test_it_is_resumed_with_its_levels(lab: Lab) -> None:
