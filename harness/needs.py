@@ -124,6 +124,13 @@ def require(job: Job) -> None:
     )
 
 
+def require_memory(guests_mib: int) -> None:
+    """Raise an :class:`InfrastructureError` if guests that run together do not fit."""
+    row = _memory(guests_mib)
+    if not row.ok:
+        raise InfrastructureError(f"this machine: {row.check}: {row.detail}", hint=row.remedy)
+
+
 def examine(job: Job) -> Iterator[Finding]:
     """All checks; a failed check may make later ones impossible.
 
@@ -368,7 +375,9 @@ def _memory(guests_mib: int) -> Finding:
         check="memory",
         ok=ok,
         detail=f"{free_mib} MiB are free, the guests that run together need {guests_mib}",
-        remedy=None if ok else "use fewer --steps, or a lower memory_mib in hosts.yaml",
+        remedy=None
+        if ok
+        else "use fewer --steps or --vary levels, or a lower memory_mib in hosts.yaml",
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from harness import cells
 from harness.base.errors import ConfigurationError
 
 BASELINE = "0"
@@ -111,7 +112,9 @@ class PlannedBoot:
     @property
     def directory(self) -> str:
         """The name of its directory under ``boots/`` of the result."""
-        return f"b{self.block:02d}-p{self.position:02d}-s{self.step}"
+        # Levels may be any text; block and position alone are unique.
+        name = re.sub(r"[^\w+=.,-]+", "-", self.step)[:100].rstrip("-")
+        return f"b{self.block:02d}-p{self.position:02d}-s{name}"
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,11 @@ class Plan:
     def of_commits(self) -> bool:
         """Are its ``steps`` commits of a tree?"""
         return self.baseline != BASELINE
+
+    @property
+    def factors(self) -> dict[str, tuple[str, ...]]:
+        """What is varied besides code: the levels of each factor."""
+        return cells.factors_of(self.steps)
 
     @property
     def too_few_blocks(self) -> str | None:
@@ -365,8 +373,14 @@ def families(steps: Sequence[str], baseline: str = BASELINE) -> tuple[tuple[str,
 
     The series is one family, and so are the stairs after it. The last step of a family is its
     primary comparison; an earlier step is decided only if all later ones are. Any other variant
-    is a family of its own.
+    is a family of its own. Where factors are varied, each combination of levels has its own.
     """
+    if cells.factors_of(steps):
+        return tuple(
+            tuple(step + levels for step in family)
+            for levels, variants in cells.by_levels(steps).items()
+            for family in families(variants, baseline)
+        )
     stairs = [
         tuple(step for step in reversed(steps) if step in flight)
         for flight in (SERIES_STEPS[1:], STAIRS)
@@ -380,16 +394,21 @@ def ordered_steps(
 ) -> tuple[str, ...]:
     """The steps over which a trend is tested: three or more of the series, or a range of commits.
 
-    Empty if there is no such order. The test is a claim about the series as a whole, and counts
-    as a family.
+    Empty if there is no such order, or factors are varied. The test is a claim about the series
+    as a whole, and counts as a family.
     """
+    if cells.factors_of(steps):
+        return ()
     found = tuple(steps) if ranged else tuple(step for step in steps if step in SERIES_STEPS)
     return found if len(found) > 2 and baseline in found else ()
 
 
 def claims(steps: Sequence[str], baseline: str = BASELINE, *, ranged: bool = False) -> int:
-    """How many families share the 5 %: those of :func:`families`, and the trend."""
-    return len(families(steps, baseline)) + bool(ordered_steps(steps, baseline, ranged=ranged))
+    """How many families share the 5 %: those of :func:`families`, the trend, and for each factor
+    its interaction with the variants and its effect on the baseline."""
+    compared = families(steps, baseline)
+    of_factors = len(cells.factors_of(steps)) * (2 if compared else 1)
+    return len(compared) + of_factors + bool(ordered_steps(steps, baseline, ranged=ranged))
 
 
 def blocks_for_verdict(
@@ -406,8 +425,8 @@ def blocks_for_verdict(
 
 
 def kernel_of(step: str) -> str:
-    """The step of the series that runs under the name ``step``."""
-    return step.removesuffix("again")
+    """The step of the series that runs under the name ``step``, at whatever levels."""
+    return cells.variant_of(step).removesuffix("again")
 
 
 def step_number(step: str) -> int | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from harness.agent.protocol import Calls
 from harness.base.errors import HostLostError
 from harness.beds.access.channel import Pending, RemoteAgent
-from harness.config import Bed, Kernel
+from harness.config import Bed, Kernel, Wire
 from harness.kernels import HostConfig, Image, of_host
 from harness.plan import Profile
 
@@ -93,6 +93,10 @@ class RunningBed:
 
     def pace_repetition(self, pps: float | None) -> None:
         """Have a wire that :attr:`repeats` carry ``pps`` packets/s; None: as many as it can."""
+        raise NotImplementedError
+
+    def set_wire(self, wire: Wire) -> None:
+        """Have the wire deliver frames like that; only of a bed with the NIC model."""
         raise NotImplementedError
 
     def sent(self) -> int:

@@ -11,7 +11,7 @@ import functools
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from harness.results import samples
 from harness.trials.block import Block, Taken
 from harness.trials.load import end_load
 from harness.trials.readings import Trial
+from harness.vary import Varied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class Setup:
     boots: Boots
     others: Sequence[tuple[Bed, Boots]] = ()
     """Further beds, if there are several."""
+    varied: Varied = field(default_factory=Varied)
+    """What is varied besides code."""
 
     def by_bed(self) -> list[Setup]:
         """One setup for each bed."""
@@ -52,7 +55,7 @@ class Setup:
 def image_of(setup: Setup, boot: plan.PlannedBoot) -> Image:
     """The kernel of ``boot``; all boots of a block have the same layout."""
     layouts = setup.images[boot.step]
-    return layouts[(boot.block - 1) % len(layouts)]
+    return setup.varied.image(layouts[(boot.block - 1) % len(layouts)], boot.step)
 
 
 class BootUnderWay:
@@ -105,7 +108,12 @@ class BootUnderWay:
         self._note(BEGIN)
         self._bed = self._up.enter_context(setup.boots.boot(image, self.directory, self._note))
         self._took("up")
-        prepare(setup.bed, setup.load, image, self)
+        bed = setup.varied.bed(setup.bed, self.planned.step)
+        wire = getattr(bed.dut, "wire", None)
+        if wire and wire != getattr(setup.bed.dut, "wire", None):
+            self.bed.set_wire(wire)
+        prepare(bed, setup.load, image, self)
+        setup.varied.require_made(self.planned.step, self.settings["dut"].get("skipped", ()))
 
     def finish(self, error: HarnessError | None = None) -> None:
         """Take the bed down and write the boot, as failed if there is an ``error``."""

@@ -282,7 +282,10 @@ def record(
             "netserver_cpu": setup.bed.netserver_cpu,
             "rx_queues": setup.bed.rx_queues if setup.bed.steering else None,
         },
-        variants={step: _provenance(layouts) for step, layouts in setup.images.items()},
+        variants={
+            step: _provenance([setup.varied.image(image, step) for image in layouts])
+            for step, layouts in setup.images.items()
+        },
         provenance={
             "harness": __version__,
             "python": platform.python_version(),

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from harness import config, trials
 from harness.agent.settings.registry import KEYED, PLAIN
 from harness.beds import registry
+from harness.cells import variant_of
 from harness.commands import (
     bed_option,
     beds_option,
@@ -28,6 +29,7 @@ from harness.commands import (
 from harness.commands.also import also_option
 from harness.commands.load import beds_for, load_option, told
 from harness.commands.variants import compared, variants_options
+from harness.commands.vary import lines, varied, vary_option
 from harness.plan import (
     AA_STEPS,
     BASELINE,
@@ -44,6 +46,7 @@ from harness.results.power import power, power_of_looks
 from harness.results.ranks import CONFIDENCE
 from harness.results.stats import MARGIN
 from harness.trials import loads
+from harness.vary import Varied
 
 _CHANGES = (0.02, 0.05, 0.10)
 """True changes for which the power is shown."""
@@ -75,6 +78,7 @@ _STEERED = {
 @hosts_option
 @tree_option
 @variants_options
+@vary_option
 def plan(
     steps: str,
     profile_name: str,
@@ -92,14 +96,16 @@ def plan(
     variants: str | None,
     mbox: str | None,
     base: str | None,
+    vary_texts: tuple[str, ...],
 ) -> None:
     """Show the order of boots, the duration, settings and void rules of a run; change nothing."""
     require_seed(shard, seed)
     hosts = config.with_load(config.load(config.locate(hosts_path)), load)
     beds = beds_for(hosts.load, config.beds(hosts, bed_name, bed_names), also)
+    factors = varied(vary_texts, hosts, beds, aa=aa)
     among = compared(tree, variants, mbox, base, keep=False)
     chosen = make_plan(
-        among.names or (AA_STEPS if aa else parse_steps(steps)),
+        factors.cells(among.names or (AA_STEPS if aa else parse_steps(steps))),
         registry.profile(
             profile_name,
             bed_kind=beds[0].kind,
@@ -112,12 +118,12 @@ def plan(
         baseline=among.names[0] if among.names else BASELINE,
         ranged=among.ranged,
     ).shared(shard)
-    for line in _lines(chosen, beds, hosts.load, noise and noise / 100):
+    for line in _lines(chosen, beds, hosts.load, noise and noise / 100, factors):
         click.echo(line)
 
 
 def _lines(
-    plan: Plan, beds: Sequence[config.Bed], load: config.Load, noise: float | None
+    plan: Plan, beds: Sequence[config.Bed], load: config.Load, noise: float | None, factors: Varied
 ) -> Iterator[str]:
     timing, bed = plan.profile, beds[0]
     boots = sum(1 for _ in plan.boots())
@@ -126,7 +132,8 @@ def _lines(
     named = f"beds {', '.join(one.name for one in beds)}" if len(beds) > 1 else f"bed {bed.name}"
     yield f"{named} ({bed.kind}) · profile {timing.name} · seed {plan.seed}"
     yield (
-        f"{_of_all(plan)}{boots // len(plan.steps)} blocks × {len(plan.steps)} steps = "
+        f"{_of_all(plan)}{boots // len(plan.steps)} blocks × {len(plan.steps)} "
+        f"{'cells' if plan.factors else 'steps'} = "
         f"{boots} boots, "
         f"{_minutes(measured_s)} of measured windows, about {_minutes(about_s)} in all "
         "once the kernels are built"
@@ -140,10 +147,11 @@ def _lines(
     )
     yield told(load)
     if plan.layouts > 1:
+        kernels = len({(variant_of(step), factors.options(step)) for step in plan.steps})
         each = "one for each block" if plan.layouts == len(plan.order) else "which blocks share"
         yield (
             f"each kernel is linked in {plan.layouts} layouts, {each} "
-            f"({plan.layouts * len(plan.steps)} links if none is in the cache): the position of "
+            f"({plan.layouts * kernels} links if none is in the cache): the position of "
             "functions must not look like the effect of a patch"
         )
     if also := [kind.about(bed, timing) for kind in trials.asked(timing) if kind.also]:
@@ -153,6 +161,7 @@ def _lines(
             f"boots of a block run side by side, time-sliced ({timing.slice_s:g} s): "
             "a slowdown of this machine affects all of them equally"
         )
+    yield from lines(plan, factors, bed)
     yield from _verdicts(plan, bed, noise)
     yield ""
     where = [[bed] for bed in plan.block_beds] or [[] for _ in plan.order]
@@ -182,6 +191,8 @@ def _verdicts(plan: Plan, bed: config.Bed, noise: float | None) -> Iterator[str]
     groups = families(plan.steps, plan.baseline)
     decided = [", then ".join(f"{what} {step}" for step in group) for group in groups]
     yield f"compared with {what} {plan.baseline}, each group for itself: {' · '.join(decided)}"
+    if not groups:
+        return
     if looks := plan.profile.looks:
         told = ", ".join(f"{blocks} (p {level:g})" for blocks, level in looks)
         yield (

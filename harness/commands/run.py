@@ -7,13 +7,13 @@ import contextlib
 import functools
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 
-from harness import config, kernels, needs, plan, trials
+from harness import cells, config, kernels, needs, plan, trials
 from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
@@ -38,6 +38,7 @@ from harness.commands import (
 from harness.commands.also import also_option
 from harness.commands.load import beds_for, load_option
 from harness.commands.variants import compared, variants_options
+from harness.commands.vary import varied, vary_option
 from harness.report import document, render
 from harness.results import samples
 from harness.results.analysis import analyse
@@ -57,12 +58,14 @@ from harness.results.expect import ExpectationResult, hold, parse, require, requ
 @hosts_option
 @tree_option
 @variants_options
+@vary_option
 @out_option()
 @wait_option
 @click.option(
     "--expect",
     multiple=True,
-    help="A condition that must hold, such as 'step8 stack_rx_pps > 1.1x step0'. Can be repeated.",
+    help="A condition that must hold, such as 'step8 stack_rx_pps > 1.1x step0'; with --vary, a "
+    "step has its levels: step8[burst=64]. Can be repeated.",
 )
 @click.option(
     "--aa",
@@ -88,6 +91,7 @@ def run(
     variants: str | None,
     mbox: str | None,
     base: str | None,
+    vary_texts: tuple[str, ...],
     directory: Path,
     wait_s: float | None,
     aa: bool,
@@ -107,6 +111,7 @@ def run(
     harness run --load udp6,streams=10,message_bytes=64
     harness run --tree . --variants HEAD,worktree   what a change of your own does
     harness run --tree . --mbox series.mbox         what each patch of a mailed series does
+    harness run --steps 0,8 --vary gro=on,off     and whether their gain depends on GRO
     harness run --resume --out DIR       continue after an interruption
     harness run --wait                   first wait until the bed and this machine are free
     harness run --beds rack1,rack2       each block on one of several beds of machines
@@ -137,16 +142,19 @@ def run(
     )
     if kept:  # by name: HEAD may have moved
         mbox, base = was.mbox, was.base
-        variants = ",".join(kept.steps) if kept.of_commits and not mbox else None
+        names = dict.fromkeys(map(cells.variant_of, kept.steps))
+        variants = ",".join(names) if kept.of_commits and not mbox else None
+        vary_texts = tuple(f"{key}={','.join(of)}" for key, of in kept.factors.items())
+    factors = varied(vary_texts, hosts, beds, aa=aa)
     among = compared(tree, variants, mbox, base)
-    if kept and mbox and among.names != kept.steps:
+    if kept and mbox and factors.cells(among.names) != tuple(kept.steps):
         raise ConfigurationError(
             f"the campaign cannot be resumed: {mbox} has other patches now",
             hint="put back the series of its first run, or start a new campaign",
         )
     chosen_steps = plan.AA_STEPS if aa else plan.parse_steps(steps)
     drawn = plan.make_plan(
-        tuple(kept.steps if kept else among.names or chosen_steps),
+        tuple(kept.steps) if kept else factors.cells(among.names or chosen_steps),
         profile,
         seed=kept.seed if kept else seed if seed is not None else secrets.randbits(31),
         beds=[bed.name for bed in beds],
@@ -182,8 +190,10 @@ def run(
             commits=among.commits,
             arch=beds[0].arch,
         )
+        by_step = {step: replace(wanted, options=factors.options(step)) for step in drawn.steps}
         opening = _Opening(hosts, beds, drawn, kept, directory, wait_s)
-        setup, campaign_id = opening.opened(up, wanted, progress)
+        setup, campaign_id = opening.opened(up, by_step, progress)
+        setup = replace(setup, varied=factors)
         record = campaign.record(setup, profile=profile.name, id_=campaign_id, options=options)
         if kept is None:
             samples.write_campaign(directory, record)
@@ -218,11 +228,11 @@ class _Opening:
     wait_s: float | None
 
     def opened(
-        self, up: contextlib.ExitStack, wanted: kernels.Kernels, progress: Progress
+        self, up: contextlib.ExitStack, wanted: Mapping[str, kernels.Kernels], progress: Progress
     ) -> tuple[campaign.Setup, str]:
         """Acquire the beds until ``up`` ends, build the kernels, and make the beds ready to boot.
 
-        Returns also the id of the campaign.
+        ``wanted`` are the kernels by step. Returns also the id of the campaign.
         """
         drawn, kept = self.drawn, self.kept
         once_free = functools.partial(until_free, wait_s=self.wait_s, progress=progress)
@@ -238,18 +248,21 @@ class _Opening:
         host = once_free(
             lambda: registry.kernel_config(self.hosts.kernel, *acquired, resumed=kept is not None)
         )
-        wanted = replace(wanted, host=host)
+        # Steps whose kernels have the same options share one build.
+        by_options = {one.options: replace(one, host=host) for one in wanted.values()}
         together = max(len(group) for group in drawn.groups())
-        needs.require(
-            needs.of_kernels(wanted, results=self.directory, bed=acquired[0], together=together)
-        )
+        for one in by_options.values():
+            needs.require(
+                needs.of_kernels(one, results=self.directory, bed=acquired[0], together=together)
+            )
         with registry.made_meanwhile(acquired[0]):
-            made = wanted.build(progress)
+            made = {options: one.build(progress) for options, one in by_options.items()}
             built = {
-                step: made[step][: drawn.layouts]
-                if step in made
-                else made[plan.kernel_of(step)][-drawn.layouts :]
+                step: images[step][: drawn.layouts]
+                if step in images
+                else images[plan.kernel_of(step)][-drawn.layouts :]
                 for step in drawn.steps
+                for images in [made[wanted[step].options]]
             }
             campaign_id = kept.id if kept else WriteAheadLog(self.directory).begin_campaign()
             opening = registry.Wanted(

@@ -6,7 +6,7 @@ Imports pydantic; so the command line imports it only for commands that need it.
 
 from harness.config.chosen import with_load
 from harness.config.kernel import Distcc, GitSource, Kernel, PackageSource, Source, TarballSource
-from harness.config.load import bed, beds, host, json_schema, load, locate, machine
+from harness.config.load import bed, beds, changed, host, json_schema, load, locate, machine
 from harness.config.machine import (
     BootOptions,
     CommandConsole,
@@ -83,6 +83,7 @@ __all__ = [
     "Wire",
     "bed",
     "beds",
+    "changed",
     "host",
     "json_schema",
     "load",

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -102,6 +102,40 @@ def load(path: Path) -> HostsFile:
     if problems := list(_unfit(hosts)):
         raise _error(path, document, problems)
     return hosts
+
+
+def changed(hosts: HostsFile, values: Mapping[KeyPath, Any]) -> HostsFile:
+    """``hosts`` with other values at these keys, checked as if the file had them.
+
+    In a mapping that the file leaves null, switches that are not named are off.
+
+    Raises:
+        ConfigurationError: says only what is wrong with a value, not where.
+    """
+    data: Any = hosts.model_dump(mode="json")
+    for path, value in values.items():
+        inner = data
+        for depth, part in enumerate(path[:-1], start=1):
+            if inner[part] is None:
+                inner[part] = {
+                    name: False
+                    for model in _owners((*path[:depth], ""))
+                    for name, field in model.model_fields.items()
+                    if field.is_required() and field.annotation is bool
+                }
+            inner = inner[part]
+        inner[path[-1]] = value
+    document = parse(json.dumps(data).encode())
+    try:
+        # Its paths are absolute already.
+        found = HostsFile.model_validate_json(json.dumps(data), context={"home": Path("/")})
+        problems = list(_unfit(found))
+    except ValidationError as error:
+        problems = _told(document, error)
+    if problems:
+        hint = next((problem.hint for problem in problems if problem.hint), None)
+        raise ConfigurationError("; ".join(problem.text for problem in problems), hint=hint)
+    return found
 
 
 def _content(path: Path) -> bytes:

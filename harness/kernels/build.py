@@ -49,6 +49,9 @@ class Image:
     subject: str | None = None
     """The title of the commit that it is, if it is no step of the series."""
 
+    cmdline: tuple[str, ...] = ()
+    """Words that are added to its command line."""
+
     @property
     def kernel(self) -> Path:
         """The file to boot: a bzImage, or a program."""
@@ -61,7 +64,8 @@ class Image:
 
     def provenance(self) -> dict[str, object]:
         """What a result records of this kernel."""
-        left_out = {"directory", *(["subject"] if self.subject is None else [])}
+        absent = {name for name in ("subject", "cmdline") if not getattr(self, name)}
+        left_out = {"directory", *absent}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 

@@ -107,6 +107,18 @@ class Configuration:
     modules: tuple[str, ...] | None = None
     """The only modules to build; None: all."""
     arch: Arch = X86
+    options: tuple[str, ...] = ()
+    """Lines that count more than all fragments."""
+
+    def with_options(self, *options: str) -> Configuration:
+        """The same with ``options``, each such as CONFIG_X=y; =n leaves X out."""
+        if not options:
+            return self
+        lines = tuple(
+            f"# {name} is not set" if value == "n" else f"{name}={value}"
+            for name, _, value in (option.partition("=") for option in options)
+        )
+        return replace(self, identity=cache.digest(self.identity, *lines), options=lines)
 
     def on(self, kernel: str) -> Configuration:
         """The same for a ``kernel`` such as linux-6.1, with that version's own fragment."""
@@ -118,8 +130,9 @@ class Configuration:
 
     @property
     def asked(self) -> str:
-        """The text of all fragments."""
-        return "".join(fragment.read_text(encoding="utf-8") for fragment in self.fragments)
+        """The text of all fragments, and the options over them."""
+        texts = [fragment.read_text(encoding="utf-8") for fragment in self.fragments]
+        return "".join([*texts, *(f"{line}\n" for line in self.options)])
 
     def write(self, objects: Path, make: Make) -> None:
         """Write ``objects/.config`` atomically."""

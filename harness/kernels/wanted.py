@@ -48,6 +48,8 @@ class Kernels:
     """The dut's own configuration, if kernels are configured after it (see :func:`.of_host`)."""
     arch: str = X86.name
     """``um``: they run as processes of this machine."""
+    options: tuple[str, ...] = ()
+    """Of their configuration, over all others, such as CONFIG_X=n."""
 
     def build(self, progress: Progress) -> dict[str, tuple[Image, ...]]:
         """By name, its images. Only those that are not in the cache are built.
@@ -94,7 +96,7 @@ class Kernels:
             if tree and self.kernel.series == "auto"
             else patches.series(self.kernel.series)
         )
-        configuration = chosen(self.kernel, self.host, ARCHES[self.arch]).on(series.base)
+        configuration = self._configuration(series.base)
         variants = build.of_steps(
             source,
             series,
@@ -109,7 +111,7 @@ class Kernels:
         assert self.tree is not None
         toolchain, refs = toolchain_of(self.kernel), [commit.ref for commit in self.commits]
         base = base_of_commit(self.tree, refs[0])
-        configuration = chosen(self.kernel, self.host, ARCHES[self.arch]).on(base)
+        configuration = self._configuration(base)
         whose = f"the commits of {self.tree.resolve()}"
         objects = build.objects_of(whose, configuration, toolchain)
         variants = build.of_commits(
@@ -122,6 +124,10 @@ class Kernels:
             self._bed_patches(base),
         )
         return objects, configuration, list(variants)
+
+    def _configuration(self, base: str) -> Configuration:
+        found = chosen(self.kernel, self.host, ARCHES[self.arch]).on(base)
+        return found.with_options(*self.options)
 
     def _bed_patches(self, base: str) -> tuple[Path, ...]:
         return patches.bed_patches(self.arch, base) if self.arch == UM.name else ()

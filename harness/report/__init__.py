@@ -14,12 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from harness import cells
 from harness.base.errors import ConfigurationError
 from harness.plan import BASELINE, DESIGN
 from harness.report import exchange, text
 from harness.results.expect import ExpectationResult
 from harness.results.ordered import Trend
-from harness.results.rows import PRIMARY, Analysis, Beside, OnBed, Row
+from harness.results.rows import COST, PRIMARY, Analysis, Beside, Contrast, OnBed, Row
 from harness.results.stats import Verdict
 from harness.trials import COMPARED, MEASURES, RATES
 
@@ -32,6 +33,8 @@ PUBLISHED_PPS: Mapping[str, float] = MappingProxyType({"0": 5.07e6, "2": 5.59e6,
 
 # For a time or a cost, unlike a rate, more does not mean faster.
 _NEUTRAL = {"faster": "higher", "slower": "lower"}
+_OF_A_GAIN = {"faster": "larger", "slower": "smaller"}
+"""At a level, compared with the same step's at the first level."""
 
 _CAMPAIGN = (
     "id", "created", "profile", "design", "seed", "bed", "beds", "bed_kind", "accelerator",
@@ -48,8 +51,8 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
     ``findings`` are the outcomes of expectations.
     """
     campaign = analysis.campaign
-    baseline = campaign.baseline
-    return {
+    rows = [_row(row, campaign.baseline_of(row.step)) for row in analysis.rows]
+    told: Document = {
         "schema": SCHEMA,
         "version": VERSION,
         "complete": analysis.complete,
@@ -77,8 +80,8 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
             name: {"title": MEASURES[name].title, "reasons": list(reasons)}
             for name, reasons in analysis.absent.items()
         },
-        "baseline": baseline,
-        "rows": [_row(row, baseline) for row in analysis.rows],
+        "baseline": campaign.baseline,
+        "rows": rows,
         "void": [
             {
                 "block": trial.boot.block,
@@ -92,7 +95,7 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
             for trial in analysis.void
         ],
         "verdicts": [
-            _verdict(row.step, PRIMARY, row.verdict, baseline)
+            _verdict(row.step, PRIMARY, row.verdict, campaign.baseline_of(row.step))
             for row in analysis.rows
             if row.verdict
         ],
@@ -106,6 +109,15 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
             "stack_rx_pps": dict(PUBLISHED_PPS),
         },
     }
+    if campaign.factors:
+        told["factors"] = {key: list(levels) for key, levels in campaign.factors.items()}
+        told["contrasts"] = [_contrast(found) for found in analysis.contrasts]
+        for shown, row in zip(rows, analysis.rows, strict=True):
+            base = campaign.baseline_of(row.step)
+            shown["variant"] = cells.variant_of(row.step)
+            shown["levels"] = cells.levels_of(row.step)
+            shown["cost"] = _beside(row.step, COST, row.cost, base) if row.cost else None
+    return told
 
 
 def schema() -> Document:
@@ -187,6 +199,28 @@ def _beside(step: str, name: str, found: Beside, baseline: str) -> Document:
         "median": found.median,
         "ratio_to_step0": change.median if change else None,
         "ratio_range": list(change.range) if change else None,
+        "verdict": told,
+    }
+
+
+def _contrast(found: Contrast) -> Document:
+    verdict, change = found.verdict, found.change
+    told = _verdict(found.step, found.metric, verdict, found.baseline) if verdict else None
+    if told:
+        words = _OF_A_GAIN if found.interaction else {} if found.metric == PRIMARY else _NEUTRAL
+        told["verdict"] = words.get(told["verdict"], told["verdict"])
+    return {
+        "kind": "interaction" if found.interaction else "baseline",
+        "metric": found.metric,
+        "factor": found.factor,
+        "level": found.level,
+        "reference": found.reference,
+        "step": found.step,
+        "baseline": found.baseline,
+        "ratio": change.median,
+        "ratio_range": list(change.range),
+        "interval": list(verdict.interval) if verdict else None,
+        "blocks": len(change.ratios),
         "verdict": told,
     }
 

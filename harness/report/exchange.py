@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from harness.plan import PlannedBoot
 from harness.trials import MEASURES, RATES
 
 Document = dict[str, Any]
@@ -58,7 +59,8 @@ class _Case:
 
 def _cases(report: Document) -> Iterator[_Case]:
     for row in report["rows"]:
-        problems = [text for text in report["problems"] if f"-s{row['step']}: " in text]
+        of_step = PlannedBoot(0, 0, row["step"]).directory.partition("-s")[2]
+        problems = [text for text in report["problems"] if f"-s{of_step}: " in text]
         void = _without_rates(report, row)
         yield _Case(
             kind="measured",

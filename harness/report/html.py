@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jinja2
+import matplotlib as mpl
 
-from harness.report.plots import plots
+from harness.report import level_plots, levels
+from harness.report.plots import STYLE, Plot, plots
 from harness.report.text import (
     BED_HEADERS,
     HEADERS,
@@ -63,7 +65,13 @@ def page(report: Document) -> str:
         measures=measure_cells(report),
         functions=function_cells(report),
         notes=[line for line in below_lines(report) if line not in verdicts],
-        plots=plots(report),
+        levels=[
+            (levels.title(report), levels.headers(report), levels.level_cells(report)),
+            ("What levels do", levels.CONTRAST_HEADERS, levels.contrast_cells(report)),
+        ]
+        if report.get("factors")
+        else [],
+        plots=[*_of_levels(report), *plots(report)],
         tables=[
             ("Settings", list(_flat(report["settings"]))),
             ("Hosts", list(_flat(report["inventory"]))),
@@ -81,6 +89,13 @@ def page(report: Document) -> str:
             ("Provenance", list(_flat(campaign["provenance"]))),
         ],
     )
+
+
+def _of_levels(report: Document) -> list[Plot]:
+    if not report.get("factors"):
+        return []
+    with mpl.rc_context(STYLE):
+        return list(level_plots.drawn(report))
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -34,7 +34,7 @@ _WIDTH_IN = 5.4
 INK, SOFT, ACCENT = "#1c2733", "#8a97a5", "#0b6e99"
 # Okabe and Ito's colours, safe for colour-blind readers.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#555555")
-_MARKERS = "os^vD*"
+MARKERS = "os^vD*"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "receive-batching",
@@ -254,7 +254,7 @@ def _rates(axes: Axes, rows: list[Document]) -> None:
                 [boot["block"] for boot in boots],
                 [boot["stack_rx_pps"] / 1e3 for boot in boots],
                 line,
-                marker=_MARKERS[beds.index(bed) % len(_MARKERS)],
+                marker=MARKERS[beds.index(bed) % len(MARKERS)],
                 markersize=3,
                 linewidth=1.2,
                 color=colour,

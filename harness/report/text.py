@@ -17,7 +17,9 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.agent.settings.registry import DECLARED
+from harness.cells import variant_of
 from harness.plan import BASELINE
+from harness.report import levels
 from harness.report.verdicts import percent, sentences, verdict_lines
 from harness.results.expect import ExpectationResult
 
@@ -64,7 +66,7 @@ def table(report: Document) -> str:
     drawn = tabulate(
         cells(report), headers=HEADERS, tablefmt="simple", disable_numparse=True, colalign=_ALIGN
     )
-    more = [*_by_bed(report, "simple"), *_beside(report, "simple"), *_functions(report, "simple")]
+    more = _more(report, "simple")
     head = [*head_lines(report), "", *sentences(report), ""]
     return "\n".join([*head, drawn, "", *more, *below_lines(report)])
 
@@ -80,9 +82,15 @@ def markdown(report: Document) -> str:
         for index, line in enumerate(head_lines(report))
     ]
     below = [f"- {_escaped(line.strip())}" for line in below_lines(report)]
-    more = [*_by_bed(report, "github"), *_beside(report, "github"), *_functions(report, "github")]
+    more = _more(report, "github")
     first = [f"- **{_escaped(line)}**" for line in sentences(report)]
     return "\n".join([*head, "", *first, "", drawn, "", *more, *below])
+
+
+def _more(report: Document, tablefmt: str) -> list[str]:
+    """The tables below the first."""
+    drawn = (levels.tables, _by_bed, _beside, _functions)
+    return [line for table in drawn for line in table(report, tablefmt)]
 
 
 def _by_bed(report: Document, tablefmt: str) -> list[str]:
@@ -204,7 +212,7 @@ def _flat_rows(report: Document) -> Iterator[Document]:
 
 def _flat(report: Document, row: Document) -> Document:
     nested = ("drops", "drop_packets", "stages", "by_boot", "ratio_by_block", "measures", "beds",
-              "functions")  # fmt: skip
+              "functions", "levels", "cost")  # fmt: skip
     flat = {name: value for name, value in row.items() if name not in nested}
     for name in ("ratio_range", "ratio_interval"):
         low, high = flat.pop(name) or (None, None)
@@ -213,6 +221,7 @@ def _flat(report: Document, row: Document) -> Document:
     flat |= {f"drops_{place}": row["drops"].get(place, 0.0) for place in PLACES}
     verdicts = {verdict["step"]: verdict for verdict in report["verdicts"]}
     flat |= {name: verdicts.get(row["step"], {}).get(name) for name in _JUDGED}
+    flat |= levels.flat(row)
     flat["complete"] = report["complete"]
     flat["virtual"] = report["virtual"]
     return flat
@@ -342,7 +351,7 @@ def _lengths(row: Document) -> str:
 def _change(report: Document, row: Document) -> str:
     if row["ratio_to_step0"] is None:
         return _NONE
-    if row["step"] == report["baseline"]:
+    if variant_of(row["step"]) == report["baseline"]:
         return "baseline"
     low, high = row["ratio_range"]
     return f"{percent(row['ratio_to_step0'])} ({percent(low)} … {percent(high)})"

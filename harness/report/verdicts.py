@@ -10,7 +10,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from harness import cells
 from harness.plan import BASELINE, MIN_BLOCKS_FOR_VERDICT
+from harness.report import levels
 from harness.results.ranks import CONFIDENCE
 
 Document = dict[str, Any]
@@ -21,6 +23,7 @@ def sentences(report: Document) -> Iterator[str]:
     yield from map(_sentence, report["verdicts"])
     if report["trend"]:
         yield _trend(report["trend"], report["baseline"])
+    yield from levels.sentences(report)
     if report["no_verdict"]:
         yield f"no verdict: {report['no_verdict']}"
     elif lacking := _without_verdict(report):
@@ -29,6 +32,7 @@ def sentences(report: Document) -> Iterator[str]:
 
 def _sentence(verdict: Document) -> str:
     step, base = (_named(verdict, verdict[role]) for role in ("step", "baseline"))
+    step = _at(verdict["step"]) + step
     low, high = (100 * (bound - 1) for bound in verdict["interval"])
     blocks = f"({_units(verdict)})"
     if verdict["beds_differ"]:
@@ -69,7 +73,14 @@ def _trend(trend: Document, baseline: str) -> str:
 
 
 def _named(verdict: Document, step: str) -> str:
-    return f"{'step' if verdict['baseline'] == BASELINE else 'variant'} {step}"
+    of_series = cells.variant_of(verdict["baseline"]) == BASELINE
+    return f"{'step' if of_series else 'variant'} {cells.variant_of(step)}"
+
+
+def _at(step: str) -> str:
+    """The levels of a cell, before what is said of it."""
+    found = cells.levels_of(step)
+    return f"at {', '.join(f'{key}={level}' for key, level in found.items())}, " if found else ""
 
 
 def verdict_line(verdict: Document) -> str:
@@ -85,7 +96,7 @@ def verdict_line(verdict: Document) -> str:
     corrected = f"{verdict['p_corrected']:.3g}" + f", not below {1 - CONFIDENCE:.2g}" * too_many
     step, base = (_named(verdict, verdict[role]) for role in ("step", "baseline"))
     return (
-        f"{step} against {base}: {word} "
+        f"{_at(verdict['step'])}{step} against {base}: {word} "
         f"({percent(verdict['ratio'])}, {verdict['confidence']:.0%} interval "
         f"{percent(low)} … {percent(high)} over {_units(verdict)}; "
         f"Wilcoxon p {verdict['p_value']:.3g}, corrected {corrected}; "
@@ -101,11 +112,11 @@ def _detectable(verdict: Document) -> str:
 
 def _without_verdict(report: Document) -> list[str]:
     """The steps without a verdict, each with its number of compared blocks."""
-    judged = {verdict["step"] for verdict in report["verdicts"]} | {report["baseline"]}
+    judged = {verdict["step"] for verdict in report["verdicts"]}
     return [
         f"{row['step']} ({len(row['ratio_by_block'] or ())})"
         for row in report["rows"]
-        if row["step"] not in judged
+        if row["step"] not in judged and cells.variant_of(row["step"]) != report["baseline"]
     ]
 
 

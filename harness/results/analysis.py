@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from harness import cells
 from harness.plan import (
     DESIGN,
     SHIPPED,
@@ -31,6 +32,7 @@ from harness.results.figures import (
 )
 from harness.results.judged import Judged, judge_campaign
 from harness.results.rows import (
+    COST,
     PRIMARY,
     Analysis,
     Beside,
@@ -42,6 +44,7 @@ from harness.results.rows import (
 )
 from harness.results.samples import Boot, Campaign, ResultDirectory
 from harness.results.spread import spread_of
+from harness.results.stats import Paired, Verdict
 from harness.trials import MEASURES, RATES, loads
 from harness.trials.kind import FunctionCost
 from harness.trials.readings import Stage, Trace, Void
@@ -114,7 +117,7 @@ def _analyse(result: ResultDirectory, *, look: float | None = None) -> Analysis:
     gathered: dict[str, _Gathered] = {step: _Gathered() for step in campaign.steps}
     boots: list[BootRead] = []
     done = 0
-    first: dict[str | None, Boot] = {}
+    first: dict[tuple[str | None, str], Boot] = {}
     varied: set[str] = set()
     repeated: Counter[str] = Counter()
     for boot in result.boots():
@@ -122,7 +125,9 @@ def _analyse(result: ResultDirectory, *, look: float | None = None) -> Analysis:
             model = boot.nic_model or {}
             repeated.update({name: model.get(name, 0) for name in (_DELIVERED, _TAKEN)})
             done += 1
-            one = first.setdefault(boot.bed, boot.model_copy(update={"trials": []}))
+            # What a factor varies is no difference.
+            where = (boot.bed, cells.at(cells.levels_of(boot.step)))
+            one = first.setdefault(where, boot.model_copy(update={"trials": []}))
             varied |= _differences(one.settings, boot.settings)
             boots.append(read(boot, campaign, tolerances))
     boots = _void_by_path(boots)
@@ -135,10 +140,12 @@ def _analyse(result: ResultDirectory, *, look: float | None = None) -> Analysis:
         complete=not problems,
         look=look,
     )
+    shown = _shown(campaign, first)
     return Analysis(
         campaign=campaign,
         rows=tuple(_row(step, campaign, gathered[step], judged) for step in campaign.steps),
         trend=judged.trend,
+        contrasts=judged.contrasts,
         spread=spread_of({step: found.boots for step, found in gathered.items()}, PRIMARY),
         absent=_absent(gathered.values()),
         void=tuple(trial for boot in boots for trial in boot.void),
@@ -146,11 +153,21 @@ def _analyse(result: ResultDirectory, *, look: float | None = None) -> Analysis:
         notes=tuple(_notes(campaign, boots)),
         boots_done=done,
         boots_planned=sum(1 for _ in campaign.planned()),
-        settings=_by_bed({bed: boot.settings for bed, boot in first.items()}),
+        settings=_by_bed({bed: boot.settings for bed, boot in shown.items()}),
         settings_varied=tuple(sorted(varied)),
-        inventory=_by_bed({bed: boot.inventory for bed, boot in first.items()}),
+        inventory=_by_bed({bed: boot.inventory for bed, boot in shown.items()}),
         repetition=repeated[_DELIVERED] / repeated[_TAKEN] if repeated[_TAKEN] else None,
     )
+
+
+def _shown(campaign: Campaign, first: dict[tuple[str | None, str], Boot]) -> dict[str | None, Boot]:
+    """By bed, the first boot at the first levels: the same levels in every campaign like this."""
+    found: dict[str | None, Boot] = {}
+    for levels in (*cells.by_levels(campaign.steps), *(at for _, at in first)):
+        for (bed, at), boot in first.items():
+            if at == levels:
+                found.setdefault(bed, boot)
+    return found
 
 
 def _void_by_path(boots: Sequence[BootRead]) -> list[BootRead]:
@@ -335,8 +352,16 @@ def _row(step: str, campaign: Campaign, found: _Gathered, judged: Judged) -> Row
             for name, by_step in judged.measures.items()
             if (middle := median(median(b.of(name).values()) for b in found.boots)) is not None
         },
+        cost=_cost(usable, *judged.cost[step]) if judged.cost else None,
         functions=_typical([costs for costs in found.functions if costs]),
     )
+
+
+def _cost(
+    boots: Sequence[BootFigures], change: Paired | None, verdict: Verdict | None
+) -> Beside | None:
+    middle = _rates_over(boots)[COST]
+    return None if middle is None else Beside(median=middle, change=change, verdict=verdict)
 
 
 def _rates_over(boots: Sequence[BootFigures]) -> dict[str, float | None]:
@@ -386,7 +411,7 @@ def _differences(one: Any, other: Any, name: str = "") -> set[str]:
 
 def _title(campaign: Campaign, step: str) -> str | None:
     """What the last patch of a step does, from its file name."""
-    if step == SHIPPED:
+    if cells.variant_of(step) == SHIPPED:
         return "the tree as it ships"
     if subject := campaign.variants.get(step, {}).get("subject"):
         return str(subject)

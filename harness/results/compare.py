@@ -8,7 +8,7 @@ of the machine at the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,6 +99,7 @@ def unlike(one: Side, other: Side) -> Iterator[str]:
     """Where the bed, the load, the hosts or their settings of two campaigns differ."""
     sides = (one, other)
     yield from differs("baseline", *(side.campaign.baseline for side in sides))
+    yield from _factors_differ(*(side.campaign.factors for side in sides))
     for name in _SAME_PLAN:
         shown = name.removeprefix("whole_")
         yield from differs(shown, *(getattr(side.campaign, name) for side in sides))
@@ -113,6 +114,15 @@ def unlike(one: Side, other: Side) -> Iterator[str]:
     for bed in one.campaign.beds or [""]:
         for role in ("dut", "generator"):
             yield from _host_differs(f"{bed} {role}".strip(), one, other)
+
+
+def _factors_differ(
+    one: Mapping[str, Sequence[str]], other: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """Levels in another order are other comparisons: the first is the reference."""
+    for key in sorted(one.keys() | other.keys()):
+        was, now = (", ".join(side.get(key, ())) or "not varied" for side in (one, other))
+        yield from differs(f"--vary {key}", was, now)
 
 
 def _host_differs(role: str, one: Side, other: Side) -> Iterator[str]:
@@ -153,7 +163,9 @@ def differs(name: str, one: Any, other: Any) -> Iterator[str]:
 
 def _common(one: Analysis, other: Analysis) -> list[str]:
     there = {row.step for row in other.rows}
-    return [row.step for row in one.rows if row.step in there - {one.campaign.baseline}]
+    return [
+        row.step for row in one.rows if row.step in there and not one.campaign.is_baseline(row.step)
+    ]
 
 
 def _steps(one: Analysis, other: Analysis) -> list[Document]:
@@ -163,13 +175,12 @@ def _steps(one: Analysis, other: Analysis) -> list[Document]:
     """
     sides, common, baseline = (one, other), _common(one, other), one.campaign.baseline
     asked = {("ratio_to_step0", step): [side.row(step).change for side in sides] for step in common}
-    groups = {"ratio_to_step0": families((baseline, *common), baseline)}
+    bases = [row.step for row in one.rows if one.campaign.is_baseline(row.step)]
+    groups = {"ratio_to_step0": families((*bases, *common), baseline)}
     if not one.campaign.virtual and not one.campaign.beds:  # several beds: different machines
-        both = [
-            step for step in (baseline, *common) if all(step in s.campaign.steps for s in sides)
-        ]
+        both = [step for step in (*bases, *common) if all(step in s.campaign.steps for s in sides)]
         asked |= {(PRIMARY, step): [_rates(side.row(step)) for side in sides] for step in both}
-        groups[PRIMARY] = (*groups["ratio_to_step0"], (baseline,))
+        groups[PRIMARY] = (*groups["ratio_to_step0"], *((base,) for base in bases))
     places = {one: place for place, one in enumerate(asked)}
     chains = [
         [places[metric, step] for step in family if (metric, step) in places]

@@ -6,6 +6,7 @@ An expectation has one of two forms::
     step8 stack_rx_pps > 1.15x step0     a metric compared with another step's, by block
     step8 ip_rcv_per_packet < 0.01       a metric compared with a number
 
+Where factors are varied, a step has its levels: ``step8[burst=64] … > 1.1x step0[burst=64]``.
 The factor may be left out (``> step0``). What differs from boot to boot is judged by its
 interval over blocks: met if the whole interval is on the wanted side, missed if none of it is,
 and open otherwise, so noise neither passes nor fails a build. The counts of
@@ -24,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 
+from harness import cells
 from harness.base.errors import ConfigurationError, HarnessError
 from harness.plan import AA_STEPS, MIN_BLOCKS_FOR_VERDICT
 from harness.results.ranks import CONFIDENCE
@@ -47,7 +49,7 @@ _COMPARE: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
 )
 _NUMBER = r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
 # A variant has its own name: worktree, or the hash of a commit.
-_STEP = r"(?:step)?(?P<{}>[\w+]+)"
+_STEP = r"(?:step)?(?P<{}>[\w+]+(?:\[[^\]]*\])?)"
 _FORM = re.compile(
     rf"""\s* {_STEP.format("step")} \s+ (?P<metric>\w+) \s* (?P<sign>>=|<=|>|<) \s*
     (?: (?P<number>{_NUMBER}) | (?:(?P<factor>{_NUMBER})\s*x\s+)? {_STEP.format("other")} ) \s*""",
@@ -108,8 +110,8 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
             f"expectation {text!r} cannot be read",
             hint="write 'step8 stack_rx_pps > 1.15x step0' or 'step8 ip_rcv_per_packet < 0.01'",
         )
-    other = match["other"]
-    for step in (match["step"], other):
+    own, other = (name and cells.meant(name, steps) for name in (match["step"], match["other"]))
+    for step in (own, other):
         if step is not None and step not in steps:
             raise ConfigurationError(
                 f"expectation {text!r} is about step {step}, which is not measured",
@@ -122,7 +124,7 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
             f"expectation {text!r} names {match['metric']!r}, which this form cannot compare",
             hint=f"metrics of this form: {', '.join(metrics)}",
         )
-    if other is not None and other == match["step"]:
+    if other is not None and other == own:
         raise ConfigurationError(f"expectation {text!r} compares a step with itself")
     bound = float(match["number"] or match["factor"] or 1.0)
     if not np.isfinite(bound):
@@ -131,7 +133,7 @@ def parse(text: str, steps: Sequence[str]) -> Expectation:
         raise ConfigurationError(f"expectation {text!r} has a factor of 0")
     return Expectation(
         text=" ".join(text.split()),
-        step=match["step"],
+        step=own,
         metric=match["metric"],
         sign=match["sign"],
         bound=bound,

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from harness import cells
 from harness.plan import PlannedBoot
 from harness.results.samples import Boot, Campaign, holdoff_us
 from harness.trials import RATES, VOID_RULES, kind_of, receive_path
@@ -154,7 +155,8 @@ def conditions(campaign: Campaign, boot: Boot, tolerances: Tolerances) -> Condit
     """What was planned for the trials of ``boot``."""
 
     def planned(name: str) -> int | None:
-        value = campaign.placement.get(name)
+        level = cells.levels_of(boot.step).get(name, "")
+        value = int(level) if level.isdigit() else campaign.placement.get(name)
         return value if isinstance(value, int) else None
 
     same = campaign.placement.get("netserver_cpu") == "same"

@@ -2,9 +2,10 @@
 """All comparisons of a campaign, corrected for their number.
 
 Each question that a campaign asks is answered wrongly in at most 5 % of campaigns: the rate,
-with the trend over the series; the rate on each of several beds; what was delivered; the
-counts of the CPU; and each ``--also``, whose measures share the 5 % (percentiles, which have
-no line of their own in the report, apart from the others).
+with the trend over the series and what varied factors do; where factors are varied, the same of
+the CPU time per packet; the rate on each of several beds; what was delivered; the counts of the
+CPU; and each ``--also``, whose measures share the 5 % (percentiles, which have no line of their
+own in the report, apart from the others).
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.plan import families, ordered_steps
+from harness.results.contrasts import contrasts
 from harness.results.figures import BootFigures
 from harness.results.ordered import Trend, trend_of
 from harness.results.ranks import CONFIDENCE
-from harness.results.rows import PRIMARY, paired, primary_of
+from harness.results.rows import COST, PRIMARY, Contrast, paired, primary_of
 from harness.results.samples import Campaign
 from harness.results.stats import Paired, Verdict, corrected, judge
 from harness.trials import COMPARED, RATES
@@ -32,6 +34,9 @@ class Judged:
     trend: Trend | None
     measures: dict[str, dict[str, _Compared]]
     on_beds: dict[str, dict[str, _Compared]]
+    cost: dict[str, _Compared]
+    """The CPU time per packet, where factors are varied; else empty."""
+    contrasts: tuple[Contrast, ...]
 
 
 def judge_campaign(
@@ -70,12 +75,16 @@ def judge_campaign(
         )
         for bed in campaign.beds
     }
-    compared = compare({PRIMARY: primary}, beside=beside)[PRIMARY]
+    compared, found = compare.crossed(primary, PRIMARY, boots, beside=beside)
+    costs = _changes(COST, campaign, boots) if campaign.factors else {}
+    cost, found_of_cost = compare.crossed(costs, COST, boots)
     return Judged(
         primary=compared,
         trend=trend and replace(trend, p_corrected=compare.last(compared, beside)),
         measures={name: measures[name] for name in measured},
         on_beds=compare(on_beds, chained=True),
+        cost=cost,
+        contrasts=(*found, *found_of_cost),
     )
 
 
@@ -88,9 +97,11 @@ def _question(measure: str) -> tuple[str, bool]:
 def _changes(
     metric: str, campaign: Campaign, boots: Mapping[str, Sequence[BootFigures]]
 ) -> dict[str, Paired | None]:
-    """Each step's change of ``metric`` against the baseline."""
-    base = boots.get(campaign.baseline, ())
-    return {step: paired(boots[step], base, metric) for step in campaign.steps}
+    """Each step's change of ``metric`` against its baseline."""
+    return {
+        step: paired(boots[step], boots.get(campaign.baseline_of(step), ()), metric)
+        for step in campaign.steps
+    }
 
 
 def _places(
@@ -101,7 +112,7 @@ def _places(
         (name, step)
         for name, of in changes.items()
         for step, pair in of.items()
-        if pair and step != campaign.baseline
+        if pair and not campaign.is_baseline(step)
     ]
     return {one: place for place, one in enumerate(found)}
 
@@ -145,22 +156,52 @@ class _Comparing:
         chained: bool = False,
     ) -> dict[str, dict[str, _Compared]]:
         """All ``changes``, by name and step, with verdicts corrected for all of them."""
+        return self._judged(changes, [], beside=beside, chained=chained)[0]
+
+    def crossed(
+        self,
+        changes: Mapping[str, Paired | None],
+        metric: str,
+        boots: Mapping[str, Sequence[BootFigures]],
+        *,
+        beside: Sequence[float] = (),
+    ) -> tuple[dict[str, _Compared], list[Contrast]]:
+        """All ``changes`` of ``metric`` by step, and what varied factors do to it; corrected for
+        all of them together."""
+        chains = contrasts(self.campaign, boots, changes, metric)
+        found, verdicts = self._judged(
+            {metric: changes}, [[one.change for one in chain] for chain in chains], beside=beside
+        )
+        flat = [one for chain in chains for one in chain]
+        told = [replace(one, verdict=of) for one, of in zip(flat, verdicts, strict=True)]
+        return found[metric], told
+
+    def _judged(
+        self,
+        changes: Mapping[str, Mapping[str, Paired | None]],
+        more: Sequence[Sequence[Paired]],
+        *,
+        beside: Sequence[float] = (),
+        chained: bool = False,
+    ) -> tuple[dict[str, dict[str, _Compared]], list[Verdict | None]]:
+        """``changes`` with verdicts, and the verdicts of ``more``, each a family in its order."""
         places = _places(self.campaign, changes)
         pairs = [pair for name, step in places if (pair := changes[name][step])]
+        families = _families(self.campaign, list(changes), places, chained=chained)
+        for chain in more:
+            families.append([*range(len(pairs), len(pairs) + len(chain))])
+            pairs += chain
         verdicts: list[Verdict | None] = [None] * len(pairs)
         if self.complete:
             verdicts = judge(
-                pairs,
-                _families(self.campaign, list(changes), places, chained=chained),
-                beside=beside,
-                level=self.level,
-                first=self.first(places),
+                pairs, families, beside=beside, level=self.level, first=self.first(places)
             )
-        found = dict(zip(places, verdicts, strict=True))
-        return {
+        found = dict(zip(places, verdicts, strict=False))
+        told = {
             name: {step: (pair, found.get((name, step))) for step, pair in of.items()}
             for name, of in changes.items()
         }
+        return told, verdicts[len(places) :]
 
     def last(self, compared: Mapping[str, _Compared], beside: Sequence[float]) -> float:
         """The corrected p-value of the claim ``beside`` the comparisons of the rate."""

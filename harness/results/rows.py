@@ -23,6 +23,8 @@ from harness.trials.kind import FunctionCost
 from harness.trials.readings import Stage
 
 PRIMARY = "stack_rx_pps"
+COST = "cpu_ns_per_packet"
+"""Valid also where the receiver is not saturated."""
 LIST_LEN = "list_len_"
 """Prefix of the names of list-length figures; ``p50``, ``p90`` or ``max`` follows."""
 DRIVER_STAGE = "netif_receive_skb_list"
@@ -30,7 +32,7 @@ DRIVER_STAGE = "netif_receive_skb_list"
 
 
 def named(campaign: Campaign, step: str) -> str:
-    """``step`` as a sentence calls it."""
+    """``step`` as a sentence calls it; a cell has its levels in brackets."""
     return f"{'variant' if campaign.of_commits else 'step'} {step}"
 
 
@@ -80,6 +82,25 @@ class Beside:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """One level of a factor against its reference level."""
+
+    metric: str
+    factor: str
+    level: str
+    reference: str
+    step: str
+    """The variant: the baseline, or another whose gain over the baseline is compared."""
+    baseline: str
+    change: Paired
+    verdict: Verdict | None = None
+
+    @property
+    def interaction(self) -> bool:
+        return self.step != self.baseline
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnBed:
     """One step on one of several beds."""
 
@@ -115,6 +136,8 @@ class Row:
     drop_packets: dict[str, int]
     void_trials: int
     measures: dict[str, Beside]
+    cost: Beside | None = None
+    """The CPU time per packet, where factors are varied."""
     functions: dict[str, FunctionCost]
     """``emulated_instructions_per_packet`` by function, largest first."""
 
@@ -178,6 +201,8 @@ class Analysis:
     """Over the series as a whole; ``None``: it is not tested."""
     look: Look | None = None
     """The look that ended it; ``None``: it has no looks."""
+    contrasts: tuple[Contrast, ...] = ()
+    """What varied factors do to the baseline, and to the gain of each variant."""
     spread: Spread | None = None
     """Where the noise of the primary rate comes from."""
     repetition: float | None = None
@@ -196,13 +221,13 @@ class Analysis:
     @property
     def judged_blocks(self) -> int:
         """The smallest number of blocks over which a step could be compared."""
-        changes = [row.change for row in self.rows if row.step != self.campaign.baseline]
+        changes = [row.change for row in self.rows if not self.campaign.is_baseline(row.step)]
         return min((len(change.ratios) if change else 0 for change in changes), default=0)
 
     @property
     def judged_units(self) -> int:
         """The same in units: layouts, where they were used again."""
-        changes = [row.change for row in self.rows if row.step != self.campaign.baseline]
+        changes = [row.change for row in self.rows if not self.campaign.is_baseline(row.step)]
         return min((len(change.units) if change else 0 for change in changes), default=0)
 
     def row(self, step: str) -> Row:
@@ -231,12 +256,13 @@ class Analysis:
             if self.boots_done < self.boots_planned:
                 return f"incomplete: {self.boots_done} of {self.boots_planned} boots"
             return "; ".join(self.problems)
-        if any(row.verdict for row in self.rows):
+        of_factors = (one.verdict for one in self.contrasts if one.metric == PRIMARY)
+        if any(row.verdict for row in self.rows) or any(of_factors):
             return None
         baseline = named(self.campaign, self.campaign.baseline)
-        if not any(row.step == self.campaign.baseline for row in self.rows):
+        if not any(self.campaign.is_baseline(row.step) for row in self.rows):
             return f"{baseline} was not booted: nothing to compare with"
-        if len(self.rows) < 2:
+        if all(self.campaign.is_baseline(row.step) for row in self.rows):
             return f"only {baseline} was booted: nothing to compare"
         unsaturated = sum(row.unsaturated_trials for row in self.rows)
         if unsaturated and self.campaign.blocks >= MIN_BLOCKS_FOR_VERDICT:

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from harness import cells
 from harness.base.errors import ConfigurationError, HarnessError, InfrastructureError
 from harness.plan import BASELINE, PlannedBoot, Shard, boots_of
 from harness.trials import AnyTrial
@@ -151,6 +152,18 @@ class Campaign(Declared):
     def of_commits(self) -> bool:
         """Are its ``steps`` commits of a tree?"""
         return self.baseline != BASELINE
+
+    @property
+    def factors(self) -> dict[str, tuple[str, ...]]:
+        """What was varied besides code: the levels of each factor."""
+        return cells.factors_of(self.steps)
+
+    def baseline_of(self, step: str) -> str:
+        """What ``step`` is compared with: the baseline at its levels."""
+        return cells.beside(step, self.baseline)
+
+    def is_baseline(self, step: str) -> bool:
+        return cells.variant_of(step) == self.baseline
 
     @property
     def virtual(self) -> bool:

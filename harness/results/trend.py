@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from harness import cells
 from harness.base.errors import ConfigurationError, HarnessError, InfrastructureError
 from harness.plan import MIN_BLOCKS_FOR_VERDICT
 from harness.results import changes
@@ -141,11 +142,13 @@ class History:
     def control(self) -> str:
         """The kernel that all are compared with."""
         campaign = self.campaigns[-1].campaign
-        return f"{named(campaign, campaign.baseline)}: {_title(campaign, campaign.baseline)}"
+        control = f"{named(campaign, campaign.baseline)}: {_title(campaign, _control(campaign))}"
+        return control + ", at the levels of each line" * bool(campaign.factors)
 
     def title(self, line: str) -> str:
         """``line`` as a sentence calls it."""
-        return line if line == NEWEST_COMMIT else named(self.campaigns[-1].campaign, line)
+        own = cells.variant_of(line) == NEWEST_COMMIT
+        return line if own else named(self.campaigns[-1].campaign, line)
 
     def findings(self) -> list[ExpectationResult]:
         """For each series whether the newest campaign has it steady: met, missed or open."""
@@ -298,7 +301,8 @@ def measured(directory: Path, metrics: Sequence[str] = ()) -> Measured:
             missing[key] = told
         else:
             ratios[key] = told
-    base = [row for row in analysis.rows if row.step == campaign.baseline and not campaign.beds]
+    control = _control(campaign)
+    base = [row for row in analysis.rows if row.step == control and not campaign.beds]
     values = {
         name: median(median(boot.of(name).values()) for row in base for boot in row.measured)
         for name in chosen
@@ -326,21 +330,29 @@ def _time(campaign: Campaign) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
+def _control(campaign: Campaign) -> str:
+    """The baseline; where factors were varied, at the first levels."""
+    return next((step for step in campaign.steps if campaign.is_baseline(step)), campaign.baseline)
+
+
 def _lines(campaign: Campaign) -> list[str]:
-    if campaign.baseline not in campaign.steps:
+    """What is followed; where factors were varied, at each combination of levels."""
+    if not any(map(campaign.is_baseline, campaign.steps)):
         return []
-    others = [step for step in campaign.steps if step != campaign.baseline]
-    return [NEWEST_COMMIT] * bool(others) if campaign.of_commits else others
+    others = [step for step in campaign.steps if not campaign.is_baseline(step)]
+    return [cells.beside(one, NEWEST_COMMIT) for one in others] if campaign.of_commits else others
 
 
 def _step_of(campaign: Campaign, line: str) -> str:
-    return campaign.steps[-1] if campaign.of_commits else line
+    newest = cells.variant_of(campaign.steps[-1])
+    return cells.beside(line, newest) if campaign.of_commits else line
 
 
 def _ratio(analysis: Analysis, line: str, metric: str) -> Ratio | str:
     """The ratio of ``line`` to the control; or why there is none."""
     campaign = analysis.campaign
-    paired = analysis.against(_step_of(campaign, line), campaign.baseline, metric)
+    step = _step_of(campaign, line)
+    paired = analysis.against(step, campaign.baseline_of(step), metric)
     interval = paired.interval() if paired else None
     if paired is None or interval is None:
         blocks = len(paired.ratios) if paired else 0
@@ -405,7 +417,7 @@ def _controls_differ(one: Campaign, other: Campaign) -> Iterator[str]:
     A commit is named by its content. Its release and images are not compared: they also depend
     on the files in which the other variants differ, because those are what layouts move.
     """
-    controls = [side.variants.get(side.baseline, {}) for side in (one, other)]
+    controls = [side.variants.get(_control(side), {}) for side in (one, other)]
     for name in ("compiler", "config_sha256", "arch", "bed_patches"):
         was, now = ([*value] if isinstance(value := side.get(name), list | tuple) else value
                     for side in controls)  # fmt: skip

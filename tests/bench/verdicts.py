@@ -19,6 +19,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from harness import cells
 from harness.plan import BASELINE, LOOKS, PlannedBoot, balanced_blocks
 from harness.results.figures import BootFigures
 from harness.results.judged import Judged, judge_campaign
@@ -107,6 +108,8 @@ class Tally:
     """With a wrong "faster" or "slower"."""
     trend: float = 0.0
     """With a wrong trend."""
+    interaction: float = 0.0
+    """With a wrong word on the gain at a level."""
     equal: float = 0.0
     """With a wrong "no difference"."""
     wrong: float = 0.0
@@ -167,8 +170,10 @@ def _tally(
         tally.difference += found.difference / count
         tally.trend += found.trend / count
         tally.equal += found.equal / count
-        tally.wrong += bool(found.difference or found.trend or found.equal) / count
-        last = judged.primary[[step for step in steps if step in SERIES][-1]][1]
+        tally.interaction += found.interaction / count
+        any_word = found.difference or found.trend or found.equal or found.interaction
+        tally.wrong += bool(any_word) / count
+        last = judged.primary[[step for step in steps if cells.variant_of(step) in SERIES][-1]][1]
         tally.primary += (last is not None and last.outcome == "faster") / count
         rises = judged.trend is not None and judged.trend.found and judged.trend.rises
         tally.rising += rises / count
@@ -217,22 +222,45 @@ def _wrong(judged: Judged, effects: Mapping[str, float]) -> Tally:
     """Which words of one campaign are wrong."""
     found, verdicts = Tally(), []
     for step, (_, verdict) in judged.primary.items():
-        if verdict is None or step == BASELINE:
+        if verdict is None or cells.variant_of(step) == BASELINE:
             continue
-        true, word = effects[step], verdict.outcome
+        true, word = effects[step] - effects[cells.beside(step, BASELINE)], verdict.outcome
         low, high = map(math.log, verdict.interval)
         verdicts.append(low <= true <= high)
-        right = {"faster": true > 0, "slower": true < 0, "no difference": abs(true) < _MARGIN}
-        if word != "inconclusive" and not right[word]:
+        if not _right(word, true):
             found.equal += word == "no difference"
             found.difference += word != "no difference"
+    for one in judged.contrasts:
+        own, base = (
+            _effect(effects, one.step, one.factor, at) for at in (one.level, one.reference)
+        )
+        wrong = one.verdict and not _right(one.verdict.outcome, own - base)
+        found.interaction += bool(wrong) and one.interaction
+        found.difference += bool(wrong) and not one.interaction
     if verdicts:
         found.covered = sum(verdicts) / len(verdicts)
     if judged.trend and judged.trend.found:
         series = [effects[step] for step in judged.trend.steps]
         found.trend = not (judged.trend.rises and series[-1] > series[0])
     found.difference, found.equal = bool(found.difference), bool(found.equal)
+    found.interaction = bool(found.interaction)
     return found
+
+
+def _right(word: str, true: float) -> bool:
+    """Is ``word`` right of a log-ratio?"""
+    right = {"faster": true > 0, "slower": true < 0, "no difference": abs(true) < _MARGIN}
+    return right.get(word, True)
+
+
+def _effect(effects: Mapping[str, float], step: str, factor: str, level: str) -> float:
+    """The gain of ``step`` at ``level``, or what the baseline does there; over other factors."""
+    there = [
+        effects[cell] - (0.0 if step == BASELINE else effects[cells.beside(cell, BASELINE)])
+        for cell in effects
+        if cells.variant_of(cell) == step and cells.levels_of(cell)[factor] == level
+    ]
+    return sum(there) / len(there)
 
 
 def same(steps: Sequence[str] = SERIES) -> dict[str, float]:

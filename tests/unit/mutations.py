@@ -39,6 +39,37 @@ _BROKEN = "test_settings_broken.py::test_"
 _SHARDS, _MBOX = "test_shards.py::test_", "test_mbox.py::test_"
 
 MUTATIONS = (
+    # Varied factors
+    Mutation(
+        "each boot is set up as hosts.yaml says, not as its cell",
+        "prepare(bed, image, self)",
+        "prepare(setup.bed, image, self)",
+        "test_vary.py::test_each_boot_is_set_up_as_its_cell_says",
+    ),
+    Mutation(
+        "the wire has the burst of hosts.yaml at each level",
+        "self.bed.set_wire(wire)",
+        "pass",
+        "test_vary.py::test_the_wire_of_each_boot_has_the_burst_of_its_cell",
+    ),
+    Mutation(
+        "a cell is compared with the baseline at the first level",
+        "return cells.beside(step, self.baseline)",
+        "return next(filter(self.is_baseline, self.steps))",
+        "test_levels.py::test_each_level_has_its_own_baseline",
+    ),
+    Mutation(
+        "an interaction is not held against the gain at the first level",
+        "tuple(a / b for a, b in zip(one.ratios, other.ratios, strict=True))",
+        "one.ratios",
+        "test_levels.py::test_an_interaction_is_the_difference_of_the_differences_of_each_block",
+    ),
+    Mutation(
+        "words on interactions are not among those that share the 5 %",
+        "families.append([*range(len(pairs), len(pairs) + len(chain))])",
+        "pass",
+        "test_levels.py::test_few_blocks_decide_nothing_of_many_comparisons",
+    ),
     # Calls and their arguments
     Mutation(
         "netserver is stopped where its streams were to end",

@@ -50,6 +50,7 @@ WANTED: dict[str, Any] = {
     "pacing_bytes_per_s": 1_000_000,
     "irqbalance": "off",
     "governor": "performance",
+    "sysctl": {"net.core.dev_weight": 16},
 }
 FILES = {
     "cpu/cpu0/cpufreq/scaling_governor": "powersave",
@@ -57,6 +58,7 @@ FILES = {
     "irq/24/smp_affinity_list": "1-3",
     "irq/25/smp_affinity_list": "0,2-5",
     "sys/net/core/busy_read": "50",
+    "sys/net/core/dev_weight": "64",
     "sys/net/core/busy_poll": "40",
     "sys/net/core/rps_sock_flow_entries": "32768",
 }

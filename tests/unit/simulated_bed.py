@@ -21,6 +21,7 @@ from harness.agent.protocol import Calls
 from harness.base.errors import HostLostError, KernelError
 from harness.beds.access.channel import Pending
 from harness.beds.bed import Block, Boots, RunningBed
+from harness.config import Wire
 from tests.unit.fake_agent import FakeAgent
 from tests.unit.simulated_hosts import (
     DUT_INTERFACE,
@@ -304,6 +305,9 @@ class SimulatedBed(RunningBed):
 
     def nic_counters(self) -> Json | None:
         return None
+
+    def set_wire(self, wire: Wire) -> None:
+        self.transcript.add("bed", f"wire of {self.bench.kernel.release}", burst=wire.burst)
 
     def executed(self) -> list[Block]:
         self.transcript.add("bed", "executed")

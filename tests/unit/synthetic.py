@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import trials as kinds
+from harness.cells import variant_of
 from harness.plan import DESIGN, PlannedBoot, PlannedTrial, Profile, balanced_blocks, boots_of
 from harness.results.figures import BootFigures, conditions, recorded_tolerances
 from harness.results.rows import Analysis, Row
@@ -240,7 +241,8 @@ def _bed_facts(block_beds: list[str]) -> Json:
     return {"bed": named, "bed_kind": "hardware", "block_beds": block_beds}
 
 
-def _number(step: str) -> int:
+def _number(cell: str) -> int:
+    step = variant_of(cell)
     return int(step) if step.isdigit() else int("".join(c for c in step if c.isdigit()) or 0)
 
 

@@ -20,10 +20,12 @@ PACKAGE = Path(harness.__file__).parent
 
 FLOW = [
     "base",
+    "cells",
     "config",
     "plan",
     "patches",
     "kernels",
+    "vary",
     "images",
     "beds",
     "needs",
@@ -77,7 +79,7 @@ def allowed(module: str, *, typing: bool = False) -> set[str]:
     if module in ISLANDS:
         return set()
     if module in OFFLINE and not typing:
-        return {"base", "plan", *OFFLINE[: OFFLINE.index(module)]}
+        return {"base", "cells", "plan", *OFFLINE[: OFFLINE.index(module)]}
     if module in FLOW:
         return {*FLOW[: FLOW.index(module)]} | ({"nic"} if module == "beds" else set())
     raise AssertionError(f"harness/{module} has no place in the flow: give it one in this table")

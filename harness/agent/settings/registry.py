@@ -22,6 +22,7 @@ DECLARED: dict[str, Declaration] = {
         "irqbalance",
         "governor",
         "ipv6",
+        "sysctl",
         "rings",
         "offloads",
         "segmentation",

@@ -117,6 +117,12 @@ class NicModel:
         """Have it do what hardware does on a bad day: ``nic/injection.py`` lists the faults."""
         self._ask({"call": "fault", "name": name, **what})
 
+    def set_wire(self, wire: Wire) -> None:
+        """Have it deliver frames like that from now on."""
+        repeat = 0 if wire.repeat == "auto" else wire.repeat
+        self._ask({"call": "wire", "repeat": repeat, "burst": wire.burst or 0})
+        self.repeats = repeat != 1
+
     def _ask(self, call: dict[str, Any]) -> dict[str, Any]:
         try:
             with socket.socket(socket.AF_UNIX) as line:
@@ -163,6 +169,9 @@ class ModelledBed(RunningBed):
 
     def pace_repetition(self, pps: float | None) -> None:
         self.nic.pace_repetition(pps)
+
+    def set_wire(self, wire: Wire) -> None:
+        self.nic.set_wire(wire)
 
     def sent(self) -> int:
         if not self.repeats:

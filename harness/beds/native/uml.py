@@ -106,6 +106,7 @@ class UserModeKernel(RemoteAgent):
             *_traceable(),
             "setpriv", "--pdeathsig=KILL", "--", "prlimit", "--core=0", "--",
             "taskset", "-c", str(cpu), str(image.kernel), *self.parameters,
+            *image.cmdline,
             *arguments(
                 runtime, memory_mib=memory_mib, nic_socket=nic_socket, line=theirs.fileno()
             ),

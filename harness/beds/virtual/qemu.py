@@ -174,7 +174,7 @@ def start(
         "-machine", "q35,memory-backend=ram", *machine(equipment.accelerator),
         "-smp", str(host.vcpus), "-m", f"{host.memory_mib}M",
         "-object", f"memory-backend-memfd,id=ram,size={host.memory_mib}M,share=on",
-        "-kernel", str(image.kernel), "-append", _COMMAND_LINE,
+        "-kernel", str(image.kernel), "-append", " ".join([_COMMAND_LINE, *image.cmdline]),
         "-drive", f"file={disk.disk},format=raw,if=none,id=root,snapshot=on",
         "-device", "virtio-blk-pci,drive=root",
         "-drive", f"file={image.headers},format=raw,if=none,id=headers,readonly=on",
