@@ -42,8 +42,8 @@ MUTATIONS = (
     # Varied factors
     Mutation(
         "each boot is set up as hosts.yaml says, not as its cell",
-        "prepare(bed, image, self)",
-        "prepare(setup.bed, image, self)",
+        "prepare(bed, setup.load, image, self)",
+        "prepare(setup.bed, setup.load, image, self)",
         "test_vary.py::test_each_boot_is_set_up_as_its_cell_says",
     ),
     Mutation(
