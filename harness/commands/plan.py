@@ -24,7 +24,7 @@ from harness.commands import (
     tree_option,
 )
 from harness.commands.also import also_option
-from harness.commands.load import beds_for, load_option, told
+from harness.commands.load import beds_for, load_option, profile_for, told
 from harness.commands.variants import commits_of, is_range, variants_option
 from harness.plan import (
     AA_STEPS,
@@ -93,12 +93,15 @@ def plan(
     named = [commit.name for commit in commits]
     chosen = make_plan(
         named or (AA_STEPS if aa else parse_steps(steps)),
-        registry.profile(
-            profile_name,
-            bed_kind=beds[0].kind,
-            blocks=blocks,
-            extras=trials.extras(also, beds[0].kind),
-            paced_pps=beds[0].paced_pps,
+        profile_for(
+            hosts.load,
+            registry.profile(
+                profile_name,
+                bed_kind=beds[0].kind,
+                blocks=blocks,
+                extras=trials.extras(also, beds[0].kind),
+                paced_pps=beds[0].paced_pps,
+            ),
         ),
         seed=secrets.randbits(31) if seed is None else seed,
         beds=[bed.name for bed in beds],

@@ -31,7 +31,7 @@ from harness.commands import (
     tree_option,
 )
 from harness.commands.also import also_option
-from harness.commands.load import beds_for, load_option
+from harness.commands.load import beds_for, load_option, profile_for
 from harness.commands.variants import commits_of, is_range, variants_option
 from harness.report import document, render
 from harness.results import samples
@@ -120,6 +120,7 @@ def run(
         extras=trials.extras(kept.trial.get("extras", ()) if kept else also, beds[0].kind),
         paced_pps=beds[0].paced_pps,
     )
+    profile = profile_for(hosts.load, profile)
     if kept:  # by name: HEAD may have moved
         variants = ",".join(kept.steps) if kept.of_commits else None
     commits = commits_of(tree, variants)

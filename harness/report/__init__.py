@@ -77,7 +77,7 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
             for name, reasons in analysis.absent.items()
         },
         "baseline": baseline,
-        "rows": [_row(row, baseline) for row in analysis.rows],
+        "rows": [_row(row, baseline, campaign.load_kind) for row in analysis.rows],
         "void": [
             {
                 "block": trial.boot.block,
@@ -115,9 +115,9 @@ def schema() -> Document:
     return found
 
 
-def _row(row: Row, baseline: str) -> Document:
+def _row(row: Row, baseline: str, load: str) -> Document:
     change = row.change
-    published = PUBLISHED_PPS.get(row.step)
+    published = PUBLISHED_PPS.get(row.step) if load == "udp" else None
     traced, timed = row.traced_pps, row.rates[PRIMARY]
     return {
         "step": row.step,
