@@ -447,10 +447,15 @@ def test_what_gro_holds_may_come_up_one_by_one(tmp_path: Path) -> None:
                 made["trace"]["per_skb"]["ip_rcv"] = seen
         return boot
 
-    made = {"effects": {"0": 1.0, "8": 1.2}, "blocks": 1, "edit": singly}
     void = {}
     for name in ("udp", "tcp"):
-        root = make_campaign(tmp_path / name, **made, about={"load": {"kind": name}})
+        root = make_campaign(
+            tmp_path / name,
+            effects={"0": 1.0, "8": 1.2},
+            blocks=1,
+            edit=singly,
+            about={"load": {"kind": name}},
+        )
         void[name] = {why.rule for one in analyse(ResultDirectory.open(root)).void
                       for why in one.reasons}  # fmt: skip
     assert "list-path" in void["udp"]
