@@ -460,3 +460,26 @@ def test_what_gro_holds_may_come_up_one_by_one(tmp_path: Path) -> None:
                       for why in one.reasons}  # fmt: skip
     assert "list-path" in void["udp"]
     assert "list-path" not in void["tcp"]
+
+
+def test_payload_is_compared_and_judged(tmp_path: Path) -> None:
+    def merged(boot: Json, *_: object) -> Json:
+        for made in boot["trials"]:
+            for snapshot in snapshots(made):
+                to_segments(snapshot)
+            made["netperf"] = []
+        return boot
+
+    root = make_campaign(
+        tmp_path,
+        effects={"0": 1.0, "8": 1.2},
+        blocks=6,
+        edit=merged,
+        about={"load": {"kind": "tcp"}},
+    )
+    report = document(analyse(ResultDirectory.open(root)))
+    assert [one for one in report["void"] if not one["rates_only"]] == []
+    found = report["rows"][1]["measures"]["goodput_mbps"]
+    assert found["ratio_to_step0"] == pytest.approx(1.2, rel=0.05)
+    assert found["verdict"]["verdict"] == "higher"
+    assert "payload of TCP, Mbit/s" in table(report)
