@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import click
 
 from harness.base.errors import ConfigurationError
 from harness.config import Bed, Load
+from harness.plan import Profile
 from harness.trials import KINDS, loads
 
 load_option = click.option(
@@ -37,6 +39,11 @@ def beds_for(load: Load, beds: Sequence[Bed], also: Collection[str] = ()) -> tup
             hint=f"leave --also {paced[0]} out, or choose --load udp",
         )
     return tuple(kind.on(bed) for bed in beds)
+
+
+def profile_for(load: Load, profile: Profile) -> Profile:
+    """``profile`` as ``load`` needs it."""
+    return profile if loads.named(load.kind).sliced else replace(profile, slice_s=0.0)
 
 
 def told(load: Load) -> str:

@@ -27,7 +27,7 @@ from harness.commands import (
     tree_option,
 )
 from harness.commands.also import also_option
-from harness.commands.load import beds_for, load_option, told
+from harness.commands.load import beds_for, load_option, profile_for, told
 from harness.commands.variants import compared, variants_options
 from harness.commands.vary import lines, varied, vary_option
 from harness.plan import (
@@ -106,12 +106,15 @@ def plan(
     among = compared(tree, variants, mbox, base, keep=False)
     chosen = make_plan(
         factors.cells(among.names or (AA_STEPS if aa else parse_steps(steps))),
-        registry.profile(
-            profile_name,
-            bed_kind=beds[0].kind,
-            blocks=blocks,
-            extras=trials.extras(also, beds[0].kind),
-            paced_pps=beds[0].paced_pps,
+        profile_for(
+            hosts.load,
+            registry.profile(
+                profile_name,
+                bed_kind=beds[0].kind,
+                blocks=blocks,
+                extras=trials.extras(also, beds[0].kind),
+                paced_pps=beds[0].paced_pps,
+            ),
         ),
         seed=secrets.randbits(31) if seed is None else seed,
         beds=[bed.name for bed in beds],

@@ -36,7 +36,7 @@ from harness.commands import (
     wait_option,
 )
 from harness.commands.also import also_option
-from harness.commands.load import beds_for, load_option
+from harness.commands.load import beds_for, load_option, profile_for
 from harness.commands.variants import compared, variants_options
 from harness.commands.vary import varied, vary_option
 from harness.report import document, render
@@ -140,6 +140,7 @@ def run(
         extras=trials.extras(kept.trial.get("extras", ()) if kept else also, beds[0].kind),
         paced_pps=beds[0].paced_pps,
     )
+    profile = profile_for(hosts.load, profile)
     if kept:  # by name: HEAD may have moved
         mbox, base = was.mbox, was.base
         names = dict.fromkeys(map(cells.variant_of, kept.steps))

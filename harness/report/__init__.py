@@ -51,7 +51,7 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
     ``findings`` are the outcomes of expectations.
     """
     campaign = analysis.campaign
-    rows = [_row(row, campaign.baseline_of(row.step)) for row in analysis.rows]
+    rows = [_row(row, campaign.baseline_of(row.step), campaign.load_kind) for row in analysis.rows]
     told: Document = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -128,9 +128,9 @@ def schema() -> Document:
     return found
 
 
-def _row(row: Row, baseline: str) -> Document:
+def _row(row: Row, baseline: str, load: str) -> Document:
     change = row.change
-    published = PUBLISHED_PPS.get(row.step)
+    published = PUBLISHED_PPS.get(row.step) if load == "udp" else None
     traced, timed = row.traced_pps, row.rates[PRIMARY]
     return {
         "step": row.step,

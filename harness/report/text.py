@@ -417,6 +417,8 @@ def below_lines(report: Document) -> Iterator[str]:
     if report["baseline"] != BASELINE:
         yield from (f"variant {row['step']}: {row['title']}" for row in report["rows"])
         return
+    if not any(row["published_ratio"] for row in report["rows"]):
+        return
     published = report["published"]
     rates = " / ".join(f"{pps / 1e6:.2f}" for pps in published["stack_rx_pps"].values())
     steps = ", ".join(published["stack_rx_pps"])

@@ -80,6 +80,7 @@ def test_the_figures_are_those_of_the_simulated_kernels(lab: Lab) -> None:
         assert row["cpu_ns_per_packet"] == pytest.approx(1e9 / pps, rel=1e-3)
         assert row["traced_stack_rx_pps"] < 0.8 * pps
         found = {name: one["median"] for name, one in row["measures"].items()}
+        assert found.pop("delivered_pps") == row["delivered_pps"]
         for share in (10, 50, 90):
             cost_ns = found.pop(f"paced{share}_cpu_ns_per_packet")
             assert cost_ns == pytest.approx(1e9 / pps, rel=1e-3)

@@ -15,9 +15,8 @@ from harness.report import document, render
 from harness.results.analysis import analyse
 from harness.results.expect import hold, parse
 from harness.results.samples import ResultDirectory
-from harness.trials import MEASURES
 from tests.unit.synthetic import make_campaign
-from tests.unit.test_beside import with_extras
+from tests.unit.test_beside import OF_UDP, with_extras
 
 pytestmark = pytest.mark.unit
 
@@ -64,7 +63,7 @@ def test_measures_of_every_kind_go_along(tmp_path: Path) -> None:
     made = report(tmp_path, edit=with_extras)
     for form in ("junit", "ktap", "kcidb"):
         shown = render(made, form)
-        assert [name for name in MEASURES if name not in shown] == []
+        assert [name for name in OF_UDP if name not in shown] == []
 
 
 def test_junit_of_a_campaign_in_which_a_kernel_died(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 from harness import config
 from harness.agent import counters
 from harness.base.errors import ConfigurationError
-from harness.commands.load import beds_for
+from harness.beds.registry import profile
+from harness.commands.load import beds_for, profile_for
 from harness.report import document
-from harness.report.text import head_lines
+from harness.report.text import head_lines, table
 from harness.results.analysis import analyse
 from harness.results.compare import compare
 from harness.results.samples import Campaign, ResultDirectory, read_campaign
@@ -136,11 +137,13 @@ def test_tcp_has_longer_messages_and_a_wire_that_repeats_nothing(tmp_path: Path)
     assert of_file.load.message_bytes == 16384
     assert config.with_load(shipped, "tcp,message_bytes=9").load.message_bytes == 9
     assert of_file.load.record()["test"] == "TCP_STREAM"
-    for name, asked in (("udp", "auto"), ("tcp", 1)):
+    usual = profile("quick", bed_kind="native")
+    for name, asked, slice_s in (("udp", "auto", usual.slice_s), ("tcp", 1, 0.0)):
         kind = config.with_load(shipped, name).load
         [bed] = beds_for(kind, [config.bed(shipped, "native")])
         assert isinstance(bed.dut, config.UmlHost)
         assert bed.dut.wire.repeat == asked
+        assert profile_for(kind, usual) == replace(usual, slice_s=slice_s)
 
 
 # What the hosts are asked
@@ -431,3 +434,52 @@ def test_lists_of_ipv6_are_not_judged_by_functions_of_ipv4(tmp_path: Path) -> No
     assert found.void == ()
     assert [row.ip_rcv_per_packet for row in found.rows] == [None, None]
     assert any("no probe at ipv6_rcv, ipv6_list_rcv" in note for note in found.notes)
+    report = document(found)
+    assert [row["published_ratio"] for row in report["rows"]] == [None, None]
+    assert "published" not in table(report)
+
+
+def test_what_gro_holds_may_come_up_one_by_one(tmp_path: Path) -> None:
+    def singly(boot: Json, *_: object) -> Json:
+        for made in boot["trials"]:
+            if made["trace"]:
+                seen = made["trace"]["per_skb"]["tracepoint_netif_receive_skb"]
+                made["trace"]["per_skb"]["ip_rcv"] = seen
+        return boot
+
+    void = {}
+    for name in ("udp", "tcp"):
+        root = make_campaign(
+            tmp_path / name,
+            effects={"0": 1.0, "8": 1.2},
+            blocks=1,
+            edit=singly,
+            about={"load": {"kind": name}},
+        )
+        void[name] = {why.rule for one in analyse(ResultDirectory.open(root)).void
+                      for why in one.reasons}  # fmt: skip
+    assert "list-path" in void["udp"]
+    assert "list-path" not in void["tcp"]
+
+
+def test_payload_is_compared_and_judged(tmp_path: Path) -> None:
+    def merged(boot: Json, *_: object) -> Json:
+        for made in boot["trials"]:
+            for snapshot in snapshots(made):
+                to_segments(snapshot)
+            made["netperf"] = []
+        return boot
+
+    root = make_campaign(
+        tmp_path,
+        effects={"0": 1.0, "8": 1.2},
+        blocks=6,
+        edit=merged,
+        about={"load": {"kind": "tcp"}},
+    )
+    report = document(analyse(ResultDirectory.open(root)))
+    assert [one for one in report["void"] if not one["rates_only"]] == []
+    found = report["rows"][1]["measures"]["goodput_mbps"]
+    assert found["ratio_to_step0"] == pytest.approx(1.2, rel=0.05)
+    assert found["verdict"]["verdict"] == "higher"
+    assert "payload of TCP, Mbit/s" in table(report)

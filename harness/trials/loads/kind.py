@@ -50,6 +50,8 @@ class LoadKind(ABC):
     """The test of netperf."""
     merged: ClassVar[bool] = False
     """May GRO merge its frames before IP?"""
+    sliced: ClassVar[bool] = True
+    """Can its senders be stopped and continued, so that boots take turns?"""
     paced: ClassVar[bool] = True
     """Can it be limited to a number of packets per second?"""
     unprobed: ClassVar[Sequence[str]] = ()
