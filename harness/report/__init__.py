@@ -109,15 +109,7 @@ def document(analysis: Analysis, findings: Sequence[ExpectationResult] = ()) -> 
             "stack_rx_pps": dict(PUBLISHED_PPS),
         },
     }
-    if campaign.factors:
-        told["factors"] = {key: list(levels) for key, levels in campaign.factors.items()}
-        told["contrasts"] = [_contrast(found) for found in analysis.contrasts]
-        for shown, row in zip(rows, analysis.rows, strict=True):
-            base = campaign.baseline_of(row.step)
-            shown["variant"] = cells.variant_of(row.step)
-            shown["levels"] = cells.levels_of(row.step)
-            shown["cost"] = _beside(row.step, COST, row.cost, base) if row.cost else None
-    return told
+    return told | _of_factors(analysis, rows) if campaign.factors else told
 
 
 def schema() -> Document:
@@ -200,6 +192,20 @@ def _beside(step: str, name: str, found: Beside, baseline: str) -> Document:
         "ratio_to_step0": change.median if change else None,
         "ratio_range": list(change.range) if change else None,
         "verdict": told,
+    }
+
+
+def _of_factors(analysis: Analysis, rows: Sequence[Document]) -> Document:
+    """What a document also has where factors were varied; adds to its ``rows``."""
+    campaign = analysis.campaign
+    for shown, row in zip(rows, analysis.rows, strict=True):
+        base = campaign.baseline_of(row.step)
+        shown["variant"] = cells.variant_of(row.step)
+        shown["levels"] = cells.levels_of(row.step)
+        shown["cost"] = _beside(row.step, COST, row.cost, base) if row.cost else None
+    return {
+        "factors": {key: list(levels) for key, levels in campaign.factors.items()},
+        "contrasts": [_contrast(found) for found in analysis.contrasts],
     }
 
 

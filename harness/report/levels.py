@@ -11,13 +11,15 @@ from typing import Any
 
 from tabulate import tabulate
 
+from harness.plan import BASELINE
+
 Document = dict[str, Any]
 
 _NONE = "—"
 _CHANGE = "change [interval] or (range of blocks)"
 _LIST_FACTOR = "burst"
 """It decides how long lists are."""
-_ALL_MEASURED = ("stack_rx_pps", "cpu_ns_per_packet")
+_RATE = "stack_rx_pps"
 
 
 def title(report: Document) -> str:
@@ -88,8 +90,8 @@ def contrast_cells(report: Document) -> list[list[str]]:
         [
             f"{found['factor']}={found['level']} with {found['reference']}",
             ("" if found["kind"] == "baseline" else "gain of ")
-            + f"step {found['step']}, "
-            + ("packets/s" if found["metric"] == _ALL_MEASURED[0] else "CPU time/packet"),
+            + f"{_named(found, found['step'])}, "
+            + ("packets/s" if found["metric"] == _RATE else "CPU time/packet"),
             _with_interval(found["ratio"], found["interval"], found["ratio_range"]),
             found["verdict"]["verdict"] if found["verdict"] else _NONE,
         ]
@@ -145,7 +147,7 @@ def sentences(report: Document) -> Iterator[str]:
         verdict = row["cost"] and row["cost"]["verdict"]
         if verdict and row["step"] not in rated and row["variant"] != report["baseline"]:
             at = ", ".join(f"{key}={level}" for key, level in row["levels"].items())
-            step, base = (f"step {name}" for name in (row["variant"], report["baseline"]))
+            step, base = (_named(report, name) for name in (row["variant"], report["baseline"]))
             yield (
                 f"at {at}, {step} needs {_more(verdict, 'CPU time per packet')} than {base} "
                 f"{_blocks(verdict)}"
@@ -162,15 +164,12 @@ def sentences(report: Document) -> Iterator[str]:
 
 def _contrast(found: Document, verdict: Document) -> str:
     levels = [f"{found['factor']}={found[which]}" for which in ("reference", "level")]
-    rate = found["metric"] == _ALL_MEASURED[0]
-    step, decided = f"step {found['step']}", verdict["verdict"]
+    rate = found["metric"] == _RATE
+    step, base = (_named(found, found[role]) for role in ("step", "baseline"))
+    decided = verdict["verdict"]
     differs = decided not in ("no difference", "inconclusive")
     if found["kind"] == "interaction":
-        what = (
-            f"{step}'s {'gain' if rate else 'CPU time per packet over step ' + found['baseline']}"
-        )
-        if rate:
-            what += f" over step {found['baseline']}"
+        what = f"{step}'s {'gain' if rate else 'CPU time per packet'} over {base}"
         between = f"between {' and '.join(levels)}"
         if not differs:
             return f"{what} {between}: {_not_found(verdict)}"
@@ -187,6 +186,10 @@ def _contrast(found: Document, verdict: Document) -> str:
     return (
         f"{step} {verb} {_more(verdict, of)} at {levels[1]} than at {levels[0]} {_blocks(verdict)}"
     )
+
+
+def _named(found: Document, step: str) -> str:
+    return f"{'step' if found['baseline'] == BASELINE else 'variant'} {step}"
 
 
 def _ends(verdict: Document) -> tuple[float, float]:
