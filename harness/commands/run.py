@@ -187,8 +187,9 @@ def run(
         by = f", {accelerator.upper()}" if accelerator else ""
         progress.say(f"results: {directory}, seed {drawn.seed}{by}")
         if shard:
-            blocks_here = dict.fromkeys(boot.block for boot in drawn.boots())
-            progress.say(f"shard {shard}: blocks {', '.join(map(str, blocks_here))}")
+            own = list(dict.fromkeys(boot.block for boot in drawn.boots()))
+            named = f"block{'s' * (len(own) > 1)} {', '.join(map(str, own))}"
+            progress.say(f"shard {shard}: {named} of {len(drawn.order)}")
         elif too_few := drawn.too_few_blocks:
             progress.say(too_few)
         at_end.callback(show)
