@@ -93,6 +93,36 @@ def test_who_measures_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["measuring.lock"]
 
 
+def test_it_is_free_when_the_last_has_ended(tmp_path: Path) -> None:
+    """Of two that share the machine, the first may end first."""
+    script = (
+        "from harness.base.progress import Progress\n"
+        "from harness.beds.local.boots import measuring\n"
+        "with Progress(bars=False) as progress, measuring(progress):\n"
+        "    print('up', flush=True)\n"
+        "    input()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with Progress(bars=False) as progress:
+        with measuring(progress):
+            second = subprocess.Popen([sys.executable, "-c", script], **pipes)  # type: ignore[call-overload]
+            assert second.stdout.readline() == "up\n"
+        told = f"measures on this machine: process {second.pid}, since"
+        with pytest.raises(BusyError, match=told), measuring(progress, alone=True):
+            pass
+        second.kill()
+        second.wait(10)
+        with measuring(progress, alone=True):
+            pass
+    second.stdin.close()
+    second.stdout.close()
+    # What the killed one has left names nobody.
+    with Progress(bars=False) as progress, Other(), pytest.raises(BusyError) as caught:
+        with measuring(progress, alone=True):
+            pass
+    assert str(second.pid) not in caught.value.message
+
+
 class Other:
     """Another harness that measures on this machine."""
 
