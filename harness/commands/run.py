@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,7 +18,7 @@ from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
 from harness.beds import registry
-from harness.beds.waiting import entered, until_free
+from harness.beds.waiting import Waiting
 from harness.campaign import run as campaign
 from harness.commands import (
     bed_option,
@@ -176,8 +176,8 @@ def run(
             commits=among.commits,
             arch=beds[0].arch,
         )
-        opening = _Opening(hosts, beds, drawn, kept, directory, wait_s)
-        setup, campaign_id = opening.opened(up, wanted, progress)
+        waiting = Waiting(progress, wait_s)
+        setup, campaign_id = _opened(up, hosts, beds, drawn, wanted, kept, directory, waiting)
         record = campaign.record(setup, profile=profile.name, id_=campaign_id, options=options)
         if kept is None:
             samples.write_campaign(directory, record)
@@ -201,68 +201,54 @@ def run(
     require(findings)
 
 
-@dataclass(frozen=True)
-class _Opening:
-    """What is needed to get all beds of a campaign ready to boot."""
+def _opened(
+    up: contextlib.ExitStack,
+    hosts: config.HostsFile,
+    beds: Sequence[config.Bed],
+    drawn: plan.Plan,
+    wanted: kernels.Kernels,
+    kept: samples.Campaign | None,
+    directory: Path,
+    waiting: Waiting,
+) -> tuple[campaign.Setup, str]:
+    """Acquire ``beds`` until ``up`` ends, build the kernels, and make the beds ready to boot.
 
-    hosts: config.HostsFile
-    beds: Sequence[config.Bed]
-    drawn: plan.Plan
-    kept: samples.Campaign | None
-    directory: Path
-    wait_s: float | None
-
-    def opened(
-        self, up: contextlib.ExitStack, wanted: kernels.Kernels, progress: Progress
-    ) -> tuple[campaign.Setup, str]:
-        """Acquire the beds until ``up`` ends, build the kernels, and make the beds ready to boot.
-
-        Returns also the id of the campaign.
-        """
-        drawn, kept = self.drawn, self.kept
-        once_free = functools.partial(until_free, wait_s=self.wait_s, progress=progress)
-        enter = functools.partial(entered, up, wait_s=self.wait_s, progress=progress)
-        # In the order of their names: of two campaigns that start at once, one gets all beds.
-        places = {
-            bed.name: enter(functools.partial(registry.acquired, bed))
-            for bed in sorted(self.beds, key=lambda bed: bed.name)
+    Returns also the id of the campaign.
+    """
+    # In the order of their names: of two campaigns that start at once, one gets all beds.
+    by_name = sorted(beds, key=lambda bed: bed.name)
+    places = {bed.name: waiting.entered(up, partial(registry.acquired, bed)) for bed in by_name}
+    first = places[beds[0].name].bed
+    if waiting.alone:  # before kernels are built beside another measurement
+        waiting.until_free(partial(registry.require_free, first))
+    acquired = [places[bed.name].bed for bed in beds]
+    host = waiting.until_free(
+        lambda: registry.kernel_config(hosts.kernel, *acquired, resumed=kept is not None)
+    )
+    wanted = replace(wanted, host=host)
+    together = max(len(group) for group in drawn.groups())
+    needs.require(needs.of_kernels(wanted, results=directory, bed=first, together=together))
+    with registry.made_meanwhile(first):
+        made = wanted.build(waiting.progress)
+        built = {
+            step: made[step][: drawn.layouts]
+            if step in made
+            else made[plan.kernel_of(step)][-drawn.layouts :]
+            for step in drawn.steps
         }
-        acquired = [places[bed.name].bed for bed in self.beds]
-        if self.wait_s is not None:  # before kernels are built beside another measurement
-            once_free(lambda: registry.require_free(acquired[0]))
-        host = once_free(
-            lambda: registry.kernel_config(self.hosts.kernel, *acquired, resumed=kept is not None)
-        )
-        wanted = replace(wanted, host=host)
-        together = max(len(group) for group in drawn.groups())
-        needs.require(
-            needs.of_kernels(wanted, results=self.directory, bed=acquired[0], together=together)
-        )
-        with registry.made_meanwhile(acquired[0]):
-            made = wanted.build(progress)
-            built = {
-                step: made[step][: drawn.layouts]
-                if step in made
-                else made[plan.kernel_of(step)][-drawn.layouts :]
-                for step in drawn.steps
-            }
-            campaign_id = kept.id if kept else WriteAheadLog(self.directory).begin_campaign()
-            opening = registry.Wanted(
-                campaign_id,
-                self.directory,
-                counting=trials.counting(drawn.profile),
-                alone=self.wait_s is not None,
-            )
-            image = built[drawn.steps[0]][0]
-            opened = {
-                name: enter(functools.partial(registry.opened, place, image, opening, progress))
-                for name, place in places.items()
-            }
-        (bed, boots), *others = [(places[bed.name].bed, opened[bed.name]) for bed in self.beds]
-        setup = campaign.Setup(
-            bed=bed, load=self.hosts.load, plan=drawn, images=built, boots=boots, others=others
-        )
-        return setup, campaign_id
+        campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
+        counting = trials.counting(drawn.profile)
+        opening = registry.Wanted(campaign_id, directory, counting, alone=waiting.alone)
+        open_bed = partial(registry.opened, wanted=opening, progress=waiting.progress)
+        opened = {
+            name: waiting.entered(up, partial(open_bed, place, built[drawn.steps[0]][0]))
+            for name, place in places.items()
+        }
+    (bed, boots), *others = [(places[bed.name].bed, opened[bed.name]) for bed in beds]
+    setup = campaign.Setup(
+        bed=bed, load=hosts.load, plan=drawn, images=built, boots=boots, others=others
+    )
+    return setup, campaign_id
 
 
 def _kept(directory: Path, *, resume: bool) -> samples.Campaign | None:

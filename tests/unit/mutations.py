@@ -490,8 +490,8 @@ MUTATIONS = (
     ),
     Mutation(
         "kernels are built beside the measurement that is waited for",
-        "        if self.wait_s is not None:  # before",
-        "        if False:  # before",
+        "    if waiting.alone:  # before",
+        "    if False:  # before",
         "test_waiting.py::test_a_run_waits_before_it_builds",
     ),
 )
