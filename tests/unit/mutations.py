@@ -448,8 +448,8 @@ MUTATIONS = (
     ),
     Mutation(
         "shards of unlike kernels are joined",
-        '    "variants": _KERNELS,\n',
-        "",
+        '_MAY_DIFFER = ("source", ',
+        '_MAY_DIFFER = ("release", "source", ',
         f"{_SHARDS}what_is_not_the_same_campaign",
     ),
     Mutation(

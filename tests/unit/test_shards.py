@@ -187,6 +187,7 @@ def edited(root: Path, change: Callable[[Json], object]) -> None:
             "harness",
         ),
         (lambda a: a.update(bed="other"), "bed is other, but virtual", "--bed"),
+        (lambda a: a.update(bed_label="good"), "bed_label is good, but None", "same options"),
         (lambda a: a.update(accelerator="kvm"), "accelerator is kvm, but tcg", "KVM"),
     ],
 )
