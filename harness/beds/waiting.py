@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from harness.base.errors import BusyError
@@ -18,41 +19,48 @@ _SAY_EVERY_S = 60.0
 _T = TypeVar("_T")
 
 
-def until_free(act: Callable[[], _T], *, wait_s: float | None, progress: Progress) -> _T:
-    """What ``act`` returns, which is called again while it is refused as busy.
+@dataclass(frozen=True)
+class Waiting:
+    """How long a user waits for what is busy."""
 
-    For ``wait_s`` seconds at most; with ``None`` it is called once.
+    progress: Progress
+    wait_s: float | None = None
+    """``None``: not at all."""
 
-    Raises:
-        BusyError: it is still busy.
-    """
-    if wait_s is None:
-        return act()
-    try:
-        return act()
-    except BusyError as error:
-        busy = error
-    until_s = time.monotonic() + wait_s
-    said_s = time.monotonic()
-    with progress.task(f"waiting: {busy.message}"):
-        while (left_s := until_s - time.monotonic()) > 0:
-            time.sleep(min(_ASK_EVERY_S, left_s))
-            try:
-                return act()
-            except BusyError as error:
-                busy = error
-            if time.monotonic() - said_s > _SAY_EVERY_S:
-                said_s = time.monotonic()
-                progress.say(f"still waiting: {busy.message}")
-        raise BusyError(f"{busy.message}; waited {wait_s:.0f} s", hint=busy.hint) from busy
+    @property
+    def alone(self) -> bool:
+        """Does he want to have this machine for himself?"""
+        return self.wait_s is not None
 
+    def until_free(self, act: Callable[[], _T]) -> _T:
+        """What ``act`` returns, which is called again while it is refused as busy.
 
-def entered(
-    up: contextlib.ExitStack,
-    make: Callable[[], AbstractContextManager[_T]],
-    *,
-    wait_s: float | None,
-    progress: Progress,
-) -> _T:
-    """What ``make`` makes, entered until ``up`` ends; waits as :func:`until_free`."""
-    return until_free(lambda: up.enter_context(make()), wait_s=wait_s, progress=progress)
+        Raises:
+            BusyError: it is still busy.
+        """
+        try:
+            return act()
+        except BusyError as error:
+            if self.wait_s is None:
+                raise
+            busy = error
+        said_s = time.monotonic()
+        until_s = said_s + self.wait_s
+        with self.progress.task(f"waiting: {busy.message}"):
+            while (left_s := until_s - time.monotonic()) > 0:
+                time.sleep(min(_ASK_EVERY_S, left_s))
+                try:
+                    return act()
+                except BusyError as error:
+                    busy = error
+                if time.monotonic() - said_s > _SAY_EVERY_S:
+                    said_s = time.monotonic()
+                    self.progress.say(f"still waiting: {busy.message}")
+            waited = f"{busy.message}; waited {self.wait_s:.0f} s"
+            raise BusyError(waited, hint=busy.hint) from busy
+
+    def entered(
+        self, up: contextlib.ExitStack, make: Callable[[], AbstractContextManager[_T]]
+    ) -> _T:
+        """What ``make`` makes, entered until ``up`` ends."""
+        return self.until_free(lambda: up.enter_context(make()))

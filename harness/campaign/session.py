@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from harness import kernels, needs
 from harness.base.progress import Progress
 from harness.beds import registry
 from harness.beds.bed import Boots, RunningBed
-from harness.beds.waiting import entered, until_free
+from harness.beds.waiting import Waiting
 from harness.campaign import prepare
 from harness.config import Bed, HostsFile, Load
 from harness.kernels import Image
@@ -79,24 +79,22 @@ def opened(
         tempfile.TemporaryDirectory(prefix="rb-session-") as scratch,
         contextlib.ExitStack() as up,
     ):
-        once_free = functools.partial(until_free, wait_s=wait_s, progress=progress)
-        enter = functools.partial(entered, up, wait_s=wait_s, progress=progress)
-        place = enter(functools.partial(registry.acquired, bed))
+        waiting = Waiting(progress, wait_s)
+        place = waiting.entered(up, partial(registry.acquired, bed))
         bed = place.bed  # as far as this machine allows what hosts.yaml says
-        if wait_s is not None:
-            once_free(lambda: registry.require_free(bed))
+        if waiting.alone:
+            waiting.until_free(partial(registry.require_free, bed))
         wanted = kernels.Kernels(
             kernel=hosts.kernel,
             names=steps,
             tree=tree,
             commits=commits,
-            host=once_free(lambda: registry.kernel_config(hosts.kernel, bed)),
+            host=waiting.until_free(partial(registry.kernel_config, hosts.kernel, bed)),
             arch=bed.arch,
         )
         needs.require(needs.of_kernels(wanted, bed=bed, together=len(steps)))
         images = {step: image for step, (image,) in wanted.build(progress).items()}
-        opening = registry.Wanted("session", Path(scratch), alone=wait_s is not None)
-        boots = enter(
-            functools.partial(registry.opened, place, images[steps[0]], opening, progress)
-        )
+        opening = registry.Wanted("session", Path(scratch), alone=waiting.alone)
+        open_bed = partial(registry.opened, place, images[steps[0]], opening, progress)
+        boots = waiting.entered(up, open_bed)
         yield Session(bed, hosts.load, boots, images, Path(scratch), progress)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import re
 import secrets
@@ -22,7 +21,7 @@ from harness.base.progress import Progress
 from harness.beds import registry
 from harness.beds.bed import Boots
 from harness.beds.labgrid import Place
-from harness.beds.waiting import entered, until_free
+from harness.beds.waiting import Waiting
 from harness.campaign import run as campaign
 from harness.commands import (
     PathOf,
@@ -152,22 +151,20 @@ def bisect(
     )
     with Progress() as progress, contextlib.ExitStack() as up:
         progress.say(f"results: {directory}, seed {journal.seed}")
-        once_free = functools.partial(until_free, wait_s=wait_s, progress=progress)
-        place = entered(up, lambda: registry.acquired(bed), wait_s=wait_s, progress=progress)
-        if wait_s is not None:
-            once_free(lambda: registry.require_free(place.bed))
+        waiting = Waiting(progress, wait_s)
+        place = waiting.entered(up, lambda: registry.acquired(bed))
+        if waiting.alone:
+            waiting.until_free(lambda: registry.require_free(place.bed))
         wanted = kernels.Kernels(
             kernel=hosts.kernel,
             names=(question.points[0], question.points[-1]),
             tree=tree,
             commits=commits,
-            host=once_free(lambda: registry.kernel_config(hosts.kernel, place.bed)),
+            host=waiting.until_free(lambda: registry.kernel_config(hosts.kernel, place.bed)),
             arch=bed.arch,
         )
         needs.require(needs.of_kernels(wanted, results=directory, bed=place.bed, together=2))
-        bench = _Bench(
-            place, hosts.load, journal, directory, wanted, progress, up, retry_failed, wait_s
-        )
+        bench = _Bench(place, hosts.load, journal, directory, wanted, waiting, up, retry_failed)
         journal = bisection.run(journal, directory, bench.measure, say=progress.say, titles=titles)
     _print(journal, bed, form)
 
@@ -242,10 +239,9 @@ class _Bench:
     journal: bisection.Search
     directory: Path
     kernels: kernels.Kernels
-    progress: Progress
+    waiting: Waiting
     up: contextlib.ExitStack
     retry_failed: bool
-    wait_s: float | None = None
     boots: Boots | None = None
 
     def measure(self, name: str, points: Sequence[str], blocks: int) -> Analysis:
@@ -253,7 +249,7 @@ class _Bench:
         profile = self._profile(blocks)
         with registry.made_meanwhile(self.place.bed):
             wanted = replace(self.kernels, names=points, layouts=min(profile.layouts, blocks))
-            built = wanted.build(self.progress)
+            built = wanted.build(self.waiting.progress)
             self.boots = self.boots or self._opened(built[points[0]][0], profile)
         setup = campaign.Setup(
             bed=self.place.bed,
@@ -271,21 +267,16 @@ class _Bench:
             campaign.require_same(kept.model_copy(update=more), record)
             record = record.model_copy(update={"id": kept.id, "created": kept.created})
         samples.write_campaign(where, record)
-        campaign.run(setup, where, progress=self.progress, retry_failed=self.retry_failed)
+        campaign.run(setup, where, progress=self.waiting.progress, retry_failed=self.retry_failed)
         return analyse(samples.ResultDirectory.open(where))
 
     def _opened(self, image: Image, profile: plan.Profile) -> Boots:
+        counting, waiting = trials.counting(profile), self.waiting
         wanted = registry.Wanted(
-            self.journal.id,
-            self.directory,
-            counting=trials.counting(profile),
-            alone=self.wait_s is not None,
+            self.journal.id, self.directory, counting=counting, alone=waiting.alone
         )
-        return entered(
-            self.up,
-            lambda: registry.opened(self.place, image, wanted, self.progress),
-            wait_s=self.wait_s,
-            progress=self.progress,
+        return waiting.entered(
+            self.up, lambda: registry.opened(self.place, image, wanted, waiting.progress)
         )
 
     def _profile(self, blocks: int) -> plan.Profile:

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -18,7 +18,7 @@ from harness.base.errors import ConfigurationError
 from harness.base.progress import Progress
 from harness.base.write_ahead import WriteAheadLog
 from harness.beds import registry
-from harness.beds.waiting import entered, until_free
+from harness.beds.waiting import Waiting
 from harness.campaign import run as campaign
 from harness.commands import (
     bed_option,
@@ -192,8 +192,8 @@ def run(
             arch=beds[0].arch,
         )
         by_step = {step: replace(wanted, options=factors.options(step)) for step in drawn.steps}
-        opening = _Opening(hosts, beds, drawn, kept, directory, wait_s)
-        setup, campaign_id = opening.opened(up, by_step, progress)
+        waiting = Waiting(progress, wait_s)
+        setup, campaign_id = _opened(up, hosts, beds, drawn, by_step, kept, directory, waiting)
         setup = replace(setup, varied=factors)
         record = campaign.record(setup, profile=profile.name, id_=campaign_id, options=options)
         if kept is None:
@@ -204,8 +204,9 @@ def run(
         by = f", {accelerator.upper()}" if accelerator else ""
         progress.say(f"results: {directory}, seed {drawn.seed}{by}")
         if shard:
-            blocks_here = dict.fromkeys(boot.block for boot in drawn.boots())
-            progress.say(f"shard {shard}: blocks {', '.join(map(str, blocks_here))}")
+            own = list(dict.fromkeys(boot.block for boot in drawn.boots()))
+            named = f"block{'s' * (len(own) > 1)} {', '.join(map(str, own))}"
+            progress.say(f"shard {shard}: {named} of {len(drawn.order)}")
         elif too_few := drawn.too_few_blocks:
             progress.say(too_few)
         at_end.callback(show)
@@ -217,71 +218,57 @@ def run(
     require(findings)
 
 
-@dataclass(frozen=True)
-class _Opening:
-    """What is needed to get all beds of a campaign ready to boot."""
+def _opened(
+    up: contextlib.ExitStack,
+    hosts: config.HostsFile,
+    beds: Sequence[config.Bed],
+    drawn: plan.Plan,
+    wanted: Mapping[str, kernels.Kernels],
+    kept: samples.Campaign | None,
+    directory: Path,
+    waiting: Waiting,
+) -> tuple[campaign.Setup, str]:
+    """Acquire ``beds`` until ``up`` ends, build the kernels, and make the beds ready to boot.
 
-    hosts: config.HostsFile
-    beds: Sequence[config.Bed]
-    drawn: plan.Plan
-    kept: samples.Campaign | None
-    directory: Path
-    wait_s: float | None
-
-    def opened(
-        self, up: contextlib.ExitStack, wanted: Mapping[str, kernels.Kernels], progress: Progress
-    ) -> tuple[campaign.Setup, str]:
-        """Acquire the beds until ``up`` ends, build the kernels, and make the beds ready to boot.
-
-        ``wanted`` are the kernels by step. Returns also the id of the campaign.
-        """
-        drawn, kept = self.drawn, self.kept
-        once_free = functools.partial(until_free, wait_s=self.wait_s, progress=progress)
-        enter = functools.partial(entered, up, wait_s=self.wait_s, progress=progress)
-        # In the order of their names: of two campaigns that start at once, one gets all beds.
-        places = {
-            bed.name: enter(functools.partial(registry.acquired, bed))
-            for bed in sorted(self.beds, key=lambda bed: bed.name)
+    ``wanted`` are the kernels by step. Returns also the id of the campaign.
+    """
+    # In the order of their names: of two campaigns that start at once, one gets all beds.
+    by_name = sorted(beds, key=lambda bed: bed.name)
+    places = {bed.name: waiting.entered(up, partial(registry.acquired, bed)) for bed in by_name}
+    first = places[beds[0].name].bed
+    if waiting.alone:  # before kernels are built beside another measurement
+        waiting.until_free(partial(registry.require_free, first))
+    acquired = [places[bed.name].bed for bed in beds]
+    host = waiting.until_free(
+        lambda: registry.kernel_config(hosts.kernel, *acquired, resumed=kept is not None)
+    )
+    # Steps whose kernels have the same options share one build.
+    by_options = {one.options: replace(one, host=host) for one in wanted.values()}
+    together = max(len(group) for group in drawn.groups())
+    for one in by_options.values():
+        needs.require(needs.of_kernels(one, results=directory, bed=first, together=together))
+    with registry.made_meanwhile(first):
+        made = {options: one.build(waiting.progress) for options, one in by_options.items()}
+        built = {
+            step: images[step][: drawn.layouts]
+            if step in images
+            else images[plan.kernel_of(step)][-drawn.layouts :]
+            for step in drawn.steps
+            for images in [made[wanted[step].options]]
         }
-        acquired = [places[bed.name].bed for bed in self.beds]
-        if self.wait_s is not None:  # before kernels are built beside another measurement
-            once_free(lambda: registry.require_free(acquired[0]))
-        host = once_free(
-            lambda: registry.kernel_config(self.hosts.kernel, *acquired, resumed=kept is not None)
-        )
-        # Steps whose kernels have the same options share one build.
-        by_options = {one.options: replace(one, host=host) for one in wanted.values()}
-        together = max(len(group) for group in drawn.groups())
-        for one in by_options.values():
-            needs.require(
-                needs.of_kernels(one, results=self.directory, bed=acquired[0], together=together)
-            )
-        with registry.made_meanwhile(acquired[0]):
-            made = {options: one.build(progress) for options, one in by_options.items()}
-            built = {
-                step: images[step][: drawn.layouts]
-                if step in images
-                else images[plan.kernel_of(step)][-drawn.layouts :]
-                for step in drawn.steps
-                for images in [made[wanted[step].options]]
-            }
-            campaign_id = kept.id if kept else WriteAheadLog(self.directory).begin_campaign()
-            opening = registry.Wanted(
-                campaign_id,
-                self.directory,
-                counting=trials.counting(drawn.profile),
-                alone=self.wait_s is not None,
-            )
-            image = built[drawn.steps[0]][0]
-            opened = {
-                name: enter(functools.partial(registry.opened, place, image, opening, progress))
-                for name, place in places.items()
-            }
-        (bed, boots), *others = [(places[bed.name].bed, opened[bed.name]) for bed in self.beds]
-        setup = campaign.Setup(
-            bed=bed, load=self.hosts.load, plan=drawn, images=built, boots=boots, others=others
-        )
-        return setup, campaign_id
+        campaign_id = kept.id if kept else WriteAheadLog(directory).begin_campaign()
+        counting = trials.counting(drawn.profile)
+        opening = registry.Wanted(campaign_id, directory, counting, alone=waiting.alone)
+        open_bed = partial(registry.opened, wanted=opening, progress=waiting.progress)
+        opened = {
+            name: waiting.entered(up, partial(open_bed, place, built[drawn.steps[0]][0]))
+            for name, place in places.items()
+        }
+    (bed, boots), *others = [(places[bed.name].bed, opened[bed.name]) for bed in beds]
+    setup = campaign.Setup(
+        bed=bed, load=hosts.load, plan=drawn, images=built, boots=boots, others=others
+    )
+    return setup, campaign_id
 
 
 def _kept(directory: Path, *, resume: bool) -> samples.Campaign | None:

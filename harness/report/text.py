@@ -376,7 +376,8 @@ def _rate(pps: float | None) -> str:
 def below_lines(report: Document) -> Iterator[str]:
     """The lines that qualify the table; everything that was left out is mentioned."""
     missing = report["boots_done"] < report["boots_planned"]
-    for problem in report["problems"]:
+    # Of a shard the last one says what it is, as the head does.
+    for problem in report["problems"][: -1 if report["campaign"].get("shard") else None]:
         yield f"{'not measured' if missing else 'not comparable'}: {problem}"
     yield from _of_the_nic(report)
     yield from _absent(report)

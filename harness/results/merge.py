@@ -46,6 +46,8 @@ _SAME = {
     "provenance.harness": _HARNESS,
     "provenance.void_rules": _HARNESS,
 }
+_OF_A_SHARD = ("id", "created", "shard", "options", "provenance")
+"""What each shard has of its own; whatever else a campaign has must be equal, too."""
 _MAY_DIFFER = ("source", "image_sha256")
 """Of a kernel: where its source lies, and bytes that depend on the directory it was built in. Its
 release has a digest of the content."""
@@ -148,7 +150,8 @@ def _require_each_once(parts: Sequence[_Part], *, partial: bool) -> None:
 
 
 def _require_same(first: _Part, other: _Part) -> None:
-    for key, decides in _SAME.items():
+    others = set(Campaign.model_fields) - {*_SAME, *_OF_A_SHARD}
+    for key, decides in (_SAME | dict.fromkeys(sorted(others), "options")).items():
         if key == "bed" and not first.campaign.virtual:
             continue  # beds of machines are what differs
         mine, its = (_value(part.campaign, key) for part in (first, other))

@@ -498,8 +498,8 @@ MUTATIONS = (
     ),
     Mutation(
         "shards of unlike kernels are joined",
-        '    "variants": _KERNELS,\n',
-        "",
+        '_MAY_DIFFER = ("source", ',
+        '_MAY_DIFFER = ("release", "source", ',
         f"{_SHARDS}what_is_not_the_same_campaign",
     ),
     Mutation(
@@ -540,8 +540,8 @@ MUTATIONS = (
     ),
     Mutation(
         "kernels are built beside the measurement that is waited for",
-        "        if self.wait_s is not None:  # before",
-        "        if False:  # before",
+        "    if waiting.alone:  # before",
+        "    if False:  # before",
         "test_waiting.py::test_a_run_waits_before_it_builds",
     ),
 )

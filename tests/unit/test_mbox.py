@@ -265,6 +265,27 @@ def test_the_base_is_named_by_the_series_else_by_the_user_else_head(
         applied(kit, stated, "v9")
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_another_character_set(kit: Kit, tmp_path: Path, encoding: str) -> None:
+    body = (
+        "Grüße\n---\n\ndiff --git a/net/n.c b/net/n.c\nnew file mode 100644\n"
+        "index 0000000..f5b7a9b\n--- /dev/null\n+++ b/net/n.c\n@@ -0,0 +1 @@\n+int n;\n"
+    )
+    subject = "=?ISO-8859-1?Q?[PATCH]_gr=F6=DFer?="
+    mail = Mail(subject, body, charset="iso-8859-1", encoding=encoding)
+    [_, one] = applied(kit, written(tmp_path / "mbox", [mail])).commits
+    assert (one.name, one.subject) == ("p1", "größer")
+
+
+def test_lines_that_flow_are_put_together_where_nothing_is_lost(kit: Kit, tmp_path: Path) -> None:
+    *others, last = series(kit)
+    stuffed = "".join(
+        f" {line}" if line.startswith(" ") else line for line in last.body.splitlines(True)
+    )
+    flowed = replace(last, body=stuffed, params='; format="flowed"')
+    assert trees_of(applied(kit, written(tmp_path / "mbox", [*others, flowed]))) == kit.trees
+
+
 def test_a_series_that_needs_others_says_so(kit: Kit, tmp_path: Path) -> None:
     cover, one, two, three = series(kit)
     cover = replace(cover, body=cover.body + f"prerequisite-patch-id: {'7' * 40}\n")

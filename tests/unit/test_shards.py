@@ -153,6 +153,7 @@ def test_a_shard_alone_has_no_verdict(tmp_path: Path) -> None:
     assert found["verdicts"] == []
     for form in ("table", "html", "markdown"):
         assert "harness merge" in render(found, form)
+        assert "not comparable" not in render(found, form)
     status, said = commanded("compare", str(first), str(whole))
     assert (status, "the first cannot be compared: shard 1/2" in said) == (2, True), said
 
@@ -186,6 +187,7 @@ def edited(root: Path, change: Callable[[Json], object]) -> None:
             "harness",
         ),
         (lambda a: a.update(bed="other"), "bed is other, but virtual", "--bed"),
+        (lambda a: a.update(bed_label="good"), "bed_label is good, but None", "same options"),
         (lambda a: a.update(accelerator="kvm"), "accelerator is kvm, but tcg", "KVM"),
     ],
 )

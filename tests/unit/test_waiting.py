@@ -22,6 +22,7 @@ from harness.base.progress import Progress
 from harness.beds import registry, waiting
 from harness.beds.local.boots import measuring
 from harness.beds.machine.lease import Leases, State
+from harness.beds.waiting import Waiting
 from tests.unit.test_bisect import Booting
 from tests.unit.test_variants import commanded
 
@@ -49,7 +50,7 @@ def busy(times: int) -> Callable[[], str]:
 
 def test_what_is_busy_is_asked_until_it_is_free(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(bars=False) as progress:
-        assert waiting.until_free(busy(20), wait_s=60, progress=progress) == "done"
+        assert Waiting(progress, 60).until_free(busy(20)) == "done"
     told = capsys.readouterr().err
     assert "waiting: held by alice, 19 more …" in told
     assert "still waiting: held by alice, " in told
@@ -59,9 +60,9 @@ def test_it_is_not_waited_for_longer_than_asked() -> None:
     with Progress(bars=False) as progress:
         for wait_s in (None, 0.0):
             with pytest.raises(BusyError, match="held by alice"):
-                waiting.until_free(busy(1), wait_s=wait_s, progress=progress)
+                Waiting(progress, wait_s).until_free(busy(1))
         with pytest.raises(BusyError, match=r"alice, .* more; waited 0 s") as caught:
-            waiting.until_free(busy(10**6), wait_s=0.2, progress=progress)
+            Waiting(progress, 0.2).until_free(busy(10**6))
     assert (caught.value.hint, caught.value.exit_code) == ("ask alice", 3)
 
 
@@ -70,7 +71,7 @@ def test_other_errors_are_not_waited_for() -> None:
         raise InfrastructureError("no answer")
 
     with Progress(bars=False) as progress, pytest.raises(InfrastructureError, match="no answer"):
-        waiting.until_free(broken, wait_s=60, progress=progress)
+        Waiting(progress, 60).until_free(broken)
 
 
 def test_who_measures_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -91,6 +92,36 @@ def test_who_measures_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         with measuring(progress, alone=True):
             pass
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["measuring.lock"]
+
+
+def test_it_is_free_when_the_last_has_ended(tmp_path: Path) -> None:
+    """Of two that share the machine, the first may end first."""
+    script = (
+        "from harness.base.progress import Progress\n"
+        "from harness.beds.local.boots import measuring\n"
+        "with Progress(bars=False) as progress, measuring(progress):\n"
+        "    print('up', flush=True)\n"
+        "    input()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with Progress(bars=False) as progress:
+        with measuring(progress):
+            second = subprocess.Popen([sys.executable, "-c", script], **pipes)  # type: ignore[call-overload]
+            assert second.stdout.readline() == "up\n"
+        told = f"measures on this machine: process {second.pid}, since"
+        with pytest.raises(BusyError, match=told), measuring(progress, alone=True):
+            pass
+        second.kill()
+        second.wait(10)
+        with measuring(progress, alone=True):
+            pass
+    second.stdin.close()
+    second.stdout.close()
+    # What the killed one has left names nobody.
+    with Progress(bars=False) as progress, Other(), pytest.raises(BusyError) as caught:
+        with measuring(progress, alone=True):
+            pass
+    assert str(second.pid) not in caught.value.message
 
 
 class Other:
@@ -182,10 +213,8 @@ def test_a_leased_machine_is_busy(tmp_path: Path) -> None:
     threading.Timer(0.2, lease.free, kwargs={"holder": "x"}).start()
 
     with Progress(bars=False) as progress:
-        held = waiting.until_free(
-            lambda: Leases(agents, campaign="mine").__enter__(),  # type: ignore[arg-type]
-            wait_s=30,
-            progress=progress,
+        held = Waiting(progress, 30).until_free(
+            lambda: Leases(agents, campaign="mine").__enter__()  # type: ignore[arg-type]
         )
     held.__exit__()
     assert lease.state()["owner"] is None

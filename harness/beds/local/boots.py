@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import shlex
@@ -13,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+import psutil
 
 from harness import images
 from harness.base import cache
@@ -70,42 +72,45 @@ def measuring(progress: Progress, *, alone: bool = False) -> Iterator[None]:
     """
     path = cache.root() / "measuring.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(path, timeout=0), path.with_name("measuring.json")
-    try:
-        lock.acquire()
-    except Timeout as error:
-        if alone:
-            raise BusyError(
-                f"another harness measures on this machine: {_holder(holder)}",
-                hint="wait for it with --wait, or end it",
-            ) from error
-        progress.say(
-            "another harness is booting kernels on this machine: both share its CPUs, so rates are "
-            f"lower and intervals wider than alone; --wait waits for it ({_holder(holder)})"
-        )
-        yield
-        return
-    try:
-        holder.write_text(
-            json.dumps(
-                {"pid": os.getpid(), "since": time.time(), "command": shlex.join(sys.argv[1:])}
-            ),
-            encoding="utf-8",
-        )
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
+    holder = path.with_name(f"measuring-{os.getpid()}.json")
+    with path.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if alone:
+                raise BusyError(
+                    f"another harness measures on this machine: {_holders(path.parent)}",
+                    hint="wait for it with --wait, or end it",
+                ) from error
+            progress.say(
+                "another harness is booting kernels on this machine: both share its CPUs, so rates "
+                f"are lower and intervals wider than alone; --wait waits for it "
+                f"({_holders(path.parent)})"
+            )
+        # All that measure hold it together; who wants to be alone needs it for itself.
+        with contextlib.suppress(BlockingIOError):  # an earlier version has it for itself
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        about = {"pid": os.getpid(), "since": time.time(), "command": shlex.join(sys.argv[1:])}
+        holder.write_text(json.dumps(about), encoding="utf-8")
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
 
 
-def _holder(file: Path) -> str:
+def _holders(directory: Path) -> str:
     """Who measures, and since when."""
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        since = datetime.fromtimestamp(about["since"]).astimezone()
-        return f"process {about['pid']}, since {since:%H:%M:%S}: harness {about['command']:.80}"
-    except (OSError, ValueError, LookupError, TypeError):
-        return "it does not say which"
+    found = []
+    for file in sorted(directory.glob("measuring-*.json")):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            about = json.loads(file.read_text(encoding="utf-8"))
+            if not psutil.pid_exists(about["pid"]):
+                file.unlink()  # of a killed harness
+                continue
+            since = datetime.fromtimestamp(about["since"]).astimezone()
+            told = f"process {about['pid']}, since {since:%H:%M:%S}: harness {about['command']:.80}"
+            found.append(told)
+    return "; ".join(found) or "it does not say which"
 
 
 def named_cpus(bed: Bed, cpus: MachineCpus, mine: list[int]) -> MachineCpus:
