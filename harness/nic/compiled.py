@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from harness.nic import datapath
-from harness.nic.datapath import Library, Stage
+from harness.nic.datapath import Deliverable, Library, Stage
 from harness.nic.journal import Journal
 from harness.nic.memory import GuestMemory, Int64s, Octets, Qwords
 from harness.nic.stats import MacStats
 from harness.nic.wire import SlotRing
-
-_RX_BYTES = 0x3FFF  # ESF_DZ_RX_BYTES, which compiled code adds
 
 _FRAME_COUNTS = (
     ("frames", "rx_frames"),
@@ -56,8 +54,7 @@ class Compiled:
         self._stage_address = ctypes.addressof(self.stage)
         self.outcome = self.state.outcome
         self._filters = (0, 0)
-        self._frames = datapath.Deliverable()
-        self._frames_address = ctypes.addressof(self._frames)
+        self._arrays: tuple[Any, ...] = ()
 
     def use(self, rxqs: Mapping[int, Any]) -> None:
         """Let frames go to the receive queues ``rxqs``, by instance."""
@@ -101,32 +98,24 @@ class Compiled:
         self._note()
         return None
 
-    def deliver(
-        self, rxq: int, buffer: Octets, offsets: Int64s, lengths: Int64s, events: Qwords
-    ) -> int:
-        """RxQueue.deliver: ``rxq`` is the address of its state."""
-        frames = self._frames
+    def deliverable(
+        self, buffer: Octets, offsets: Int64s, lengths: Int64s, events: Qwords
+    ) -> Deliverable:
+        """Frames to :meth:`deliver`; valid until the next ones are asked for."""
         offsets = np.ascontiguousarray(offsets, np.int64)
         lengths = np.ascontiguousarray(lengths, np.int64)
         events = np.ascontiguousarray(events, np.uint64)
-        frames.buffer = buffer.ctypes.data
-        frames.offsets, frames.lengths = offsets.ctypes.data, lengths.ctypes.data
-        frames.events, frames.count = events.ctypes.data, lengths.size
-        return self._deliver(rxq)
+        self._arrays = offsets, lengths, events
+        return Deliverable(
+            buffer.ctypes.data, offsets.ctypes.data, lengths.ctypes.data, events.ctypes.data,
+            count=lengths.size, wrap=lengths.size,
+        )  # fmt: skip
 
-    def deliver_equal(self, rxq: int, pieces: Any, octets: int, event: int) -> int:
-        """RxQueue.deliver_equal."""
-        frames = self._frames
-        frames.buffer, frames.distance = pieces.ctypes.data, pieces.strides[0]
-        frames.offsets = frames.lengths = frames.events = None
-        frames.offset, frames.length, frames.event = 0, octets, event & ~_RX_BYTES
-        frames.count = pieces.size
-        return self._deliver(rxq)
-
-    def _deliver(self, rxq: int) -> int:
+    def deliver(self, rxq: int, frames: Deliverable) -> int:
+        """RxQueue.deliver: ``rxq`` is the address of its state."""
         self._memory.table()
-        self.library.deliver(self._address, rxq, self._frames_address)
-        self._note()
+        if self.library.deliver(self._address, rxq, ctypes.addressof(frames)):
+            self._note()
         return int(self.outcome.delivered)
 
     def _note(self) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from harness.nic import datapath, offload
 from harness.nic.compiled import Compiled
+from harness.nic.datapath import Deliverable
 from harness.nic.journal import Journal
 from harness.nic.memory import GuestAccessError, GuestMemory, Int64s, Octets, Qwords, Ring
 from harness.nic.registers import FFE_DZ_TC_TIMER_MODE_INT_HLDOFF, Field
@@ -241,7 +242,7 @@ class RxQueue(DescriptorQueue):
         state = datapath.Rxq(scatter=scatter, label=label, buffer=_MAX_ROOM)
         super().__init__(memory, journal, evq, ring, state)
         self.entries = ring.entries
-        self._compiled = compiled
+        self.compiled = compiled
         self._scatter = scatter
         self._label = label
 
@@ -261,12 +262,14 @@ class RxQueue(DescriptorQueue):
         A frame whose buffer is not guest memory uses its descriptor and its event,
         as the driver expects, and is counted.
         """
-        if self._compiled:
-            delivered = self._compiled.deliver(
-                self.address, arrivals.buffer, arrivals.offsets, arrivals.lengths, arrivals.events
+        if self.compiled:
+            return self.deliver_compiled(
+                self.compiled,
+                self.compiled.deliverable(
+                    arrivals.buffer, arrivals.offsets, arrivals.lengths, arrivals.events
+                ),
+                now_ns,
             )
-            self.evq.pushed(now_ns)
-            return delivered
         posted = min(self.posted, self._ring.mask)
         count = min(posted, arrivals.lengths.size)
         if not count:
@@ -290,6 +293,12 @@ class RxQueue(DescriptorQueue):
             self._complete(arrivals.events, arrivals.lengths, None, now_ns)
             return count
         return self._deliver_scattered(arrivals, addresses, room, now_ns)
+
+    def deliver_compiled(self, compiled: Compiled, frames: Deliverable, now_ns: int) -> int:
+        """:meth:`deliver` in compiled code."""
+        delivered = compiled.deliver(self.address, frames)
+        self.evq.pushed(now_ns)
+        return delivered
 
     def deliver_equal(
         self, pieces: npt.NDArray[Any], octets: int, event: int, now_ns: int

@@ -209,15 +209,13 @@ class Receiver:
                 break
         return done
 
-    def _again(
-        self, template: Template, rxq: queues.RxQueue, part: slice | Int64s, now_ns: int
-    ) -> int:
-        alike = template.alike()
-        macs, lengths = template.described(part)
-        delivered = template.deliver(rxq, part, now_ns)
-        if alike:
+    def _again(self, template: Template, rxq: queues.RxQueue, number: int, now_ns: int) -> int:
+        if alike := template.alike():
+            delivered = template.deliver(rxq, number, now_ns)
             self._stats.received_equal(alike[0], delivered, alike[1] - RX_PREFIX_SIZE)
         else:
+            macs, lengths = template.described(number)
+            delivered = template.deliver(rxq, number, now_ns)
             multicast = np.zeros(delivered, bool)
             self._stats.received(macs[:delivered], multicast, lengths[:delivered] - RX_PREFIX_SIZE)
         for name in ("rx_frames", "rx_delivered", "repeat_delivered"):

@@ -14,7 +14,7 @@
 #include "datapath.h"
 
 int64_t datapath_receive(struct receiver *, struct slots *, uint64_t, int);
-void datapath_deliver(struct receiver *, struct rxq *, const struct deliverable *);
+int datapath_deliver(struct receiver *, struct rxq *, const struct deliverable *);
 uint64_t datapath_transmit(const struct memory *, struct txq *, struct stage *, uint64_t);
 void datapath_count_sent(uint64_t *, const struct stage *, uint64_t, uint64_t);
 uint64_t datapath_send(int, const struct stage *, uint64_t);
@@ -254,7 +254,8 @@ static void deliver(void)
 	uint64_t *events = allocate(number * 8);
 	uint8_t *buffer;
 	struct deliverable frames = {.offsets = offsets, .lengths = lengths, .events = events,
-				     .count = number};
+				     .first = below(number), .wrap = number,
+				     .count = below(2 * number)};
 
 	for (index = 0; index < number; index++) {
 		offsets[index] = octets;
@@ -266,12 +267,13 @@ static void deliver(void)
 	memset(buffer, 0x5A, (size_t)octets);
 	frames.buffer = buffer;
 	if (below(2)) {
-		frames.offsets = frames.lengths = NULL;
-		frames.events = NULL;
-		frames.distance = frames.length = octets / (int64_t)number;
+		frames.offsets = NULL;
+		frames.distance = octets / (int64_t)number;
+		for (index = 0; index < number; index++)
+			lengths[index] = frames.distance;
 	}
 	datapath_deliver(&receiver, &rxqs[below(QUEUES)], &frames);
-	check(receiver.outcome.delivered <= number, "no more than there were");
+	check(receiver.outcome.delivered <= frames.count, "no more than there were");
 	free(buffer);
 	free(events);
 	free(lengths);

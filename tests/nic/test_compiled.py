@@ -132,6 +132,11 @@ def do_surroundings(driver: MiniDriver, chance: random.Random) -> None:
     driver.wire.refuse = chance.random() < 0.1
 
 
+def do_pace(driver: MiniDriver, chance: random.Random) -> None:
+    """The wire repeats, or delivers bursts."""
+    driver.nic.pace_wire(repeat=chance.choice((0, 1, 1, 3)), burst=chance.choice((0, 0, 8)))
+
+
 def do_transmit(driver: MiniDriver, chance: random.Random) -> None:
     for _ in range(chance.randrange(1, 6)):
         whole = fuzz.frame(chance)
@@ -157,7 +162,7 @@ def do_transmit(driver: MiniDriver, chance: random.Random) -> None:
 
 STEPS = (
     do_receive, do_receive, do_flood, do_flood, do_post, do_post, do_mistake, do_steer, do_steer,
-    do_surroundings, do_transmit, do_transmit,
+    do_surroundings, do_pace, do_transmit, do_transmit,
 )  # fmt: skip
 
 

@@ -150,8 +150,7 @@ class Deliverable(Structure):
 
     _fields_ = (
         ("buffer", c_void_p), ("offsets", c_void_p), ("lengths", c_void_p), ("events", c_void_p),
-        ("offset", c_int64), ("distance", c_int64), ("length", c_int64), ("event", c_uint64),
-        ("count", c_uint64),
+        ("distance", c_int64), ("first", c_uint64), ("wrap", c_uint64), ("count", c_uint64),
     )  # fmt: skip
 
 
@@ -182,7 +181,7 @@ class Library:
     def __init__(self, loaded: ctypes.PyDLL) -> None:
         for name, result, arguments in (
             ("receive", c_int64, (c_void_p, c_void_p, c_uint64, c_int)),
-            ("deliver", None, (c_void_p, c_void_p, c_void_p)),
+            ("deliver", c_int, (c_void_p, c_void_p, c_void_p)),
             ("transmit", c_uint64, (c_void_p, c_void_p, c_void_p, c_uint64)),
             ("count_sent", None, (c_void_p, c_void_p, c_uint64, c_uint64)),
             ("send", c_uint64, (c_int, c_void_p, c_uint64)),

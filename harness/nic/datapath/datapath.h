@@ -147,14 +147,14 @@ struct stage {
 	uint8_t data[STAGE_FRAMES * 2048];
 };
 
+/* Frames with their prefixes for one queue: ``count`` of ``wrap`` from ``first`` on, in a circle. */
 struct deliverable {
 	const uint8_t *buffer;
-	const int64_t *offsets;	/* NULL: of the first one, and the same distance each */
-	const int64_t *lengths;	/* with prefix; NULL: all the same */
-	const uint64_t *events;	/* class fields; NULL: all the same */
-	int64_t offset, distance, length;
-	uint64_t event;
-	uint64_t count;
+	const int64_t *offsets;	/* NULL: one every ``distance`` octets */
+	const int64_t *lengths;	/* with prefix */
+	const uint64_t *events;	/* their class fields */
+	int64_t distance;
+	uint64_t first, wrap, count;
 };
 
 #define MAX_WRITES 1024

@@ -405,24 +405,31 @@ int64_t datapath_receive(struct receiver *receiver, struct slots *slots, uint64_
 	return special(outcome) ? -1 : (int64_t)outcome->frames;
 }
 
-/* Deliver frames with their prefixes to one queue while there are descriptors: RxQueue.deliver. */
-void datapath_deliver(struct receiver *receiver, struct rxq *rxq, const struct deliverable *frames)
+/*
+ * Deliver frames with their prefixes to one queue while there are descriptors: RxQueue.deliver.
+ * Returns whether the outcome has more to say than how many were delivered.
+ */
+int datapath_deliver(struct receiver *receiver, struct rxq *rxq, const struct deliverable *frames)
 {
 	struct outcome *outcome = &receiver->outcome;
-	uint64_t index;
+	uint64_t at = frames->first;
 
 	memset(outcome, 0, sizeof(*outcome));
 	open_queue(receiver, rxq);
-	for (index = 0; index < frames->count && rxq->state == OPEN; index++) {
-		int64_t offset = frames->offsets ? frames->offsets[index]
-						 : frames->offset + (int64_t)index * frames->distance;
+	while (outcome->delivered < frames->count && rxq->state == OPEN) {
+		int64_t offset = frames->offsets ? frames->offsets[at]
+						 : (int64_t)at * frames->distance;
 
-		if (!deliver(receiver, rxq, frames->buffer + offset,
-			     (uint64_t)(frames->lengths ? frames->lengths[index] : frames->length),
-			     frames->events ? frames->events[index] : frames->event))
+		if (!deliver(receiver, rxq, frames->buffer + offset, (uint64_t)frames->lengths[at],
+			     frames->events[at]))
 			break;
 		outcome->delivered++;
+		if (++at == frames->wrap)
+			at = 0;
 	}
 	flush(receiver);
 	close_queue(rxq);
+	outcome->frames = outcome->delivered;
+	outcome->due = 0;	/* the caller looks at its event queue */
+	return special(outcome);
 }
