@@ -216,13 +216,28 @@ class DescriptorQueue:
         state.start, state.mask = ring.start, self._ring.mask
 
     @property
+    def _wptr(self) -> int:
+        return int(self.state.wptr)
+
+    @_wptr.setter
+    def _wptr(self, wptr: int) -> None:
+        self.state.wptr = wptr
+
+    @property
+    def _rptr(self) -> int:
+        return int(self.state.rptr)
+
+    @_rptr.setter
+    def _rptr(self, rptr: int) -> None:
+        self.state.rptr = rptr
+
+    @property
     def posted(self) -> int:
         """Descriptors that the driver has posted and that are not used yet."""
-        posted: int = (self.state.wptr - self.state.rptr) & self._ring.mask
-        return posted
+        return (self._wptr - self._rptr) & self._ring.mask
 
     def write_wptr(self, wptr: int) -> None:
-        self.state.wptr = wptr & self._ring.mask
+        self._wptr = wptr & self._ring.mask
 
 
 class RxQueue(DescriptorQueue):
@@ -275,7 +290,7 @@ class RxQueue(DescriptorQueue):
         if not count:
             return 0
         try:
-            descriptors = self._ring.view()[self._ring.places(self.state.rptr, posted)]
+            descriptors = self._ring.view()[self._ring.places(self._rptr, posted)]
         except GuestAccessError as error:
             self._journal.note("rxq_unmapped", "%s", error)
             return 0
@@ -313,7 +328,7 @@ class RxQueue(DescriptorQueue):
         if not count:
             return 0
         try:
-            descriptors = self._ring.view()[self._ring.places(self.state.rptr, count)]
+            descriptors = self._ring.view()[self._ring.places(self._rptr, count)]
         except GuestAccessError as error:
             self._journal.note("rxq_unmapped", "%s", error)
             return 0
@@ -327,9 +342,9 @@ class RxQueue(DescriptorQueue):
         low, high = ESF_DZ_RX_KER_BUF_ADDR.of(low), ESF_DZ_RX_KER_BUF_ADDR.of(high)
         if not self._memory.scatter_whole(descriptors, low, high, pieces[:count], octets):
             return None
-        first = self.state.rptr & 15
+        first = self._rptr & 15
         events = _LOW_BITS[first : first + count] | np.uint64(event | self._label)
-        self.state.rptr = (self.state.rptr + count) & self._ring.mask
+        self._rptr = (self._rptr + count) & self._ring.mask
         self.evq.push(events, now_ns)
         return count
 
@@ -423,7 +438,7 @@ class RxQueue(DescriptorQueue):
     def _complete(
         self, events: Qwords, lengths: Int64s, cont: offload.Bools | None, now_ns: int
     ) -> None:
-        pointers = self.state.rptr + 1 + np.arange(lengths.size)
+        pointers = self._rptr + 1 + np.arange(lengths.size)
         events = (
             events
             | (lengths & 0x3FFF).astype(np.uint64)
@@ -432,7 +447,7 @@ class RxQueue(DescriptorQueue):
         )
         if cont is not None:
             events |= cont.astype(np.uint64) << np.uint64(ESF_DZ_RX_CONT.lbn)
-        self.state.rptr = (self.state.rptr + lengths.size) & self._ring.mask
+        self._rptr = (self._rptr + lengths.size) & self._ring.mask
         self.evq.push(events, now_ns)
 
 

@@ -50,7 +50,7 @@ class TxQueue(DescriptorQueue):
 
     def abandon(self, now_ns: int) -> int:
         """Complete the posted descriptors without sending them; returns how many."""
-        left, self.state.rptr, self._frame = self.posted, self.state.wptr, bytearray()
+        left, self._rptr, self._frame = self.posted, self._wptr, bytearray()
         self.state.gathered = self.state.broken = 0
         if left:
             self._complete(now_ns)
@@ -69,25 +69,25 @@ class TxQueue(DescriptorQueue):
         if not count:
             return
         try:
-            at = self._ring.places(self.state.rptr, count)
+            at = self._ring.places(self._rptr, count)
             descriptors: list[int] = self._ring.view()[at].tolist()
         except GuestAccessError as error:
             self._journal.note("txq_unmapped", "%s", error)
-            self.state.rptr = self.state.wptr
+            self._rptr = self._wptr
             return
         for descriptor in descriptors:
             if descriptor >> 63:
                 self._option(descriptor)
             else:
                 self._data(descriptor, send)
-        self.state.rptr = (self.state.rptr + count) & self._ring.mask
+        self._rptr = (self._rptr + count) & self._ring.mask
         self._complete(now_ns)
 
     def _complete(self, now_ns: int) -> None:
         self.evq.push_one(
             ESF_DZ_EV_CODE.put(EV_CODE_TX)
             | self._label
-            | ESF_DZ_TX_DESCR_INDX.put((self.state.rptr - 1) & self._ring.mask),
+            | ESF_DZ_TX_DESCR_INDX.put((self._rptr - 1) & self._ring.mask),
             now_ns,
         )
 

@@ -18,6 +18,7 @@
 #define PKTLEN_OFFSET 8
 
 #define BATCH 1024
+#define AHEAD 4		/* buffers of a queue that are being fetched to the cache */
 #define WORTHWHILE 8
 #define ALL_FRAMES (~(uint64_t)0)
 
@@ -71,7 +72,8 @@ static void flush(struct receiver *receiver)
 		if (evq_push(receiver->memory, staged[index].evq, staged[index].event))
 			receiver->outcome.due = 1;
 	for (index = 0; index < receiver->staged_count; index++)
-		evq_settle(staged[index].evq, &receiver->outcome);
+		if (!index || staged[index].evq != staged[index - 1].evq)
+			evq_settle(staged[index].evq, &receiver->outcome);
 	receiver->staged_count = 0;
 }
 
@@ -95,12 +97,27 @@ static uint32_t pieces(const struct rxq *rxq, uint64_t length)
 	return 0;
 }
 
+/* Begin to fetch the buffer of a descriptor that is used soon. */
+static void prefetch_buffer(const struct receiver *receiver, const struct rxq *rxq)
+{
+	const uint8_t *to;
+
+	if (posted(rxq) <= AHEAD)
+		return;
+	to = guest(receiver->memory, ADDRESS(descriptor(rxq, AHEAD)), 128, 1);
+	if (to) {
+		__builtin_prefetch(to, 1);
+		__builtin_prefetch(to + 64, 1);
+	}
+}
+
 /* Write prefix and frame to the next descriptors, and stage their events; 0: they are too few. */
 static int deliver(struct receiver *receiver, struct rxq *rxq, const uint8_t *data, uint64_t length,
 		   uint64_t event)
 {
 	uint32_t number = pieces(rxq, length), index;
 
+	prefetch_buffer(receiver, rxq);
 	for (index = 0; index < number; index++) {
 		/* Read again, so it may be another one now. */
 		uint64_t next = descriptor(rxq, 0), size = ROOM(next);
@@ -329,11 +346,9 @@ static void take_batch(struct receiver *receiver, struct slots *slots, uint32_t 
 		struct slot slot = slot_of(slots, slots->head + index);
 
 		take(receiver, slots, slot, seen, &seen_count);
+		__atomic_store_n((uint32_t *)slot.at, TP_STATUS_KERNEL, __ATOMIC_RELEASE);
 	}
 	flush(receiver);
-	for (index = 0; index < size; index++)
-		__atomic_store_n((uint32_t *)slot_of(slots, slots->head + index).at,
-				 TP_STATUS_KERNEL, __ATOMIC_RELEASE);
 	slots->head = (slots->head + size) % slots->number;
 	if (seen_count && seen_count != receiver->busy_count)
 		receiver->outcome.busy_changed = 1;
