@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What a frame costs in the NIC model, by its compiled data path and by Python, in turns.
+"""What a frame or a doorbell costs in the NIC model, compiled and in Python, in turns.
 
 The guest costs nothing: its rings and buffers lie in this process, descriptors are posted by a
 doorbell, and events are cleared by one store. So do the wire's frames, which are there again as
-soon as they were taken. No transport is involved.
+soon as they were taken. A transport is only involved where doorbells are measured.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.base.errors import InfrastructureError
-from harness.nic import datapath
+from harness.nic import datapath, pcidev
 from harness.nic.datapath import Datapath, build
 from harness.nic.wire import LARGE_SLOT, SMALL_SLOT
 from tests.bench import command, ranged, show
 from tests.nic.fake_wire import FakeWire
 from tests.nic.frames import MAC, udp4
 from tests.nic.minidriver import EMPTY, MiniDriver
+from tests.nic.vhost_driver import MiniVhostDriver
 
 _SLOTS = 2048
 _ENTRIES = 2048
@@ -183,6 +184,38 @@ class Sending:
         self.driver.close()
 
 
+class Ringing:
+    """One model whose user-mode kernel rings the doorbell of its receive queue."""
+
+    def __init__(self, path: Datapath, *, burst: int) -> None:
+        self.driver = driver = MiniVhostDriver(path=path, megabytes=8)
+        driver.attach()
+        driver.probe()
+        driver.open()
+        self.burst = burst
+        desc, avail, _ = driver.rings[0]
+        message = struct.pack("<BBHIQI", pcidev.MMIO_WRITE, 2, 0, 4, 0x830, 56)
+        for head in range(driver.entries):
+            at = driver.buffers + 64 * head
+            driver.poke(at, message)
+            driver.poke(desc + 16 * head, struct.pack("<QIHH", at, len(message), 0, 0))
+            driver.poke(avail + 4 + 2 * head, struct.pack("<H", head))
+        self.passed_ns: list[float] = []
+
+    def turn(self, passes: int = 256) -> None:
+        """So many times several doorbells at once."""
+        driver = self.driver
+        for _ in range(passes):
+            driver.added[0] = (driver.added[0] + self.burst) & 0xFFFF
+            driver.put_word(driver.rings[0][1] + 2, driver.added[0])
+            began_ns = time.perf_counter_ns()
+            driver.connection.serve(())
+            self.passed_ns.append((time.perf_counter_ns() - began_ns) / self.burst)
+
+    def close(self) -> None:
+        self.driver.close()
+
+
 class SilentWire(FakeWire):
     """Takes frames at no cost."""
 
@@ -198,7 +231,7 @@ class Row:
     """A kind of load: what it needs, and what it cost each data path, in ns a frame."""
 
     name: str
-    make: Callable[[Datapath], Bench | Sending]
+    make: Callable[[Datapath], Bench | Sending | Ringing]
     prototype_ns: float | None = None
     passes: int | None = None
     compiled_ns: list[float] = field(default_factory=list)
@@ -233,7 +266,7 @@ class Row:
         result = self.result()
         return {
             "load": self.name,
-            "compiled, ns a frame": ranged(self.compiled_ns, ".0f"),
+            "compiled, ns each": ranged(self.compiled_ns, ".0f"),
             "Python": ranged(self.python_ns, ".0f"),
             "Python ÷ compiled": ranged(result["ratios"], ".1f"),
             "C prototype": "" if self.prototype_ns is None else f"{self.prototype_ns:.0f}",
@@ -246,7 +279,7 @@ def rows() -> list[Row]:
     mixed = [udp4(b"x" * (n * 131 % 1400), source_port=4000 + n % 10) for n in range(64)]
     tcp = [udp4(b"x" * 6, protocol=6, source_port=4000 + n) for n in range(64)]
     big = udp4(b"x" * 8958)
-    made: list[tuple[str, float | None, Callable[[Datapath], Bench | Sending]]] = [
+    made: list[tuple[str, float | None, Callable[[Datapath], Bench | Sending | Ringing]]] = [
         ("64 B, bursts of 1000", 29, lambda path: Bench(path, _FLOWS)),
         ("64 B, bursts of 64", 71, lambda path: Bench(path, _FLOWS, burst=64)),
         ("64 B, bursts of 8", 376, lambda path: Bench(path, _FLOWS, burst=8)),
@@ -262,6 +295,9 @@ def rows() -> list[Row]:
         ("send 64 B, checksum", None, lambda path: Sending(path, udp4(b"x" * 18), checksum=True)),
         ("send 1500 B", None, lambda path: Sending(path, udp4(b"x" * 1472), checksum=False)),
         ("send 9000 B, checksum", None, lambda path: Sending(path, big, checksum=True)),
+        ("doorbells, one by one", None, lambda path: Ringing(path, burst=1)),
+        ("doorbells, 8 at once", None, lambda path: Ringing(path, burst=8)),
+        ("doorbells, 64 at once", None, lambda path: Ringing(path, burst=64)),
     ]
     return [Row(name=name, make=make, prototype_ns=prototype) for name, prototype, make in made]
 
