@@ -51,7 +51,7 @@ def compile_library(to: Path = LIBRARY, *, options: tuple[str, ...] = OPTIONS) -
             command = [*compiler, *options, f"-DSOURCE_SUM={source_sum()}u"]
             done = subprocess.run(
                 [*command, "-o", str(new), *map(str, sources())],
-                capture_output=True, text=True, errors="replace", timeout=_TIME_S,
+                capture_output=True, encoding="utf-8", errors="replace", timeout=_TIME_S,
             )  # fmt: skip
             if done.returncode != 0:
                 said = (done.stderr.strip().splitlines() or ["it said nothing"])[0]

@@ -53,8 +53,7 @@ static uint32_t ones_sum(const uint8_t *data, uint32_t octets)
 
 static uint32_t pseudo_sum(const struct l4 *l4)
 {
-	return ones_sum(l4->addresses, l4->addresses_octets) + (l4->octets & 0xFFFF) +
-	       (l4->octets >> 16) + l4->protocol;
+	return ones_sum(l4->addresses, l4->addresses_octets) + l4->octets + l4->protocol;
 }
 
 /* Verify or finish the checksum of TCP or UDP; returns the L4 class. */
