@@ -14,7 +14,7 @@ from typing import TypeVar
 from harness.nic import commands, datapath, faults, pci, queues, registers
 from harness.nic.commands import MAX_VIS, TMR_NS_PER_COUNT
 from harness.nic.compiled import Compiled
-from harness.nic.datapath import Datapath, Stage
+from harness.nic.datapath import Datapath
 from harness.nic.journal import Journal
 from harness.nic.mcdi import EINVAL, ENOENT, Mcdi, McdiError
 from harness.nic.memory import GuestAccessError, GuestMemory
@@ -24,7 +24,7 @@ from harness.nic.registers import Field, Register, RegisterFile
 from harness.nic.repeat import WireRate
 from harness.nic.stats import GENERATION_START, MacStats
 from harness.nic.steering import Steering
-from harness.nic.transmit import TxQueue
+from harness.nic.transmit import Transmitter, TxQueue
 from harness.nic.wire import Wire, loopback
 
 TX_BUDGET = 256
@@ -102,6 +102,10 @@ class Nic:
         self._receiver = Receiver(
             wire, self.journal, self._stats, self.steering, self._rxqs, clock_ns,
             self._compiled,
+        )  # fmt: skip
+        self._transmitter = Transmitter(
+            wire, self.journal, self._stats, clock_ns, self._compiled,
+            link_up=lambda: self.link_up, looped=lambda: self._receiver.looped,
         )  # fmt: skip
         self._warm_boots = 1
         self._stats_period: tuple[int, int, int] | None = None  # address, qwords, period
@@ -389,60 +393,9 @@ class Nic:
         if not self.memory.reachable:
             return
         for instance, txq in list(self._tx_todo.items()):
-            try:
-                if self._compiled:
-                    txq.transmit_compiled(
-                        self._compiled, limit, self._send_staged, self._clock_ns()
-                    )
-                else:
-                    self._transmit(txq, limit)
-            except Exception as error:  # noqa: BLE001 - costs what this queue had posted
-                self.journal.mistake(error)
-                self.journal.count("tx_internal_drops", txq.abandon(self._clock_ns()))
+            self._transmitter.transmit(txq, limit)
             if not txq.posted:
                 del self._tx_todo[instance]
-
-    def _transmit(self, txq: TxQueue, limit: int) -> None:
-        sent: list[tuple[int, int]] = []
-
-        def send(frame: bytearray) -> None:
-            if self._send(frame):
-                sent.append((int.from_bytes(frame[:6], "big"), len(frame)))
-
-        try:
-            txq.transmit(limit, send, self._clock_ns())
-        finally:
-            if sent:
-                self.journal.count("tx_frames", len(sent))
-                self._stats.sent(sent)
-
-    def _send_staged(self, stage: Stage) -> None:
-        """:meth:`_send` and count many frames."""
-        compiled, total = self._compiled, int(stage.count)
-        assert compiled is not None
-        if self._receiver.looped is not None or not self.link_up:
-            runs = [(index, 1) for index in range(total) if self._send(stage.frame(index))]
-        else:
-            runs = self._wire.send_staged(compiled.library, stage)
-            refused = total - sum(number for _, number in runs)
-            if refused:
-                self.journal.count("tx_wire_drops", refused)
-        for first, number in runs:
-            compiled.count_sent(first, number)
-            self.journal.count("tx_frames", number)
-
-    def _send(self, frame: bytearray) -> bool:
-        looped = self._receiver.looped
-        if looped is not None and looped.put(frame):
-            self.journal.count("tx_looped")
-            return True
-        if not self.link_up:
-            self.journal.count("tx_link_down")
-            return False
-        if looped is None and self._wire.send(frame):
-            return True
-        self.journal.count("tx_wire_drops")
-        return False
 
     @property
     def starved(self) -> bool:
