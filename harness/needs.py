@@ -24,7 +24,7 @@ import psutil
 from harness import images
 from harness.base import cache, namespaces, process, runtime
 from harness.base.errors import HarnessError, InfrastructureError
-from harness.beds.local import netns
+from harness.beds.local import netns, nic_model
 from harness.beds.machine.doctor import Finding
 from harness.config import Bed, UmlHost
 from harness.kernels import Kernels
@@ -169,7 +169,17 @@ def _guests(job: Job, lacking: list[str]) -> Iterator[Finding]:
         yield from _mirror()
     if job.namespaces and (tools := images.kept_tools()) is not None:
         yield _tools(tools)
+    yield _data_path()
     yield _memory(job.guests_mib)
+
+
+def _data_path() -> Finding:
+    """Python does the same, at several times the cost of a frame."""
+    compiled, detail = nic_model.data_path()
+    remedy = None if compiled else "say make, which compiles it (it needs a C compiler)"
+    return Finding(
+        check="NIC model's data path", ok=compiled, detail=detail, remedy=remedy, needed=False
+    )
 
 
 def _processor() -> Finding:

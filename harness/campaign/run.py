@@ -35,6 +35,7 @@ from harness.base.errors import (
 from harness.base.progress import Progress, Task
 from harness.base.write_ahead import WriteAheadLog
 from harness.beds import registry
+from harness.beds.local.nic_model import data_path
 from harness.campaign.boots import BootUnderWay, Setup, measure_together
 from harness.kernels import Image
 from harness.results import samples
@@ -292,6 +293,7 @@ def record(
             "host_kernel": platform.release(),
             "host_cpus": psutil.cpu_count(),
             "cpu_model": _cpu_model(),
+            **({"nic_data_path": data_path()[1]} if registry.of(setup.bed).here else {}),
             "void_rules": trials.void_rules_record(),
             **({"machine": _machine(setup)} if setup.plan.shard else {}),
         },

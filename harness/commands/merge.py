@@ -35,7 +35,9 @@ def merge(directories: tuple[Path, ...], directory: Path, partial: bool) -> None
 
     The shards of a campaign have the same seed, so the same plan; shard 2/3 measures blocks 2,
     5, 8 and so on, with probes in the first of its own. Each step is compared with the
-    baseline within a block, so on one machine. If the machines differ, each is shown for itself like a bed of --beds, and a verdict over
+    baseline within a block, so on one machine.
+
+    If the machines differ, each is shown for itself like a bed of --beds, and a verdict over
     all needs them to agree. Refuses shards whose plan, options, hosts.yaml or kernels differ.
     """
     shards.merge(directories, directory, partial=partial)

@@ -15,7 +15,9 @@ specification; its names are used here. The flow, outside in:
 * ``injection`` brings faults about, on demand;
 * ``device`` joins these with ``queues`` (rings in guest memory) and ``receive``, the path
   of a frame: ``offload`` (classes, checksums), ``stats``, ``steering``, and ``repeat``
-  for repeated streams;
+  for repeated streams; ``transmit`` is the way back;
+* ``datapath`` is that path in C, and ``compiled`` its calls: the same work for a fraction of
+  the time, where the library was built;
 * all accesses to the guest go through ``memory`` (``faults`` handles a client that
   takes memory away), all accesses to the network through ``wire``.
 

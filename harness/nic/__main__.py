@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from harness.nic.cable import cable
+from harness.nic.datapath import DatapathError
 from harness.nic.device import Nic
 from harness.nic.journal import log
 from harness.nic.server import MAX_TIMES, Port, Server, vfio_user, vhost_user
@@ -91,10 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
             peer = Nic(far, chosen.peer_mac, bare=True)
             ports.append(Port(peer, far, chosen.peer, vhost_user))
         server = Server(*ports, control=chosen.control)
-    except OSError as error:
+    except (OSError, DatapathError) as error:
         log.error("cannot start: %s", error)
         print(f"cannot start: {error}", file=sys.stderr)
         return 3
+    log.info("data path: %s", nic.path)
     print(json.dumps({"ready": {"socket": str(path), "pid": os.getpid()}}), flush=True)
     server.run()
     with contextlib.suppress(BrokenPipeError):

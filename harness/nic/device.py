@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from harness.nic import commands, faults, pci, queues, registers
+from harness.nic import commands, datapath, faults, pci, queues, registers
 from harness.nic.commands import MAX_VIS, TMR_NS_PER_COUNT
+from harness.nic.compiled import Compiled
+from harness.nic.datapath import Datapath
 from harness.nic.injection import Card, Injector
 from harness.nic.journal import Journal
 from harness.nic.mcdi import EINVAL, ENOENT, Command, Mcdi, McdiError
@@ -23,6 +25,7 @@ from harness.nic.registers import Field, Register, RegisterFile
 from harness.nic.repeat import WireRate
 from harness.nic.stats import GENERATION_START, MacStats
 from harness.nic.steering import Steering
+from harness.nic.transmit import Transmitter, TxQueue
 from harness.nic.wire import Wire, loopback
 
 TX_BUDGET = 256
@@ -51,6 +54,7 @@ class Nic:
         mac: its permanent address.
         bare: it has BARs and MSI-X table itself, because its client keeps neither.
         clock_ns: monotonic time, for hold-offs and periodic statistics.
+        path: what moves frames; None: what the environment asks for.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Nic:
         journal: Journal | None = None,
         bare: bool = False,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        path: Datapath | None = None,
     ) -> None:
         self.mac = mac
         self.journal = journal or Journal()
@@ -78,14 +83,24 @@ class Nic:
         self._wire = wire
         self._clock_ns = clock_ns
         self._stats = MacStats()
+        self.path = path or datapath.chosen()
+        library = self.path.library
+        self._compiled = (
+            Compiled(library, self.memory, self.journal, self._stats) if library else None
+        )
         self._evqs: dict[int, queues.EventQueue] = {}
         self._held_off: set[queues.EventQueue] = set()
         self._rxqs: dict[int, queues.RxQueue] = {}
-        self._txqs: dict[int, queues.TxQueue] = {}
-        self._tx_todo: dict[int, queues.TxQueue] = {}
+        self._txqs: dict[int, TxQueue] = {}
+        self._tx_todo: dict[int, TxQueue] = {}
         self._receiver = Receiver(
-            wire, self.journal, self._stats, self.steering, self._rxqs, clock_ns
-        )
+            wire, self.journal, self._stats, self.steering, self._rxqs, clock_ns,
+            self._compiled,
+        )  # fmt: skip
+        self._transmitter = Transmitter(
+            wire, self.journal, self._stats, clock_ns, self._compiled,
+            link_up=lambda: self.link_up, looped=lambda: self._receiver.looped,
+        )  # fmt: skip
         self.injector = Injector(
             Card(
                 plug=self.phy.plug,
@@ -122,7 +137,7 @@ class Nic:
                     "MC_DB_LWRD", 4, write=lambda _, value: self._mcdi.write_high(value)
                 ),
                 registers.ER_DZ_MC_DB_HWRD: Register(
-                    "MC_DB_HWRD", 4, write=lambda _, value: self._mcdi.doorbell(value)
+                    "MC_DB_HWRD", 4, write=lambda _, value: self._command(value)
                 ),
             },
             per_vi={
@@ -199,6 +214,10 @@ class Nic:
         self.memory.unmap_all()
         self.interrupts.disable()
 
+    def _command(self, value: int) -> None:
+        self._mcdi.doorbell(value)
+        self.steering.stale = True
+
     # Called by MCDI: commands.Function.
 
     def entity_reset(self) -> None:
@@ -243,7 +262,9 @@ class Nic:
     def init_rxq(self, instance: int, ring: queues.DmaRing, *, scatter: bool) -> None:
         evq = self._evq(ring.evq)
         self._rxqs[instance] = self._made(
-            lambda: queues.RxQueue(self.memory, self.journal, evq, ring, scatter=scatter)
+            lambda: queues.RxQueue(
+                self.memory, self.journal, evq, ring, scatter=scatter, compiled=self._compiled
+            )
         )
         self._receiver.queues_changed()
 
@@ -253,9 +274,7 @@ class Nic:
         evq = self._evq(ring.evq)
         self._tx_todo.pop(instance, None)
         self._txqs[instance] = self._made(
-            lambda: queues.TxQueue(
-                self.memory, self.journal, evq, ring, ip_csum=ip_csum, l4_csum=l4_csum
-            )
+            lambda: TxQueue(self.memory, self.journal, evq, ring, ip_csum=ip_csum, l4_csum=l4_csum)
         )
 
     def fini_queue(self, kind: str, instance: int) -> bool:
@@ -265,7 +284,7 @@ class Nic:
             if gone:
                 gone.close()
             return gone is not None
-        of_kind: dict[int, queues.RxQueue] | dict[int, queues.TxQueue]
+        of_kind: dict[int, queues.RxQueue] | dict[int, TxQueue]
         of_kind, code = (
             (self._rxqs, _CODE_RX_FLUSH) if kind == "rxq" else (self._txqs, _CODE_TX_FLUSH)
         )
@@ -409,35 +428,9 @@ class Nic:
         if not self.wants_to_transmit:
             return
         for instance, txq in list(self._tx_todo.items()):
-            sent: list[tuple[int, int]] = []
-
-            def send(frame: bytearray, sent: list[tuple[int, int]] = sent) -> None:
-                if self._send(frame):
-                    sent.append((int.from_bytes(frame[:6], "big"), len(frame)))
-
-            try:
-                txq.transmit(limit, send, self._clock_ns())
-            except Exception as error:  # noqa: BLE001 - costs what this queue had posted
-                self.journal.mistake(error)
-                self.journal.count("tx_internal_drops", txq.abandon(self._clock_ns()))
-            if sent:
-                self.journal.count("tx_frames", len(sent))
-                self._stats.sent(sent)
+            self._transmitter.transmit(txq, limit)
             if not txq.posted:
                 del self._tx_todo[instance]
-
-    def _send(self, frame: bytearray) -> bool:
-        looped = self._receiver.looped
-        if looped is not None and looped.put(frame):
-            self.journal.count("tx_looped")
-            return True
-        if not self.link_up:
-            self.journal.count("tx_link_down")
-            return False
-        if looped is None and self._wire.send(frame):
-            return True
-        self.journal.count("tx_wire_drops")
-        return False
 
     @property
     def starved(self) -> bool:

@@ -20,6 +20,7 @@ from enum import Enum
 from harness.nic import queues
 from harness.nic.journal import Journal
 from harness.nic.registers import Field
+from harness.nic.transmit import TxQueue
 
 MAX_NUMBER = 1_000_000
 MAX_MS = 600_000
@@ -69,7 +70,7 @@ class Card:
     plug: Callable[[bool], None]
     evqs: Mapping[int, queues.EventQueue]
     rxqs: Mapping[int, queues.RxQueue]
-    txqs: Mapping[int, queues.TxQueue]
+    txqs: Mapping[int, TxQueue]
     mc_reboot: Callable[[], None]
     conditions_changed: Callable[[], None]
     """Called when one of :class:`Injector`'s conditions begins or ends."""

@@ -13,6 +13,7 @@ so the sum of an address and a length never wraps.
 from __future__ import annotations
 
 import bisect
+import ctypes
 import errno
 import mmap
 import os
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.nic import faults
+from harness.nic import datapath, faults
 
 Int64s = npt.NDArray[np.int64]
 Qwords = npt.NDArray[np.uint64]
@@ -69,6 +70,7 @@ class Segment:
         self.writable = writable
         self.octets = octets
         self.view = octets.data  # for single accesses: much faster than the array
+        self.address = int(octets.ctypes.data) if octets.size else 0
         self._groups: dict[int, npt.NDArray[Any]] = {}
 
     def groups(self, octets: int) -> npt.NDArray[Any]:
@@ -86,6 +88,29 @@ class Segments:
     def __init__(self, segments: list[Segment], starts: list[int]) -> None:
         self._segments = segments
         self._starts = starts
+        self._table = datapath.Memory()
+        self._table_address = ctypes.addressof(self._table)
+        self._table_entries: Any = None
+        self._table_made = False
+
+    def changed(self) -> None:
+        """The segments are others now."""
+        self._table_made = False
+
+    def table(self) -> int:
+        """The address of the segments for compiled code, to be asked for before each call.
+
+        It never changes; what is there does.
+        """
+        if not self._table_made:
+            entries = (datapath.Segment * len(self._segments))()
+            for entry, found in zip(entries, self._segments, strict=True):
+                entry.start, entry.end = found.start, found.end
+                entry.octets, entry.writable = found.address or None, found.writable
+            self._table_entries = entries
+            self._table.segments, self._table.count = ctypes.addressof(entries), len(entries)
+            self._table_made = True
+        return self._table_address
 
     def segment(self, start: int, size: int, *, write: bool) -> Segment:
         """The segment that contains ``start`` … ``start + size``.
@@ -234,6 +259,8 @@ class GuestMemory(Segments):
 
     def _forget(self) -> None:
         self._order = None
+        self.changed()
+        self.shared.changed()
         for ring in self.rings:
             ring.forget()
 

@@ -276,7 +276,7 @@ def _network(found: Classes, frames: Octets, lengths: Int64s, unfinished: Bools)
         l3[ip6] = np.where(protocol[ip6] == _NEXT_FRAGMENT, L3_IP6_FRAG, L3_IP6)
         _layer4(
             found, frames, lengths, unfinished, ip6, l4_length=head[9].astype(np.int64),
-            protocol=protocol, l4_word=_IP6_L4_WORD, address_words=slice(11, 27),
+            protocol=protocol, l4_word=_IP6_L4_WORD, address_words=slice(11, 27), optional=False,
         )  # fmt: skip
 
 
@@ -291,8 +291,12 @@ def _layer4(
     protocol: npt.NDArray[np.uint32],
     l4_word: int,
     address_words: slice,
+    optional: bool = True,
 ) -> None:
-    """Fill in ``l4`` and ``l4_bad`` for the TCP and UDP frames among ``candidates``."""
+    """Fill in ``l4`` and ``l4_bad`` for the TCP and UDP frames among ``candidates``.
+
+    ``optional``: UDP may do without a checksum.
+    """
     at = 2 * l4_word
     fits = (l4_length >= 8) & (l4_length + at <= lengths)
     udp = candidates & fits & (protocol == _UDP)
@@ -316,7 +320,7 @@ def _layer4(
     # 0 and 65535 are equivalent here; UDP reserves 0 for "no checksum".
     right = _ONES - (sums + _ONES - field + pseudo) % _ONES
     todo = unfinished[rows]
-    absent = is_udp & (field == 0) & (l4_word != _IP6_L4_WORD)
+    absent = is_udp & (field == 0) & optional
     wrong = ~todo & ~absent & (field % _ONES != right % _ONES)
     found.l4[rows] = np.where(is_udp, L4_UDP, L4_TCP)
     found.l4_bad[rows] = wrong

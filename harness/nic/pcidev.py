@@ -22,6 +22,7 @@ import struct
 from typing import Protocol
 
 from harness.nic import pci
+from harness.nic.datapath import Datapath
 from harness.nic.journal import Journal
 from harness.nic.virtqueue import RingError, Virtqueue
 
@@ -43,6 +44,8 @@ class Device(Protocol):
 
     @property
     def interrupts(self) -> pci.Vectors: ...
+    @property
+    def path(self) -> Datapath: ...
     def region_read(self, region: int, offset: int, octets: int) -> bytes: ...
     def region_write(self, region: int, offset: int, data: bytes | bytearray) -> None: ...
     def write_dwords(self, offsets: list[int], values: list[int]) -> None: ...
@@ -105,14 +108,12 @@ class PciDevice:
             return 0
         done = 0
         while done < queue.size and (number := queue.waiting()):
-            heads, messages = queue.take_messages(number, _DWORD)
-            if heads:
-                self._posted(messages)
-                queue.give(heads)
-                self._uncalled += len(heads)
+            taken = self._take_posted(queue, number)
+            if taken:
+                self._uncalled += taken
             else:
                 self._one(queue)
-            done += len(heads) or 1
+            done += taken or 1
             if self._uncalled >= min(_CALL_EVERY, queue.size // 4):
                 self._uncalled = 0
                 if queue.wants_interrupts:
@@ -149,8 +150,22 @@ class PciDevice:
             self.callers[INTERRUPTS].call()
         return True
 
+    def _take_posted(self, queue: Virtqueue, number: int) -> int:
+        """Take and execute posted writes of a dword, which usually are doorbells; how many."""
+        library = self._device.path.library
+        if library is not None:
+            taken, offsets, values = queue.take_writes(library, number, _LAST_REGISTER)
+            if taken:
+                self._write(offsets, values)
+            return taken
+        heads, messages = queue.take_messages(number, _DWORD)
+        if heads:
+            self._posted(messages)
+            queue.give(heads)
+        return len(heads)
+
     def _posted(self, messages: list[tuple[int, ...]]) -> None:
-        """Execute posted writes of a dword, which usually are doorbells."""
+        """Execute messages of the size of a posted write."""
         offsets, values = list[int](), list[int]()
         for op, bar, _, size, address, value in messages:
             if op != MMIO_WRITE or bar != pci.BAR2 or size != 4 or address > _LAST_REGISTER:
@@ -158,13 +173,16 @@ class PciDevice:
             offsets.append(address)
             values.append(value)
         else:
-            try:
-                self._device.write_dwords(offsets, values)
-            except Exception as error:  # noqa: BLE001 - as for a single one
-                self._journal.mistake(error)
+            self._write(offsets, values)
             return
         for message in messages:
             self._execute(_DWORD.pack(*message), 0)
+
+    def _write(self, offsets: list[int], values: list[int]) -> None:
+        try:
+            self._device.write_dwords(offsets, values)
+        except Exception as error:  # noqa: BLE001 - as for a single one
+            self._journal.mistake(error)
 
     def _one(self, queue: Virtqueue) -> None:
         chain = queue.take()

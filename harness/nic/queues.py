@@ -8,6 +8,7 @@ them, and checked where they are used.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.nic import offload
+from harness.nic import datapath, offload
+from harness.nic.compiled import Compiled
+from harness.nic.datapath import Deliverable
 from harness.nic.journal import Journal
 from harness.nic.memory import GuestAccessError, GuestMemory, Int64s, Octets, Qwords, Ring
 from harness.nic.registers import FFE_DZ_TC_TIMER_MODE_INT_HLDOFF, Field
@@ -24,12 +27,10 @@ EMPTY_EVENT = (1 << 64) - 1
 
 # ESE_DZ_EV_CODE_* at ESF_DZ_EV_CODE.
 ESF_DZ_EV_CODE = Field(60, 4)
-EV_CODE_TX, EV_CODE_DRIVER, EV_CODE_MCDI = 2, 5, 12
+EV_CODE_DRIVER, EV_CODE_MCDI = 5, 12
 ESF_DZ_DRV_SUB_CODE = Field(56, 4)
 DRV_START_UP_EV = 2
 MCDI_EVENT_CODE = Field(44, 8)
-ESF_DZ_TX_QLABEL = Field(16, 5)
-ESF_DZ_TX_DESCR_INDX = Field(0, 16)
 
 ESF_DZ_RX_BYTES = Field(0, 14)
 ESF_DZ_RX_CONT = Field(14, 1)
@@ -45,17 +46,6 @@ ESF_DZ_RX_DSC_PTR_LBITS = Field(48, 4)
 ESF_DZ_RX_KER_BYTE_CNT = Field(48, 14)
 ESF_DZ_RX_KER_BUF_ADDR = Field(0, 48)
 
-ESF_DZ_TX_DESC_IS_OPT = Field(63, 1)
-ESF_DZ_TX_OPTION_TYPE = Field(60, 3)
-ESF_DZ_TX_OPTION_UDP_TCP_CSUM = Field(1, 1)
-ESF_DZ_TX_OPTION_IP_CSUM = Field(0, 1)
-ESF_DZ_TX_KER_CONT = Field(62, 1)
-ESF_DZ_TX_KER_BYTE_CNT = Field(48, 14)
-ESF_DZ_TX_KER_BUF_ADDR = Field(0, 48)
-TX_OPTION_DESC_CRC_CSUM = 0
-
-# Limits the total length of a chain of descriptors.
-MAX_TX_FRAME = 16384
 
 _SIZE_LBN = np.uint64(ESF_DZ_RX_KER_BYTE_CNT.lbn)
 _LEAST_BUFFER = 64
@@ -95,9 +85,7 @@ class EventQueue:
         self._journal = journal
         self._interrupt = interrupt
         self._held_off = held_off
-        self._wptr = 0
-        self._armed = False
-        self._live = True
+        self.state = datapath.Evq(start=start, mask=entries - 1, live=True)
         self._holdoff_ns = 0
         self._quiet_until_ns = 0
         self.due_ns: int | None = None
@@ -106,54 +94,62 @@ class EventQueue:
     @property
     def ready(self) -> bool:
         """The driver has taken all events, and the next one interrupts."""
-        return self._armed and self.due_ns is None
+        return bool(self.state.armed) and self.due_ns is None
 
     def push(self, events: Qwords, now_ns: int) -> None:
         """Write events, each with one 8-octet store, and interrupt if armed."""
-        mask = self._ring.mask
-        if not self._live:
+        mask, state = self._ring.mask, self.state
+        if not state.live:
             return
         try:
             ring = self._ring.view()
         except GuestAccessError as error:
             self._journal.note("evq_unmapped", "%s", error)
             return
-        last = (self._wptr + events.size - 1) & mask
+        last = (state.wptr + events.size - 1) & mask
         if ring[last] != EMPTY_EVENT:
             self._journal.note("evq_overrun", "at %d", last)
         # Indexed, not sliced: a memcpy may store an octet twice, and the driver may
         # consume and clear the event in between.
-        ring[self._ring.places(self._wptr, events.size)] = events
-        self._wptr = (last + 1) & mask
-        if self._armed:
+        ring[self._ring.places(state.wptr, events.size)] = events
+        state.wptr = (last + 1) & mask
+        if state.armed:
+            self._trigger(now_ns)
+
+    def pushed(self, now_ns: int) -> None:
+        """Interrupt if compiled code has pushed events to the armed queue."""
+        if self.state.due:
+            self.state.due = False
             self._trigger(now_ns)
 
     def close(self) -> None:
         """Ignore further events of queues that still report here."""
-        self._live = False
+        self.state.live = False
         self._settle()
 
     def push_one(self, event: int, now_ns: int) -> None:
         """:meth:`push` for a single event."""
-        if not self._live:
+        state = self.state
+        if not state.live:
             return
         try:
             ring = self._ring.view()
         except GuestAccessError as error:
             self._journal.note("evq_unmapped", "%s", error)
             return
-        if ring[self._wptr] != EMPTY_EVENT:
-            self._journal.note("evq_overrun", "at %d", self._wptr)
-        ring[self._wptr] = event
-        self._wptr = (self._wptr + 1) & self._ring.mask
-        if self._armed:
+        wptr = state.wptr
+        if ring[wptr] != EMPTY_EVENT:
+            self._journal.note("evq_overrun", "at %d", wptr)
+        ring[wptr] = event
+        state.wptr = (wptr + 1) & self._ring.mask
+        if state.armed:
             self._trigger(now_ns)
 
     def write_rptr(self, rptr: int, now_ns: int) -> None:
-        self._armed = True
+        self.state.armed = True
         self._quiet_until_ns = now_ns + self._holdoff_ns
         self._settle()
-        if rptr & self._ring.mask != self._wptr:
+        if rptr & self._ring.mask != self.state.wptr:
             self._trigger(now_ns)
 
     def write_timer(self, mode: int, holdoff_ns: int) -> None:
@@ -162,8 +158,8 @@ class EventQueue:
     def expire(self) -> None:
         """The hold-off has run out."""
         self._settle()
-        if self._armed:
-            self._armed = False
+        if self.state.armed:
+            self.state.armed = False
             self._interrupt()
 
     def _settle(self) -> None:
@@ -177,7 +173,7 @@ class EventQueue:
             self._held_off.add(self)
         else:
             self._settle()
-            self._armed = False
+            self.state.armed = False
             self._interrupt()
 
 
@@ -209,20 +205,39 @@ class DmaRing:
     label: int
 
 
-class _DescriptorQueue:
+class DescriptorQueue:
     """The descriptors of a receive or transmit queue that reports to ``evq``."""
 
     def __init__(
-        self, memory: GuestMemory, journal: Journal, evq: EventQueue, ring: DmaRing
+        self, memory: GuestMemory, journal: Journal, evq: EventQueue, ring: DmaRing, state: Any
     ) -> None:
         self._memory = memory
         self._journal = journal
         self._ring = Ring(memory, ring.start, ring.entries, write=False)
-        self._wptr = 0
-        self._rptr = 0
         self.evq = evq
         self.label = ring.label
         self.entries = ring.entries
+        self.state = state
+        """What compiled code uses as well."""
+        self.address = ctypes.addressof(state)
+        state.evq = ctypes.addressof(evq.state)
+        state.start, state.mask = ring.start, self._ring.mask
+
+    @property
+    def _wptr(self) -> int:
+        return int(self.state.wptr)
+
+    @_wptr.setter
+    def _wptr(self, wptr: int) -> None:
+        self.state.wptr = wptr
+
+    @property
+    def _rptr(self) -> int:
+        return int(self.state.rptr)
+
+    @_rptr.setter
+    def _rptr(self, rptr: int) -> None:
+        self.state.rptr = rptr
 
     @property
     def posted(self) -> int:
@@ -244,7 +259,7 @@ class _DescriptorQueue:
         self._wptr = wptr & self._ring.mask
 
 
-class RxQueue(_DescriptorQueue):
+class RxQueue(DescriptorQueue):
     """Receive descriptors, and the copying of frames into their buffers."""
 
     def __init__(
@@ -255,22 +270,24 @@ class RxQueue(_DescriptorQueue):
         ring: DmaRing,
         *,
         scatter: bool,
+        compiled: Compiled | None,
     ) -> None:
-        super().__init__(memory, journal, evq, ring)
+        label = ESF_DZ_RX_QLABEL.put(ring.label)
+        state = datapath.Rxq(scatter=scatter, label=label, buffer=_MAX_ROOM)
+        super().__init__(memory, journal, evq, ring, state)
+        self.compiled = compiled
         self._scatter = scatter
-        self._label = ESF_DZ_RX_QLABEL.put(ring.label)
-        self._buffer = _MAX_ROOM
+        self._label = label
 
     @property
     def starved(self) -> bool:
         """Less than half of the descriptors are posted."""
-        return 2 * ((self._wptr - self._rptr) & self._ring.mask) <= self._ring.mask
+        return 2 * self.posted <= self._ring.mask
 
     def frames_posted(self, octets: int) -> int:
         """How many frames of up to ``octets`` octets fit into the posted descriptors."""
-        if octets <= self._buffer:
-            return self.posted
-        return self.posted // -(-octets // self._buffer)
+        buffer: int = self.state.buffer
+        return self.posted if octets <= buffer else self.posted // -(-octets // buffer)
 
     def deliver(self, arrivals: Arrivals, now_ns: int) -> int:
         """Deliver frames in order while there are descriptors; returns how many.
@@ -278,6 +295,14 @@ class RxQueue(_DescriptorQueue):
         A frame whose buffer is not guest memory uses its descriptor and its event,
         as the driver expects, and is counted.
         """
+        if self.compiled:
+            return self.deliver_compiled(
+                self.compiled,
+                self.compiled.deliverable(
+                    arrivals.buffer, arrivals.offsets, arrivals.lengths, arrivals.events
+                ),
+                now_ns,
+            )
         posted = min(self.posted, self._ring.mask)
         count = min(posted, arrivals.lengths.size)
         if not count:
@@ -289,7 +314,7 @@ class RxQueue(_DescriptorQueue):
             return 0
         sizes = (descriptors >> _SIZE_LBN).astype(np.int64) & 0x3FFF
         room = int(sizes.min())
-        self._buffer = max(room, _LEAST_BUFFER)
+        self.state.buffer = max(int(sizes[0]), _LEAST_BUFFER)
         if room == 0 or room != int(sizes.max()):
             return self._deliver_uneven(arrivals, descriptors, sizes, now_ns)
         addresses = (descriptors & _ADDRESS_MASK).astype(np.int64)
@@ -301,6 +326,12 @@ class RxQueue(_DescriptorQueue):
             self._complete(arrivals.events, arrivals.lengths, None, now_ns)
             return count
         return self._deliver_scattered(arrivals, addresses, room, now_ns)
+
+    def deliver_compiled(self, compiled: Compiled, frames: Deliverable, now_ns: int) -> int:
+        """:meth:`deliver` in compiled code."""
+        delivered = compiled.deliver(self.address, frames)
+        self.evq.pushed(now_ns)
+        return delivered
 
     def deliver_equal(
         self, pieces: npt.NDArray[Any], octets: int, event: int, now_ns: int
@@ -324,7 +355,7 @@ class RxQueue(_DescriptorQueue):
         room = low >> ESF_DZ_RX_KER_BYTE_CNT.lbn
         if room != high >> ESF_DZ_RX_KER_BYTE_CNT.lbn or not octets <= room <= _MAX_ROOM:
             return None
-        self._buffer = room
+        self.state.buffer = room
         descriptors &= _ADDRESS_MASK
         low, high = ESF_DZ_RX_KER_BUF_ADDR.of(low), ESF_DZ_RX_KER_BUF_ADDR.of(high)
         if not self._memory.scatter_whole(descriptors, low, high, pieces[:count], octets):
@@ -339,13 +370,15 @@ class RxQueue(_DescriptorQueue):
         self, arrivals: Arrivals, addresses: Int64s, room: int, now_ns: int
     ) -> int:
         pieces = -(-arrivals.lengths // room)
+        long = pieces > 1
         if not self._scatter:
-            self._journal.count("rx_truncated", int(np.count_nonzero(pieces > 1)))
             pieces[:] = 1
         ends = np.cumsum(pieces)
         count = int(np.searchsorted(ends, addresses.size, side="right"))
         if not count:
             return 0
+        if not self._scatter:
+            self._journal.count("rx_truncated", int(np.count_nonzero(long[:count])))
         arrivals, pieces, ends = arrivals.part(slice(0, count)), pieces[:count], ends[:count]
         total = int(ends[-1])
         piece = np.arange(total) - np.repeat(ends - pieces, pieces)
@@ -374,6 +407,8 @@ class RxQueue(_DescriptorQueue):
                     break
             else:
                 break
+            if left:
+                self._journal.count("rx_truncated")
             for address, start, size in pieces:
                 try:
                     self._memory.write(address, one.buffer[start : start + size].tobytes())
@@ -454,91 +489,3 @@ def rx_event(flow: offload.Flow) -> int:
         | ESF_FZ_RX_L4_CLASS.put(flow.l4)
         | ESF_DZ_RX_MAC_CLASS.put(flow.mac >> 40)
     )
-
-
-class TxQueue(_DescriptorQueue):
-    """Transmit descriptors, gathered into frames with their checksums finished."""
-
-    def __init__(
-        self,
-        memory: GuestMemory,
-        journal: Journal,
-        evq: EventQueue,
-        ring: DmaRing,
-        *,
-        ip_csum: bool,
-        l4_csum: bool,
-    ) -> None:
-        super().__init__(memory, journal, evq, ring)
-        self._label = ring.label
-        self._ip_csum = ip_csum
-        self._l4_csum = l4_csum
-        self._frame = bytearray()
-        self._broken = False
-
-    def abandon(self, now_ns: int) -> int:
-        """Complete the posted descriptors without sending them; returns how many."""
-        left, self._rptr, self._frame = self.posted, self._wptr, bytearray()
-        if left:
-            self._complete(now_ns)
-        return left
-
-    def transmit(self, limit: int, send: Callable[[bytearray], None], now_ns: int) -> None:
-        """Pass the frames of up to ``limit`` descriptors to ``send``; one event completes them."""
-        count = min(self.posted, limit)
-        if not count:
-            return
-        try:
-            at = self._ring.places(self._rptr, count)
-            descriptors: list[int] = self._ring.view()[at].tolist()
-        except GuestAccessError as error:
-            self._journal.note("txq_unmapped", "%s", error)
-            self._rptr = self._wptr
-            return
-        for descriptor in descriptors:
-            if descriptor >> 63:
-                self._option(descriptor)
-            else:
-                self._data(descriptor, send)
-        self._rptr = (self._rptr + count) & self._ring.mask
-        self._complete(now_ns)
-
-    def _complete(self, now_ns: int) -> None:
-        self.evq.push_one(
-            ESF_DZ_EV_CODE.put(EV_CODE_TX)
-            | ESF_DZ_TX_QLABEL.put(self._label)
-            | ESF_DZ_TX_DESCR_INDX.put((self._rptr - 1) & self._ring.mask),
-            now_ns,
-        )
-
-    def _option(self, descriptor: int) -> None:
-        if ESF_DZ_TX_OPTION_TYPE.of(descriptor) == TX_OPTION_DESC_CRC_CSUM:
-            self._ip_csum = bool(ESF_DZ_TX_OPTION_IP_CSUM.of(descriptor))
-            self._l4_csum = bool(ESF_DZ_TX_OPTION_UDP_TCP_CSUM.of(descriptor))
-        else:
-            self._journal.note("tx_bad_option", "descriptor %#x", descriptor)
-
-    def _data(self, descriptor: int, send: Callable[[bytearray], None]) -> None:
-        length = ESF_DZ_TX_KER_BYTE_CNT.of(descriptor)
-        frame = self._frame
-        if len(frame) + length > MAX_TX_FRAME:
-            self._broken = True
-            self._journal.note("tx_bad_buffer", "a frame of more than %d octets", MAX_TX_FRAME)
-        else:
-            try:
-                frame += self._memory.read(ESF_DZ_TX_KER_BUF_ADDR.of(descriptor), length)
-            except GuestAccessError as error:
-                self._broken = True
-                self._journal.note("tx_bad_buffer", "%s", error)
-        if ESF_DZ_TX_KER_CONT.of(descriptor):
-            return
-        self._frame = bytearray()
-        if self._broken or len(frame) < offload.ETH_HLEN:
-            self._broken = False
-            self._journal.count("tx_dropped")
-            return
-        if self._ip_csum or self._l4_csum:
-            offload.finish_checksums(frame, ip=self._ip_csum, l4=self._l4_csum)
-        if len(frame) < offload.ETH_ZLEN:
-            frame.extend(bytes(offload.ETH_ZLEN - len(frame)))
-        send(frame)

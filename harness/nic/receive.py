@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from harness.nic import offload, queues
+from harness.nic.compiled import Compiled
 from harness.nic.journal import Journal
 from harness.nic.memory import Int64s, Qwords
 from harness.nic.repeat import RESERVED, Repeater, Run, Template, WireRate
@@ -68,7 +69,9 @@ class Receiver:
         steering: Steering,
         rxqs: Mapping[int, queues.RxQueue],
         clock_ns: Callable[[], int],
+        compiled: Compiled | None,
     ) -> None:
+        self._compiled = compiled
         self._wire = wire
         self._journal = journal
         self._stats = stats
@@ -76,6 +79,8 @@ class Receiver:
         self._rxqs = rxqs
         self._clock_ns = clock_ns
         self._busy: list[queues.RxQueue] = []
+        self._busy_shared = self._busy
+        """The list that compiled code knows."""
         self._blocked_since_ns: int | None = None
         self._drained_ns = 0
         self.repeater = Repeater()
@@ -99,6 +104,8 @@ class Receiver:
         """To be called when queues were created or removed."""
         self._busy = list(self._rxqs.values())
         self.repeater.forget()
+        if self._compiled:
+            self._compiled.use(self._rxqs)
 
     @property
     def starved(self) -> bool:
@@ -202,26 +209,24 @@ class Receiver:
                 break
         return done
 
-    def _again(
-        self, template: Template, rxq: queues.RxQueue, part: slice | Int64s, now_ns: int
-    ) -> int:
-        alike = template.alike()
-        macs, lengths = template.described(part)
-        delivered = template.deliver(rxq, part, now_ns)
-        if alike:
+    def _again(self, template: Template, rxq: queues.RxQueue, number: int, now_ns: int) -> int:
+        if alike := template.alike():
+            delivered = template.deliver(rxq, number, now_ns)
             self._stats.received_equal(alike[0], delivered, alike[1] - RX_PREFIX_SIZE)
         else:
+            macs, lengths = template.described(number)
+            delivered = template.deliver(rxq, number, now_ns)
             multicast = np.zeros(delivered, bool)
             self._stats.received(macs[:delivered], multicast, lengths[:delivered] - RX_PREFIX_SIZE)
         for name in ("rx_frames", "rx_delivered", "repeat_delivered"):
             self._journal.count(name, delivered)
         if rxq not in self._busy:
-            self._busy.append(rxq)
+            self._busy = [*self._busy, rxq]
         return delivered
 
-    def _keeps(self, batch: Batch) -> bool:
-        """Whether streams of this batch are repeated: those of the wire, not of loopback."""
-        return self.repeater.on and batch.ring is not self.looped
+    def _keeps(self, frames: Batch | Frames) -> bool:
+        """Whether streams of these are repeated: those of the wire, not of loopback."""
+        return self.repeater.on and frames.ring is not self.looped
 
     def _keep(self, queue: int, run: Run) -> None:
         """Give frames to the repeater instead of delivering them."""
@@ -266,6 +271,11 @@ class Receiver:
         return done
 
     def _receive(self, frames: Frames, carries: bool, budget: int) -> int:
+        compiled = self._compiled
+        if compiled and carries and self._rxqs and not self.stalled and not self._keeps(frames):
+            filters = self._steering.compiled()
+            if filters is not None:
+                return self._receive_compiled(compiled, filters, frames, budget)
         done = 0
         while done < budget:
             waiting = frames.waiting()
@@ -301,12 +311,55 @@ class Receiver:
         if room:
             self._blocked_since_ns = None
             return room
+        return min(waiting, _EVICTED) if self._waited_long() else 0
+
+    def _waited_long(self) -> bool:
+        """The oldest frames have waited for descriptors as long as they may."""
         now_ns = self._clock_ns()
         if self._blocked_since_ns is None:
             self._blocked_since_ns = now_ns
-        elif now_ns - self._blocked_since_ns >= RESIDENCE_NS:
-            room = min(waiting, _EVICTED)
-        return room
+        return now_ns - self._blocked_since_ns >= RESIDENCE_NS
+
+    def _receive_compiled(
+        self, compiled: Compiled, filters: tuple[int, int], frames: Frames, budget: int
+    ) -> int:
+        """:meth:`_receive` where all frames go to descriptors at once."""
+        done = 0
+        compiled.state.max_frame = self.max_frame
+        if self._busy is not self._busy_shared:
+            self._busy_shared = self._busy
+            compiled.share_busy([rxq.state.instance for rxq in self._busy])
+        while done < budget:
+            limit, taken, waits = budget - done, 0, True
+            if not self.blocked:
+                number = compiled.receive(frames.ring, filters, limit)
+                if number is not None:  # and nothing waits, or the budget is used up
+                    self._blocked_since_ns = None
+                    return done + number
+                taken, waits = self._completed(compiled)
+            elif not frames.waiting():
+                waits = False
+            if taken or not waits:
+                self._blocked_since_ns = None
+            elif self._waited_long():
+                compiled.receive(frames.ring, filters, min(limit, _EVICTED), evict=True)
+                taken, _ = self._completed(compiled)
+            if not taken:
+                break
+            done += taken
+        return done
+
+    def _completed(self, compiled: Compiled) -> tuple[int, bool]:
+        """After a call: how many frames it took, and whether others wait for descriptors."""
+        outcome = compiled.outcome
+        if outcome.busy_changed:
+            busy = [self._rxqs[instance] for instance in compiled.busy()]
+            self._busy = self._busy_shared = busy
+        if outcome.due:
+            now_ns = self._clock_ns()
+            for rxq in self._rxqs.values():
+                rxq.evq.pushed(now_ns)
+        return outcome.frames, outcome.blocked != 0
 
     def _take(self, batch: Batch, carries: bool) -> None:
         if not carries:

@@ -109,14 +109,20 @@ class RegisterFile:
     def write_dwords(self, offsets: list[int], values: list[int]) -> None:
         """Many writes of four octets each, in order; skips doorbells that a later one replaces."""
         per_vi = self._per_vi
-        last = dict(zip(offsets, values, strict=True))
-        if all(
-            (register := per_vi.get(offset % VI_STRIDE)) is not None and register.last_counts
-            for offset in last
-        ):
-            offsets, values = list(last), list(last.values())
+        if len(offsets) > 1:
+            last = dict(zip(offsets, values, strict=True))
+            if all(
+                (register := per_vi.get(offset % VI_STRIDE)) is not None and register.last_counts
+                for offset in last
+            ):
+                offsets, values = list(last), list(last.values())
         for offset, value in zip(offsets, values, strict=True):
-            self.write(offset, value.to_bytes(4, "little"))
+            vi, at = divmod(offset, VI_STRIDE)
+            register = per_vi.get(at)
+            if register is None or register.write is None or vi >= self._vis:
+                self.write(offset, value.to_bytes(4, "little"))
+            else:
+                register.write(vi, value)
 
     def read(self, offset: int, octets: int) -> bytes:
         vi, at = divmod(offset, VI_STRIDE)

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.nic import offload, queues
+from harness.nic.datapath import Deliverable
 from harness.nic.memory import Int64s, Octets, Qwords
 from harness.nic.wire import RX_PREFIX_SIZE
 
@@ -104,14 +105,19 @@ class Template:
         self.newest_ns = now_ns
         self._passed_ns = now_ns
         self._at = 0
+        self._octets: float | None = None
         self._newest = run.size % size
         self._alike = size if run.alike else 0
         index = np.arange(size) % run.size
         self._make_rows(run.rows.shape[1])
         self._rows[:] = run.rows[index]
         self._lengths, self._events, self._macs = (
-            run.lengths[index], run.events[index], run.macs[index],
+            run.lengths[index].astype(np.int64), run.events[index], run.macs[index],
         )  # fmt: skip
+        self._frames = Deliverable(
+            lengths=self._lengths.ctypes.data, events=self._events.ctypes.data, wrap=size
+        )
+        self._share_rows()
 
     def overwrite(self, run: Run, now_ns: int) -> None:
         """Replace the oldest frames by a run, which is not longer than the template."""
@@ -121,6 +127,7 @@ class Template:
             narrower = self._rows
             self._make_rows(width)
             self._rows[:, : narrower.shape[1]] = narrower
+            self._share_rows()
         first = min(run.size, self.size - self._newest)
         for to, part in (
             (slice(self._newest, self._newest + first), slice(0, first)),
@@ -130,6 +137,7 @@ class Template:
             self._lengths[to] = run.lengths[part]
             self._events[to] = run.events[part]
             self._macs[to] = run.macs[part]
+        self._octets = None
         last = self._newest - 1
         newest = self._newest
         self._newest = (newest + run.size) % self.size
@@ -140,24 +148,31 @@ class Template:
         )
         self._alike = (self._alike if same else 0) + run.size if run.alike else 0
 
-    def next(self, limit: int) -> slice | Int64s:
-        """The next frames to deliver, at most ``limit``: indices into the template."""
+    def next(self, limit: int) -> int:
+        """How many frames to deliver next, at most ``limit``."""
         number = min(limit, self.size)
-        if self.left is not None:
-            number = min(number, self.left)
+        return number if self.left is None else min(number, self.left)
+
+    def _part(self, number: int) -> slice | Int64s:
+        """The indices of the next frames."""
         if self._at + number <= self.size:
             return slice(self._at, self._at + number)
         return np.arange(self._at, self._at + number) % self.size
 
-    def deliver(self, rxq: queues.RxQueue, part: slice | Int64s, now_ns: int) -> int:
-        """Deliver a part from :meth:`next`; returns how many frames found descriptors."""
+    def deliver(self, rxq: queues.RxQueue, number: int, now_ns: int) -> int:
+        """Deliver the next ``number`` frames; returns how many found descriptors."""
         delivered = None
-        if self._alike >= self.size:
+        if rxq.compiled:
+            self._frames.first, self._frames.count = self._at, number
+            delivered = rxq.deliver_compiled(rxq.compiled, self._frames, now_ns)
+        elif self._alike >= self.size:
             octets = int(self._lengths[0])
             delivered = rxq.deliver_equal(
-                self._pieces(octets)[part], octets, int(self._events[0]) | octets, now_ns
-            )
+                self._pieces(octets)[self._part(number)], octets, int(self._events[0]) | octets,
+                now_ns,
+            )  # fmt: skip
         if delivered is None:
+            part = self._part(number)
             at = np.arange(part.start, part.stop) if isinstance(part, slice) else part
             offsets = at * self._rows.shape[1]
             arrivals = queues.Arrivals(
@@ -179,7 +194,9 @@ class Template:
         self._passed_ns = now_ns
         if not full:
             return 0
-        octets = float(self._lengths.mean()) - RX_PREFIX_SIZE + _FRAMING
+        if self._octets is None:
+            self._octets = float(self._lengths.mean())
+        octets = self._octets - RX_PREFIX_SIZE + _FRAMING
         return max(0, int(passed_ns * mbps / 1000 / (8 * octets)) - delivered)
 
     def alike(self) -> tuple[int, int] | None:
@@ -188,8 +205,9 @@ class Template:
             return None
         return int(self._macs[0]), int(self._lengths[0])
 
-    def described(self, part: slice | Int64s) -> tuple[Qwords, Int64s]:
-        """Addresses and lengths (with prefix) of a part."""
+    def described(self, number: int) -> tuple[Qwords, Int64s]:
+        """Addresses and lengths (with prefix) of the next ``number`` frames."""
+        part = self._part(number)
         return self._macs[part], self._lengths[part]
 
     @property
@@ -200,6 +218,10 @@ class Template:
         # A queue may copy up to a whole buffer from the start of the last piece on.
         self._buffer: Octets = np.zeros(self.size * width + _SPARE, np.uint8)
         self._rows = self._buffer[: self.size * width].reshape(self.size, width)
+
+    def _share_rows(self) -> None:
+        self._frames.buffer = self._buffer.ctypes.data
+        self._frames.distance = self._rows.shape[1]
 
     def _pieces(self, octets: int) -> npt.NDArray[Any]:
         return np.ndarray(self.size, f"V{octets}", self._rows.data, 0, (self._rows.shape[1],))

@@ -10,6 +10,7 @@ filter.
 from __future__ import annotations
 
 import bisect
+import ctypes
 import struct
 
 import numpy as np
@@ -39,12 +40,17 @@ class MacStats:
     """The counters of the port, by qword index."""
 
     def __init__(self) -> None:
-        self._values = [0] * NSTATS
+        self._values = (ctypes.c_uint64 * NSTATS)()
         self._cleared_ring_drops = 0
         self.generation = 0
 
+    @property
+    def address(self) -> int:
+        """Where compiled code counts."""
+        return ctypes.addressof(self._values)
+
     def clear(self, ring_drops: int) -> None:
-        self._values = [0] * NSTATS
+        self._values[:] = [0] * NSTATS
         self._cleared_ring_drops = ring_drops
 
     def received(self, mac: Qwords, multicast: Bools, lengths: Int64s) -> None:
@@ -108,7 +114,7 @@ class MacStats:
         Drops of the packet ring count as frames that the MAC received and had no room for.
         """
         self.generation += 1
-        values = (self._values + [0] * qwords)[:qwords]
+        values = ([*self._values] + [0] * qwords)[:qwords]
         lost = max(0, ring_drops - self._cleared_ring_drops)
         for index in (_RX_PKTS, _RX_GOOD_PKTS, _RX_UNICAST, _RX_NODESC_DROPS):
             if index < qwords - 1:

@@ -13,13 +13,14 @@ the hash is 0.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.nic import offload
+from harness.nic import datapath, offload
 from harness.nic.memory import Int64s, Octets
 
 # MC_CMD_FILTER_OP_IN_MATCH_*_LBN.
@@ -34,6 +35,7 @@ _MAX_FILTERS = 4096
 _MAX_CONTEXTS = 64
 _TABLE_LENGTH = 128
 _KEY_LENGTH = 40
+_MOST_HASHED = 36  # octets: the addresses of IPv6 and two ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +100,47 @@ class Steering:
         self.contexts: dict[int, RssContext] = {}
         self._next_handle = 1
         self._next_context = 1
+        self.stale = True
+        """The filters or contexts have changed since :meth:`compiled`."""
+        self._compiled: tuple[int, int] | None = None
+        self._kept: list[object] = []
 
     def reset(self) -> None:
         self.filters.clear()
         self.contexts.clear()
+        self.stale = True
+
+    def compiled(self) -> tuple[int, int] | None:
+        """Address and number of the filters for compiled code; None: one that it does not know."""
+        if self.stale:
+            self._compiled, self.stale = self._compile(), False
+        return self._compiled
+
+    def _compile(self) -> tuple[int, int] | None:
+        ordered = self._ordered()
+        if any(wanted.match not in SUPPORTED_MATCHES for _, wanted in ordered):
+            return None
+        contexts: dict[int, datapath.Rss] = {}
+        table = (datapath.Filter * len(ordered))()
+        self._kept = [table, contexts]
+        for entry, (_, wanted) in zip(table, ordered, strict=True):
+            entry.match, entry.mac, entry.queue = wanted.match, wanted.mac, wanted.queue
+            number = wanted.rss_context
+            if number is None or number not in self.contexts:
+                continue
+            if number not in contexts:
+                context = self.contexts[number]
+                key = _toeplitz_tables(context.key, _MOST_HASHED)
+                self._kept += [context, key]
+                contexts[number] = datapath.Rss(context.table.ctypes.data, key.ctypes.data)
+            entry.rss = ctypes.addressof(contexts[number])
+        return ctypes.addressof(table), len(ordered)
+
+    def _ordered(self) -> list[tuple[int, Filter]]:
+        """Exact filters before those for unknown addresses, later ones before earlier ones."""
+        return sorted(
+            self.filters.items(), key=lambda item: (item[1].match != MATCH_DST_MAC, -item[0])
+        )
 
     def insert(self, new: Filter) -> int | None:
         """Install a filter; returns its handle, or None if the table is full."""
@@ -168,18 +207,12 @@ class Steering:
         return self.spread(classes)[0]
 
     def spread(self, classes: offload.Classes) -> tuple[Int64s, npt.NDArray[np.uint32]]:
-        """The queue and the hash of each frame; the hash is 0 without an RSS context.
-
-        Exact filters precede those for unknown addresses, later ones precede earlier ones.
-        """
+        """The queue and the hash of each frame; the hash is 0 without an RSS context."""
         count = classes.mac.size
         queues = np.full(count, DROP, np.int64)
         hashes = np.zeros(count, np.uint32)
         undecided = np.ones(count, bool)
-        ordered = sorted(
-            self.filters.items(), key=lambda item: (item[1].match != MATCH_DST_MAC, -item[0])
-        )
-        for _, wanted in ordered:
+        for _, wanted in self._ordered():
             if wanted.match == MATCH_DST_MAC:
                 hit = undecided & (classes.mac == np.uint64(wanted.mac))
             elif wanted.match == MATCH_UNKNOWN_MCAST_DST:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from harness.nic import pci
+from harness.nic.datapath import Datapath
 from harness.nic.journal import Journal
 from harness.nic.memory import GuestMemory, MapError
 from harness.nic.pcidev import COMMANDS, PciDevice
@@ -63,6 +64,8 @@ class Device(Protocol):
 
     @property
     def interrupts(self) -> pci.Vectors: ...
+    @property
+    def path(self) -> Datapath: ...
     def map(
         self, start: int, size: int, *, writable: bool, fd: int | None, offset: int
     ) -> None: ...

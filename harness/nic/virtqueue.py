@@ -11,9 +11,12 @@ cannot change in between, and the size of a chain is limited.
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from dataclasses import dataclass
 
+from harness.nic import datapath
+from harness.nic.datapath import Library
 from harness.nic.memory import GuestAccessError, Octets, Segment, Segments
 
 MAX_SIZE = 1024
@@ -57,18 +60,23 @@ class Virtqueue:
         self.memory = memory
         self.size = size
         self._mask = size - 1
-        self._desc = self._area(desc, 16 * size).data
-        self._avail = self._area(avail, 4 + 2 * size).data.cast("H")
-        used_area = self._area(used, 4 + 8 * size)
-        self._used = used_area[:4].data.cast("H")
-        self._used_ring = used_area[4:].data.cast("I")
-        self._taken = base & 0xFFFF
-        self._given = self._used[1]
+        areas = [
+            self._area(start, octets)
+            for start, octets in ((desc, 16 * size), (avail, 4 + 2 * size), (used, 4 + 8 * size))
+        ]
+        self._desc = areas[0].data
+        self._avail = areas[1].data.cast("H")
+        self._used = areas[2][:4].data.cast("H")
+        self._used_ring = areas[2][4:].data.cast("I")
+        # For compiled code; the views above keep the areas mapped.
+        self._state = datapath.Vq(*(int(area.ctypes.data) for area in areas), size=size)
+        self._state.taken, self._state.given = base & 0xFFFF, self._used[1]
+        self._address = ctypes.addressof(self._state)
 
     @property
     def taken(self) -> int:
         """The index of the next buffer to take."""
-        return self._taken
+        return int(self._state.taken)
 
     def quiet(self, quiet: bool) -> None:
         """Disable the driver's notifications (the device polls), or enable them."""
@@ -84,7 +92,7 @@ class Virtqueue:
         Raises:
             RingError: more than the size of the queue.
         """
-        number = (self._avail[1] - self._taken) & 0xFFFF
+        number: int = (self._avail[1] - self._state.taken) & 0xFFFF
         if number > self.size:
             raise RingError(f"{number} buffers in a queue of {self.size}")
         return number
@@ -95,8 +103,8 @@ class Virtqueue:
         Raises:
             RingError: the chain of its descriptors is broken.
         """
-        head = self._avail[2 + (self._taken & self._mask)]
-        self._taken = (self._taken + 1) & 0xFFFF
+        head = self._avail[2 + (self._state.taken & self._mask)]
+        self._state.taken = (self._state.taken + 1) & 0xFFFF
         request, room, at = b"", list[tuple[int, int]](), head
         for _ in range(self.size):
             if at >= self.size:
@@ -128,7 +136,7 @@ class Virtqueue:
         heads, found = list[int](), list[tuple[int, ...]]()
         segment: Segment | None = None
         for _ in range(limit):
-            head = self._avail[2 + (self._taken & self._mask)]
+            head = self._avail[2 + (self._state.taken & self._mask)]
             if head >= self.size:
                 break
             address, octets, flags, _following = _DESCRIPTOR.unpack_from(self._desc, 16 * head)
@@ -141,8 +149,22 @@ class Virtqueue:
                     break
             found.append(layout.unpack_from(segment.view, address - segment.start))
             heads.append(head)
-            self._taken = (self._taken + 1) & 0xFFFF
+            self._state.taken = (self._state.taken + 1) & 0xFFFF
         return heads, found
+
+    def take_writes(
+        self, library: Library, limit: int, last_register: int
+    ) -> tuple[int, list[int], list[int]]:
+        """Take the next posted writes of a dword to BAR2, and give their buffers back.
+
+        At most ``limit``, up to the first message of another kind. Returns how many, and the
+        offsets and values to write, without doorbells that a later one replaces.
+        """
+        state = self._state
+        state.last_register = last_register
+        taken: int = library.take_writes(self._address, self.memory.table(), limit)
+        count = state.count
+        return taken, state.offsets[:count], state.values[:count]
 
     def answer(self, chain: Chain, data: bytes) -> None:
         """Write as much of ``data`` as fits into the buffer, and give it back.
@@ -162,19 +184,19 @@ class Virtqueue:
             written += len(part)
         self._give(chain.head, written)
         # The index last: the driver reads the entry when the index has moved.
-        self._used[1] = self._given
+        self._used[1] = self._state.given
 
     def give(self, heads: list[int]) -> None:
         """Give many buffers back at once, without answers."""
         for head in heads:
             self._give(head, 0)
-        self._used[1] = self._given
+        self._used[1] = self._state.given
 
     def _give(self, head: int, written: int) -> None:
-        at = 2 * (self._given & self._mask)
+        at = 2 * (self._state.given & self._mask)
         self._used_ring[at] = head
         self._used_ring[at + 1] = written
-        self._given = (self._given + 1) & 0xFFFF
+        self._state.given = (self._state.given + 1) & 0xFFFF
 
     def _read(self, address: int, octets: int) -> bytes:
         try:

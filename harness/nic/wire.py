@@ -18,6 +18,7 @@ wire does not carry them, and they count as oversized.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import mmap
 import socket
@@ -27,6 +28,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from harness.nic import datapath
+from harness.nic.datapath import Library, Stage
 from harness.nic.memory import Int64s, Octets
 
 RX_PREFIX_SIZE = 14
@@ -128,6 +131,8 @@ class Batch:
 class Frames(Protocol):
     """Frames that wait to be received."""
 
+    @property
+    def ring(self) -> SlotRing: ...
     def waiting(self) -> int: ...
     def take(self, limit: int) -> Batch: ...
     def release(self, number: int) -> None: ...
@@ -137,6 +142,11 @@ class Ringed:
     """Frames that wait in :attr:`_ring`."""
 
     _ring: SlotRing
+
+    @property
+    def ring(self) -> SlotRing:
+        """Another one after each change of the size of slots."""
+        return self._ring
 
     def waiting(self) -> int:
         return self._ring.waiting()
@@ -158,6 +168,9 @@ class Wire(Frames, Protocol):
         """Readable while frames arrive; None: :meth:`waiting` alone shows them."""
 
     def send(self, frame: bytes | bytearray) -> bool: ...
+    def send_staged(self, library: Library, stage: Stage) -> list[tuple[int, int]]:
+        """:meth:`send` all frames of the stage; returns (first, number) of those it accepted."""
+
     def resize(self, max_frame: int) -> None: ...
     def refresh(self) -> None: ...
     def settle(self) -> bool: ...
@@ -192,8 +205,23 @@ class SlotRing:
         # The hash that was written last, and to how many consecutive slots.
         self._hash_run: tuple[int | None, int] = (0, self.slots)
         self._groups: dict[int, npt.NDArray[Any]] = {}
-        self.head = 0
-        self._tail = 0
+        self._state = datapath.Slots(buffer.ctypes.data, self.slots, slot, 0, 0)
+        self._address = ctypes.addressof(self._state)
+
+    @property
+    def ring(self) -> SlotRing:
+        """Itself: it is also a source of frames."""
+        return self
+
+    @property
+    def head(self) -> int:
+        """The slot of the oldest frame."""
+        return int(self._state.head)
+
+    def compiled(self) -> int:
+        """The address of its state, for compiled code, which also writes prefixes."""
+        self._hash_run = (None, 0)
+        return self._address
 
     def groups(self, octets: int) -> npt.NDArray[Any]:
         """``octets`` from the prefix on of every slot, as void elements."""
@@ -217,14 +245,15 @@ class SlotRing:
 
     def put(self, frame: bytes | bytearray) -> bool:
         """Fill the next slot, as the kernel would; False if it is not free."""
-        words, at = self._words, self._tail * self._stride
+        words, tail = self._words, self._state.tail
+        at = tail * self._stride
         if words[at] != TP_STATUS_KERNEL:
             return False
-        kept, start = min(len(frame), self.room), self._tail * self.slot + _MAC_OFFSET
+        kept, start = min(len(frame), self.room), tail * self.slot + _MAC_OFFSET
         self._octets[start : start + kept] = frame[:kept]
         words[at + 1], words[at + 2], words[at + 3] = len(frame), kept, _MAC_OFFSET
         words[at] = _TP_STATUS_USER
-        self._tail = (self._tail + 1) % self.slots
+        self._state.tail = (tail + 1) % self.slots
         return True
 
     def waiting(self) -> int:
@@ -297,8 +326,9 @@ class SlotRing:
 
     def release(self, number: int) -> None:
         """Free the first ``number`` slots."""
-        self.headers["status"][self.head : self.head + number] = TP_STATUS_KERNEL
-        self.head = (self.head + number) % self.slots
+        head = self.head
+        self.headers["status"][head : head + number] = TP_STATUS_KERNEL
+        self._state.head = (head + number) % self.slots
 
 
 def slot_for(max_frame: int) -> int:
@@ -364,6 +394,17 @@ class PacketWire(Ringed):
         except OSError:
             return False
         return True
+
+    def send_staged(self, library: Library, stage: Stage) -> list[tuple[int, int]]:
+        """See :meth:`Wire.send_staged`."""
+        accepted: list[tuple[int, int]] = []
+        at, total = 0, int(stage.count)
+        while at < total:
+            number = library.send(self._socket.fileno(), ctypes.addressof(stage), at)
+            if number:
+                accepted.append((at, number))
+            at += number + 1  # the interface refused the next one
+        return accepted
 
     def resize(self, max_frame: int) -> None:
         """Make slots for frames of ``max_frame`` octets; drops the waiting frames."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from harness.nic.datapath import Library, Stage
 from harness.nic.wire import SMALL_SLOT, Batch, SlotRing
 
 
@@ -60,6 +61,9 @@ class FakeWire:
             return False
         self.sent.append(bytes(frame))
         return True
+
+    def send_staged(self, library: Library, stage: Stage) -> list[tuple[int, int]]:
+        return [(index, 1) for index in range(stage.count) if self.send(stage.frame(index))]
 
     def resize(self, max_frame: int) -> None:
         if max_frame > self.ring.room:

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass, field
 
 from harness.nic import transport
+from harness.nic.datapath import Datapath
 from harness.nic.device import Nic
 from harness.nic.journal import Journal
 from harness.nic.transport import Connection
@@ -396,11 +397,15 @@ class InProcess(Driver):
     bare = False
     connection: Connection | Backend
 
-    def __init__(self, wire: FakeWire | None = None, **options: int) -> None:
+    def __init__(
+        self, wire: FakeWire | None = None, *, path: Datapath | None = None, **options: int
+    ) -> None:
         self.wire = wire or FakeWire()
         self.clock = Clock()
         self.journal = Journal()
-        self.nic = Nic(self.wire, MAC, journal=self.journal, clock_ns=self.clock, bare=self.bare)
+        self.nic = Nic(
+            self.wire, MAC, journal=self.journal, clock_ns=self.clock, bare=self.bare, path=path
+        )
         ours, theirs = socket.socketpair()
         self.connection = self.connect(theirs)
         super().__init__(ours, **options)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness.nic import offload, queues
+from harness.nic import offload, queues, transmit
 from harness.nic.journal import Journal
 from harness.nic.wire import SlotRing
+from tests.nic.conftest import PYTHON
 from tests.nic.frames import MAC, udp4
 from tests.nic.minidriver import McdiFailedError, MiniDriver
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.nic
 
 @pytest.fixture
 def driver() -> Iterator[MiniDriver]:
-    made = MiniDriver()
+    made = MiniDriver(path=PYTHON)
     made.attach()
     made.set_irqs()
     made.probe()
@@ -83,7 +84,7 @@ def test_a_broken_transmit_drops_what_was_posted(
     driver: MiniDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(queues.TxQueue, "_data", broken)
+        patch.setattr(transmit.TxQueue, "_data", broken)
         driver.send(udp4())
         assert not driver.nic.wants_to_transmit, "or the loop would never rest"
     assert [event & 0xFFFF for event in driver.events() if event >> 60 == 2] == [0]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.nic import datapath
 from harness.nic.wire import LARGE_SLOT, TP_STATUS_CSUMNOTREADY, PacketWire
 from tests.nic.frames import MAC, tagged, udp4
 from tests.nic.minidriver import Driver
@@ -396,17 +397,23 @@ def test_frames_that_are_alike(veth: None, tmp_path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "mistake",
+    ("mistake", "path_of"),
     [
-        "from harness.nic import offload as part; part.uniform = part.classify = None",
-        "from harness.nic.device import Nic; Nic.receive = None",
-        "from harness.nic.wire import SlotRing; SlotRing.take = SlotRing.release = None",
-        "from harness.nic.queues import TxQueue; TxQueue.transmit = TxQueue.abandon = None",
+        ("offload as part; part.uniform = part.classify = None", "python"),
+        ("device as part; part.Nic.receive = None", ""),
+        ("wire as part; part.SlotRing.take = part.SlotRing.release = None", "python"),
+        ("transmit as part; part.TxQueue.transmit = part.TxQueue.abandon = None", "python"),
+        ("compiled as part; part.Compiled.receive = part.Compiled.transmit = None", "compiled"),
     ],
-    ids=["parser", "pass", "wire", "transmit"],
+    ids=["parser", "pass", "wire", "transmit", "compiled"],
 )
-def test_no_mistake_stops_or_spins_the_loop(veth: None, tmp_path: Path, mistake: str) -> None:
-    with model(tmp_path, mistake=mistake) as (process, path, control):
+def test_no_mistake_stops_or_spins_the_loop(
+    veth: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str, path_of: str
+) -> None:
+    if path_of == "compiled" and datapath.load().library is None:
+        pytest.skip(datapath.load().why)
+    monkeypatch.setenv(datapath.CHOICE, path_of)
+    with model(tmp_path, mistake=f"from harness.nic import {mistake}") as (process, path, control):
         driver = started(path)
         generator = packet_socket()
         for n in range(20):

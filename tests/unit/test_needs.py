@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,6 +20,7 @@ from harness import config, images, kernels, needs
 from harness.base import cache, namespaces, process, runtime
 from harness.base.errors import ConfigurationError, InfrastructureError
 from harness.beds.machine.doctor import Finding
+from harness.nic import datapath
 
 pytestmark = pytest.mark.unit
 
@@ -561,3 +563,22 @@ def test_a_plain_chroot_is_good_enough_for_root(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.stdout == "gen0\n", done.stderr
+
+
+def test_the_data_path_of_the_nic_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = needs.Job(guests=True, namespaces=False)
+    monkeypatch.setenv(datapath.CHOICE, "python")
+    row = rows(job)["NIC model's data path"]
+    assert (row.ok, row.needed) == (False, False)
+    assert datapath.CHOICE in row.detail
+    assert row.remedy
+    assert "make" in row.remedy
+    monkeypatch.delenv(datapath.CHOICE)
+    monkeypatch.setattr(datapath, "_loaded", lambda: datapath.Datapath(None, "a reason"))
+    assert "a reason" in rows(job)["NIC model's data path"].detail
+    monkeypatch.setenv(datapath.CHOICE, "compiled")
+    assert "a reason" in rows(job)["NIC model's data path"].detail
+    library = cast("datapath.Library", object())
+    monkeypatch.setattr(datapath, "_loaded", lambda: datapath.Datapath(library, ""))
+    row = rows(job)["NIC model's data path"]
+    assert (row.ok, row.detail, row.remedy) == (True, "compiled", None)

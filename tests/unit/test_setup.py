@@ -330,6 +330,10 @@ def test_a_venv_is_made_once_and_again_where_it_has_to_be(fresh: System) -> None
     with (checkout / "pyproject.toml").open("a") as file:
         file.write("# another\n")
     assert venv(fresh) == ["pip ."]
+    (checkout / "harness/nic/datapath").mkdir(parents=True)
+    (checkout / "harness/nic/datapath/guest.c").write_text("int compiled;\n")  # by the install
+    assert venv(fresh) == ["pip ."]
+    assert venv(fresh) == []
     (checkout / ".venv/bin/python").unlink()  # its Python is gone, or it was left half made
     assert venv(fresh) == ["pip ."]
     (checkout / ".venv/installed").unlink()  # pip was interrupted

@@ -24,6 +24,7 @@ from harness.beds.access.channel import RemoteAgent
 from harness.beds.bed import RunningBed
 from harness.beds.local import netns
 from harness.config import QemuHost, UmlHost, Wire
+from harness.nic import datapath
 
 NETPERF_NICE = 2
 """Two thirds of the scheduler weight of the vCPU and of the NIC model, where they share a CPU."""
@@ -32,6 +33,15 @@ _REPEATED_NICE = 10
 _ANSWER_S = 20.0
 CONTROL = "nic-control"
 """The name of its control socket."""
+
+
+def data_path() -> tuple[bool, str]:
+    """Whether the model's data path is the compiled one, and its name with the reason."""
+    try:
+        chosen = datapath.chosen()
+    except datapath.DatapathError as error:
+        return False, str(error)
+    return chosen.library is not None, str(chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
