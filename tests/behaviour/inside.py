@@ -256,9 +256,9 @@ class Datagrams:
 
 def by_first_bit(member: socket.socket) -> None:
     """Have its reuseport group choose a member by the first bit of a datagram's payload."""
-    instructions = ((0x30, 0, 0, 0), (0x54, 0, 0, 1), (0x16, 0, 0, 0))  # ldb [0]; and #1; ret a
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
-    program = struct.pack("HxxxxxxQ", len(instructions), ctypes.addressof(code))
+    code = struct.pack("HBBI" * 3, 0x30, 0, 0, 0, 0x54, 0, 0, 1, 0x16, 0, 0, 0)
+    kept = ctypes.create_string_buffer(code)  # ldb [0]; and #1; ret a
+    program = struct.pack("HxxxxxxQ", 3, ctypes.addressof(kept))
     member.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
 
 

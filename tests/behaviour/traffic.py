@@ -222,7 +222,8 @@ def one_sender_in_pieces_ipv6(m: Making) -> Frames:
 def no_checksum_ipv6(m: Making) -> Frames:
     """A datagram with a checksum, and one of the same flow without, which IPv6 does not allow."""
     ports = UDP(sport=4001, dport=PORTS[3])
-    packets = [m.ether() / IPv6(src=SENDER6, dst=DUT6) / ports / m.payload() for _ in range(2)]
+    ip = IPv6(src=SENDER6, dst=DUT6)
+    packets: Frames = [m.ether() / ip / ports / m.payload() for _ in range(2)]
     packets[1][UDP].chksum = 0
     return packets
 
