@@ -41,9 +41,7 @@ GLOBAL = {
     "kernel/printk": "8",
     "kernel/watchdog_thresh": "60",
     "net/ipv6/mld_qrv": "1",
-    # What all sockets may take, in pages; and no CPU takes more than it needs.
     "net/ipv4/udp_mem": "20000 30000 40000",
-    "net/core/mem_pcpu_rsv": "1",
 }
 # Nothing may depend on the time that passes: no limits of rates, nothing sent unasked.
 QUIET = {
@@ -252,6 +250,17 @@ class Datagrams:
             found["stamps in order"] = self.stamps == sorted(self.stamps)
             found["stamped at reception"] = all(seconds > 0 for seconds, _ in self.stamps)
         return found
+
+
+def leave_no_memory() -> socket.socket:
+    """A socket that holds more than what CPUs may keep in reserve, and all others may get."""
+    ballast = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    ballast.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 * ROOM)
+    ballast.bind(("127.0.0.1", 0))
+    for _ in range(100):
+        ballast.sendto(bytes(40000), ballast.getsockname())
+    run("nsenter --target 1 --net sysctl -qw 'net.ipv4.udp_mem=0 0 0'")
+    return ballast
 
 
 def by_first_bit(member: socket.socket) -> None:
@@ -523,6 +532,7 @@ def play(scene: dict[str, Any]) -> None:
     for spec in scene["sockets"]:
         with within(spec["namespace"]):
             sockets[spec["name"]] = Datagrams(spec)
+    ballast = leave_no_memory() if scene["no_memory"] else None
     time.sleep(0.2)  # what is said of interfaces that come up, and of groups, has been said then
     taps = {
         f"tap {device} {protocol:04x}": Tap(device, protocol, scene["one_order"])
@@ -564,6 +574,8 @@ def play(scene: dict[str, Any]) -> None:
             observed[f"nft {namespace or ''}".strip()] = nft_counters()
     observed |= {name: each.told() for name, each in sockets.items()}
     observed |= {name: each.told() for name, each in taps.items()}
+    if ballast:
+        ballast.close()
     answer({"observed": observed})
     sys.stdin.readline()  # whoever ends leaves groups, and says so: not before all have been asked
 

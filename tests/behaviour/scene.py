@@ -65,6 +65,8 @@ class Scene:
     bursts: int = 8
     one_order: bool = False
     """Taps tell the order of TCP among all else too: the traffic has to determine it."""
+    no_memory: bool = False
+    """All UDP sockets together have what they may have, so each gets a page at most."""
     streams: int = 0
     """TCP connections of the generator's own, in place of bursts; then only they are compared."""
     rounds: int = 0
@@ -101,6 +103,7 @@ class Scene:
             ],
             "namespaces": list(self.namespaces),
             "one_order": self.one_order,
+            "no_memory": self.no_memory,
             "streams": self.streams and {**self.asked(), "busy_poll_us": self.busy_poll_us},
         }
 

@@ -276,11 +276,10 @@ OVERFLOW = Scene(
 )
 NO_MEMORY = Scene(
     name="no memory",
-    setup=["nsenter --target 1 --net sysctl -qw 'net.ipv4.udp_mem=0 0 0'"],
+    no_memory=True,
     sockets=[replace(each, between=2) for each in usual("{nic}")],
     kinds={**traffic.FROM_ONE, **traffic.FROM_ONE_IPV6, traffic.udp: 10},
 )
-"""Each socket may have a page, and what is left of it."""
 BY_SIZE = (OVERFLOW, NO_MEMORY)
 """What fits depends on truesize, which step 11 changes."""
 RPS = Scene(
