@@ -13,7 +13,7 @@ from harness.kernels import Image
 from tests.behaviour import kernels
 from tests.behaviour.bed import Observed, Stage, stage
 from tests.behaviour.scene import Scene
-from tests.behaviour.scenes import OVERFLOW
+from tests.behaviour.scenes import BY_SIZE
 from tests.guest.conftest import built as built  # noqa: PLC0414 - a fixture
 
 
@@ -31,7 +31,7 @@ def baseline(home: Path) -> Iterator[Callable[[Scene, str], Observed]]:
         beds: dict[str, Stage] = {}
 
         def asked(scene: Scene, step: str) -> Observed:
-            base = kernels.baseline_of(step) if scene is OVERFLOW else "0"
+            base = kernels.baseline_of(step) if scene in BY_SIZE else "0"
             if (base, scene.name) not in known:
                 if base not in beds:
                     image = kernels.images([base])[base]

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import json
 import os
 import select
@@ -29,12 +30,19 @@ from typing import Any
 
 MARKER = 0x88B5  # IEEE 802's local experimental EtherType
 PATIENCE_S = 120.0
+WOKEN_S = 3.0
 ROOM = 2 << 20
 SOL_PACKET, ADD_MEMBERSHIP, PROMISC, IGNORE_OUTGOING = 263, 1, 1, 23
 SO_RCVBUFFORCE, SO_TIMESTAMPING, SO_BUSY_POLL, SO_MEMINFO, UDP = 33, 37, 46, 55, 17
+SO_RXQ_OVFL, SO_ATTACH_REUSEPORT_CBPF = 40, 51
 RX_SOFTWARE_STAMPS = (1 << 3) | (1 << 4)
 # A flood of an emulated machine that has sanitizers can well take the usual 20 seconds.
-GLOBAL = {"kernel/printk": "8", "net/ipv6/mld_qrv": "1", "kernel/watchdog_thresh": "60"}
+GLOBAL = {
+    "kernel/printk": "8",
+    "kernel/watchdog_thresh": "60",
+    "net/ipv6/mld_qrv": "1",
+    "net/ipv4/udp_mem": "20000 30000 40000",
+}
 # Nothing may depend on the time that passes: no limits of rates, nothing sent unasked.
 QUIET = {
     "net/ipv4/icmp_ratemask": "0",
@@ -162,6 +170,10 @@ class Datagrams:
             option(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if spec["stamped"]:
             option(socket.SOL_SOCKET, SO_TIMESTAMPING, RX_SOFTWARE_STAMPS)
+        if spec["between"]:
+            option(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
+        if spec["member"]:
+            option(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if spec["device"]:
             option(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, spec["device"].encode())
         self.socket.bind(("", spec["port"]))
@@ -171,38 +183,66 @@ class Datagrams:
             index = socket.if_nametoindex(spec["group"][1])
             member = socket.inet_aton(spec["group"][0]) + bytes(4) + struct.pack("=i", index)
             option(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
-        self.stamped = spec["stamped"]
+        if spec["member"]:
+            by_first_bit(self.socket)
+        self.stamped, self.between = spec["stamped"], spec["between"]
         self.flows = Flows()
         self.stamps: list[tuple[int, int]] = []
+        self.drops: list[int] = []
         self._reader: threading.Thread | None = None
+        self._first: list[bytes] = []
+        self._waiting = [
+            threading.Thread(target=self._wait, daemon=True) for _ in range(spec["waiting"])
+        ]
         if spec["busy_poll_us"]:
             option(socket.SOL_SOCKET, SO_BUSY_POLL, spec["busy_poll_us"])
             self.socket.settimeout(0.2)
             self._over = threading.Event()
             self._reader = threading.Thread(target=self._poll, daemon=True)
             self._reader.start()
-        else:
+        elif not self._waiting:
             self.socket.setblocking(False)
+        for thread in self._waiting:
+            thread.start()
+
+    def _wait(self) -> None:
+        self._first.append(self.socket.recv(65536))
 
     def _poll(self) -> None:
         while not self._over.is_set():
             self._take()
 
-    def _take(self) -> None:
+    def _take(self, most: int | None = None) -> None:
+        """What has come, in all or ``most`` datagrams."""
+        flags = 0 if self._reader else socket.MSG_DONTWAIT
         with contextlib.suppress(BlockingIOError, TimeoutError, ConnectionRefusedError):
-            while True:
-                data, ancillary, _, source = self.socket.recvmsg(65536, 512)
+            for _ in itertools.count() if most is None else range(most):
+                data, ancillary, _, source = self.socket.recvmsg(65536, 512, flags)
                 self.flows.add(f"{source[0]}:{source[1]}", data)
                 for _, kind, content in ancillary:
                     if kind == SO_TIMESTAMPING:
                         self.stamps.append(struct.unpack_from("=qq", content))
+                    elif kind == SO_RXQ_OVFL:
+                        self.drops.append(*struct.unpack("=I", content))
+
+    def settle(self) -> None:
+        self._take(self.between)
 
     def told(self) -> dict[str, str]:
         if self._reader:
             self._over.set()
             self._reader.join()
+        deadline = time.monotonic() + WOKEN_S
+        for thread in self._waiting:
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._take()
         found: dict[str, Any] = dict(self.flows.told())
+        if self._waiting:
+            first = Flows()
+            first.add("to those who waited", *sorted(self._first))
+            found |= {"woken": len(self._first), **first.told()}
+        if self.between:
+            found["drops told"] = " ".join(map(str, self.drops))
         memory = self.socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)
         found["dropped"] = struct.unpack("=9I", memory)[8]
         if self.stamped:
@@ -210,6 +250,25 @@ class Datagrams:
             found["stamps in order"] = self.stamps == sorted(self.stamps)
             found["stamped at reception"] = all(seconds > 0 for seconds, _ in self.stamps)
         return found
+
+
+def leave_no_memory() -> socket.socket:
+    """A socket that holds more than what CPUs may keep in reserve, and all others may get."""
+    ballast = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    ballast.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 * ROOM)
+    ballast.bind(("127.0.0.1", 0))
+    for _ in range(100):
+        ballast.sendto(bytes(40000), ballast.getsockname())
+    run("nsenter --target 1 --net sysctl -qw 'net.ipv4.udp_mem=0 0 0'")
+    return ballast
+
+
+def by_first_bit(member: socket.socket) -> None:
+    """Have its reuseport group choose a member by the first bit of a datagram's payload."""
+    code = struct.pack("HBBI" * 3, 0x30, 0, 0, 0, 0x54, 0, 0, 1, 0x16, 0, 0, 0)
+    kept = ctypes.create_string_buffer(code)  # ldb [0]; and #1; ret a
+    program = struct.pack("HxxxxxxQ", 3, ctypes.addressof(kept))
+    member.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
 
 
 class Streams(threading.Thread):
@@ -473,6 +532,7 @@ def play(scene: dict[str, Any]) -> None:
     for spec in scene["sockets"]:
         with within(spec["namespace"]):
             sockets[spec["name"]] = Datagrams(spec)
+    ballast = leave_no_memory() if scene["no_memory"] else None
     time.sleep(0.2)  # what is said of interfaces that come up, and of groups, has been said then
     taps = {
         f"tap {device} {protocol:04x}": Tap(device, protocol, scene["one_order"])
@@ -494,6 +554,8 @@ def play(scene: dict[str, Any]) -> None:
         elif "settle" in asked:
             marks.wait_for(asked["settle"])
             settle(queue)
+            for each in sockets.values():
+                each.settle()
         else:
             return
         answer({"done": True})
@@ -512,6 +574,8 @@ def play(scene: dict[str, Any]) -> None:
             observed[f"nft {namespace or ''}".strip()] = nft_counters()
     observed |= {name: each.told() for name, each in sockets.items()}
     observed |= {name: each.told() for name, each in taps.items()}
+    if ballast:
+        ballast.close()
     answer({"observed": observed})
     sys.stdin.readline()  # whoever ends leaves groups, and says so: not before all have been asked
 

@@ -28,6 +28,12 @@ class Socket:
     busy_poll_us: int = 0
     room: int = 4 << 20
     """Octets, of which the kernel counts more than what a datagram holds."""
+    between: int = 0
+    """Datagrams that are read after each burst; the drops that the kernel tells with them count."""
+    waiting: int = 0
+    """Threads that wait for a datagram each from the beginning."""
+    member: bool = False
+    """Of a reuseport group that chooses by the first bit of the payload."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +65,8 @@ class Scene:
     bursts: int = 8
     one_order: bool = False
     """Taps tell the order of TCP among all else too: the traffic has to determine it."""
+    no_memory: bool = False
+    """All UDP sockets together have what they may have, so each gets a page at most."""
     streams: int = 0
     """TCP connections of the generator's own, in place of bursts; then only they are compared."""
     rounds: int = 0
@@ -95,12 +103,13 @@ class Scene:
             ],
             "namespaces": list(self.namespaces),
             "one_order": self.one_order,
+            "no_memory": self.no_memory,
             "streams": self.streams and {**self.asked(), "busy_poll_us": self.busy_poll_us},
         }
 
 
 def usual(on: str, namespace: str | None = None, *, vrf: str | None = None) -> list[Socket]:
-    """Sockets on all ports but the closed one; a connected one; one in a multicast group."""
+    """Sockets on all ports but the closed one; connected ones; one in a multicast group."""
     where = f" {namespace}" if namespace else ""
     found = [
         Socket(name=f"udp{family} {port}{where}", port=port, family=family, namespace=namespace)
@@ -109,12 +118,18 @@ def usual(on: str, namespace: str | None = None, *, vrf: str | None = None) -> l
         if port != traffic.CLOSED
     ]
     found[1] = replace(found[1], group=(traffic.GROUP, on))
-    peer = (GENERATOR, traffic.CONNECTED)
-    connected = f"connected{where}"
-    return [
-        *found,
-        Socket(name=connected, port=PORTS[0], peer=peer, device=vrf, namespace=namespace),
-    ]
+    for family, peer in ((4, GENERATOR), (6, GENERATOR6)):
+        found.append(
+            Socket(
+                name=f"connected{family}{where}",
+                port=PORTS[0],
+                family=family,
+                peer=(peer, traffic.CONNECTED),
+                device=vrf,
+                namespace=namespace,
+            )
+        )
+    return found
 
 
 def addressed(device: str, *, ip: str = "ip", table: str = "main") -> list[str]:

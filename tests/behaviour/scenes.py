@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.behaviour import traffic
-from tests.behaviour.scene import Scene, addressed, usual
+from tests.behaviour.scene import Scene, Socket, addressed, usual
 from tests.behaviour.traffic import PORTS
 
 IPV4, ALL = 0x0800, 3
@@ -248,6 +248,7 @@ SCENES = (
         first=({traffic.one_sender_to_a_group: 1}, {traffic.one_sender_routed: 1}),
         kinds=traffic.FROM_ONE,
     ),
+    Scene(name="one sender, IPv6", setup=FORWARDING, kinds=traffic.FROM_ONE_IPV6),
     Scene(
         name="rules",
         setup=[*FORWARDING, "ip rule add fwmark 1 table 100",
@@ -255,13 +256,31 @@ SCENES = (
         nft=MARKS,
         kinds=traffic.FROM_ONE,
     ),
+    Scene(
+        name="waiting threads",
+        sockets=[Socket(name="waited for", port=PORTS[0], waiting=20)],
+        kinds={traffic.udp_connected: 1},
+        bursts=1,
+    ),
+    Scene(
+        name="reuseport",
+        sockets=[Socket(name=f"member {at}", port=PORTS[0], member=True) for at in range(2)],
+        kinds={traffic.udp_connected: 1},
+    ),
 )  # fmt: skip
 
 OVERFLOW = Scene(
     name="overflow",
-    sockets=[replace(each, room=40_000) for each in usual("{nic}")],
-    kinds={**traffic.FROM_ONE, traffic.udp: 10},
+    sockets=[replace(each, room=40_000, between=9) for each in usual("{nic}")],
+    kinds={**traffic.FROM_ONE, **traffic.FROM_ONE_IPV6, traffic.udp: 10},
 )
+NO_MEMORY = Scene(
+    name="no memory",
+    no_memory=True,
+    sockets=[replace(each, between=2) for each in usual("{nic}")],
+    kinds={**traffic.FROM_ONE, **traffic.FROM_ONE_IPV6, traffic.udp: 10},
+)
+BY_SIZE = (OVERFLOW, NO_MEMORY)
 """What fits depends on truesize, which step 11 changes."""
 RPS = Scene(
     name="rps",
@@ -352,4 +371,4 @@ CHURN = (
     ),
 )  # fmt: skip
 
-BY_NAME = {scene.name: scene for scene in (*SCENES, OVERFLOW, RPS, *CHURN)}
+BY_NAME = {scene.name: scene for scene in (*SCENES, *BY_SIZE, RPS, *CHURN)}

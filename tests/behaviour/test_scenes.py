@@ -13,7 +13,7 @@ from harness.plan import STAIRS
 from tests.behaviour import kernels
 from tests.behaviour.bed import Observed, Stage, differences, stage
 from tests.behaviour.scene import Scene
-from tests.behaviour.scenes import BY_NAME, CHURN, NEW_FLOWS, OVERFLOW, SCENES, TWO_DEVICES
+from tests.behaviour.scenes import BY_NAME, BY_SIZE, CHURN, NEW_FLOWS, SCENES, TWO_DEVICES
 
 pytestmark = pytest.mark.guest
 
@@ -43,7 +43,7 @@ def up(step: str, home: Path) -> Iterator[Stage]:
         yield made
 
 
-@pytest.mark.parametrize("scene", [*SCENES, OVERFLOW], ids=lambda scene: scene.name)
+@pytest.mark.parametrize("scene", [*SCENES, *BY_SIZE], ids=lambda scene: scene.name)
 def test_it_does_what_the_baseline_does(
     scene: Scene, step: str, up: Stage, baseline: Baseline
 ) -> None:

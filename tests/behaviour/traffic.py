@@ -30,6 +30,7 @@ from scapy.layers.inet6 import (
     ICMPv6ND_NS,
     ICMPv6NDOptSrcLLAddr,
     IPv6,
+    IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
     fragment6,
@@ -43,7 +44,7 @@ GENERATOR6, DUT6 = "2001:2::1", "2001:2::2"
 BEYOND, BEYOND6 = "198.19.0.{}", "2001:2:0:1::{:x}"
 """Where the guest has a route to, through the generator."""
 ANY = "0.0.0.0"  # noqa: S104 - of no socket
-SENDER = "203.0.113.1"
+SENDER, SENDER6 = "203.0.113.1", "2001:2:0:9::1"
 INVALID = "192.0.2.{}"
 """Sources to which the guest's route, where it has one, leads through another device."""
 TAGGED, TAGGED6 = "198.51.100.{}", "2001:2:0:a::{:x}"
@@ -170,6 +171,13 @@ def one_sender_beyond(m: Making) -> Frames:
     return one_sender(m, BEYOND.format(1))
 
 
+def one_sender_in_pieces(m: Making) -> Frames:
+    """Datagrams of one flow, of which the second is fragmented."""
+    header = UDP(sport=4000, dport=PORTS[2])
+    whole = [m.ip(src=SENDER) / header / m.payload(at, at + 100) for at in (0, 1000, 0)]
+    return [m.ether() / piece for packet in whole for piece in fragment(packet, 600)]
+
+
 def one_sender_routed(m: Making) -> Frames:
     """One with a route of its own, to be forwarded though it is for the guest; then others."""
     option = IPOption_LSRR(routers=[BEYOND.format(1)])
@@ -185,6 +193,44 @@ def one_sender_to_a_group(m: Making) -> Frames:
     report = report[:2] + checksum(report).to_bytes(2, "big") + report[4:]
     igmp = ether / IP(src=SENDER, dst=OTHER_GROUP, ttl=1, id=1, proto=2) / Raw(report)
     return [igmp, *(ether / header / UDP(dport=PORTS[0]) / m.payload() for _ in range(2))]
+
+
+def udp_connected_ipv6(m: Making) -> Frames:
+    header = IPv6(src=GENERATOR6, dst=DUT6) / UDP(sport=CONNECTED, dport=PORTS[0])
+    return [m.ether() / header / m.payload()]
+
+
+def one_sender_ipv6(m: Making, to: str = DUT6, count: int = 3) -> Frames:
+    """Datagrams of one host, each to another port; its port is that of the connected socket."""
+    ports = [UDP(sport=CONNECTED, dport=m.rng.choice(PORTS)) for _ in range(count)]
+    return [m.ether() / IPv6(src=SENDER6, dst=to) / each / m.payload() for each in ports]
+
+
+def one_sender_beyond_ipv6(m: Making) -> Frames:
+    return one_sender_ipv6(m, BEYOND6.format(1))
+
+
+def one_sender_in_pieces_ipv6(m: Making) -> Frames:
+    """Datagrams of one flow: the second is fragmented, the third has options before its ports."""
+    ip, ports = IPv6(src=SENDER6, dst=DUT6), UDP(sport=4000, dport=PORTS[2])
+    piece = IPv6ExtHdrFragment(id=m.rng.randrange(1 << 32))
+    pieces = fragment6(ip / piece / ports / m.payload(1300, 1400), 1280)
+    others = [ip / head / m.payload(0, 100) for head in (ports, IPv6ExtHdrDestOpt() / ports, ports)]
+    return [m.ether() / packet for packet in (others[0], *pieces, *others[1:])]
+
+
+def no_checksum_ipv6(m: Making) -> Frames:
+    """A datagram with a checksum, and one of the same flow without, which IPv6 does not allow."""
+    ports = UDP(sport=4001, dport=PORTS[3])
+    ip = IPv6(src=SENDER6, dst=DUT6)
+    packets: Frames = [m.ether() / ip / ports / m.payload() for _ in range(2)]
+    packets[1][UDP].chksum = 0
+    return packets
+
+
+def multicast_ipv6(m: Making) -> Frames:
+    to, mac = m.rng.choice((("ff02::1", "33:33:00:00:00:01"), ("ff05::99", "33:33:00:00:00:99")))
+    return [m.ether(dst=mac) / IPv6(src=SENDER6, dst=to, hlim=1) / m.ports(0) / m.payload()]
 
 
 def martian(m: Making) -> Frames:
@@ -387,7 +433,13 @@ BROKEN: Mapping[Kind, int] = {
 BEYOND_IT: Mapping[Kind, int] = {forwarded: 20, forwarded_ipv6: 10}
 FROM_ONE: Mapping[Kind, int] = {
     one_sender: 12, one_sender_beyond: 6, one_sender_routed: 2, one_sender_to_a_group: 2,
+    one_sender_in_pieces: 3,
     udp_connected: 4, invalid_source: 2, fragments: 2, bad_udp_checksum: 1, multicast: 2,
+}  # fmt: skip
+FROM_ONE_IPV6: Mapping[Kind, int] = {
+    one_sender_ipv6: 12, one_sender_beyond_ipv6: 6, one_sender_in_pieces_ipv6: 3,
+    udp_connected_ipv6: 6, no_checksum_ipv6: 2, multicast_ipv6: 3, bad_udp_checksum: 2,
+    neighbour_solicitation: 1, hop_by_hop: 1, udp_ipv6: 4,
 }  # fmt: skip
 EVERYTHING: Mapping[Kind, int] = {**LOCAL, **BROKEN, forwarded: 4, forwarded_ipv6: 2}
 
