@@ -34,11 +34,10 @@ def merge(directories: tuple[Path, ...], directory: Path, partial: bool) -> None
     harness report DIR --expect 'step8 stack_rx_pps > step0'
 
     The shards of a campaign have the same seed, so the same plan; shard 2/3 measures blocks 2,
-    5, 8 and so on, with probes in the first of its own. Each step is compared with the
-    baseline within a block, so on one machine.
-
-    If the machines differ, each is shown for itself like a bed of --beds, and a verdict over
-    all needs them to agree. Refuses shards whose plan, options, hosts.yaml or kernels differ.
+    5, 8 and so on, with probes in the first of its own. Each step is compared with the baseline
+    within a block, so on one machine. If the machines differ, each is shown for itself like a
+    bed of --beds, and a verdict over all needs them to agree. Refuses shards whose plan, options,
+    hosts.yaml or kernels differ.
     """
     shards.merge(directories, directory, partial=partial)
     analysis = analyse(ResultDirectory.open(directory))
