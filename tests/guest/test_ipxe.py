@@ -18,7 +18,7 @@ from harness.base.progress import Progress
 from harness.beds.local import netns
 from harness.beds.local.nic_model import sending_side
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.others]
 
 OURS, THEIRS, PORT = "198.18.1.1", "198.18.1.2", 8080
 SCRIPT = f"""#!ipxe

@@ -15,7 +15,7 @@ from harness.kernels import HostConfig
 from harness.kernels.configuration import chosen, options
 from harness.kernels.source import Tree, resolve
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.others]
 
 
 def test_a_machine_s_own_configuration_takes_what_the_experiment_needs(tmp_path: Path) -> None:

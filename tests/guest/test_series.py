@@ -11,7 +11,7 @@ from harness.base.progress import Progress
 from harness.kernels.deep import check_deep
 from harness.kernels.source import Source, Tree, from_package, resolve
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.others]
 
 *OLDER, LAST = patches.list_series()
 
