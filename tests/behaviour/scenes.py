@@ -271,7 +271,7 @@ SCENES = (
 
 OVERFLOW = Scene(
     name="overflow",
-    sockets=[replace(each, room=40_000, between=9) for each in usual("{nic}")],
+    sockets=[replace(each, room=8_000, between=9) for each in usual("{nic}")],
     kinds={**traffic.FROM_ONE, **traffic.FROM_ONE_IPV6, traffic.udp: 10},
 )
 NO_MEMORY = Scene(
