@@ -189,7 +189,7 @@ system() {
 # pyproject.toml or what the install compiles is another now, or this directory was moved.
 venv() {
     stamp=.venv/installed${1:+-$1}
-    made_from="$(pwd) $(cat pyproject.toml hatch_build.py harness/nic/datapath/*.[ch] 2>/dev/null | cksum)"
+    made_from="$(pwd) $(cat pyproject.toml .ci/compile_datapath.py harness/nic/datapath/*.[ch] 2>/dev/null | cksum)"
     if .venv/bin/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         [ "$(cat "$stamp" 2>/dev/null)" != "$made_from" ] || return 0
     else

@@ -44,7 +44,7 @@ class Compiled:
     def __init__(
         self, library: Library, memory: GuestMemory, journal: Journal, stats: MacStats
     ) -> None:
-        self.library = library
+        self.code = library
         self.stage = Stage()
         self.state = datapath.Receiver(memory=memory.table(), stats=stats.address)
         self._memory = memory
@@ -87,7 +87,7 @@ class Compiled:
         if filters is not self._filters:
             self._filters = filters
             self.state.filters, self.state.filters_count = filters
-        taken: int = self.library.receive(self._address, ring.compiled(), limit, evict)
+        taken: int = self.code.receive(self._address, ring.compiled(), limit, evict)
         counts = self._journal.counts
         if taken >= 0:
             counts["rx_frames"] += taken
@@ -114,7 +114,7 @@ class Compiled:
     def deliver(self, rxq: int, frames: Deliverable) -> int:
         """RxQueue.deliver: ``rxq`` is the address of its state."""
         self._memory.table()
-        if self.library.deliver(self._address, rxq, ctypes.addressof(frames)):
+        if self.code.deliver(self._address, rxq, ctypes.addressof(frames)):
             self._note()
         return int(self.outcome.delivered)
 
@@ -138,7 +138,7 @@ class Compiled:
         stage, done = self.stage, 0
         memory = self._memory.table()
         while not done:
-            limit -= self.library.transmit(memory, txq, self._stage_address, limit)
+            limit -= self.code.transmit(memory, txq, self._stage_address, limit)
             done = stage.done
             if stage.count:
                 send(stage)
@@ -153,4 +153,4 @@ class Compiled:
 
     def count_sent(self, first: int, number: int) -> None:
         """Count staged frames in the MAC's statistics."""
-        self.library.count_sent(self._stats.address, self._stage_address, first, number)
+        self.code.count_sent(self._stats.address, self._stage_address, first, number)

@@ -84,7 +84,7 @@ class Nic:
         self._clock_ns = clock_ns
         self._stats = MacStats()
         self.path = path or datapath.chosen()
-        library = self.path.library
+        library = self.path.code
         self._compiled = (
             Compiled(library, self.memory, self.journal, self._stats) if library else None
         )

@@ -152,7 +152,7 @@ class PciDevice:
 
     def _take_posted(self, queue: Virtqueue, number: int) -> int:
         """Take and execute posted writes of a dword, which usually are doorbells; how many."""
-        library = self._device.path.library
+        library = self._device.path.code
         if library is not None:
             taken, offsets, values = queue.take_writes(library, number, _LAST_REGISTER)
             if taken:

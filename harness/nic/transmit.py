@@ -185,7 +185,7 @@ class Transmitter:
         if self._looped() is not None or not self._link_up():
             runs = [(index, 1) for index in range(total) if self._send(stage.frame(index))]
         else:
-            runs = self._wire.send_staged(compiled.library, stage)
+            runs = self._wire.send_staged(compiled.code, stage)
             refused = total - sum(number for _, number in runs)
             if refused:
                 self._journal.count("tx_wire_drops", refused)

@@ -262,8 +262,8 @@ def test_both_do_the_same(
 
 
 def test_the_structures_are_the_same_in_both_languages(compiled: datapath.Datapath) -> None:
-    assert compiled.library is not None
-    assert compiled.library.sizes == [ctypes.sizeof(kind) for kind in datapath.STRUCTURES]
+    assert compiled.code is not None
+    assert compiled.code.sizes == [ctypes.sizeof(kind) for kind in datapath.STRUCTURES]
 
 
 def test_a_library_of_other_sources_is_not_used(
@@ -273,7 +273,7 @@ def test_a_library_of_other_sources_is_not_used(
     made = build.compile_library(tmp_path / "datapath.so")
     monkeypatch.undo()
     found = datapath.load(made)
-    assert found.library is None
+    assert found.code is None
     assert "other sources" in str(found)
     assert "missing" in str(datapath.load(tmp_path / "none.so"))
     (tmp_path / "text.so").write_text("no library")
@@ -282,7 +282,7 @@ def test_a_library_of_other_sources_is_not_used(
 
 def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(datapath.CHOICE, "python")
-    assert datapath.chosen().library is None
+    assert datapath.chosen().code is None
     monkeypatch.setenv(datapath.CHOICE, "fortran")
     with pytest.raises(datapath.DatapathError, match="python, compiled or not set"):
         datapath.chosen()

@@ -410,7 +410,7 @@ def test_frames_that_are_alike(veth: None, tmp_path: Path, count: int) -> None:
 def test_no_mistake_stops_or_spins_the_loop(
     veth: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str, path_of: str
 ) -> None:
-    if path_of == "compiled" and datapath.load().library is None:
+    if path_of == "compiled" and datapath.load().code is None:
         pytest.skip(datapath.load().why)
     monkeypatch.setenv(datapath.CHOICE, path_of)
     with model(tmp_path, mistake=f"from harness.nic import {mistake}") as (process, path, control):

@@ -41,7 +41,7 @@ def data_path() -> tuple[bool, str]:
         chosen = datapath.chosen()
     except datapath.DatapathError as error:
         return False, str(error)
-    return chosen.library is not None, str(chosen)
+    return chosen.code is not None, str(chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,13 +202,13 @@ class Library:
 
 @dataclass(frozen=True, slots=True)
 class Datapath:
-    """What moves frames: ``library``, or Python for the reason ``why``."""
+    """What moves frames: ``code``, or Python for the reason ``why``."""
 
-    library: Library | None
+    code: Library | None
     why: str
 
     def __str__(self) -> str:
-        return "compiled" if self.library else f"Python ({self.why})"
+        return "compiled" if self.code else f"Python ({self.why})"
 
 
 class DatapathError(Exception):
@@ -246,6 +246,6 @@ def chosen() -> Datapath:
     if choice not in ("", "compiled"):
         raise DatapathError(f"{CHOICE}={choice}: it is python, compiled or not set")
     found = _loaded()
-    if choice and found.library is None:
+    if choice and found.code is None:
         raise DatapathError(f"{CHOICE}=compiled: {found.why}")
     return found
